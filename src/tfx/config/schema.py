@@ -1,0 +1,356 @@
+"""The typed schema of a run: every setting with its type, default, range, unit and paper.
+
+Composition (`tfx.config.compose`) merges what Hydra composed into `Root`, so nothing that is not written
+here can be set. `tfx train --help` is printed from these fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    unit: str = "",
+    paper: str = "",
+) -> Any:
+    """A dataclass field with what a reader of ``--help`` and the range check must know.
+
+    ``minimum`` and ``maximum`` are allowed themselves, ``above`` and ``below`` are not.
+    """
+    metadata = {
+        "doc": doc,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "unit": unit,
+        "paper": paper,
+    }
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(settings: type) -> Any:
+    """A nested dataclass of settings."""
+    return field(default_factory=settings, metadata={"doc": ""})
+
+
+# --- model ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelConfig:
+    """The Transformer's architecture."""
+
+    name: str = setting("custom", "name shown in tables")
+    family: str = setting(
+        "seq2seq",
+        "encoder-decoder or decoder-only",
+        choices=("seq2seq", "lm"),
+        paper="Vaswani 2017, arXiv 1706.03762; Radford 2019",
+    )
+    encoder_layers: int = setting(4, "encoder blocks (0 for a language model)", minimum=0, maximum=1000)
+    decoder_layers: int = setting(4, "decoder blocks", minimum=1, maximum=1000)
+    width: int = setting(128, "model width d", minimum=2, maximum=65536)
+    heads: int = setting(4, "attention heads", minimum=1, maximum=1024)
+    kv_heads: int | None = setting(
+        None,
+        "key/value heads; null: as many as heads",
+        minimum=1,
+        maximum=1024,
+        paper="grouped-query attention, Ainslie 2023, arXiv 2305.13245",
+    )
+    ffn_width: int = setting(256, "feed-forward width", minimum=1, maximum=1048576)
+    context: int = setting(256, "longest sequence that the model takes", minimum=2, maximum=1048576, unit="tokens")
+    positions: str = setting(
+        "sinusoidal",
+        "position information",
+        choices=("sinusoidal", "learned", "rotary", "alibi"),
+        paper="Vaswani 2017; Gehring 2017; Su 2021, arXiv 2104.09864; Press 2021, arXiv 2108.12409",
+    )
+    norm_position: str = setting(
+        "pre", "norm before or after each sub-layer", choices=("pre", "post"), paper="Xiong 2020, arXiv 2002.04745"
+    )
+    norm: str = setting(
+        "layernorm",
+        "kind of norm",
+        choices=("layernorm", "rmsnorm"),
+        paper="Ba 2016, arXiv 1607.06450; Zhang 2019, arXiv 1910.07467",
+    )
+    activation: str = setting(
+        "relu",
+        "feed-forward activation",
+        choices=("relu", "gelu", "swiglu", "relu2"),
+        paper="Hendrycks 2016, arXiv 1606.08415; Shazeer 2020, arXiv 2002.05202; So 2021, arXiv 2109.08668",
+    )
+    qk_norm: bool = setting(False, "RMS-normalise queries and keys of each head", paper="Henry 2020, arXiv 2010.04245")
+    bias: bool = setting(True, "biases in linear layers and norms")
+    tied_embeddings: str = setting(
+        "all",
+        "what shares one matrix: source, target and output; target and output; nothing",
+        choices=("all", "output", "none"),
+        paper="Press 2017, arXiv 1608.05859",
+    )
+    dropout: float = setting(
+        0.1, "dropout of embeddings and of each sub-layer's output", minimum=0, below=1, paper="Srivastava 2014"
+    )
+    attention_dropout: float = setting(0.0, "dropout of attention weights", minimum=0, below=1)
+    ffn_dropout: float = setting(0.0, "dropout behind the feed-forward activation", minimum=0, below=1)
+    token_dropout: float = setting(
+        0.0, "share of input tokens whose embedding is zeroed", minimum=0, below=1, paper="Gal 2016, arXiv 1512.05287"
+    )
+    layer_dropout: float = setting(
+        0.0, "share of blocks skipped in a step", minimum=0, below=1, paper="LayerDrop, Fan 2020, arXiv 1909.11556"
+    )
+
+
+# --- data -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TokenizerConfig:
+    """The tokenizer, trained on the training split only."""
+
+    kind: str = setting(
+        "bpe",
+        "byte-level BPE, unigram, or single characters",
+        choices=("bpe", "unigram", "char"),
+        paper="Sennrich 2016, arXiv 1508.07909; Kudo 2018, arXiv 1804.10959",
+    )
+    vocab_size: int = setting(8000, "entries, special tokens included (char: the most)", minimum=8, maximum=1000000)
+    split_digits: bool = setting(False, "each digit is a token of its own")
+    path: str | None = setting(None, "a tokenizer.json to use as it is, instead of training one")
+
+
+@dataclass
+class SplitConfig:
+    """Names of the splits: file stems or hub splits; the first that exists is taken."""
+
+    train: list[str] = setting(["train"], "names of the training split")
+    valid: list[str] = setting(["valid", "validation", "val", "dev"], "names of the validation split")
+    test: list[str] = setting(["test"], "names of the test split")
+
+
+@dataclass
+class LimitConfig:
+    """Caps on the number of examples, taken from the start of a split."""
+
+    train: int | None = setting(None, "training examples used", minimum=1)
+    valid: int | None = setting(None, "validation examples used", minimum=1)
+    test: int | None = setting(None, "test examples used", minimum=1)
+
+
+@dataclass
+class DatasetConfig:
+    """What is learned from: an embedded generator, local files, or a data set of the hub."""
+
+    name: str = setting("custom", "name shown in tables")
+    task: str = setting("seq2seq", "text to text, or language modelling", choices=("seq2seq", "lm"))
+    format: str = setting(
+        "parallel",
+        "how the data is read: an embedded set, aligned files, plain text, or a table",
+        choices=("normalize", "stdlib", "parallel", "text", "json", "csv", "parquet"),
+    )
+    path: str | None = setting(None, "local folder, file or glob; null: the embedded or hub data")
+    hub: str | None = setting(None, "repository on the Hugging Face hub")
+    hub_config: str | None = setting(None, "configuration of the hub repository")
+    hub_revision: str | None = setting(None, "commit or tag of the hub repository")
+    source: str = setting("source", "seq2seq: column, path (a.b), '{template}', or file suffix of the source")
+    target: str = setting(
+        "target", "seq2seq: likewise of the target; a list there: the first trains, all are references"
+    )
+    text: str = setting("text", "lm: column, path or template of the text")
+    join: str | None = setting(
+        None, "lm: text that joins all rows of a table into one; null: each row is a document, closed by an end token"
+    )
+    splits: SplitConfig = group(SplitConfig)
+    limit: LimitConfig = group(LimitConfig)
+    valid_fraction: float = setting(
+        0.0, "without a validation split: its share, cut from the end of the training split", minimum=0, below=1
+    )
+    max_tokens: int | None = setting(
+        None,
+        "seq2seq: longer training examples are dropped; null: the model's context",
+        minimum=1,
+        unit="tokens a side",
+    )
+    max_length_ratio: float | None = setting(
+        None, "seq2seq: training pairs whose lengths differ by more are dropped", above=1
+    )
+    empty: str = setting(
+        "error", "seq2seq: an empty line on one side is an error, or drops the pair", choices=("error", "drop")
+    )
+    batch_tokens: int = setting(
+        4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"
+    )
+    tokenizer: TokenizerConfig = group(TokenizerConfig)
+    metrics: list[str] = setting([], "metrics of the generated text besides the loss; the first is the primary one")
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer."""
+
+    name: str = setting(
+        "adamw",
+        "optimizer; muon: matrices by Muon, the rest by AdamW",
+        choices=("adam", "adamw", "muon"),
+        paper="Kingma 2015, arXiv 1412.6980; Loshchilov 2019, arXiv 1711.05101; Jordan 2024",
+    )
+    lr: float = setting(1e-3, "peak learning rate", above=0, maximum=100)
+    betas: list[float] = setting([0.9, 0.98], "Adam's decay rates of the moments", minimum=0, below=1)
+    eps: float = setting(1e-9, "Adam's epsilon", above=0, maximum=1)
+    weight_decay: float = setting(0.0, "decoupled weight decay of matrices (adam: L2 penalty)", minimum=0, maximum=10)
+    momentum: float = setting(0.95, "Muon's momentum", minimum=0, below=1)
+    matrix_lr: float = setting(
+        0.01,
+        "Muon's peak learning rate of the matrices, scaled to AdamW's update size",
+        above=0,
+        maximum=100,
+        paper="Liu 2025, arXiv 2502.16982",
+    )
+    clip_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never", above=0)
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over progress, the fraction of the budget that is spent."""
+
+    name: str = setting(
+        "cosine",
+        "shape after the warm-up",
+        choices=("constant", "inverse_sqrt", "cosine", "linear", "polynomial", "wsd"),
+        paper="Vaswani 2017; Loshchilov 2017, arXiv 1608.03983; warm-up-stable-decay: Hu 2024, arXiv 2404.06395",
+    )
+    warmup: float = setting(0.05, "linear warm-up", minimum=0, maximum=1, unit="fraction of the budget")
+    final: float = setting(0.0, "learning rate at the end, relative to the peak", minimum=0, maximum=1)
+    power: float = setting(2.0, "exponent of the polynomial schedule", above=0, maximum=100)
+    decay: float = setting(0.3, "wsd: the linear decay at the end", above=0, maximum=1, unit="fraction of the budget")
+
+
+DEFAULT_BUDGET_SECONDS = 200.0
+
+
+@dataclass
+class BudgetConfig:
+    """How long to train: exactly one counts; with none named, 200 seconds."""
+
+    steps: int | None = setting(None, "optimizer steps", minimum=0)
+    tokens: int | None = setting(None, "real tokens of source and target, padding not counted", minimum=0)
+    seconds: float | None = setting(None, "training time without validation and final evaluation", minimum=0, unit="s")
+
+
+@dataclass
+class AveragingConfig:
+    """Averaging of the weights that are evaluated and kept."""
+
+    kind: str = setting(
+        "none",
+        "exponential moving average, the mean of the last snapshots, or none",
+        choices=("none", "ema", "last"),
+        paper="Polyak 1992; Vaswani 2017, section 6.1",
+    )
+    decay: float = setting(0.999, "ema: decay a step, reached after a warm-up of the average", above=0, below=1)
+    start: float = setting(0.8, "last: where snapshots begin", minimum=0, below=1, unit="fraction of the budget")
+    snapshots: int = setting(10, "last: how many, evenly spaced up to the end", minimum=1, maximum=1000)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Stopping before the budget is spent."""
+
+    metric: str | None = setting(None, "a metric of the validation rows (loss, perplexity, ...); null: never stop")
+    patience: int = setting(3, "validations without improvement", minimum=1)
+
+
+@dataclass
+class TrainerConfig:
+    """How the model is trained."""
+
+    budget: BudgetConfig = group(BudgetConfig)
+    device: str = setting("auto", "cpu, cuda, cuda:N, mps; auto: the best there is")
+    precision: str = setting(
+        "auto",
+        "fp32; bfloat16 autocast; mixed: only the matrix products in bfloat16; auto: bf16 on a GPU, mixed on a CPU with such products, else fp32",
+        choices=("auto", "fp32", "bf16", "mixed"),
+    )
+    compile: str = setting("auto", "torch.compile the model; auto: on a GPU", choices=("auto", "on", "off"))
+    deterministic: bool = setting(False, "only deterministic kernels on the GPU (the CPU's always are)")
+    accumulation: int = setting(1, "batches an optimizer step", minimum=1, maximum=100000)
+    activation_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass to save memory", paper="Chen 2016, arXiv 1604.06174"
+    )
+    label_smoothing: float = setting(
+        0.0, "mass moved from the true token to all of them", minimum=0, below=1, paper="Szegedy 2016, arXiv 1512.00567"
+    )
+    averaging: AveragingConfig = group(AveragingConfig)
+    early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
+    keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
+    validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fraction of the budget")
+    log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
+    threads: int | None = setting(None, "CPU threads; null: torch's choice", minimum=1, maximum=4096)
+    tensorboard: bool = setting(False, "also write TensorBoard events (extra 'tensorboard')")
+
+
+# --- evaluation -------------------------------------------------------------------------------------
+
+
+@dataclass
+class EvaluationConfig:
+    """How the final file is scored."""
+
+    method: str = setting(
+        "auto",
+        "decoding; auto: beam for text to text, sample for a language model",
+        choices=("auto", "greedy", "beam", "sample"),
+    )
+    beam: int = setting(5, "beam: hypotheses kept", minimum=1, maximum=1000)
+    length_penalty: float = setting(
+        1.0,
+        "beam: exponent alpha of ((5 + length) / 6)^alpha",
+        minimum=0,
+        maximum=10,
+        paper="Wu 2016, arXiv 1609.08144",
+    )
+    temperature: float = setting(1.0, "sample: temperature", above=0, maximum=100)
+    top_k: int | None = setting(None, "sample: only the k likeliest tokens", minimum=1, paper="Fan 2018")
+    top_p: float | None = setting(
+        None, "sample: the likeliest tokens up to this mass", above=0, maximum=1, paper="Holtzman 2020"
+    )
+    max_length_ratio: float = setting(2.0, "longest output: ratio * source length + 10", above=0, unit="tokens")
+    new_tokens: int = setting(200, "lm: tokens that `tfx generate` adds", minimum=1)
+    batch_tokens: int = setting(8192, "tokens scored at once", minimum=1, unit="tokens")
+    decode_valid: int | None = setting(None, "validation examples decoded at the end; null: all", minimum=1)
+    latency_inputs: int = setting(50, "inputs timed one by one for the latency", minimum=1)
+
+
+# --- the whole --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Root:
+    """One run."""
+
+    seed: int = setting(1, "seeds everything that is random", minimum=0, maximum=2**63 - 1)
+    dry_run: bool = setting(False, "compose, check, print the plan and stop")
+    model: ModelConfig = group(ModelConfig)
+    dataset: DatasetConfig = group(DatasetConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    schedule: ScheduleConfig = group(ScheduleConfig)
+    trainer: TrainerConfig = group(TrainerConfig)
+    evaluation: EvaluationConfig = group(EvaluationConfig)
+    technique: dict[str, Any] = field(default_factory=dict, metadata={"doc": "the stack of techniques"})

@@ -1,0 +1,68 @@
+"""The embedded data set `stdlib`: the Python standard library as text for a language model.
+
+The documents are the source files of the library of the Python that runs, so the data set is there without a
+download, and it differs a little from one Python version to the next.
+"""
+
+import hashlib
+import os
+import sysconfig
+import tokenize
+from pathlib import Path, PurePosixPath
+
+# Tests would be more than half of the text; what is installed is not the standard library.
+LEFT_OUT_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+LEFT_OUT_PREFIXES = ("test_", "_sysconfigdata_")
+
+TRAIN_PERCENT = 90
+VALID_PERCENT = 5
+
+
+def read() -> dict[str, list[dict[str, str]]]:
+    """Read the standard library, one document a file.
+
+    Returns the documents of the splits "train", "valid" and "test", each with its "text", in the order of the
+    paths of the files. The split depends on nothing but the path of a file inside the library: about 90 % of
+    the files are in train and 5 % each in valid and test. Left out are tests, installed packages, the record
+    of how Python was built, empty files, and files that their declared coding, else UTF-8, cannot decode.
+
+    Raises FileNotFoundError where the standard library has no source files, as in some embedded Pythons.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "valid": [], "test": []}
+    for path in _source_paths(root):
+        text = _decode(root / path)
+        if text is not None and text.strip():
+            splits[_split_of(path)].append({"text": text})
+    if not any(splits.values()):
+        raise FileNotFoundError(f"no source files of the Python standard library in {root}")
+    return splits
+
+
+def _source_paths(root: Path) -> list[PurePosixPath]:
+    """List the source files by their paths relative to `root`, sorted alike on every platform."""
+    paths = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in LEFT_OUT_FOLDERS]
+        paths += [
+            PurePosixPath(Path(folder, name).relative_to(root).as_posix())
+            for name in names
+            if name.endswith(".py") and not name.startswith(LEFT_OUT_PREFIXES)
+        ]
+    return sorted(paths)
+
+
+def _decode(path: Path) -> str | None:
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, LookupError, UnicodeDecodeError):
+        # The coding is unknown, is not one of text, or is not the coding of the file.
+        return None
+
+
+def _split_of(path: PurePosixPath) -> str:
+    position = int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:8], "big") % 100
+    if position < TRAIN_PERCENT:
+        return "train"
+    return "valid" if position < TRAIN_PERCENT + VALID_PERCENT else "test"

@@ -1,0 +1,175 @@
+"""Tokenizers of the `tokenizers` library: trained on the training split, or given as a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from tfx.config.schema import TokenizerConfig
+from tfx.errors import UserError
+
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+SPECIAL = (PAD, BOS, EOS, UNK)
+# Names under which other tools' tokenizers keep the same tokens.
+_ALIASES = {
+    PAD: (PAD, "[PAD]", "<|pad|>"),
+    BOS: (BOS, "<s>", "[BOS]", "[CLS]", "<|startoftext|>"),
+    EOS: (EOS, "</s>", "[EOS]", "[SEP]", "<|endoftext|>"),
+    UNK: (UNK, "[UNK]", "<|unk|>"),
+}
+_SMALLEST_BPE = 256 + len(SPECIAL)
+
+
+class Tokenizer:
+    """Text to token ids and back. ``pad``, ``bos``, ``eos`` are ids; special tokens never appear in decoded text."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        missing = [token for token in SPECIAL if _special_id(backend, token) is None]
+        if missing:
+            backend.add_special_tokens(missing)
+        self._backend = backend
+        self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) or 0 for token in SPECIAL)
+        self._specials = {self.pad, self.bos, self.eos}
+        # A tokenizer that prepends a space to the text gives it back when it decodes.
+        probe = backend.decode(backend.encode("x", add_special_tokens=False).ids)
+        self._strips_space = probe.startswith(" ")
+
+    @classmethod
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, word_initial_space: bool) -> Tokenizer:
+        """Trains on ``texts``; ``word_initial_space`` makes a word the same token at the start as elsewhere."""
+        if config.kind == "bpe":
+            backend = _train_bpe(config, texts, word_initial_space)
+        elif config.kind == "unigram":
+            backend = _train_unigram(config, texts)
+        else:
+            backend = _train_char(config, texts)
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Reads a tokenizer.json; raises `UserError` where it is missing or not one."""
+        if not path.is_file():
+            raise UserError(f"the tokenizer file {path} does not exist")
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the tokenizer file {path} cannot be read: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """The tokenizer that `to_json` wrote; raises `UserError` where the text is not one."""
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises a bare Exception
+            raise UserError(f"not a tokenizer of the `tokenizers` library: {error}") from error
+
+    def to_json(self) -> str:
+        """The library's own format, compact."""
+        return self._backend.to_str(pretty=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides how text becomes ids."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; padding, begin and end tokens are left out."""
+        text = self._backend.decode([i for i in ids if i not in self._specials], skip_special_tokens=False)
+        return text.removeprefix(" ") if self._strips_space else text
+
+    def token(self, token_id: int) -> str:
+        """The token's own spelling, for tables."""
+        return self._backend.id_to_token(token_id) or "?"
+
+
+def _special_id(backend: tokenizers.Tokenizer, token: str) -> int | None:
+    for name in _ALIASES[token]:
+        token_id = backend.token_to_id(name)
+        if token_id is not None:
+            return token_id
+    return None
+
+
+def _train_bpe(config: TokenizerConfig, texts: Iterable[str], prefix_space: bool) -> tokenizers.Tokenizer:
+    """Byte-level BPE (Sennrich 2016; Radford 2019): every byte is in the vocabulary, so nothing is unknown."""
+    if config.vocab_size < _SMALLEST_BPE:
+        raise UserError(
+            f"dataset.tokenizer.vocab_size={config.vocab_size} is below {_SMALLEST_BPE}: "
+            "byte-level BPE holds the 256 bytes and the special tokens"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    backend.pre_tokenizer = _with_digits(config, byte_level)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_batches(texts), trainer)
+    return backend
+
+
+def _train_unigram(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
+    """Unigram language model (Kudo 2018); characters that training never saw become the unknown token."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer = _with_digits(config, pre_tokenizers.Metaspace())
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=config.vocab_size, special_tokens=list(SPECIAL), unk_token=UNK, show_progress=False
+    )
+    try:
+        backend.train_from_iterator(_batches(texts), trainer)
+    except Exception as error:  # the library raises a bare Exception where the vocabulary is below its alphabet
+        raise UserError(f"dataset.tokenizer: unigram training failed ({error}): try a larger vocab_size") from error
+    return backend
+
+
+def _with_digits(config: TokenizerConfig, first: pre_tokenizers.PreTokenizer) -> pre_tokenizers.PreTokenizer:
+    if not config.split_digits:
+        return first
+    return pre_tokenizers.Sequence([first, pre_tokenizers.Digits(individual_digits=True)])
+
+
+def _train_char(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
+    """One token a character of the training text, the most frequent ``vocab_size`` of them."""
+    counts: dict[str, int] = {}
+    for text in texts:
+        for character in text:
+            counts[character] = counts.get(character, 0) + 1
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    kept = sorted(ranked[: config.vocab_size - len(SPECIAL)])
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *kept])}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    backend.add_special_tokens(list(SPECIAL))
+    # (?m:) lets the dot match a line end in the regex dialect of the library.
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"(?m:.)"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _batches(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,33 @@
+"""The one exception for input at fault, and the suggestion for a misspelt word.
+
+Every floor may import this file; it imports none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's config, data or path is at fault: one line that says what, where and how to mend it.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """Returns ``": did you mean 'x'?"`` for the closest choice, else the list of choices, else ``""``."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f": did you mean '{close[0]}'?"
+    return f": choose one of {', '.join(known)}" if known else ""
+
+
+def unknown(kind: str, word: str, choices: Iterable[str]) -> UserError:
+    """The error for a ``word`` that is none of the ``choices`` of its ``kind``."""
+    return UserError(f"{kind} '{word}' is unknown{suggest(word, choices)}")

@@ -1,0 +1,1 @@
+"""Floor 3: quality, speed and size."""

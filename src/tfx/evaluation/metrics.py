@@ -1,0 +1,130 @@
+"""Quality of generated text: sacreBLEU's BLEU and chrF, ROUGE, exact match, token F1."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfx.errors import UserError, unknown
+
+
+@dataclass
+class TextScore:
+    """Corpus metrics by name, signatures of those that have one, and per-sentence values."""
+
+    metrics: dict[str, float]
+    signatures: dict[str, str] = field(default_factory=dict)
+    sentences: list[dict[str, Any]] = field(default_factory=list)
+
+
+BLEU_VARIANTS: dict[str, dict[str, Any]] = {
+    "bleu": {},
+    # Most papers before 2018 lowercased; sacreBLEU's own tokenization stands in for theirs.
+    "bleu_lowercase": {"lowercase": True},
+}
+ROUGE_VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+TEXT_METRICS = (*BLEU_VARIANTS, "chrf", *ROUGE_VARIANTS, "exact_match", "exact_match_normalized", "f1")
+LOSS_METRICS = ("loss", "perplexity", "bits_per_byte")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more is better: true of all text metrics, false of those made from the loss."""
+    return metric not in LOSS_METRICS
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raises `UserError` for an unknown metric, and for one whose library is missing."""
+    for name in names:
+        if name not in TEXT_METRICS:
+            raise unknown("metric", name, TEXT_METRICS)
+        if name in ROUGE_VARIANTS:
+            _rouge_scorer([name])
+
+
+def score_text(hypotheses: list[str], references: list[list[str]], names: Sequence[str]) -> TextScore:
+    """Scores outputs against one or more references each; BLEU and chrF are 0-100, the others 0-1."""
+    score = TextScore({}, {}, [{} for _ in hypotheses])
+    for name in names:
+        if name in BLEU_VARIANTS or name == "chrf":
+            _add_sacrebleu(score, name, hypotheses, references)
+        elif name in ROUGE_VARIANTS:
+            scorer = _rouge_scorer([name])
+            kind = ROUGE_VARIANTS[name]
+            values = [
+                max(scorer.score(reference, hypothesis)[kind].fmeasure for reference in row)
+                for hypothesis, row in zip(hypotheses, references, strict=True)
+            ]
+            _add_mean(score, name, values)
+        else:
+            compare = {"exact_match": exact_match, "exact_match_normalized": exact_match_normalized, "f1": token_f1}[
+                name
+            ]
+            values = [
+                max(compare(hypothesis, reference) for reference in row)
+                for hypothesis, row in zip(hypotheses, references, strict=True)
+            ]
+            _add_mean(score, name, values)
+    return score
+
+
+def _add_mean(score: TextScore, name: str, values: list[float]) -> None:
+    score.metrics[name] = sum(values) / max(1, len(values))
+    for sentence, value in zip(score.sentences, values, strict=True):
+        sentence[name] = value
+
+
+def _add_sacrebleu(score: TextScore, name: str, hypotheses: list[str], references: list[list[str]]) -> None:
+    from sacrebleu.metrics import BLEU, CHRF
+
+    most = max(len(row) for row in references)
+    streams = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
+    metric = CHRF() if name == "chrf" else BLEU(**BLEU_VARIANTS[name])
+    score.metrics[name] = metric.corpus_score(hypotheses, streams).score
+    score.signatures[name] = str(metric.get_signature())
+    if name == "chrf":
+        for sentence, hypothesis, row in zip(score.sentences, hypotheses, references, strict=True):
+            sentence[name] = metric.sentence_score(hypothesis, row).score
+        return
+    # The counts of a sentence add up to those of a corpus: what resampling sentences needs.
+    single = BLEU(**BLEU_VARIANTS[name], effective_order=True)
+    for sentence, hypothesis, row in zip(score.sentences, hypotheses, references, strict=True):
+        result = single.sentence_score(hypothesis, row)
+        sentence[name] = [result.sys_len, result.ref_len, *result.counts, *result.totals]
+
+
+def _rouge_scorer(names: Sequence[str]) -> Any:
+    """The scorer of Google's reimplementation of ROUGE (Lin 2004), with stemming as is usual."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise UserError("ROUGE needs an extra: pip install 'tfx[rouge]'") from None
+    return RougeScorer([ROUGE_VARIANTS[name] for name in names], use_stemmer=True)
+
+
+def exact_match(hypothesis: str, reference: str) -> float:
+    """1 where the two are the same, surrounding white space aside."""
+    return float(hypothesis.strip() == reference.strip())
+
+
+def _answer_tokens(text: str) -> list[str]:
+    """SQuAD's normalisation (Rajpurkar 2016, arXiv 1606.05250): case, punctuation and articles do not count."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def exact_match_normalized(hypothesis: str, reference: str) -> float:
+    """1 where the two are the same after SQuAD's normalisation."""
+    return float(_answer_tokens(hypothesis) == _answer_tokens(reference))
+
+
+def token_f1(hypothesis: str, reference: str) -> float:
+    """SQuAD's F1 of the two bags of normalised words."""
+    ours, theirs = _answer_tokens(hypothesis), _answer_tokens(reference)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2.0 * common / (len(ours) + len(theirs))

@@ -1,0 +1,107 @@
+"""What a model is, apart from its weights: the record that a checkpoint's header holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tfx.config.schema import ModelConfig
+from tfx.errors import UserError
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths of one block. They are per block because structured pruning changes them one by one.
+
+    Heads are counted, not measured: a head is always ``Architecture.head_width`` wide. ``cross_heads`` is
+    0 where the block has no cross-attention. Each key/value head serves ``heads / kv_heads`` query heads.
+    """
+
+    heads: int
+    kv_heads: int
+    cross_heads: int
+    cross_kv_heads: int
+    ffn: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build the module that a set of weights belongs to."""
+
+    family: str
+    vocab_size: int
+    width: int
+    head_width: int
+    context: int
+    encoder: tuple[BlockShape, ...]
+    decoder: tuple[BlockShape, ...]
+    positions: str
+    norm_position: str
+    norm: str
+    activation: str
+    qk_norm: bool
+    bias: bool
+    tied_embeddings: str
+
+    @classmethod
+    def from_config(cls, model: ModelConfig, vocab_size: int) -> Architecture:
+        """Builds the uniform architecture of a config; raises `UserError` where widths do not divide."""
+        check_model(model)
+        kv_heads = model.kv_heads or model.heads
+        is_seq2seq = model.family == "seq2seq"
+        encoder = BlockShape(model.heads, kv_heads, 0, 0, model.ffn_width)
+        decoder = encoder
+        if is_seq2seq:
+            decoder = BlockShape(model.heads, kv_heads, model.heads, kv_heads, model.ffn_width)
+        return cls(
+            family=model.family,
+            vocab_size=vocab_size,
+            width=model.width,
+            head_width=model.width // model.heads,
+            context=model.context,
+            encoder=(encoder,) * model.encoder_layers,
+            decoder=(decoder,) * model.decoder_layers,
+            positions=model.positions,
+            norm_position=model.norm_position,
+            norm=model.norm,
+            activation=model.activation,
+            qk_norm=model.qk_norm,
+            bias=model.bias,
+            tied_embeddings=model.tied_embeddings,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The architecture as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """The inverse of `to_dict`; raises `UserError` on a record that is not one."""
+        try:
+            known = {f.name: values[f.name] for f in fields(cls)}
+            for stack in ("encoder", "decoder"):
+                known[stack] = tuple(BlockShape(**shape) for shape in known[stack])
+            return cls(**known)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the architecture in the file's header is not readable: {error}") from error
+
+    @property
+    def is_seq2seq(self) -> bool:
+        """Whether there is an encoder."""
+        return self.family == "seq2seq"
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises `UserError` for combinations of model settings that cannot be built."""
+    if model.width % model.heads:
+        raise UserError(f"model.width={model.width} must be a multiple of model.heads={model.heads}")
+    if model.kv_heads is not None and model.heads % model.kv_heads:
+        raise UserError(f"model.heads={model.heads} must be a multiple of model.kv_heads={model.kv_heads}")
+    if model.family == "lm" and model.encoder_layers:
+        raise UserError(f"model.family=lm has no encoder: set model.encoder_layers=0 (not {model.encoder_layers})")
+    if model.family == "seq2seq" and not model.encoder_layers:
+        raise UserError("model.family=seq2seq needs an encoder: set model.encoder_layers to 1 or more")
+    if model.positions == "rotary" and (model.width // model.heads) % 2:
+        raise UserError(f"model.positions=rotary needs an even head width, not {model.width // model.heads}")
+    if model.positions == "sinusoidal" and model.width % 2:
+        raise UserError(f"model.positions=sinusoidal needs an even model.width, not {model.width}")

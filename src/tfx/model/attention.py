@@ -1,0 +1,134 @@
+"""Multi-head attention with grouped queries, QK-norm, rotary or ALiBi positions, and a key/value cache.
+
+Shapes: B batch, T query positions, S key positions, D model width, H query heads, G key/value heads,
+K head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tfx.model.linear import Linear
+from tfx.model.positions import rotate
+
+
+@dataclass
+class Bias:
+    """What attention adds to or hides from the scores.
+
+    ``mask`` broadcasts to (B, H, T, S): boolean (True may be seen) or float (added). ``causal`` hides later
+    keys inside the kernel and is never set together with a mask.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+
+
+class KeyValueCache:
+    """Keys and values of one attention layer, (B, G, S, K) each, as they grow while decoding.
+
+    ``beams`` consecutive rows of queries share one row of the cache where it is below 1 row a query: the
+    source of a sentence is kept once for all its hypotheses.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def append(self, keys_BGSK: Tensor, values_BGSK: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds positions at the end; returns all keys and values."""
+        if self.keys is not None and self.values is not None:
+            keys_BGSK = torch.cat([self.keys, keys_BGSK], dim=2)
+            values_BGSK = torch.cat([self.values, values_BGSK], dim=2)
+        self.keys, self.values = keys_BGSK, values_BGSK
+        return keys_BGSK, values_BGSK
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps the given rows of the batch, in the given order."""
+        if self.keys is not None and self.values is not None:
+            self.keys = self.keys.index_select(0, rows)
+            self.values = self.values.index_select(0, rows)
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention (Vaswani 2017), with separate q, k, v, o projections.
+
+    They stay separate so that each can be pruned by head and quantized by itself. ``kv_heads`` below
+    ``heads`` is grouped-query attention (Ainslie 2023, arXiv 2305.13245); ``qk_norm`` normalises each
+    head's queries and keys (Henry 2020, arXiv 2010.04245).
+    """
+
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, head_width: int, *, bias: bool, qk_norm: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width, self.dropout = heads, kv_heads, head_width, dropout
+        self.q = Linear(width, heads * head_width, bias=bias)
+        self.k = Linear(width, kv_heads * head_width, bias=bias)
+        self.v = Linear(width, kv_heads * head_width, bias=bias)
+        self.o = Linear(heads * head_width, width, bias=bias)
+        self.q_norm = nn.RMSNorm(head_width, eps=1e-6) if qk_norm else None
+        self.k_norm = nn.RMSNorm(head_width, eps=1e-6) if qk_norm else None
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSD: Tensor | None,
+        bias: Bias,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Attends from ``x`` to ``memory`` (None: to itself); returns (B, T, D).
+
+        With a cache, self-attention appends this call's positions to it, and cross-attention fills it once.
+        There the cache may have fewer rows than ``x``: each row then serves B / rows consecutive queries.
+        """
+        q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
+        if rotary is not None:
+            q_BHTK = rotate(q_BHTK, *rotary)
+        if memory_BSD is not None and cache is not None and cache.keys is not None and cache.values is not None:
+            k_BGSK, v_BGSK = cache.keys, cache.values
+        else:
+            origin = x_BTD if memory_BSD is None else memory_BSD
+            k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
+            v_BGSK = self._split(self.v(origin), self.kv_heads, None)
+            if rotary is not None:
+                k_BGSK = rotate(k_BGSK, *rotary)
+            if cache is not None:
+                k_BGSK, v_BGSK = cache.append(k_BGSK, v_BGSK)
+        if self.kv_heads != self.heads:
+            group = self.heads // self.kv_heads
+            k_BGSK = k_BGSK.repeat_interleave(group, dim=1)
+            v_BGSK = v_BGSK.repeat_interleave(group, dim=1)
+        rows, queries, shared = x_BTD.shape[0], x_BTD.shape[1], k_BGSK.shape[0]
+        if shared != rows:
+            # Hypotheses of one sentence stand side by side as extra query positions of its one memory row.
+            q_BHTK = q_BHTK.view(shared, rows // shared, self.heads, queries, self.head_width)
+            q_BHTK = q_BHTK.transpose(1, 2).reshape(shared, self.heads, -1, self.head_width)
+        out = functional.scaled_dot_product_attention(
+            q_BHTK,
+            k_BGSK,
+            v_BGSK,
+            attn_mask=bias.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=bias.causal,
+        )
+        if shared != rows:
+            out = out.view(shared, self.heads, rows // shared, queries, self.head_width)
+            out = out.transpose(1, 2).reshape(rows, self.heads, queries, self.head_width)
+        return self.o(out.transpose(1, 2).reshape(rows, queries, self.heads * self.head_width))
+
+    def _split(self, x_BTD: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
+        x_BTHK = x_BTD.view(x_BTD.shape[0], x_BTD.shape[1], heads, self.head_width)
+        if norm is not None:
+            x_BTHK = norm(x_BTHK)
+        return x_BTHK.transpose(1, 2)

@@ -1,0 +1,234 @@
+"""Decoding with a key/value cache: greedy, sampling, beam search.
+
+Shapes: B sentences, K hypotheses a sentence, S source positions, T output positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tfx.config.schema import EvaluationConfig
+from tfx.model.layers import BlockCache
+from tfx.model.transformer import Transformer
+from tfx.run.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Ids of the tokens that frame an output."""
+
+    bos: int
+    eos: int
+    pad: int
+
+
+Picker = Callable[[Tensor], Tensor]
+"""Chooses the next token (B,) from logits (B, V)."""
+
+
+def output_limit(source_length: int, config: EvaluationConfig, context: int) -> int:
+    """Longest output for a source of so many tokens."""
+    return max(1, min(context - 1, int(config.max_length_ratio * source_length + 10)))
+
+
+@torch.inference_mode()
+def translate(
+    model: Transformer,
+    source_BS: Tensor,
+    source_mask_BS: Tensor | None,
+    limits_B: Tensor,
+    ends: Ends,
+    config: EvaluationConfig,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Outputs of an encoder-decoder for a batch of sources, without begin and end tokens.
+
+    ``limits`` is the longest output of each. ``seed`` matters for sampling only.
+    """
+    memory_BSD = model.encode(source_BS, source_mask_BS)
+    if config.method in ("beam", "auto") and config.beam > 1:
+        return _beam_search(model, memory_BSD, source_mask_BS, limits_B, ends, config)
+    return _step_by_step(model, memory_BSD, source_mask_BS, limits_B, ends, make_picker(config, seed, source_BS.device))
+
+
+@torch.inference_mode()
+def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: int, pick: Picker) -> list[int]:
+    """Tokens that a language model adds behind ``prompt`` (not empty), until the end token or ``new_tokens``.
+
+    Where the context is full, the later half of it is read anew and decoding goes on.
+    """
+    device = model.embedding.weight.device
+    context = model.architecture.context
+    tokens, added = list(prompt), 0
+    caches = model.new_caches()
+    pending = tokens[-context:]
+    while added < new_tokens:
+        if caches[0].own.length + len(pending) > context:
+            caches, pending = model.new_caches(), tokens[-(context // 2) :]
+        hidden = model.decode(torch.tensor([pending], device=device), caches=caches)
+        token = int(pick(model.project(hidden[:, -1])))
+        if token == eos:
+            break
+        tokens.append(token)
+        pending, added = [token], added + 1
+    return tokens[len(prompt) :]
+
+
+def make_picker(config: EvaluationConfig, seed: int, device: torch.device) -> Picker:
+    """Greedy choice, or sampling with temperature, top-k (Fan 2018) and top-p (Holtzman 2020)."""
+    if config.method != "sample":
+        return lambda logits: logits.argmax(-1)
+    generator = torch.Generator(device).manual_seed(derive_seed(seed, "sample"))
+
+    def pick(logits: Tensor) -> Tensor:
+        probabilities = sampling_distribution(logits.float(), config.temperature, config.top_k, config.top_p)
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+    return pick
+
+
+def sampling_distribution(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Probabilities (..., V) after temperature, then top-k, then top-p; the likeliest token always stays."""
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    probabilities = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ranked, order = probabilities.sort(dim=-1, descending=True)
+        before = ranked.cumsum(-1) - ranked
+        ranked = ranked.masked_fill(before >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def _step_by_step(
+    model: Transformer,
+    memory_BSD: Tensor,
+    source_mask_BS: Tensor | None,
+    limits_B: Tensor,
+    ends: Ends,
+    pick: Picker,
+) -> list[list[int]]:
+    """One hypothesis a sentence; sentences that have ended leave the batch."""
+    outputs: list[list[int]] = [[] for _ in range(memory_BSD.shape[0])]
+    alive = torch.arange(memory_BSD.shape[0], device=memory_BSD.device)
+    token_B = torch.full_like(alive, ends.bos)
+    caches = model.new_caches()
+    step = 0
+    while alive.numel():
+        hidden = model.decode(token_B.unsqueeze(1), memory_BSD, source_mask_BS, caches)
+        token_B = pick(model.project(hidden[:, 0]))
+        step += 1
+        for row, token in zip(alive.tolist(), token_B.tolist(), strict=True):
+            if token != ends.eos:
+                outputs[row].append(token)
+        goes_on = (token_B != ends.eos) & (step < limits_B[alive])
+        if not bool(goes_on.all()):
+            kept = goes_on.nonzero().squeeze(1)
+            alive, token_B, memory_BSD = alive[kept], token_B[kept], memory_BSD[kept]
+            source_mask_BS = source_mask_BS[kept] if source_mask_BS is not None else None
+            _select(caches, kept, kept)
+    return outputs
+
+
+def _select(caches: list[BlockCache], rows: Tensor, sentences: Tensor | None) -> None:
+    for cache in caches:
+        cache.own.select(rows)
+        if sentences is not None:
+            cache.cross.select(sentences)
+
+
+def _length_penalty(length: Tensor | int, alpha: float) -> Tensor:
+    """((5 + length) / 6)^alpha (Wu 2016, arXiv 1609.08144, equation 14)."""
+    return ((5.0 + torch.as_tensor(length, dtype=torch.float32)) / 6.0) ** alpha
+
+
+def _beam_search(
+    model: Transformer,
+    memory_BSD: Tensor,
+    source_mask_BS: Tensor | None,
+    limits_B: Tensor,
+    ends: Ends,
+    config: EvaluationConfig,
+) -> list[list[int]]:
+    """Keeps the K likeliest prefixes of each sentence; ended ones compete by length-normalised score.
+
+    A sentence is done when K hypotheses have ended and no living prefix, normalised at its present length,
+    beats the worst of them, or at its length limit. Done sentences leave the batch.
+    """
+    device = memory_BSD.device
+    sentences, beam = memory_BSD.shape[0], config.beam
+    longest = int(limits_B.max())
+    alpha = config.length_penalty
+    best: list[list[int]] = [[] for _ in range(sentences)]
+
+    alive_B = torch.arange(sentences, device=device)
+    tokens_BKT = torch.full((sentences, beam, longest + 1), ends.pad, dtype=torch.long, device=device)
+    tokens_BKT[:, :, 0] = ends.bos
+    # All hypotheses start equal: only the first may have children, or the beam would hold copies.
+    scores_BK = torch.full((sentences, beam), -torch.inf, device=device)
+    scores_BK[:, 0] = 0.0
+    ended_BKT = torch.full_like(tokens_BKT, ends.pad)
+    ended_scores_BK = torch.full_like(scores_BK, -torch.inf)
+    caches = model.new_caches()
+
+    for step in range(longest):
+        rows = tokens_BKT.shape[0]
+        last_N1 = tokens_BKT[:, :, step].reshape(-1, 1)
+        hidden = model.decode(last_N1, memory_BSD, source_mask_BS, caches)
+        logits_NV = model.project(hidden[:, 0]).float()
+        # The 2K best children of each prefix are enough: at most K of them can be end tokens.
+        top_logits, top_tokens = logits_NV.topk(min(2 * beam, logits_NV.shape[1]), dim=-1)
+        log_probs = (top_logits - logits_NV.logsumexp(-1, keepdim=True)).view(rows, beam, -1)
+        width = log_probs.shape[-1]
+        children = (scores_BK.unsqueeze(-1) + log_probs).view(rows, -1)
+        child_scores, child = children.topk(min(2 * beam, children.shape[1]), dim=-1)
+        parent = child // width
+        token = top_tokens.view(rows, -1).gather(1, child)
+        is_end = token == ends.eos
+
+        # Ended hypotheses: score normalised by length, end token included.
+        normalised = child_scores / _length_penalty(step + 1, alpha).to(device)
+        # Only an end among the K best children counts, as if the beam had no other place for it.
+        counts = is_end & (torch.arange(child.shape[1], device=device) < beam)
+        new_ended = torch.where(counts, normalised, -torch.inf)
+        prefixes = tokens_BKT.gather(1, parent.unsqueeze(-1).expand(-1, -1, longest + 1))
+        pool_scores = torch.cat([ended_scores_BK, new_ended], dim=1)
+        ended_scores_BK, chosen = pool_scores.topk(beam, dim=1)
+        pool = torch.cat([ended_BKT, prefixes], dim=1)
+        ended_BKT = pool.gather(1, chosen.unsqueeze(-1).expand(-1, -1, longest + 1))
+
+        # Living prefixes: the K best children that have not ended.
+        scores_BK, kept = torch.where(is_end, -torch.inf, child_scores).topk(beam, dim=1)
+        parent, token = parent.gather(1, kept), token.gather(1, kept)
+        tokens_BKT = tokens_BKT.gather(1, parent.unsqueeze(-1).expand(-1, -1, longest + 1))
+        tokens_BKT[:, :, step + 1] = token
+
+        at_limit = limits_B[alive_B] <= step + 1
+        hopeless = scores_BK[:, 0] / _length_penalty(step + 1, alpha).to(device) <= ended_scores_BK[:, -1]
+        done = at_limit | hopeless
+        if bool(done.any()):
+            for row in done.nonzero().squeeze(1).tolist():
+                if ended_scores_BK[row, 0] > -torch.inf:
+                    ids = ended_BKT[row, 0].tolist()
+                else:  # nothing ended within the limit: the likeliest prefix
+                    ids = tokens_BKT[row, 0].tolist()
+                best[int(alive_B[row])] = [i for i in ids[1:] if i != ends.pad]
+            going = (~done).nonzero().squeeze(1)
+            if not going.numel():
+                break
+            alive_B, tokens_BKT, scores_BK = alive_B[going], tokens_BKT[going], scores_BK[going]
+            ended_BKT, ended_scores_BK, parent = ended_BKT[going], ended_scores_BK[going], parent[going]
+            memory_BSD = memory_BSD[going]
+            source_mask_BS = source_mask_BS[going] if source_mask_BS is not None else None
+            _select(caches, (going.unsqueeze(1) * beam + parent).view(-1), going)
+        else:
+            first = torch.arange(rows, device=device).unsqueeze(1) * beam
+            _select(caches, (first + parent).view(-1), None)
+    return best

@@ -1,0 +1,72 @@
+"""Where the model runs, and in which numbers it trains there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tfx.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``trainer.device`` names; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises `UserError` where the device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"trainer.device={name} is no device: use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"trainer.device={name}: this machine or this build of torch has no CUDA; use trainer.device=auto"
+            )
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise UserError(f"trainer.device={name}: there are {count} CUDA devices, numbered from 0")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer.device=mps: this machine has no MPS; use trainer.device=auto")
+    elif device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"trainer.device={name} is not supported: use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The numbers of a training: an autocast dtype or none, and the dtype of the matrix products."""
+
+    name: str
+    autocast: torch.dtype | None
+    products: torch.dtype
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """What ``trainer.precision`` means on a device.
+
+    ``auto``: bfloat16 autocast on a GPU that has it; on a CPU with bfloat16 products, only those (autocast
+    costs a small model there more than it gains, see docs/RESULTS.md); else fp32.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        else:
+            name = "mixed" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+    if name == "bf16":
+        return Precision(name, torch.bfloat16, torch.bfloat16)
+    return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            text = file.read()
+    except OSError:
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text

@@ -1,0 +1,156 @@
+"""The block that every family is made of: attention, cross-attention, feed-forward, each with its norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.attention import Attention, Bias, KeyValueCache
+from tfx.model.dropout import Dropout
+from tfx.model.linear import Linear
+
+
+class BlockCache:
+    """Caches of one decoder block."""
+
+    def __init__(self) -> None:
+        self.own = KeyValueCache()
+        self.cross = KeyValueCache()
+
+
+def make_norm(architecture: Architecture) -> nn.Module:
+    """LayerNorm (Ba 2016) or RMSNorm (Zhang 2019) over the model width."""
+    if architecture.norm == "rmsnorm":
+        return nn.RMSNorm(architecture.width, eps=1e-6)
+    return nn.LayerNorm(architecture.width, eps=1e-5, bias=architecture.bias)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around an activation; ``swiglu`` has a third that gates (Shazeer 2020)."""
+
+    def __init__(self, width: int, ffn: int, *, activation: str, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.up = Linear(width, ffn, bias=bias)
+        self.gate = Linear(width, ffn, bias=bias) if activation == "swiglu" else None
+        self.down = Linear(ffn, width, bias=bias)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        hidden = self.up(x_BTD)
+        if self.gate is not None:
+            hidden = functional.silu(self.gate(x_BTD)) * hidden
+        elif self.activation == "gelu":
+            hidden = functional.gelu(hidden)
+        else:
+            hidden = functional.relu(hidden)
+            if self.activation == "relu2":
+                hidden = hidden.square()
+        return self.down(self.dropout(hidden))
+
+
+class Block(nn.Module):
+    """One residual block; cross-attention where its shape has cross heads.
+
+    ``pre``: x + f(norm(x)) (Xiong 2020, arXiv 2002.04745); ``post``: norm(x + f(x)) (Vaswani 2017).
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        shape: BlockShape,
+        *,
+        dropout: float,
+        attention_dropout: float,
+        ffn_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.pre = architecture.norm_position == "pre"
+
+        def attention(heads: int, kv_heads: int) -> Attention:
+            return Attention(
+                architecture.width,
+                heads,
+                kv_heads,
+                architecture.head_width,
+                bias=architecture.bias,
+                qk_norm=architecture.qk_norm,
+                dropout=attention_dropout,
+            )
+
+        self.attention = attention(shape.heads, shape.kv_heads)
+        self.attention_norm = make_norm(architecture)
+        self.cross = attention(shape.cross_heads, shape.cross_kv_heads) if shape.cross_heads else None
+        self.cross_norm = make_norm(architecture) if shape.cross_heads else None
+        self.ffn = FeedForward(
+            architecture.width,
+            shape.ffn,
+            activation=architecture.activation,
+            bias=architecture.bias,
+            dropout=ffn_dropout,
+        )
+        self.ffn_norm = make_norm(architecture)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        bias: Bias,
+        memory_BSD: Tensor | None = None,
+        memory_bias: Bias | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        """Returns (B, T, D)."""
+        own, cross = (cache.own, cache.cross) if cache is not None else (None, None)
+        if self.pre:
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), None, bias, rotary, own))
+            if self.cross is not None and self.cross_norm is not None:
+                assert memory_bias is not None
+                mixed = self.cross(self.cross_norm(x_BTD), memory_BSD, memory_bias, None, cross)
+                x_BTD = x_BTD + self.dropout(mixed)
+            return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, None, bias, rotary, own)))
+        if self.cross is not None and self.cross_norm is not None:
+            assert memory_bias is not None
+            x_BTD = self.cross_norm(x_BTD + self.dropout(self.cross(x_BTD, memory_BSD, memory_bias, None, cross)))
+        return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, with the closing norm that pre-norm needs.
+
+    While training, ``layer_dropout`` skips whole blocks (LayerDrop, Fan 2020, arXiv 1909.11556), and
+    ``checkpointing`` recomputes activations in the backward pass (Chen 2016, arXiv 1604.06174).
+    """
+
+    def __init__(
+        self, architecture: Architecture, shapes: tuple[BlockShape, ...], *, layer_dropout: float, **dropouts: float
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(architecture, shape, **dropouts) for shape in shapes)
+        self.norm = make_norm(architecture) if architecture.norm_position == "pre" else nn.Identity()
+        self.layer_dropout = layer_dropout
+        self.checkpointing = False
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        bias: Bias,
+        memory_BSD: Tensor | None = None,
+        memory_bias: Bias | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        caches: list[BlockCache] | None = None,
+    ) -> Tensor:
+        """Returns (B, T, D)."""
+        for index, block in enumerate(self.blocks):
+            if self.training and self.layer_dropout and torch.rand(()).item() < self.layer_dropout:
+                continue
+            arguments = (x_BTD, bias, memory_BSD, memory_bias, rotary)
+            if self.training and self.checkpointing:
+                x_BTD = torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x_BTD = block(*arguments, caches[index] if caches is not None else None)
+        return self.norm(x_BTD)

@@ -1,0 +1,76 @@
+"""The linear layer of every block, with matrix products in bfloat16 where that was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# A CPU library makes a new kernel for each new number of rows, which takes longer than running it once.
+# Batches differ in their rows; rounded up to a multiple of this, they share a few dozen kernels.
+_ROW_MULTIPLE = 128
+
+
+def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``, on a CPU with rows of zeros below it up to a multiple that kernels are shared for."""
+    rows = x_ND.shape[0]
+    padded = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    if x_ND.device.type != "cpu" or padded == rows:
+        return x_ND.to(dtype)
+    out = torch.empty(padded, x_ND.shape[1], dtype=dtype)
+    out[:rows] = x_ND
+    out[rows:] = 0
+    return out
+
+
+class _ReducedLinear(torch.autograd.Function):
+    """y = x W^T + b with all three matrix products in ``dtype``, and fp32 outside of them.
+
+    Autocast would also cast the activations between layers, which costs a small model on a CPU more than
+    the products save. The input is kept for the backward pass in ``dtype``: half the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        x_ND, weight_OD = reduce_rows(x.reshape(rows, -1), dtype), weight.to(dtype)
+        y_NO = (x_ND @ weight_OD.t())[:rows].to(x.dtype)
+        if bias is not None:
+            y_NO += bias
+        ctx.save_for_backward(x_ND, weight_OD)
+        return y_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, weight_OD = ctx.saved_tensors
+        grad = grads[0]
+        grad_NO = grad.reshape(-1, grad.shape[-1])
+        reduced_NO = reduce_rows(grad_NO, x_ND.dtype)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (reduced_NO @ weight_OD)[: len(grad_NO)].to(grad.dtype).view(*grad.shape[:-1], -1)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (reduced_NO.t() @ x_ND).to(grad.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_NO.sum(0)
+        return grad_x, grad_weight, grad_bias, None
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` whose products run in ``product_dtype`` while it trains; plain when it is evaluated."""
+
+    product_dtype: torch.dtype = torch.float32
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.product_dtype != torch.float32:
+            return _ReducedLinear.apply(x, self.weight, self.bias, self.product_dtype)
+        return functional.linear(x, self.weight, self.bias)
+
+
+def set_product_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Sets the dtype of the matrix products of every `Linear` below ``model``."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.product_dtype = dtype

@@ -1,0 +1,192 @@
+"""The Transformer families: encoder-decoder (Vaswani 2017) and decoder-only (Radford 2019), from one set of blocks.
+
+Shapes: B batch, S source positions, T target positions, D model width, V vocabulary, K head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tfx.config.schema import ModelConfig
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture
+from tfx.model.attention import Bias
+from tfx.model.dropout import Dropout, TokenDropout
+from tfx.model.layers import BlockCache, Stack
+from tfx.model.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
+from tfx.run.seeds import derive_seed
+
+
+class Transformer(nn.Module):
+    """An encoder-decoder or a decoder-only Transformer, as its `Architecture` says.
+
+    ``forward`` gives hidden states and ``project`` the logits, apart, because the loss works on the hidden
+    states in slices: the logits of a whole batch are the largest tensor of a small model.
+    """
+
+    def __init__(self, architecture: Architecture, config: ModelConfig | None = None) -> None:
+        """``config`` gives the dropout rates; without it there is none (a model that is only run)."""
+        super().__init__()
+        self.architecture = architecture
+        rates = config or ModelConfig(dropout=0.0)
+        width, vocab = architecture.width, architecture.vocab_size
+        dropouts = {
+            "dropout": rates.dropout,
+            "attention_dropout": rates.attention_dropout,
+            "ffn_dropout": rates.ffn_dropout,
+            "layer_dropout": rates.layer_dropout,
+        }
+        self.embedding = nn.Embedding(vocab, width)
+        self.source_embedding = self.embedding
+        self.encoder: Stack | None = None
+        if architecture.is_seq2seq:
+            if architecture.tied_embeddings != "all":
+                self.source_embedding = nn.Embedding(vocab, width)
+            self.encoder = Stack(architecture, architecture.encoder, **dropouts)
+        self.decoder = Stack(architecture, architecture.decoder, **dropouts)
+        self.output = nn.Linear(width, vocab, bias=False)
+        if architecture.tied_embeddings != "none":
+            self.output.weight = self.embedding.weight
+        self.dropout = Dropout(rates.dropout)
+        self.token_dropout = TokenDropout(rates.token_dropout)
+        self.position = nn.Embedding(architecture.context, width) if architecture.positions == "learned" else None
+        tables = {"sinusoids": None, "rotary_cos": None, "rotary_sin": None, "slopes": None}
+        if architecture.positions == "sinusoidal":
+            tables["sinusoids"] = sinusoidal_table(architecture.context, width)
+        elif architecture.positions == "rotary":
+            tables["rotary_cos"], tables["rotary_sin"] = rotary_table(architecture.context, architecture.head_width)
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    # --- the pieces ---------------------------------------------------------------------------------
+
+    def embed(self, tokens_BT: Tensor, table: nn.Embedding, offset: int = 0) -> Tensor:
+        """Embeddings of tokens at positions ``offset`` onwards, scaled by sqrt(D) (Vaswani 2017), with dropout."""
+        x_BTD = table(tokens_BT) * math.sqrt(self.architecture.width)
+        x_BTD = self.token_dropout(x_BTD)
+        end = offset + tokens_BT.shape[1]
+        if self.sinusoids is not None:
+            x_BTD = x_BTD + self.sinusoids[offset:end]
+        elif self.position is not None:
+            # Stored like a token embedding, thus scaled like one.
+            x_BTD = x_BTD + self.position.weight[offset:end] * math.sqrt(self.architecture.width)
+        return self.dropout(x_BTD)
+
+    def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None) -> Tensor:
+        """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None where all are real."""
+        assert self.encoder is not None
+        length = source_BS.shape[1]
+        bias = Bias(_key_mask(source_mask_BS))
+        if self.architecture.positions == "alibi":
+            bias = self._alibi(self.architecture.encoder[0].heads, length, length, 0, bias, causal=False)
+        x_BSD = self.embed(source_BS, self.source_embedding)
+        return self.encoder(x_BSD, bias, rotary=self._rotary(0, length))
+
+    def decode(
+        self,
+        target_BT: Tensor,
+        memory_BSD: Tensor | None = None,
+        source_mask_BS: Tensor | None = None,
+        caches: list[BlockCache] | None = None,
+    ) -> Tensor:
+        """Returns the hidden states (B, T, D) of target positions.
+
+        With ``caches`` (see `new_caches`) the positions follow those of the calls before, and the memory may
+        have fewer rows than the target: each then serves B / rows consecutive target rows.
+        """
+        offset = caches[0].own.length if caches is not None else 0
+        length = target_BT.shape[1]
+        bias = Bias(causal=length > 1 and offset == 0)
+        if length > 1 and offset:
+            visible = torch.ones(length, offset + length, dtype=torch.bool, device=target_BT.device)
+            bias = Bias(visible.tril(diagonal=offset))
+        if self.architecture.positions == "alibi":
+            heads = self.architecture.decoder[0].heads
+            bias = self._alibi(heads, length, offset + length, offset, bias, causal=length > 1)
+        x_BTD = self.embed(target_BT, self.embedding, offset)
+        return self.decoder(
+            x_BTD,
+            bias,
+            memory_BSD,
+            Bias(_key_mask(source_mask_BS)),
+            rotary=self._rotary(offset, offset + length),
+            caches=caches,
+        )
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return self.output(hidden)
+
+    def forward(
+        self, target_BT: Tensor, source_BS: Tensor | None = None, source_mask_BS: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source."""
+        memory_BSD = None if source_BS is None else self.encode(source_BS, source_mask_BS)
+        return self.decode(target_BT, memory_BSD, source_mask_BS)
+
+    def new_caches(self) -> list[BlockCache]:
+        """Empty caches for a decoding with `decode`."""
+        return [BlockCache() for _ in self.decoder.blocks]
+
+    # --- details ------------------------------------------------------------------------------------
+
+    def _rotary(self, start: int, end: int) -> tuple[Tensor, Tensor] | None:
+        if self.rotary_cos is None:
+            return None
+        return self.rotary_cos[start:end], self.rotary_sin[start:end]
+
+    def _alibi(self, heads: int, queries: int, keys: int, offset: int, bias: Bias, *, causal: bool) -> Bias:
+        scores = alibi_bias(alibi_slopes(heads).to(self.embedding.weight.device), queries, keys, offset)
+        if causal:
+            visible = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(diagonal=offset)
+            scores = scores.masked_fill(~visible, -math.inf)
+        elif bias.mask is not None:
+            scores = scores.masked_fill(~bias.mask, -math.inf)
+        return Bias(scores.to(self.embedding.weight.dtype))
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Turns activation checkpointing on or off."""
+        for stack in (self.encoder, self.decoder):
+            if stack is not None:
+                stack.checkpointing = enabled
+
+
+def _key_mask(mask_BS: Tensor | None) -> Tensor | None:
+    return None if mask_BS is None else mask_BS[:, None, None, :]
+
+
+def initialise(model: Transformer, seed: int) -> None:
+    """Draws every weight anew, each from a generator keyed by its own name.
+
+    So a model that lacks a part, or has one more, starts from the same weights elsewhere. Matrices are
+    Xavier-uniform (Glorot 2010); those that write to the residual stream are scaled down by the square root
+    of the number of writes (Radford 2019); embeddings have variance 1/D, so that they have unit variance
+    once scaled.
+    """
+    writes = sum(3 if shape.cross_heads else 2 for shape in model.architecture.decoder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(derive_seed(seed, f"init/{name}"))
+            value = torch.empty(parameter.shape)
+            if "embedding" in name or name.startswith(("output", "position")):
+                value.normal_(std=model.architecture.width**-0.5, generator=generator)
+            elif parameter.ndim == 2:
+                bound = math.sqrt(6.0 / sum(parameter.shape))
+                if name.endswith(("o.weight", "down.weight")) and model.architecture.norm_position == "pre":
+                    bound /= math.sqrt(writes)
+                value.uniform_(-bound, bound, generator=generator)
+            else:
+                value.fill_(0.0 if name.endswith("bias") else 1.0)
+            parameter.copy_(value)
+
+
+def check_lengths(model: Transformer, length: int, what: str) -> None:
+    """Raises `UserError` where a sequence is longer than the model's positions reach."""
+    if length > model.architecture.context:
+        raise UserError(
+            f"{what} has {length} tokens, and the model takes {model.architecture.context}: "
+            "shorten it, or train with a larger model.context"
+        )

@@ -1,0 +1,114 @@
+"""The run directory: where each file of a run lies, and that no run is ever overwritten."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfx.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside one run's folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Makes the folder; raises `UserError` where it holds a run already or cannot be made."""
+        run = cls(path)
+        if run.config.exists():
+            raise UserError(
+                f"{path} holds a run already and is not overwritten: go on with `tfx resume {path}`, "
+                "or name another folder with hydra.run.dir=…"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run directory {path} cannot be made: {error.strerror}") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The folder of an existing run; raises `UserError` where there is none."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise UserError(f"{path} is not a run directory: it has no {run.config.name}")
+        return run
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """What the user typed."""
+        return self.path / "overrides.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware and fingerprints."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Rows of training, validation and test."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the console showed, and tracebacks."""
+        return self.path / "train.log"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer, in the `tokenizers` library's format."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def state(self) -> Path:
+        """The folder of the weights kept while training."""
+        return self.path / "state"
+
+    @property
+    def model(self) -> Path:
+        """The final model as plain tensors."""
+        return self.path / "model.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """Source, reference and hypothesis of the test split."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The result."""
+        return self.path / "summary.json"
+
+    @property
+    def final(self) -> Path:
+        """The file that one would ship; raises `UserError` where the run has none yet."""
+        if not self.model.is_file():
+            raise UserError(f"{self.path} has no {self.model.name}: the run did not complete")
+        return self.model
+
+
+def model_file(path: Path) -> Path:
+    """The model file that RUN|FILE names: the file itself, or a run directory's final one."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return RunDirectory.open(path).final
+    raise UserError(f"{path} does not exist: name a run directory or a model file")
+
+
+def cache_folder() -> Path:
+    """``$TFX_CACHE``, else the user's cache folder; holds tokenized data and tokenizers."""
+    given = os.environ.get("TFX_CACHE")
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tfx"

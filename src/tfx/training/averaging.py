@@ -1,0 +1,67 @@
+"""Averages of the weights over training: exponential, or the mean of snapshots near the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tfx.config.schema import AveragingConfig
+
+
+class Averager:
+    """Keeps an average of a model's parameters; without one (``kind=none``) it is the parameters themselves.
+
+    ``ema``: Polyak's average with geometric forgetting; its decay warms up as (1 + n) / (10 + n), so that
+    the random start is forgotten early. ``last``: the plain mean of snapshots, evenly spaced from ``start``
+    to the end of the budget (Vaswani 2017, section 6.1).
+    """
+
+    def __init__(self, config: AveragingConfig, model: nn.Module) -> None:
+        self.config = config
+        self.updates = 0
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.average: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def update(self, progress: float) -> None:
+        """Called after each optimizer step."""
+        if self.config.kind == "none":
+            return
+        if self.config.kind == "ema":
+            weight = 1.0 - min(self.config.decay, (1 + self.updates) / (10 + self.updates))
+        else:
+            gap = (1.0 - self.config.start) / self.config.snapshots
+            due = self.config.start + gap * (self.updates + 1)
+            if progress < min(due, 1.0) - 1e-9:
+                return
+            weight = 1.0 / (self.updates + 1)
+        if self.average is None:
+            self.average = [parameter.detach().clone() for parameter in self._parameters]
+        else:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self._parameters], weight)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model holds the average inside, where there is one, and its own weights again after."""
+        if self.average is None:
+            yield
+            return
+        own = [parameter.detach().clone() for parameter in self._parameters]
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def apply(self) -> None:
+        """The model holds the average from now on, where there is one."""
+        if self.average is not None:
+            self._put(self.average)
+
+    @torch.no_grad()
+    def _put(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_([parameter.detach() for parameter in self._parameters], values)

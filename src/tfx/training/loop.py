@@ -1,0 +1,298 @@
+"""The training loop: batches in, weights out, within a budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tfx.config.schema import Root
+from tfx.data.batching import IGNORE, Batch, training_batches
+from tfx.data.prepare import PreparedData
+from tfx.evaluation.metrics import LOSS_METRICS
+from tfx.evaluation.scoring import run_batch, score_loss
+from tfx.model.device import Precision, choose_precision
+from tfx.model.flops import forward_flops
+from tfx.model.linear import set_product_dtype
+from tfx.model.loss import linear_cross_entropy
+from tfx.model.transformer import Transformer
+from tfx.run.seeds import derive_seed
+from tfx.training.averaging import Averager
+from tfx.training.budget import Clock
+from tfx.training.optimizers import build_optimizers
+from tfx.training.schedules import schedule_factor
+
+
+class NonFiniteError(Exception):
+    """The loss or a gradient is not a number any more."""
+
+
+class Observer(Protocol):
+    """What is told about a training as it goes."""
+
+    def stepped(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
+        """A logging interval is over; ``row`` has its mean loss, learning rate and speed."""
+
+    def validated(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
+        """The validation split was scored."""
+
+
+@dataclass
+class TrainingResult:
+    """What a training did, for `summary.json`. Tokens are real ones of both sides, without padding."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    padding: float
+    flops: float
+    mfu: float | None
+    peak_memory_bytes: int
+    stopped_early: bool
+    best_step: int
+    final_weights: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+class Trainer:
+    """Trains one model on one data set."""
+
+    def __init__(
+        self, config: Root, model: Transformer, data: PreparedData, device: torch.device, observer: Observer
+    ) -> None:
+        self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
+        self.precision: Precision = choose_precision(config.trainer.precision, device)
+        set_product_dtype(model, self.precision.products if self.precision.autocast is None else torch.float32)
+        model.set_checkpointing(config.trainer.activation_checkpointing)
+        if config.trainer.compile == "on" or (config.trainer.compile == "auto" and device.type == "cuda"):
+            model.compile(dynamic=True)
+        self.optimizers = build_optimizers(config.optimizer, model, device)
+        self.averager = Averager(config.trainer.averaging, model)
+        self.clock = Clock(config.trainer.budget)
+        self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        self._without_improvement = 0
+        self._positions = 0
+        self._flops = 0.0
+
+    def train(self, keep: Callable[[str, dict[str, Tensor]], None]) -> TrainingResult:
+        """Spends the budget; the model then holds the final weights.
+
+        ``keep(name, weights)`` is called with ``"best"`` at each new best validation and with ``"last"`` at
+        the end. Raises `NonFiniteError` before a step whose loss or gradients are not finite.
+        """
+        config = self.config.trainer
+        batches = training_batches(
+            self.data.splits["train"],
+            self.data.tokenizer,
+            batch_tokens=self.config.dataset.batch_tokens,
+            context=self.model.architecture.context,
+            seed=self.config.seed,
+        )
+        self.model.train()
+        validations = itertools.count(1)
+        next_validation = next(validations) * config.validate_every
+        stopped = False
+        log = _Interval(self.clock)
+        while self.clock.progress < 1.0 and not stopped:
+            factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
+            step_batches = [next(batches) for _ in range(config.accumulation)]
+            nll, norm = self._step(step_batches, factor)
+            self.averager.update(self.clock.progress)
+            log.add(nll, norm, step_batches)
+            progress = self.clock.progress
+            if self.clock.steps % config.log_every == 0:
+                self._check_finite(log)
+                self.observer.stepped(log.row(self.config.optimizer.lr * factor), **self._place())
+                log = _Interval(self.clock)
+            if progress >= next_validation - 1e-9 or progress >= 1.0:
+                self._check_finite(log)
+                while next_validation <= progress + 1e-9:
+                    next_validation = next(validations) * config.validate_every
+                with self.clock.paused():
+                    stopped = self._validate(keep)
+        seconds = self.clock.seconds
+        with self.clock.paused():
+            self.averager.apply()
+            keep("last", self.model.state_dict())
+            final = "last"
+            if config.keep == "best" and self._best is not None:
+                self.model.load_state_dict(self._best[2])
+                final = "best"
+        return self._result(seconds, stopped, final)
+
+    # --- one step -----------------------------------------------------------------------------------
+
+    def _step(self, batches: list[Batch], factor: float) -> tuple[Tensor, Tensor]:
+        """One optimizer step; returns the summed negative log-likelihood and the gradient norm."""
+        targets = sum(batch.targets for batch in batches)
+        # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.clock.steps))
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss, nll = self._loss(batch.to(self.device))
+            # Averaged over the targets of the whole step, however they are spread over its batches.
+            (loss / targets).backward()
+            total += nll
+        limit = self.config.optimizer.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        if self.device.type == "cpu" and not math.isfinite(float(norm)):
+            raise NonFiniteError(self._non_finite(float(total)))
+        self.optimizers.step(factor)
+        self.optimizers.zero_grad()
+        self.clock.advance(sum(batch.tokens for batch in batches))
+        for batch in batches:
+            self._positions += batch.positions
+            rows, length = batch.target_in_BT.shape
+            source = batch.source_BS.shape[1] if batch.source_BS is not None else 0
+            self._flops += 3.0 * forward_flops(self.model.architecture, rows, source, length)
+        return total, norm
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed training loss, and the summed plain negative log-likelihood without gradients."""
+        autocast = self.precision.autocast
+        context = torch.autocast(self.device.type, autocast) if autocast is not None else nullcontext()
+        with context:
+            hidden_ND = run_batch(self.model, batch).flatten(0, 1)
+        target_N = batch.target_out_BT.flatten()
+        if self.device.type == "cpu" and batch.targets < target_N.numel():
+            real = target_N != IGNORE
+            hidden_ND, target_N = hidden_ND[real], target_N[real]
+        loss, nll_N = linear_cross_entropy(
+            hidden_ND,
+            self.model.output.weight,
+            target_N,
+            smoothing=self.config.trainer.label_smoothing,
+            dtype=self.precision.products,
+        )
+        return loss, nll_N.sum()
+
+    def _check_finite(self, log: _Interval) -> None:
+        """Where looking at every step would stall the device, the interval is looked at as a whole."""
+        if not math.isfinite(log.loss):
+            raise NonFiniteError(self._non_finite(log.loss))
+
+    def _non_finite(self, loss: float) -> str:
+        return (
+            f"the loss or a gradient is not finite at step {self.clock.steps + 1} (loss {loss}): "
+            "try a smaller optimizer.lr, a longer schedule.warmup or trainer.precision=fp32"
+        )
+
+    # --- validation ---------------------------------------------------------------------------------
+
+    def _validate(self, keep: Callable[[str, dict[str, Tensor]], None]) -> bool:
+        """Scores the validation split with the averaged weights; returns whether to stop early."""
+        stopping = self.config.trainer.early_stopping
+        with self.averager.applied():
+            score = score_loss(
+                self.model,
+                self.data.splits["valid"],
+                self.data.tokenizer,
+                batch_tokens=self.config.evaluation.batch_tokens,
+                device=self.device,
+            )
+            metrics = score.metrics
+            self.observer.validated(metrics, **self._place())
+            watched = metrics[stopping.metric or LOSS_METRICS[0]]
+            if self._best is None or watched < self._best[0]:
+                weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+                self._best = (watched, self.clock.steps, weights)
+                self._without_improvement = 0
+                keep("best", weights)
+            else:
+                self._without_improvement += 1
+        return stopping.metric is not None and self._without_improvement >= stopping.patience
+
+    # --- the account --------------------------------------------------------------------------------
+
+    def _place(self) -> dict[str, Any]:
+        clock = self.clock
+        return {"step": clock.steps, "tokens": clock.tokens, "seconds": clock.seconds, "progress": clock.progress}
+
+    def _result(self, seconds: float, stopped: bool, final: str) -> TrainingResult:
+        peak = peak_flops(self.device)
+        seconds = max(seconds, 1e-9)
+        return TrainingResult(
+            steps=self.clock.steps,
+            tokens=self.clock.tokens,
+            seconds=seconds,
+            tokens_per_second=self.clock.tokens / seconds,
+            padding=1.0 - self.clock.tokens / self._positions if self._positions else 0.0,
+            flops=self._flops,
+            mfu=self._flops / seconds / peak if peak else None,
+            peak_memory_bytes=peak_memory(self.device),
+            stopped_early=stopped,
+            best_step=self._best[1] if self._best else 0,
+            final_weights=final,
+        )
+
+
+class _Interval:
+    """Means over the steps since the last row, without waiting for the device at each of them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._tokens, self._seconds = clock.tokens, clock.seconds
+        self._nll: Tensor | None = None
+        self._norm: Tensor | None = None
+        self._targets, self._real, self._positions = 0, 0, 0
+
+    def add(self, nll: Tensor, norm: Tensor, batches: list[Batch]) -> None:
+        self._nll = nll if self._nll is None else self._nll + nll
+        self._norm = norm
+        self._targets += sum(batch.targets for batch in batches)
+        self._real += sum(batch.tokens for batch in batches)
+        self._positions += sum(batch.positions for batch in batches)
+
+    @property
+    def loss(self) -> float:
+        return 0.0 if self._nll is None else float(self._nll) / max(1, self._targets)
+
+    def row(self, learning_rate: float) -> dict[str, float]:
+        seconds = max(self._clock.seconds - self._seconds, 1e-9)
+        return {
+            "loss": self.loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": 0.0 if self._norm is None else float(self._norm),
+            "tokens_per_second": (self._clock.tokens - self._tokens) / seconds,
+            "padding": 1.0 - self._real / max(1, self._positions),
+        }
+
+
+# Dense bfloat16 peaks from the vendors' data sheets, in FLOP/s.
+_PEAKS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "V100": 125e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's peak where it is known, else None."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory used so far: allocated on a GPU, resident of the process on a CPU; bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024

@@ -1,0 +1,77 @@
+"""Optimizers: Adam, AdamW, and Muon for matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfx.config.schema import OptimizerConfig
+
+
+class Optimizers:
+    """One or two torch optimizers that step together, with a common learning-rate factor."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        self._peaks = [[group["lr"] for group in part.param_groups] for part in parts]
+
+    def step(self, factor: float) -> None:
+        """One update with every learning rate at ``factor`` times its peak."""
+        for part, peaks in zip(self.parts, self._peaks, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """State of every part."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """The inverse of `state_dict`."""
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
+    """Builds what ``config`` names for the parameters of ``model``.
+
+    Weight decay acts on matrices only, not on norms and biases. Muon (Jordan 2024) takes the matrices of
+    the blocks; embeddings and vectors go to AdamW. Its update is scaled to the RMS of AdamW's (Liu 2025,
+    arXiv 2502.16982), so that learning rates of the two are of one kind.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
+    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
+    hidden = [parameter for name, parameter in named if parameter.ndim == 2 and ".blocks." in name]
+    betas = (config.betas[0], config.betas[1])
+    fused = device.type in ("cpu", "cuda")
+
+    def groups(decayed: Iterable[Tensor], plain: Iterable[Tensor]) -> list[dict[str, Any]]:
+        sets = [(list(decayed), config.weight_decay), (list(plain), 0.0)]
+        return [{"params": tensors, "weight_decay": decay} for tensors, decay in sets if tensors]
+
+    if config.name == "muon" and hidden:
+        taken = {id(parameter) for parameter in hidden}
+        rest = [parameter for parameter in matrices if id(parameter) not in taken]
+        return Optimizers(
+            [
+                torch.optim.Muon(
+                    hidden,
+                    lr=config.matrix_lr,
+                    weight_decay=config.weight_decay,
+                    momentum=config.momentum,
+                    adjust_lr_fn="match_rms_adamw",
+                ),
+                torch.optim.AdamW(groups(rest, vectors), lr=config.lr, betas=betas, eps=config.eps, fused=fused),
+            ]
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return Optimizers([kind(groups(matrices, vectors), lr=config.lr, betas=betas, eps=config.eps, fused=fused)])
