@@ -9,6 +9,9 @@ import difflib
 from collections.abc import Iterable
 
 
+_MOST_LISTED = 20
+
+
 class UserError(Exception):
     """The user's config, data or path is at fault: one line that says what, where and how to mend it.
 
@@ -25,6 +28,9 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f": did you mean '{close[0]}'?"
+    # A long list of what there is helps less than the command that explains it.
+    if len(known) > _MOST_LISTED:
+        return ": see `tfx train --help`"
     return f": choose one of {', '.join(known)}" if known else ""
 
 

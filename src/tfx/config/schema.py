@@ -285,7 +285,8 @@ class TrainerConfig:
     device: str = setting("auto", "cpu, cuda, cuda:N, mps; auto: the best there is")
     precision: str = setting(
         "auto",
-        "fp32; bfloat16 autocast; mixed: only the matrix products in bfloat16; auto: bf16 on a GPU, mixed on a CPU with such products, else fp32",
+        "fp32; bf16: autocast; mixed: only the matrix products in bfloat16; "
+        "auto: bf16 on a GPU, mixed on a CPU with such products, else fp32",
         choices=("auto", "fp32", "bf16", "mixed"),
     )
     compile: str = setting("auto", "torch.compile the model; auto: on a GPU", choices=("auto", "on", "off"))
@@ -294,8 +295,12 @@ class TrainerConfig:
     activation_checkpointing: bool = setting(
         False, "recompute activations in the backward pass to save memory", paper="Chen 2016, arXiv 1604.06174"
     )
-    label_smoothing: float = setting(
-        0.0, "mass moved from the true token to all of them", minimum=0, below=1, paper="Szegedy 2016, arXiv 1512.00567"
+    label_smoothing: float | None = setting(
+        None,
+        "mass moved from the true token to all of them; null: 0.1 for text to text, 0 for a language model",
+        minimum=0,
+        below=1,
+        paper="Szegedy 2016, arXiv 1512.00567",
     )
     averaging: AveragingConfig = group(AveragingConfig)
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)

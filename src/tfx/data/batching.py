@@ -71,12 +71,12 @@ def bucket(
     ranked = np.lexsort((order, snake, target_lengths))
     batches: list[np.ndarray] = []
     start, longest_source, longest_target = 0, 0, 0
-    for position, row in enumerate(ranked):
-        longest_source = max(longest_source, int(source_lengths[row]))
-        longest_target = max(longest_target, int(target_lengths[row]))
+    lengths = zip(source_lengths[ranked].tolist(), target_lengths[ranked].tolist(), strict=True)
+    for position, (source, target) in enumerate(lengths):
+        longest_source, longest_target = max(longest_source, source), max(longest_target, target)
         if position > start and (position - start + 1) * (longest_source + longest_target) > batch_tokens:
             batches.append(ranked[start:position])
-            start, longest_source, longest_target = position, int(source_lengths[row]), int(target_lengths[row])
+            start, longest_source, longest_target = position, source, target
     if start < len(ranked):
         batches.append(ranked[start:])
     return batches
@@ -170,7 +170,10 @@ def _shuffled_buckets(pairs: Pairs, batch_tokens: int, rng: np.random.Generator)
 
 
 def _windows(stream: Stream, context: int, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Windows that tile the stream from a random offset, in random order: each token once an epoch."""
+    """Windows that tile the stream from a random offset, in random order: each token at most once an epoch.
+
+    What is left over, less than a window at either end and less than a batch of windows, waits for another epoch.
+    """
     if len(stream) < context + 1:
         raise UserError(
             f"the training text has {len(stream)} tokens and one window needs {context + 1}: "

@@ -11,24 +11,26 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfx.config.schema import DatasetConfig
-from tfx.data.sources import Corpus, load_corpus
+from tfx.data.sources import Corpus, load_corpus, writable_cache
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.run.directory import cache_folder
+from tfx.run.files import write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1
-_CHUNK_CHARACTERS = 1 << 16
+_ROWS = 10_000
 
 
 @dataclass
@@ -50,12 +52,23 @@ class Ragged:
         return np.diff(self.offsets)
 
     @classmethod
-    def from_lists(cls, sequences: list[list[int]], dtype: Any) -> Ragged:
+    def from_lists(cls, sequences: Sequence[Sequence[int]], dtype: Any) -> Ragged:
         """Concatenates lists of ids."""
-        offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
-        np.cumsum([len(sequence) for sequence in sequences], out=offsets[1:])
-        values = np.fromiter((i for sequence in sequences for i in sequence), dtype=dtype, count=int(offsets[-1]))
-        return cls(values, offsets)
+        offsets = _offsets([len(sequence) for sequence in sequences])
+        return cls(np.fromiter(chain.from_iterable(sequences), dtype=dtype, count=int(offsets[-1])), offsets)
+
+    def take(self, rows: np.ndarray, longest: int | None = None) -> Ragged:
+        """The given sequences, each cut to ``longest``."""
+        lengths = self.lengths[rows]
+        if longest is not None:
+            lengths = np.minimum(lengths, longest)
+        offsets = _offsets(lengths)
+        shifts = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Ragged(self.values[shifts + np.arange(offsets[-1])], offsets)
+
+
+def _offsets(lengths: Any) -> np.ndarray:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass
@@ -116,11 +129,13 @@ def prepare_data(config: DatasetConfig, context: int, tokenizer: Tokenizer | Non
     splits: dict[str, Any] = {}
     for name, dataset in corpus.splits.items():
         arrays = _cached(
-            cache_folder() / "tokenized" / f"{fingerprint[:32]}-{name}",
-            lambda dataset=dataset: _tokenize(corpus.task, dataset, tokenizer),
+            writable_cache("tokenized") / f"{fingerprint[:32]}-{name}",
+            partial(_tokenize, corpus.task, dataset, tokenizer),
         )
         if corpus.task == "lm":
             splits[name] = Stream(arrays["tokens"], int(arrays["text_bytes"][0]))
+            if len(splits[name]) < 2:
+                raise UserError(f"the {name} split of dataset '{config.name}' has a single token: give it more text")
             unknown = int((splits[name].tokens == tokenizer.unk).sum())
         else:
             pairs = Pairs(
@@ -144,44 +159,28 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
     if config.tokenizer.path is not None:
         return Tokenizer.load(Path(config.tokenizer.path).expanduser())
     settings = json.dumps(asdict(config.tokenizer), sort_keys=True)
-    folder = cache_folder() / "tokenizers"
-    path = folder / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
+    path = writable_cache("tokenizers") / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
     if path.is_file():
         try:
             return Tokenizer.load(path)
         except UserError:
             path.unlink()  # damaged: made anew
     tokenizer = Tokenizer.train(config.tokenizer, _training_texts(corpus), word_initial_space=corpus.task == "seq2seq")
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{secrets.token_hex(8)}.tmp"
-    temporary.write_text(tokenizer.to_json(), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        write_text(path, tokenizer.to_json())
+    except OSError as error:
+        raise UserError(f"the cache folder {path.parent} cannot be written: {error.strerror}") from error
     # Read back, so that the run that trained it and those that find it use the very same one.
     return Tokenizer.load(path)
 
 
 def _training_texts(corpus: Corpus) -> Iterator[str]:
-    train = corpus.splits["train"]
-    if corpus.task == "lm":
-        for row in train:
-            yield from _chunks(row["text"])
-        return
-    for row in train:
-        yield row["source"]
-        yield row["target"]
+    columns = ["text"] if corpus.task == "lm" else ["source", "target"]
+    for batch in corpus.splits["train"].select_columns(columns).iter(batch_size=_ROWS):
+        yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
 
 
 # --- tokenized splits -------------------------------------------------------------------------------
-
-
-def _chunks(text: str) -> Iterator[str]:
-    """Pieces of whole lines, about 64 kB each: one long text would be tokenized on one core, slowly."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start + _CHUNK_CHARACTERS)
-        end = len(text) if end < 0 else end + 1
-        yield text[start:end]
-        start = end
 
 
 def _tokenize(task: str, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -189,43 +188,48 @@ def _tokenize(task: str, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np
     if task == "seq2seq":
         arrays = {}
         for side in ("source", "target"):
-            ids: list[list[int]] = []
-            for batch in dataset.select_columns([side]).iter(batch_size=10_000):
-                ids += tokenizer.encode(batch[side])
-            ragged = Ragged.from_lists(ids, dtype)
-            arrays[side], arrays[f"{side}_offsets"] = ragged.values, ragged.offsets
+            parts = [Ragged.from_lists(ids, dtype) for _, ids in _encoded(dataset, side, tokenizer)]
+            arrays[side] = np.concatenate([part.values for part in parts])
+            arrays[f"{side}_offsets"] = _offsets(np.concatenate([part.lengths for part in parts]))
         return arrays
-    pieces: list[np.ndarray] = []
     text_bytes = 0
-    documents = len(dataset)
-    for row in dataset:
-        chunks = list(_chunks(row["text"]))
-        text_bytes += sum(len(chunk.encode("utf-8", "surrogatepass")) for chunk in chunks)
-        pieces += [np.asarray(ids, dtype=dtype) for ids in tokenizer.encode(chunks)]
-        if documents > 1:
-            pieces.append(np.asarray([tokenizer.eos], dtype=dtype))
-    tokens = np.concatenate(pieces) if pieces else np.empty(0, dtype)
-    return {"tokens": tokens, "text_bytes": np.asarray([text_bytes], dtype=np.int64)}
+    pieces: list[np.ndarray] = []
+    for texts, ids in _encoded(dataset, "text", tokenizer):
+        text_bytes += sum(len(text.encode()) for text in texts)
+        if len(dataset) > 1:
+            for document in ids:
+                document.append(tokenizer.eos)
+        pieces.append(Ragged.from_lists(ids, dtype).values)
+    return {"tokens": np.concatenate(pieces), "text_bytes": np.asarray([text_bytes], dtype=np.int64)}
 
 
-def _cached(folder: Path, make: Any) -> dict[str, np.ndarray]:
+def _encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
+    for batch in dataset.select_columns([column]).iter(batch_size=_ROWS):
+        yield batch[column], tokenizer.encode(batch[column])
+
+
+def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of a cache entry, memory-mapped; made first where it is missing or damaged."""
+    made: dict[str, np.ndarray] | None = None
     for _ in range(2):
         if folder.is_dir():
             try:
-                manifest = json.loads((folder / "manifest.json").read_text())
+                manifest = dict(json.loads((folder / "manifest.json").read_text()))
                 arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest}
-                if all(list(arrays[name].shape) == shape for name, shape in manifest.items()):
+                if arrays and all(list(arrays[name].shape) == shape for name, shape in manifest.items()):
                     return arrays
-            except (OSError, ValueError):
+            except (OSError, EOFError, ValueError, TypeError):
                 pass
             shutil.rmtree(folder, ignore_errors=True)
+        made = made or make()
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
         try:
-            temporary.mkdir(parents=True)
-            made = make()
+            temporary.mkdir()
             for name, array in made.items():
-                np.save(temporary / f"{name}.npy", array)
+                with open(temporary / f"{name}.npy", "wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())  # or a power cut could leave a file of zeros behind the rename
             manifest = {name: list(array.shape) for name, array in made.items()}
             (temporary / "manifest.json").write_text(json.dumps(manifest))
             os.rename(temporary, folder)
@@ -240,33 +244,33 @@ def _cached(folder: Path, make: Any) -> dict[str, np.ndarray]:
 def _fit(config: DatasetConfig, name: str, pairs: Pairs, dataset: Dataset, context: int, notes: list[str]) -> Pairs:
     """Drops training pairs that are too long or too unequal; cuts the sides of validation and test pairs."""
     longest = context - 1  # the end token of the source, the begin token of the decoder's input
-    limit = min(longest, config.max_tokens or longest)
     source, target = pairs.source.lengths, pairs.target.lengths
-    if name == "train":
-        keep = (source <= limit) & (target <= limit)
-        if config.max_length_ratio is not None:
-            ratio = np.maximum(source, target) / np.maximum(1, np.minimum(source, target))
-            keep &= ratio <= config.max_length_ratio
-        if keep.all():
-            return pairs
-        if not keep.any():
-            raise UserError(
-                f"no training pair of dataset '{config.name}' is within {limit} tokens a side: "
-                "raise model.context or dataset.max_tokens"
-            )
-        notes.append(f"train: {int((~keep).sum()):,} pairs over {limit} tokens a side or too unequal dropped")
-        rows = np.flatnonzero(keep)
-        return Pairs(*(_take(ragged, rows, None) for ragged in (pairs.source, pairs.target)))
-    cut = int(((source > longest) | (target > longest)).sum())
-    if cut:
+    if name != "train":
+        cut = int(((source > longest) | (target > longest)).sum())
+        if not cut:
+            return Pairs(pairs.source, pairs.target, dataset)
         notes.append(f"{name}: {cut:,} examples cut to {longest} tokens a side")
         rows = np.arange(len(pairs))
-        return Pairs(*(_take(ragged, rows, longest) for ragged in (pairs.source, pairs.target)), dataset)
-    return Pairs(pairs.source, pairs.target, dataset)
-
-
-def _take(ragged: Ragged, rows: np.ndarray, longest: int | None) -> Ragged:
-    pieces = [ragged[row][:longest] for row in rows]
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
-    return Ragged(np.concatenate(pieces), offsets)
+        return Pairs(pairs.source.take(rows, longest), pairs.target.take(rows, longest), dataset)
+    limit = min(longest, config.max_tokens or longest)
+    short = (source <= limit) & (target <= limit)
+    keep = short.copy()
+    if config.max_length_ratio is not None:
+        keep &= np.maximum(source, target) <= config.max_length_ratio * np.maximum(1, np.minimum(source, target))
+    if not keep.any():
+        ratio = f" and {config.max_length_ratio:g} times as long as its other side" if short.any() else ""
+        raise UserError(
+            f"no training pair of dataset '{config.name}' is within {limit} tokens a side{ratio}: raise "
+            + ("dataset.max_length_ratio" if ratio else "model.context or dataset.max_tokens")
+        )
+    if not short.all():
+        notes.append(f"train: {int((~short).sum()):,} pairs over {limit} tokens a side dropped")
+    if (short & ~keep).any():
+        notes.append(
+            f"train: {int((short & ~keep).sum()):,} pairs with one side over {config.max_length_ratio:g} times "
+            "the other dropped"
+        )
+    if keep.all():
+        return pairs
+    rows = np.flatnonzero(keep)
+    return Pairs(pairs.source.take(rows), pairs.target.take(rows))

@@ -22,15 +22,27 @@ _ALIASES = {
     UNK: (UNK, "[UNK]", "<|unk|>"),
 }
 _SMALLEST_BPE = 256 + len(SPECIAL)
+# The library takes up to 300 bytes of memory a character while it works.
+_PIECE_CHARACTERS = 1 << 15
+_CALL_CHARACTERS = 1 << 20
 
 
 class Tokenizer:
-    """Text to token ids and back. ``pad``, ``bos``, ``eos`` are ids; special tokens never appear in decoded text."""
+    """Text to token ids and back.
+
+    ``pad``, ``bos``, ``eos`` and ``unk`` are ids. The first three never appear in decoded text, and text that
+    happens to hold their names is ordinary text.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         missing = [token for token in SPECIAL if _special_id(backend, token) is None]
+        _check_ids(backend)
         if missing:
             backend.add_special_tokens(missing)
+        # A file of another tool may cut or pad what it encodes, and "<eos>" in a text must not end it.
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
         self._backend = backend
         self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) or 0 for token in SPECIAL)
         self._specials = {self.pad, self.bos, self.eos}
@@ -53,7 +65,7 @@ class Tokenizer:
     def load(cls, path: Path) -> Tokenizer:
         """Reads a tokenizer.json; raises `UserError` where it is missing or not one."""
         if not path.is_file():
-            raise UserError(f"the tokenizer file {path} does not exist")
+            raise UserError(f"the tokenizer file {path} {'is not a file' if path.exists() else 'does not exist'}")
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +79,7 @@ class Tokenizer:
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
         except Exception as error:  # the library raises a bare Exception
-            raise UserError(f"not a tokenizer of the `tokenizers` library: {error}") from error
+            raise UserError(f"not a tokenizer.json of the `tokenizers` library: {error}") from error
 
     def to_json(self) -> str:
         """The library's own format, compact."""
@@ -84,8 +96,29 @@ class Tokenizer:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Ids of each text, without special tokens; a very long text is encoded in pieces of whole lines."""
+        ids: list[list[int]] = [[] for _ in texts]
+        rows: list[int] = []
+        pieces: list[str] = []
+        characters = 0
+        for row, text in enumerate(texts):
+            for piece in _pieces(text):
+                rows.append(row)
+                pieces.append(piece)
+                characters += len(piece)
+                if characters >= _CALL_CHARACTERS:
+                    self._encode_into(ids, rows, pieces)
+                    rows, pieces, characters = [], [], 0
+        self._encode_into(ids, rows, pieces)
+        return ids
+
+    def _encode_into(self, ids: list[list[int]], rows: list[int], pieces: list[str]) -> None:
+        try:
+            encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+        except TypeError:  # what the library says of a lone surrogate
+            raise UserError("a text holds half of a surrogate pair (U+D800 to U+DFFF): it is not UTF-8") from None
+        for row, encoding in zip(rows, encodings, strict=True):
+            ids[row] += encoding.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; padding, begin and end tokens are left out."""
@@ -103,6 +136,26 @@ def _special_id(backend: tokenizers.Tokenizer, token: str) -> int | None:
         if token_id is not None:
             return token_id
     return None
+
+
+def _check_ids(backend: tokenizers.Tokenizer) -> None:
+    """Refuses ids with gaps: the library numbers what is added by count, so two tokens would share an id."""
+    count = backend.get_vocab_size(with_added_tokens=True)
+    if count and max(backend.get_vocab(with_added_tokens=True).values()) != count - 1:
+        raise UserError(f"the ids of its {count:,} tokens are not the numbers 0 to {count - 1:,}")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Pieces of whole lines, else of whole words, of about 32 kB: one long text would be encoded on one core."""
+    start = 0
+    while len(text) - start > 2 * _PIECE_CHARACTERS:
+        middle, limit = start + _PIECE_CHARACTERS, start + 2 * _PIECE_CHARACTERS
+        end = text.find("\n", middle, limit) + 1 or text.find(" ", middle, limit)
+        if end <= 0:
+            end = limit
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _train_bpe(config: TokenizerConfig, texts: Iterable[str], prefix_space: bool) -> tokenizers.Tokenizer:
@@ -167,9 +220,10 @@ def _train_char(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tok
 def _batches(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
     batch: list[str] = []
     for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
+        for piece in _pieces(text):
+            batch.append(piece)
+            if len(batch) == size:
+                yield batch
+                batch = []
     if batch:
         yield batch

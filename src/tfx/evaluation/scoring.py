@@ -1,21 +1,17 @@
-"""Loss and decoded text of a whole split."""
+"""Loss of a whole split."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tfx.config.schema import EvaluationConfig
-from tfx.data.batching import Batch, bucket, collate_pairs, scoring_batches
+from tfx.data.batching import Batch, scoring_batches
 from tfx.data.prepare import Pairs, Stream
 from tfx.data.tokenizer import Tokenizer
-from tfx.model.decoding import Ends, output_limit, translate
 from tfx.model.loss import linear_cross_entropy
 from tfx.model.transformer import Transformer
 
@@ -73,42 +69,3 @@ def score_loss(
         # The first token is never predicted: its bytes are left out of the denominator.
         text_bytes = split.text_bytes - len(tokenizer.decode([int(split.tokens[0])]).encode())
     return LossScore(total, count, text_bytes, nll, targets)
-
-
-def decode_split(
-    model: Transformer,
-    pairs: Pairs,
-    tokenizer: Tokenizer,
-    config: EvaluationConfig,
-    device: torch.device,
-    *,
-    seed: int,
-    rows: np.ndarray | None = None,
-    progress: Callable[[int, int], Any] | None = None,
-) -> list[str]:
-    """The model's output text for each row of a split, in order; batched by length.
-
-    ``progress`` is called with the number of sentences done and their total.
-    """
-    model.eval()
-    rows = np.arange(len(pairs)) if rows is None else rows
-    ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad)
-    context = model.architecture.context
-    lengths = pairs.source.lengths[rows] + 1
-    limits = np.asarray([output_limit(int(length), config, context) for length in lengths])
-    beams = config.beam if config.method in ("auto", "beam") else 1
-    # A sentence takes its source once, and its likely output (about as long) once a hypothesis.
-    groups = bucket(lengths, lengths * beams, config.batch_tokens, np.arange(len(rows)))
-    outputs: list[str] = [""] * len(rows)
-    done = 0
-    for group in groups:
-        batch = collate_pairs(pairs, rows[group], tokenizer).to(device)
-        assert batch.source_BS is not None
-        limit = torch.from_numpy(limits[group]).to(device)
-        ids = translate(model, batch.source_BS, batch.source_mask_BS, limit, ends, config, seed)
-        for position, sequence in zip(group, ids, strict=True):
-            outputs[position] = tokenizer.decode(sequence)
-        done += len(group)
-        if progress is not None:
-            progress(done, len(rows))
-    return outputs

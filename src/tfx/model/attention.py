@@ -13,26 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tfx.model.linear import Linear
-from tfx.model.positions import rotate
+from tfx.model.positions import alibi_bias, alibi_slopes, rotate
 
 
 @dataclass
 class Bias:
     """What attention adds to or hides from the scores.
 
-    ``mask`` broadcasts to (B, H, T, S): boolean (True may be seen) or float (added). ``causal`` hides later
-    keys inside the kernel and is never set together with a mask.
+    ``mask`` is boolean, True where a key may be seen, and broadcasts to (B, H, T, S). ``causal`` hides later
+    keys inside the kernel and is never set together with a mask or a distance. ``distance_TS`` is how far
+    each key is from each query, for ALiBi; each head weighs it with its own slope.
     """
 
     mask: Tensor | None = None
     causal: bool = False
+    distance_TS: Tensor | None = None
 
 
 class KeyValueCache:
     """Keys and values of one attention layer, (B, G, S, K) each, as they grow while decoding.
 
-    ``beams`` consecutive rows of queries share one row of the cache where it is below 1 row a query: the
-    source of a sentence is kept once for all its hypotheses.
+    A cross-attention's cache may have fewer rows than the queries: the source of a sentence is kept once,
+    for all its hypotheses.
     """
 
     def __init__(self) -> None:
@@ -64,11 +66,23 @@ class Attention(nn.Module):
 
     They stay separate so that each can be pruned by head and quantized by itself. ``kv_heads`` below
     ``heads`` is grouped-query attention (Ainslie 2023, arXiv 2305.13245); ``qk_norm`` normalises each
-    head's queries and keys (Henry 2020, arXiv 2010.04245).
+    head's queries and keys (Henry 2020, arXiv 2010.04245). With ``alibi`` (Press 2021, arXiv 2108.12409)
+    the slopes of the heads are kept with the weights: a head that outlives its neighbours keeps its own.
     """
 
+    slopes: Tensor | None
+
     def __init__(
-        self, width: int, heads: int, kv_heads: int, head_width: int, *, bias: bool, qk_norm: bool, dropout: float
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        *,
+        bias: bool,
+        qk_norm: bool,
+        dropout: float,
+        alibi: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width, self.dropout = heads, kv_heads, head_width, dropout
@@ -78,6 +92,7 @@ class Attention(nn.Module):
         self.o = Linear(heads * head_width, width, bias=bias)
         self.q_norm = nn.RMSNorm(head_width, eps=1e-6) if qk_norm else None
         self.k_norm = nn.RMSNorm(head_width, eps=1e-6) if qk_norm else None
+        self.register_buffer("slopes", alibi_slopes(heads) if alibi else None)
 
     def forward(
         self,
@@ -118,7 +133,7 @@ class Attention(nn.Module):
             q_BHTK,
             k_BGSK,
             v_BGSK,
-            attn_mask=bias.mask,
+            attn_mask=self._mask(bias, q_BHTK.dtype),
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=bias.causal,
         )
@@ -126,6 +141,14 @@ class Attention(nn.Module):
             out = out.view(shared, self.heads, rows // shared, queries, self.head_width)
             out = out.transpose(1, 2).reshape(rows, self.heads, queries, self.head_width)
         return self.o(out.transpose(1, 2).reshape(rows, queries, self.heads * self.head_width))
+
+    def _mask(self, bias: Bias, dtype: torch.dtype) -> Tensor | None:
+        if bias.distance_TS is None or self.slopes is None:
+            return bias.mask
+        added = alibi_bias(self.slopes, bias.distance_TS)
+        if bias.mask is not None:
+            added = added.masked_fill(~bias.mask, -torch.inf)
+        return added.to(dtype)
 
     def _split(self, x_BTD: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
         x_BTHK = x_BTD.view(x_BTD.shape[0], x_BTD.shape[1], heads, self.head_width)

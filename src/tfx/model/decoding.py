@@ -93,10 +93,12 @@ def make_picker(config: EvaluationConfig, seed: int, device: torch.device) -> Pi
 
 def sampling_distribution(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
     """Probabilities (..., V) after temperature, then top-k, then top-p; the likeliest token always stays."""
-    logits = logits / temperature
+    # The largest becomes 0 first, or a small temperature would overflow.
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+        # By index, not by value: of equal logits, no more than k stay.
+        top = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, top.indices, top.values)
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ranked, order = probabilities.sort(dim=-1, descending=True)

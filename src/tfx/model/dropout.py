@@ -42,7 +42,7 @@ def keep_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
     bits = torch.empty((count + 3) // 4, dtype=torch.int64)
     # The whole range of int64: the default would leave the top bit of every fourth element zero.
     bits.random_(torch.iinfo(torch.int64).min, None)
-    dropped = round(rate * _LEVELS)
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     keep = bits.view(torch.int16)[:count].view(shape) >= dropped - _LEVELS // 2
     return keep, _LEVELS / (_LEVELS - dropped)
 

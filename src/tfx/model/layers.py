@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Attention, Bias, KeyValueCache
@@ -69,7 +70,7 @@ class Block(nn.Module):
         super().__init__()
         self.pre = architecture.norm_position == "pre"
 
-        def attention(heads: int, kv_heads: int) -> Attention:
+        def attention(heads: int, kv_heads: int, *, alibi: bool = False) -> Attention:
             return Attention(
                 architecture.width,
                 heads,
@@ -78,9 +79,10 @@ class Block(nn.Module):
                 bias=architecture.bias,
                 qk_norm=architecture.qk_norm,
                 dropout=attention_dropout,
+                alibi=alibi,
             )
 
-        self.attention = attention(shape.heads, shape.kv_heads)
+        self.attention = attention(shape.heads, shape.kv_heads, alibi=architecture.positions == "alibi")
         self.attention_norm = make_norm(architecture)
         self.cross = attention(shape.cross_heads, shape.cross_kv_heads) if shape.cross_heads else None
         self.cross_norm = make_norm(architecture) if shape.cross_heads else None
@@ -150,7 +152,7 @@ class Stack(nn.Module):
                 continue
             arguments = (x_BTD, bias, memory_BSD, memory_bias, rotary)
             if self.training and self.checkpointing:
-                x_BTD = torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)
+                x_BTD = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x_BTD = block(*arguments, caches[index] if caches is not None else None)
         return self.norm(x_BTD)

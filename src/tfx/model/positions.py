@@ -40,8 +40,13 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.tensor(slopes)
 
 
-def alibi_bias(slopes_H: Tensor, queries: int, keys: int, offset: int) -> Tensor:
-    """The (1, H, queries, keys) bias -slope * |distance|; query i stands at position ``offset + i``."""
-    query = torch.arange(offset, offset + queries, device=slopes_H.device).unsqueeze(1)
-    key = torch.arange(keys, device=slopes_H.device).unsqueeze(0)
-    return (-slopes_H.view(-1, 1, 1) * (query - key).abs()).unsqueeze(0)
+def distances(queries: int, keys: int, offset: int, device: torch.device) -> Tensor:
+    """How many positions lie between each query and key, (queries, keys); query i stands at ``offset + i``."""
+    query = torch.arange(offset, offset + queries, device=device).unsqueeze(1)
+    key = torch.arange(keys, device=device).unsqueeze(0)
+    return (query - key).abs()
+
+
+def alibi_bias(slopes_H: Tensor, distance_TS: Tensor) -> Tensor:
+    """The (1, H, T, S) bias -slope * distance of every head (Press 2021), also on later keys in an encoder."""
+    return (-slopes_H.view(-1, 1, 1) * distance_TS).unsqueeze(0)

@@ -16,7 +16,7 @@ from tfx.model.architecture import Architecture
 from tfx.model.attention import Bias
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, Stack
-from tfx.model.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
+from tfx.model.positions import distances, rotary_table, sinusoidal_table
 from tfx.run.seeds import derive_seed
 
 
@@ -26,6 +26,10 @@ class Transformer(nn.Module):
     ``forward`` gives hidden states and ``project`` the logits, apart, because the loss works on the hidden
     states in slices: the logits of a whole batch are the largest tensor of a small model.
     """
+
+    sinusoids: Tensor | None
+    rotary_cos: Tensor | None
+    rotary_sin: Tensor | None
 
     def __init__(self, architecture: Architecture, config: ModelConfig | None = None) -> None:
         """``config`` gives the dropout rates; without it there is none (a model that is only run)."""
@@ -53,13 +57,14 @@ class Transformer(nn.Module):
         self.dropout = Dropout(rates.dropout)
         self.token_dropout = TokenDropout(rates.token_dropout)
         self.position = nn.Embedding(architecture.context, width) if architecture.positions == "learned" else None
-        tables = {"sinusoids": None, "rotary_cos": None, "rotary_sin": None, "slopes": None}
+        sinusoids = cos = sin = None
         if architecture.positions == "sinusoidal":
-            tables["sinusoids"] = sinusoidal_table(architecture.context, width)
+            sinusoids = sinusoidal_table(architecture.context, width)
         elif architecture.positions == "rotary":
-            tables["rotary_cos"], tables["rotary_sin"] = rotary_table(architecture.context, architecture.head_width)
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+            cos, sin = rotary_table(architecture.context, architecture.head_width)
+        self.register_buffer("sinusoids", sinusoids, persistent=False)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
 
     # --- the pieces ---------------------------------------------------------------------------------
 
@@ -81,7 +86,7 @@ class Transformer(nn.Module):
         length = source_BS.shape[1]
         bias = Bias(_key_mask(source_mask_BS))
         if self.architecture.positions == "alibi":
-            bias = self._alibi(self.architecture.encoder[0].heads, length, length, 0, bias, causal=False)
+            bias.distance_TS = distances(length, length, 0, source_BS.device)
         x_BSD = self.embed(source_BS, self.source_embedding)
         return self.encoder(x_BSD, bias, rotary=self._rotary(0, length))
 
@@ -99,13 +104,14 @@ class Transformer(nn.Module):
         """
         offset = caches[0].own.length if caches is not None else 0
         length = target_BT.shape[1]
-        bias = Bias(causal=length > 1 and offset == 0)
-        if length > 1 and offset:
+        is_alibi = self.architecture.positions == "alibi"
+        bias = Bias(causal=length > 1 and offset == 0 and not is_alibi)
+        if length > 1 and not bias.causal:
+            # The kernel's causal mask starts at position 0, and takes no bias beside it.
             visible = torch.ones(length, offset + length, dtype=torch.bool, device=target_BT.device)
-            bias = Bias(visible.tril(diagonal=offset))
-        if self.architecture.positions == "alibi":
-            heads = self.architecture.decoder[0].heads
-            bias = self._alibi(heads, length, offset + length, offset, bias, causal=length > 1)
+            bias.mask = visible.tril(diagonal=offset)
+        if is_alibi:
+            bias.distance_TS = distances(length, offset + length, offset, target_BT.device)
         x_BTD = self.embed(target_BT, self.embedding, offset)
         return self.decoder(
             x_BTD,
@@ -134,18 +140,9 @@ class Transformer(nn.Module):
     # --- details ------------------------------------------------------------------------------------
 
     def _rotary(self, start: int, end: int) -> tuple[Tensor, Tensor] | None:
-        if self.rotary_cos is None:
+        if self.rotary_cos is None or self.rotary_sin is None:
             return None
         return self.rotary_cos[start:end], self.rotary_sin[start:end]
-
-    def _alibi(self, heads: int, queries: int, keys: int, offset: int, bias: Bias, *, causal: bool) -> Bias:
-        scores = alibi_bias(alibi_slopes(heads).to(self.embedding.weight.device), queries, keys, offset)
-        if causal:
-            visible = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(diagonal=offset)
-            scores = scores.masked_fill(~visible, -math.inf)
-        elif bias.mask is not None:
-            scores = scores.masked_fill(~bias.mask, -math.inf)
-        return Bias(scores.to(self.embedding.weight.dtype))
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Turns activation checkpointing on or off."""
@@ -163,10 +160,13 @@ def initialise(model: Transformer, seed: int) -> None:
 
     So a model that lacks a part, or has one more, starts from the same weights elsewhere. Matrices are
     Xavier-uniform (Glorot 2010); those that write to the residual stream are scaled down by the square root
-    of the number of writes (Radford 2019); embeddings have variance 1/D, so that they have unit variance
-    once scaled.
+    of the number of writes to their stack's stream (Radford 2019); embeddings have variance 1/D, so that they
+    have unit variance once scaled.
     """
-    writes = sum(3 if shape.cross_heads else 2 for shape in model.architecture.decoder)
+    writes = {
+        "encoder": 2 * len(model.architecture.encoder),
+        "decoder": sum(3 if shape.cross_heads else 2 for shape in model.architecture.decoder),
+    }
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             generator = torch.Generator().manual_seed(derive_seed(seed, f"init/{name}"))
@@ -176,7 +176,7 @@ def initialise(model: Transformer, seed: int) -> None:
             elif parameter.ndim == 2:
                 bound = math.sqrt(6.0 / sum(parameter.shape))
                 if name.endswith(("o.weight", "down.weight")) and model.architecture.norm_position == "pre":
-                    bound /= math.sqrt(writes)
+                    bound /= math.sqrt(writes[name.split(".", 1)[0]])
                 value.uniform_(-bound, bound, generator=generator)
             else:
                 value.fill_(0.0 if name.endswith("bias") else 1.0)

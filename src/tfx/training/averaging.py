@@ -22,6 +22,7 @@ class Averager:
     def __init__(self, config: AveragingConfig, model: nn.Module) -> None:
         self.config = config
         self.updates = 0
+        self._due = 0
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average: list[Tensor] | None = None
 
@@ -34,9 +35,11 @@ class Averager:
             weight = 1.0 - min(self.config.decay, (1 + self.updates) / (10 + self.updates))
         else:
             gap = (1.0 - self.config.start) / self.config.snapshots
-            due = self.config.start + gap * (self.updates + 1)
-            if progress < min(due, 1.0) - 1e-9:
+            due = int((progress - self.config.start) / gap + 1e-9)
+            if due <= self._due:
                 return
+            # A long step may pass several at once: they are one snapshot, not one now and the others right after.
+            self._due = due
             weight = 1.0 / (self.updates + 1)
         if self.average is None:
             self.average = [parameter.detach().clone() for parameter in self._parameters]

@@ -21,19 +21,22 @@ class Clock:
         self.steps = 0
         self.tokens = 0
         self._before = 0.0
-        self._started = time.perf_counter()
+        self._started: float | None = time.perf_counter()
         self._last_progress = 0.0
         self._step_share = 0.5 / budget.steps if budget.steps else 0.0
 
     @property
     def seconds(self) -> float:
-        """Training seconds so far."""
+        """Training seconds so far; they stand still inside `paused`."""
+        if self._started is None:
+            return self._before
         return self._before + time.perf_counter() - self._started
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside does not count."""
-        self._before = self.seconds
+        """Time inside does not count; raises `AssertionError` inside another pause."""
+        assert self._started is not None, "the clock is paused already"
+        self._before, self._started = self.seconds, None
         try:
             yield
         finally:

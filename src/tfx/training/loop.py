@@ -79,6 +79,8 @@ class Trainer:
         if config.trainer.compile == "on" or (config.trainer.compile == "auto" and device.type == "cuda"):
             model.compile(dynamic=True)
         self.optimizers = build_optimizers(config.optimizer, model, device)
+        smoothing = config.trainer.label_smoothing
+        self.label_smoothing = (0.1 if data.task == "seq2seq" else 0.0) if smoothing is None else smoothing
         self.averager = Averager(config.trainer.averaging, model)
         self.clock = Clock(config.trainer.budget)
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -86,11 +88,11 @@ class Trainer:
         self._positions = 0
         self._flops = 0.0
 
-    def train(self, keep: Callable[[str, dict[str, Tensor]], None]) -> TrainingResult:
+    def train(self, keep: Callable[[str], None]) -> TrainingResult:
         """Spends the budget; the model then holds the final weights.
 
-        ``keep(name, weights)`` is called with ``"best"`` at each new best validation and with ``"last"`` at
-        the end. Raises `NonFiniteError` before a step whose loss or gradients are not finite.
+        ``keep(name)`` is called with ``"best"`` at each new best validation and with ``"last"`` at the end,
+        while the model holds the weights to keep. Raises `NonFiniteError` before a step whose loss or gradients are not finite.
         """
         config = self.config.trainer
         batches = training_batches(
@@ -125,7 +127,7 @@ class Trainer:
         seconds = self.clock.seconds
         with self.clock.paused():
             self.averager.apply()
-            keep("last", self.model.state_dict())
+            keep("last")
             final = "last"
             if config.keep == "best" and self._best is not None:
                 self.model.load_state_dict(self._best[2])
@@ -173,7 +175,7 @@ class Trainer:
             hidden_ND,
             self.model.output.weight,
             target_N,
-            smoothing=self.config.trainer.label_smoothing,
+            smoothing=self.label_smoothing,
             dtype=self.precision.products,
         )
         return loss, nll_N.sum()
@@ -191,7 +193,7 @@ class Trainer:
 
     # --- validation ---------------------------------------------------------------------------------
 
-    def _validate(self, keep: Callable[[str, dict[str, Tensor]], None]) -> bool:
+    def _validate(self, keep: Callable[[str], None]) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
         stopping = self.config.trainer.early_stopping
         with self.averager.applied():
@@ -209,7 +211,7 @@ class Trainer:
                 weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
                 self._best = (watched, self.clock.steps, weights)
                 self._without_improvement = 0
-                keep("best", weights)
+                keep("best")
             else:
                 self._without_improvement += 1
         return stopping.metric is not None and self._without_improvement >= stopping.patience

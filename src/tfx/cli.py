@@ -1,0 +1,78 @@
+"""`tfx <command>`: finds the command, no more. Imports no torch, so that help answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from tfx.errors import UserError, suggest
+
+COMMANDS = {
+    "train": "build data, model and stack; train; evaluate; write a run directory",
+    "evaluate": "score a run's final file, or a model file on a named data set",
+    "generate": "decode arguments or stdin lines: one line out for one line in",
+    "inspect": "what a model file holds: tensors, shapes, bytes",
+    "list": "the models, data sets and techniques there are",
+}
+
+
+def usage() -> str:
+    """The text of `tfx --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tfx <command> …",
+            "",
+            "Train Transformers efficiently, and know what each technique bought.",
+            "",
+            *lines,
+            "",
+            "`tfx <command> --help` explains one. Start with `tfx train`: it needs nothing else.",
+            'Completion in bash: eval "$(tfx -sc install=bash)"',
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0 done, 2 input at fault, 1 anything else."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"tfx {version('tfx')}")
+        return 0
+    if words[0] in ("-sc", "--shell-completion"):
+        words = _complete(words)
+    name = words[0]
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"command '{name}' is unknown{suggest(name, COMMANDS)}")
+        return importlib.import_module(f"tfx.commands.{name}").main(words[1:])
+    except UserError as error:
+        print(f"tfx: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of a pipe has left (`tfx list | head`); nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _complete(words: list[str]) -> list[str]:
+    """Completion asks `tfx -sc query=bash` with the line typed so far in the environment.
+
+    Hydra completes the overrides of `train`, and knows nothing of commands: the command is taken off the
+    line first. Where it is still being typed, the commands themselves are the answer.
+    """
+    typed = os.environ.get("COMP_LINE", "").split(" ")
+    if any(word.startswith("query=") for word in words):
+        if len(typed) <= 2:
+            print(" ".join(COMMANDS))
+            raise SystemExit(0)
+        os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+    return ["train", *words]

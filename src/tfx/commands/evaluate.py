@@ -1,0 +1,67 @@
+"""`tfx evaluate RUN`: scores a run's final file, read back from disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tfx.errors import UserError
+from tfx.run.console import number
+from tfx.run.directory import RunDirectory
+from tfx.run.files import write_json_lines
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints loss and text metrics of one split, with signatures."""
+    parser = argparse.ArgumentParser(
+        prog="tfx evaluate",
+        description="Scores a run's final file, or a model file on a data set named by overrides (dataset=…).",
+    )
+    parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
+    parser.add_argument("overrides", nargs="*", help="changes to the run's config: evaluation.beam=1, dataset=…")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="default: test")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write the predictions as JSON lines")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+    parser.add_argument("--json", action="store_true", help="as JSON on stdout")
+    options = parser.parse_args(arguments)
+
+    from tfx.compression.checkpoint import load
+    from tfx.config import compose
+    from tfx.data.prepare import prepare_data
+    from tfx.evaluation.metrics import check_metrics
+    from tfx.evaluation.quality import measure_quality
+
+    if options.path.is_dir():
+        config = compose.change(compose.load(RunDirectory.open(options.path).config), options.overrides)
+    else:
+        if not any(word.lstrip("+").startswith("dataset=") for word in options.overrides):
+            raise UserError(f"{options.path} is a model file: name the data to score it on, such as dataset=multi30k")
+        # A model file brings its own architecture: the model group is not used, only made to fit the task.
+        family = "gpt_nano" if not load(options.path).model.architecture.is_seq2seq else "seq2seq_tiny"
+        config = compose.compose([f"model={family}", *options.overrides])
+    check_metrics(config.dataset.metrics)
+    loaded = load(options.path, options.device)
+    data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    split = options.split if options.split in data.splits else data.test_split
+    quality = measure_quality(
+        loaded.model, data.splits[split], loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed
+    )
+    if options.predictions is not None:
+        write_json_lines(options.predictions, quality.predictions)
+    if options.json:
+        facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
+        print(json.dumps({**facts, "metrics": quality.metrics, "signatures": quality.signatures}, indent=2))
+        return 0
+    table = Table(title=f"{loaded.path} on {config.dataset.name}, {split}", title_justify="left", title_style="bold")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("signature", style="dim", overflow="fold")
+    for name, value in quality.metrics.items():
+        table.add_row(name, number(value), quality.signatures.get(name, ""))
+    Console(highlight=False).print(table)
+    return 0

@@ -1,0 +1,87 @@
+"""`tfx inspect RUN|FILE`: what a model file holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints per tensor shape, codec, bits per weight, sparsity and bytes, and totals that add up to the file."""
+    parser = argparse.ArgumentParser(prog="tfx inspect", description="What a model file holds, tensor by tensor.")
+    parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
+    parser.add_argument("--json", action="store_true", help="as JSON on stdout")
+    options = parser.parse_args(arguments)
+
+    from tfx.compression.checkpoint import load, read_header, unique_tensors
+    from tfx.run.directory import model_file
+
+    file = model_file(options.path)
+    header = read_header(file)
+    weights, aliases = unique_tensors(load(file).model)
+    rows = []
+    for tensor in header.tensors:
+        count = prod(tensor.shape)
+        zeros = int((weights[tensor.name] == 0).sum())
+        rows.append(
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "codec": tensor.codec,
+                "bits_per_weight": 8.0 * tensor.bytes / max(1, count),
+                "sparsity": zeros / max(1, count),
+                "bytes": tensor.bytes,
+            }
+        )
+    parameters = sum(prod(tensor.shape) for tensor in header.tensors)
+    totals = {
+        "parameters": parameters,
+        "nonzero_parameters": sum(int((weight != 0).sum()) for weight in weights.values()),
+        "bytes": asdict(header.bytes),
+    }
+    if options.json:
+        content = {
+            "file": str(file),
+            "format_version": header.raw["format_version"],
+            "architecture": header.architecture.to_dict(),
+            "generation": asdict(header.generation),
+            "tensors": rows,
+            "aliases": aliases,
+            **totals,
+        }
+        print(json.dumps(content, indent=2))
+        return 0
+    table = Table(title=str(file), title_justify="left", title_style="bold")
+    for column, justify in (("tensor", "left"), ("shape", "left"), ("codec", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("bits/weight", "sparsity", "bytes"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["name"]),
+            " x ".join(map(str, row["shape"])),  # type: ignore[call-overload]
+            str(row["codec"]),
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['sparsity']:.1%}",
+            f"{row['bytes']:,}",
+        )
+    table.add_section()
+    for name, bytes_ in (
+        (f"weights ({parameters:,} parameters)", header.bytes.weights),
+        ("tokenizer", header.bytes.tokenizer),
+        ("header", header.bytes.header),
+        ("file", header.bytes.file),
+    ):
+        table.add_row(name, "", "", "", "", f"{bytes_:,}")
+    console = Console(highlight=False)
+    console.print(table)
+    for alias, stored in aliases.items():
+        console.print(f"{alias} is {stored}, stored once")
+    return 0

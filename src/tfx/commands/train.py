@@ -1,0 +1,387 @@
+"""`tfx train [overrides]`: data, tokenizer and model; training; evaluation; the run directory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from tfx.config import describe
+from tfx.config.schema import Root
+from tfx.errors import UserError
+from tfx.run.console import RunConsole, clock, number, size
+from tfx.run.directory import RunDirectory
+from tfx.run.files import write_json, write_json_lines, write_text
+
+if TYPE_CHECKING:
+    import torch
+    from omegaconf import DictConfig
+
+    from tfx.data.prepare import PreparedData
+    from tfx.evaluation.quality import Quality
+    from tfx.model.transformer import Transformer
+    from tfx.training.loop import TrainingResult
+
+_INTERRUPTED = 130
+
+
+class _ReportedError(Exception):
+    """A run failed, and its summary, its log and the user have been told."""
+
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Composes the config, trains, and prints the closing table; with ``-m`` once for each job of a sweep."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print_help()
+        return 0
+    from tfx.config.compose import check, run_with_hydra
+
+    status = 0
+
+    def job(composed: DictConfig, typed: list[str], directory: str) -> float | None:
+        nonlocal status
+        folder = Path(directory)
+        try:
+            summary = train(check(composed, typed), typed, folder)
+        except KeyboardInterrupt:
+            status = _INTERRUPTED
+            return None
+        except _ReportedError:
+            status = 1
+            return None
+        finally:
+            _remove_empty(folder)
+        if summary is None:
+            return None
+        return float(summary["valid"][summary["primary_metric"]])
+
+    run_with_hydra(job, arguments)
+    return status
+
+
+def train(config: Root, typed: Sequence[str], folder: Path) -> dict[str, Any] | None:
+    """One run from config to `summary.json`, which is returned; None after a dry run.
+
+    Nothing is written before config and data are known to be good. Raises `UserError` where they are not.
+    """
+    import torch
+
+    from tfx.data.prepare import prepare_data
+    from tfx.evaluation.metrics import check_metrics
+    from tfx.model.architecture import check_model
+    from tfx.model.device import choose_device
+
+    console = RunConsole()
+    check_metrics(config.dataset.metrics)
+    check_model(config.model)
+    device = choose_device(config.trainer.device)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    if config.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if config.trainer.tensorboard:
+        _require_tensorboard()
+    if RunDirectory(folder).config.exists():
+        RunDirectory.create(folder)  # says that it is not overwritten
+    data = prepare_data(config.dataset, config.model.context)
+    model = _build(config, data, device)
+    console.header(_header(config, data, model, device, folder))
+    if config.dry_run:
+        console.close()
+        return None
+    run = RunDirectory.create(folder)
+    return _Run(config, typed, run, console, data, model, device).execute()
+
+
+class _Run:
+    """One run with its directory open: whatever happens now leaves a `summary.json`."""
+
+    def __init__(
+        self,
+        config: Root,
+        typed: Sequence[str],
+        run: RunDirectory,
+        console: RunConsole,
+        data: PreparedData,
+        model: Transformer,
+        device: torch.device,
+    ) -> None:
+        self.config, self.typed, self.run, self.console = config, typed, run, console
+        self.data, self.model, self.device = data, model, device
+        self.facts: dict[str, Any] = {
+            "format_version": 1,
+            "task": data.task,
+            "model": config.model.name,
+            "dataset": config.dataset.name,
+            "techniques": [],
+            "seed": config.seed,
+            "primary_metric": config.dataset.metrics[0] if config.dataset.metrics else "loss",
+        }
+
+    def execute(self) -> dict[str, Any]:
+        """Trains and evaluates; writes the summary with its status however that ends."""
+        try:
+            self.console.open_log(self.run.log)
+            self._write_inputs()
+            training = self._train()
+            summary = self._evaluate(training)
+            write_json(self.run.summary, summary)
+            self.console.result(_closing_table(summary))
+            self.console.result(f"run: {self.run.path}")
+            return summary
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            status = "interrupted" if interrupted else "failed"
+            message = "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
+            self.console.failure(error)
+            write_json(self.run.summary, {"status": status, "error": message, **self.facts})
+            self.console.note(f"{status}: {' '.join(message.split())} (see {self.run.log})")
+            if isinstance(error, Exception) and not isinstance(error, UserError):
+                raise _ReportedError from error
+            raise
+        finally:
+            self.console.close()
+
+    def _write_inputs(self) -> None:
+        from omegaconf import OmegaConf
+
+        from tfx.config.compose import to_yaml
+        from tfx.run.environment import describe_environment
+
+        write_text(self.run.config, to_yaml(self.config))
+        write_text(self.run.overrides, OmegaConf.to_yaml(OmegaConf.create(list(self.typed))))
+        write_text(self.run.tokenizer, self.data.tokenizer.to_json())
+        fingerprints = {"data": self.data.fingerprint, "tokenizer": self.data.tokenizer.fingerprint}
+        write_json(self.run.environment, describe_environment(self.device, fingerprints))
+
+    def _train(self) -> TrainingResult:
+        from tfx.compression import checkpoint
+        from tfx.run.metrics import MetricsLog
+        from tfx.training.loop import Trainer
+
+        metrics = MetricsLog(self.run.metrics, self.run.path / "tensorboard" if self.config.trainer.tensorboard else None)
+        console = self.console
+
+        class Recorder:
+            """Every row goes to metrics.jsonl and to the console."""
+
+            def stepped(self, row: dict[str, float], **place: Any) -> None:
+                progress = place.pop("progress")
+                metrics.write("train", **place, progress=progress, **row)
+                console.stepped(row, **place, progress=progress)
+
+            def validated(self, row: dict[str, float], **place: Any) -> None:
+                progress = place.pop("progress")
+                metrics.write("valid", **place, progress=progress, **row)
+                console.validated(row, **place, progress=progress)
+
+        def keep(name: str) -> None:
+            self.run.state.mkdir(exist_ok=True)
+            file = self.run.state / f"{name}.safetensors"
+            checkpoint.save(file, self.model, self.data.tokenizer, self.config.evaluation)
+
+        try:
+            console.training_started()
+            return Trainer(self.config, self.model, self.data, self.device, Recorder()).train(keep)
+        finally:
+            console.training_ended()
+            metrics.close()
+
+    def _evaluate(self, training: TrainingResult) -> dict[str, Any]:
+        """Writes the final file, and measures what is read back from it."""
+        from tfx.compression import checkpoint
+        from tfx.evaluation.quality import measure_quality
+        from tfx.evaluation.scoring import score_loss
+        from tfx.evaluation.speed import measure_speed
+        from tfx.run.metrics import MetricsLog
+
+        config, data = self.config, self.data
+        before = score_loss(
+            self.model,
+            data.splits["valid"],
+            data.tokenizer,
+            batch_tokens=config.evaluation.batch_tokens,
+            device=self.device,
+        )
+        start = time.perf_counter()
+        checkpoint.save(self.run.model, self.model, data.tokenizer, config.evaluation)
+        loaded = checkpoint.load(self.run.model, str(self.device))
+        bytes_ = checkpoint.read_header(self.run.model).bytes
+        dense = bytes_.weights + bytes_.header
+
+        self.console.training_started()
+        qualities: dict[str, Quality] = {}
+        for name in dict.fromkeys(("valid", data.test_split)):
+            qualities[name] = measure_quality(
+                loaded.model,
+                data.splits[name],
+                loaded.tokenizer,
+                config.evaluation,
+                config.dataset.metrics,
+                seed=config.seed,
+                most_decoded=config.evaluation.decode_valid if name == "valid" and "test" in data.splits else None,
+                progress=lambda done, total, name=name: self.console.decoding(f"decoding {name}", done, total),
+            )
+        self.console.training_ended()
+        speed = measure_speed(loaded.model, data.splits[data.test_split], loaded.tokenizer, config.evaluation)
+        seconds = time.perf_counter() - start
+
+        valid, test = qualities["valid"], qualities[data.test_split]
+        write_json_lines(self.run.predictions, test.predictions)
+        metrics = MetricsLog(self.run.metrics)
+        place = {"step": training.steps, "tokens": training.tokens, "seconds": training.seconds}
+        for name in dict.fromkeys(("valid", data.test_split)):
+            metrics.write(name, **place, final=True, **qualities[name].metrics)  # type: ignore[arg-type]
+        metrics.close()
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        nonzero = sum(int((parameter != 0).sum()) for parameter in self.model.parameters())
+        stage = {"bytes": dense, "parameters": parameters, "nonzero_parameters": nonzero}
+        return {
+            "status": "completed",
+            **self.facts,
+            "test": test.metrics,
+            "test_split": data.test_split,
+            "valid": valid.metrics,
+            "signatures": test.signatures,
+            "reference": None,
+            "stages": [
+                {"name": "trained", "valid": before.metrics, **stage, "seconds": training.seconds},
+                {"name": "file", "valid": valid.metrics, **stage, "seconds": seconds},
+            ],
+            "bytes": {
+                "dense_fp32": dense,
+                "file": bytes_.file,
+                "weights": bytes_.weights,
+                "header": bytes_.header,
+                "tokenizer": bytes_.tokenizer,
+                "ratio": 1.0,
+            },
+            "parameters": parameters,
+            "train": training.to_dict() | {"teacher_seconds": 0.0, "teacher_tokens": 0, "teacher_flops": 0.0},
+            "inference": {"file": speed},
+            "data": {"notes": data.notes, **{name: len(split) for name, split in data.splits.items()}},
+            "evidence": {},
+        }
+
+
+# --- pieces -----------------------------------------------------------------------------------------
+
+
+def _build(config: Root, data: PreparedData, device: torch.device) -> Transformer:
+    from tfx.model.architecture import Architecture
+    from tfx.model.transformer import Transformer, initialise
+
+    architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
+    model = Transformer(architecture, config.model)
+    initialise(model, config.seed)
+    return model.to(device)
+
+
+def _require_tensorboard() -> None:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError("trainer.tensorboard needs an extra: pip install 'tfx[tensorboard]'") from None
+
+
+def _header(
+    config: Root, data: PreparedData, model: Transformer, device: torch.device, folder: Path
+) -> list[tuple[str, str]]:
+    from tfx.model.device import choose_precision
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = sum(p.numel() for name, p in model.named_parameters() if "embedding" in name or "output" in name)
+    unit = "pairs" if data.task == "seq2seq" else "tokens"
+    splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    if "test" not in data.splits:
+        splits += " (no test split: the result is measured on valid)"
+    budget = config.trainer.budget
+    length = next(
+        f"{value:,g} {name}"
+        for name, value in (("steps", budget.steps), ("tokens", budget.tokens), ("seconds", budget.seconds))
+        if value is not None
+    )
+    precision = choose_precision(config.trainer.precision, device).name
+    # Weights, gradients and two moments in fp32; an average doubles the weights.
+    copies = 4 + (config.trainer.averaging.kind != "none")
+    rows = [
+        ("data", f"{config.dataset.name}: {splits} {unit}"),
+        ("tokenizer", f"{config.dataset.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
+        (
+            "model",
+            f"{config.model.name}: {parameters:,} parameters ({embeddings / parameters:.0%} embeddings), "
+            f"about {size(4 * copies * parameters)} with gradients and optimizer, activations apart",
+        ),
+        (
+            "training",
+            f"{length}, {config.dataset.batch_tokens * config.trainer.accumulation:,} tokens a step, "
+            f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
+        ),
+        ("device", f"{device}, {precision}"),
+        ("stack", "no technique"),
+        ("run", str(folder)),
+    ]
+    return rows + [("note", note) for note in data.notes]
+
+
+def _closing_table(summary: dict[str, Any]) -> Table:
+    training, bytes_, speed = summary["train"], summary["bytes"], summary["inference"]["file"]
+    table = Table(title=f"{summary['model']} on {summary['dataset']}", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("validation", justify="right")
+    table.add_column(summary["test_split"] if summary["test_split"] == "test" else "test (none: valid)", justify="right")
+    primary = summary["primary_metric"]
+    for name in dict.fromkeys((primary, *summary["test"])):
+        style = "bold" if name == primary else None
+        table.add_row(name, number(summary["valid"].get(name)), number(summary["test"].get(name)), style=style)
+    table.add_section()
+    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
+    seconds = f"{clock(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
+    for name, value in (
+        ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {seconds}"),
+        ("padding", f"{training['padding']:.1%}"),
+        ("parameters", f"{summary['parameters']:,}"),
+        ("file", f"{size(bytes_['file'])} (tokenizer {size(bytes_['tokenizer'])})"),
+        ("latency", f"{speed['latency_ms']['p50']:.1f} ms {unit} (p95 {speed['latency_ms']['p95']:.1f})"),
+        ("throughput", f"{speed['tokens_per_second']:,.0f} output tokens/s"),
+    ):
+        table.add_row(name, "", value)
+    for metric, signature in summary["signatures"].items():
+        table.add_row(f"{metric} is", "", signature, style="dim")
+    return table
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the folder that Hydra made for a job that wrote nothing, and its parents where they are empty."""
+    for path in (folder, folder.parent):
+        try:
+            path.rmdir()
+        except OSError:
+            return
+
+
+def print_help() -> None:
+    """Prints the groups, their choices, and every setting with its default, type, range and paper."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n")
+    console.print("Trains, evaluates and writes a run directory. `-m` sweeps over comma-separated values.")
+    console.print("`dry_run=true` checks and prints the plan; `--config-dir DIR` adds your own YAMLs;")
+    console.print("`--cfg job` prints the composed config; `--hydra-help` lists Hydra's flags.\n")
+    for group in describe.GROUPS:
+        names = ", ".join(describe.choices(group)) or "(none)"
+        console.print(f"[bold]{group}[/bold]: {names}", soft_wrap=True)
+    console.print()
+    table = Table(box=None, pad_edge=False, show_header=True)
+    for column in ("key", "default", "what it is"):
+        table.add_column(column, overflow="fold")
+    for key, field in describe.settings():
+        table.add_row(key, str(describe.default_of(field)), describe.explain_field(field))
+    console.print(table)

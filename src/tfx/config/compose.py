@@ -1,0 +1,289 @@
+"""How a config is composed by Hydra, merged into the schema, and checked; errors become one line with a remedy."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tfx.config.schema import DEFAULT_BUDGET_SECONDS, Root
+from tfx.errors import UserError, unknown
+
+_CONF = "pkg://tfx.conf"
+_PRIMARY = "train"
+# Makes a saved config a primary config of Hydra's: `tfx train --config-dir RUN --config-name config`.
+_SAVED_HEAD = """\
+# Reruns with no other file: tfx train --config-dir THIS_FOLDER --config-name config
+defaults:
+  - _self_
+  - override hydra/output: tfx
+  - override hydra/job_logging: none
+hydra:
+  output_subdir: null
+"""
+_BUDGETS = ("steps", "tokens", "seconds")
+
+
+def _register() -> None:
+    ConfigStore.instance().store(name="schema", node=Root, provider="tfx")
+    OmegaConf.register_new_resolver("tfx.random_hex", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+
+
+def run_with_hydra(task: Callable[[DictConfig, list[str], str], Any], arguments: Sequence[str]) -> None:
+    """Lets Hydra's command line compose configs from ``arguments`` and calls ``task`` for each job.
+
+    ``task`` gets what was composed (to be given to `check`), the overrides that the user typed, and the job's
+    directory. Raises `UserError` for whatever is wrong with the config; of a sweep's jobs, the first one's.
+    """
+    _register()
+    fault: UserError | None = None
+
+    def job(composed: DictConfig) -> Any:
+        nonlocal fault
+        settings = HydraConfig.get()
+        typed = list(settings.overrides.task)
+        try:
+            return task(composed, typed, settings.runtime.output_dir)
+        except UserError as error:
+            # Passed around Hydra, which would print words of its own.
+            fault = fault or error
+            return None
+
+    job.__module__ = "tfx"  # Hydra takes the job's name from here
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        with _full_errors():
+            hydra.main(version_base="1.3", config_path=_CONF, config_name=_PRIMARY)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    finally:
+        sys.argv = before
+    if fault is not None:
+        raise fault
+
+
+def compose(overrides: Sequence[str]) -> Root:
+    """The checked config of ``overrides`` on top of the defaults, without running anything."""
+    return check(_compose(overrides), overrides)
+
+
+def load(path: Any) -> Root:
+    """The config that a run saved."""
+    try:
+        return check(OmegaConf.load(path), ())  # type: ignore[arg-type]
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path} is not a readable config: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        # YAML's own errors share no importable base with OmegaConf's.
+        if type(error).__module__.startswith("yaml"):
+            raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def change(config: Root, overrides: Sequence[str]) -> Root:
+    """A saved config with ``overrides`` on top: values (a.b=1), or whole groups (dataset=multi30k) chosen anew."""
+    _register()
+    saved: Any = OmegaConf.structured(config)
+    groups = {f.name for f in fields(Root) if is_dataclass(f.default_factory)} | {"technique"}
+    chosen = [o for o in overrides if o.lstrip("+").split("=", 1)[0] in groups]
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"'{override}' is not an override: write key=value")
+    if chosen:
+        composed = _compose(chosen)
+        for override in chosen:
+            name = override.lstrip("+").split("=", 1)[0]
+            saved[name] = composed[name]
+    values = [o.lstrip("+") for o in overrides if o not in chosen]
+    try:
+        return check(OmegaConf.merge(saved, OmegaConf.from_dotlist(values)), values)  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+
+
+def to_yaml(config: Root) -> str:
+    """The resolved config as YAML; it reruns with no other file."""
+    return _SAVED_HEAD + OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    _register()
+    try:
+        with hydra.initialize_config_module("tfx.conf", version_base="1.3"):
+            return hydra.compose(_PRIMARY, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+
+
+@contextmanager
+def _full_errors() -> Iterator[None]:
+    """Hydra prints errors and exits by itself unless this variable is set; here they become one line."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def check(composed: DictConfig, typed: Sequence[str]) -> Root:
+    """Merges what was composed into the schema and checks names, types, ranges and combinations.
+
+    ``typed`` are the user's own overrides, which decide which budget counts.
+    """
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(values, dict)
+    values = {str(key): value for key, value in values.items() if key not in ("experiment", "hydra", "defaults")}
+    _check_keys(values, Root, "")
+    budget = (values.get("trainer") or {}).get("budget") or {}
+    _choose_budget(budget, typed)
+    try:
+        config: Root = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Root), values))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    check_values(config, "")
+    _check_combinations(config)
+    return config
+
+
+def _check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
+    known = {f.name: f for f in fields(schema)}
+    for key, value in values.items():
+        if key not in known:
+            raise unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in known])
+        factory = known[key].default_factory
+        if is_dataclass(factory):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{key}={value} is not a group of settings: set {prefix}{key}.<name>=…")
+            _check_keys(value, factory, f"{prefix}{key}.")
+
+
+def _choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
+    """Leaves one budget: the one that the user typed, else the config's, else the default."""
+    assigned = []
+    for override in typed:
+        match = re.fullmatch(r"\+*trainer\.budget\.(\w+)=(.*)", override)
+        if match and match[2] not in ("null", "None", ""):
+            assigned.append(match[1])
+    named = [name for name in _BUDGETS if name in assigned]
+    if not named:
+        named = [name for name in _BUDGETS if budget.get(name) is not None]
+    if len(named) > 1:
+        both = " and ".join(f"trainer.budget.{name}={budget.get(name)}" for name in named)
+        raise UserError(f"a run has one budget, and {both} are named: keep one of them")
+    for name in _BUDGETS:
+        if named and name != named[0]:
+            budget[name] = None
+    if not named:
+        budget["seconds"] = DEFAULT_BUDGET_SECONDS
+
+
+def check_values(node: Any, prefix: str) -> None:
+    """Raises `UserError` for a value of a settings dataclass that is out of its range or choices."""
+    for f in fields(node):
+        name, value, meta = f"{prefix}{f.name}", getattr(node, f.name), f.metadata
+        if is_dataclass(value):
+            check_values(value, f"{name}.")
+            continue
+        choices = meta.get("choices")
+        if choices and value not in choices:
+            raise unknown(name, str(value), choices)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            _check_range(name, number, meta)
+
+
+def _check_range(name: str, number: float, meta: Any) -> None:
+    bounds = [
+        ("minimum", "at least", lambda bound: number >= bound),
+        ("maximum", "at most", lambda bound: number <= bound),
+        ("above", "above", lambda bound: number > bound),
+        ("below", "below", lambda bound: number < bound),
+    ]
+    wanted = [f"{words} {meta[key]:g}" for key, words, _ in bounds if meta.get(key) is not None]
+    # NaN compares false with everything and so fails any bound.
+    if any(meta.get(key) is not None and not holds(meta[key]) for key, _, holds in bounds):
+        raise UserError(f"{name}={number:g} is out of range: it must be {' and '.join(wanted)}")
+
+
+def _check_combinations(config: Root) -> None:
+    model, dataset, schedule = config.model, config.dataset, config.schedule
+    if model.family != dataset.task:
+        kind = {"seq2seq": "text to text", "lm": "a language model"}
+        example = {"seq2seq": "seq2seq_tiny", "lm": "gpt_nano"}
+        raise UserError(
+            f"model '{model.name}' is for {kind[model.family]} and dataset '{dataset.name}' for {kind[dataset.task]}: "
+            f"choose a model for it, such as model={example[dataset.task]}"
+        )
+    if len(config.optimizer.betas) != 2:
+        raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
+    if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:
+        raise UserError(
+            f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the whole budget"
+        )
+    metric = config.trainer.early_stopping.metric
+    watchable = ["loss", "perplexity"] + (["bits_per_byte"] if dataset.task == "lm" else [])
+    if metric is not None and metric not in watchable:
+        raise unknown("trainer.early_stopping.metric", metric, watchable)
+    if config.evaluation.method == "beam" and dataset.task == "lm":
+        raise UserError("evaluation.method=beam is for text to text: a language model decodes by greedy or sample")
+    if dataset.metrics and dataset.task == "lm":
+        raise UserError(f"dataset.metrics={dataset.metrics} are of generated text: a language model is scored by its loss")
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+def explain(error: Exception) -> UserError:
+    """One line, with a suggestion, for an error of Hydra or OmegaConf."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return unknown(group or "config", choice, error.options)
+    cause: BaseException = error
+    while isinstance(cause.__cause__, (OmegaConfBaseException, HydraException)):
+        cause = cause.__cause__
+    text = str(cause)
+    key = getattr(cause, "full_key", None)
+    if "is not in struct" in text or "not in '" in text:
+        name = key or re.findall(r"'([^']*)'", text)[0]
+        return unknown("key", name, _all_keys())
+    match = re.search(r"Could not override '([^']+)'", str(error))
+    if match:
+        parent = match[1].split("=")[0].lstrip("+~")
+        if parent not in _all_keys():
+            return unknown("key", parent, _all_keys())
+    first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
+    return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
+
+
+def _all_keys() -> list[str]:
+    found: list[str] = []
+
+    def visit(schema: Any, prefix: str) -> None:
+        for f in fields(schema):
+            found.append(f"{prefix}{f.name}")
+            if is_dataclass(f.default_factory):
+                visit(f.default_factory, f"{prefix}{f.name}.")
+
+    visit(Root, "")
+    return found

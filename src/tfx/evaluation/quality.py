@@ -1,0 +1,64 @@
+"""The quality of a model on one split: loss, and the metrics of what it generates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfx.config.schema import EvaluationConfig
+from tfx.data.prepare import Pairs, Ragged, Stream
+from tfx.data.tokenizer import Tokenizer
+from tfx.evaluation.generation import decode_sources
+from tfx.evaluation.metrics import score_text
+from tfx.evaluation.scoring import score_loss
+from tfx.model.transformer import Transformer
+
+
+@dataclass
+class Quality:
+    """Metrics by name, their signatures, and one prediction a sentence with what statistics need."""
+
+    metrics: dict[str, float]
+    signatures: dict[str, str] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure_quality(
+    model: Transformer,
+    split: Pairs | Stream,
+    tokenizer: Tokenizer,
+    config: EvaluationConfig,
+    metrics: Sequence[str],
+    *,
+    seed: int,
+    most_decoded: int | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Quality:
+    """Scores the loss of the whole split and, for text to text, decodes it (its first ``most_decoded`` rows)."""
+    device = model.embedding.weight.device
+    score = score_loss(model, split, tokenizer, batch_tokens=config.batch_tokens, device=device)
+    quality = Quality(score.metrics)
+    if not isinstance(split, Pairs) or split.texts is None:
+        return quality
+    count = min(len(split), most_decoded or len(split))
+    sources = Ragged(split.source.values, split.source.offsets[: count + 1])
+    hypotheses = decode_sources(model, sources, tokenizer, config, seed=seed, progress=progress)
+    texts = split.texts[:count]
+    text = score_text(hypotheses, texts["references"], metrics)
+    quality.metrics |= text.metrics
+    quality.signatures = text.signatures
+    assert score.nll is not None and score.targets is not None
+    for row, hypothesis in enumerate(hypotheses):
+        references = texts["references"][row]
+        quality.predictions.append(
+            {
+                "source": texts["source"][row],
+                "reference": references[0] if len(references) == 1 else references,
+                "hypothesis": hypothesis,
+                "nll": round(float(score.nll[row]), 4),
+                "targets": int(score.targets[row]),
+                **text.sentences[row],
+            }
+        )
+    return quality

@@ -1,0 +1,156 @@
+"""What the user sees of a run: a header, a live line, notes, a closing table; all of it also in the log.
+
+Progress goes to stderr. Where stderr is no terminal there is no live line, only one plain line a validation.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def number(value: Any) -> str:
+    """A value for a table: four significant digits, thousands apart."""
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return str(value)
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+class RunConsole:
+    """Shows a run as it goes."""
+
+    def __init__(self) -> None:
+        self._terminal = Console(stderr=True, highlight=False)
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+        self._file: TextIO | None = None
+        self._log: Console | None = None
+        self._before_log: list[Any] = []
+        self._validation = ""
+
+    def open_log(self, path: Path) -> None:
+        """From now on everything is also written to ``path``, what was shown before included."""
+        self._file = open(path, "a", encoding="utf-8")
+        self._log = Console(file=self._file, width=140, highlight=False, color_system=None)
+        for item in self._before_log:
+            self._log.print(item)
+        self._before_log.clear()
+        self._file.flush()
+
+    def close(self) -> None:
+        """Ends the live line and closes the log."""
+        self._stop_live()
+        if self._file is not None:
+            self._file.close()
+            self._file = self._log = None
+
+    def note(self, message: str) -> None:
+        """One line."""
+        self._show(message)
+
+    def header(self, rows: Sequence[tuple[str, str]]) -> None:
+        """What is about to run: names and values."""
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column()
+        for name, value in rows:
+            table.add_row(name, value)
+        self._show(table)
+
+    def failure(self, error: BaseException) -> None:
+        """Writes the traceback to the log; the terminal gets it only where there is no log yet."""
+        lines = "".join(traceback.format_exception(error))
+        if self._file is not None:
+            self._stop_live()
+            self._file.write(lines)
+            self._file.flush()
+        else:
+            sys.stderr.write(lines)
+
+    # --- training -----------------------------------------------------------------------------------
+
+    def training_started(self) -> None:
+        """Opens the live line."""
+        if self._terminal.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            self._live = Progress(*columns, console=self._terminal, transient=True)
+            self._task = self._live.add_task("training", total=1.0, text="")
+            self._live.start()
+
+    def stepped(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
+        """Moves the live line."""
+        if self._live is None:
+            return
+        left = seconds * (1.0 - progress) / progress if progress else 0.0
+        text = (
+            f"step {step:,}  loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  "
+            f"{clock(left)} left{self._validation}"
+        )
+        self._live.update(self._task, completed=progress, text=text)
+
+    def validated(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
+        """One line a validation."""
+        values = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        self._validation = f"  valid {row['loss']:.3f}"
+        self._show(f"{progress:4.0%}  step {step:,}  {clock(seconds)}  validation: {values}")
+
+    def decoding(self, what: str, done: int, total: int) -> None:
+        """Moves a live line through an evaluation."""
+        if self._live is not None:
+            self._live.update(self._task, description=what, completed=done / total, text=f"{done:,} of {total:,}")
+
+    def training_ended(self) -> None:
+        """Closes the live line."""
+        self._stop_live()
+
+    # --- results ------------------------------------------------------------------------------------
+
+    def result(self, table: Table | str) -> None:
+        """The result that was asked for: on stdout, and in the log."""
+        self._stop_live()
+        Console(highlight=False).print(table)
+        if self._log is not None:
+            self._log.print(table)
+
+    def _show(self, item: Any) -> None:
+        if self._live is not None:
+            self._live.console.print(item)
+        else:
+            self._terminal.print(item)
+        if self._log is not None and self._file is not None:
+            self._log.print(item)
+            self._file.flush()
+        else:
+            self._before_log.append(item)
+
+    def _stop_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

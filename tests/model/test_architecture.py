@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tfx.config.schema import ModelConfig
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture, BlockShape
+
+
+def test_a_config_becomes_uniform_blocks_with_cross_attention_in_the_decoder_only():
+    architecture = Architecture.from_config(ModelConfig(width=32, heads=4, kv_heads=2, ffn_width=48), 100)
+    assert architecture.encoder == (BlockShape(4, 2, 0, 0, 48),) * 4
+    assert architecture.decoder == (BlockShape(4, 2, 4, 2, 48),) * 4
+    assert architecture.head_width == 8
+    assert architecture.is_seq2seq
+
+
+def test_a_language_model_has_no_encoder_and_no_cross_attention():
+    architecture = Architecture.from_config(ModelConfig(family="lm", encoder_layers=0), 100)
+    assert architecture.encoder == ()
+    assert {shape.cross_heads for shape in architecture.decoder} == {0}
+    assert not architecture.is_seq2seq
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), ModelConfig(family="lm", encoder_layers=0, qk_norm=True)])
+def test_an_architecture_survives_json(config):
+    architecture = Architecture.from_config(config, 100)
+    assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
+
+
+@pytest.mark.parametrize("broken", [{}, [], None, {"encoder": [{"heads": 1}]}])
+def test_a_broken_record_is_a_user_error(broken):
+    whole = Architecture.from_config(ModelConfig(), 100).to_dict()
+    value = whole | broken if broken else broken
+    with pytest.raises(UserError, match="not readable"):
+        Architecture.from_dict(value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 30}, r"model\.width=30 must be a multiple of model\.heads=4"),
+        ({"kv_heads": 3}, r"model\.kv_heads=3"),
+        ({"kv_heads": 8}, r"model\.kv_heads=8"),
+        ({"family": "lm"}, r"set model\.encoder_layers=0"),
+        ({"encoder_layers": 0}, r"set model\.encoder_layers to 1"),
+        ({"width": 20, "positions": "rotary"}, r"even head width, not 5"),
+        ({"width": 9, "heads": 3}, r"even model\.width, not 9"),
+    ],
+)
+def test_settings_that_cannot_be_built_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        Architecture.from_config(ModelConfig(**settings), 100)

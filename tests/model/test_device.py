@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tfx.errors import UserError
+from tfx.model import device
+from tfx.model.device import choose_device, choose_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_without_a_gpu_it_is_the_cpu(no_gpu, name):
+    assert choose_device(name) == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "meta", "warp", "", "cuda:x"])
+def test_a_device_that_is_not_there_is_a_user_error_that_says_what_to_use(no_gpu, name):
+    with pytest.raises(UserError, match=r"auto"):
+        choose_device(name)
+
+
+def test_a_gpu_number_that_is_too_high_is_a_user_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="there are 2 CUDA devices"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("name", "has_bf16", "expected"),
+    [
+        ("auto", True, ("mixed", None, torch.bfloat16)),
+        ("auto", False, ("fp32", None, torch.float32)),
+        ("fp32", True, ("fp32", None, torch.float32)),
+        ("mixed", False, ("mixed", None, torch.bfloat16)),
+        ("bf16", False, ("bf16", torch.bfloat16, torch.bfloat16)),
+    ],
+)
+def test_precision_on_a_cpu(monkeypatch, name, has_bf16, expected):
+    monkeypatch.setattr(device, "_cpu_multiplies_bf16", lambda: has_bf16)
+    precision = choose_precision(name, CPU)
+    assert (precision.name, precision.autocast, precision.products) == expected
+
+
+@pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_on_a_gpu_is_bfloat16_where_there_is_any(monkeypatch, has_bf16, name):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    assert choose_precision("auto", torch.device("cuda")).name == name

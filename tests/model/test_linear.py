@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tfx.model.linear import Linear, reduce_rows, set_product_dtype
+
+
+def pair(shape, bias):
+    torch.manual_seed(1)
+    layer = Linear(24, 40, bias=bias)
+    x = torch.randn(*shape, 24, requires_grad=True)
+    grad = torch.randn(*shape, 40)
+    return layer, x, grad
+
+
+@pytest.mark.parametrize("shape", [(1,), (127,), (128,), (3, 43), (2, 5, 26)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_mixed_products_and_gradients_stay_near_full_precision(shape, bias):
+    layer, x, grad = pair(shape, bias)
+    inputs = [x, *layer.parameters()]
+    expected = functional.linear(x, layer.weight, layer.bias)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    set_product_dtype(layer, torch.bfloat16)
+    y = layer(x)
+    assert y.dtype == torch.float32
+    assert y.shape == expected.shape
+    assert not torch.equal(y, expected)
+    assert (y - expected).norm() < 0.01 * expected.norm()
+    for actual, wanted in zip(torch.autograd.grad(y, inputs, grad), expected_grads, strict=True):
+        assert actual.dtype == torch.float32
+        assert actual.shape == wanted.shape
+        assert (actual - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_evaluation_is_in_full_precision():
+    layer, x, _ = pair((5,), True)
+    set_product_dtype(layer, torch.bfloat16)
+    assert torch.equal(layer.eval()(x), functional.linear(x, layer.weight, layer.bias))
+
+
+def test_frozen_weights_still_pass_the_gradient_on():
+    layer, x, grad = pair((5,), True)
+    set_product_dtype(layer, torch.bfloat16)
+    layer.requires_grad_(False)
+    layer(x).backward(grad)
+    assert layer.weight.grad is None
+    assert (x.grad - grad @ layer.weight).norm() < 0.01 * x.grad.norm()
+
+
+def test_set_product_dtype_reaches_every_linear_of_the_blocks_and_mixed_training_stays_close(make_model, example):
+    model = make_model(dtype=torch.float32).train()
+    inputs = example("seq2seq")
+    expected = model(*inputs)
+    set_product_dtype(model, torch.bfloat16)
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    assert len(layers) == 2 * 6 + 2 * 10
+    assert all(layer.product_dtype == torch.bfloat16 for layer in layers)
+    actual = model(*inputs)
+    assert not torch.equal(actual, expected)
+    assert (actual - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 129])
+def test_padded_rows_are_zero(rows):
+    x = torch.randn(rows, 3)
+    padded = reduce_rows(x, torch.bfloat16)
+    assert padded.shape == (128 if rows <= 128 else 256, 3)
+    assert torch.equal(padded[:rows], x.bfloat16())
+    assert not padded[rows:].any()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tfx.model.loss import IGNORE, linear_cross_entropy
+
+
+def problem(rows, vocab, ignored=0.2):
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(vocab, 8, generator=generator, requires_grad=True)
+    target = torch.randint(0, vocab, (rows,), generator=generator)
+    target[torch.rand(rows, generator=generator) < ignored] = IGNORE
+    return hidden, weight, target
+
+
+def reference(hidden, weight, target, smoothing):
+    logits = hidden.double() @ weight.double().t()
+    loss = functional.cross_entropy(logits, target, reduction="sum", ignore_index=IGNORE, label_smoothing=smoothing)
+    nll = functional.cross_entropy(logits, target, reduction="none", ignore_index=IGNORE)
+    return loss, nll, torch.autograd.grad(loss / 7, (hidden, weight))
+
+
+# A vocabulary of 9,000 makes slices of 128 rows; the others fit into one.
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 11), (128, 9000), (129, 9000), (300, 9000), (255, 5)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_value_and_gradients_are_torchs_cross_entropy(rows, vocab, smoothing):
+    hidden, weight, target = problem(rows, vocab, ignored=0.0 if rows == 1 else 0.2)
+    expected, expected_nll, expected_grads = reference(hidden, weight, target, smoothing)
+    loss, nll = linear_cross_entropy(hidden, weight, target, smoothing=smoothing)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(nll.double(), expected_nll, rtol=1e-5, atol=1e-5)
+    assert not nll.requires_grad
+    # Divided, as the training loop does: the gradient of the sum must be scaled by what comes from above.
+    for actual, wanted in zip(torch.autograd.grad(loss / 7, (hidden, weight)), expected_grads, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 127, 300])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bfloat16_products_stay_near_full_precision(rows, smoothing):
+    hidden, weight, target = problem(rows, 9000)
+    expected, _, expected_grads = reference(hidden, weight, target, smoothing)
+    loss, nll = linear_cross_entropy(hidden, weight, target, smoothing=smoothing, dtype=torch.bfloat16)
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=0.01, atol=0.01)
+    for actual, wanted in zip(torch.autograd.grad(loss / 7, (hidden, weight)), expected_grads, strict=True):
+        assert actual.dtype == torch.float32
+        assert (actual - wanted).norm() <= 0.02 * wanted.norm()
+
+
+def test_only_ignored_targets_give_no_loss_and_no_gradient():
+    hidden, weight, target = problem(130, 9, ignored=2.0)
+    loss, nll = linear_cross_entropy(hidden, weight, target, smoothing=0.1)
+    grads = torch.autograd.grad(loss, (hidden, weight))
+    assert loss.item() == 0.0
+    assert not nll.any()
+    assert not any(grad.any() for grad in grads)
+
+
+def test_scoring_without_gradients_gives_the_same_values():
+    hidden, weight, target = problem(300, 9000)
+    expected, expected_nll = linear_cross_entropy(hidden, weight, target, smoothing=0.1)
+    with torch.inference_mode():
+        loss, nll = linear_cross_entropy(hidden, weight, target, smoothing=0.1)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(nll, expected_nll)
+
+
+def test_an_impossible_target_has_a_large_but_finite_loss():
+    hidden, weight = torch.full((1, 1), 1e4), torch.tensor([[1.0], [-1.0]])
+    loss, _ = linear_cross_entropy(hidden, weight, torch.tensor([1]))
+    assert loss.item() == pytest.approx(2e4)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tfx.config.schema import ModelConfig
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture
+from tfx.model.transformer import Transformer, check_lengths, initialise
+
+FAMILIES = ["seq2seq", "lm"]
+POSITIONS = ["sinusoidal", "learned", "rotary", "alibi"]
+SHAPES = pytest.mark.parametrize(("family", "positions"), [(f, p) for f in FAMILIES for p in POSITIONS])
+
+
+def in_steps(model, target, memory, mask, sizes):
+    caches, start, pieces = model.new_caches(), 0, []
+    for size in sizes:
+        pieces.append(model.decode(target[:, start : start + size], memory, mask, caches))
+        start += size
+    return torch.cat(pieces, dim=1)
+
+
+@SHAPES
+@pytest.mark.parametrize("sizes", [[1] * 7, [3, 1, 2, 1], [7]])
+@pytest.mark.parametrize("settings", [{}, {"kv_heads": 2, "qk_norm": True, "norm_position": "post"}])
+def test_cached_decoding_gives_the_hidden_states_of_teacher_forcing(
+    make_model, example, family, positions, sizes, settings
+):
+    model = make_model(family=family, positions=positions, **settings)
+    target, source, mask = example(family)
+    memory = model.encode(source, mask) if source is not None else None
+    torch.testing.assert_close(in_steps(model, target, memory, mask, sizes), model(target, source, mask))
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("settings", [{}, {"kv_heads": 1}])
+def test_hypotheses_share_one_memory_row_also_after_rows_are_selected(make_model, example, positions, settings):
+    model = make_model(positions=positions, **settings)
+    _, source, mask = example("seq2seq")
+    memory = model.encode(source, mask)
+    target = torch.randint(0, 11, (3 * 4, 6))
+    expected = model.decode(target, memory.repeat_interleave(4, 0), mask.repeat_interleave(4, 0))
+    caches = model.new_caches()
+    for step in range(3):
+        hidden = model.decode(target[:, step : step + 1], memory, mask, caches)
+        torch.testing.assert_close(hidden[:, 0], expected[:, step])
+    # Sentence 1 leaves; in the others hypotheses are copied, dropped and put in another order.
+    sentences = torch.tensor([0, 2])
+    rows = torch.tensor([2, 2, 0, 1, 11, 8, 8, 8])
+    for cache in caches:
+        cache.own.select(rows)
+        cache.cross.select(sentences)
+    expected = model.decode(
+        target[rows], memory[sentences].repeat_interleave(4, 0), mask[sentences].repeat_interleave(4, 0)
+    )
+    for step in range(3, 6):
+        hidden = model.decode(target[rows, step : step + 1], memory[sentences], mask[sentences], caches)
+        torch.testing.assert_close(hidden[:, 0], expected[:, step])
+
+
+@SHAPES
+def test_a_later_token_changes_no_earlier_hidden_state(make_model, example, family, positions):
+    model = make_model(family=family, positions=positions)
+    target, source, mask = example(family)
+    before = model(target, source, mask)
+    target[:, 4] = (target[:, 4] + 1) % 11
+    after = model(target, source, mask)
+    torch.testing.assert_close(after[:, :4], before[:, :4])
+    for later in range(4, 7):
+        assert not torch.allclose(after[:, later], before[:, later], atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_source_padding_changes_no_output(make_model, example, positions):
+    model = make_model(positions=positions)
+    target, source, mask = example("seq2seq")
+    expected = model(target, source, mask)
+    longer = torch.cat([source, torch.randint(0, 11, (3, 5))], dim=1)
+    padded = torch.cat([mask, torch.zeros(3, 5, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(model(target, longer, padded), expected)
+    alone = model(target[1:2], source[1:2, :3], None)
+    torch.testing.assert_close(alone, expected[1:2])
+    assert not torch.allclose(model(target, source, None)[1:], expected[1:], atol=1e-6)
+
+
+@SHAPES
+def test_the_order_of_tokens_matters(make_model, example, family, positions):
+    model = make_model(family=family, positions=positions)
+    target, source, _ = example(family)
+    expected = model(target, source)
+    if source is None:
+        swapped = model(target[:, [1, 0, 2, 3, 4, 5, 6]])
+    else:
+        swapped = model(target, source[:, [1, 0, 2, 3, 4, 5]])
+    assert not torch.allclose(swapped[:, -1], expected[:, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_embedding_is_scaled_by_the_root_of_the_width_and_continues_at_the_offset(make_model, positions):
+    model = make_model(positions=positions)
+    tokens = torch.tensor([[3, 0, 9]])
+    expected = model.embedding.weight[tokens] * 4.0
+    if positions == "sinusoidal":
+        expected = expected + model.sinusoids[5:8]
+    if positions == "learned":
+        expected = expected + model.position.weight[5:8] * 4.0
+    torch.testing.assert_close(model.embed(tokens, model.embedding, offset=5), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_alibi_serves_blocks_with_different_numbers_of_heads(example, family):
+    config = ModelConfig(
+        family=family, encoder_layers=2 * (family == "seq2seq"), decoder_layers=2, width=16, heads=4, ffn_width=8,
+        context=16, positions="alibi",
+    )  # fmt: skip
+    architecture = Architecture.from_config(config, 11)
+    narrow = replace(architecture.decoder[1], heads=2, kv_heads=2)
+    architecture = replace(architecture, decoder=(narrow, architecture.decoder[0]))
+    target, source, mask = example(family)
+    assert Transformer(architecture).eval()(target, source, mask).shape == (3, 7, 16)
+
+
+@pytest.mark.parametrize(
+    ("tied", "family", "matrices"),
+    [("all", "seq2seq", 1), ("output", "seq2seq", 2), ("none", "seq2seq", 3), ("all", "lm", 1), ("none", "lm", 2)],
+)
+def test_tied_embeddings_are_one_matrix_and_stay_one(make_model, tied, family, matrices):
+    model = make_model(tied_embeddings=tied, family=family)
+    other = make_model(tied_embeddings=tied, family=family, seed=2)
+    other.load_state_dict(model.state_dict())
+    for each in (model, other.float().double()):
+        tables = {id(p) for p in (each.embedding.weight, each.source_embedding.weight, each.output.weight)}
+        assert len(tables) == matrices
+        assert (each.output.weight is each.embedding.weight) == (tied != "none")
+        assert sum(p.shape == (11, 16) for p in each.parameters()) == matrices
+
+
+def weights(norm_position="pre", seed=1, **settings):
+    config = ModelConfig(width=16, heads=4, ffn_width=24, context=8, norm_position=norm_position, **settings)
+    model = Transformer(Architecture.from_config(config, 11), config)
+    initialise(model, seed)
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_one_more_decoder_layer_changes_no_other_initial_weight(norm_position):
+    less, more = weights(norm_position, decoder_layers=2), weights(norm_position, decoder_layers=3)
+    assert less.keys() < more.keys()
+    for name, weight in less.items():
+        # Pre-norm scales what the decoder's blocks write by the root of their number: 6 writes, then 9.
+        is_write = name.startswith("decoder") and name.endswith(("o.weight", "down.weight")) and norm_position == "pre"
+        factor = math.sqrt(6 / 9) if is_write else 1.0
+        torch.testing.assert_close(more[name], weight * factor, msg=name)
+
+
+@pytest.mark.parametrize(("stack", "writes"), [("encoder", 2 * 5), ("decoder", 3 * 2)])
+def test_writes_to_the_residual_stream_are_scaled_by_their_own_stacks_number(stack, writes):
+    drawn = weights(encoder_layers=5, decoder_layers=2)
+    bound = drawn[f"{stack}.blocks.1.attention.q.weight"].abs().max().item()
+    assert bound == pytest.approx(math.sqrt(6 / 32), rel=0.05)
+    written = drawn[f"{stack}.blocks.1.attention.o.weight"].abs().max().item()
+    assert written == pytest.approx(math.sqrt(6 / 32 / writes), rel=0.05)
+
+
+def test_every_weight_has_draws_of_its_own_and_seeds_differ():
+    first, again, second = weights(seed=1), weights(seed=1), weights(seed=2)
+    matrices = [name for name, weight in first.items() if weight.ndim == 2]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], second[name]) for name in matrices)
+    starts = {round(first[name].flatten()[0].item() / first[name].abs().max().item(), 6) for name in matrices}
+    assert len(starts) == len(matrices)
+    assert all((w == (0.0 if name.endswith("bias") else 1.0)).all() for name, w in first.items() if w.ndim == 1)
+    assert first["embedding.weight"].std().item() == pytest.approx(0.25, rel=0.2)
+
+
+@SHAPES
+def test_autocast_to_bfloat16_stays_close_to_full_precision(make_model, example, family, positions):
+    model = make_model(family=family, positions=positions, qk_norm=True, norm="rmsnorm", dtype=torch.float32)
+    inputs = example(family)
+    expected = model(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = model(*inputs)
+    assert (actual.float() - expected).pow(2).mean().sqrt() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_torch_compile_traces_the_whole_model_without_a_break(make_model, example, positions):
+    model = make_model(positions=positions, dtype=torch.float32)
+    inputs = example("seq2seq")
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(*inputs), model(*inputs))
+
+
+def test_a_sequence_beyond_the_context_is_an_error_that_names_both_lengths(make_model):
+    model = make_model(context=5)
+    check_lengths(model, 5, "the source")
+    with pytest.raises(UserError, match=r"the source has 6 tokens, and the model takes 5"):
+        check_lengths(model, 6, "the source")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tfx.config.schema import ModelConfig, OptimizerConfig
+from tfx.model.architecture import Architecture
+from tfx.model.transformer import Transformer, initialise
+from tfx.training.optimizers import build_optimizers
+
+CPU = torch.device("cpu")
+
+
+def small_model(**settings):
+    config = ModelConfig(width=8, heads=2, ffn_width=12, context=8, encoder_layers=1, decoder_layers=1, **settings)
+    model = Transformer(Architecture.from_config(config, 11), config)
+    initialise(model, 1)
+    return model
+
+
+def give_gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def snapshot(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_step_is_the_formula_of_the_paper(name):
+    config = OptimizerConfig(name=name, lr=0.01, betas=[0.8, 0.9], eps=1e-6, weight_decay=0.1)
+    model = small_model()
+    optimizers = build_optimizers(config, model, CPU)
+    expected = snapshot(model)
+    moments = {key: (torch.zeros_like(p), torch.zeros_like(p)) for key, p in expected.items()}
+    for step, factor in enumerate([0.5, 1.0, 0.25], start=1):
+        give_gradients(model, step)
+        for key, parameter in model.named_parameters():
+            weight, grad = expected[key], parameter.grad.clone()
+            rate, decay = 0.01 * factor, 0.1 if weight.ndim == 2 else 0.0
+            if name == "adam":
+                grad += decay * weight
+            else:
+                weight -= rate * decay * weight
+            first, second = moments[key]
+            first.mul_(0.8).add_(0.2 * grad)
+            second.mul_(0.9).add_(0.1 * grad**2)
+            weight -= rate * (first / (1 - 0.8**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-6)
+        optimizers.step(factor)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[key], msg=key)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_every_parameter_is_updated_once_and_only_matrices_decay(name):
+    model = small_model(tied_embeddings="none", qk_norm=True, positions="learned")
+    optimizers = build_optimizers(OptimizerConfig(name=name, weight_decay=0.1), model, CPU)
+    seen = [
+        (id(p), p.ndim, group["weight_decay"])
+        for part in optimizers.parts
+        for group in part.param_groups
+        for p in group["params"]
+    ]
+    assert sorted(i for i, _, _ in seen) == sorted(id(p) for p in model.parameters())
+    assert all(decay == (0.1 if ndim == 2 else 0.0) for _, ndim, decay in seen)
+
+
+def test_muon_gets_exactly_the_matrices_of_the_blocks():
+    model = small_model(tied_embeddings="none", qk_norm=True, positions="learned")
+    optimizers = build_optimizers(OptimizerConfig(name="muon"), model, CPU)
+    taken = {id(p) for group in optimizers.parts[0].param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in taken}
+    layers = [f"attention.{part}" for part in "qkvo"] + ["ffn.up", "ffn.down"]
+    expected = {f"{stack}.blocks.0.{layer}.weight" for stack in ("encoder", "decoder") for layer in layers}
+    expected |= {f"decoder.blocks.0.cross.{part}.weight" for part in "qkvo"}
+    assert names == expected
+
+
+def test_muons_update_has_the_size_of_adamws():
+    model = small_model()
+    optimizers = build_optimizers(OptimizerConfig(name="muon", matrix_lr=0.02), model, CPU)
+    before = snapshot(model)
+    give_gradients(model, 1)
+    optimizers.step(0.5)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and ".blocks." in name:
+            size = (parameter - before[name]).pow(2).mean().sqrt().item()
+            assert 0.1 * 0.01 < size < 0.3 * 0.01, name
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_factor_zero_changes_nothing_and_the_peak_comes_back_after(name):
+    model = small_model()
+    optimizers = build_optimizers(OptimizerConfig(name=name, weight_decay=0.1), model, CPU)
+    before = snapshot(model)
+    give_gradients(model, 1)
+    optimizers.step(0.0)
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+    optimizers.step(1.0)
+    assert not any(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_a_restored_optimizer_goes_on_as_the_first_would_have(name):
+    config = OptimizerConfig(name=name, weight_decay=0.1)
+    model = small_model()
+    optimizers = build_optimizers(config, model, CPU)
+    give_gradients(model, 1)
+    optimizers.step(0.3)
+    other = copy.deepcopy(model)
+    restored = build_optimizers(config, other, CPU)
+    restored.load_state_dict(copy.deepcopy(optimizers.state_dict()))
+    for each, its in ((model, optimizers), (other, restored)):
+        give_gradients(each, 2)
+        its.step(0.7)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_frozen_parameters_are_left_out_and_gradients_are_forgotten():
+    model = small_model()
+    model.embedding.weight.requires_grad_(False)
+    optimizers = build_optimizers(OptimizerConfig(), model, CPU)
+    taken = {id(p) for part in optimizers.parts for group in part.param_groups for p in group["params"]}
+    assert id(model.embedding.weight) not in taken
+    give_gradients(model, 1)
+    optimizers.zero_grad()
+    assert all(p.grad is None for p in model.parameters() if p.requires_grad)
