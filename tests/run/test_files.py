@@ -14,9 +14,14 @@ def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path, before, err
     path = tmp_path / "file"
     if before is not None:
         path.write_text(before)
-    with pytest.raises(error), replacing(path) as temporary:
-        temporary.write_text("half of the n")
-        raise error
+
+    def write():
+        with replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert [p.read_text() for p in tmp_path.iterdir()] == ([before] if before is not None else [])
 
 

@@ -75,9 +75,16 @@ def test_without_an_average_the_weights_are_their_own(config):
 
 def test_applied_gives_the_own_weights_back_also_after_an_error():
     model, averager, history = walk(AveragingConfig(kind="ema"), [0.1, 0.2, 0.3])
-    with pytest.raises(RuntimeError), averager.applied():
-        assert not np.array_equal(model.weight.detach().numpy(), history[-1])
-        raise RuntimeError
+    seen = []
+
+    def validate():
+        with averager.applied():
+            seen.append(model.weight.detach().numpy().copy())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        validate()
+    assert not np.array_equal(seen[0], history[-1])
     assert np.array_equal(model.weight.detach().numpy(), history[-1])
 
 

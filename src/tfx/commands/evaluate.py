@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tfx.errors import UserError
 from tfx.run.console import number
-from tfx.run.directory import RunDirectory
+from tfx.run.directory import RunDirectory, model_file
 from tfx.run.files import write_json_lines
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
     options = parser.parse_args(arguments)
 
-    from tfx.compression.checkpoint import load
+    from tfx.compression.checkpoint import load, read_header
     from tfx.config import compose
     from tfx.data.prepare import prepare_data
     from tfx.evaluation.metrics import check_metrics
@@ -39,10 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.path.is_dir():
         config = compose.change(compose.load(RunDirectory.open(options.path).config), options.overrides)
     else:
+        file = model_file(options.path)
         if not any(word.lstrip("+").startswith("dataset=") for word in options.overrides):
             raise UserError(f"{options.path} is a model file: name the data to score it on, such as dataset=multi30k")
         # A model file brings its own architecture: the model group is not used, only made to fit the task.
-        family = "gpt_nano" if not load(options.path).model.architecture.is_seq2seq else "seq2seq_tiny"
+        family = "seq2seq_tiny" if read_header(file).architecture.is_seq2seq else "gpt_nano"
         config = compose.compose([f"model={family}", *options.overrides])
     check_metrics(config.dataset.metrics)
     loaded = load(options.path, options.device)

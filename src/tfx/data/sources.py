@@ -441,7 +441,8 @@ class _Reader:
     """Reads from a row what ``dataset.<setting>`` names: a column, a path a.b, or a '{template}' of those."""
 
     def __init__(self, config: DatasetConfig, setting: str, *, column: str | None = None) -> None:
-        self._setting = setting
+        self._setting = f"dataset.{setting}"
+        self._where = config.path or config.hub
         self.spec: str = column or getattr(config, setting)
         self._pieces: list[tuple[str, str | None]] = []
         if column is not None or "{" not in self.spec:
@@ -464,7 +465,7 @@ class _Reader:
         for path in paths:
             column = path if path in columns else path.split(".")[0]
             if column not in columns:
-                raise UserError(f"dataset.{self._setting}: column '{column}' is unknown{suggest(column, columns)}")
+                raise UserError(f"{self._setting}: column '{column}' is not in {self._where}{suggest(column, columns)}")
             needed.append(column)
         return needed
 
@@ -486,7 +487,7 @@ class _Reader:
                 return None
             if not isinstance(value, dict) or key not in value:
                 inside = suggest(key, value) if isinstance(value, dict) else ""
-                raise UserError(f"dataset.{self._setting}: '{path}' is not in the data (no '{key}'){inside}")
+                raise UserError(f"{self._setting}: '{path}' is not in {self._where} (no '{key}'){inside}")
             value = value[key]
         return value
 

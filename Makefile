@@ -1,0 +1,40 @@
+# `make help` explains every target. A second run skips what is installed already.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint types format clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## virtual environment in .venv with tfx in it
+demo: $(VENV)/.installed ## train the default model on the embedded data and print its result (about 4 minutes)
+	$(BIN)/tfx train
+test: $(VENV)/.installed-dev ## the test suite (minutes; no network once installed)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+test-slow: $(VENV)/.installed-dev ## checks that train for minutes, or need real data in $$TFX_TEST_DATA
+	$(BIN)/python -m pytest -m slow
+lint: $(VENV)/.installed-dev ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+types: $(VENV)/.installed-dev ## mypy on src/
+	$(BIN)/mypy
+format: $(VENV)/.installed-dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+clean: ## remove the virtual environment and caches, never outputs/
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/tfx.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "tfx needs Python 3.11 to 3.13: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,196 @@
+"""Text survives the way to ids and back, and tokenizers of other tools are used as they are or refused."""
+
+import json
+
+import pytest
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
+
+from tfx.config.schema import TokenizerConfig
+from tfx.data import tokenizer as module
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+
+TEXTS = ["the cat sat on the mat at 12:30", "üñí 世界 \U0001f468‍\U0001f469", "a\r\nb", "3 4 567"] * 20
+UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def train(kind: str = "bpe", *, texts=TEXTS, word_initial_space: bool = False, **options) -> Tokenizer:
+    config = TokenizerConfig(kind=kind, **{"vocab_size": 300, **options})
+    return Tokenizer.train(config, texts, word_initial_space=word_initial_space)
+
+
+BPE = {
+    (split, space): train(split_digits=split, word_initial_space=space)
+    for split in (False, True)
+    for space in (False, True)
+}
+
+
+@pytest.mark.parametrize(("split_digits", "word_initial_space"), BPE)
+@settings(max_examples=60, deadline=None)
+@given(text=UNICODE)
+@example("a<eos>b <pad> <unk><bos>")
+@example("12  3\n4 ٣ ½ ²")
+@example("\u2028\0\r\n\ufeff")
+@example("<")
+def test_bytelevel_bpe_gives_every_text_back(split_digits, word_initial_space, text):
+    tokenizer = BPE[split_digits, word_initial_space]
+    # A space is put before the first word, so one that is there already cannot be told from it.
+    text = text.lstrip(" ") if word_initial_space else text
+    ids = tokenizer.encode([text])[0]
+    assert tokenizer.decode(ids) == text
+    assert not {tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk} & set(ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=UNICODE)
+@example("a<eos>b\r\n\u2028\u0085\x0b")
+@example("e\u0301 \U0001f468\u200d\U0001f469")
+def test_characters_give_every_text_that_they_were_trained_on_back(text):
+    tokenizer = train("char", texts=[text], vocab_size=10_000)
+    ids = tokenizer.encode([text])[0]
+    assert tokenizer.decode(ids) == text
+    assert len(ids) == len(text)
+
+
+def test_a_character_that_training_never_saw_is_unknown():
+    tokenizer = train("char", texts=["abc"])
+    assert tokenizer.encode(["abxc"])[0].count(tokenizer.unk) == 1
+    assert tokenizer.vocab_size == 4 + 3
+
+
+def test_characters_keep_the_most_frequent():
+    tokenizer = train("char", texts=["aaabbc"], vocab_size=8 - 2)
+    assert tokenizer.decode(tokenizer.encode(["abc"])[0]) == "ab<unk>"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_split_digits_makes_each_digit_a_token(kind):
+    texts = [f"in {year} and {year} again words" for year in range(1900, 2000)]
+    tokenizer = train(kind, texts=texts, split_digits=True, vocab_size=300 if kind == "bpe" else 60)
+    tokens = [tokenizer.token(i) for i in tokenizer.encode(["in 1984 and 1985"])[0]]
+    assert [token for token in tokens if any(c.isdigit() for c in token)] == list("19841985")
+    assert tokenizer.decode(tokenizer.encode(["in 1984 and 1985"])[0]) == "in 1984 and 1985"
+
+
+def test_word_initial_space_makes_the_first_word_like_the_others():
+    tokenizer = train(word_initial_space=True, texts=["hello hello hello"] * 9)
+    first, second = tokenizer.encode(["hello hello"])[0]
+    assert first == second
+
+
+def test_unigram_gives_words_back():
+    tokenizer = train("unigram", texts=["the cat sat on the mat"] * 50, vocab_size=40)
+    assert tokenizer.decode(tokenizer.encode(["the mat sat"])[0]) == "the mat sat"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [("bpe", {"vocab_size": 259}, "below 260"), ("unigram", {"vocab_size": 8}, "larger vocab_size")],
+)
+def test_a_vocabulary_too_small_is_refused(kind, options, says):
+    with pytest.raises(UserError, match=says):
+        train(kind, texts=["abcdefghijklmnopqrstuvwxyz"] * 9, **options)
+
+
+def test_the_same_text_trains_the_same_tokenizer():
+    assert train().to_json() == train().to_json()
+    again = Tokenizer.from_json(train().to_json())
+    assert again.fingerprint == train().fingerprint
+    assert again.encode(TEXTS) == train().encode(TEXTS)
+
+
+def test_special_tokens_are_left_out_of_text():
+    tokenizer = train()
+    ids = tokenizer.encode(["the cat"])[0]
+    assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.eos, tokenizer.pad]) == "the cat"
+    assert len({tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk}) == 4
+
+
+@pytest.mark.parametrize("filling", ["word ", "line\n", "x", "x" * 999 + "é"])
+def test_a_long_text_is_encoded_in_pieces_and_comes_back(monkeypatch, filling):
+    monkeypatch.setattr(module, "_PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(module, "_CALL_CHARACTERS", 5000)
+    texts = ["short", filling * (30_000 // len(filling)), "", "last"]
+    assert [train().decode(ids) for ids in train().encode(texts)] == texts
+    assert "".join(module._pieces(texts[1])) == texts[1]
+    assert max(map(len, module._pieces(texts[1]))) <= 2000
+
+
+def test_a_text_that_is_not_utf8_is_refused():
+    with pytest.raises(UserError, match="surrogate"):
+        train().encode(["\ud800"])
+
+
+# --- files of other tools ---------------------------------------------------------------------------
+
+
+def foreign(vocabulary: dict[str, int], special: tuple[str, ...] = (), unk: str = "<unk>") -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=unk))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(list(special))
+    return backend
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("<pad>", "<s>", "</s>", "<unk>"),
+        ("[PAD]", "[CLS]", "[SEP]", "[UNK]"),
+        ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk|>"),
+    ],
+)
+def test_special_tokens_of_other_tools_are_recognised(tmp_path, names):
+    words = {token: index for index, token in enumerate(["cat", "dog", *names])}
+    foreign(words, names, unk=names[3]).save(str(tmp_path / "t.json"))
+    tokenizer = Tokenizer.load(tmp_path / "t.json")
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (2, 3, 4, 5)
+    assert tokenizer.vocab_size == 6
+    assert tokenizer.encode(["dog cow"])[0] == [1, 5]
+
+
+def test_special_tokens_that_a_file_lacks_are_added(tmp_path):
+    foreign({"cat": 0, "<unk>": 1}).save(str(tmp_path / "t.json"))
+    tokenizer = Tokenizer.load(tmp_path / "t.json")
+    assert sorted([tokenizer.pad, tokenizer.bos, tokenizer.eos]) == [2, 3, 4]
+    assert tokenizer.vocab_size == 5
+
+
+def test_a_file_that_cuts_and_pads_does_neither_here(tmp_path):
+    backend = foreign({"cat": 0, "<unk>": 1})
+    backend.enable_truncation(2)
+    backend.enable_padding(length=4)
+    backend.save(str(tmp_path / "t.json"))
+    assert Tokenizer.load(tmp_path / "t.json").encode(["cat " * 9, "cat"]) == [[0] * 9, [0]]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[]", "not a tokenizer.json"),
+        ("{}", "not a tokenizer.json"),
+        ('{"model": {"type": "BPE"}}', "not a tokenizer.json"),
+        ("3", "not a tokenizer.json"),
+        ("", "not a tokenizer.json"),
+        ("{", "not a tokenizer.json"),
+        (b"\xff\xfe", "cannot be read"),
+        (foreign({"cat": 0, "dog": 700, "<unk>": 1}).to_str(), "not the numbers 0 to 2"),
+        (json.dumps({"a": 1}), "not a tokenizer.json"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content, says):
+    path = tmp_path / "t.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        Tokenizer.load(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "says"), [("none.json", "does not exist"), (".", "is not a file")])
+def test_a_missing_file_is_refused(tmp_path, name, says):
+    with pytest.raises(UserError, match=says):
+        Tokenizer.load(tmp_path / name)

@@ -1,0 +1,135 @@
+"""Metrics are those of the reference implementations: sacreBLEU, ROUGE by hand, SQuAD's published script."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU, CHRF
+
+from tfx.errors import UserError
+from tfx.evaluation import metrics
+from tfx.evaluation.metrics import check_metrics, exact_match_normalized, higher_is_better, score_text, token_f1
+
+HYPOTHESES = ["the cat sat on the mat .", "A quick brown fox", "", "nothing in common here", "the the the the the the"]
+REFERENCES = [
+    ["the cat sat on a mat .", "a cat was sitting on the mat ."],
+    ["a Quick brown fox jumps"],
+    ["something", "else", "altogether"],
+    ["wholly other words"],
+    ["the cat is on the mat"],
+]
+SINGLE = [row[:1] for row in REFERENCES]
+
+
+@pytest.mark.parametrize(("name", "options"), [("bleu", []), ("bleu_lowercase", ["-lc"]), ("chrf", ["-m", "chrf"])])
+def test_scores_are_those_of_the_sacrebleu_command(tmp_path, name, options):
+    (tmp_path / "hypotheses").write_text("\n".join(HYPOTHESES) + "\n")
+    (tmp_path / "references").write_text("\n".join(row[0] for row in REFERENCES) + "\n")
+    command = [sys.executable, "-m", "sacrebleu", "references", "-i", "hypotheses", "-w", "9", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = json.loads(done.stdout)
+    score = score_text(HYPOTHESES, SINGLE, [name])
+    assert score.metrics[name] == pytest.approx(expected["score"], abs=1e-8)
+    assert expected["signature"].split("|version")[0] in str(score.signatures[name]).replace("#:1", "nrefs:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("bleu", BLEU()), ("bleu_lowercase", BLEU(lowercase=True)), ("chrf", CHRF())]
+)
+def test_references_may_differ_in_number(name, metric):
+    streams = [[row[i] if i < len(row) else None for row in REFERENCES] for i in range(3)]
+    score = score_text(HYPOTHESES, REFERENCES, [name])
+    assert score.metrics[name] == metric.corpus_score(HYPOTHESES, streams).score
+    assert "nrefs:var" in score.signatures[name]
+    assert score.metrics[name] >= score_text(HYPOTHESES, SINGLE, [name]).metrics[name]
+
+
+@pytest.mark.parametrize("references", [SINGLE, REFERENCES], ids=["single", "several"])
+@pytest.mark.parametrize("name", ["bleu", "bleu_lowercase"])
+def test_the_counts_of_sentences_add_up_to_corpus_bleu(name, references):
+    score = score_text(HYPOTHESES, references, [name])
+    system, reference, *counts = np.sum([sentence[name] for sentence in score.sentences], axis=0).tolist()
+    rebuilt = BLEU.compute_bleu(counts[:4], counts[4:], system, reference, smooth_method="exp")
+    assert rebuilt.score == pytest.approx(score.metrics[name], abs=1e-9)
+
+
+def test_perfect_output_scores_full_marks():
+    texts = ["the cat sat on the mat .", "a quick brown fox jumps ."]
+    score = score_text(texts, [[text] for text in texts], metrics.TEXT_METRICS)
+    percent = {"bleu", "bleu_lowercase", "chrf"}
+    assert score.metrics == pytest.approx({name: 100.0 if name in percent else 1.0 for name in metrics.TEXT_METRICS})
+    assert set(score.signatures) == percent
+    assert all(set(sentence) == set(metrics.TEXT_METRICS) for sentence in score.sentences)
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "exact", "f1"),
+    [
+        ("Denver Broncos", "Denver Broncos", 1.0, 1.0),
+        ("the Denver Broncos!", "denver broncos", 1.0, 1.0),
+        ("Denver", "Denver Broncos", 0.0, 2 / 3),
+        ("Denver Broncos won the game", "Denver Broncos", 0.0, 2 * (2 / 4) * 1 / (2 / 4 + 1)),
+        ("Carolina Panthers", "Denver Broncos", 0.0, 0.0),
+        ("a an the", "the", 1.0, 1.0),
+        ("the", "Denver", 0.0, 0.0),
+        ("an apple, a  pear", "apple pear", 1.0, 1.0),
+        ("theatre", "atre", 0.0, 0.0),
+        ("x x y", "x y y", 0.0, 2 / 3),
+        ("Levi's Stadium", "levis stadium", 1.0, 1.0),
+    ],
+)
+def test_squad_scores_are_those_computed_by_hand(hypothesis, reference, exact, f1):
+    assert exact_match_normalized(hypothesis, reference) == exact
+    assert token_f1(hypothesis, reference) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # 5 of 6 unigrams of either side are shared; 3 of 5 bigrams; the common subsequence is 5 long.
+        ("rouge_1", 5 / 6),
+        ("rouge_2", 3 / 5),
+        ("rouge_l", 5 / 6),
+    ],
+)
+def test_rouge_is_that_computed_by_hand(name, expected):
+    hypothesis, reference = "the cat sat on the mat", "the cat lay on the mats"  # stemming: mats is mat
+    score = score_text([hypothesis], [[reference]], [name])
+    assert score.metrics[name] == pytest.approx(expected)
+
+
+def test_rouge_l_counts_order():
+    score = score_text(["d c b a"], [["a b c d e"]], ["rouge_1", "rouge_l"])
+    assert score.metrics == pytest.approx({"rouge_1": 8 / 9, "rouge_l": 2 / 9})
+
+
+@pytest.mark.parametrize("name", ["exact_match", "exact_match_normalized", "f1", "rouge_1", "rouge_2", "rouge_l"])
+def test_the_best_reference_counts(name):
+    score = score_text(["two words", "b"], [["other", "two words"], ["c"]], [name])
+    assert score.metrics[name] == 0.5
+    assert [sentence[name] for sentence in score.sentences] == [1.0, 0.0]
+
+
+def test_exact_match_heeds_case_but_not_surrounding_space():
+    score = score_text([" 3.50 ", "Three", ""], [["3.50"], ["three"], ["x"]], ["exact_match"])
+    assert score.metrics["exact_match"] == pytest.approx(1 / 3)
+
+
+def test_an_unknown_metric_is_refused_with_a_suggestion():
+    check_metrics(metrics.TEXT_METRICS)
+    with pytest.raises(UserError, match="metric 'blue' is unknown: did you mean 'bleu'"):
+        check_metrics(["chrf", "blue"])
+
+
+def test_rouge_without_its_library_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    check_metrics(["bleu"])
+    with pytest.raises(UserError, match=r"pip install 'tfx\[rouge\]'"):
+        check_metrics(["rouge_l"])
+
+
+def test_only_the_metrics_of_the_loss_are_better_when_lower():
+    assert all(map(higher_is_better, metrics.TEXT_METRICS))
+    assert not any(map(higher_is_better, metrics.LOSS_METRICS))
