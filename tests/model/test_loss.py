@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tfx.model.loss import IGNORE, linear_cross_entropy
+from tfx.data.batching import IGNORE
+from tfx.model.loss import linear_cross_entropy
 
 
 def problem(rows, vocab, ignored=0.2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,6 @@ _INTERRUPTED = 130
 
 class _ReportedError(Exception):
     """A run failed, and its summary, its log and the user have been told."""
-
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -165,21 +165,20 @@ class _Run:
         from tfx.run.metrics import MetricsLog
         from tfx.training.loop import Trainer
 
-        metrics = MetricsLog(self.run.metrics, self.run.path / "tensorboard" if self.config.trainer.tensorboard else None)
+        events = self.run.path / "tensorboard" if self.config.trainer.tensorboard else None
+        metrics = MetricsLog(self.run.metrics, events)
         console = self.console
 
         class Recorder:
             """Every row goes to metrics.jsonl and to the console."""
 
             def stepped(self, row: dict[str, float], **place: Any) -> None:
-                progress = place.pop("progress")
-                metrics.write("train", **place, progress=progress, **row)
-                console.stepped(row, **place, progress=progress)
+                metrics.write("train", **place, **row)
+                console.stepped(row, **place)
 
             def validated(self, row: dict[str, float], **place: Any) -> None:
-                progress = place.pop("progress")
-                metrics.write("valid", **place, progress=progress, **row)
-                console.validated(row, **place, progress=progress)
+                metrics.write("valid", **place, **row)
+                console.validated(row, **place)
 
         def keep(name: str) -> None:
             self.run.state.mkdir(exist_ok=True)
@@ -226,7 +225,7 @@ class _Run:
                 config.dataset.metrics,
                 seed=config.seed,
                 most_decoded=config.evaluation.decode_valid if name == "valid" and "test" in data.splits else None,
-                progress=lambda done, total, name=name: self.console.decoding(f"decoding {name}", done, total),
+                progress=partial(self.console.decoding, f"decoding {name}"),
             )
         self.console.training_ended()
         speed = measure_speed(loaded.model, data.splits[data.test_split], loaded.tokenizer, config.evaluation)
@@ -235,9 +234,9 @@ class _Run:
         valid, test = qualities["valid"], qualities[data.test_split]
         write_json_lines(self.run.predictions, test.predictions)
         metrics = MetricsLog(self.run.metrics)
-        place = {"step": training.steps, "tokens": training.tokens, "seconds": training.seconds}
-        for name in dict.fromkeys(("valid", data.test_split)):
-            metrics.write(name, **place, final=True, **qualities[name].metrics)  # type: ignore[arg-type]
+        for name, quality in qualities.items():
+            place: dict[str, Any] = {"step": training.steps, "tokens": training.tokens, "seconds": training.seconds}
+            metrics.write(name, **place, final=True, **quality.metrics)
         metrics.close()
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         nonzero = sum(int((parameter != 0).sum()) for parameter in self.model.parameters())
@@ -285,7 +284,7 @@ def _build(config: Root, data: PreparedData, device: torch.device) -> Transforme
 
 def _require_tensorboard() -> None:
     try:
-        import tensorboard  # noqa: F401
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise UserError("trainer.tensorboard needs an extra: pip install 'tfx[tensorboard]'") from None
 
@@ -335,7 +334,7 @@ def _closing_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['model']} on {summary['dataset']}", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("validation", justify="right")
-    table.add_column(summary["test_split"] if summary["test_split"] == "test" else "test (none: valid)", justify="right")
+    table.add_column("test" if summary["test_split"] == "test" else "test (none: valid)", justify="right")
     primary = summary["primary_metric"]
     for name in dict.fromkeys((primary, *summary["test"])):
         style = "bold" if name == primary else None

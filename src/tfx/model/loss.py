@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tfx.model.linear import reduce_rows
 
-IGNORE = -100
 _SLICE_ELEMENTS_CPU = 128 * 8192
 _SLICE_ELEMENTS_GPU = 4096 * 8192
 
@@ -84,7 +83,7 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of softmax(hidden @ weight^T) against targets.
 
-    Positions whose target is `IGNORE` count nothing. ``smoothing`` mixes the target with the uniform
+    Positions whose target is negative count nothing. ``smoothing`` mixes the target with the uniform
     distribution (Szegedy 2016, arXiv 1512.00567). ``dtype`` is that of the matrix products; sums are fp32.
     Returns the smoothed sum, which has gradients, and the plain negative log-likelihood (N,) in nats, which
     has none.

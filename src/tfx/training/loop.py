@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import Root
-from tfx.data.batching import IGNORE, Batch, training_batches
+from tfx.data.batching import Batch, training_batches
 from tfx.data.prepare import PreparedData
 from tfx.evaluation.metrics import LOSS_METRICS
 from tfx.evaluation.scoring import run_batch, score_loss
@@ -92,7 +92,8 @@ class Trainer:
         """Spends the budget; the model then holds the final weights.
 
         ``keep(name)`` is called with ``"best"`` at each new best validation and with ``"last"`` at the end,
-        while the model holds the weights to keep. Raises `NonFiniteError` before a step whose loss or gradients are not finite.
+        while the model holds the weights to keep. Raises `NonFiniteError` before a step whose loss or gradients
+        are not finite.
         """
         config = self.config.trainer
         batches = training_batches(
@@ -103,17 +104,20 @@ class Trainer:
             seed=self.config.seed,
         )
         self.model.train()
+        self.clock = Clock(config.budget)
         validations = itertools.count(1)
         next_validation = next(validations) * config.validate_every
         stopped = False
         log = _Interval(self.clock)
-        while self.clock.progress < 1.0 and not stopped:
+        progress = self.clock.progress
+        while progress < 1.0 and not stopped:
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
             step_batches = [next(batches) for _ in range(config.accumulation)]
             nll, norm = self._step(step_batches, factor)
-            self.averager.update(self.clock.progress)
-            log.add(nll, norm, step_batches)
+            # Read once a step: a clock of seconds goes on, and all that follows must agree on the end.
             progress = self.clock.progress
+            self.averager.update(progress)
+            log.add(nll, norm, step_batches)
             if self.clock.steps % config.log_every == 0:
                 self._check_finite(log)
                 self.observer.stepped(log.row(self.config.optimizer.lr * factor), **self._place())
@@ -169,7 +173,7 @@ class Trainer:
             hidden_ND = run_batch(self.model, batch).flatten(0, 1)
         target_N = batch.target_out_BT.flatten()
         if self.device.type == "cpu" and batch.targets < target_N.numel():
-            real = target_N != IGNORE
+            real = target_N >= 0
             hidden_ND, target_N = hidden_ND[real], target_N[real]
         loss, nll_N = linear_cross_entropy(
             hidden_ND,
