@@ -196,6 +196,6 @@ def test_training_windows_tile_the_stream(length, context, batch_tokens, seed):
 
 
 def test_a_window_past_the_end_is_padded():
-    batch = collate_windows(Stream(np.arange(10, dtype=np.uint16), 10), np.asarray([7]), 4)
+    batch = collate_windows(Stream(np.arange(10, dtype=np.uint16), 10), np.asarray([7]), 4, TOKENIZER)
     assert batch.target_out_BT.tolist() == [[8, 9, IGNORE, IGNORE]]
     assert batch.target_in_BT[0, :2].tolist() == [7, 8]

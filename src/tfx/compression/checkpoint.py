@@ -90,7 +90,7 @@ def save(path: Path, model: Transformer, tokenizer: Tokenizer, generation: Evalu
     header = {
         "format_version": FORMAT_VERSION,
         "architecture": model.architecture.to_dict(),
-        "codecs": {name: "dense" for name in stored},
+        "codecs": dict.fromkeys(stored, "dense"),
         "aliases": aliases,
         "generation": asdict(generation),
     }
@@ -114,9 +114,10 @@ def load(path: str | Path, device: str = "cpu") -> LoadedModel:
         with torch.device("meta"):
             model = Transformer(header.architecture)
         expected = {name: tuple(tensor.shape) for name, tensor in unique_tensors(model)[0].items()}
-        found = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys() if name != _TOKENIZER}
+        names = list(handle.keys())
+        found = {name: tuple(handle.get_slice(name).get_shape()) for name in names if name != _TOKENIZER}
         _compare(file, expected, found)
-        arrays = {name: handle.get_tensor(name) for name in handle.keys()}
+        arrays = {name: handle.get_tensor(name) for name in names}
     content = ((name, _bytes(arrays[name])) for name in sorted(arrays))
     if _checksum(header.raw, content) != header.raw.get("checksum"):
         raise UserError(f"{file} is damaged: its content does not match its checksum; get it again from its source")
@@ -157,7 +158,9 @@ def read_header(file: Path) -> Header:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{file} is damaged: its header is not readable") from None
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise UserError(f"{file} has format version {version}, and this tfx reads up to {FORMAT_VERSION}: update tfx")
+            raise UserError(
+                f"{file} has format version {version}, and this tfx reads up to {FORMAT_VERSION}: update tfx"
+            )
         tensors = []
         for name in sorted(handle.keys()):
             piece = handle.get_slice(name)

@@ -18,7 +18,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tfx.config.schema import DEFAULT_BUDGET_SECONDS, Root
+from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
+from tfx.config.schema import DEFAULT_BUDGET_SECONDS, BudgetConfig, Root
 from tfx.errors import UserError, unknown
 
 _CONF = "pkg://tfx.conf"
@@ -37,7 +38,16 @@ _BUDGETS = ("steps", "tokens", "seconds")
 
 
 def _register() -> None:
-    ConfigStore.instance().store(name="schema", node=Root, provider="tfx")
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Root, provider="tfx")
+    for name, point in entry_points().items():
+        if is_foreign(point):
+            file = foreign_yaml(point)
+            if file is not None:
+                node = OmegaConf.create(file.read_text(encoding="utf-8"))
+            else:
+                node = OmegaConf.create({name: OmegaConf.structured(technique_class(name).Settings)})
+            store.store(group="technique", name=name, node=node, provider=point.value)
     OmegaConf.register_new_resolver("tfx.random_hex", lambda: secrets.token_hex(2), use_cache=True, replace=True)
 
 
@@ -150,9 +160,9 @@ def check(composed: DictConfig, typed: Sequence[str]) -> Root:
 
     ``typed`` are the user's own overrides, which decide which budget counts.
     """
-    values = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(values, dict)
-    values = {str(key): value for key, value in values.items() if key not in ("experiment", "hydra", "defaults")}
+    content = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(content, dict)
+    values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
     _check_keys(values, Root, "")
     budget = (values.get("trainer") or {}).get("budget") or {}
     _choose_budget(budget, typed)
@@ -161,8 +171,31 @@ def check(composed: DictConfig, typed: Sequence[str]) -> Root:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     check_values(config, "")
+    config.technique = {name: _check_technique(name, config.technique[name]) for name in sorted(config.technique)}
     _check_combinations(config)
     return config
+
+
+def _check_technique(name: str, values: Any) -> dict[str, Any]:
+    """All settings of a technique as plain values, checked like any others."""
+    schema = technique_class(name).Settings
+    prefix = f"technique.{name}."
+    if not isinstance(values, dict):
+        raise UserError(f"technique.{name}={values} is not a group of settings: set {prefix}<name>=…")
+    _check_keys(values, schema, prefix)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        settings: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{prefix}{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
+    check_values(settings, prefix)
+    if settings.start >= settings.end:
+        raise UserError(f"{prefix}start={settings.start:g} must be below {prefix}end={settings.end:g}")
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if isinstance(value, BudgetConfig) and sum(getattr(value, key) is not None for key in _BUDGETS) > 1:
+            raise UserError(f"{prefix}{f.name} is one budget: name one of {', '.join(_BUDGETS)}")
+    return OmegaConf.to_container(merged)  # type: ignore[return-value]
 
 
 def _check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
@@ -248,7 +281,9 @@ def _check_combinations(config: Root) -> None:
     if config.evaluation.method == "beam" and dataset.task == "lm":
         raise UserError("evaluation.method=beam is for text to text: a language model decodes by greedy or sample")
     if dataset.metrics and dataset.task == "lm":
-        raise UserError(f"dataset.metrics={dataset.metrics} are of generated text: a language model is scored by its loss")
+        raise UserError(
+            f"dataset.metrics={dataset.metrics} are of generated text: a language model is scored by its loss"
+        )
 
 
 # --- errors -----------------------------------------------------------------------------------------

@@ -5,24 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
+from itertools import takewhile
 from typing import Any
 
+from tfx.config.registry import entry_points, foreign_yaml, is_foreign
 from tfx.config.schema import Root
 
 GROUPS = ("model", "dataset", "technique", "optimizer", "schedule", "trainer", "evaluation", "experiment")
 
 
 def choices(group: str) -> dict[str, str]:
-    """The choices of a group and their one-line descriptions: the first comment of each YAML."""
+    """The choices of a group and their descriptions: the comments that head each YAML, a line each."""
     folder = resources.files("tfx.conf").joinpath(group)
     found = {}
     if folder.is_dir():
         for file in folder.iterdir():
             if file.name.endswith(".yaml"):
-                lines = file.read_text(encoding="utf-8").splitlines()
-                comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
-                found[file.name.removesuffix(".yaml")] = comments[0] if comments else ""
+                found[file.name.removesuffix(".yaml")] = _head(file)
+    if group == "technique":
+        for name, point in entry_points().items():
+            if is_foreign(point):
+                shipped = foreign_yaml(point)
+                found[name] = _head(shipped) if shipped is not None else f"from {point.value}"
     return dict(sorted(found.items()))
+
+
+def _head(file: Traversable) -> str:
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line[1:].strip() for line in lines if "@package" not in line)
 
 
 def settings(schema: Any = Root, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:

@@ -5,8 +5,9 @@ Shapes: B rows, S source positions, T target positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,28 @@ from tfx.run.seeds import derive_seed
 IGNORE = -100
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How the examples of a batch are mixed (mixup): each with ``weight`` in [0, 1], its partner with the rest.
+
+    ``partner`` are row numbers; the masks are True on real tokens (None: everywhere) before mixing.
+    """
+
+    partner_B: Tensor
+    weight_B: Tensor
+    source_real_BS: Tensor | None
+    target_real_BT: Tensor
+
+
 @dataclass
 class Batch:
     """One micro-batch of training or scoring.
 
     ``target_in`` starts with the begin token; ``target_out`` is shifted by one, ends with the end token, and
-    is `IGNORE` on padding. ``source_mask`` is True on real tokens, None where there is no padding.
-    ``tokens`` counts the real tokens of both sides, ``positions`` also the padding, ``targets`` the labels.
+    is `IGNORE` on padding. ``source_mask`` is True on real tokens, None where there is no padding. ``rows``
+    are the examples' numbers (a stream: where the windows begin). ``tokens`` counts the real tokens of both
+    sides, ``positions`` also the padding, ``targets`` the labels. ``special`` are the ids of the padding,
+    begin and end tokens.
     """
 
     target_in_BT: Tensor
@@ -37,6 +53,8 @@ class Batch:
     tokens: int
     positions: int
     targets: int
+    special: tuple[int, ...]
+    mix: Mix | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; the copy does not wait."""
@@ -48,10 +66,18 @@ class Batch:
                 return None
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        moved = [move(t) for t in (self.target_in_BT, self.target_out_BT, self.source_BS, self.source_mask_BS)]
-        assert moved[0] is not None
-        assert moved[1] is not None
-        return Batch(moved[0], moved[1], moved[2], moved[3], self.rows, self.tokens, self.positions, self.targets)
+        names = ("target_in_BT", "target_out_BT", "source_BS", "source_mask_BS")
+        moved: dict[str, Any] = {name: move(getattr(self, name)) for name in names}
+        return replace(self, **moved)
+
+    def targets_and_weights(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The labels of each position (N,) and their weights (N,), None for 1: two sets where examples are mixed."""
+        own_N = self.target_out_BT.flatten()
+        if self.mix is None:
+            return [(own_N, None)]
+        weight_BT = self.mix.weight_B.unsqueeze(1).expand_as(self.target_out_BT)
+        partner_N = self.target_out_BT[self.mix.partner_B].flatten()
+        return [(own_N, weight_BT.flatten()), (partner_N, 1.0 - weight_BT.flatten())]
 
 
 # --- text to text -----------------------------------------------------------------------------------
@@ -113,13 +139,14 @@ def collate_pairs(pairs: Pairs, rows: np.ndarray, tokenizer: Tokenizer) -> Batch
         tokens=real_sources + real_targets,
         positions=source.size + target_in.size,
         targets=real_targets,
+        special=(tokenizer.pad, tokenizer.bos, tokenizer.eos),
     )
 
 
 # --- language model ---------------------------------------------------------------------------------
 
 
-def collate_windows(stream: Stream, starts: np.ndarray, context: int) -> Batch:
+def collate_windows(stream: Stream, starts: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
     """Windows of ``context`` inputs that begin at ``starts``; each target is the token after its input.
 
     A window that would pass the end of the stream is padded.
@@ -138,14 +165,26 @@ def collate_windows(stream: Stream, starts: np.ndarray, context: int) -> Batch:
         tokens=real,
         positions=target_out.size,
         targets=real,
+        special=(tokenizer.pad, tokenizer.bos, tokenizer.eos),
     )
 
 
 # --- the order of training and scoring --------------------------------------------------------------
 
 
+Reorder = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+"""From the lengths of an epoch's batches, its number and its shuffled order to the order that is used."""
+
+
 def training_batches(
-    split: Pairs | Stream, tokenizer: Tokenizer, *, batch_tokens: int, context: int, seed: int, start: int = 0
+    split: Pairs | Stream,
+    tokenizer: Tokenizer,
+    *,
+    batch_tokens: int,
+    context: int,
+    seed: int,
+    start: int = 0,
+    reorder: Reorder | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches from the ``start``-th on; the order of each epoch is keyed by (seed, epoch)."""
     epoch = 0
@@ -155,9 +194,11 @@ def training_batches(
             order = _windows(split, context, batch_tokens, rng)
         else:
             order = _shuffled_buckets(split, batch_tokens, rng)
+        if reorder is not None:
+            order = _reordered(split, order, epoch, reorder)
         for rows in order[start:]:
             if isinstance(split, Stream):
-                yield collate_windows(split, rows, context)
+                yield collate_windows(split, rows, context, tokenizer)
             else:
                 yield collate_pairs(split, rows, tokenizer)
         start = max(0, start - len(order))
@@ -167,6 +208,13 @@ def training_batches(
 def _shuffled_buckets(pairs: Pairs, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
     batches = bucket(pairs.source.lengths + 1, pairs.target.lengths + 1, batch_tokens, rng.permutation(len(pairs)))
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _reordered(split: Pairs | Stream, order: list[np.ndarray], epoch: int, reorder: Reorder) -> list[np.ndarray]:
+    if isinstance(split, Stream):
+        return order  # windows are all of one length
+    lengths = np.asarray([split.target.lengths[rows].mean() for rows in order])
+    return [order[i] for i in reorder(lengths, epoch, np.arange(len(order)))]
 
 
 def _windows(stream: Stream, context: int, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -194,7 +242,7 @@ def scoring_batches(split: Pairs | Stream, tokenizer: Tokenizer, *, batch_tokens
         starts = np.arange(0, max(1, len(split) - 1), context)
         rows = max(1, batch_tokens // context)
         for first in range(0, len(starts), rows):
-            yield collate_windows(split, starts[first : first + rows], context)
+            yield collate_windows(split, starts[first : first + rows], context, tokenizer)
         return
     order = np.arange(len(split))
     for batch_rows in bucket(split.source.lengths + 1, split.target.lengths + 1, batch_tokens, order):

@@ -114,7 +114,12 @@ class PreparedData:
         return "test" if "test" in self.splits else "valid"
 
 
-def prepare_data(config: DatasetConfig, context: int, tokenizer: Tokenizer | None = None) -> PreparedData:
+def prepare_data(
+    config: DatasetConfig,
+    context: int,
+    tokenizer: Tokenizer | None = None,
+    transform: Callable[[Corpus], Corpus] | None = None,
+) -> PreparedData:
     """Loads, tokenizes and caches a data set.
 
     ``context`` is the longest sequence that the model takes: longer training examples are dropped, longer
@@ -124,6 +129,9 @@ def prepare_data(config: DatasetConfig, context: int, tokenizer: Tokenizer | Non
     corpus = load_corpus(config)
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus)
+    if transform is not None:
+        # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
+        corpus = transform(corpus)
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint)
     notes = list(corpus.notes)
     splits: dict[str, Any] = {}

@@ -41,6 +41,15 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
 
 
+def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
+    """The corpus with other training targets; ``tag`` says where they are from, for the fingerprint."""
+    from datasets import Dataset
+
+    train = Dataset.from_dict({"source": corpus.splits["train"]["source"], "target": targets})
+    fingerprint = hashlib.sha256(f"{corpus.fingerprint}\0{tag}".encode()).hexdigest()
+    return Corpus(corpus.task, corpus.splits | {"train": train}, fingerprint, corpus.notes)
+
+
 def load_corpus(config: DatasetConfig) -> Corpus:
     """Reads the data set; raises `UserError` for missing, broken, misaligned, badly encoded or empty data."""
     import datasets

@@ -48,7 +48,8 @@ def measure_quality(
     text = score_text(hypotheses, texts["references"], metrics)
     quality.metrics |= text.metrics
     quality.signatures = text.signatures
-    assert score.nll is not None and score.targets is not None
+    assert score.nll is not None
+    assert score.targets is not None
     for row, hypothesis in enumerate(hypotheses):
         references = texts["references"][row]
         quality.predictions.append(

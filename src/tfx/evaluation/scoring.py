@@ -38,7 +38,7 @@ class LossScore:
 
 def run_batch(model: Transformer, batch: Batch) -> Tensor:
     """Teacher-forced hidden states (B, T, D) of a batch."""
-    return model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)
+    return model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix)
 
 
 @torch.inference_mode()

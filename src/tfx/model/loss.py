@@ -1,15 +1,18 @@
-"""Cross-entropy on top of the output projection, in slices that stay in the cache.
+"""Losses on the logits, computed in slices that stay in the cache.
 
 The logits of a batch are its largest tensor (4,096 x 10,000 in fp32 are 160 MB), and writing and reading
-them costs more than the products that make them. So the loss and its gradients are computed slice by
-slice, and no more than one slice of logits exists at a time.
+them costs more than the products that make them. So losses and their gradients are computed slice by
+slice, several losses on the same slice where there are several, and no more than one slice of logits exists
+at a time.
 
 Shapes: N target positions, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,57 +23,119 @@ _SLICE_ELEMENTS_CPU = 128 * 8192
 _SLICE_ELEMENTS_GPU = 4096 * 8192
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class LogitLoss(Protocol):
+    """A loss that is a sum over positions of a function of each position's logits."""
+
+    def __call__(
+        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For a slice of positions: the loss (N,), what is reported (N,), and d loss / d logits (N, V)."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with one or more weighted targets a position.
+
+    ``targets`` are pairs of ids (N,) and weights (N,), None for 1; a negative id counts nothing. ``smoothing``
+    mixes the target with the uniform distribution (Szegedy 2016, arXiv 1512.00567); what is reported is the
+    plain negative log-likelihood in nats.
+    """
+
+    targets: Sequence[tuple[Tensor, Tensor | None]]
+    smoothing: float = 0.0
+
+    def __call__(
+        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        vocab = logits_NV.shape[1]
+        plain_N1 = torch.zeros_like(log_normalizer_N1)
+        mass_N1 = torch.zeros_like(log_normalizer_N1)
+        picked: list[tuple[Tensor, Tensor]] = []
+        for target_N, weight_N in self.targets:
+            target_N1 = target_N[rows].unsqueeze(1)
+            weight_N1 = (target_N1 >= 0).to(logits_NV.dtype)
+            if weight_N is not None:
+                weight_N1 = weight_N1 * weight_N[rows].unsqueeze(1)
+            target_N1 = target_N1.clamp(min=0)
+            plain_N1 += weight_N1 * (log_normalizer_N1 - logits_NV.gather(1, target_N1))
+            mass_N1 += weight_N1
+            picked.append((target_N1, weight_N1))
+        loss_N1 = plain_N1
+        if self.smoothing:
+            uniform_N1 = mass_N1 * (log_normalizer_N1 - logits_NV.mean(1, keepdim=True))
+            loss_N1 = (1.0 - self.smoothing) * plain_N1 + self.smoothing * uniform_N1
+        error_NV = None
+        if needs_error:
+            # d loss / d logits = softmax - smoothed one-hot.
+            error_NV = (logits_NV - log_normalizer_N1).exp_()
+            if self.smoothing:
+                error_NV.sub_(self.smoothing / vocab)
+            error_NV.mul_(mass_N1)
+            for target_N1, weight_N1 in picked:
+                error_NV.scatter_add_(1, target_N1, weight_N1 * (self.smoothing - 1.0))
+        return loss_N1.squeeze(1), plain_N1.squeeze(1), error_NV
+
+
+class _ProjectedLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, smoothing: float, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, losses: Sequence[tuple[LogitLoss, float]], dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
         vocab = weight_VD.shape[0]
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needs_error = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         elements = _SLICE_ELEMENTS_CPU if hidden_ND.device.type == "cpu" else _SLICE_ELEMENTS_GPU
         size = max(128, elements // vocab // 128 * 128)
         weight = weight_VD.to(dtype)
-        grad_hidden = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_grad else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
-        smoothed = torch.zeros((), device=hidden_ND.device)
-        nll_N = torch.zeros(hidden_ND.shape[0], device=hidden_ND.device)
+        grad_hidden = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_error else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_error else None
+        total = torch.zeros((), device=hidden_ND.device)
+        reported = [torch.zeros(hidden_ND.shape[0], device=hidden_ND.device) for _ in losses]
         for start in range(0, hidden_ND.shape[0], size):
-            target = target_N[start : start + size].unsqueeze(1)
-            count = len(target)
-            hidden = reduce_rows(hidden_ND[start : start + size], dtype)
-            valid = target >= 0
-            target = target.clamp(min=0)
+            rows = slice(start, min(start + size, hidden_ND.shape[0]))
+            count = rows.stop - start
+            hidden = reduce_rows(hidden_ND[rows], dtype)
             logits = (hidden @ weight.t())[:count].float()
             log_normalizer = logits.logsumexp(1, keepdim=True)
-            nll = log_normalizer - logits.gather(1, target)
-            nll_N[start : start + size] = (nll * valid).squeeze(1)
-            if smoothing:
-                uniform = log_normalizer - logits.mean(1, keepdim=True)
-                smoothed += (((1 - smoothing) * nll + smoothing * uniform) * valid).sum()
-            if grad_hidden is None or grad_weight is None:
+            error: Tensor | None = None
+            for (loss, scale), report in zip(losses, reported, strict=True):
+                value, report[rows], gradient = loss(logits, log_normalizer, rows, needs_error)
+                total += scale * value.sum()
+                if gradient is not None:
+                    gradient = gradient if scale == 1.0 else gradient.mul_(scale)
+                    error = gradient if error is None else error.add_(gradient)
+            if error is None or grad_hidden is None or grad_weight is None:
                 continue
-            # d loss / d logits = softmax - smoothed one-hot, in place of the logits.
-            error = logits.sub_(log_normalizer).exp_()
-            if smoothing:
-                error.sub_(smoothing / vocab)
-            error.scatter_add_(1, target, torch.full_like(nll, smoothing - 1.0))
-            error = reduce_rows(error.mul_(valid), dtype)
-            grad_hidden[start : start + size] = (error @ weight)[:count]
+            error = reduce_rows(error, dtype)
+            grad_hidden[rows] = (error @ weight)[:count].float()
             if dtype == torch.float32:
                 grad_weight.addmm_(error.t(), hidden)
             else:
                 grad_weight += error.t() @ hidden
-        if not smoothing:
-            smoothed = nll_N.sum()
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden.to(hidden_ND.dtype), grad_weight)
-        ctx.mark_non_differentiable(nll_N)
-        return smoothed, nll_N
+        ctx.mark_non_differentiable(*reported)
+        return total, *reported
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None
+        return grad_hidden * grads[0], grad_weight * grads[0], None, None
+
+
+def projected_losses(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    losses: Sequence[tuple[LogitLoss, float]],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses on the logits hidden @ weight^T, each times its scale, summed over positions and losses.
+
+    ``dtype`` is that of the matrix products; sums are fp32. Returns the total, which has gradients for hidden
+    and weight, and what each loss reports a position (N,), which has none.
+    """
+    total, *reported = _ProjectedLosses.apply(hidden_ND, weight_VD, losses, dtype)
+    return total, reported
 
 
 def linear_cross_entropy(
@@ -81,11 +146,11 @@ def linear_cross_entropy(
     smoothing: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of softmax(hidden @ weight^T) against targets.
+    """Cross-entropy of softmax(hidden @ weight^T) against targets; negative targets count nothing.
 
-    Positions whose target is negative count nothing. ``smoothing`` mixes the target with the uniform
-    distribution (Szegedy 2016, arXiv 1512.00567). ``dtype`` is that of the matrix products; sums are fp32.
     Returns the smoothed sum, which has gradients, and the plain negative log-likelihood (N,) in nats, which
-    has none.
+    has none. See `CrossEntropy` and `projected_losses`.
     """
-    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, smoothing, dtype)
+    loss = CrossEntropy([(target_N, None)], smoothing)
+    total, (nll_N,) = projected_losses(hidden_ND, weight_VD, [(loss, 1.0)], dtype=dtype)
+    return total, nll_N

@@ -6,6 +6,7 @@ Shapes: B batch, S source positions, T target positions, D model width, V vocabu
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,19 @@ from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, Stack
 from tfx.model.positions import distances, rotary_table, sinusoidal_table
 from tfx.run.seeds import derive_seed
+
+
+class Mixing(Protocol):
+    """How the examples of a batch are mixed before the first layer (mixup); see `tfx.data.batching.Mix`."""
+
+    @property
+    def partner_B(self) -> Tensor: ...
+    @property
+    def weight_B(self) -> Tensor: ...
+    @property
+    def source_real_BS(self) -> Tensor | None: ...
+    @property
+    def target_real_BT(self) -> Tensor: ...
 
 
 class Transformer(nn.Module):
@@ -68,10 +82,24 @@ class Transformer(nn.Module):
 
     # --- the pieces ---------------------------------------------------------------------------------
 
-    def embed(self, tokens_BT: Tensor, table: nn.Embedding, offset: int = 0) -> Tensor:
-        """Embeddings of tokens at positions ``offset`` onwards, scaled by sqrt(D) (Vaswani 2017), with dropout."""
+    def embed(
+        self,
+        tokens_BT: Tensor,
+        table: nn.Embedding,
+        offset: int = 0,
+        mix: Mixing | None = None,
+        real_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings of tokens at positions ``offset`` onwards, scaled by sqrt(D) (Vaswani 2017), with dropout.
+
+        With ``mix``, each row is the weighted sum of its own and its partner's; padding (not ``real``) adds 0.
+        """
         x_BTD = table(tokens_BT) * math.sqrt(self.architecture.width)
         x_BTD = self.token_dropout(x_BTD)
+        if mix is not None:
+            if real_BT is not None:
+                x_BTD = x_BTD * real_BT.unsqueeze(-1)
+            x_BTD = torch.lerp(x_BTD[mix.partner_B], x_BTD, mix.weight_B.to(x_BTD.dtype).view(-1, 1, 1))
         end = offset + tokens_BT.shape[1]
         if self.sinusoids is not None:
             x_BTD = x_BTD + self.sinusoids[offset:end]
@@ -80,14 +108,15 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position.weight[offset:end] * math.sqrt(self.architecture.width)
         return self.dropout(x_BTD)
 
-    def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None) -> Tensor:
+    def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None, mix: Mixing | None = None) -> Tensor:
         """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None where all are real."""
         assert self.encoder is not None
         length = source_BS.shape[1]
         bias = Bias(_key_mask(source_mask_BS))
         if self.architecture.positions == "alibi":
             bias.distance_TS = distances(length, length, 0, source_BS.device)
-        x_BSD = self.embed(source_BS, self.source_embedding)
+        real_BS = mix.source_real_BS if mix is not None else None
+        x_BSD = self.embed(source_BS, self.source_embedding, 0, mix, real_BS)
         return self.encoder(x_BSD, bias, rotary=self._rotary(0, length))
 
     def decode(
@@ -96,6 +125,7 @@ class Transformer(nn.Module):
         memory_BSD: Tensor | None = None,
         source_mask_BS: Tensor | None = None,
         caches: list[BlockCache] | None = None,
+        mix: Mixing | None = None,
     ) -> Tensor:
         """Returns the hidden states (B, T, D) of target positions.
 
@@ -112,7 +142,7 @@ class Transformer(nn.Module):
             bias.mask = visible.tril(diagonal=offset)
         if is_alibi:
             bias.distance_TS = distances(length, offset + length, offset, target_BT.device)
-        x_BTD = self.embed(target_BT, self.embedding, offset)
+        x_BTD = self.embed(target_BT, self.embedding, offset, mix, mix.target_real_BT if mix is not None else None)
         return self.decoder(
             x_BTD,
             bias,
@@ -127,11 +157,15 @@ class Transformer(nn.Module):
         return self.output(hidden)
 
     def forward(
-        self, target_BT: Tensor, source_BS: Tensor | None = None, source_mask_BS: Tensor | None = None
+        self,
+        target_BT: Tensor,
+        source_BS: Tensor | None = None,
+        source_mask_BS: Tensor | None = None,
+        mix: Mixing | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source."""
-        memory_BSD = None if source_BS is None else self.encode(source_BS, source_mask_BS)
-        return self.decode(target_BT, memory_BSD, source_mask_BS)
+        memory_BSD = None if source_BS is None else self.encode(source_BS, source_mask_BS, mix)
+        return self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix)
 
     def new_caches(self) -> list[BlockCache]:
         """Empty caches for a decoding with `decode`."""

@@ -1,0 +1,225 @@
+"""The contract of a technique: settings, hooks, and what it declares so that the stack can order and check it.
+
+A technique is one class with one dataclass of settings. It overrides the hooks that it needs, and leaves the
+rest. Hooks run in the order of their phases; inside a hook, techniques run by the effects that they declare:
+never by the order in which they were typed, and never by each other's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tfx.config.schema import BudgetConfig, Root, setting
+from tfx.data.batching import Batch
+from tfx.data.prepare import PreparedData
+from tfx.data.sources import Corpus
+from tfx.model.loss import LogitLoss
+from tfx.model.transformer import Transformer
+from tfx.run.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PHASES = ("DATA", "MODEL", "OBJECTIVE", "WEIGHTS", "PRECISION")
+
+# Each hook belongs to one phase.
+HOOKS = {
+    "prepare_data": "DATA",
+    "order_batches": "DATA",
+    "transform_batch": "DATA",
+    "prepare_model": "MODEL",
+    "objective": "OBJECTIVE",
+}
+
+
+@dataclass
+class TechniqueSettings:
+    """What every technique can be told."""
+
+    start: float = setting(0.0, "where it begins to act", minimum=0, below=1, unit="fraction of the budget")
+    end: float = setting(1.0, "where it stops to act", above=0, maximum=1, unit="fraction of the budget")
+    allow_noop: bool = setting(False, "do not fail the run where it did nothing (for controls)")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a hook is called: the run's seed, the optimizer step, the batch inside it, and progress in [0, 1]."""
+
+    seed: int
+    step: int
+    batch: int
+    progress: float
+
+    def generator(self, purpose: str, device: torch.device) -> torch.Generator:
+        """A generator for one purpose at this moment, the same in a resumed run."""
+        return torch.Generator(device).manual_seed(derive_seed(self.seed, purpose, self.step, self.batch))
+
+
+@dataclass(frozen=True)
+class TeacherNeed:
+    """A model that must exist before training: one that is there, or one to be trained first.
+
+    ``path`` is a run directory or model file; without it the train command trains ``model`` (None: the run's
+    own) within ``budget`` (none named: twice the run's own) on the run's own data, and keeps it in the cache.
+    """
+
+    path: Path | None
+    model: str | None
+    budget: BudgetConfig
+
+
+@dataclass
+class Teacher:
+    """A teacher as the train command hands it over, and what it cost in this command (0 where it was cached)."""
+
+    model: Transformer
+    tokenizer_fingerprint: str
+    tokenizer: Any
+    generation: Any
+    sha256: str
+    quality: dict[str, float]
+    bytes: int
+    seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+
+
+@dataclass
+class Objective:
+    """The training loss of one batch, before it is computed: terms on the logits, and other terms.
+
+    ``logit_losses`` are (name, loss on the student's logits, scale), the first of them the task's own;
+    ``other`` are (name, differentiable sum over targets, scale). A technique changes scales and adds terms.
+    ``forward(model, batch)`` gives the hidden states (B, T, D) of any model on the same batch.
+    ``hidden_ND`` and ``keep_N`` are the student's hidden states at the positions that count, and which of the
+    batch's flattened positions those are (None: all).
+    """
+
+    batch: Batch
+    forward: Callable[[Transformer, Batch], Tensor]
+    hidden_ND: Tensor
+    keep_N: Tensor | None
+    logit_losses: list[tuple[str, LogitLoss, float]]
+    other: list[tuple[str, Tensor, float]] = field(default_factory=list)
+
+    def select(self, values_BTX: Tensor) -> Tensor:
+        """Values by batch position (B, T, ...) as rows (N, ...) of the positions that count."""
+        flat = values_BTX.flatten(0, 1)
+        return flat if self.keep_N is None else flat[self.keep_N]
+
+
+class Technique:
+    """Base of all techniques. Class attributes are declarations; instances live for one run."""
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[TechniqueSettings]] = TechniqueSettings
+    summary: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    # What it does to the training, in words that others may refer to: "permutes tokens", "mixes examples".
+    effects: ClassVar[tuple[str, ...]] = ()
+    # Effects that must come earlier, or later, inside the same hook.
+    after: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = ("seq2seq", "lm")
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    # --- declarations that depend on the settings -----------------------------------------------------
+
+    def check(self, config: Root) -> None:
+        """Raises `UserError` for settings that cannot work in this run."""
+
+    def conflicts(self) -> dict[str, str]:
+        """Effects that it cannot be combined with, and why."""
+        return {}
+
+    def hooks(self) -> tuple[str, ...]:
+        """The hooks that it uses with these settings; by default, those that its class overrides."""
+        return tuple(hook for hook in HOOKS if getattr(type(self), hook) is not getattr(Technique, hook))
+
+    def teacher_need(self, config: Root) -> TeacherNeed | None:
+        """A teacher that must be made or read first."""
+        return None
+
+    def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
+        """Takes over the teacher that `teacher_need` asked for; ``data`` is None before the data are prepared."""
+
+    def active(self, progress: float) -> bool:
+        """Whether it acts at this progress."""
+        return self.settings.start <= progress < self.settings.end
+
+    # --- hooks, in the order of a run -----------------------------------------------------------------
+
+    def prepare_data(self, corpus: Corpus, config: Root) -> Corpus:
+        """Changes the text before it is tokenized."""
+        return corpus
+
+    def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
+        """Changes the model's first weights; returns modules of its own that are to be trained along."""
+        return None
+
+    def order_batches(self, lengths: np.ndarray, epoch: int, order: np.ndarray) -> np.ndarray:
+        """Returns the order of an epoch's batches, given their lengths and the shuffled order."""
+        return order
+
+    def transform_batch(self, batch: Batch, moment: Moment) -> Batch:
+        """Changes a training batch on the device; what was done travels in the batch."""
+        return batch
+
+    def objective(self, objective: Objective, moment: Moment) -> None:
+        """Changes the terms of the loss."""
+
+    def report(self, name: str, total: Tensor, count: int) -> None:
+        """Receives the sum of a loss term (`Objective.logit_losses`) over so many targets, by the term's name."""
+
+    # --- proof and state ------------------------------------------------------------------------------
+
+    def evidence(self) -> dict[str, float]:
+        """Numbers that prove that it acted."""
+        return {}
+
+    def acted(self) -> bool:
+        """Whether it changed anything in this run."""
+        return any(value != 0 for value in self.evidence().values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that exact resuming needs besides the settings."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+class Mean:
+    """A mean that is kept on the device: adding to it waits for nothing."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count: Tensor | float = 0.0
+
+    def add(self, total: Tensor | float, count: Tensor | float) -> None:
+        """Adds ``count`` values with this sum."""
+        self._sum = self._sum + total
+        self._count = self._count + count
+
+    @property
+    def value(self) -> float:
+        """The mean so far; 0 where nothing was added."""
+        count = float(self._count)
+        return float(self._sum) / count if count else 0.0
+
+    def state(self) -> tuple[float, float]:
+        """Sum and count."""
+        return float(self._sum), float(self._count)
+
+    def restore(self, state: tuple[float, float]) -> None:
+        """The inverse of `state`."""
+        self._sum, self._count = state

@@ -1,0 +1,462 @@
+"""Knowledge distillation (Hinton 2015, arXiv 1503.02531): a student learns from a teacher's outputs.
+
+Shapes: N target positions, V vocabulary, K cached logits, D student width, E teacher width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tfx.config.schema import BudgetConfig, Root, group, setting
+from tfx.data.batching import Batch, collate_pairs
+from tfx.data.prepare import Pairs, PreparedData, Ragged
+from tfx.data.sources import Corpus, replace_targets, writable_cache
+from tfx.errors import UserError
+from tfx.evaluation.generation import decode_sources
+from tfx.evaluation.scoring import run_batch
+from tfx.model.linear import Linear, reduce_rows
+from tfx.model.transformer import Transformer
+from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
+
+
+@dataclass
+class DistillSettings(TechniqueSettings):
+    """Settings of `Distill`."""
+
+    teacher: str | None = setting(None, "a run directory or model file; null: a teacher is trained first, and cached")
+    teacher_model: str | None = setting(
+        None, "model choice of a teacher that is trained first; null: the run's own model"
+    )
+    teacher_budget: BudgetConfig = group(BudgetConfig)
+    loss: str = setting(
+        "forward_kl",
+        "soft-target loss: KL(teacher || student), KL(student || teacher), Jensen-Shannon, or none",
+        choices=("forward_kl", "reverse_kl", "jensen_shannon", "none"),
+        paper="Hinton 2015, arXiv 1503.02531; Gu 2023, arXiv 2306.08543; Wen 2023, arXiv 2307.15190",
+    )
+    temperature: float = setting(
+        1.0, "softens both distributions; the loss is scaled by its square", above=0, maximum=100
+    )
+    alpha: float = setting(0.5, "share of the soft-target loss; the task's own loss has the rest", minimum=0, maximum=1)
+    alpha_final: float | None = setting(
+        None, "alpha at the end, reached linearly; null: constant", minimum=0, maximum=1
+    )
+    hidden: float = setting(
+        0.0,
+        "weight of the mean squared error of the last hidden states, through a learned projection",
+        minimum=0,
+        paper="Romero 2015, arXiv 1412.6550; Jiao 2020, arXiv 1909.10351",
+    )
+    sequence_level: bool = setting(
+        False, "text to text: train on the teacher's beam output as target", paper="Kim & Rush 2016, arXiv 1606.07947"
+    )
+    initialise: bool = setting(
+        False, "start from evenly spaced teacher layers, where widths agree", paper="Sanh 2019, arXiv 1910.01108"
+    )
+    cache_top_k: int | None = setting(
+        None, "text to text: compute the teacher's k largest logits once, and keep them", minimum=1
+    )
+
+
+class SoftTargets:
+    """Divergence between temperature-softened teacher and student, times T squared, at each position (N,).
+
+    ``forward_kl`` is KL(p || q) with teacher p and student q, ``reverse_kl`` KL(q || p), ``jensen_shannon`` the
+    mean KL of both to their mixture. Gradients are those of the student's logits, in closed form.
+    """
+
+    def __init__(self, kind: str, temperature: float) -> None:
+        self.kind, self.temperature = kind, temperature
+
+    def teacher_logits(self, rows: slice) -> Tensor:
+        """The teacher's logits (n, V) at a slice of positions."""
+        raise NotImplementedError
+
+    def __call__(
+        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        loss_N, error_NV = divergence(self.kind, self.teacher_logits(rows), logits_NV, self.temperature, needs_error)
+        return loss_N, loss_N, error_NV
+
+
+def divergence(
+    kind: str, teacher_NV: Tensor, student_NV: Tensor, temperature: float, needs_error: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The divergence (N,) between two sets of logits (N, V) times T^2, and its gradient for the student's.
+
+    A teacher logit of minus infinity (not among its cached ones) has probability 0.
+    """
+    log_p = (teacher_NV / temperature).log_softmax(1)
+    log_q = (student_NV / temperature).log_softmax(1)
+    p, q = log_p.exp(), log_q.exp()
+    scale = temperature**2
+    if kind == "forward_kl":
+        loss = (p * (log_p.clamp(min=-1e30) - log_q)).sum(1)
+        error = (q - p) * temperature if needs_error else None
+        return loss * scale, error
+    if kind == "reverse_kl":
+        # A floor keeps the divergence finite where the teacher's probability is 0.
+        gap = log_q - log_p.clamp(min=-100.0)
+        loss = (q * gap).sum(1)
+        error = q * (gap - loss.unsqueeze(1)) * temperature if needs_error else None
+        return loss * scale, error
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
+    to_mixture_q = log_q - log_m
+    kl_q = (q * to_mixture_q).sum(1)
+    kl_p = (p * (log_p.clamp(min=-1e30) - log_m)).sum(1)
+    # d JS / d log q = q (log q - log m) / 2: the mixture's own derivatives cancel.
+    error = 0.5 * q * (to_mixture_q - kl_q.unsqueeze(1)) * temperature if needs_error else None
+    return 0.5 * (kl_p + kl_q) * scale, error
+
+
+class _FromHidden(SoftTargets):
+    """Teacher logits projected from its hidden states slice by slice, so that they too never exist as a whole."""
+
+    def __init__(
+        self, kind: str, temperature: float, hidden_NE: Tensor, weight_VE: Tensor, counts_N: Tensor, dtype: torch.dtype
+    ) -> None:
+        super().__init__(kind, temperature)
+        self._hidden, self._weight, self._counts, self._dtype = hidden_NE, weight_VE.to(dtype), counts_N, dtype
+
+    def teacher_logits(self, rows: slice) -> Tensor:
+        hidden = self._hidden[rows]
+        return (reduce_rows(hidden, self._dtype) @ self._weight.t())[: len(hidden)].float()
+
+    def __call__(
+        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return _counted(super().__call__(logits_NV, log_normalizer_N1, rows, needs_error), self._counts[rows])
+
+
+class _FromTopK(SoftTargets):
+    """Teacher logits from a cache of the k largest: renormalised over them."""
+
+    def __init__(self, kind: str, temperature: float, ids_NK: Tensor, logits_NK: Tensor, counts_N: Tensor, vocab: int):
+        super().__init__(kind, temperature)
+        self._ids, self._logits, self._counts, self._vocab = ids_NK, logits_NK, counts_N, vocab
+
+    def teacher_logits(self, rows: slice) -> Tensor:
+        ids = self._ids[rows]
+        full = torch.full((len(ids), self._vocab), -torch.inf, device=ids.device)
+        return full.scatter_(1, ids, self._logits[rows])
+
+    def __call__(
+        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return _counted(super().__call__(logits_NV, log_normalizer_N1, rows, needs_error), self._counts[rows])
+
+
+def _counted(result: tuple[Tensor, Tensor, Tensor | None], counts_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Padding counts nothing."""
+    loss_N, reported_N, error_NV = result
+    if error_NV is not None:
+        error_NV = error_NV * counts_N.unsqueeze(1)
+    return loss_N * counts_N, reported_N * counts_N, error_NV
+
+
+class Distill(Technique):
+    """Soft targets, hidden states, sequence-level targets, and initialisation, from one teacher."""
+
+    name = "distill"
+    Settings = DistillSettings
+    summary = "learns from a teacher's distribution, hidden states or outputs"
+    cost = (
+        "a forward pass of the teacher a step (none with cached logits or sequence-level), and the teacher's training"
+    )
+    paper = "Hinton 2015, arXiv 1503.02531; Kim & Rush 2016, arXiv 1606.07947"
+    effects = ("adds a teacher",)
+    after = ("permutes tokens", "mixes examples")
+
+    def __init__(self, settings: DistillSettings) -> None:
+        super().__init__(settings)
+        self.teacher: Teacher | None = None
+        self._projection: nn.Linear | None = None
+        self._top_k: dict[str, np.ndarray] | None = None
+        self._offsets: np.ndarray | None = None
+        self._product_dtype = torch.float32
+        self._divergence, self._hidden_error = Mean(), Mean()
+        self._share = Mean()
+        self._targets_changed = 0.0
+        self._layers_copied = 0
+
+    # --- declarations ---------------------------------------------------------------------------------
+
+    def check(self, config: Root) -> None:
+        settings = self.settings
+        if not self._uses_logits() and not settings.hidden and not settings.sequence_level and not settings.initialise:
+            raise UserError(
+                "technique.distill has nothing to do: loss=none or alpha=0, hidden=0, sequence_level=false, "
+                "initialise=false"
+            )
+        if config.dataset.task == "lm":
+            for name in ("sequence_level", "cache_top_k"):
+                if getattr(settings, name):
+                    raise UserError(f"technique.distill.{name} is for text to text, not for a language model")
+        if settings.teacher is not None and any(
+            getattr(settings.teacher_budget, key) is not None for key in ("steps", "tokens", "seconds")
+        ):
+            raise UserError("technique.distill.teacher names a teacher that exists: leave out teacher_budget")
+
+    def conflicts(self) -> dict[str, str]:
+        if self.settings.cache_top_k is None:
+            return {}
+        why = "cached logits (technique.distill.cache_top_k) are of the unchanged examples"
+        return {"mixes examples": why, "permutes tokens": why}
+
+    def hooks(self) -> tuple[str, ...]:
+        used = []
+        if self.settings.sequence_level:
+            used.append("prepare_data")
+        if self.settings.initialise or self.settings.hidden:
+            used.append("prepare_model")
+        if self._uses_logits() or self.settings.hidden:
+            used.append("objective")
+        return tuple(used)
+
+    def teacher_need(self, config: Root) -> TeacherNeed | None:
+        path = self.settings.teacher
+        return TeacherNeed(
+            None if path is None else Path(path).expanduser(), self.settings.teacher_model, self.settings.teacher_budget
+        )
+
+    def _uses_logits(self) -> bool:
+        final = self.settings.alpha_final
+        return self.settings.loss != "none" and (self.settings.alpha > 0 or bool(final))
+
+    def alpha(self, progress: float) -> float:
+        """Share of the soft-target loss at this progress."""
+        settings = self.settings
+        if not self.active(progress) or settings.loss == "none":
+            return 0.0
+        if settings.alpha_final is None:
+            return settings.alpha
+        passed = (progress - settings.start) / (settings.end - settings.start)
+        return settings.alpha + (settings.alpha_final - settings.alpha) * passed
+
+    # --- the teacher ----------------------------------------------------------------------------------
+
+    def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
+        self.teacher = teacher
+        # Training mode lets its linear layers use the fast products; it has no dropout, and no gradients.
+        teacher.model.to(device).train().requires_grad_(False)
+        if data is None:
+            return
+        if self._uses_logits() and teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
+            raise UserError(
+                "technique.distill: the teacher has another tokenizer than the student, so their logits are of "
+                "different tokens; give the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json), "
+                "or learn from its outputs (technique.distill.sequence_level=true technique.distill.loss=none)"
+            )
+        if self.settings.hidden and teacher.model.architecture.family != data.task:
+            raise UserError("technique.distill.hidden needs a teacher of the student's own family")
+        if self.settings.cache_top_k is not None and self._uses_logits():
+            self._load_top_k(teacher, data, device)
+
+    def prepare_data(self, corpus: Corpus, config: Root) -> Corpus:
+        teacher = self.teacher
+        assert teacher is not None
+        if not teacher.model.architecture.is_seq2seq:
+            raise UserError("technique.distill.sequence_level needs a teacher that is text to text")
+        sources = list(corpus.splits["train"]["source"])
+        decoding = repr(teacher.generation)
+        key = hashlib.sha256(f"{corpus.fingerprint}\0{teacher.sha256}\0{decoding}".encode()).hexdigest()[:32]
+        path = writable_cache("teacher-outputs") / f"{key}.txt"
+        if path.is_file():
+            outputs = path.read_text(encoding="utf-8").split("\n")
+        else:
+            longest = teacher.model.architecture.context - 1
+            ids = [row[:longest] for row in teacher.tokenizer.encode(sources)]
+            encoded = Ragged.from_lists(ids, np.int64)
+            teacher.model.eval()
+            outputs = decode_sources(teacher.model, encoded, teacher.tokenizer, teacher.generation, seed=0)
+            teacher.model.train()
+            outputs = [" ".join(text.split("\n")) for text in outputs]
+            temporary = path.with_suffix(f".{hashlib.sha256(repr(outputs[:3]).encode()).hexdigest()[:8]}.tmp")
+            temporary.write_text("\n".join(outputs), encoding="utf-8")
+            temporary.replace(path)
+        before = list(corpus.splits["train"]["target"])
+        # An empty output teaches nothing: there the reference stays.
+        targets = [new or old for new, old in zip(outputs, before, strict=True)]
+        changed = sum(new != old for new, old in zip(targets, before, strict=True))
+        self._targets_changed = changed / max(1, len(before))
+        return replace_targets(corpus, targets, f"distill:{key}")
+
+    def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
+        assert self.teacher is not None
+        teacher = self.teacher.model
+        if self.settings.initialise:
+            self._layers_copied = copy_layers(teacher, model)
+        if not self.settings.hidden:
+            return None
+        self._projection = Linear(model.architecture.width, teacher.architecture.width, bias=False)
+        # Keyed by nothing but its shape: an orthogonal start keeps the student's geometry.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            nn.init.orthogonal_(self._projection.weight)
+        return self._projection.to(model.embedding.weight.device)
+
+    # --- the loss -------------------------------------------------------------------------------------
+
+    def objective(self, objective: Objective, moment: Moment) -> None:
+        assert self.teacher is not None
+        alpha = self.alpha(moment.progress)
+        weight = self.settings.hidden if self.active(moment.progress) else 0.0
+        if alpha == 0.0 and weight == 0.0:
+            return
+        counts_N = objective.select((objective.batch.target_out_BT >= 0).unsqueeze(-1)).squeeze(-1)
+        if objective.batch.mix is not None:
+            labels = objective.batch.targets_and_weights()
+            mass = sum((ids >= 0).float() * w for ids, w in labels if w is not None)
+            counts_N = mass if objective.keep_N is None else mass[objective.keep_N]  # type: ignore[assignment, index]
+        counts_N = counts_N.float()
+        hidden_NE: Tensor | None = None
+        if self._top_k is None or weight:
+            with torch.no_grad():
+                hidden_NE = objective.select(objective.forward(self.teacher.model, objective.batch))
+        if alpha:
+            objective.logit_losses = [(n, loss, scale * (1.0 - alpha)) for n, loss, scale in objective.logit_losses]
+            soft = self._soft_targets(objective, hidden_NE, counts_N)
+            objective.logit_losses.append((self.name, soft, alpha))
+        if weight and hidden_NE is not None and self._projection is not None:
+            gap = self._projection(objective.hidden_ND.float()) - hidden_NE.float()
+            error = (gap.square().mean(1) * counts_N).sum()
+            objective.other.append((f"{self.name}_hidden", error, weight))
+            self._hidden_error.add(error.detach(), counts_N.sum())
+        self._share.add(alpha, 1.0)
+
+    def _soft_targets(self, objective: Objective, hidden_NE: Tensor | None, counts_N: Tensor) -> SoftTargets:
+        assert self.teacher is not None
+        kind, temperature = self.settings.loss, self.settings.temperature
+        if self._top_k is not None:
+            ids, logits = self._cached_rows(objective.batch)
+            return _FromTopK(
+                kind,
+                temperature,
+                objective.select(ids.to(counts_N.device)),
+                objective.select(logits.to(counts_N.device)),
+                counts_N,
+                self.teacher.model.architecture.vocab_size,
+            )
+        assert hidden_NE is not None
+        weight = self.teacher.model.output.weight
+        return _FromHidden(kind, temperature, hidden_NE, weight, counts_N, self._product_dtype)
+
+    def set_product_dtype(self, dtype: torch.dtype) -> None:
+        """The dtype of the projection of the teacher's logits: that of the student's."""
+        self._product_dtype = dtype
+
+    # --- the cache of the teacher's largest logits ----------------------------------------------------
+
+    def _load_top_k(self, teacher: Teacher, data: PreparedData, device: torch.device) -> None:
+        k = min(self.settings.cache_top_k, teacher.model.architecture.vocab_size)
+        train = data.splits["train"]
+        assert isinstance(train, Pairs)
+        self._offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
+        key = hashlib.sha256(f"{data.fingerprint}\0{len(train)}\0{teacher.sha256}\0{k}".encode()).hexdigest()[:32]
+        folder = writable_cache("teacher-logits")
+        path = folder / f"{key}.npz"
+        if not path.is_file():
+            total = int(self._offsets[-1])
+            ids = np.zeros((total, k), dtype=np.int32)
+            logits = np.zeros((total, k), dtype=np.float16)
+            for start in range(0, len(train), 128):
+                rows = np.arange(start, min(start + 128, len(train)))
+                batch = collate_pairs(train, rows, data.tokenizer).to(device)
+                with torch.no_grad():
+                    top = teacher.model.project(run_batch(teacher.model, batch)).float().topk(k, dim=-1)
+                real = (batch.target_out_BT >= 0).cpu()
+                span = slice(int(self._offsets[start]), int(self._offsets[rows[-1] + 1]))
+                ids[span] = top.indices.cpu()[real].numpy()
+                logits[span] = top.values.cpu()[real].numpy()
+            temporary = folder / f".{key}.tmp.npz"
+            np.savez(temporary, ids=ids, logits=logits)
+            temporary.replace(path)
+        with np.load(path) as stored:
+            self._top_k = {"ids": stored["ids"], "logits": stored["logits"]}
+
+    def _cached_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self._top_k is not None
+        assert self._offsets is not None
+        rows, length = batch.target_out_BT.shape
+        width = self._top_k["ids"].shape[1]
+        ids = np.zeros((rows, length, width), dtype=np.int64)
+        # Padding repeats one id with equal logits; it counts nothing.
+        ids[:] = np.arange(width)
+        logits = np.zeros((rows, length, width), dtype=np.float32)
+        for i, row in enumerate(batch.rows):
+            span = slice(int(self._offsets[row]), int(self._offsets[row + 1]))
+            count = span.stop - span.start
+            ids[i, :count], logits[i, :count] = self._top_k["ids"][span], self._top_k["logits"][span]
+        return torch.from_numpy(ids), torch.from_numpy(logits)
+
+    # --- proof ----------------------------------------------------------------------------------------
+
+    def evidence(self) -> dict[str, float]:
+        return {
+            "divergence": self._divergence.value,
+            "hidden_error": self._hidden_error.value,
+            "mean_alpha": self._share.value,
+            "targets_changed": self._targets_changed,
+            "layers_copied": float(self._layers_copied),
+        }
+
+    def report(self, name: str, total: Tensor, count: int) -> None:
+        """What the loop measured of a loss term of this technique."""
+        if name == self.name:
+            self._divergence.add(total, count)
+
+    def state_dict(self) -> dict[str, Any]:
+        means = {"divergence": self._divergence, "hidden_error": self._hidden_error, "share": self._share}
+        return {name: mean.state() for name, mean in means.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._divergence.restore(state["divergence"])
+        self._hidden_error.restore(state["hidden_error"])
+        self._share.restore(state["share"])
+
+
+def spaced(student: int, teacher: int) -> list[int]:
+    """Numbers of ``student`` evenly spaced teacher layers, the first and the last among them."""
+    if student == 1:
+        return [teacher - 1]
+    return [round(i * (teacher - 1) / (student - 1)) for i in range(student)]
+
+
+def copy_layers(teacher: Transformer, student: Transformer) -> int:
+    """Starts the student from evenly spaced teacher layers and its embeddings; returns the layers copied.
+
+    Raises `UserError` where widths or the kinds of layers differ.
+    """
+    theirs, ours = teacher.architecture, student.architecture
+    for name in ("family", "width", "head_width", "vocab_size", "positions", "norm", "norm_position", "activation"):
+        if getattr(theirs, name) != getattr(ours, name):
+            raise UserError(
+                f"technique.distill.initialise needs a teacher with the student's {name}: "
+                f"{getattr(theirs, name)} is not {getattr(ours, name)}"
+            )
+    copied = 0
+    with torch.no_grad():
+        for ours_stack, theirs_stack in ((student.encoder, teacher.encoder), (student.decoder, teacher.decoder)):
+            if ours_stack is None or theirs_stack is None:
+                continue
+            numbers = spaced(len(ours_stack.blocks), len(theirs_stack.blocks))
+            for block, number in zip(ours_stack.blocks, numbers, strict=True):
+                source = theirs_stack.blocks[number].state_dict()
+                if any(source[key].shape != value.shape for key, value in block.state_dict().items()):
+                    raise UserError("technique.distill.initialise: the layers of teacher and student differ in shape")
+                block.load_state_dict(source)
+                copied += 1
+            ours_stack.norm.load_state_dict(theirs_stack.norm.state_dict())
+        for name in ("embedding", "source_embedding", "output", "position"):
+            theirs_part, ours_part = getattr(teacher, name), getattr(student, name)
+            if theirs_part is not None and ours_part is not None and ours_part.weight.shape == theirs_part.weight.shape:
+                ours_part.weight.copy_(theirs_part.weight)
+    return copied
