@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tfx.data.prepare import PreparedData
     from tfx.evaluation.quality import Quality
     from tfx.model.transformer import Transformer
+    from tfx.techniques.contract import Teacher
+    from tfx.techniques.stack import Stack
     from tfx.training.loop import TrainingResult
 
 _INTERRUPTED = 130
@@ -71,13 +73,13 @@ def train(config: Root, typed: Sequence[str], folder: Path) -> dict[str, Any] | 
     """
     import torch
 
+    from tfx.commands.teacher import make_teachers
     from tfx.data.prepare import prepare_data
     from tfx.evaluation.metrics import check_metrics
     from tfx.model.architecture import check_model
     from tfx.model.device import choose_device
+    from tfx.techniques.stack import Stack
 
-    if config.technique:
-        raise UserError("the techniques of this version are not connected to the training loop yet: leave them out")
     console = RunConsole()
     check_metrics(config.dataset.metrics)
     check_model(config.model)
@@ -91,14 +93,18 @@ def train(config: Root, typed: Sequence[str], folder: Path) -> dict[str, Any] | 
         _require_tensorboard()
     if RunDirectory(folder).config.exists():
         RunDirectory.create(folder)  # says that it is not overwritten
-    data = prepare_data(config.dataset, config.model.context)
+    stack = Stack.from_config(config)
+    teachers = {} if config.dry_run else make_teachers(config, stack, device, console)
+    transform = stack.prepare_data if stack.order["prepare_data"] and not config.dry_run else None
+    data = prepare_data(config.dataset, config.model.context, transform=transform)
+    stack.data_prepared(teachers, data, device)
     model = _build(config, data, device)
-    console.header(_header(config, data, model, device, folder))
+    console.header(_header(config, data, model, device, folder, stack))
     if config.dry_run:
         console.close()
         return None
     run = RunDirectory.create(folder)
-    return _Run(config, typed, run, console, data, model, device).execute()
+    return _Run(config, typed, run, console, data, model, device, stack, teachers).execute()
 
 
 class _Run:
@@ -113,15 +119,19 @@ class _Run:
         data: PreparedData,
         model: Transformer,
         device: torch.device,
+        stack: Stack,
+        teachers: dict[str, Teacher],
     ) -> None:
         self.config, self.typed, self.run, self.console = config, typed, run, console
+        self.stack, self.teachers = stack, teachers
         self.data, self.model, self.device = data, model, device
         self.facts: dict[str, Any] = {
             "format_version": 1,
             "task": data.task,
             "model": config.model.name,
             "dataset": config.dataset.name,
-            "techniques": [],
+            "techniques": stack.names,
+            "plan": stack.plan(),
             "seed": config.seed,
             "primary_metric": config.dataset.metrics[0] if config.dataset.metrics else "loss",
         }
@@ -160,6 +170,7 @@ class _Run:
         write_text(self.run.overrides, OmegaConf.to_yaml(OmegaConf.create(list(self.typed))))
         write_text(self.run.tokenizer, self.data.tokenizer.to_json())
         fingerprints = {"data": self.data.fingerprint, "tokenizer": self.data.tokenizer.fingerprint}
+        fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in self.teachers.items()}
         write_json(self.run.environment, describe_environment(self.device, fingerprints))
 
     def _train(self) -> TrainingResult:
@@ -189,7 +200,7 @@ class _Run:
 
         try:
             console.training_started()
-            return Trainer(self.config, self.model, self.data, self.device, Recorder()).train(keep)
+            return Trainer(self.config, self.model, self.data, self.device, Recorder(), self.stack).train(keep)
         finally:
             console.training_ended()
             metrics.close()
@@ -203,6 +214,7 @@ class _Run:
         from tfx.run.metrics import MetricsLog
 
         config, data = self.config, self.data
+        evidence = self.stack.evidence()
         before = score_loss(
             self.model,
             data.splits["valid"],
@@ -250,7 +262,7 @@ class _Run:
             "test_split": data.test_split,
             "valid": valid.metrics,
             "signatures": test.signatures,
-            "reference": None,
+            "reference": next((teacher.reference() for teacher in self.teachers.values()), None),
             "stages": [
                 {"name": "trained", "valid": before.metrics, **stage, "seconds": training.seconds},
                 {"name": "file", "valid": valid.metrics, **stage, "seconds": seconds},
@@ -264,10 +276,15 @@ class _Run:
                 "ratio": 1.0,
             },
             "parameters": parameters,
-            "train": training.to_dict() | {"teacher_seconds": 0.0, "teacher_tokens": 0, "teacher_flops": 0.0},
+            "train": training.to_dict()
+            | {
+                "teacher_seconds": sum(teacher.seconds for teacher in self.teachers.values()),
+                "teacher_tokens": sum(teacher.tokens for teacher in self.teachers.values()),
+                "teacher_flops": sum(teacher.flops for teacher in self.teachers.values()),
+            },
             "inference": {"file": speed},
             "data": {"notes": data.notes, **{name: len(split) for name, split in data.splits.items()}},
-            "evidence": {},
+            "evidence": evidence,
         }
 
 
@@ -292,7 +309,7 @@ def _require_tensorboard() -> None:
 
 
 def _header(
-    config: Root, data: PreparedData, model: Transformer, device: torch.device, folder: Path
+    config: Root, data: PreparedData, model: Transformer, device: torch.device, folder: Path, stack: Stack
 ) -> list[tuple[str, str]]:
     from tfx.model.device import choose_precision
 
@@ -325,10 +342,17 @@ def _header(
             f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
         ("device", f"{device}, {precision}"),
-        ("stack", "no technique"),
+        *(_plan_rows(stack) or [("stack", "no technique")]),
         ("run", str(folder)),
     ]
     return rows + [("note", note) for note in data.notes]
+
+
+def _plan_rows(stack: Stack) -> list[tuple[str, str]]:
+    return [
+        ("stack", f"{row['phase']} {row['hook']}: {row['technique']}, {row['start']:.0%} to {row['end']:.0%}")
+        for row in stack.plan()
+    ]
 
 
 def _closing_table(summary: dict[str, Any]) -> Table:
@@ -353,6 +377,8 @@ def _closing_table(summary: dict[str, Any]) -> Table:
         ("throughput", f"{speed['tokens_per_second']:,.0f} output tokens/s"),
     ):
         table.add_row(name, "", value)
+    for name, proof in summary["evidence"].items():
+        table.add_row(name, "", ", ".join(f"{key} {number(value)}" for key, value in proof.items() if value))
     for metric, signature in summary["signatures"].items():
         table.add_row(f"{metric} is", "", signature, style="dim")
     return table

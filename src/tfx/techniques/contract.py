@@ -89,6 +89,10 @@ class Teacher:
     tokens: int = 0
     flops: float = 0.0
 
+    def reference(self) -> dict[str, Any]:
+        """What `summary.json` says of the dense model that differences are taken against."""
+        return {"name": "teacher", "sha256": self.sha256, "valid": self.quality, "bytes": self.bytes}
+
 
 @dataclass
 class Objective:

@@ -247,6 +247,9 @@ class Distill(Technique):
         self.teacher = teacher
         # Training mode lets its linear layers use the fast products; it has no dropout, and no gradients.
         teacher.model.to(device).train().requires_grad_(False)
+        self._product_dtype = next(
+            (module.product_dtype for module in teacher.model.modules() if isinstance(module, Linear)), torch.float32
+        )
         if data is None:
             return
         if self._uses_logits() and teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
@@ -348,10 +351,6 @@ class Distill(Technique):
         assert hidden_NE is not None
         weight = self.teacher.model.output.weight
         return _FromHidden(kind, temperature, hidden_NE, weight, counts_N, self._product_dtype)
-
-    def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """The dtype of the projection of the teacher's logits: that of the student's."""
-        self._product_dtype = dtype
 
     # --- the cache of the teacher's largest logits ----------------------------------------------------
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfx.config.schema import Root
 from tfx.data.batching import Batch, training_batches
@@ -22,9 +22,11 @@ from tfx.evaluation.scoring import run_batch, score_loss
 from tfx.model.device import Precision, choose_precision
 from tfx.model.flops import forward_flops
 from tfx.model.linear import set_product_dtype
-from tfx.model.loss import linear_cross_entropy
+from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer
 from tfx.run.seeds import derive_seed
+from tfx.techniques.contract import Moment, Objective
+from tfx.techniques.stack import Stack
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.optimizers import build_optimizers
@@ -70,15 +72,26 @@ class Trainer:
     """Trains one model on one data set."""
 
     def __init__(
-        self, config: Root, model: Transformer, data: PreparedData, device: torch.device, observer: Observer
+        self,
+        config: Root,
+        model: Transformer,
+        data: PreparedData,
+        device: torch.device,
+        observer: Observer,
+        stack: Stack,
     ) -> None:
         self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
+        self.stack = stack
+        extra = stack.prepare_model(model)
         self.precision: Precision = choose_precision(config.trainer.precision, device)
         set_product_dtype(model, self.precision.products if self.precision.autocast is None else torch.float32)
         model.set_checkpointing(config.trainer.activation_checkpointing)
         if config.trainer.compile == "on" or (config.trainer.compile == "auto" and device.type == "cuda"):
             model.compile(dynamic=True)
-        self.optimizers = build_optimizers(config.optimizer, model, device)
+        # What a technique trains along (a projection) is optimised with the model, and not part of it.
+        trained = nn.ModuleList([model, extra]) if len(extra) else model
+        self._parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        self.optimizers = build_optimizers(config.optimizer, trained, device)
         smoothing = config.trainer.label_smoothing
         self.label_smoothing = (0.1 if data.task == "seq2seq" else 0.0) if smoothing is None else smoothing
         self.averager = Averager(config.trainer.averaging, model)
@@ -102,6 +115,7 @@ class Trainer:
             batch_tokens=self.config.dataset.batch_tokens,
             context=self.model.architecture.context,
             seed=self.config.seed,
+            reorder=self.stack.reorder if self.stack.order["order_batches"] else None,
         )
         self.model.train()
         self.clock = Clock(config.budget)
@@ -113,7 +127,7 @@ class Trainer:
         while progress < 1.0 and not stopped:
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
             step_batches = [next(batches) for _ in range(config.accumulation)]
-            nll, norm = self._step(step_batches, factor)
+            nll, norm = self._step(step_batches, factor, progress)
             # Read once a step: a clock of seconds goes on, and all that follows must agree on the end.
             progress = self.clock.progress
             self.averager.update(progress)
@@ -140,19 +154,20 @@ class Trainer:
 
     # --- one step -----------------------------------------------------------------------------------
 
-    def _step(self, batches: list[Batch], factor: float) -> tuple[Tensor, Tensor]:
+    def _step(self, batches: list[Batch], factor: float, progress: float) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the summed negative log-likelihood and the gradient norm."""
         targets = sum(batch.targets for batch in batches)
         # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
         torch.manual_seed(derive_seed(self.config.seed, "step", self.clock.steps))
         total = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss, nll = self._loss(batch.to(self.device))
+        for index, batch in enumerate(batches):
+            moment = Moment(self.config.seed, self.clock.steps, index, progress)
+            loss, nll = self._loss(self.stack.transform_batch(batch.to(self.device), moment), moment)
             # Averaged over the targets of the whole step, however they are spread over its batches.
             (loss / targets).backward()
             total += nll
         limit = self.config.optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
         if self.device.type == "cpu" and not math.isfinite(float(norm)):
             raise NonFiniteError(self._non_finite(float(total)))
         self.optimizers.step(factor)
@@ -165,24 +180,35 @@ class Trainer:
             self._flops += 3.0 * forward_flops(self.model.architecture, rows, source, length)
         return total, norm
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
         """Summed training loss, and the summed plain negative log-likelihood without gradients."""
-        autocast = self.precision.autocast
-        context = torch.autocast(self.device.type, autocast) if autocast is not None else nullcontext()
-        with context:
-            hidden_ND = run_batch(self.model, batch).flatten(0, 1)
-        target_N = batch.target_out_BT.flatten()
-        if self.device.type == "cpu" and batch.targets < target_N.numel():
-            real = target_N >= 0
-            hidden_ND, target_N = hidden_ND[real], target_N[real]
-        loss, nll_N = linear_cross_entropy(
+        hidden_ND = self._forward(self.model, batch).flatten(0, 1)
+        targets = batch.targets_and_weights()
+        keep_N = None
+        if self.device.type == "cpu" and (batch.mix is not None or batch.targets < hidden_ND.shape[0]):
+            keep_N = torch.stack([ids >= 0 for ids, _ in targets]).any(0)
+            hidden_ND = hidden_ND[keep_N]
+            targets = [(ids[keep_N], None if weight is None else weight[keep_N]) for ids, weight in targets]
+        task = CrossEntropy(targets, self.label_smoothing)
+        objective = Objective(batch, self._forward, hidden_ND, keep_N, [("task", task, 1.0)])
+        self.stack.objective(objective, moment)
+        loss, reported = projected_losses(
             hidden_ND,
             self.model.output.weight,
-            target_N,
-            smoothing=self.label_smoothing,
+            [(term, scale) for _, term, scale in objective.logit_losses],
             dtype=self.precision.products,
         )
-        return loss, nll_N.sum()
+        for (name, _, _), report_N in zip(objective.logit_losses, reported, strict=True):
+            self.stack.report(name, report_N.sum(), batch.targets)
+        for _, value, scale in objective.other:
+            loss = loss + scale * value
+        return loss, reported[0].sum()
+
+    def _forward(self, model: Transformer, batch: Batch) -> Tensor:
+        """Hidden states (B, T, D) of the model, or of a teacher, in the precision of the training."""
+        autocast = self.precision.autocast
+        with torch.autocast(self.device.type, autocast) if autocast is not None else nullcontext():
+            return run_batch(model, batch)
 
     def _check_finite(self, log: _Interval) -> None:
         """Where looking at every step would stall the device, the interval is looked at as a whole."""

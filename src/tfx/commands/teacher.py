@@ -1,0 +1,112 @@
+"""Makes the teachers that a stack asks for: reads the one that is named, or trains one and keeps it in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfx.config import compose
+from tfx.config.schema import BudgetConfig, Root
+from tfx.run.console import RunConsole
+from tfx.run.directory import RunDirectory, cache_folder, model_file
+from tfx.run.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfx.techniques.contract import Teacher, TeacherNeed
+    from tfx.techniques.stack import Stack
+
+_VERSION = 1
+
+
+def make_teachers(config: Root, stack: Stack, device: torch.device, console: RunConsole) -> dict[str, Teacher]:
+    """The teachers of a stack by technique, each already given to its technique."""
+    teachers = {}
+    for technique, need in stack.teacher_needs():
+        teacher = _make(config, need, device, console)
+        technique.receive_teacher(teacher, None, device)
+        teachers[technique.name] = teacher
+    return teachers
+
+
+def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunConsole) -> Teacher:
+    from tfx.compression import checkpoint
+    from tfx.model.device import choose_precision
+    from tfx.model.linear import set_product_dtype
+    from tfx.techniques.contract import Teacher
+
+    spent = {"seconds": 0.0, "tokens": 0, "flops": 0.0}
+    quality: dict[str, float] = {}
+    if need.path is not None:
+        path = need.path
+        summary = path / "summary.json"
+        if summary.is_file():
+            quality = read_json(summary).get("valid", {})
+    else:
+        path = _cached_folder(config, need)
+        if not RunDirectory(path).model.is_file():
+            console.note(f"no teacher is named: training one first, kept in {path}")
+            spent = _train(_teacher_config(config, need), path)
+        else:
+            console.note(f"the teacher is in the cache: {path}")
+        quality = read_json(RunDirectory(path).summary)["valid"]
+    file = model_file(path)
+    loaded = checkpoint.load(file)
+    account = checkpoint.read_header(file).bytes
+    precision = choose_precision(config.trainer.precision, device)
+    set_product_dtype(loaded.model, precision.products)
+    return Teacher(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        tokenizer_fingerprint=loaded.tokenizer.fingerprint,
+        generation=loaded.generation,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        quality=quality,
+        bytes=account.weights + account.header,
+        seconds=float(spent["seconds"]),
+        tokens=int(spent["tokens"]),
+        flops=float(spent["flops"]),
+    )
+
+
+def _teacher_config(config: Root, need: TeacherNeed) -> Root:
+    """The run's own config without techniques, with the teacher's model and budget."""
+    model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
+    budget = need.budget
+    if budget == BudgetConfig():
+        own = asdict(config.trainer.budget)
+        budget = BudgetConfig(**{name: None if value is None else 2 * value for name, value in own.items()})
+    trainer = replace(config.trainer, budget=budget)
+    return replace(config, model=model, trainer=trainer, technique={}, dry_run=False)
+
+
+def _cached_folder(config: Root, need: TeacherNeed) -> Path:
+    """A folder named by all that makes the teacher: its config, and the content of the data."""
+    from tfx.data.sources import load_corpus
+
+    settings = asdict(_teacher_config(config, need))
+    content = json.dumps([_VERSION, settings, load_corpus(config.dataset).fingerprint], sort_keys=True)
+    return cache_folder() / "teachers" / hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _train(config: Root, folder: Path) -> dict[str, float]:
+    """Trains beside the cache entry and renames it, so that an entry is whole or not there."""
+    import secrets
+    import shutil
+
+    from tfx.commands.train import train
+
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        summary = train(config, [], temporary)
+        assert summary is not None
+        if not folder.exists():
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    training = summary["train"]
+    return {"seconds": training["seconds"], "tokens": training["tokens"], "flops": training["flops"]}
