@@ -62,7 +62,7 @@ def permutation(movable_BT: Tensor, mode: str, *, window: int, span: int, genera
         # Sorting by position + U[0, k + 1) moves nothing further than k (Lample 2018).
         key_BT = position_T + draw_BT * (window + 1)
     elif mode == "spans":
-        start_BT = torch.where(movable_BT, 0, position_T.expand_as(segment_BT)).cummax(1).values
+        start_BT = torch.where(movable_BT, -1, position_T.expand_as(segment_BT)).cummax(1).values
         first_BT = position_T - (position_T - start_BT - 1).remainder(span)
         key_BT = draw_BT.gather(1, first_BT.clamp(min=0))
     else:
@@ -129,17 +129,22 @@ class Shuffle(Technique):
         return replace(batch, **permuted)
 
     def _permute_target(self, batch: Batch, share: float, generator: torch.Generator, is_lm: bool) -> dict[str, Tensor]:
-        """Decoder inputs and labels from one permuted sequence of T + 1 tokens: inputs, and the last label."""
-        last_B1 = batch.target_out_BT[:, -1:]
-        sequence = torch.cat([batch.target_in_BT, last_B1.clamp(min=0)], dim=1)
-        real = torch.cat([torch.ones_like(last_B1, dtype=torch.bool), batch.target_out_BT >= 0], dim=1)
-        movable = real & ~self._special(sequence, batch)
+        """Decoder inputs and labels from one permuted sequence of T + 1 tokens: the first input, and the labels."""
+        first_B1, labels_BT = batch.target_in_BT[:, :1], batch.target_out_BT
+        real_BT = labels_BT >= 0
+        sequence = torch.cat([first_B1, labels_BT.clamp(min=0)], dim=1)
+        movable = torch.cat([torch.ones_like(first_B1, dtype=torch.bool), real_BT], dim=1)
+        movable &= ~self._special(sequence, batch)
         if not is_lm:
             # The begin token, and whatever stands where the decoder begins.
             movable[:, 0] = False
         sequence = sequence.gather(1, self._draw(movable, share, generator))
-        labels = torch.where(real[:, 1:], sequence[:, 1:], IGNORE)
-        return {"target_in_BT": sequence[:, :-1].contiguous(), "target_out_BT": labels}
+        # Behind the end of a shorter row the inputs are padding, and stay so.
+        padding_BT = self._special(batch.target_in_BT, batch)
+        return {
+            "target_in_BT": torch.where(padding_BT, batch.target_in_BT, sequence[:, :-1]),
+            "target_out_BT": torch.where(real_BT, sequence[:, 1:], IGNORE),
+        }
 
     def _special(self, tokens_BT: Tensor, batch: Batch) -> Tensor:
         special = torch.zeros_like(tokens_BT, dtype=torch.bool)

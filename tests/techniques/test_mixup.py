@@ -1,0 +1,78 @@
+"""Mixup against a combination of embeddings and losses by hand."""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from tfx.config.schema import ModelConfig, TokenizerConfig
+from tfx.data.batching import IGNORE, Batch, collate_pairs
+from tfx.data.prepare import Pairs, Ragged
+from tfx.data.tokenizer import Tokenizer
+from tfx.evaluation.scoring import run_batch
+from tfx.model.architecture import Architecture
+from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.model.transformer import Transformer, initialise
+from tfx.techniques.contract import Moment
+from tfx.techniques.mixup import Mixup, MixupSettings
+
+TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefghijklm"], word_initial_space=False)
+MOMENT = Moment(seed=1, step=3, batch=0, progress=0.5)
+
+
+def batch_of(lengths: list[tuple[int, int]]) -> Batch:
+    rng = np.random.default_rng(0)
+    sides = [[rng.integers(4, 17, size=pair[side]).tolist() for pair in lengths] for side in (0, 1)]
+    source, target = (Ragged.from_lists(side, np.int64) for side in sides)
+    return collate_pairs(Pairs(source, target), np.arange(len(lengths)), TOKENIZER)
+
+
+def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_nothing():
+    config = ModelConfig(width=16, heads=2, ffn_width=32, encoder_layers=1, decoder_layers=1, dropout=0.0)
+    model = Transformer(Architecture.from_config(config, TOKENIZER.vocab_size)).eval()
+    initialise(model, 1)
+    mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch_of([(5, 4), (3, 6), (4, 2)]), MOMENT)
+    weight, partner = mixed.mix.weight_B, mixed.mix.partner_B
+    assert (partner != torch.arange(3)).all()
+    assert ((weight >= 0.5) & (weight < 1)).all()
+
+    tokens, real = mixed.target_in_BT, (mixed.target_out_BT >= 0).unsqueeze(-1)
+    plain = model.embedding(tokens) * 4.0 * real
+    expected = (
+        weight.view(-1, 1, 1) * plain
+        + (1 - weight.view(-1, 1, 1)) * plain[partner]
+        + model.sinusoids[: tokens.shape[1]]
+    )
+    torch.testing.assert_close(model.embed(tokens, model.embedding, 0, mixed.mix, real.squeeze(-1)), expected)
+
+    hidden = run_batch(model, mixed).flatten(0, 1)
+    total, _ = projected_losses(hidden, model.output.weight, [(CrossEntropy(mixed.targets_and_weights()), 1.0)])
+    logits = (hidden @ model.output.weight.t()).view(*tokens.shape, -1).transpose(1, 2)
+    own = functional.cross_entropy(logits, mixed.target_out_BT, ignore_index=IGNORE, reduction="none").sum(1)
+    theirs = functional.cross_entropy(logits, mixed.target_out_BT[partner], ignore_index=IGNORE, reduction="none").sum(
+        1
+    )
+    torch.testing.assert_close(total, (weight * own + (1 - weight) * theirs).sum())
+    assert not torch.allclose(total, own.sum()), "mixing changed nothing"
+
+
+def test_a_weight_of_one_is_the_batch_itself():
+    config = ModelConfig(width=16, heads=2, ffn_width=32, encoder_layers=1, decoder_layers=1, dropout=0.0)
+    model = Transformer(Architecture.from_config(config, TOKENIZER.vocab_size)).eval()
+    initialise(model, 1)
+    batch = batch_of([(5, 4), (5, 4)])
+    technique = Mixup(MixupSettings(share=1e-12))
+    mixed = technique.transform_batch(batch, MOMENT)
+    torch.testing.assert_close(run_batch(model, mixed), run_batch(model, batch))
+    assert not technique.acted()
+
+
+def test_lambda_and_share_follow_their_settings_and_the_seed():
+    batch = batch_of([(4, 4)] * 400)
+    technique = Mixup(MixupSettings(alpha=1.0, share=0.25))
+    first = technique.transform_batch(batch, MOMENT)
+    evidence = technique.evidence()
+    assert abs(evidence["examples_mixed"] - 0.25) < 0.08
+    assert abs(evidence["mean_lambda"] - 0.75) < 0.05  # the larger part of a uniform split
+    again = Mixup(MixupSettings(alpha=1.0, share=0.25)).transform_batch(batch, MOMENT)
+    assert torch.equal(first.mix.weight_B, again.mix.weight_B)
+    assert Mixup(MixupSettings(end=0.4)).transform_batch(batch, MOMENT) is batch

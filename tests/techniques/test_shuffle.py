@@ -1,0 +1,111 @@
+"""Shuffle: what a permutation may and may not do, for any input."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfx.config.schema import TokenizerConfig
+from tfx.data.batching import IGNORE, Batch, collate_pairs, collate_windows
+from tfx.data.prepare import Pairs, Ragged, Stream
+from tfx.data.tokenizer import Tokenizer
+from tfx.techniques.contract import Moment
+from tfx.techniques.shuffle import Shuffle, ShuffleSettings, permutation
+
+TOKENIZER = Tokenizer.train(
+    TokenizerConfig(kind="char", vocab_size=64), ["abcdefghijklmnopqrstuvwxyz"], word_initial_space=False
+)
+MOMENT = Moment(seed=1, step=3, batch=0, progress=0.5)
+
+
+def pairs_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    sides = [[rng.integers(4, 30, size=n).tolist() for n in lengths] for lengths in ([9, 5, 7], [6, 8, 3])]
+    source, target = (Ragged.from_lists(side, np.int64) for side in sides)
+    return collate_pairs(Pairs(source, target), np.arange(3), TOKENIZER)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    movable=st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=4),
+    mode=st.sampled_from(["whole", "window", "spans"]),
+    window=st.integers(1, 5),
+    span=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_a_permutation_keeps_fixed_points_bounds_and_barriers(movable, mode, window, span, seed):
+    movable_BT = torch.tensor(movable)
+    generator = torch.Generator().manual_seed(seed)
+    order = permutation(movable_BT, mode, window=window, span=span, generator=generator)
+    position = torch.arange(12)
+    assert (order.sort(1).values == position).all(), "not a permutation"
+    assert (order == position)[~movable_BT].all(), "a fixed position moved"
+    if mode == "window":
+        assert ((order - position).abs() <= window).all(), "a token moved further than the window"
+    segment = (~movable_BT).cumsum(1)
+    assert (segment.gather(1, order) == segment).all(), "a token crossed a fixed position"
+
+
+def test_whole_reaches_every_order_and_spans_stay_together():
+    movable = torch.ones(4000, 3, dtype=torch.bool)
+    whole = permutation(movable, "whole", window=1, span=1, generator=torch.Generator().manual_seed(0))
+    counts = torch.unique(whole, dim=0, return_counts=True)[1]
+    assert len(counts) == 6
+    assert counts.min() > 550  # 667 expected, standard deviation 24
+    spans = permutation(
+        torch.ones(50, 12, dtype=torch.bool), "spans", window=1, span=3, generator=torch.Generator().manual_seed(0)
+    )
+    assert (spans.view(50, 4, 3).diff(dim=2) == 1).all()
+    assert (spans != torch.arange(12)).any()
+
+
+@pytest.mark.parametrize("side", ["source", "target", "both"])
+def test_padding_and_special_tokens_keep_their_places_and_labels_follow_inputs(side):
+    batch = pairs_batch()
+    shuffled = Shuffle(ShuffleSettings(mode="whole", share=1.0, side=side)).transform_batch(batch, MOMENT)
+    for name in ("source_BS", "target_in_BT", "target_out_BT"):
+        before, after = getattr(batch, name), getattr(shuffled, name)
+        changes = side == "both" or name.startswith(side)
+        assert bool((before != after).any()) == changes
+        fixed = (before == TOKENIZER.pad) | (before == TOKENIZER.eos) | (before == TOKENIZER.bos) | (before == IGNORE)
+        assert (before == after)[fixed].all()
+        assert (before.sort(1).values == after.sort(1).values).all()
+    real = shuffled.target_out_BT[:, :-1] >= 0
+    inner = real & (shuffled.target_out_BT[:, :-1] != TOKENIZER.eos)
+    assert (shuffled.target_in_BT[:, 1:] == shuffled.target_out_BT[:, :-1])[inner].all()
+
+
+def test_a_language_model_sees_one_permuted_sequence_as_inputs_and_labels():
+    stream = Stream(np.random.default_rng(0).integers(4, 30, size=200), 200)
+    batch = collate_windows(stream, np.asarray([0, 50, 100]), 20, TOKENIZER)
+    shuffled = Shuffle(ShuffleSettings(share=1.0)).transform_batch(batch, MOMENT)
+    assert (shuffled.target_in_BT != batch.target_in_BT).any()
+    assert (shuffled.target_in_BT[:, 1:] == shuffled.target_out_BT[:, :-1]).all()
+
+
+def test_share_and_annealing_say_how_many_sequences_move():
+    technique = Shuffle(ShuffleSettings(share=0.4, anneal="linear", start=0.2, end=0.7))
+    assert technique.share(0.1) == 0.0
+    assert technique.share(0.2) == pytest.approx(0.4)
+    assert technique.share(0.45) == pytest.approx(0.2)
+    assert technique.share(0.7) == 0.0
+
+
+def test_the_same_moment_gives_the_same_batch_and_evidence_counts_what_moved():
+    batch = pairs_batch()
+    first, second = (Shuffle(ShuffleSettings(share=1.0)) for _ in range(2))
+    a, b = first.transform_batch(batch, MOMENT), second.transform_batch(batch, MOMENT)
+    assert torch.equal(a.source_BS, b.source_BS)
+    later = second.transform_batch(batch, Moment(1, 4, 0, 0.5))
+    assert not torch.equal(a.source_BS, later.source_BS)
+    moved = (a.source_BS != batch.source_BS).sum().item()
+    assert first.evidence()["tokens_moved"] >= moved / 21 > 0
+    assert not Shuffle(ShuffleSettings()).acted()
+
+
+def test_the_curriculum_sorts_the_first_epoch_only():
+    technique = Shuffle(ShuffleSettings(examples="by_length"))
+    lengths, order = np.asarray([5.0, 1.0, 3.0]), np.asarray([0, 1, 2])
+    assert technique.order_batches(lengths, 0, order).tolist() == [1, 2, 0]
+    assert technique.order_batches(lengths, 1, order).tolist() == [0, 1, 2]
