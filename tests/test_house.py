@@ -97,7 +97,7 @@ def test_every_choice_composes_and_has_a_line_of_description(group, choice):
         compose([*overrides, f"{other}={lm[other]}"])
 
 
-@pytest.mark.parametrize("name", [name for name in entry_points()])
+@pytest.mark.parametrize("name", list(entry_points()))
 def test_the_yaml_of_a_technique_has_every_setting_at_its_default(name):
     config = compose([f"technique={name}", "technique." + name + ".allow_noop=false"])
     settings = technique_class(name).Settings()

@@ -385,8 +385,9 @@ def _closing_table(summary: dict[str, Any]) -> Table:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes the folder that Hydra made for a job that wrote nothing, and its parents where they are empty."""
-    for path in (folder, folder.parent):
+    """Removes the folder that Hydra made for a job that wrote nothing, and below here its empty parents."""
+    here = Path.cwd()
+    for path in (folder, *(parent for parent in folder.parents if here in parent.parents)):
         try:
             path.rmdir()
         except OSError:

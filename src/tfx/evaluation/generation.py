@@ -74,8 +74,10 @@ def generate(
     device = model.embedding.weight.device
     outputs = []
     for row, prompt in enumerate(ids):
+        if not prompt:
+            outputs.append("")
+            continue
         pick = make_picker(config, seed + row, device)
-        # Documents are separated by the end token, so an empty prompt starts behind one.
-        added = continue_text(model, prompt or [tokenizer.eos], config.new_tokens, tokenizer.eos, pick)
+        added = continue_text(model, prompt, config.new_tokens, tokenizer.eos, pick)
         outputs.append(tokenizer.decode(added))
     return outputs
