@@ -1,0 +1,54 @@
+"""Weights on a grid: what quantization makes, what the file stores, and the one way back to floats.
+
+Shapes: R rows and C columns of a matrix, G groups of columns in a row, L = 2^bits levels of a codebook.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A matrix (R, C) of which each value is one of a few levels.
+
+    ``codes_RC`` (uint8) are below ``2 ** bits``, with 2 to 8 bits. Either ``scale`` is set, and a code stands for
+    (code - zero) * scale: its shape is (1, 1), one for the tensor; (R, 1), one a row; or (R, G), one for each of
+    the G equal groups of a row's columns. ``zero`` (uint8, same shape) is the code of 0.0; None: 2^(bits - 1)
+    everywhere. Or ``codebook`` is set, (1, L) or (R, L), and a code stands for its row's entry. Scales and
+    codebooks are fp16 or fp32, and are stored as they are.
+    """
+
+    codes_RC: Tensor
+    bits: int
+    scale: Tensor | None = None
+    zero: Tensor | None = None
+    codebook: Tensor | None = None
+
+    def values(self) -> Tensor:
+        """The matrix (R, C) in fp32.
+
+        The order of operations is part of the file format: code minus zero, which is exact, then one fp32
+        product with the scale; a codebook's entry is taken as it is. So every reader gets the same bits.
+        """
+        if self.codebook is not None:
+            table_RL = self.codebook.float().expand(self.codes_RC.shape[0], -1)
+            return table_RL.gather(1, self.codes_RC.long())
+        assert self.scale is not None
+        zero = float(2 ** (self.bits - 1)) if self.zero is None else self.spread(self.zero.float())
+        return (self.codes_RC.float() - zero) * self.spread(self.scale.float())
+
+    def spread(self, per_group: Tensor) -> Tensor:
+        """Values (1, 1), (R, 1) or (R, G) as they apply to each element; broadcasts to (R, C)."""
+        groups = per_group.shape[1]
+        if groups == 1:
+            return per_group
+        return per_group.repeat_interleave(self.codes_RC.shape[1] // groups, dim=1)
+
+    def to(self, device: torch.device) -> Grid:
+        """The same grid on another device."""
+        moved = [None if part is None else part.to(device) for part in (self.scale, self.zero, self.codebook)]
+        return Grid(self.codes_RC.to(device), self.bits, *moved)
