@@ -9,7 +9,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.loss import projected_losses
 from tfx.model.transformer import Transformer, initialise
-from tfx.techniques.distill import SoftTargets, _counted, copy_layers, divergence, spaced
+from tfx.techniques.distill import SoftTargets, _counted, copy_layers, divergence
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -85,13 +85,6 @@ def test_padding_counts_nothing_in_loss_and_gradient():
     torch.testing.assert_close(ours[0], hidden.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours[1], weight.grad, rtol=1e-4, atol=1e-4)
     assert (ours[0][::3] == 0).all()
-
-
-def test_layers_are_spaced_evenly_with_both_ends():
-    assert spaced(3, 6) == [0, 2, 5]
-    assert spaced(2, 6) == [0, 5]
-    assert spaced(1, 6) == [5]
-    assert spaced(4, 4) == [0, 1, 2, 3]
 
 
 def small(layers: int, width: int = 16) -> Transformer:

@@ -38,17 +38,17 @@ class Grid:
             table_RL = self.codebook.float().expand(self.codes_RC.shape[0], -1)
             return table_RL.gather(1, self.codes_RC.long())
         assert self.scale is not None
-        zero = float(2 ** (self.bits - 1)) if self.zero is None else self.spread(self.zero.float())
-        return (self.codes_RC.float() - zero) * self.spread(self.scale.float())
-
-    def spread(self, per_group: Tensor) -> Tensor:
-        """Values (1, 1), (R, 1) or (R, G) as they apply to each element; broadcasts to (R, C)."""
-        groups = per_group.shape[1]
-        if groups == 1:
-            return per_group
-        return per_group.repeat_interleave(self.codes_RC.shape[1] // groups, dim=1)
+        columns = self.codes_RC.shape[1]
+        zero = float(2 ** (self.bits - 1)) if self.zero is None else spread(self.zero.float(), columns)
+        return (self.codes_RC.float() - zero) * spread(self.scale.float(), columns)
 
     def to(self, device: torch.device) -> Grid:
         """The same grid on another device."""
         moved = [None if part is None else part.to(device) for part in (self.scale, self.zero, self.codebook)]
         return Grid(self.codes_RC.to(device), self.bits, *moved)
+
+
+def spread(per_group: Tensor, columns: int) -> Tensor:
+    """Values (1, 1), (R, 1) or (R, G) as they apply to each of so many columns; broadcasts to (R, C)."""
+    groups = per_group.shape[1]
+    return per_group if groups == 1 else per_group.repeat_interleave(columns // groups, dim=1)

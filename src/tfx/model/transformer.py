@@ -49,7 +49,7 @@ class Transformer(nn.Module):
         """``config`` gives the dropout rates; without it there is none (a model that is only run)."""
         super().__init__()
         self.architecture = architecture
-        rates = config or ModelConfig(dropout=0.0)
+        self.rates = rates = config or ModelConfig(dropout=0.0)
         width, vocab = architecture.width, architecture.vocab_size
         dropouts = {
             "dropout": rates.dropout,

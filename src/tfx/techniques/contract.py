@@ -15,16 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tfx.compression.grid import Grid
 from tfx.config.schema import BudgetConfig, Root, setting
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
 from tfx.model.loss import LogitLoss
+from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
 from tfx.run.seeds import derive_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tfx.techniques.calibration import Calibration
 
 PHASES = ("DATA", "MODEL", "OBJECTIVE", "WEIGHTS", "PRECISION")
 
@@ -34,8 +38,14 @@ HOOKS = {
     "order_batches": "DATA",
     "transform_batch": "DATA",
     "prepare_model": "MODEL",
+    "rewire": "MODEL",
     "objective": "OBJECTIVE",
+    "mask": "WEIGHTS",
+    "grid": "PRECISION",
 }
+
+# The hooks that make the view of the weights which the forward pass, averages and the file share.
+VIEW_HOOKS = ("mask", "grid")
 
 
 @dataclass
@@ -127,7 +137,7 @@ class Technique:
     cost: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     # What it does to the training, in words that others may refer to: "permutes tokens", "mixes examples".
-    effects: ClassVar[tuple[str, ...]] = ()
+    effects: tuple[str, ...] = ()
     # Effects that must come earlier, or later, inside the same hook.
     after: ClassVar[tuple[str, ...]] = ()
     before: ClassVar[tuple[str, ...]] = ()
@@ -148,6 +158,10 @@ class Technique:
     def hooks(self) -> tuple[str, ...]:
         """The hooks that it uses with these settings; by default, those that its class overrides."""
         return tuple(hook for hook in HOOKS if getattr(type(self), hook) is not getattr(Technique, hook))
+
+    def plan(self, model: Transformer) -> list[str]:
+        """What the header says of it, once the model is known. Raises `UserError` for settings that do not fit it."""
+        return []
 
     def teacher_need(self, config: Root) -> TeacherNeed | None:
         """A teacher that must be made or read first."""
@@ -180,6 +194,38 @@ class Technique:
 
     def objective(self, objective: Objective, moment: Moment) -> None:
         """Changes the terms of the loss."""
+
+    def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
+        """Called before each optimizer step where it has a mask or grid hook: ramps move on here.
+
+        ``masked(name, weight)`` is a weight as the techniques before this one leave it.
+        """
+
+    def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
+        """Removes parts of the model for good; called before each optimizer step and at the end, until it has."""
+        return None
+
+    def rewired(self, rewiring: Rewiring) -> None:
+        """Carries what it holds by tensor name over to a model that another technique or itself has rewired."""
+
+    def mask(self, name: str, weight: Tensor) -> Tensor | None:
+        """True where the weight stays, at this time; None: all of it stays."""
+        return None
+
+    def grid(self, name: str, weight: Tensor, progress: float) -> Grid | None:
+        """The masked weight on its grid, at this time; None: as it is. Zero must stay zero."""
+        return None
+
+    def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        """Turns the gradient of the grid's values into that of the weight; by default straight through."""
+        return gradient
+
+    def finish(self, model: Transformer, calibration: Calibration) -> None:
+        """The last word of a mask or grid: training is over, and the model holds what earlier ones have left."""
+
+    def storage(self) -> torch.dtype | None:
+        """In what the file keeps tensors that have no grid; None: no wish. The narrowest wish is taken."""
+        return None
 
     def report(self, name: str, total: Tensor, count: int) -> None:
         """Receives the sum of a loss term (`Objective.logit_losses`) over so many targets, by the term's name."""

@@ -23,6 +23,7 @@ from tfx.errors import UserError
 from tfx.evaluation.generation import decode_sources
 from tfx.evaluation.scoring import run_batch
 from tfx.model.linear import Linear, reduce_rows
+from tfx.model.rewiring import evenly_spaced
 from tfx.model.transformer import Transformer
 from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
 
@@ -422,13 +423,6 @@ class Distill(Technique):
         self._share.restore(state["share"])
 
 
-def spaced(student: int, teacher: int) -> list[int]:
-    """Numbers of ``student`` evenly spaced teacher layers, the first and the last among them."""
-    if student == 1:
-        return [teacher - 1]
-    return [round(i * (teacher - 1) / (student - 1)) for i in range(student)]
-
-
 def copy_layers(teacher: Transformer, student: Transformer) -> int:
     """Starts the student from evenly spaced teacher layers and its embeddings; returns the layers copied.
 
@@ -446,7 +440,7 @@ def copy_layers(teacher: Transformer, student: Transformer) -> int:
         for ours_stack, theirs_stack in ((student.encoder, teacher.encoder), (student.decoder, teacher.decoder)):
             if ours_stack is None or theirs_stack is None:
                 continue
-            numbers = spaced(len(ours_stack.blocks), len(theirs_stack.blocks))
+            numbers = evenly_spaced(len(ours_stack.blocks), len(theirs_stack.blocks))
             for block, number in zip(ours_stack.blocks, numbers, strict=True):
                 source = theirs_stack.blocks[number].state_dict()
                 if any(source[key].shape != value.shape for key, value in block.state_dict().items()):

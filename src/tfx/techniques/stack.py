@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from tfx.compression.grid import Grid
 from tfx.config.registry import technique_class
 from tfx.config.schema import Root
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
 from tfx.errors import UserError
+from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
-from tfx.techniques.contract import HOOKS, Moment, Objective, Teacher, TeacherNeed, Technique
+from tfx.techniques.contract import HOOKS, VIEW_HOOKS, Moment, Objective, Teacher, TeacherNeed, Technique
+
+if TYPE_CHECKING:
+    from tfx.techniques.calibration import Calibration
 
 
 class NoEffectError(Exception):
@@ -38,6 +44,11 @@ class Stack:
             technique.check(config)
         self._check_conflicts()
         self.order = {hook: resolve_order([t for t in self._techniques if hook in t.hooks()], hook) for hook in HOOKS}
+        if len(self.order["grid"]) > 1:
+            names = " and ".join(f"'{technique.name}'" for technique in self.order["grid"])
+            raise UserError(f"techniques {names} each put the weights on a grid of their own: name one of them")
+        # The weights on their grids, by name, once the technique that quantizes has finished.
+        self.grids: dict[str, Grid] = {}
         for technique in self._techniques:
             if not technique.hooks() and not technique.settings.allow_noop:
                 raise UserError(
@@ -138,6 +149,115 @@ class Stack:
         for technique in self.order["objective"]:
             technique.report(name, total, count)
 
+    # --- the view of the weights: mask, then grid -------------------------------------------------------
+
+    @property
+    def viewing(self) -> list[Technique]:
+        """The techniques with a mask or a grid, in the order in which they finish."""
+        return list(dict.fromkeys(technique for hook in VIEW_HOOKS for technique in self.order[hook]))
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the final file is a compressed one."""
+        return bool(self.viewing or self.order["rewire"])
+
+    def compresses_now(self, progress: float) -> bool:
+        """Whether a technique changes weights for the sake of the file from this progress on, or did before."""
+        return any(progress >= technique.settings.start for technique in {*self.viewing, *self.order["rewire"]})
+
+    def update(self, model: Transformer, progress: float) -> None:
+        """Moves masks and grids on, before an optimizer step."""
+        for technique in self.viewing:
+            technique.update(model, progress, self._masked)
+
+    def _masked(self, name: str, weight: Tensor) -> Tensor:
+        mask = self.mask(name, weight)
+        return weight if mask is None else weight * mask
+
+    def rewire(self, model: Transformer, progress: float) -> Iterator[Rewiring]:
+        """Lets each technique remove parts of the model: the caller applies each map before it asks for the next."""
+        for technique in self.order["rewire"]:
+            rewiring = technique.rewire(model, progress)
+            if rewiring is not None:
+                yield rewiring
+                for other in self._techniques:
+                    other.rewired(rewiring)
+
+    def mask(self, name: str, weight: Tensor) -> Tensor | None:
+        """Where the weight stays: all masks in force together."""
+        masks = [mask for technique in self.order["mask"] if (mask := technique.mask(name, weight)) is not None]
+        return torch.stack(masks).all(0) if len(masks) > 1 else (masks[0] if masks else None)
+
+    def grid(self, name: str, masked: Tensor, progress: float) -> Grid | None:
+        """The grid of a masked weight, where there is one yet."""
+        for technique in self.order["grid"]:
+            return technique.grid(name, masked, progress)
+        return None
+
+    def view(self, name: str, weight: Tensor, progress: float) -> Tensor:
+        """The value that the forward pass sees: the weight, masked, on its grid."""
+        masked = self._masked(name, weight)
+        grid = self.grid(name, masked, progress)
+        return masked if grid is None else grid.values()
+
+    @contextmanager
+    def viewed(self, model: Transformer, progress: float) -> Iterator[None]:
+        """The model's parameters hold their view inside, and their own values again after."""
+        if not self.viewing:
+            yield
+            return
+        own: list[tuple[nn.Parameter, Tensor]] = []
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                weight = parameter.detach()
+                value = self.view(name, weight, progress)
+                if value is not weight:
+                    own.append((parameter, parameter.data))
+                    parameter.data = value
+        try:
+            yield
+        finally:
+            for parameter, value in own:
+                parameter.data = value
+
+    @torch.no_grad()
+    def adapt_gradients(self, model: Transformer, progress: float) -> None:
+        """Turns the gradients of the view into those of the weights: through the grid, then through the mask."""
+        if not self.viewing:
+            return
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None:
+                continue
+            mask = self.mask(name, parameter)
+            weight = self._masked(name, parameter.detach())
+            for technique in self.order["grid"]:
+                parameter.grad = technique.adapt_gradient(name, weight, parameter.grad, progress)
+            if mask is not None:
+                parameter.grad.mul_(mask)
+
+    @torch.no_grad()
+    def finish(self, model: Transformer, calibration: Calibration) -> Iterator[Technique]:
+        """Makes the view the model's weights for good, technique by technique; yields each as it has finished."""
+        for technique in self.viewing:
+            technique.finish(model, calibration)
+            storage = self.storage()
+            for name, parameter in model.named_parameters():
+                mask = technique.mask(name, parameter)
+                if mask is not None:
+                    parameter.mul_(mask)
+                grid = technique.grid(name, parameter.detach(), 1.0)
+                if grid is not None:
+                    self.grids[name] = grid
+                    parameter.copy_(grid.values())
+                elif name not in self.grids:
+                    parameter.copy_(_stored(name, parameter, storage))
+            yield technique
+
+    def storage(self) -> torch.dtype:
+        """In what the file keeps tensors without a grid."""
+        wishes = [wish for technique in self.viewing if (wish := technique.storage()) is not None]
+        return min(wishes, key=lambda dtype: dtype.itemsize, default=torch.float32)
+
     # --- proof and state ------------------------------------------------------------------------------
 
     def evidence(self) -> dict[str, dict[str, float]]:
@@ -186,3 +306,13 @@ def resolve_order(techniques: Sequence[Technique], hook: str) -> list[Technique]
         placed.add(free.name)
         waiting.remove(free)
     return ordered
+
+
+def _stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as it is read back from a file that keeps it in ``dtype``; raises `UserError` where it overflows."""
+    stored = weight.to(dtype).to(weight.dtype)
+    if not bool(stored.isfinite().all()):
+        raise UserError(
+            f"tensor '{name}' has values beyond the range of {str(dtype).removeprefix('torch.')}: store fp32"
+        )
+    return stored

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import AveragingConfig
+from tfx.model.rewiring import Became
 
 
 class Averager:
@@ -64,6 +65,13 @@ class Averager:
         """The model holds the average from now on, where there is one."""
         if self.average is not None:
             self._put(self.average)
+
+    def rewire(self, became: Became) -> None:
+        """Follows parameters into the smaller ones that they became."""
+        if self.average is not None:
+            pairs = zip(self._parameters, self.average, strict=True)
+            self.average = [became.select(old, value) for old, value in pairs if became.follow([old])]
+        self._parameters = became.follow(self._parameters)
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:

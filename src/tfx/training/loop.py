@@ -46,6 +46,9 @@ class Observer(Protocol):
     def validated(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
         """The validation split was scored."""
 
+    def compressing(self) -> None:
+        """The first technique is about to change weights for the sake of the file; the model holds those to keep."""
+
 
 @dataclass
 class TrainingResult:
@@ -98,6 +101,7 @@ class Trainer:
         self.clock = Clock(config.trainer.budget)
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
         self._without_improvement = 0
+        self._compressing = False
         self._positions = 0
         self._flops = 0.0
 
@@ -125,6 +129,7 @@ class Trainer:
         log = _Interval(self.clock)
         progress = self.clock.progress
         while progress < 1.0 and not stopped:
+            self._prepare(progress)
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
             step_batches = [next(batches) for _ in range(config.accumulation)]
             nll, norm = self._step(step_batches, factor, progress)
@@ -143,6 +148,7 @@ class Trainer:
                 with self.clock.paused():
                     stopped = self._validate(keep)
         seconds = self.clock.seconds
+        self._prepare(1.0)
         with self.clock.paused():
             self.averager.apply()
             keep("last")
@@ -154,18 +160,36 @@ class Trainer:
 
     # --- one step -----------------------------------------------------------------------------------
 
+    def _prepare(self, progress: float) -> None:
+        """What techniques do to the model itself, before a step at this progress and once at the end."""
+        if not self._compressing and self.stack.compresses_now(progress):
+            self._compressing = True
+            with self.clock.paused(), self.averager.applied():
+                self.observer.compressing()
+        for rewiring in self.stack.rewire(self.model, progress):
+            became = rewiring.apply(self.model)
+            self.optimizers.rewire(became)
+            self.averager.rewire(became)
+            self._parameters = became.follow(self._parameters)
+            # Kept weights of the larger model are no candidates any more.
+            self._best = None
+        if progress < 1.0:
+            self.stack.update(self.model, progress)
+
     def _step(self, batches: list[Batch], factor: float, progress: float) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the summed negative log-likelihood and the gradient norm."""
         targets = sum(batch.targets for batch in batches)
         # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
         torch.manual_seed(derive_seed(self.config.seed, "step", self.clock.steps))
         total = torch.zeros((), device=self.device)
-        for index, batch in enumerate(batches):
-            moment = Moment(self.config.seed, self.clock.steps, index, progress)
-            loss, nll = self._loss(self.stack.transform_batch(batch.to(self.device), moment), moment)
-            # Averaged over the targets of the whole step, however they are spread over its batches.
-            (loss / targets).backward()
-            total += nll
+        with self.stack.viewed(self.model, progress):
+            for index, batch in enumerate(batches):
+                moment = Moment(self.config.seed, self.clock.steps, index, progress)
+                loss, nll = self._loss(self.stack.transform_batch(batch.to(self.device), moment), moment)
+                # Averaged over the targets of the whole step, however they are spread over its batches.
+                (loss / targets).backward()
+                total += nll
+        self.stack.adapt_gradients(self.model, progress)
         limit = self.config.optimizer.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
         if self.device.type == "cpu" and not math.isfinite(float(norm)):
@@ -226,7 +250,7 @@ class Trainer:
     def _validate(self, keep: Callable[[str], None]) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
         stopping = self.config.trainer.early_stopping
-        with self.averager.applied():
+        with self.averager.applied(), self.stack.viewed(self.model, self.clock.progress):
             score = score_loss(
                 self.model,
                 self.data.splits["valid"],

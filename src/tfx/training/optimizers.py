@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import OptimizerConfig
+from tfx.model.rewiring import Became
 
 
 class Optimizers:
@@ -29,6 +30,21 @@ class Optimizers:
         """Forgets the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+
+    def rewire(self, became: Became) -> None:
+        """Follows parameters into the smaller ones that they became, with what is left of their moments."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["params"] = became.follow(group["params"])
+            for old in list(part.state):
+                moments = part.state.pop(old)
+                for new in became.follow([old]):
+                    part.state[new] = {
+                        name: became.select(old, value)
+                        if torch.is_tensor(value) and value.shape == old.shape
+                        else value
+                        for name, value in moments.items()
+                    }
 
     def state_dict(self) -> list[dict[str, Any]]:
         """State of every part."""

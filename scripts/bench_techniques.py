@@ -1,0 +1,104 @@
+"""What each technique costs in training speed: baseline and technique in turn, on the same batches.
+
+    python scripts/bench_techniques.py [--rounds 8] [--steps 15] [overrides of `tfx train` …]
+
+One process and one thread pool: every arm has its own trainer, and the arms take turns of `--steps` optimizer steps.
+Prints tokens per second as the median over rounds, and the ratio to the baseline of the same round with its spread.
+The teacher of `distill` is the untrained model itself: its forward pass costs what a trained one's does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tfx.commands.teacher import make_teachers
+from tfx.compression import checkpoint
+from tfx.config.compose import compose
+from tfx.data.batching import training_batches
+from tfx.data.prepare import prepare_data
+from tfx.model.architecture import Architecture
+from tfx.model.device import choose_device
+from tfx.model.transformer import Transformer, initialise
+from tfx.run.console import RunConsole
+from tfx.techniques.stack import Stack
+from tfx.training.loop import Trainer
+
+ARMS = {
+    "baseline": [],
+    "shuffle": ["technique=shuffle"],
+    "mixup": ["technique=mixup"],
+    "distill": ["technique=distill", "technique.distill.teacher={teacher}"],
+}
+
+
+class Silent:
+    """An observer that tells nobody."""
+
+    def stepped(self, row: dict, **place: float) -> None: ...
+
+    def validated(self, row: dict, **place: float) -> None: ...
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=15)
+    options, overrides = parser.parse_known_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Path(folder) / "teacher.safetensors"
+        base = compose([*overrides, "trainer.budget.steps=1000000"])
+        device = choose_device(base.trainer.device)
+        data = prepare_data(base.dataset, base.model.context)
+        architecture = Architecture.from_config(base.model, data.tokenizer.vocab_size)
+        model = Transformer(architecture, base.model)
+        initialise(model, 0)
+        checkpoint.save(teacher, model, data.tokenizer, base.evaluation)
+        trainers = {}
+        for name, choice in ARMS.items():
+            words = [word.format(teacher=teacher) for word in choice]
+            config = compose([*overrides, *words, "trainer.budget.steps=1000000"])
+            stack = Stack.from_config(config)
+            teachers = make_teachers(config, stack, device, RunConsole())
+            stack.data_prepared(teachers, data, device)
+            student = Transformer(architecture, config.model)
+            initialise(student, config.seed)
+            trainers[name] = Trainer(config, student.to(device), data, device, Silent(), stack)
+            student.train()
+        batches = training_batches(
+            data.splits["train"],
+            data.tokenizer,
+            batch_tokens=base.dataset.batch_tokens,
+            context=base.model.context,
+            seed=base.seed,
+        )
+        speeds: dict[str, list[float]] = {name: [] for name in trainers}
+        for turn in range(options.rounds + 1):
+            work = [next(batches) for _ in range(options.steps)]
+            for name, trainer in trainers.items():
+                start = time.perf_counter()
+                for batch in work:
+                    trainer._step([batch], 1.0, 0.5)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if turn:  # the first round warms up
+                    speeds[name].append(sum(batch.tokens for batch in work) / (time.perf_counter() - start))
+
+    table = Table("arm", "tokens/s (median)", "ratio to baseline (median)", "lowest", "highest")
+    for name, values in speeds.items():
+        ratios = [value / own for value, own in zip(values, speeds["baseline"], strict=True)]
+        cells = (statistics.median(ratios), min(ratios), max(ratios))
+        table.add_row(name, f"{statistics.median(values):,.0f}", *(f"{cell:.3f}" for cell in cells))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

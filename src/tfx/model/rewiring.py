@@ -1,0 +1,171 @@
+"""Removing parts of a model for good: fewer heads, feed-forward units or layers, as one map of indices.
+
+The map is made once, and applied alike to weights, optimizer moments, averages and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.linear import Linear, set_product_dtype
+from tfx.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor of the smaller model comes from: a tensor of the larger one, and the indices that stay.
+
+    ``rows`` and ``columns`` are indices into its first and second dimension; None: all of them.
+    """
+
+    name: str
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def select(self, value: Tensor) -> Tensor:
+        """What stays of a tensor of the larger model, or of anything of its shape."""
+        if self.rows is not None:
+            value = value.index_select(0, self.rows.to(value.device))
+        if self.columns is not None:
+            value = value.index_select(1, self.columns.to(value.device))
+        return value
+
+
+class Became:
+    """What became of each parameter of a model that was rewired: a smaller one and its origin, or None: it is gone."""
+
+    def __init__(self, parts: Mapping[Tensor, tuple[nn.Parameter, Origin] | None]) -> None:
+        self._parts = parts
+
+    def follow(self, parameters: Iterable[Tensor]) -> list[Tensor]:
+        """The parameters that there are now; those that were not the model's (a projection) stay."""
+        found = ((parameter, self._parts.get(parameter)) for parameter in parameters)
+        return [old if new is None else new[0] for old, new in found if new is not None or old not in self._parts]
+
+    def select(self, old: Tensor, value: Tensor) -> Tensor:
+        """What stays of a tensor of a former parameter's shape: of its moments, or of its average."""
+        part = self._parts.get(old)
+        return value if part is None else part[1].select(value)
+
+
+@dataclass(frozen=True)
+class Rewiring:
+    """The smaller architecture, and the origin of each of its tensors by name."""
+
+    architecture: Architecture
+    origins: dict[str, Origin]
+
+    def carry(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values by the names of the larger model as values by those of the smaller one."""
+        return {
+            name: origin.select(values[origin.name]) for name, origin in self.origins.items() if origin.name in values
+        }
+
+    def apply(self, model: Transformer) -> Became:
+        """Makes the model smaller in place; returns what became of its parameters."""
+        before = dict(model.named_parameters())
+        smaller = Transformer(self.architecture, model.rates).to(model.embedding.weight.device)
+        smaller.load_state_dict(self.carry(model.state_dict()))
+        linear = next((module for module in model.modules() if isinstance(module, Linear)), None)
+        if linear is not None:
+            set_product_dtype(smaller, linear.product_dtype)
+        smaller.set_checkpointing(model.decoder.checkpointing)
+        smaller.train(model.training)
+        for name, child in smaller._modules.items():  # tied ones under each of their names
+            setattr(model, name, child)
+        model.architecture = self.architecture
+        origins = {before[self.origins[name].name]: (new, self.origins[name]) for name, new in model.named_parameters()}
+        return Became({old: origins.get(old) for old in before.values()})
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What stays of one block: its number in the larger model, and the indices of heads and units that stay.
+
+    ``heads`` and ``cross_heads`` count groups: a key/value head with the query heads that it serves.
+    """
+
+    number: int
+    heads: Tensor
+    cross_heads: Tensor
+    units: Tensor
+
+
+def whole_block(number: int, shape: BlockShape) -> BlockPlan:
+    """The plan that keeps all of a block."""
+    return BlockPlan(number, torch.arange(shape.kv_heads), torch.arange(shape.cross_kv_heads), torch.arange(shape.ffn))
+
+
+def evenly_spaced(kept: int, layers: int) -> list[int]:
+    """Numbers of ``kept`` evenly spaced layers, the first and the last among them; of one, the last."""
+    if kept == 1:
+        return [layers - 1]
+    return [round(i * (layers - 1) / (kept - 1)) for i in range(kept)]
+
+
+def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[BlockPlan]) -> Rewiring:
+    """The rewiring that keeps what the plans of the two stacks say."""
+    architecture = model.architecture
+    origins = {
+        name: Origin(name) for name in model.state_dict() if not name.startswith(("encoder.blocks.", "decoder.blocks."))
+    }
+    shapes: dict[str, tuple[BlockShape, ...]] = {}
+    for stack, plans in (("encoder", encoder), ("decoder", decoder)):
+        blocks = getattr(architecture, stack)
+        kept = []
+        for position, plan in enumerate(plans):
+            shape = blocks[plan.number]
+            kept.append(_smaller(shape, plan))
+            module = getattr(model, stack).blocks[plan.number]
+            prefix, old = f"{stack}.blocks.{position}.", f"{stack}.blocks.{plan.number}."
+            origins |= {prefix + name: Origin(old + name, *selection) for name, selection in _kept(module, plan)}
+        shapes[stack] = tuple(kept)
+    return Rewiring(replace(architecture, encoder=shapes["encoder"], decoder=shapes["decoder"]), origins)
+
+
+def _smaller(shape: BlockShape, plan: BlockPlan) -> BlockShape:
+    return BlockShape(
+        heads=len(plan.heads) * (shape.heads // shape.kv_heads),
+        kv_heads=len(plan.heads),
+        cross_heads=len(plan.cross_heads) * (shape.cross_heads // shape.cross_kv_heads) if shape.cross_heads else 0,
+        cross_kv_heads=len(plan.cross_heads),
+        ffn=len(plan.units),
+    )
+
+
+def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor | None, Tensor | None]]]:
+    """Rows and columns that stay, for each tensor of a block by its name inside it."""
+    for name in block.state_dict():
+        part, _, rest = name.partition(".")
+        if part == "ffn":
+            if rest.startswith("down"):
+                yield name, (None, plan.units if rest.endswith("weight") else None)
+            else:
+                yield name, (plan.units, None)
+        elif part in ("attention", "cross"):
+            attention = getattr(block, part)
+            groups = plan.heads if part == "attention" else plan.cross_heads
+            serves = attention.heads // attention.kv_heads
+            queries = _spread(groups, serves)
+            if rest == "slopes":
+                yield name, (queries, None)
+            elif rest.startswith("q."):
+                yield name, (_spread(queries, attention.head_width), None)
+            elif rest.startswith(("k.", "v.")):
+                yield name, (_spread(groups, attention.head_width), None)
+            elif rest == "o.weight":
+                yield name, (None, _spread(queries, attention.head_width))
+            else:
+                yield name, (None, None)
+        else:
+            yield name, (None, None)
+
+
+def _spread(indices: Tensor, width: int) -> Tensor:
+    """Indices of equal runs of ``width`` as the indices of their members."""
+    return (indices.unsqueeze(1) * width + torch.arange(width)).flatten()

@@ -1,0 +1,80 @@
+"""A slice of the training data, run through the model block by block, for methods that look at what layers see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfx.data.batching import Batch
+from tfx.evaluation.scoring import run_batch
+from tfx.model.linear import Linear
+from tfx.model.transformer import Transformer
+
+
+class Calibration:
+    """Calibration batches of one model: ``batches(n)`` gives n of them, on its device."""
+
+    def __init__(self, model: Transformer, batches: Callable[[int], list[Batch]]) -> None:
+        self._model, self._make = model, batches
+        self._batches: list[Batch] = []
+
+    def request(self, count: int) -> None:
+        """Makes so many batches ready."""
+        self._batches = self._make(count)
+
+    def blocks(self) -> Iterator[dict[str, Linear]]:
+        """The linear layers of each block by their name in the model: encoder first, in the order of the forward pass.
+
+        What `second_moments` measures of a block depends on the blocks before it: quantize one before the next.
+        """
+        for stack in ("encoder", "decoder"):
+            for number, block in enumerate(getattr(getattr(self._model, stack), "blocks", ())):
+                prefix = f"{stack}.blocks.{number}"
+                yield {
+                    f"{prefix}.{name}": module for name, module in block.named_modules() if isinstance(module, Linear)
+                }
+
+    @torch.no_grad()
+    def second_moments(self, layers: dict[str, Linear]) -> dict[str, Tensor]:
+        """The mean of x x^T over the inputs x of each layer, (C, C) in fp64; padding is left out."""
+        model = self._model
+        was_training = model.training
+        model.eval()
+        sums = {
+            name: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64)
+            for name, layer in layers.items()
+        }
+        counts = dict.fromkeys(layers, 0)
+        current: list[Batch] = []
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+                x_BTC = inputs[0]
+                real_BT = _real(current[0], name)
+                x_NC = x_BTC.flatten(0, 1) if real_BT is None else x_BTC[real_BT]
+                # Products in fp32 as the layer itself has them, summed in fp64.
+                sums[name] += (x_NC.t() @ x_NC).double().cpu()
+                counts[name] += len(x_NC)
+
+            return hook
+
+        handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+        try:
+            for batch in self._batches:
+                current[:] = [batch]
+                run_batch(model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+            model.train(was_training)
+        return {name: sums[name] / max(1, counts[name]) for name in layers}
+
+
+def _real(batch: Batch, name: str) -> Tensor | None:
+    """Where the inputs of a layer are not padding: those of the encoder, and cross keys and values, are the source's."""
+    if name.startswith("encoder.") or name.endswith(("cross.k", "cross.v")):
+        return batch.source_mask_BS
+    return batch.target_out_BT >= 0

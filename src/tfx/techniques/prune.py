@@ -1,0 +1,357 @@
+"""Pruning: single weights by magnitude (Zhu & Gupta 2017, arXiv 1710.01878), and whole heads, units and layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfx.config.schema import Root, group, setting
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture
+from tfx.model.attention import Attention
+from tfx.model.rewiring import BlockPlan, Rewiring, evenly_spaced, rewire_blocks, whole_block
+from tfx.model.transformer import Transformer
+from tfx.techniques.calibration import Calibration
+from tfx.techniques.contract import Technique, TechniqueSettings
+
+
+@dataclass
+class StructureSettings:
+    """Parts that are removed whole; the model becomes a smaller one."""
+
+    heads: float = setting(
+        0.0,
+        "share of the heads of each attention that is removed (with grouped queries: of its groups)",
+        minimum=0,
+        below=1,
+        paper="Michel 2019, arXiv 1905.10650",
+    )
+    ffn: float = setting(0.0, "share of the feed-forward units of each block that is removed", minimum=0, below=1)
+    encoder_layers: int | None = setting(
+        None,
+        "encoder layers that are kept, evenly spaced; null: all",
+        minimum=1,
+        paper="Fan 2020, arXiv 1909.11556; Sajjad 2023, arXiv 2004.03844",
+    )
+    decoder_layers: int | None = setting(None, "decoder layers that are kept, evenly spaced; null: all", minimum=1)
+
+
+@dataclass
+class PruneSettings(TechniqueSettings):
+    """Settings of `Prune`."""
+
+    start: float = setting(
+        0.2, "where weights begin to go, and parts go whole", minimum=0, below=1, unit="fraction of the budget"
+    )
+    end: float = setting(0.7, "where the sparsity is reached", above=0, maximum=1, unit="fraction of the budget")
+    sparsity: float = setting(0.5, "share of the pruned tensors' weights that is zero at the end", minimum=0, below=1)
+    threshold: float | None = setting(
+        None, "weights of a smaller magnitude go, instead of those that a sparsity asks for", minimum=0
+    )
+    pattern: str | None = setting(
+        None,
+        "n:m, of every m consecutive inputs n stay (2:4); sparsity must be what it leaves",
+        paper="Mishra 2021, arXiv 2104.08378",
+    )
+    scope: str = setting(
+        "tensor",
+        "where magnitudes are compared: over all tensors, inside each, or inside each output row",
+        choices=("global", "tensor", "row"),
+    )
+    embeddings: bool = setting(False, "prune the embeddings and the output layer too")
+    skip: list[str] = setting([], "patterns of names of tensors that are left alone ('decoder.blocks.0.*')")
+    schedule: str = setting("cubic", "how the sparsity rises from start to end", choices=("cubic", "linear", "once"))
+    initial: float = setting(0.0, "sparsity at the start", minimum=0, below=1)
+    every: float = setting(0.01, "time between two prunings", above=0, maximum=1, unit="fraction of the budget")
+    rewind: float | None = setting(
+        None,
+        "once the sparsity is reached, what stays returns to its values at this fraction of the budget; null: never",
+        minimum=0,
+        below=1,
+        paper="Frankle 2020, arXiv 1912.05671",
+    )
+    store: str = setting(
+        "fp16", "what the file keeps the weights in, where they are not quantized", choices=("fp16", "fp32")
+    )
+    structure: StructureSettings = group(StructureSettings)
+
+
+# --- single weights ---------------------------------------------------------------------------------
+
+
+def sparsity_at(settings: PruneSettings, progress: float) -> float:
+    """The sparsity at a progress: s_f + (s_i - s_f) (1 - t)^3 for t from 0 at start to 1 at end (Zhu & Gupta 2017)."""
+    if progress < settings.start:
+        return 0.0
+    passed = min(1.0, (progress - settings.start) / (settings.end - settings.start))
+    if settings.schedule == "once":
+        return settings.sparsity
+    left = (1.0 - passed) ** (3 if settings.schedule == "cubic" else 1)
+    return settings.sparsity + (settings.initial - settings.sparsity) * left
+
+
+def smallest(magnitude: Tensor, count: int) -> Tensor:
+    """True at the ``count`` smallest of each row of (R, C); among equals the first go first."""
+    gone = torch.zeros_like(magnitude, dtype=torch.bool)
+    if count <= 0:
+        return gone
+    threshold_R1 = magnitude.kthvalue(count, dim=1, keepdim=True).values
+    gone = magnitude < threshold_R1
+    tied = magnitude == threshold_R1
+    missing_R1 = count - gone.sum(1, keepdim=True)
+    return gone | (tied & (tied.cumsum(1) <= missing_R1))
+
+
+def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
+    """Masks, True where a weight stays, that zero this share of matrices by magnitude: of all, of each, of each row.
+
+    The number of zeros is the product rounded to the nearest integer, in each unit of comparison.
+    """
+    if scope == "global":
+        flat = torch.cat([weight.abs().flatten() for weight in weights.values()])
+        gone = smallest(flat.unsqueeze(0), round(sparsity * flat.numel()))[0]
+        pieces = gone.split([weight.numel() for weight in weights.values()])
+        return {name: ~piece.view_as(weights[name]) for name, piece in zip(weights, pieces, strict=True)}
+    masks = {}
+    for name, weight in weights.items():
+        rows = weight.abs() if scope == "row" else weight.abs().reshape(1, -1)
+        masks[name] = ~smallest(rows, round(sparsity * rows.shape[1])).view_as(weight)
+    return masks
+
+
+def pattern_mask(weight: Tensor, keep: int, of: int) -> Tensor:
+    """True at the ``keep`` largest of every ``of`` consecutive columns."""
+    groups = weight.abs().reshape(-1, of)
+    return ~smallest(groups, of - keep).view_as(weight)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """``"2:4"`` as (2, 4). Raises `UserError` for anything that is not n:m with 0 < n < m."""
+    keep, _, of = pattern.partition(":")
+    if not (keep.isdecimal() and of.isdecimal() and 0 < int(keep) < int(of)):
+        raise UserError(f"technique.prune.pattern={pattern} is not n:m with 0 < n < m, as 2:4 is")
+    return int(keep), int(of)
+
+
+# --- whole parts ------------------------------------------------------------------------------------
+
+
+def plan_structure(model: Transformer, settings: StructureSettings) -> Rewiring:
+    """What stays: units and heads with the largest weights around them, and evenly spaced layers.
+
+    A unit counts the norm of its row of ``up`` (and ``gate``) times that of its column of ``down``; a head
+    the norm of its rows of ``v`` times that of its columns of ``o``. At least one of each stays.
+    """
+    plans: dict[str, list[BlockPlan]] = {"encoder": [], "decoder": []}
+    for stack, kept in (("encoder", settings.encoder_layers), ("decoder", settings.decoder_layers)):
+        shapes = getattr(model.architecture, stack)
+        for number in evenly_spaced(len(shapes) if kept is None else kept, len(shapes)):
+            block = getattr(model, stack).blocks[number]
+            whole = whole_block(number, shapes[number])
+            ffn = block.ffn
+            unit = ffn.up.weight.norm(dim=1) * ffn.down.weight.norm(dim=0)
+            if ffn.gate is not None:
+                unit = unit * ffn.gate.weight.norm(dim=1)
+            plans[stack].append(
+                BlockPlan(
+                    number,
+                    heads=_largest(_head_scores(block.attention), settings.heads),
+                    cross_heads=whole.cross_heads
+                    if block.cross is None
+                    else _largest(_head_scores(block.cross), settings.heads),
+                    units=_largest(unit, settings.ffn),
+                )
+            )
+    return rewire_blocks(model, plans["encoder"], plans["decoder"])
+
+
+def _head_scores(attention: Attention) -> Tensor:
+    """One score for each key/value head with the query heads that it serves."""
+    groups = attention.kv_heads
+    return attention.v.weight.reshape(groups, -1).norm(dim=1) * attention.o.weight.t().reshape(groups, -1).norm(dim=1)
+
+
+def _largest(scores: Tensor, removed: float) -> Tensor:
+    """The indices, in order, of what stays when this share with the smallest scores goes."""
+    count = max(1, scores.numel() - round(removed * scores.numel()))
+    return scores.detach().float().cpu().topk(count).indices.sort().values
+
+
+# --- the technique ----------------------------------------------------------------------------------
+
+
+class Prune(Technique):
+    """Zeroes weights while training goes on, along a ramp; removes heads, units and layers at its start."""
+
+    name = "prune"
+    Settings = PruneSettings
+    summary = "zeroes the smallest weights, or removes heads, units and layers, while the model adapts"
+    cost = "a few per cent of training speed; smaller files; faster where whole parts go"
+    paper = "Han 2015, arXiv 1510.00149; Zhu & Gupta 2017, arXiv 1710.01878"
+    effects: tuple[str, ...] = ("zeroes weights",)
+
+    settings: PruneSettings
+
+    def __init__(self, settings: PruneSettings) -> None:
+        super().__init__(settings)
+        self.masks: dict[str, Tensor] = {}
+        self._due = -1
+        self._reached = False
+        self._removed = 0
+        self._early: dict[str, Tensor] = {}
+        if "rewire" in self.hooks():
+            self.effects = (*self.effects, "removes parts")
+
+    # --- declarations ---------------------------------------------------------------------------------
+
+    def check(self, config: Root) -> None:
+        settings = self.settings
+        if settings.start >= settings.end:
+            raise UserError(
+                f"technique.prune.start={settings.start} must lie before technique.prune.end={settings.end}"
+            )
+        if settings.rewind is not None and settings.rewind >= settings.end:
+            raise UserError(f"technique.prune.rewind={settings.rewind} must lie before end={settings.end}")
+        if settings.pattern is not None:
+            keep, of = parse_pattern(settings.pattern)
+            if settings.threshold is not None:
+                raise UserError("technique.prune has both a pattern and a threshold: name one")
+            if not math.isclose(settings.sparsity, 1 - keep / of, abs_tol=5e-3):
+                raise UserError(
+                    f"technique.prune.pattern={settings.pattern} leaves a sparsity of {1 - keep / of:g}, not "
+                    f"{settings.sparsity:g}: say technique.prune.sparsity={1 - keep / of:g}"
+                )
+        structure, model = settings.structure, config.model
+        for name, layers in (("encoder_layers", model.encoder_layers), ("decoder_layers", model.decoder_layers)):
+            kept = getattr(structure, name)
+            if kept is not None and kept > layers:
+                raise UserError(f"technique.prune.structure.{name}={kept} is more than the model's {layers}")
+
+    def hooks(self) -> tuple[str, ...]:
+        used = []
+        if self.settings.structure != StructureSettings():
+            used.append("rewire")
+        if self.settings.sparsity > 0 or self.settings.threshold:
+            used.append("mask")
+        return tuple(used)
+
+    def chosen(self, model: Transformer) -> dict[str, Tensor]:
+        """The weights that are pruned, by name. Raises `UserError` where a pattern does not divide a tensor."""
+        weights = {
+            name: parameter.detach()
+            for name, parameter in model.named_parameters()
+            if parameter.ndim == 2
+            and (".blocks." in name or self.settings.embeddings)
+            and not any(fnmatch(name, pattern) for pattern in self.settings.skip)
+        }
+        if self.settings.pattern is not None:
+            _, of = parse_pattern(self.settings.pattern)
+            for name, weight in weights.items():
+                if weight.shape[1] % of:
+                    raise UserError(
+                        f"technique.prune.pattern={self.settings.pattern}: tensor '{name}' has {weight.shape[1]} inputs, "
+                        f"which {of} does not divide; leave it out with technique.prune.skip=['{name}']"
+                    )
+        return weights
+
+    def plan(self, model: Transformer) -> list[str]:
+        if "mask" not in self.hooks():
+            return []
+        chosen = self.chosen(model)
+        pruned = sum(weight.numel() for weight in chosen.values())
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        left = [name for name, parameter in model.named_parameters() if parameter.ndim == 2 and name not in chosen]
+        what = f"threshold {self.settings.threshold:g}" if self.settings.threshold else f"{self.settings.sparsity:.0%}"
+        line = f"{what} of {pruned:,} weights, {pruned / whole:.0%} of the model"
+        return [line + (f"; matrices left alone: {', '.join(left)}" if left else "")]
+
+    # --- hooks ----------------------------------------------------------------------------------------
+
+    def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
+        if self._removed or progress < self.settings.start:
+            return None
+        rewiring = plan_structure(model, self.settings.structure)
+        before = sum(parameter.numel() for parameter in model.parameters())
+        self._removed = before - _parameters(rewiring.architecture)
+        return rewiring
+
+    def rewired(self, rewiring: Rewiring) -> None:
+        self.masks = rewiring.carry(self.masks)
+        self._early = rewiring.carry(self._early)
+
+    @torch.no_grad()
+    def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
+        settings = self.settings
+        if settings.rewind is not None and progress >= settings.rewind and not self._early and not self._reached:
+            self._early = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        if progress < settings.start or self._reached:
+            return
+        due = int((min(progress, settings.end) - settings.start) / settings.every + 1e-9)
+        reached = progress >= settings.end or settings.schedule == "once"
+        if due == self._due and not reached:
+            return
+        self._due, self._reached = due, reached
+        self.masks = self._new_masks(model, sparsity_at(settings, progress))
+        if reached and self._early:
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self._early[name])
+            self._early = {}
+
+    def _new_masks(self, model: Transformer, sparsity: float) -> dict[str, Tensor]:
+        settings = self.settings
+        # What is gone stays gone: its magnitude counts as 0.
+        weights = {
+            name: weight * self.masks[name] if name in self.masks else weight
+            for name, weight in self.chosen(model).items()
+        }
+        if settings.threshold is not None:
+            return {name: weight.abs() >= settings.threshold for name, weight in weights.items()}
+        if settings.pattern is not None:
+            _, of = parse_pattern(settings.pattern)
+            return {name: pattern_mask(weight, of - round(sparsity * of), of) for name, weight in weights.items()}
+        return magnitude_masks(weights, sparsity, settings.scope)
+
+    def mask(self, name: str, weight: Tensor) -> Tensor | None:
+        return self.masks.get(name)
+
+    def finish(self, model: Transformer, calibration: Calibration) -> None:
+        self.update(model, 1.0, lambda _, weight: weight)
+
+    def storage(self) -> torch.dtype | None:
+        return torch.float16 if self.settings.store == "fp16" else torch.float32
+
+    # --- proof and state ------------------------------------------------------------------------------
+
+    def evidence(self) -> dict[str, float]:
+        whole = sum(mask.numel() for mask in self.masks.values())
+        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
+        return {
+            "sparsity": zeros / max(1, whole),
+            "weights_zeroed": float(zeros),
+            "parameters_removed": float(self._removed),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "masks": self.masks,
+            "early": self._early,
+            "due": self._due,
+            "reached": self._reached,
+            "removed": self._removed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.masks = {name: mask.bool() for name, mask in state["masks"].items()}
+        self._early, self._due = dict(state["early"]), state["due"]
+        self._reached, self._removed = state["reached"], state["removed"]
+
+
+def _parameters(architecture: Architecture) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Transformer(architecture).parameters())

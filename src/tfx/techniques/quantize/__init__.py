@@ -1,0 +1,1 @@
+"""Quantization: weights on a grid of few levels, by rounding, by error feedback, or by clustering."""

@@ -1,0 +1,101 @@
+"""Integer grids: scales and zero points from the range of the weights, and rounding to the nearest level.
+
+Shapes: R rows, C columns, G groups of columns; scales are (1, 1), (R, 1) or (R, G).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tfx.compression.grid import Grid, spread
+
+# Shares of the full range that clipping by error tries.
+_CLIPS = tuple(1.0 - 0.025 * step for step in range(25))
+
+
+@dataclass(frozen=True)
+class GridKind:
+    """How scales are made: bits, one range a tensor, row or group, symmetric or affine, clipped or not.
+
+    ``group`` is the number of columns that share a scale; 0: a whole row does; None: the whole tensor.
+    """
+
+    bits: int
+    symmetric: bool = True
+    group: int | None = 0
+    clip: bool = False
+    scale_dtype: torch.dtype = torch.float16
+
+    def units(self, weight_RC: Tensor) -> Tensor:
+        """The weight as (R', G, size): what shares a scale stands along the last dimension."""
+        rows, columns = weight_RC.shape
+        if self.group is None:
+            return weight_RC.reshape(1, 1, -1)
+        size = self.group or columns
+        return weight_RC.reshape(rows, columns // size, size)
+
+
+def fit(weight_RC: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | None]:
+    """Scales, as they will be stored, and zero points (uint8; None: symmetric), from the minimum and maximum.
+
+    Symmetric: codes -2^(b-1) to 2^(b-1) - 1 times the scale cover the range. Affine (Jacob 2018, arXiv
+    1712.05877): 2^b levels from min(w, 0) to max(w, 0), and the zero point is an integer, so 0 is a level.
+    With ``clip`` the share of the range with the smallest squared error is taken, unit by unit.
+    """
+    units = kind.units(weight_RC)
+    low, high = units.amin(-1).clamp(max=0), units.amax(-1).clamp(min=0)
+    best_scale, best_zero = _scale(low, high, kind)
+    if not kind.clip:
+        return best_scale, best_zero
+    best_error = _error(units, best_scale, best_zero, kind)
+    for share in _CLIPS[1:]:
+        scale, zero = _scale(low * share, high * share, kind)
+        error = _error(units, scale, zero, kind)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        if best_zero is not None and zero is not None:
+            best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def _scale(low: Tensor, high: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | None]:
+    levels = 2**kind.bits
+    if kind.symmetric:
+        scale = torch.maximum(high / (levels // 2 - 1), -low / (levels // 2))
+        return _held(scale, kind.scale_dtype), None
+    scale = _held((high - low) / (levels - 1), kind.scale_dtype)
+    zero = (-low / scale.float()).round().clamp(0, levels - 1)
+    return scale, zero.to(torch.uint8)
+
+
+def _held(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positive scales in the dtype of the file, rounded up: rounding down would cut the range."""
+    # A unit of zeros has no range: any scale serves, also the smallest that the dtype holds.
+    held = scale.clamp(min=2.0**-24 if dtype == torch.float16 else 2.0**-126).to(dtype)
+    bits = held.view(torch.int16 if dtype == torch.float16 else torch.int32)
+    return (bits + (held.float() < scale)).to(bits.dtype).view(dtype)
+
+
+def encode(weight_RC: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind) -> Grid:
+    """The nearest levels under given scales. 0 becomes the zero point's level, which is 0 again."""
+    columns = weight_RC.shape[1]
+    start = float(2 ** (kind.bits - 1)) if zero is None else spread(zero.float(), columns)
+    codes = (weight_RC / spread(scale.float(), columns)).round_().add_(start).clamp_(0, 2**kind.bits - 1)
+    return Grid(codes.to(torch.uint8), kind.bits, scale, zero)
+
+
+def nearest(weight_RC: Tensor, kind: GridKind) -> Grid:
+    """Round to nearest: the weight on the grid that its own range gives."""
+    return encode(weight_RC, *fit(weight_RC, kind), kind)
+
+
+def _error(units: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind) -> Tensor:
+    """Squared error of rounding, unit by unit."""
+    step = scale.float().unsqueeze(-1)
+    start = float(2 ** (kind.bits - 1)) if zero is None else zero.float().unsqueeze(-1)
+    codes = (units / step).round_().add_(start).clamp_(0, 2**kind.bits - 1)
+    return (codes.sub_(start).mul_(step).sub_(units)).square_().sum(-1)

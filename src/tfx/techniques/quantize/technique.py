@@ -1,0 +1,310 @@
+"""The technique: chooses grids, trains with them, and leaves the weights on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfx.compression.grid import Grid, spread
+from tfx.config.schema import Root, setting
+from tfx.errors import UserError
+from tfx.model.rewiring import Rewiring
+from tfx.model.transformer import Transformer
+from tfx.techniques.calibration import Calibration
+from tfx.techniques.contract import Technique, TechniqueSettings
+from tfx.techniques.quantize.codebook import cluster, encode_with
+from tfx.techniques.quantize.gptq import gptq
+from tfx.techniques.quantize.rounding import GridKind, encode, fit, nearest
+
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class QuantizeSettings(TechniqueSettings):
+    """Settings of `Quantize`."""
+
+    start: float = setting(
+        0.7,
+        "where aware training begins; the grid of the file is chosen at the end",
+        minimum=0,
+        below=1,
+        unit="fraction of the budget",
+    )
+    bits: int = setting(4, "bits of a weight", minimum=2, maximum=8)
+    layers: dict[str, int] = setting(
+        {}, "other bits by pattern of tensor names ({'embedding.*': 8, '*.ffn.*': 3}); the last that matches counts"
+    )
+    skip: list[str] = setting([], "patterns of names of tensors that are left alone")
+    embeddings: bool = setting(True, "quantize the embeddings and the output layer too")
+    method: str = setting(
+        "nearest",
+        "round to nearest; GPTQ, which makes up for errors on calibration data; k-means codebooks",
+        choices=("nearest", "gptq", "codebook"),
+        paper="Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Han 2015, arXiv 1510.00149",
+    )
+    range: str = setting(
+        "symmetric", "levels around 0, or from minimum to maximum with a zero point", choices=("symmetric", "affine")
+    )
+    granularity: str = setting("group", "what shares a scale", choices=("tensor", "channel", "group"))
+    group: int = setting(64, "inputs of a row that share a scale", minimum=1, maximum=65536)
+    clip: bool = setting(True, "clip the range where that makes the squared error smaller")
+    aware: bool | None = setting(
+        None,
+        "train with the grid from start on, gradients straight through; null: yes, but not for gptq",
+        paper="Bengio 2013, arXiv 1308.3432; Jacob 2018, arXiv 1712.05877",
+    )
+    learned_step: bool = setting(False, "aware training also learns the scales", paper="Esser 2020, arXiv 1902.08153")
+    every: float = setting(
+        0.01, "aware training: time between two choices of scales", above=0, maximum=1, unit="fraction of the budget"
+    )
+    calibration: int = setting(16, "gptq: training batches that layers are calibrated on", minimum=1, maximum=100000)
+    scales: str = setting("fp16", "what the file keeps scales and codebooks in", choices=("fp16", "fp32"))
+    store: str = setting("fp16", "what the file keeps tensors in that are not quantized", choices=("fp16", "fp32"))
+
+
+class Quantize(Technique):
+    """Weights of a few bits: trained with their grid in the last part of the budget, and stored as its codes."""
+
+    name = "quantize"
+    Settings = QuantizeSettings
+    summary = "weights of 2 to 8 bits, by rounding, GPTQ or codebooks, with training that knows of it"
+    cost = "some per cent of training speed once aware; smaller files; no speed unless int8 kernels run"
+    paper = "Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Esser 2020, arXiv 1902.08153"
+    effects = ("puts weights on a grid",)
+
+    settings: QuantizeSettings
+
+    def __init__(self, settings: QuantizeSettings) -> None:
+        super().__init__(settings)
+        gptq_asked = settings.method == "gptq"
+        self.aware = not gptq_asked if settings.aware is None else settings.aware
+        self._due = -1
+        self._aware_steps = 0
+        self._bits: dict[str, int] = {}
+        # What is in force while training: scales and zero points, or codebooks, by tensor.
+        self._scales: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._codebooks: dict[str, Tensor] = {}
+        # Logarithms of what the learned scales are multiplied with.
+        self._steps: nn.ParameterDict | None = None
+        self._final: dict[str, Grid] = {}
+        self._error = 0.0
+
+    # --- declarations ---------------------------------------------------------------------------------
+
+    def check(self, config: Root) -> None:
+        settings = self.settings
+        for pattern, bits in settings.layers.items():
+            if not 2 <= bits <= 8:
+                raise UserError(f"technique.quantize.layers: {bits} bits for '{pattern}' is not 2 to 8")
+        if settings.method == "gptq" and self.aware:
+            raise UserError(
+                "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
+                "training moves them for rounding to nearest: leave one of the two out"
+            )
+        if settings.learned_step and (settings.method != "nearest" or not self.aware):
+            raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
+        if settings.method == "codebook" and settings.range != "symmetric":
+            raise UserError("technique.quantize.range=affine is for integer grids; a codebook has no range")
+
+    def conflicts(self) -> dict[str, str]:
+        if not self.settings.learned_step:
+            return {}
+        return {"removes parts": "learned scales (technique.quantize.learned_step) belong to the layers as they were"}
+
+    def hooks(self) -> tuple[str, ...]:
+        return ("prepare_model", "grid") if self.settings.learned_step else ("grid",)
+
+    def bits_of(self, name: str) -> int:
+        """Bits of a tensor, by the last pattern that matches its name."""
+        return next(
+            (bits for pattern, bits in reversed(self.settings.layers.items()) if fnmatch(name, pattern)),
+            self.settings.bits,
+        )
+
+    def chosen(self, model: Transformer) -> dict[str, Tensor]:
+        """The weights that are quantized, by name. Raises `UserError` where a group does not divide a tensor."""
+        settings = self.settings
+        weights = {
+            name: parameter.detach()
+            for name, parameter in model.named_parameters()
+            if parameter.ndim == 2
+            and (".blocks." in name or settings.embeddings)
+            and not any(fnmatch(name, pattern) for pattern in settings.skip)
+        }
+        for pattern in settings.layers:
+            if not any(fnmatch(name, pattern) for name in weights):
+                raise UserError(f"technique.quantize.layers: no quantized tensor is named like '{pattern}'")
+        if settings.granularity == "group" and settings.method != "codebook":
+            for name, weight in weights.items():
+                if weight.shape[1] % settings.group:
+                    raise UserError(
+                        f"technique.quantize.group={settings.group} does not divide the {weight.shape[1]} inputs of "
+                        f"tensor '{name}'; name another, granularity=channel, or technique.quantize.skip=['{name}']"
+                    )
+        return weights
+
+    def plan(self, model: Transformer) -> list[str]:
+        chosen = self.chosen(model)
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        share = sum(weight.numel() for weight in chosen.values()) / whole
+        left = [name for name, parameter in model.named_parameters() if parameter.ndim == 2 and name not in chosen]
+        bits = sorted({self.bits_of(name) for name in chosen})
+        unit = {"group": f"groups of {self.settings.group}"}.get(self.settings.granularity, self.settings.granularity)
+        kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
+        line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
+        return [line + (f"; matrices left alone: {', '.join(left)}" if left else "")]
+
+    def kind(self, name: str) -> GridKind:
+        """How the scales of a tensor are made."""
+        settings = self.settings
+        group = {"tensor": None, "channel": 0, "group": settings.group}[settings.granularity]
+        return GridKind(
+            self.bits_of(name), settings.range == "symmetric", group, settings.clip, _DTYPES[settings.scales]
+        )
+
+    # --- hooks ----------------------------------------------------------------------------------------
+
+    def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
+        device = model.embedding.weight.device
+        zeros = {}
+        for name, weight in self.chosen(model).items():
+            rows, groups, _ = self.kind(name).units(weight).shape
+            zeros[_key(name)] = nn.Parameter(torch.zeros(rows, groups, device=device))
+        self._steps = nn.ParameterDict(zeros)
+        return self._steps
+
+    def rewired(self, rewiring: Rewiring) -> None:
+        self._scales, self._codebooks, self._due = {}, {}, -1
+
+    def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
+        settings = self.settings
+        if not self.aware or progress < settings.start:
+            return
+        self._aware_steps += 1
+        due = int((progress - settings.start) / settings.every + 1e-9)
+        if due == self._due or (settings.learned_step and self._scales):
+            return
+        self._due = due
+        for name, weight in self.chosen(model).items():
+            if settings.method == "codebook":
+                self._codebooks[name] = cluster(masked(name, weight), self.bits_of(name), _DTYPES[settings.scales])
+            else:
+                self._scales[name] = fit(masked(name, weight), self.kind(name))
+
+    def grid(self, name: str, weight: Tensor, progress: float) -> Grid | None:
+        if self._final:
+            return self._final.get(name)
+        if name in self._codebooks:
+            return encode_with(weight, self._codebooks[name])
+        if name in self._scales:
+            return encode(weight, *self._scale(name), self.kind(name))
+        return None
+
+    def _scale(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Scales and zero points in force; learned ones as the file would hold them."""
+        scale, zero = self._scales[name]
+        if self._steps is not None:
+            scale = (scale.float() * self._steps[_key(name)].detach().exp()).to(scale.dtype)
+        return scale, zero
+
+    def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
+        if self._steps is None or name not in self._scales:
+            return gradient
+        kind = self.kind(name)
+        scale, zero = self._scale(name)
+        passed, by_scale = step_gradient(weight, gradient, scale, zero, kind)
+        self._steps[_key(name)].grad = by_scale * scale.float()
+        return passed
+
+    @torch.no_grad()
+    def finish(self, model: Transformer, calibration: Calibration) -> None:
+        settings = self.settings
+        chosen = self.chosen(model)
+        self._bits = {name: self.bits_of(name) for name in chosen}
+        before = {name: weight.clone() for name, weight in chosen.items()}
+        final: dict[str, Grid] = {}
+        if settings.method == "gptq":
+            calibration.request(settings.calibration)
+            for layers in calibration.blocks():
+                named = {f"{name}.weight": layer for name, layer in layers.items() if f"{name}.weight" in chosen}
+                moments = calibration.second_moments(named)
+                for name, layer in named.items():
+                    # Zeros are what masks have left: they stay.
+                    final[name] = gptq(layer.weight, moments[name], self.kind(name), layer.weight != 0)
+                    layer.weight.copy_(final[name].values())
+        for name, weight in chosen.items():
+            if name in final:
+                continue
+            if settings.method == "codebook":
+                final[name] = encode_with(weight, cluster(weight, self.bits_of(name), _DTYPES[settings.scales]))
+            elif self._steps is not None and name in self._scales:
+                final[name] = encode(weight, *self._scale(name), self.kind(name))
+            else:
+                final[name] = nearest(weight, self.kind(name))
+        self._final = final
+        wrong = sum(float((before[name] - grid.values()).square().sum()) for name, grid in final.items())
+        whole = sum(float(weight.square().sum()) for weight in before.values())
+        self._error = math.sqrt(wrong / whole) if whole else 0.0
+
+    def storage(self) -> torch.dtype | None:
+        return _DTYPES[self.settings.store]
+
+    # --- proof and state ------------------------------------------------------------------------------
+
+    def evidence(self) -> dict[str, float]:
+        sizes = {name: grid.codes_RC.numel() for name, grid in self._final.items()}
+        whole = sum(sizes.values())
+        bits = sum(size * self._bits[name] for name, size in sizes.items())
+        return {
+            "weights_quantized": float(whole),
+            "bits": bits / max(1, whole),
+            "relative_error": self._error,
+            "aware_steps": float(self._aware_steps),
+        }
+
+    def acted(self) -> bool:
+        return bool(self._final)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "due": self._due,
+            "aware_steps": self._aware_steps,
+            "scales": {name: scale for name, (scale, _) in self._scales.items()},
+            "zeros": {name: zero for name, (_, zero) in self._scales.items() if zero is not None},
+            "codebooks": self._codebooks,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._due, self._aware_steps = state["due"], state["aware_steps"]
+        self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
+        self._codebooks = dict(state["codebooks"])
+
+
+def step_gradient(
+    weight_RC: Tensor, gradient_RC: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight and of its scales from that of the grid's values (Esser 2020, equations 3 and 5).
+
+    Inside the range the weight's passes straight through and the scale's is (code - w / s); outside the weight's
+    is 0 and the scale's the outermost level. The latter is scaled by 1 / sqrt(weights a scale * largest level).
+    """
+    columns = weight_RC.shape[1]
+    levels = 2**kind.bits
+    start = float(levels // 2) if zero is None else spread(zero.float(), columns)
+    ratio = weight_RC / spread(scale.float(), columns)
+    inside = (ratio + start >= 0) & (ratio + start <= levels - 1)
+    level = (ratio.round() + start).clamp(0, levels - 1) - start
+    by_scale = kind.units(gradient_RC * torch.where(inside, level - ratio, level))
+    strength = 1.0 / math.sqrt(by_scale.shape[-1] * (levels // 2 - 1 if zero is None else levels - 1))
+    return gradient_RC * inside, by_scale.sum(-1) * strength
+
+
+def _key(name: str) -> str:
+    """A tensor's name as a name of a parameter, which has no dots."""
+    return name.replace(".", "/")
