@@ -12,7 +12,7 @@ from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.run.console import RunConsole
 from tfx.run.directory import RunDirectory, cache_folder, model_file
-from tfx.run.files import read_json
+from tfx.run.files import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,8 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
     from tfx.techniques.contract import Teacher
 
     spent = {"seconds": 0.0, "tokens": 0, "flops": 0.0}
-    quality: dict[str, float] = {}
     if need.path is not None:
         path = need.path
-        summary = path / "summary.json"
-        if summary.is_file():
-            quality = read_json(summary).get("valid", {})
     else:
         path = _cached_folder(config, need)
         if not RunDirectory(path).model.is_file():
@@ -53,10 +49,8 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
             spent = _train(_teacher_config(config, need), path)
         else:
             console.note(f"the teacher is in the cache: {path}")
-        quality = read_json(RunDirectory(path).summary)["valid"]
     file = model_file(path)
     loaded = checkpoint.load(file)
-    account = checkpoint.read_header(file).bytes
     precision = choose_precision(config.trainer.precision, device)
     set_product_dtype(loaded.model, precision.products)
     return Teacher(
@@ -64,9 +58,8 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
         tokenizer=loaded.tokenizer,
         tokenizer_fingerprint=loaded.tokenizer.fingerprint,
         generation=loaded.generation,
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        quality=quality,
-        bytes=account.weights + account.header,
+        path=path,
+        sha256=sha256(file),
         seconds=float(spent["seconds"]),
         tokens=int(spent["tokens"]),
         flops=float(spent["flops"]),
@@ -81,7 +74,16 @@ def _teacher_config(config: Root, need: TeacherNeed) -> Root:
         own = asdict(config.trainer.budget)
         budget = BudgetConfig(**{name: None if value is None else 2 * value for name, value in own.items()})
     trainer = replace(config.trainer, budget=budget)
-    return replace(config, model=model, trainer=trainer, technique={}, dry_run=False)
+    return replace(
+        config,
+        model=model,
+        trainer=trainer,
+        technique={},
+        dry_run=False,
+        init_from=None,
+        reference=None,
+        max_quality_drop=None,
+    )
 
 
 def _cached_folder(config: Root, need: TeacherNeed) -> Path:

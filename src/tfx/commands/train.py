@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
+from tfx.commands.closing import closing_table
 from tfx.config import describe
 from tfx.config.schema import Root
 from tfx.errors import UserError
-from tfx.run.console import RunConsole, clock, number, size
-from tfx.run.directory import RunDirectory
+from tfx.run.console import RunConsole, size
+from tfx.run.directory import RunDirectory, model_file
 from tfx.run.files import write_json, write_json_lines, write_text
+from tfx.run.seeds import derive_seed
 
 if TYPE_CHECKING:
     import torch
-    from omegaconf import DictConfig
 
+    from tfx.compression.checkpoint import LoadedModel
+    from tfx.data.batching import Batch
     from tfx.data.prepare import PreparedData
-    from tfx.evaluation.quality import Quality
     from tfx.model.transformer import Transformer
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
@@ -41,15 +41,15 @@ def main(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         print_help()
         return 0
-    from tfx.config.compose import check, run_with_hydra
+    from tfx.config.compose import run_with_hydra
 
     status = 0
 
-    def job(composed: DictConfig, typed: list[str], directory: str) -> float | None:
+    def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
         folder = Path(directory)
         try:
-            summary = train(check(composed, typed), typed, folder)
+            summary = train(config, typed, folder)
         except KeyboardInterrupt:
             status = _INTERRUPTED
             return None
@@ -94,11 +94,16 @@ def train(config: Root, typed: Sequence[str], folder: Path) -> dict[str, Any] | 
     if RunDirectory(folder).config.exists():
         RunDirectory.create(folder)  # says that it is not overwritten
     stack = Stack.from_config(config)
+    if config.reference is not None:
+        model_file(Path(config.reference))  # says before any training that it is not there
     teachers = {} if config.dry_run else make_teachers(config, stack, device, console)
     transform = stack.prepare_data if stack.order["prepare_data"] and not config.dry_run else None
-    data = prepare_data(config.dataset, config.model.context, transform=transform)
+    origin = _origin(config)
+    context = config.model.context if origin is None else origin.model.architecture.context
+    tokenizer = None if origin is None else origin.tokenizer
+    data = prepare_data(config.dataset, context, tokenizer, transform)
     stack.data_prepared(teachers, data, device)
-    model = _build(config, data, device)
+    model = _build(config, data, device, origin)
     console.header(_header(config, data, model, device, folder, stack))
     if config.dry_run:
         console.close()
@@ -123,8 +128,11 @@ class _Run:
         teachers: dict[str, Teacher],
     ) -> None:
         self.config, self.typed, self.run, self.console = config, typed, run, console
+        from tfx.commands.measure import Measurer
+
         self.stack, self.teachers = stack, teachers
         self.data, self.model, self.device = data, model, device
+        self.measurer = Measurer(config, data, device, run, console)
         self.facts: dict[str, Any] = {
             "format_version": 1,
             "task": data.task,
@@ -137,14 +145,18 @@ class _Run:
         }
 
     def execute(self) -> dict[str, Any]:
-        """Trains and evaluates; writes the summary with its status however that ends."""
+        """Trains, compresses and evaluates; writes the summary with its status however that ends."""
         try:
             self.console.open_log(self.run.log)
             self._write_inputs()
+            reference = self._reference()
+            if reference is not None:
+                self.measurer.measure_reference(*reference)
+            dense_bytes = self.measurer.dense_bytes(self.model)
             training = self._train()
-            summary = self._evaluate(training)
+            summary = self._evaluate(training, self._compress(training), dense_bytes)
             write_json(self.run.summary, summary)
-            self.console.result(_closing_table(summary))
+            self.console.result(closing_table(summary))
             self.console.result(f"run: {self.run.path}")
             return summary
         except BaseException as error:
@@ -159,6 +171,14 @@ class _Run:
             raise
         finally:
             self.console.close()
+
+    def _reference(self) -> tuple[Path, str] | None:
+        """The dense model that differences are taken against, and what it is to this run."""
+        if self.config.reference is not None:
+            return Path(self.config.reference).expanduser(), "reference"
+        if self.config.init_from is not None:
+            return Path(self.config.init_from).expanduser(), "init_from"
+        return next(((teacher.path, "teacher") for teacher in self.teachers.values()), None)
 
     def _write_inputs(self) -> None:
         from omegaconf import OmegaConf
@@ -180,7 +200,7 @@ class _Run:
 
         events = self.run.path / "tensorboard" if self.config.trainer.tensorboard else None
         metrics = MetricsLog(self.run.metrics, events)
-        console = self.console
+        console, measurer, model = self.console, self.measurer, self.model
 
         class Recorder:
             """Every row goes to metrics.jsonl and to the console."""
@@ -192,6 +212,11 @@ class _Run:
             def validated(self, row: dict[str, Any], **place: Any) -> None:
                 metrics.write("valid", **place, **row)
                 console.validated(row, **place)
+
+            def compressing(self, seconds: float) -> None:
+                console.training_ended()
+                measurer.measure_model("trained", model, seconds)
+                console.training_started()
 
         def keep(name: str) -> None:
             self.run.state.mkdir(exist_ok=True)
@@ -205,85 +230,90 @@ class _Run:
             console.training_ended()
             metrics.close()
 
-    def _evaluate(self, training: TrainingResult) -> dict[str, Any]:
-        """Writes the final file, and measures what is read back from it."""
+    def _compress(self, training: TrainingResult) -> Path:
+        """Lets the stack have its last word, and writes the model: as plain tensors, and compressed where it is.
+
+        Returns the final file. Each technique that acts on weights leaves a row of ``stages``.
+        """
         from tfx.compression import checkpoint
-        from tfx.evaluation.quality import measure_quality
-        from tfx.evaluation.scoring import score_loss
-        from tfx.evaluation.speed import measure_speed
+        from tfx.techniques.calibration import Calibration
+
+        written = None
+        start = time.perf_counter()
+        for technique in self.stack.finish(self.model, Calibration(self.model, self._calibration_batches)):
+            written = self.measurer.measure_compressed(
+                technique.name, self.model, self.stack, time.perf_counter() - start
+            )
+            start = time.perf_counter()
+        checkpoint.save(self.run.model, self.model, self.data.tokenizer, self.config.evaluation)
+        if written is None:
+            self.measurer.measure_dense("trained", self.run.model, training.seconds)
+            return self.run.model
+        written.rename(self.run.compressed)
+        return self.run.compressed
+
+    def _calibration_batches(self, count: int) -> list[Batch]:
+        """A slice of the training data, by the run's seed."""
+        from tfx.data.batching import training_batches
+
+        endless = training_batches(
+            self.data.splits["train"],
+            self.data.tokenizer,
+            batch_tokens=self.config.dataset.batch_tokens,
+            context=self.model.architecture.context,
+            seed=derive_seed(self.config.seed, "calibration"),
+        )
+        return [batch.to(self.device) for batch in islice(endless, count)]
+
+    def _evaluate(self, training: TrainingResult, file: Path, dense_bytes: int) -> dict[str, Any]:
+        """Measures what is read back from the final file."""
+        from tfx.compression import checkpoint
         from tfx.run.metrics import MetricsLog
 
-        config, data = self.config, self.data
+        data, measurer = self.data, self.measurer
         evidence = self.stack.evidence()
-        before = score_loss(
-            self.model,
-            data.splits["valid"],
-            data.tokenizer,
-            batch_tokens=config.evaluation.batch_tokens,
-            device=self.device,
-        )
         start = time.perf_counter()
-        checkpoint.save(self.run.model, self.model, data.tokenizer, config.evaluation)
-        loaded = checkpoint.load(self.run.model, str(self.device))
-        bytes_ = checkpoint.read_header(self.run.model).bytes
-        dense = bytes_.weights + bytes_.header
-
-        self.console.training_started()
-        qualities: dict[str, Quality] = {}
-        for name in dict.fromkeys(("valid", data.test_split)):
-            qualities[name] = measure_quality(
-                loaded.model,
-                data.splits[name],
-                loaded.tokenizer,
-                config.evaluation,
-                config.dataset.metrics,
-                seed=config.seed,
-                most_decoded=config.evaluation.decode_valid if name == "valid" and "test" in data.splits else None,
-                progress=partial(self.console.decoding, f"decoding {name}"),
-            )
-        self.console.training_ended()
-        speed = measure_speed(loaded.model, data.splits[data.test_split], loaded.tokenizer, config.evaluation)
-        seconds = time.perf_counter() - start
-
-        valid, test = qualities["valid"], qualities[data.test_split]
+        loaded = checkpoint.load(file, str(self.device))
+        bytes_ = checkpoint.read_header(file).bytes
+        # The last stage was measured on this very file.
+        measurer.stages.append({**measurer.stages[-1], "name": "file"})
+        valid = measurer.stages[-1]["valid"]
+        test = measurer.quality(loaded, data.test_split)
+        measurer.measure_inference(loaded, self.run.model)
+        measurer.stages[-1]["seconds"] = time.perf_counter() - start
         write_json_lines(self.run.predictions, test.predictions)
         metrics = MetricsLog(self.run.metrics)
-        for name, quality in qualities.items():
-            values: dict[str, Any] = {"seconds": training.seconds, "final": True, **quality.metrics}
-            metrics.write(name, step=training.steps, tokens=training.tokens, **values)
+        for name, values in {"valid": valid, data.test_split: test.metrics}.items():
+            row: dict[str, Any] = {"seconds": training.seconds, "final": True, **values}
+            metrics.write(name, step=training.steps, tokens=training.tokens, **row)
         metrics.close()
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        nonzero = sum(int((parameter != 0).sum()) for parameter in self.model.parameters())
-        stage = {"bytes": dense, "parameters": parameters, "nonzero_parameters": nonzero}
         return {
             "status": "completed",
             **self.facts,
             "test": test.metrics,
             "test_split": data.test_split,
-            "valid": valid.metrics,
+            "valid": valid,
             "signatures": test.signatures,
-            "reference": next((teacher.reference() for teacher in self.teachers.values()), None),
-            "stages": [
-                {"name": "trained", "valid": before.metrics, **stage, "seconds": training.seconds},
-                {"name": "file", "valid": valid.metrics, **stage, "seconds": seconds},
-            ],
+            "reference": measurer.reference,
+            "stages": measurer.stages,
             "bytes": {
-                "dense_fp32": dense,
+                "dense_fp32": dense_bytes,
                 "file": bytes_.file,
                 "weights": bytes_.weights,
                 "header": bytes_.header,
                 "tokenizer": bytes_.tokenizer,
-                "ratio": 1.0,
+                "ratio": dense_bytes / (bytes_.weights + bytes_.header),
             },
-            "parameters": parameters,
+            "parameters": measurer.stages[-1]["parameters"],
             "train": training.to_dict()
             | {
                 "teacher_seconds": sum(teacher.seconds for teacher in self.teachers.values()),
                 "teacher_tokens": sum(teacher.tokens for teacher in self.teachers.values()),
                 "teacher_flops": sum(teacher.flops for teacher in self.teachers.values()),
             },
-            "inference": {"file": speed},
+            "inference": measurer.inference,
             "data": {"notes": data.notes, **{name: len(split) for name, split in data.splits.items()}},
+            "quality_drops": measurer.drops,
             "evidence": evidence,
         }
 
@@ -291,10 +321,30 @@ class _Run:
 # --- pieces -----------------------------------------------------------------------------------------
 
 
-def _build(config: Root, data: PreparedData, device: torch.device) -> Transformer:
+def _origin(config: Root) -> LoadedModel | None:
+    """The model that ``init_from`` names. Raises `UserError` where it is for another task than the data."""
+    from tfx.compression import checkpoint
+
+    if config.init_from is None:
+        return None
+    loaded = checkpoint.load(Path(config.init_from).expanduser())
+    family = loaded.model.architecture.family
+    if family != config.dataset.task:
+        raise UserError(
+            f"init_from={config.init_from} is a model for {family}, and dataset '{config.dataset.name}' is for "
+            f"{config.dataset.task}: name another with dataset=…"
+        )
+    return loaded
+
+
+def _build(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
     from tfx.model.architecture import Architecture
     from tfx.model.transformer import Transformer, initialise
 
+    if origin is not None:
+        model = Transformer(origin.model.architecture, config.model)
+        model.load_state_dict(origin.model.state_dict())
+        return model.to(device)
     architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
     model = Transformer(architecture, config.model)
     initialise(model, config.seed)
@@ -342,46 +392,18 @@ def _header(
             f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
         ("device", f"{device}, {precision}"),
-        *(_plan_rows(stack) or [("stack", "no technique")]),
+        *(_plan_rows(stack, model) or [("stack", "no technique")]),
         ("run", str(folder)),
     ]
     return rows + [("note", note) for note in data.notes]
 
 
-def _plan_rows(stack: Stack) -> list[tuple[str, str]]:
-    return [
+def _plan_rows(stack: Stack, model: Transformer) -> list[tuple[str, str]]:
+    acts = [
         ("stack", f"{row['phase']} {row['hook']}: {row['technique']}, {row['start']:.0%} to {row['end']:.0%}")
         for row in stack.plan()
     ]
-
-
-def _closing_table(summary: dict[str, Any]) -> Table:
-    training, bytes_, speed = summary["train"], summary["bytes"], summary["inference"]["file"]
-    table = Table(title=f"{summary['model']} on {summary['dataset']}", title_justify="left", title_style="bold")
-    table.add_column("")
-    table.add_column("validation", justify="right")
-    table.add_column("test" if summary["test_split"] == "test" else "test (none: valid)", justify="right")
-    primary = summary["primary_metric"]
-    for name in dict.fromkeys((primary, *summary["test"])):
-        style = "bold" if name == primary else None
-        table.add_row(name, number(summary["valid"].get(name)), number(summary["test"].get(name)), style=style)
-    table.add_section()
-    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
-    seconds = f"{clock(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
-    for name, value in (
-        ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {seconds}"),
-        ("padding", f"{training['padding']:.1%}"),
-        ("parameters", f"{summary['parameters']:,}"),
-        ("file", f"{size(bytes_['file'])} (tokenizer {size(bytes_['tokenizer'])})"),
-        ("latency", f"{speed['latency_ms']['p50']:.1f} ms {unit} (p95 {speed['latency_ms']['p95']:.1f})"),
-        ("throughput", f"{speed['tokens_per_second']:,.0f} output tokens/s"),
-    ):
-        table.add_row(name, "", value)
-    for name, proof in summary["evidence"].items():
-        table.add_row(name, "", ", ".join(f"{key} {number(value)}" for key, value in proof.items() if value))
-    for metric, signature in summary["signatures"].items():
-        table.add_row(f"{metric} is", "", signature, style="dim")
-    return table
+    return acts + stack.plan_for(model)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -397,6 +419,7 @@ def _remove_empty(folder: Path) -> None:
 def print_help() -> None:
     """Prints the groups, their choices, and every setting with its default, type, range and paper."""
     from rich.console import Console
+    from rich.table import Table
 
     console = Console(highlight=False)
     console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n")

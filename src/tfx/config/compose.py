@@ -8,7 +8,8 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
-from tfx.config.schema import DEFAULT_BUDGET_SECONDS, BudgetConfig, Root
+from tfx.config.schema import DEFAULT_BUDGET_SECONDS, RATES, BudgetConfig, Root
 from tfx.errors import UserError, unknown
 
 _CONF = "pkg://tfx.conf"
@@ -51,11 +52,11 @@ def _register() -> None:
     OmegaConf.register_new_resolver("tfx.random_hex", lambda: secrets.token_hex(2), use_cache=True, replace=True)
 
 
-def run_with_hydra(task: Callable[[DictConfig, list[str], str], Any], arguments: Sequence[str]) -> None:
+def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Sequence[str]) -> None:
     """Lets Hydra's command line compose configs from ``arguments`` and calls ``task`` for each job.
 
-    ``task`` gets what was composed (to be given to `check`), the overrides that the user typed, and the job's
-    directory. Raises `UserError` for whatever is wrong with the config; of a sweep's jobs, the first one's.
+    ``task`` gets the checked config, the overrides that the user typed, and the job's directory. Raises
+    `UserError` for whatever is wrong with the config; of a sweep's jobs, the first one's.
     """
     _register()
     fault: UserError | None = None
@@ -65,7 +66,9 @@ def run_with_hydra(task: Callable[[DictConfig, list[str], str], Any], arguments:
         settings = HydraConfig.get()
         typed = list(settings.overrides.task)
         try:
-            return task(composed, typed, settings.runtime.output_dir)
+            # A run's own config, named by --config-name, is whole already.
+            is_new = settings.job.config_name == _PRIMARY
+            return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)
         except UserError as error:
             # Passed around Hydra, which would print words of its own.
             fault = fault or error
@@ -87,7 +90,7 @@ def run_with_hydra(task: Callable[[DictConfig, list[str], str], Any], arguments:
 
 def compose(overrides: Sequence[str]) -> Root:
     """The checked config of ``overrides`` on top of the defaults, without running anything."""
-    return check(_compose(overrides), overrides)
+    return check(_compose(overrides), overrides, is_new=True)
 
 
 def load(path: Any) -> Root:
@@ -155,15 +158,18 @@ def _full_errors() -> Iterator[None]:
 # --- checks -----------------------------------------------------------------------------------------
 
 
-def check(composed: DictConfig, typed: Sequence[str]) -> Root:
+def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -> Root:
     """Merges what was composed into the schema and checks names, types, ranges and combinations.
 
-    ``typed`` are the user's own overrides, which decide which budget counts.
+    ``typed`` are the user's own overrides, which decide which budget counts. A new config, as against one that
+    a run has saved, inherits what ``init_from`` brings.
     """
     content = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(content, dict)
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
     _check_keys(values, Root, "")
+    if is_new and values.get("init_from") is not None:
+        _inherit(values, typed)
     budget = (values.get("trainer") or {}).get("budget") or {}
     _choose_budget(budget, typed)
     try:
@@ -174,6 +180,39 @@ def check(composed: DictConfig, typed: Sequence[str]) -> Root:
     config.technique = {name: _check_technique(name, config.technique[name]) for name in sorted(config.technique)}
     _check_combinations(config)
     return config
+
+
+def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
+    """Takes the model, and the dataset where none is named, from the run that ``init_from`` names.
+
+    Raises `UserError` where the user names a model or tokenizer besides. A model file has no config to inherit.
+    """
+    origin = Path(str(values["init_from"])).expanduser()
+    keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
+    tokenizer = next((key for key in keys if key.startswith("dataset.tokenizer")), None)
+    if tokenizer is not None:
+        raise UserError(f"init_from={origin} brings its tokenizer, and {tokenizer} names another: leave it out")
+    if not (origin / "config.yaml").is_file():
+        return
+    saved = asdict(load(origin / "config.yaml"))
+    for key in keys:
+        names = [key.partition(".")[2]] if key.startswith("model.") else list(saved["model"]) if key == "model" else []
+        for name in names:
+            if name in RATES or name == "name":
+                saved["model"][name] = values["model"][name]
+            elif values["model"][name] != saved["model"].get(name):
+                raise UserError(
+                    f"init_from={origin} brings its model (model.{name}={saved['model'].get(name)}), and {key} names "
+                    f"another (model.{name}={values['model'][name]}): leave it out"
+                )
+    values["model"] = saved["model"]
+    if "dataset" not in keys:
+        dataset = OmegaConf.create(saved["dataset"])
+        for key in keys:
+            if key.startswith("dataset."):
+                _, _, name = key.partition(".")
+                OmegaConf.update(dataset, name, OmegaConf.select(OmegaConf.create(values["dataset"]), name))
+        values["dataset"] = OmegaConf.to_container(dataset)
 
 
 def _check_technique(name: str, values: Any) -> dict[str, Any]:
@@ -261,7 +300,7 @@ def _check_range(name: str, number: float, meta: Any) -> None:
 
 def _check_combinations(config: Root) -> None:
     model, dataset, schedule = config.model, config.dataset, config.schedule
-    if model.family != dataset.task:
+    if model.family != dataset.task and config.init_from is None:
         kind = {"seq2seq": "text to text", "lm": "a language model"}
         example = {"seq2seq": "seq2seq_tiny", "lm": "gpt_nano"}
         raise UserError(

@@ -343,6 +343,9 @@ class EvaluationConfig:
     latency_inputs: int = setting(50, "inputs timed one by one for the latency", minimum=1)
 
 
+# The rates of a model, as against its architecture: they may change from run to run.
+RATES = ("dropout", "attention_dropout", "ffn_dropout", "token_dropout", "layer_dropout")
+
 # --- the whole --------------------------------------------------------------------------------------
 
 
@@ -352,6 +355,24 @@ class Root:
 
     seed: int = setting(1, "seeds everything that is random", minimum=0, maximum=2**63 - 1)
     dry_run: bool = setting(False, "compose, check, print the plan and stop")
+    init_from: str | None = setting(
+        None,
+        "a run directory or model file that weights, architecture and tokenizer come from; "
+        "a run also brings its dataset where none is named",
+    )
+    reference: str | None = setting(
+        None,
+        "a run directory or model file, the dense model that differences are taken against; "
+        "null: that of init_from, else the teacher",
+    )
+    max_quality_drop: float | None = setting(
+        None,
+        "most that a stage of the stack may lose of the primary metric on validation data, "
+        "against the reference, else against the model before compression",
+        minimum=0,
+        unit="the metric's own",
+    )
+    on_quality_drop: str = setting("stop", "what happens to a run that lost more", choices=("stop", "mark"))
     model: ModelConfig = group(ModelConfig)
     dataset: DatasetConfig = group(DatasetConfig)
     optimizer: OptimizerConfig = group(OptimizerConfig)

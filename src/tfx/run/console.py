@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -132,7 +132,7 @@ class RunConsole:
 
     # --- results ------------------------------------------------------------------------------------
 
-    def result(self, table: Table | str) -> None:
+    def result(self, table: RenderableType) -> None:
         """The result that was asked for: on stdout, and in the log."""
         self._stop_live()
         Console(highlight=False).print(table)

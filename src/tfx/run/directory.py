@@ -79,6 +79,11 @@ class RunDirectory:
         return self.path / "model.safetensors"
 
     @property
+    def compressed(self) -> Path:
+        """The final model as the codecs of its stack store it."""
+        return self.path / "compressed.safetensors"
+
+    @property
     def predictions(self) -> Path:
         """Source, reference and hypothesis of the test split."""
         return self.path / "predictions.jsonl"
@@ -91,6 +96,8 @@ class RunDirectory:
     @property
     def final(self) -> Path:
         """The file that one would ship; raises `UserError` where the run has none yet."""
+        if self.compressed.is_file():
+            return self.compressed
         if not self.model.is_file():
             raise UserError(f"{self.path} has no {self.model.name}: the run did not complete")
         return self.model

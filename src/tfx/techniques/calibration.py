@@ -26,7 +26,7 @@ class Calibration:
         self._batches = self._make(count)
 
     def blocks(self) -> Iterator[dict[str, Linear]]:
-        """The linear layers of each block by their name in the model: encoder first, in the order of the forward pass.
+        """The linear layers of each block by their name in the model, in the order of the forward pass.
 
         What `second_moments` measures of a block depends on the blocks before it: quantize one before the next.
         """
@@ -74,7 +74,7 @@ class Calibration:
 
 
 def _real(batch: Batch, name: str) -> Tensor | None:
-    """Where the inputs of a layer are not padding: those of the encoder, and cross keys and values, are the source's."""
+    """Where the inputs of a layer are not padding: in the encoder, and of cross keys and values, by the source."""
     if name.startswith("encoder.") or name.endswith(("cross.k", "cross.v")):
         return batch.source_mask_BS
     return batch.target_out_BT >= 0

@@ -92,16 +92,11 @@ class Teacher:
     tokenizer_fingerprint: str
     tokenizer: Any
     generation: Any
+    path: Path
     sha256: str
-    quality: dict[str, float]
-    bytes: int
     seconds: float = 0.0
     tokens: int = 0
     flops: float = 0.0
-
-    def reference(self) -> dict[str, Any]:
-        """What `summary.json` says of the dense model that differences are taken against."""
-        return {"name": "teacher", "sha256": self.sha256, "valid": self.quality, "bytes": self.bytes}
 
 
 @dataclass

@@ -32,7 +32,9 @@ from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNee
 class DistillSettings(TechniqueSettings):
     """Settings of `Distill`."""
 
-    teacher: str | None = setting(None, "a run directory or model file; null: a teacher is trained first, and cached")
+    teacher: str | None = setting(
+        None, "a run directory or model file; null: init_from, else one is trained first, and cached"
+    )
     teacher_model: str | None = setting(
         None, "model choice of a teacher that is trained first; null: the run's own model"
     )
@@ -224,6 +226,9 @@ class Distill(Technique):
 
     def teacher_need(self, config: Root) -> TeacherNeed | None:
         path = self.settings.teacher
+        if path is None and self.settings.teacher_model is None:
+            # A run that starts from a finished model has its teacher there.
+            path = config.init_from
         return TeacherNeed(
             None if path is None else Path(path).expanduser(), self.settings.teacher_model, self.settings.teacher_budget
         )

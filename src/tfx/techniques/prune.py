@@ -255,8 +255,8 @@ class Prune(Technique):
             for name, weight in weights.items():
                 if weight.shape[1] % of:
                     raise UserError(
-                        f"technique.prune.pattern={self.settings.pattern}: tensor '{name}' has {weight.shape[1]} inputs, "
-                        f"which {of} does not divide; leave it out with technique.prune.skip=['{name}']"
+                        f"technique.prune.pattern={self.settings.pattern}: {of} does not divide the {weight.shape[1]} "
+                        f"inputs of tensor '{name}'; leave it out with technique.prune.skip=['{name}']"
                     )
         return weights
 
@@ -290,7 +290,7 @@ class Prune(Technique):
         settings = self.settings
         if settings.rewind is not None and progress >= settings.rewind and not self._early and not self._reached:
             self._early = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        if progress < settings.start or self._reached:
+        if progress < settings.start or self._reached or not (settings.sparsity or settings.threshold):
             return
         due = int((min(progress, settings.end) - settings.start) / settings.every + 1e-9)
         reached = progress >= settings.end or settings.schedule == "once"

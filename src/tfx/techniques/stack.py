@@ -89,6 +89,10 @@ class Stack:
             for technique in self.order[hook]
         ]
 
+    def plan_for(self, model: Transformer) -> list[tuple[str, str]]:
+        """What each technique says of the model: its name and a line."""
+        return [(technique.name, line) for technique in self._techniques for line in technique.plan(model)]
+
     def _check_conflicts(self) -> None:
         for technique in self._techniques:
             for effect, why in technique.conflicts().items():
@@ -153,17 +157,17 @@ class Stack:
 
     @property
     def viewing(self) -> list[Technique]:
-        """The techniques with a mask or a grid, in the order in which they finish."""
+        """The techniques with a mask or a grid, in the order in which they act."""
         return list(dict.fromkeys(technique for hook in VIEW_HOOKS for technique in self.order[hook]))
 
     @property
-    def compresses(self) -> bool:
-        """Whether the final file is a compressed one."""
-        return bool(self.viewing or self.order["rewire"])
+    def compressing(self) -> list[Technique]:
+        """The techniques for whose sake the final file is a compressed one, in the order in which they finish."""
+        return list(dict.fromkeys([*self.order["rewire"], *self.viewing]))
 
     def compresses_now(self, progress: float) -> bool:
         """Whether a technique changes weights for the sake of the file from this progress on, or did before."""
-        return any(progress >= technique.settings.start for technique in {*self.viewing, *self.order["rewire"]})
+        return any(progress >= technique.settings.start for technique in self.compressing)
 
     def update(self, model: Transformer, progress: float) -> None:
         """Moves masks and grids on, before an optimizer step."""
@@ -238,7 +242,7 @@ class Stack:
     @torch.no_grad()
     def finish(self, model: Transformer, calibration: Calibration) -> Iterator[Technique]:
         """Makes the view the model's weights for good, technique by technique; yields each as it has finished."""
-        for technique in self.viewing:
+        for technique in self.compressing:
             technique.finish(model, calibration)
             storage = self.storage()
             for name, parameter in model.named_parameters():
@@ -255,7 +259,7 @@ class Stack:
 
     def storage(self) -> torch.dtype:
         """In what the file keeps tensors without a grid."""
-        wishes = [wish for technique in self.viewing if (wish := technique.storage()) is not None]
+        wishes = [wish for technique in self.compressing if (wish := technique.storage()) is not None]
         return min(wishes, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
     # --- proof and state ------------------------------------------------------------------------------

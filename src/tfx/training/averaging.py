@@ -24,7 +24,7 @@ class Averager:
         self.config = config
         self.updates = 0
         self._due = 0
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average: list[Tensor] | None = None
 
     @torch.no_grad()

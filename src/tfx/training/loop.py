@@ -46,7 +46,7 @@ class Observer(Protocol):
     def validated(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
         """The validation split was scored."""
 
-    def compressing(self) -> None:
+    def compressing(self, seconds: float) -> None:
         """The first technique is about to change weights for the sake of the file; the model holds those to keep."""
 
 
@@ -93,7 +93,7 @@ class Trainer:
             model.compile(dynamic=True)
         # What a technique trains along (a projection) is optimised with the model, and not part of it.
         trained = nn.ModuleList([model, extra]) if len(extra) else model
-        self._parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        self._parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config.optimizer, trained, device)
         smoothing = config.trainer.label_smoothing
         self.label_smoothing = (0.1 if data.task == "seq2seq" else 0.0) if smoothing is None else smoothing
@@ -165,7 +165,7 @@ class Trainer:
         if not self._compressing and self.stack.compresses_now(progress):
             self._compressing = True
             with self.clock.paused(), self.averager.applied():
-                self.observer.compressing()
+                self.observer.compressing(self.clock.seconds)
         for rewiring in self.stack.rewire(self.model, progress):
             became = rewiring.apply(self.model)
             self.optimizers.rewire(became)

@@ -1,0 +1,100 @@
+"""The closing table of a run, from its summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tfx.run.console import clock, number, size
+
+
+def closing_table(summary: dict[str, Any]) -> Group:
+    """The result on the final file, the stages of the stack where it compresses, and what is to be said plainly."""
+    parts: list[Any] = [_result(summary)]
+    if any(row["name"] not in ("reference", "trained", "file") for row in summary["stages"]):
+        parts += ["", _stages(summary)]
+    parts += [Text(line, style="yellow") for line in [*_slower(summary), *summary["quality_drops"]]]
+    return Group(*parts)
+
+
+def _result(summary: dict[str, Any]) -> Table:
+    training, bytes_, speed = summary["train"], summary["bytes"], summary["inference"]["file"]
+    table = Table(title=f"{summary['model']} on {summary['dataset']}", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("validation", justify="right")
+    table.add_column("test" if summary["test_split"] == "test" else "test (none: valid)", justify="right")
+    primary = summary["primary_metric"]
+    for name in dict.fromkeys((primary, *summary["test"])):
+        style = "bold" if name == primary else None
+        table.add_row(name, number(summary["valid"].get(name)), number(summary["test"].get(name)), style=style)
+    table.add_section()
+    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
+    seconds = f"{clock(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
+    content = (
+        f"weights {size(bytes_['weights'])}, header {size(bytes_['header'])}, tokenizer {size(bytes_['tokenizer'])}"
+    )
+    for name, value in (
+        ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {seconds}"),
+        ("padding", f"{training['padding']:.1%}"),
+        ("parameters", f"{summary['parameters']:,}"),
+        ("file", f"{size(bytes_['file'])} ({content})"),
+        ("latency", f"{speed['latency_ms']['p50']:.1f} ms {unit} (p95 {speed['latency_ms']['p95']:.1f})"),
+        ("throughput", f"{speed['tokens_per_second']:,.0f} output tokens/s"),
+    ):
+        table.add_row(name, "", value)
+    for name, proof in summary["evidence"].items():
+        table.add_row(name, "", ", ".join(f"{key} {number(value)}" for key, value in proof.items() if value))
+    for metric, signature in summary["signatures"].items():
+        table.add_row(f"{metric} is", "", signature, style="dim")
+    return table
+
+
+def _stages(summary: dict[str, Any]) -> Table:
+    """A row a stage: what it did to quality, size and speed."""
+    primary, dense = summary["primary_metric"], summary["bytes"]["dense_fp32"]
+    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
+    base = summary["stages"][0]
+    table = Table(
+        title=f"stages: {primary} on validation data, differences to '{base['name']}'",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("stage")
+    for column in (primary, "difference", "parameters", "non-zero", "bytes", "ratio", f"ms {unit}"):
+        table.add_column(column, justify="right")
+    for row in summary["stages"]:
+        value = row["valid"].get(primary)
+        difference = "" if row is base else f"{value - base['valid'][primary]:+.3g}"
+        table.add_row(
+            row["name"],
+            number(value),
+            difference,
+            f"{row['parameters']:,}",
+            f"{row['nonzero_parameters']:,}",
+            f"{row['bytes']:,}",
+            f"{dense / row['bytes']:.2f}x",
+            f"{row['latency_ms']:.1f}",
+        )
+    return table
+
+
+def _slower(summary: dict[str, Any]) -> list[str]:
+    """Says where the smaller file does not make a faster model."""
+    inference = summary["inference"]
+    if inference["file"] is inference["plain_fp32"] or summary["bytes"]["ratio"] <= 1.0:
+        return []
+    file, lines = inference["file"], []
+    for name, label in (
+        ("plain_fp32", "its plain fp32 tensors"),
+        ("plain_bf16", "its plain bf16 tensors"),
+        ("reference", "the reference"),
+    ):
+        if name in inference and file["latency_ms"]["p50"] > 0.95 * inference[name]["latency_ms"]["p50"]:
+            lines.append(
+                f"smaller is not faster here: {file['latency_ms']['p50']:.1f} ms with the file, "
+                f"{inference[name]['latency_ms']['p50']:.1f} ms with {label}"
+            )
+    return lines

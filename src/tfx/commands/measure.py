@@ -1,0 +1,237 @@
+"""Measures a run's models where it counts: on files, read back from disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tfx.compression import checkpoint
+from tfx.config.schema import Root
+from tfx.data.batching import scoring_batches
+from tfx.data.prepare import PreparedData, prepare_data
+from tfx.errors import UserError
+from tfx.evaluation.quality import Quality, measure_quality
+from tfx.evaluation.scoring import run_batch
+from tfx.evaluation.speed import measure_speed
+from tfx.run.console import RunConsole, number
+from tfx.run.directory import RunDirectory, model_file
+from tfx.run.files import read_json, sha256
+
+if TYPE_CHECKING:
+    from tfx.model.transformer import Transformer
+    from tfx.techniques.stack import Stack
+
+# Metrics of which less is better.
+_ERRORS = ("loss", "perplexity", "bits_per_byte")
+
+
+class BrokenInvariantError(Exception):
+    """What a technique left is not what the file would hold, or not what it promised."""
+
+
+class Measurer:
+    """Writes models of one run to files, reads them back, and measures those.
+
+    ``stages`` collects the rows of `summary.json`, in the order in which they were measured.
+    """
+
+    def __init__(self, config: Root, data: PreparedData, device: torch.device, run: RunDirectory, console: RunConsole):
+        self.config, self.data, self.device, self.run, self.console = config, data, device, run, console
+        self.primary = config.dataset.metrics[0] if config.dataset.metrics else "loss"
+        self.stages: list[dict[str, Any]] = []
+        self.reference: dict[str, Any] | None = None
+        self.inference: dict[str, Any] = {}
+        self.drops: list[str] = []
+
+    # --- pieces ---------------------------------------------------------------------------------------
+
+    def quality(self, loaded: checkpoint.LoadedModel, split: str, data: PreparedData | None = None) -> Quality:
+        """Loss and text metrics of a model on a split; on validation data at most ``evaluation.decode_valid`` rows.
+
+        ``data`` are those of a model with another tokenizer.
+        """
+        config, data = self.config, data or self.data
+        self.console.training_started()
+        quality = measure_quality(
+            loaded.model,
+            data.splits[split],
+            loaded.tokenizer,
+            config.evaluation,
+            config.dataset.metrics,
+            seed=config.seed,
+            most_decoded=config.evaluation.decode_valid if split == "valid" and "test" in data.splits else None,
+            progress=partial(self.console.decoding, f"decoding {split}"),
+        )
+        self.console.training_ended()
+        return quality
+
+    def speed(self, loaded: checkpoint.LoadedModel) -> dict[str, Any]:
+        """Latency, throughput and memory of a model on the inputs of the test split."""
+        split = self.data.splits[self.data.test_split]
+        return measure_speed(loaded.model, split, loaded.tokenizer, self.config.evaluation)
+
+    # --- the reference --------------------------------------------------------------------------------
+
+    def measure_reference(self, path: Path, name: str) -> None:
+        """The dense model that differences are taken against: its quality on this run's data, bytes and speed."""
+        start = time.perf_counter()
+        file = model_file(path)
+        loaded = checkpoint.load(file, str(self.device))
+        if (loaded.model.architecture.family == "seq2seq") != (self.data.task == "seq2seq"):
+            raise UserError(f"reference {path} is of another task than dataset '{self.data.name}'")
+        data = self.data
+        if loaded.tokenizer.fingerprint != data.tokenizer.fingerprint:
+            if self.primary in ("loss", "perplexity"):
+                raise UserError(
+                    f"reference {path} has another tokenizer than the run, so their {self.primary} is of different "
+                    "tokens: give the run the reference's (dataset.tokenizer.path=REFERENCE_RUN/tokenizer.json)"
+                )
+            data = prepare_data(self.config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+        bytes_ = checkpoint.read_header(file).bytes
+        valid = self.quality(loaded, "valid", data).metrics
+        test = valid if data.test_split == "valid" else self.quality(loaded, "test", data).metrics
+        speed = self.speed(loaded)
+        self.inference["reference"] = speed
+        self.reference = {
+            "name": name,
+            "path": str(path),
+            "sha256": sha256(file),
+            "valid": valid,
+            "test": test,
+            "bytes": bytes_.weights + bytes_.header,
+            "parameters": count_parameters(loaded.model)[0],
+        }
+        if path.is_dir() and (path / "summary.json").is_file():
+            training = read_json(path / "summary.json").get("train") or {}
+            self.reference["train"] = {key: training.get(key) for key in ("steps", "tokens", "seconds", "flops")}
+        self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, speed)
+
+    def measure_inference(self, loaded: checkpoint.LoadedModel, plain: Path) -> None:
+        """Speed and memory of the final file, and of the same model as plain tensors in fp32 and bf16."""
+        self.inference["file"] = self.speed(loaded)
+        if loaded.path == plain:
+            self.inference["plain_fp32"] = self.inference["file"]
+        else:
+            self.inference["plain_fp32"] = self.speed(checkpoint.load(plain, str(self.device)))
+        reduced = checkpoint.load(plain, str(self.device))
+        reduced.model.bfloat16()
+        self.inference["plain_bf16"] = self.speed(reduced)
+
+    # --- stages ---------------------------------------------------------------------------------------
+
+    def dense_bytes(self, model: Transformer) -> int:
+        """Weights and header of the model as a plain fp32 file, which is written, measured and removed."""
+        with self._temporary(model) as file:
+            account = checkpoint.read_header(file).bytes
+        return account.weights + account.header
+
+    def measure_model(self, name: str, model: Transformer, seconds: float) -> None:
+        """A stage whose weights are plain tensors, and whose file is not kept."""
+        with self._temporary(model) as file:
+            self.measure_dense(name, file, seconds)
+
+    def measure_dense(self, name: str, file: Path, seconds: float) -> None:
+        """A stage whose weights are the plain tensors of a file."""
+        loaded = checkpoint.load(file, str(self.device))
+        account = checkpoint.read_header(file).bytes
+        self._add(name, loaded, self.quality(loaded, "valid").metrics, account.weights + account.header, seconds)
+
+    @contextmanager
+    def _temporary(self, model: Transformer) -> Iterator[Path]:
+        file = self.run.path / ".stage.safetensors"
+        try:
+            checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation)
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+
+    def measure_compressed(self, name: str, model: Transformer, stack: Stack, seconds: float) -> Path:
+        """A stage as the compressed file that it would be; the file stays, and is the final one after the last.
+
+        Raises `BrokenInvariantError` where the file is not smaller than that of the stage before, or where the
+        model that is read back from it differs from the one in memory in a single bit of its hidden states.
+        """
+        file = self.run.path / ".stage.safetensors"
+        checkpoint.save(
+            file, model, self.data.tokenizer, self.config.evaluation, grids=stack.grids, dtype=stack.storage()
+        )
+        loaded = checkpoint.load(file, str(self.device))
+        account = checkpoint.read_header(file).bytes
+        size = account.weights + account.header
+        before = next((row for row in reversed(self.stages) if row["name"] != "reference"), None)
+        if before is not None and size >= before["bytes"]:
+            raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before['bytes']:,}")
+        self._compare(name, model, loaded.model)
+        self._add(name, loaded, self.quality(loaded, "valid").metrics, size, seconds)
+        self._check_drop(name)
+        return file
+
+    @torch.inference_mode()
+    def _compare(self, name: str, model: Transformer, loaded: Transformer) -> None:
+        was_training = model.training
+        model.eval()
+        context = model.architecture.context
+        split = self.data.splits["valid"]
+        batches = scoring_batches(split, self.data.tokenizer, batch_tokens=1024, context=context)
+        batch = next(iter(batches)).to(self.device)
+        ours, theirs = (one.project(run_batch(one, batch)) for one in (model, loaded))
+        model.train(was_training)
+        if not torch.equal(ours, theirs):
+            worst = float((ours - theirs).abs().max())
+            raise BrokenInvariantError(
+                f"after {name} the model read back from the file is not the one in memory: "
+                f"logits differ by up to {worst:g}"
+            )
+
+    def _add(
+        self,
+        name: str,
+        loaded: checkpoint.LoadedModel,
+        valid: dict[str, float],
+        size: int,
+        seconds: float,
+        speed: dict[str, Any] | None = None,
+    ) -> None:
+        parameters, nonzero = count_parameters(loaded.model)
+        speed = speed or self.speed(loaded)
+        self.stages.append(
+            {
+                "name": name,
+                "valid": valid,
+                "bytes": size,
+                "parameters": parameters,
+                "nonzero_parameters": nonzero,
+                "seconds": seconds,
+                "latency_ms": speed["latency_ms"]["p50"],
+            }
+        )
+
+    def _check_drop(self, name: str) -> None:
+        allowed = self.config.max_quality_drop
+        base = self.stages[0]
+        if allowed is None or base["name"] == name:
+            return
+        sign = -1.0 if self.primary in _ERRORS else 1.0
+        drop = sign * (base["valid"][self.primary] - self.stages[-1]["valid"][self.primary])
+        if drop <= allowed:
+            return
+        message = (
+            f"{name} lost {number(drop)} of {self.primary} on validation data against '{base['name']}', "
+            f"and max_quality_drop={allowed:g}"
+        )
+        if self.config.on_quality_drop == "stop":
+            raise BrokenInvariantError(message)
+        self.drops.append(message)
+        self.console.note(message)
+
+
+def count_parameters(model: Transformer) -> tuple[int, int]:
+    """All parameters, tied ones once, and those that are not zero."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
