@@ -81,7 +81,8 @@ def test_modules_import_each_other_in_no_circle():
 
 def test_every_package_folder_is_in_the_wheel():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {"tfx", "tfx.conf"} | {f"tfx.{path.parent.name}" for path in SOURCE.glob("*/__init__.py")}
+    packages = (path.parent.relative_to(SOURCE) for path in SOURCE.rglob("__init__.py"))
+    folders = {"tfx.conf"} | {".".join(("tfx", *package.parts)) for package in packages}
     assert set(listed) == folders
 
 

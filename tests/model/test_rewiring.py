@@ -142,7 +142,7 @@ def test_the_optimizers_state_of_what_stays_is_kept(optimizer):
     became = rewiring.apply(model)
     optimizers.rewire(became)
     averager.rewire(became)
-    now = {name: p for name, p in model.named_parameters()}
+    now = dict(model.named_parameters())
     states = {id(p): part.state[p] for part in optimizers.parts for p in part.state}
     for name, parameter in now.items():
         origin = rewiring.origins[name]

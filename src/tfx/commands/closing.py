@@ -58,23 +58,22 @@ def _stages(summary: dict[str, Any]) -> Table:
     unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
     base = summary["stages"][0]
     table = Table(
-        title=f"stages: {primary} on validation data, differences to '{base['name']}'",
+        title=f"stages: {primary} on validation data, differences to '{base['name']}', ms {unit}",
         title_justify="left",
         title_style="bold",
     )
-    table.add_column("stage")
-    for column in (primary, "difference", "parameters", "non-zero", "bytes", "ratio", f"ms {unit}"):
-        table.add_column(column, justify="right")
+    table.add_column("stage", no_wrap=True)
+    for column in (primary, "diff", "weights", "non-zero", "size", "ratio", "ms"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in summary["stages"]:
-        value = row["valid"].get(primary)
-        difference = "" if row is base else f"{value - base['valid'][primary]:+.3g}"
+        value = row["valid"][primary]
         table.add_row(
             row["name"],
             number(value),
-            difference,
-            f"{row['parameters']:,}",
-            f"{row['nonzero_parameters']:,}",
-            f"{row['bytes']:,}",
+            "" if row is base else f"{value - base['valid'][primary]:+.3g}",
+            f"{row['parameters'] / 1e6:.3f} M",
+            f"{row['nonzero_parameters'] / 1e6:.3f} M",
+            size(row["bytes"]),
             f"{dense / row['bytes']:.2f}x",
             f"{row['latency_ms']:.1f}",
         )

@@ -24,10 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.run.directory import model_file
 
     file = model_file(options.path)
-    header = read_header(file)
-    weights, aliases = unique_tensors(load(file).model)
+    header, loaded = read_header(file), load(file)
+    weights, aliases = unique_tensors(loaded.model)
     rows = []
-    for tensor in header.tensors:
+    for tensor in loaded.tensors:
         count = prod(tensor.shape)
         zeros = int((weights[tensor.name] == 0).sum())
         rows.append(
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
                 "bytes": tensor.bytes,
             }
         )
-    parameters = sum(prod(tensor.shape) for tensor in header.tensors)
+    parameters = sum(prod(tensor.shape) for tensor in loaded.tensors)
     totals = {
         "parameters": parameters,
         "nonzero_parameters": sum(int((weight != 0).sum()) for weight in weights.values()),
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         content = {
             "file": str(file),
-            "format_version": header.raw["format_version"],
+            "format_version": header.version,
             "architecture": header.architecture.to_dict(),
             "generation": asdict(header.generation),
             "tensors": rows,

@@ -158,9 +158,7 @@ class Measurer:
         model that is read back from it differs from the one in memory in a single bit of its hidden states.
         """
         file = self.run.path / ".stage.safetensors"
-        checkpoint.save(
-            file, model, self.data.tokenizer, self.config.evaluation, grids=stack.grids, dtype=stack.storage()
-        )
+        checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation, stack.storage())
         loaded = checkpoint.load(file, str(self.device))
         account = checkpoint.read_header(file).bytes
         size = account.weights + account.header

@@ -47,17 +47,14 @@ def main(arguments: Sequence[str]) -> int:
 
     def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
-        folder = Path(directory)
         try:
-            summary = train(config, typed, folder)
+            summary = train(config, typed, Path(directory))
         except KeyboardInterrupt:
             status = _INTERRUPTED
             return None
         except _ReportedError:
             status = 1
             return None
-        finally:
-            _remove_empty(folder)
         if summary is None:
             return None
         return float(summary["valid"][summary["primary_metric"]])
@@ -404,16 +401,6 @@ def _plan_rows(stack: Stack, model: Transformer) -> list[tuple[str, str]]:
         for row in stack.plan()
     ]
     return acts + stack.plan_for(model)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Removes the folder that Hydra made for a job that wrote nothing, and below here its empty parents."""
-    here = Path.cwd()
-    for path in (folder, *(parent for parent in folder.parents if here in parent.parents)):
-        try:
-            path.rmdir()
-        except OSError:
-            return
 
 
 def print_help() -> None:

@@ -1,27 +1,37 @@
-"""The model file: safetensors that hold the weights, the architecture, the tokenizer and generation defaults.
+"""The model file: one safetensors file with weights, architecture, tokenizer and generation defaults.
 
-Everything but the weights stands in the metadata of the safetensors header, under the key ``tfx``, as JSON:
-``format_version``, ``architecture``, ``codecs`` (how each tensor is stored), ``aliases`` (tensors stored once
-under another name), ``generation``, and ``checksum``, a SHA-256 over the content. The tokenizer is the byte
-tensor ``tokenizer``: its JSON, compressed by xz. docs/FORMAT.md is the specification.
+Two versions, one specification (docs/FORMAT.md). Version 1 has the weights as plain tensors, so any tool can open
+them. Version 2 is the compressed one: all weights in two streams of bytes, and a compressed description that says
+how each is stored. `load` reads both; nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import lzma
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
 from torch import Tensor
 
+from tfx.compression.container import (
+    bytes_array,
+    checksum,
+    compress,
+    damaged,
+    decompress,
+    open_container,
+    parse_object,
+    raw_bytes,
+    read_bytes,
+    write_container,
+)
+from tfx.compression.grid import Grid
+from tfx.compression.streams import Streams, read_layout, read_streams, write_streams
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -29,13 +39,42 @@ from tfx.model.architecture import Architecture
 from tfx.model.device import choose_device
 from tfx.model.transformer import Transformer
 from tfx.run.directory import model_file
-from tfx.run.files import replacing
 
-FORMAT_VERSION = 1
-_TOKENIZER = "tokenizer"
-_MOST_TOKENIZER_BYTES = 256 << 20
-_MOST_HEADER_BYTES = 100 << 20
+FORMAT_VERSION = 2
+_DENSE, _COMPRESSED = 1, 2
+_TOKENIZER, _DESCRIPTION, _PACKED, _CODED = "tokenizer", "description", "packed", "coded"
+_STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MOST_TOKENIZER_BYTES = 256 << 20
+_MOST_DESCRIPTION_BYTES = 4 << 20
+# What a compressed file may unpack to: a row of equal codes takes next to no bytes, and a forged file could ask for
+# any memory. A model with 99.9 % zeros has some 500 weights a byte.
+_MOST_WEIGHTS_PER_BYTE = 1024
+_ALWAYS_ALLOWED = 1 << 20
+_MOST_TABLE_ELEMENTS = 1 << 28
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the weights of a compressed file are stored; every value is exact, or saving raises.
+
+    ``grids``: by stored tensor name (`unique_tensors`) the grid that the weight lies on; its `Grid.values` are the
+    weight's values in memory. ``dtype``: of all other tensors, fp16 or fp32. ``entropy``: code what gets smaller.
+    """
+
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    entropy: bool = True
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor. ``bytes`` is its share of the file's weights; the shares add up to them."""
+
+    name: str
+    shape: tuple[int, ...]
+    codec: str
+    bytes: int
 
 
 @dataclass
@@ -46,6 +85,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     generation: EvaluationConfig
     path: Path
+    tensors: list[TensorInfo]
 
 
 @dataclass(frozen=True)
@@ -59,13 +99,14 @@ class FileBytes:
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """One stored tensor."""
+class Header:
+    """What a model file says of itself; ``raw`` is the record that it has it from."""
 
-    name: str
-    shape: tuple[int, ...]
-    codec: str
-    bytes: int
+    architecture: Architecture
+    generation: EvaluationConfig
+    bytes: FileBytes
+    version: int
+    raw: dict[str, Any]
 
 
 def unique_tensors(model: Transformer) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -82,150 +123,226 @@ def unique_tensors(model: Transformer) -> tuple[dict[str, Tensor], dict[str, str
     return stored, aliases
 
 
-def save(path: Path, model: Transformer, tokenizer: Tokenizer, generation: EvaluationConfig) -> None:
-    """Writes the model as plain fp32 tensors, whole or not at all."""
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def save(
+    path: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    generation: EvaluationConfig,
+    storage: Storage | None = None,
+) -> None:
+    """Writes the model, whole or not at all: as plain fp32 tensors, or compressed as ``storage`` says.
+
+    Raises `ValueError` where a compressed file would give back other values than the model has.
+    """
     stored, aliases = unique_tensors(model)
+    facts = {"architecture": model.architecture.to_dict(), "aliases": aliases, "generation": asdict(generation)}
+    text = tokenizer.to_json().encode()
+    if storage is None:
+        _save_dense(path, stored, facts, text)
+    else:
+        _save_compressed(path, stored, facts, text, storage)
+
+
+def _save_dense(path: Path, stored: dict[str, Tensor], facts: dict[str, Any], tokenizer: bytes) -> None:
     arrays = {name: tensor.float().cpu().contiguous().numpy() for name, tensor in stored.items()}
-    arrays[_TOKENIZER] = np.frombuffer(lzma.compress(tokenizer.to_json().encode(), preset=9), dtype=np.uint8)
-    header = {
-        "format_version": FORMAT_VERSION,
-        "architecture": model.architecture.to_dict(),
-        "codecs": dict.fromkeys(stored, "dense"),
-        "aliases": aliases,
-        "generation": asdict(generation),
+    arrays[_TOKENIZER] = bytes_array(compress(tokenizer))
+    header = {"format_version": _DENSE, **facts, "codecs": dict.fromkeys(stored, "dense")}
+    header["checksum"] = checksum(_dense_head(header), {name: array.tobytes() for name, array in arrays.items()})
+    write_container(path, arrays, header)
+
+
+def _save_compressed(
+    path: Path, stored: dict[str, Tensor], facts: dict[str, Any], tokenizer: bytes, storage: Storage
+) -> None:
+    unknown = storage.grids.keys() - stored.keys()
+    if unknown:
+        raise ValueError(f"grids of tensors that the model does not store: {sorted(unknown)}")
+    for name, grid in storage.grids.items():
+        if not torch.equal(grid.values(), stored[name].float()):
+            raise ValueError(f"'{name}' has other values in memory than on its grid")
+    values = {name: storage.grids.get(name, tensor.float()) for name, tensor in stored.items()}
+    streams = write_streams(values, storage.dtype, storage.entropy)
+    weights = sum(tensor.numel() for tensor in stored.values())
+    if not _may_unpack(weights, len(streams.packed) + len(streams.coded)):
+        streams = write_streams(values, storage.dtype, entropy=False)
+    description = {**facts, "tensors": streams.tensors, "tables": streams.tables}
+    content = {
+        _TOKENIZER: compress(tokenizer),
+        _DESCRIPTION: compress(json.dumps(description, separators=(",", ":")).encode()),
+        _PACKED: streams.packed,
+        _CODED: streams.coded,
     }
-    header["checksum"] = _checksum(header, ((name, arrays[name].tobytes()) for name in sorted(arrays)))
-    metadata = {"tfx": json.dumps(header, separators=(",", ":"))}
-    with replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+    content = {name: data for name, data in content.items() if data}
+    header = {"format_version": _COMPRESSED, "checksum": checksum(b"", content)}
+    write_container(path, {name: bytes_array(data) for name, data in content.items()}, header)
+
+
+def _dense_head(header: dict[str, Any]) -> bytes:
+    rest = {key: value for key, value in header.items() if key != "checksum"}
+    return json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+
+
+# --- reading ----------------------------------------------------------------------------------------
 
 
 def load(path: str | Path, device: str = "cpu") -> LoadedModel:
-    """Reads a model file, or the final file of a run directory.
+    """Reads a model file, or the final file of a run directory; compressed weights are unpacked to fp32.
 
-    Nothing in the file is executed. Raises `UserError` for a file that is missing, cut, altered, newer than
-    this version of tfx, or whose tensors are not those of the architecture in its header; shapes are
-    compared before memory is taken.
+    Raises `UserError` for a file that is missing, cut, altered, newer than this version of tfx, or whose tensors
+    are not those of the architecture in its header; shapes are compared before memory is taken.
     """
     target = choose_device(device)
     file = model_file(Path(path))
-    header = read_header(file)
-    with _opened(file) as handle:
-        with torch.device("meta"):
-            model = Transformer(header.architecture)
-        expected = {name: tuple(tensor.shape) for name, tensor in unique_tensors(model)[0].items()}
-        names = list(handle.keys())
-        found = {name: tuple(handle.get_slice(name).get_shape()) for name in names if name != _TOKENIZER}
-        _compare(file, expected, found)
-        arrays = {name: handle.get_tensor(name) for name in names}
-    content = ((name, _bytes(arrays[name])) for name in sorted(arrays))
-    if _checksum(header.raw, content) != header.raw.get("checksum"):
-        raise UserError(f"{file} is damaged: its content does not match its checksum; get it again from its source")
-    if _TOKENIZER not in arrays:
-        raise UserError(f"{file} has no tokenizer inside: it was not written by tfx")
-    tokenizer = Tokenizer.from_json(_unpack_tokenizer(file, arrays.pop(_TOKENIZER)))
+    handle, metadata = open_container(file)
+    header = _read_header(file, handle, metadata)
+    shapes, aliases = _expected(file, header.architecture)
+    read = _read_dense if header.version == _DENSE else _read_compressed
+    state, tensors = read(file, handle, metadata, header, shapes)
+    packed = read_bytes(file, handle, _TOKENIZER)
+    text = decompress(file, "tokenizer", packed, _MOST_TOKENIZER_BYTES)
+    try:
+        tokenizer = Tokenizer.from_json(text.decode())
+    except (UnicodeDecodeError, UserError) as error:
+        raise damaged(file, f"its tokenizer is not readable ({error})") from None
     model = Transformer(header.architecture)
-    state = {name: tensor.float() for name, tensor in arrays.items()}
-    state |= {alias: state[name] for alias, name in header.raw["aliases"].items() if name in state}
-    model.load_state_dict(state)
+    model.load_state_dict(state | {alias: state[name] for alias, name in aliases.items()})
     model.eval().to(target)
-    return LoadedModel(model, tokenizer, header.generation, file)
-
-
-# --- looking at a file without loading it -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a model file says of itself."""
-
-    architecture: Architecture
-    generation: EvaluationConfig
-    tensors: list[TensorInfo]
-    bytes: FileBytes
-    raw: dict[str, Any]
+    return LoadedModel(model, tokenizer, header.generation, file, tensors)
 
 
 def read_header(file: Path) -> Header:
-    """Reads and checks the header only; raises `UserError` where the file is none of ours or newer."""
-    with _opened(file) as handle:
-        text = (handle.metadata() or {}).get("tfx")
-        if text is None:
-            raise UserError(f"{file} is a safetensors file, but not a model of tfx (its header has no 'tfx' entry)")
-        try:
-            raw = json.loads(text)
-            version = raw["format_version"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is damaged: its header is not readable") from None
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise UserError(
-                f"{file} has format version {version}, and this tfx reads up to {FORMAT_VERSION}: update tfx"
-            )
-        tensors = []
-        for name in sorted(handle.keys()):
-            piece = handle.get_slice(name)
-            shape, dtype = tuple(piece.get_shape()), piece.get_dtype()
-            if name != _TOKENIZER and dtype not in _DENSE_DTYPES:
-                raise UserError(f"{file} is damaged: tensor '{name}' has type {dtype}")
-            width = 1 if name == _TOKENIZER else _DENSE_DTYPES[dtype].itemsize
-            tensors.append(TensorInfo(name, shape, f"dense {dtype.lower()}", int(np.prod(shape)) * width))
+    """Reads and checks what a file says of itself, not its weights; raises `UserError` as `load` does."""
+    return _read_header(file, *open_container(file))
+
+
+def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
+    version = metadata.get("format_version")
+    if type(version) is not int or version < _DENSE:
+        raise damaged(file, "its header is not readable")
+    if version > FORMAT_VERSION:
+        raise UserError(f"{file} has format version {version}, and this tfx reads up to {FORMAT_VERSION}: update tfx")
+    sizes = {}
+    for name in handle.keys():  # noqa: SIM118 (not a dictionary)
+        piece = handle.get_slice(name)
+        dtype = piece.get_dtype()
+        is_bytes = version == _COMPRESSED or name == _TOKENIZER
+        if dtype not in ({"U8": torch.uint8} if is_bytes else _DENSE_DTYPES):
+            raise damaged(file, f"tensor '{name}' has type {dtype}")
+        sizes[name] = prod(piece.get_shape()) * (1 if is_bytes else _DENSE_DTYPES[dtype].itemsize)
+    raw = metadata
+    others = {_TOKENIZER}
+    if version == _COMPRESSED:
+        if not sizes.keys() <= {_TOKENIZER, _DESCRIPTION, *_STREAMS}:
+            raise damaged(file, "it has streams that its format version does not know")
+        description = read_bytes(file, handle, _DESCRIPTION)
+        raw = parse_object(file, decompress(file, "description", description, _MOST_DESCRIPTION_BYTES))
+        others.add(_DESCRIPTION)
+    if _TOKENIZER not in sizes:
+        raise damaged(file, "it has no tokenizer inside")
     size = file.stat().st_size
-    tokenizer_bytes = sum(tensor.bytes for tensor in tensors if tensor.name == _TOKENIZER)
-    weights = [tensor for tensor in tensors if tensor.name != _TOKENIZER]
-    weight_bytes = sum(tensor.bytes for tensor in weights)
-    account = FileBytes(size, weight_bytes, size - weight_bytes - tokenizer_bytes, tokenizer_bytes)
+    weights = sum(bytes_ for name, bytes_ in sizes.items() if name not in others)
+    account = FileBytes(size, weights, size - weights - sizes[_TOKENIZER], sizes[_TOKENIZER])
     try:
         architecture = Architecture.from_dict(raw["architecture"])
-        known = {field.name for field in fields(EvaluationConfig)}
-        generation = EvaluationConfig(**{k: v for k, v in raw["generation"].items() if k in known})
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is damaged: its header is not complete") from None
-    return Header(architecture, generation, weights, account, raw)
+        generation = _generation(raw["generation"])
+        for key, kind in {
+            "aliases": dict,
+            **({"tensors": list, "tables": list} if version == _COMPRESSED else {}),
+        }.items():
+            if not isinstance(raw[key], kind):
+                raise TypeError(key)
+    except UserError as error:
+        raise damaged(file, error) from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged(file, "its header is not complete") from None
+    return Header(architecture, generation, account, version, raw)
 
 
-def _opened(file: Path) -> Any:
+def _generation(record: dict[str, Any]) -> EvaluationConfig:
+    """The settings that this version knows; raises `ValueError` for a value of another type or not finite."""
+    known = {}
+    for setting in fields(EvaluationConfig):
+        if setting.name not in record:
+            continue
+        value, default = record[setting.name], setting.default
+        kinds = (str,) if isinstance(default, str) else (int, float, type(None) if default is None else int)
+        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(setting.name)
+        known[setting.name] = value
+    return EvaluationConfig(**known)
+
+
+def _expected(file: Path, architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Names and shapes of the tensors that an architecture stores, and its aliases; takes no memory for them."""
     try:
-        with open(file, "rb") as raw:
-            start = raw.read(8)
-        size = file.stat().st_size
-        length = int.from_bytes(start, "little")
-        if len(start) == 8 and length > min(size, _MOST_HEADER_BYTES):
-            raise UserError(f"{file} is not a whole safetensors file: its header claims {length:,} bytes of {size:,}")
-        return safetensors.safe_open(str(file), framework="pt")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error})") from error
+        with torch.device("meta"):
+            model = Transformer(architecture)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError) as error:
+        raise damaged(file, f"its architecture cannot be built ({error})") from None
+    if sum(buffer.numel() for buffer in model.buffers()) > _MOST_TABLE_ELEMENTS:
+        raise damaged(file, f"its architecture asks for positions of {architecture.context:,} tokens")
+    stored, aliases = unique_tensors(model)
+    return {name: tuple(tensor.shape) for name, tensor in stored.items()}, aliases
+
+
+def _read_dense(
+    file: Path, handle: Any, metadata: dict[str, Any], header: Header, shapes: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, Tensor], list[TensorInfo]]:
+    names = list(handle.keys())
+    _compare(file, shapes, {n: tuple(handle.get_slice(n).get_shape()) for n in names if n != _TOKENIZER})
+    arrays = {name: handle.get_tensor(name) for name in names}
+    found = checksum(_dense_head(metadata), {name: raw_bytes(array) for name, array in arrays.items()})
+    _match(file, metadata, found)
+    tensors = []
+    for name in sorted(shapes):
+        codec = f"dense f{8 * arrays[name].itemsize}" if arrays[name].dtype != torch.bfloat16 else "dense bf16"
+        tensors.append(TensorInfo(name, shapes[name], codec, arrays[name].nbytes))
+    return {name: arrays[name].float() for name in shapes}, tensors
+
+
+def _read_compressed(
+    file: Path, handle: Any, metadata: dict[str, Any], header: Header, shapes: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, Tensor], list[TensorInfo]]:
+    # The file's own size bounds all that is read up to here.
+    content = {name: read_bytes(file, handle, name) for name in handle.keys()}  # noqa: SIM118 (not a dictionary)
+    _match(file, metadata, checksum(b"", content))
+    try:
+        records = header.raw["tensors"]
+        found = {record["name"]: tuple(record["shape"]) for record in records}
+        _compare(file, shapes, found)
+        if len(records) != len(found):
+            raise ValueError("a tensor is stored twice")
+        packed, coded = (content.get(name, b"") for name in _STREAMS)
+        if not _may_unpack(sum(map(prod, shapes.values())), len(packed) + len(coded)):
+            raise ValueError("its header asks for more weights than its streams can hold")
+        for record in records:
+            read_layout(record)
+        stored = read_streams(Streams(packed, coded, records, header.raw["tables"]))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise damaged(file, error) from None
+    state = {}
+    for name, piece in stored.items():
+        state[name] = piece.value.values() if isinstance(piece.value, Grid) else piece.value.float()
+    return state, [TensorInfo(name, shapes[name], str(piece.layout), piece.bytes) for name, piece in stored.items()]
+
+
+def _may_unpack(weights: int, bytes_: int) -> bool:
+    return weights <= _ALWAYS_ALLOWED + _MOST_WEIGHTS_PER_BYTE * bytes_
+
+
+def _match(file: Path, metadata: dict[str, Any], found: str) -> None:
+    if metadata.get("checksum") != found:
+        raise damaged(file, "its content does not match its checksum")
 
 
 def _compare(file: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise UserError(
-                f"{file} is damaged: tensor '{name}' is {found.get(name, 'missing')}, and the architecture in the "
-                f"header has {expected.get(name, 'none of that name')}"
+            raise damaged(
+                file,
+                f"tensor '{name}' is {found.get(name, 'missing')}, and the architecture in the "
+                f"header has {expected.get(name, 'none of that name')}",
             )
-
-
-def _checksum(header: dict[str, Any], content: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 over the header without the checksum, then each tensor's name and bytes, in order of names."""
-    digest = hashlib.sha256()
-    rest = {key: value for key, value in header.items() if key != "checksum"}
-    digest.update(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
-    for name, data in content:
-        digest.update(name.encode() + b"\0")
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def _unpack_tokenizer(file: Path, packed: Tensor) -> str:
-    try:
-        # Bounded: a few kilobytes of xz can ask for terabytes.
-        unpacked = lzma.LZMADecompressor().decompress(_bytes(packed), _MOST_TOKENIZER_BYTES)
-        return unpacked.decode()
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged: its tokenizer cannot be unpacked ({error})") from None

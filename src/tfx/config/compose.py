@@ -73,6 +73,8 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             # Passed around Hydra, which would print words of its own.
             fault = fault or error
             return None
+        finally:
+            _remove_empty(Path(settings.runtime.output_dir))
 
     job.__module__ = "tfx"  # Hydra takes the job's name from here
     before = sys.argv
@@ -86,6 +88,16 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         sys.argv = before
     if fault is not None:
         raise fault
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the folder that Hydra made for a job that wrote nothing, and below here its empty parents."""
+    here = Path.cwd()
+    for path in (folder, *(parent for parent in folder.parents if here in parent.parents)):
+        try:
+            path.rmdir()
+        except OSError:
+            return
 
 
 def compose(overrides: Sequence[str]) -> Root:

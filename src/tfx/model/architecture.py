@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
+
+# Bounds on what a file's header may ask for, far above any model that is trained.
+_MOST_BLOCKS = 4096
+_MOST_WIDTH = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,33 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """The inverse of `to_dict`; raises `UserError` on a record that is not one."""
+        """The inverse of `to_dict`; raises `UserError` on a record that is not one, or that no config can make."""
         try:
             known = {f.name: values[f.name] for f in fields(cls)}
             for stack in ("encoder", "decoder"):
+                if len(known[stack]) > _MOST_BLOCKS:
+                    raise ValueError(f"{stack} of {len(known[stack]):,} blocks")
                 known[stack] = tuple(BlockShape(**shape) for shape in known[stack])
-            return cls(**known)
-        except (KeyError, TypeError) as error:
+            architecture = cls(**known)
+            architecture._check()
+            return architecture
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the architecture in the file's header is not readable: {error}") from error
+
+    def _check(self) -> None:
+        """Raises `ValueError` for a value of the wrong type or out of its range."""
+        widths = {name: getattr(self, name) for name in ("vocab_size", "width", "head_width", "context")}
+        inner = [value for shape in (*self.encoder, *self.decoder) for value in astuple(shape)]
+        if not all(type(value) is int and 1 <= value <= _MOST_WIDTH for value in widths.values()):
+            raise ValueError(f"{widths}")
+        if not all(type(value) is int and 0 <= value <= _MOST_WIDTH for value in inner):
+            raise ValueError("a block's width")
+        for name in ("family", "positions", "norm_position", "norm", "activation", "tied_embeddings"):
+            choices = ModelConfig.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+        if type(self.qk_norm) is not bool or type(self.bias) is not bool:
+            raise ValueError("qk_norm and bias are true or false")
 
     @property
     def is_seq2seq(self) -> bool:

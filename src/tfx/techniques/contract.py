@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid
 from tfx.config.schema import BudgetConfig, Root, setting
 from tfx.data.batching import Batch
@@ -218,8 +219,8 @@ class Technique:
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         """The last word of a mask or grid: training is over, and the model holds what earlier ones have left."""
 
-    def storage(self) -> torch.dtype | None:
-        """In what the file keeps tensors that have no grid; None: no wish. The narrowest wish is taken."""
+    def storage(self) -> Storage | None:
+        """How the file is to keep the weights, grids apart; None: no wish. The narrowest dtype is taken."""
         return None
 
     def report(self, name: str, total: Tensor, count: int) -> None:

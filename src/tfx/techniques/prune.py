@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfx.compression.checkpoint import Storage
 from tfx.config.schema import Root, group, setting
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
@@ -323,8 +324,8 @@ class Prune(Technique):
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         self.update(model, 1.0, lambda _, weight: weight)
 
-    def storage(self) -> torch.dtype | None:
-        return torch.float16 if self.settings.store == "fp16" else torch.float32
+    def storage(self) -> Storage | None:
+        return Storage(dtype=torch.float16 if self.settings.store == "fp16" else torch.float32)
 
     # --- proof and state ------------------------------------------------------------------------------
 

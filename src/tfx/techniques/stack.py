@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid
 from tfx.config.registry import technique_class
 from tfx.config.schema import Root
@@ -244,7 +245,7 @@ class Stack:
         """Makes the view the model's weights for good, technique by technique; yields each as it has finished."""
         for technique in self.compressing:
             technique.finish(model, calibration)
-            storage = self.storage()
+            dtype = self.storage().dtype
             for name, parameter in model.named_parameters():
                 mask = technique.mask(name, parameter)
                 if mask is not None:
@@ -254,13 +255,17 @@ class Stack:
                     self.grids[name] = grid
                     parameter.copy_(grid.values())
                 elif name not in self.grids:
-                    parameter.copy_(_stored(name, parameter, storage))
+                    parameter.copy_(_stored(name, parameter, dtype))
             yield technique
 
-    def storage(self) -> torch.dtype:
-        """In what the file keeps tensors without a grid."""
+    def storage(self) -> Storage:
+        """How the file keeps the weights: those that have a grid by its codes."""
         wishes = [wish for technique in self.compressing if (wish := technique.storage()) is not None]
-        return min(wishes, key=lambda dtype: dtype.itemsize, default=torch.float32)
+        return Storage(
+            grids=self.grids,
+            dtype=min((wish.dtype for wish in wishes), key=lambda dtype: dtype.itemsize, default=torch.float32),
+            entropy=all(wish.entropy for wish in wishes),
+        )
 
     # --- proof and state ------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid, spread
 from tfx.config.schema import Root, setting
 from tfx.errors import UserError
@@ -37,8 +38,8 @@ class QuantizeSettings(TechniqueSettings):
         unit="fraction of the budget",
     )
     bits: int = setting(4, "bits of a weight", minimum=2, maximum=8)
-    layers: dict[str, int] = setting(
-        {}, "other bits by pattern of tensor names ({'embedding.*': 8, '*.ffn.*': 3}); the last that matches counts"
+    layers: list[str] = setting(
+        [], "other bits by pattern of tensor names ('embedding.*:8', '*.ffn.*:3'); the last that matches counts"
     )
     skip: list[str] = setting([], "patterns of names of tensors that are left alone")
     embeddings: bool = setting(True, "quantize the embeddings and the output layer too")
@@ -64,6 +65,7 @@ class QuantizeSettings(TechniqueSettings):
         0.01, "aware training: time between two choices of scales", above=0, maximum=1, unit="fraction of the budget"
     )
     calibration: int = setting(16, "gptq: training batches that layers are calibrated on", minimum=1, maximum=100000)
+    entropy: bool = setting(True, "code frequent values in fewer bits in the file", paper="Duda 2013, arXiv 1311.2540")
     scales: str = setting("fp16", "what the file keeps scales and codebooks in", choices=("fp16", "fp32"))
     store: str = setting("fp16", "what the file keeps tensors in that are not quantized", choices=("fp16", "fp32"))
 
@@ -99,9 +101,10 @@ class Quantize(Technique):
 
     def check(self, config: Root) -> None:
         settings = self.settings
-        for pattern, bits in settings.layers.items():
-            if not 2 <= bits <= 8:
-                raise UserError(f"technique.quantize.layers: {bits} bits for '{pattern}' is not 2 to 8")
+        for rule in settings.layers:
+            pattern, _, bits = rule.rpartition(":")
+            if not pattern or bits not in ("2", "3", "4", "5", "6", "7", "8"):
+                raise UserError(f"technique.quantize.layers: '{rule}' is not pattern:bits with 2 to 8 bits")
         if settings.method == "gptq" and self.aware:
             raise UserError(
                 "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
@@ -122,10 +125,8 @@ class Quantize(Technique):
 
     def bits_of(self, name: str) -> int:
         """Bits of a tensor, by the last pattern that matches its name."""
-        return next(
-            (bits for pattern, bits in reversed(self.settings.layers.items()) if fnmatch(name, pattern)),
-            self.settings.bits,
-        )
+        rules = (rule.rpartition(":") for rule in reversed(self.settings.layers))
+        return next((int(bits) for pattern, _, bits in rules if fnmatch(name, pattern)), self.settings.bits)
 
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
         """The weights that are quantized, by name. Raises `UserError` where a group does not divide a tensor."""
@@ -137,7 +138,8 @@ class Quantize(Technique):
             and (".blocks." in name or settings.embeddings)
             and not any(fnmatch(name, pattern) for pattern in settings.skip)
         }
-        for pattern in settings.layers:
+        for rule in settings.layers:
+            pattern = rule.rpartition(":")[0]
             if not any(fnmatch(name, pattern) for name in weights):
                 raise UserError(f"technique.quantize.layers: no quantized tensor is named like '{pattern}'")
         if settings.granularity == "group" and settings.method != "codebook":
@@ -252,8 +254,8 @@ class Quantize(Technique):
         whole = sum(float(weight.square().sum()) for weight in before.values())
         self._error = math.sqrt(wrong / whole) if whole else 0.0
 
-    def storage(self) -> torch.dtype | None:
-        return _DTYPES[self.settings.store]
+    def storage(self) -> Storage | None:
+        return Storage(dtype=_DTYPES[self.settings.store], entropy=self.settings.entropy)
 
     # --- proof and state ------------------------------------------------------------------------------
 

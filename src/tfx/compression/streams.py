@@ -1,0 +1,188 @@
+"""All weights of a file as two streams, packed and entropy coded, with frequency tables that tensors share.
+
+A small file cannot pay for a stream, or a table, of each tensor: all packed sequences stand one after the other in
+one stream, all coded ones in the other, and sequences with the same statistics share a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tfx.compression.codecs import Layout, Sequence, Value, decode, encode
+from tfx.compression.entropy import Decoder, Histogram, Table, bits_per_symbol, fit_table
+from tfx.compression.entropy import encode as encode_entropy
+from tfx.compression.packing import Symbols, pack, packed_size, unpack
+
+PACKED = -1
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The two streams, and what is needed to read them: a record a tensor, and the tables."""
+
+    packed: bytes
+    coded: bytes
+    tensors: list[dict[str, Any]]
+    tables: list[str]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor read back, and the bytes that it takes of both streams: together, all of them."""
+
+    value: Value
+    layout: Layout
+    bytes: int
+
+
+def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool) -> Streams:
+    """Chooses codecs and tables by size; raises `ValueError` where a value cannot be stored exactly."""
+
+    def size(sequence: Sequence) -> float:
+        packed = 8.0 * packed_size(sequence.width, len(sequence.symbols))
+        if not entropy or not len(sequence.symbols):
+            return packed
+        histogram = _histogram(sequence)
+        return min(packed, float(histogram @ bits_per_symbol(fit_table(histogram))) + _table_bits(histogram))
+
+    encoded = {name: encode(value, dtype, size) for name, value in values.items()}
+    sequences = [sequence for _, parts in encoded.values() for sequence in parts]
+    tables, choices = _share_tables(sequences) if entropy else ([], [PACKED] * len(sequences))
+    coded, packed = [], []
+    for sequence, choice in zip(sequences, choices, strict=True):
+        if choice == PACKED:
+            packed.append(pack(sequence.symbols, sequence.width))
+        else:
+            coded.append((sequence.symbols, tables[choice]))
+    remaining = iter(choices)
+    records = []
+    for name, (layout, parts) in encoded.items():
+        value = values[name]
+        shape = value.shape if isinstance(value, torch.Tensor) else value.codes_RC.shape
+        coding = [next(remaining) for _ in parts]
+        records.append({"name": name, "shape": list(shape), **layout.to_dict(), "tables": coding})
+    return Streams(b"".join(packed), encode_entropy(coded), records, [table.tobytes().hex() for table in tables])
+
+
+def read_streams(streams: Streams) -> dict[str, Stored]:
+    """The inverse of `write_streams`; raises `ValueError` for records or streams that it does not make.
+
+    The caller bounds the shapes in the records: what is decoded is as large as they say.
+    """
+    tables = [np.frombuffer(bytes.fromhex(table), dtype=np.uint8) for table in streams.tables]
+    prices = [bits_per_symbol(table) for table in tables]
+    reader = _Reader(streams, tables, prices)
+    values, layouts, spent = [], [], []
+    for record in streams.tensors:
+        layouts.append(read_layout(record))
+        values.append(decode(layouts[-1], tuple(record["shape"]), reader.tensor(record["tables"])))
+        spent.append((reader.packed_bytes, reader.coded_bits))
+    reader.finish()
+    # The coded stream is one number; each tensor's share of its bytes is that of the bits its symbols cost.
+    scale = len(streams.coded) / reader.coded_bits if reader.coded_bits else 0.0
+    ends = [0, *(packed + round(coded * scale) for packed, coded in spent)]
+    if ends[-1] != len(streams.packed) + len(streams.coded):
+        raise ValueError("its streams hold more than its tensors")
+    return {
+        record["name"]: Stored(value, layout, end - start)
+        for record, value, layout, (start, end) in zip(streams.tensors, values, layouts, pairwise(ends), strict=True)
+    }
+
+
+def read_layout(record: dict[str, Any]) -> Layout:
+    """The layout in a tensor's record; raises `ValueError` for one that no writer makes."""
+    rest = {key: value for key, value in record.items() if key not in ("name", "shape", "tables")}
+    return Layout.from_dict(rest, tuple(record["shape"]))
+
+
+class _Reader:
+    """Walks both streams, and counts what each tensor takes."""
+
+    def __init__(self, streams: Streams, tables: list[Table], prices: list[NDArray[np.float64]]) -> None:
+        self._packed, self._tables, self._prices = streams.packed, tables, prices
+        self._decoder = Decoder(streams.coded)
+        self.packed_bytes = 0
+        self.coded_bits = 0.0
+
+    def tensor(self, choices: list[int]) -> Any:
+        """The function that takes the sequences of one tensor, which ``choices`` says how to read."""
+        remaining = iter(choices)
+
+        def take(width: int, count: int) -> Symbols:
+            choice = next(remaining, None)
+            if choice == PACKED:
+                start, end = self.packed_bytes, self.packed_bytes + packed_size(width, count)
+                if end > len(self._packed):
+                    raise ValueError("its packed stream is too short")
+                self.packed_bytes = end
+                return unpack(self._packed[start:end], width, count)
+            if type(choice) is not int or not 0 <= choice < len(self._tables):
+                raise ValueError("a sequence names no table")
+            if len(self._tables[choice]) != 2**width:
+                raise ValueError("a frequency table has the wrong length")
+            symbols = self._decoder.take(self._tables[choice], count)
+            self.coded_bits += float(np.bincount(symbols, minlength=2**width) @ self._prices[choice])
+            return symbols
+
+        return take
+
+    def finish(self) -> None:
+        if not self._decoder.is_empty() or self.packed_bytes != len(self._packed):
+            raise ValueError("its streams hold more than its tensors")
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+
+def _histogram(sequence: Sequence) -> Histogram:
+    return np.bincount(sequence.symbols, minlength=2**sequence.width)
+
+
+def _table_bits(histogram: Histogram) -> float:
+    """About what a table adds to the file."""
+    return 8.0 * (4 + np.count_nonzero(histogram))
+
+
+def _share_tables(sequences: list[Sequence]) -> tuple[list[Table], list[int]]:
+    """Tables, and for each sequence the one that codes it smallest, or `PACKED`.
+
+    Large sequences found tables and small ones join where that is cheaper than their own; then, as in k-means,
+    tables are fitted to their members and members choose again. The result depends on nothing but the sequences.
+    """
+    tables: list[Table] = []
+    choices = [PACKED] * len(sequences)
+    for width in sorted({sequence.width for sequence in sequences}):
+        members = [i for i, sequence in enumerate(sequences) if sequence.width == width and len(sequence.symbols)]
+        members.sort(key=lambda i: -len(sequences[i].symbols))
+        histograms = [_histogram(sequences[i]) for i in members]
+        packed = [8.0 * packed_size(width, len(sequences[i].symbols)) for i in members]
+        prices: list[NDArray[np.float64]] = []
+        for histogram, bits in zip(histograms, packed, strict=True):
+            own = bits_per_symbol(fit_table(histogram))
+            joined = min((float(histogram @ price) for price in prices), default=np.inf)
+            if float(histogram @ own) + _table_bits(histogram) < min(joined, bits):
+                prices.append(own)
+        fitted: list[Table] = []
+        chosen = np.full(len(members), PACKED)
+        for _ in range(_ROUNDS):
+            costs = np.array(
+                [[bits, *(float(h @ p) for p in prices)] for h, bits in zip(histograms, packed, strict=True)]
+            )
+            chosen = costs.argmin(axis=1) - 1
+            used = [number for number in range(len(prices)) if (chosen == number).any()]
+            chosen = np.array([used.index(number) if number != PACKED else PACKED for number in chosen])
+            unions = [sum(h for h, c in zip(histograms, chosen, strict=True) if c == n) for n in range(len(used))]
+            fitted = [fit_table(np.asarray(union)) for union in unions]
+            prices = [bits_per_symbol(table) for table in fitted]
+        for member, number in zip(members, chosen, strict=True):
+            choices[member] = PACKED if number == PACKED else len(tables) + int(number)
+        tables += fitted
+    return tables, choices

@@ -1,0 +1,243 @@
+"""The view of the weights, mask then grid, that the forward pass, averages and the file share."""
+
+import numpy as np
+import pytest
+import torch
+
+from tfx.compression.grid import Grid
+from tfx.config import compose
+from tfx.config.schema import TokenizerConfig
+from tfx.data.batching import collate_pairs
+from tfx.data.prepare import Pairs, Ragged
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture
+from tfx.model.transformer import Transformer, initialise
+from tfx.techniques.calibration import Calibration
+from tfx.techniques.stack import Stack
+
+SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=2"]
+
+
+def build(*overrides):
+    config = compose.compose([*SMALL, "trainer.budget.steps=10", *overrides])
+    model = Transformer(Architecture.from_config(config.model, 40), config.model)
+    initialise(model, 1)
+    return config, model, Stack.from_config(config)
+
+
+def no_batches(count):
+    raise AssertionError("no calibration was asked for")
+
+
+def finish(model, stack):
+    return [technique.name for technique in stack.finish(model, Calibration(model, no_batches))]
+
+
+PRUNE = ["+technique=prune", "technique.prune.embeddings=true"]
+BOTH = ["+technique=[quantize,prune]", "technique.quantize.group=16", "technique.prune.embeddings=true"]
+
+
+def test_the_forward_pass_sees_masked_weights_and_gets_its_own_back():
+    _, model, stack = build(*PRUNE)
+    stack.update(model, 0.9)
+    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with stack.viewed(model, 0.9):
+        for name, parameter in model.named_parameters():
+            mask = stack.mask(name, parameter)
+            if parameter.ndim == 2:
+                assert int((parameter == 0).sum()) == round(0.5 * parameter.numel())
+                assert torch.equal(parameter, own[name] * mask)
+            else:
+                assert mask is None
+        assert model.output.weight is model.embedding.weight
+    assert all(torch.equal(own[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_gradients_of_what_is_gone_are_zero_and_the_rest_passes_straight_through():
+    _, model, stack = build(*BOTH)
+    stack.update(model, 0.9)
+    with stack.viewed(model, 0.9):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    stack.adapt_gradients(model, 0.9)
+    for name, parameter in model.named_parameters():
+        mask = stack.mask(name, parameter)
+        expected = torch.ones_like(parameter) if mask is None else mask.float()
+        assert torch.equal(parameter.grad, expected)
+
+
+def test_what_is_gone_stays_gone_however_the_optimizer_moves_it():
+    _, model, stack = build(*PRUNE, "technique.prune.every=0.1")
+    before = None
+    for progress in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9):
+        stack.update(model, progress)
+        gone = {name: ~stack.mask(name, p) for name, p in model.named_parameters() if p.ndim == 2}
+        if before is not None:
+            assert all(bool(gone[name][before[name]].all()) for name in gone)
+        before = gone
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    assert finish(model, stack) == ["prune"]
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            assert torch.equal(parameter == 0, before[name])
+
+
+def test_zeros_survive_the_grid_and_the_grid_is_what_is_left():
+    _, model, stack = build(*BOTH)
+    for progress in (0.2, 0.7, 0.75):
+        stack.update(model, progress)
+    assert finish(model, stack) == ["prune", "quantize"]
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            assert isinstance(stack.grids[name], Grid)
+            assert torch.equal(parameter, stack.grids[name].values())
+            assert int((parameter == 0).sum()) >= round(0.5 * parameter.numel())
+            assert not bool(parameter[~stack.mask(name, parameter)].any())
+        else:
+            assert torch.equal(parameter, parameter.half().float())
+
+
+def test_without_training_one_shot_gives_the_same_as_a_ramp_on_still_weights():
+    _, ramped, stack = build(*BOTH, "technique.quantize.aware=false")
+    for step in range(10):
+        stack.update(ramped, step / 10)
+    finish(ramped, stack)
+    _, once, other = build(*BOTH, "technique.quantize.aware=false", "trainer.budget.steps=0")
+    finish(once, other)
+    for (name, a), (_, b) in zip(ramped.named_parameters(), once.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_aware_training_sees_the_grid_only_from_its_start():
+    _, model, stack = build("+technique=quantize", "technique.quantize.group=16")
+    stack.update(model, 0.6)
+    with stack.viewed(model, 0.6):
+        assert len(model.embedding.weight.unique()) > 200
+    stack.update(model, 0.7)
+    with stack.viewed(model, 0.7):
+        levels = model.embedding.weight.view(-1, 16)
+        assert all(len(row.unique()) <= 16 for row in levels)
+
+
+def test_learned_steps_move_and_are_what_the_file_gets():
+    _, model, stack = build(
+        "+technique=quantize", "technique.quantize.learned_step=true", "technique.quantize.group=16"
+    )
+    extra = stack.prepare_model(model)
+    stack.update(model, 0.8)
+    with stack.viewed(model, 0.8):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    stack.adapt_gradients(model, 0.8)
+    steps = list(extra.parameters())
+    assert all(step.grad is not None and bool(step.grad.any()) for step in steps)
+    with torch.no_grad():
+        for step in steps:
+            step.fill_(0.1)
+    shown = {}
+    with stack.viewed(model, 0.8):
+        shown = {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim == 2}
+    finish(model, stack)
+    assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in shown.items())
+
+
+def test_a_codebook_has_few_values_a_tensor():
+    _, model, stack = build("+technique=quantize", "technique.quantize.method=codebook", "technique.quantize.bits=3")
+    finish(model, stack)
+    assert all(len(p.unique()) <= 8 for p in model.parameters() if p.ndim == 2)
+
+
+def test_structure_goes_and_the_optimizer_can_go_on():
+    _, model, stack = build(
+        "+technique=prune",
+        "technique.prune.sparsity=0",
+        "technique.prune.structure.ffn=0.5",
+        "technique.prune.structure.heads=0.5",
+        "technique.prune.structure.decoder_layers=1",
+    )
+    assert list(stack.rewire(model, 0.1)) == []
+    for rewiring in stack.rewire(model, 0.3):
+        rewiring.apply(model)
+    assert list(stack.rewire(model, 0.4)) == []
+    assert [shape.ffn for shape in (*model.architecture.encoder, *model.architecture.decoder)] == [16, 16]
+    assert [shape.heads for shape in (*model.architecture.encoder, *model.architecture.decoder)] == [1, 1]
+    assert finish(model, stack) == ["prune"]
+    assert stack.evidence()["prune"]["parameters_removed"] > 0
+
+
+def test_masks_follow_a_removal():
+    _, model, stack = build(*PRUNE, "technique.prune.structure.ffn=0.5")
+    stack.update(model, 0.3)
+    for rewiring in stack.rewire(model, 0.3):
+        rewiring.apply(model)
+    for name, parameter in model.named_parameters():
+        mask = stack.mask(name, parameter)
+        assert mask is None or mask.shape == parameter.shape
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["+technique=quantize", "technique.quantize.bits=9"], "bits=9 is out of range"),
+        (["+technique=quantize", "technique.quantize.group=48"], "group=48 does not divide"),
+        (["+technique=prune", "technique.prune.sparsity=1"], "sparsity=1 is out of range"),
+        (["+technique=prune", "technique.prune.pattern=1:3", "technique.prune.sparsity=0.667"], "3 does not divide"),
+        (["+technique=prune", "technique.prune.pattern=2:4", "technique.prune.sparsity=0.6"], "sparsity=0.5"),
+        (["+technique=quantize", "technique.quantize.method=gptq", "technique.quantize.aware=true"], "leave one of"),
+        (["+technique=quantize", "technique.quantize.layers=['nothing*:8']"], "no quantized tensor"),
+        (["+technique=quantize", "technique.quantize.layers=['embedding*:9']"], "2 to 8 bits"),
+        (
+            [
+                "+technique=[prune,quantize]",
+                "technique.quantize.learned_step=true",
+                "technique.prune.structure.ffn=0.5",
+            ],
+            "removes parts",
+        ),
+        (["+technique=prune", "technique.prune.sparsity=0"], "does nothing"),
+        (["+technique=prune", "technique.prune.structure.encoder_layers=3"], "more than the model's"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_reason(overrides, what):
+    def plan():
+        _, model, stack = build(*overrides)
+        stack.plan_for(model)
+
+    with pytest.raises(UserError, match=what):
+        plan()
+
+
+def test_the_plan_names_what_is_left_alone_and_how_much_is_in():
+    _, model, stack = build(
+        "+technique=[prune,quantize]", "technique.quantize.group=16", "technique.quantize.skip=[encoder*]"
+    )
+    said = dict(stack.plan_for(model))
+    assert "embedding.weight" in said["prune"]
+    assert "encoder.blocks.0.attention.q.weight" in said["quantize"]
+    assert "% of the model" in said["prune"]
+
+
+def test_a_split_of_pairs_is_what_calibration_reads():
+    # Padding never counts: moments of a padded batch equal those of its sentences one by one.
+    _, model, _ = build()
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)
+    ids = Ragged.from_lists([[5, 6, 7, 8, 9], [6, 5]], np.int64)
+    pairs = Pairs(ids, ids)
+    together = [collate_pairs(pairs, np.array([0, 1]), tokenizer)]
+    apart = [collate_pairs(pairs, np.array([row]), tokenizer) for row in (0, 1)]
+    found = []
+    for batches in (together, apart):
+        calibration = Calibration(model, lambda count, batches=batches: batches)
+        calibration.request(2)
+        moments = {}
+        for layers in calibration.blocks():
+            moments |= calibration.second_moments(layers)
+        found.append(moments)
+    assert found[0].keys() == {
+        name for name, m in model.named_modules() if ".blocks." in name and isinstance(m, torch.nn.Linear)
+    }
+    for name, moment in found[0].items():
+        torch.testing.assert_close(moment, found[1][name], rtol=1e-4, atol=1e-6)
