@@ -11,7 +11,7 @@ help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## virtual environment in .venv with tfx in it
-demo: $(VENV)/.installed ## train the default model on the embedded data and print its result (about 4 minutes)
+demo: $(VENV)/.installed ## train, distill, prune and quantize the default model on the embedded data (about 8 minutes)
 	$(BIN)/tfx train
 test: $(VENV)/.installed-dev ## the test suite (minutes; no network once installed)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

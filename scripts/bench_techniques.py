@@ -36,6 +36,8 @@ ARMS = {
     "shuffle": ["technique=shuffle"],
     "mixup": ["technique=mixup"],
     "distill": ["technique=distill", "technique.distill.teacher={teacher}"],
+    "prune": ["technique=prune"],
+    "quantize": ["technique=quantize", "technique.quantize.start=0.1"],
 }
 
 
@@ -45,6 +47,8 @@ class Silent:
     def stepped(self, row: dict, **place: float) -> None: ...
 
     def validated(self, row: dict, **place: float) -> None: ...
+
+    def compressing(self, seconds: float) -> None: ...
 
 
 def main() -> None:
@@ -86,6 +90,7 @@ def main() -> None:
             for name, trainer in trainers.items():
                 start = time.perf_counter()
                 for batch in work:
+                    trainer._prepare(0.5)
                     trainer._step([batch], 1.0, 0.5)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
