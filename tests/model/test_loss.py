@@ -5,7 +5,12 @@ import torch
 from torch.nn import functional
 
 from tfx.data.batching import IGNORE
-from tfx.model.loss import linear_cross_entropy
+from tfx.model.loss import CrossEntropy, projected_losses
+
+
+def linear_cross_entropy(hidden, weight, target, smoothing=0.0, dtype=torch.float32):
+    total, (nll,) = projected_losses(hidden, weight, [(CrossEntropy([(target, None)], smoothing), 1.0)], dtype=dtype)
+    return total, nll
 
 
 def problem(rows, vocab, ignored=0.2):

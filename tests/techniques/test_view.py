@@ -144,6 +144,40 @@ def test_learned_steps_move_and_are_what_the_file_gets():
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in shown.items())
 
 
+def calibration_of(model):
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(4, 12, size=rng.integers(3, 10)).tolist() for _ in range(200)]
+    sides = (Ragged.from_lists(rows, np.int64), Ragged.from_lists(rows[::-1], np.int64))
+    return Calibration(model, lambda count: [collate_pairs(Pairs(*sides), np.arange(200), tokenizer)])
+
+
+def test_gptq_in_the_stack_keeps_masks_and_beats_rounding_on_what_the_model_puts_out():
+    @torch.no_grad()
+    def hidden(model):
+        generator = torch.Generator().manual_seed(5)
+        source, target = (torch.randint(4, 12, (60, 6), generator=generator) for _ in range(2))
+        return model.eval()(target, source)
+
+    errors = {}
+    for method in ("nearest", "gptq"):
+        _, model, stack = build(
+            "+technique=[prune,quantize]",
+            f"technique.quantize.method={method}",
+            "technique.quantize.aware=false",
+            "technique.quantize.bits=3",
+            "technique.quantize.group=16",
+            "technique.quantize.embeddings=false",
+        )
+        for technique in stack.finish(model, calibration_of(model)):
+            if technique.name == "prune":
+                before = hidden(model)
+                zero = {name: p == 0 for name, p in model.named_parameters() if p.ndim == 2}
+        errors[method] = float((hidden(model) - before).square().mean())
+        assert all(not bool(p[zero[name]].any()) for name, p in model.named_parameters() if name in zero)
+    assert errors["gptq"] < errors["nearest"]
+
+
 def test_a_codebook_has_few_values_a_tensor():
     _, model, stack = build("+technique=quantize", "technique.quantize.method=codebook", "technique.quantize.bits=3")
     finish(model, stack)

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.run.directory import model_file
 
     file = model_file(options.path)
-    header, loaded = read_header(file), load(file)
+    header, loaded = read_header(file), load(file, kernels=False)
     weights, aliases = unique_tensors(loaded.model)
     rows = []
     for tensor in loaded.tensors:

@@ -161,27 +161,26 @@ class Measurer:
         checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation, stack.storage())
         loaded = checkpoint.load(file, str(self.device))
         account = checkpoint.read_header(file).bytes
+        counts = count_parameters(model)
         size = account.weights + account.header
         before = next((row for row in reversed(self.stages) if row["name"] != "reference"), None)
         if before is not None and size >= before["bytes"]:
             raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before['bytes']:,}")
-        self._compare(name, model, loaded.model)
-        self._add(name, loaded, self.quality(loaded, "valid").metrics, size, seconds)
+        self._compare(name, model, stack, loaded.model)
+        self._add(name, loaded, self.quality(loaded, "valid").metrics, size, seconds, counts=counts)
         self._check_drop(name)
         return file
 
     @torch.inference_mode()
-    def _compare(self, name: str, model: Transformer, loaded: Transformer) -> None:
-        was_training = model.training
-        model.eval()
+    def _compare(self, name: str, model: Transformer, stack: Stack, loaded: Transformer) -> None:
+        ours = checkpoint.runnable(model, stack.storage())
         context = model.architecture.context
         split = self.data.splits["valid"]
         batches = scoring_batches(split, self.data.tokenizer, batch_tokens=1024, context=context)
         batch = next(iter(batches)).to(self.device)
-        ours, theirs = (one.project(run_batch(one, batch)) for one in (model, loaded))
-        model.train(was_training)
-        if not torch.equal(ours, theirs):
-            worst = float((ours - theirs).abs().max())
+        expected, found = (one.project(run_batch(one, batch)) for one in (ours, loaded))
+        if not torch.equal(expected, found):
+            worst = float((expected - found).abs().max())
             raise BrokenInvariantError(
                 f"after {name} the model read back from the file is not the one in memory: "
                 f"logits differ by up to {worst:g}"
@@ -195,8 +194,9 @@ class Measurer:
         size: int,
         seconds: float,
         speed: dict[str, Any] | None = None,
+        counts: tuple[int, int] | None = None,
     ) -> None:
-        parameters, nonzero = count_parameters(loaded.model)
+        parameters, nonzero = counts or count_parameters(loaded.model)
         speed = speed or self.speed(loaded)
         self.stages.append(
             {

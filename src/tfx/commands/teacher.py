@@ -50,7 +50,7 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
         else:
             console.note(f"the teacher is in the cache: {path}")
     file = model_file(path)
-    loaded = checkpoint.load(file)
+    loaded = checkpoint.load(file, kernels=False)
     precision = choose_precision(config.trainer.precision, device)
     set_product_dtype(loaded.model, precision.products)
     return Teacher(

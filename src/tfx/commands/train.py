@@ -324,7 +324,7 @@ def _origin(config: Root) -> LoadedModel | None:
 
     if config.init_from is None:
         return None
-    loaded = checkpoint.load(Path(config.init_from).expanduser())
+    loaded = checkpoint.load(Path(config.init_from).expanduser(), kernels=False)
     family = loaded.model.architecture.family
     if family != config.dataset.task:
         raise UserError(

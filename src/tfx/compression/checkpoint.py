@@ -31,6 +31,7 @@ from tfx.compression.container import (
     write_container,
 )
 from tfx.compression.grid import Grid
+from tfx.compression.int8 import use_int8
 from tfx.compression.streams import Streams, read_layout, read_streams, write_streams
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
@@ -60,11 +61,13 @@ class Storage:
 
     ``grids``: by stored tensor name (`unique_tensors`) the grid that the weight lies on; its `Grid.values` are the
     weight's values in memory. ``dtype``: of all other tensors, fp16 or fp32. ``entropy``: code what gets smaller.
+    ``int8``: the linear layers whose grids fit are to run on int8 kernels, with activations rounded as they come.
     """
 
     grids: Mapping[str, Grid] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     entropy: bool = True
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,8 @@ def _save_compressed(
     weights = sum(tensor.numel() for tensor in stored.values())
     if not _may_unpack(weights, len(streams.packed) + len(streams.coded)):
         streams = write_streams(values, storage.dtype, entropy=False)
+    if storage.int8:
+        facts = {**facts, "activations": "int8"}
     description = {**facts, "tensors": streams.tensors, "tables": streams.tables}
     content = {
         _TOKENIZER: compress(tokenizer),
@@ -185,11 +190,23 @@ def _dense_head(header: dict[str, Any]) -> bytes:
     return json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
 
 
+def runnable(model: Transformer, storage: Storage) -> Transformer:
+    """A copy of a model in memory that runs exactly as what is read back from its compressed file."""
+    twin = Transformer(model.architecture).to(model.embedding.weight.device)
+    twin.load_state_dict(model.state_dict())
+    if storage.int8:
+        use_int8(twin, storage.grids, unique_tensors(twin)[1])
+    return twin.eval()
+
+
 # --- reading ----------------------------------------------------------------------------------------
 
 
-def load(path: str | Path, device: str = "cpu") -> LoadedModel:
+def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> LoadedModel:
     """Reads a model file, or the final file of a run directory; compressed weights are unpacked to fp32.
+
+    Where the file asks for int8 activations its layers run on int8 kernels; without ``kernels`` they are plain
+    layers too, which can be trained.
 
     Raises `UserError` for a file that is missing, cut, altered, newer than this version of tfx, or whose tensors
     are not those of the architecture in its header; shapes are compared before memory is taken.
@@ -200,7 +217,7 @@ def load(path: str | Path, device: str = "cpu") -> LoadedModel:
     header = _read_header(file, handle, metadata)
     shapes, aliases = _expected(file, header.architecture)
     read = _read_dense if header.version == _DENSE else _read_compressed
-    state, tensors = read(file, handle, metadata, header, shapes)
+    state, tensors, grids = read(file, handle, metadata, header, shapes)
     packed = read_bytes(file, handle, _TOKENIZER)
     text = decompress(file, "tokenizer", packed, _MOST_TOKENIZER_BYTES)
     try:
@@ -210,6 +227,8 @@ def load(path: str | Path, device: str = "cpu") -> LoadedModel:
     model = Transformer(header.architecture)
     model.load_state_dict(state | {alias: state[name] for alias, name in aliases.items()})
     model.eval().to(target)
+    if kernels and header.raw.get("activations") == "int8":
+        use_int8(model, grids, aliases)
     return LoadedModel(model, tokenizer, header.generation, file, tensors)
 
 
@@ -290,7 +309,7 @@ def _expected(file: Path, architecture: Architecture) -> tuple[dict[str, tuple[i
 
 def _read_dense(
     file: Path, handle: Any, metadata: dict[str, Any], header: Header, shapes: dict[str, tuple[int, ...]]
-) -> tuple[dict[str, Tensor], list[TensorInfo]]:
+) -> tuple[dict[str, Tensor], list[TensorInfo], dict[str, Grid]]:
     names = list(handle.keys())
     _compare(file, shapes, {n: tuple(handle.get_slice(n).get_shape()) for n in names if n != _TOKENIZER})
     arrays = {name: handle.get_tensor(name) for name in names}
@@ -300,12 +319,12 @@ def _read_dense(
     for name in sorted(shapes):
         codec = f"dense f{8 * arrays[name].itemsize}" if arrays[name].dtype != torch.bfloat16 else "dense bf16"
         tensors.append(TensorInfo(name, shapes[name], codec, arrays[name].nbytes))
-    return {name: arrays[name].float() for name in shapes}, tensors
+    return {name: arrays[name].float() for name in shapes}, tensors, {}
 
 
 def _read_compressed(
     file: Path, handle: Any, metadata: dict[str, Any], header: Header, shapes: dict[str, tuple[int, ...]]
-) -> tuple[dict[str, Tensor], list[TensorInfo]]:
+) -> tuple[dict[str, Tensor], list[TensorInfo], dict[str, Grid]]:
     # The file's own size bounds all that is read up to here.
     content = {name: read_bytes(file, handle, name) for name in handle.keys()}  # noqa: SIM118 (not a dictionary)
     _match(file, metadata, checksum(b"", content))
@@ -323,10 +342,13 @@ def _read_compressed(
         stored = read_streams(Streams(packed, coded, records, header.raw["tables"]))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise damaged(file, error) from None
-    state = {}
-    for name, piece in stored.items():
-        state[name] = piece.value.values() if isinstance(piece.value, Grid) else piece.value.float()
-    return state, [TensorInfo(name, shapes[name], str(piece.layout), piece.bytes) for name, piece in stored.items()]
+    grids = {name: piece.value for name, piece in stored.items() if isinstance(piece.value, Grid)}
+    state = {
+        name: piece.value.values() if isinstance(piece.value, Grid) else piece.value.float()
+        for name, piece in stored.items()
+    }
+    tensors = [TensorInfo(name, shapes[name], str(piece.layout), piece.bytes) for name, piece in stored.items()]
+    return state, tensors, grids
 
 
 def _may_unpack(weights: int, bytes_: int) -> bool:

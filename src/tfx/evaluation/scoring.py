@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from tfx.data.batching import Batch, scoring_batches
+from tfx.data.batching import IGNORE, Batch, scoring_batches
 from tfx.data.prepare import Pairs, Stream
 from tfx.data.tokenizer import Tokenizer
-from tfx.model.loss import linear_cross_entropy
 from tfx.model.transformer import Transformer
+
+_SLICE = 1024
 
 
 @dataclass
@@ -41,6 +43,10 @@ def run_batch(model: Transformer, batch: Batch) -> Tensor:
     return model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix)
 
 
+def _nll(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    return functional.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORE)
+
+
 @torch.inference_mode()
 def score_loss(
     model: Transformer, split: Pairs | Stream, tokenizer: Tokenizer, *, batch_tokens: int, device: torch.device
@@ -56,7 +62,10 @@ def score_loss(
     for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context):
         moved = batch.to(device)
         hidden = run_batch(model, moved).flatten(0, 1)
-        _, nll_N = linear_cross_entropy(hidden, model.output.weight, moved.target_out_BT.flatten())
+        # Projected by the model itself, as it decodes, in slices: all logits at once would be the largest tensor.
+        target = moved.target_out_BT.flatten()
+        slices = zip(hidden.split(_SLICE), target.split(_SLICE), strict=True)
+        nll_N = torch.cat([_nll(model.project(hidden_nD), target_n) for hidden_nD, target_n in slices])
         by_row = nll_N.view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
         total += float(by_row.sum())
         count += batch.targets

@@ -61,8 +61,14 @@ def measure_speed(
             "p95": float(np.percentile(times, 95) * 1e3),
         },
         "tokens_per_second": tokens / seconds,
-        "memory_bytes": sum(tensor.numel() * tensor.element_size() for tensor in set(model.parameters())),
+        "memory_bytes": memory_bytes(model),
     }
+
+
+def memory_bytes(model: Transformer) -> int:
+    """Bytes of the weights in memory; a layer that keeps them in a form of its own says how many those are."""
+    plain = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return plain + sum(int(getattr(module, "memory_bytes", 0)) for module in model.modules())
 
 
 def _timed(work: Any, device: torch.device) -> tuple[Any, float]:

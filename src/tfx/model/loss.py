@@ -136,21 +136,3 @@ def projected_losses(
     """
     total, *reported = _ProjectedLosses.apply(hidden_ND, weight_VD, losses, dtype)
     return total, reported
-
-
-def linear_cross_entropy(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    target_N: Tensor,
-    *,
-    smoothing: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of softmax(hidden @ weight^T) against targets; negative targets count nothing.
-
-    Returns the smoothed sum, which has gradients, and the plain negative log-likelihood (N,) in nats, which
-    has none. See `CrossEntropy` and `projected_losses`.
-    """
-    loss = CrossEntropy([(target_N, None)], smoothing)
-    total, (nll_N,) = projected_losses(hidden_ND, weight_VD, [(loss, 1.0)], dtype=dtype)
-    return total, nll_N

@@ -265,6 +265,7 @@ class Stack:
             grids=self.grids,
             dtype=min((wish.dtype for wish in wishes), key=lambda dtype: dtype.itemsize, default=torch.float32),
             entropy=all(wish.entropy for wish in wishes),
+            int8=any(wish.int8 for wish in wishes),
         )
 
     # --- proof and state ------------------------------------------------------------------------------

@@ -64,6 +64,11 @@ class QuantizeSettings(TechniqueSettings):
     every: float = setting(
         0.01, "aware training: time between two choices of scales", above=0, maximum=1, unit="fraction of the budget"
     )
+    activations: str = setting(
+        "none",
+        "int8: linear layers of 8 bits run on int8 kernels, and round their inputs to 8 bits as they come",
+        choices=("none", "int8"),
+    )
     calibration: int = setting(16, "gptq: training batches that layers are calibrated on", minimum=1, maximum=100000)
     entropy: bool = setting(True, "code frequent values in fewer bits in the file", paper="Duda 2013, arXiv 1311.2540")
     scales: str = setting("fp16", "what the file keeps scales and codebooks in", choices=("fp16", "fp32"))
@@ -112,6 +117,16 @@ class Quantize(Technique):
             )
         if settings.learned_step and (settings.method != "nearest" or not self.aware):
             raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
+        if settings.activations == "int8" and (
+            settings.bits != 8
+            or settings.granularity == "group"
+            or settings.range != "symmetric"
+            or settings.method == "codebook"
+        ):
+            raise UserError(
+                "technique.quantize.activations=int8 needs bits=8, range=symmetric, a scale a channel or tensor "
+                "(granularity=channel) and no codebook: that is what int8 kernels multiply"
+            )
         if settings.method == "codebook" and settings.range != "symmetric":
             raise UserError("technique.quantize.range=affine is for integer grids; a codebook has no range")
 
@@ -233,13 +248,14 @@ class Quantize(Technique):
         final: dict[str, Grid] = {}
         if settings.method == "gptq":
             calibration.request(settings.calibration)
-            for layers in calibration.blocks():
-                named = {f"{name}.weight": layer for name, layer in layers.items() if f"{name}.weight" in chosen}
-                moments = calibration.second_moments(named)
-                for name, layer in named.items():
+            for block in calibration.blocks():
+                layers = {name: layer for name, layer in block.items() if f"{name}.weight" in chosen}
+                moments = calibration.second_moments(layers)
+                for name, layer in layers.items():
                     # Zeros are what masks have left: they stay.
-                    final[name] = gptq(layer.weight, moments[name], self.kind(name), layer.weight != 0)
-                    layer.weight.copy_(final[name].values())
+                    grid = gptq(layer.weight, moments[name], self.kind(f"{name}.weight"), layer.weight != 0)
+                    layer.weight.copy_(grid.values())
+                    final[f"{name}.weight"] = grid
         for name, weight in chosen.items():
             if name in final:
                 continue
@@ -255,7 +271,8 @@ class Quantize(Technique):
         self._error = math.sqrt(wrong / whole) if whole else 0.0
 
     def storage(self) -> Storage | None:
-        return Storage(dtype=_DTYPES[self.settings.store], entropy=self.settings.entropy)
+        settings = self.settings
+        return Storage(dtype=_DTYPES[settings.store], entropy=settings.entropy, int8=settings.activations == "int8")
 
     # --- proof and state ------------------------------------------------------------------------------
 
