@@ -158,18 +158,25 @@ class Measurer:
         model that is read back from it differs from the one in memory in a single bit of its hidden states.
         """
         file = self.run.path / ".stage.safetensors"
-        checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation, stack.storage())
+        try:
+            checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation, stack.storage())
+            self._measure_compressed(name, model, stack, file, seconds)
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
+        return file
+
+    def _measure_compressed(self, name: str, model: Transformer, stack: Stack, file: Path, seconds: float) -> None:
         loaded = checkpoint.load(file, str(self.device))
         account = checkpoint.read_header(file).bytes
-        counts = count_parameters(model)
         size = account.weights + account.header
         before = next((row for row in reversed(self.stages) if row["name"] != "reference"), None)
         if before is not None and size >= before["bytes"]:
             raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before['bytes']:,}")
         self._compare(name, model, stack, loaded.model)
-        self._add(name, loaded, self.quality(loaded, "valid").metrics, size, seconds, counts=counts)
+        valid = self.quality(loaded, "valid").metrics
+        self._add(name, loaded, valid, size, seconds, counts=count_parameters(model))
         self._check_drop(name)
-        return file
 
     @torch.inference_mode()
     def _compare(self, name: str, model: Transformer, stack: Stack, loaded: Transformer) -> None:

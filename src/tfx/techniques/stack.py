@@ -48,6 +48,11 @@ class Stack:
         if len(self.order["grid"]) > 1:
             names = " and ".join(f"'{technique.name}'" for technique in self.order["grid"])
             raise UserError(f"techniques {names} each put the weights on a grid of their own: name one of them")
+        budget = config.trainer.budget
+        if 0 in (budget.steps, budget.tokens, budget.seconds):
+            for technique in self._techniques:
+                if technique not in self.compressing and not set(technique.hooks()) & {"prepare_model"}:
+                    raise UserError(f"technique '{technique.name}' acts only while training, and the budget is zero")
         # The weights on their grids, by name, once the technique that quantizes has finished.
         self.grids: dict[str, Grid] = {}
         for technique in self._techniques:

@@ -1,0 +1,263 @@
+"""Compressing through the command: what the summary claims is what the file holds, and the file is a whole model."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tfx
+from tfx.cli import main
+from tfx.compression import checkpoint
+from tfx.compression.int8 import Int8Linear
+
+SMALL = [
+    "model.width=64",
+    "model.heads=2",
+    "model.ffn_width=128",
+    "model.decoder_layers=1",
+    "trainer.log_every=1",
+    "evaluation=greedy",
+    "evaluation.latency_inputs=2",
+]
+PAIRS = ["model.encoder_layers=1", *(f"dataset.limit.{split}=40" for split in ("train", "valid", "test"))]
+STACK = "+technique=[prune,quantize]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compressed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFX_CACHE", str(path / "cache"))
+        patch.chdir(path)
+        (path / "text.txt").write_text("".join(f"line {i} of a little text\n" for i in range(300)))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def dense(folder):
+    assert main(["train", *SMALL, *PAIRS, "trainer.budget.steps=4", f"hydra.run.dir={folder / 'dense'}"]) == 0
+    return folder / "dense"
+
+
+@pytest.fixture(scope="module")
+def compressed(folder):
+    run = folder / "both"
+    assert main(["train", *SMALL, *PAIRS, STACK, "trainer.budget.steps=10", f"hydra.run.dir={run}"]) == 0
+    return run
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def once(folder, dense, name, *overrides):
+    """A finished model compressed in one shot."""
+    run = folder / name
+    words = [f"init_from={dense}", "trainer.budget.steps=0", "evaluation=greedy", "evaluation.latency_inputs=2"]
+    assert main(["train", *words, *overrides, f"hydra.run.dir={run}"]) == 0
+    return run
+
+
+def test_the_default_stack_makes_a_file_at_least_nine_times_smaller(folder):
+    """At the width of the default model: small ones have little but a header."""
+    run = folder / "default"
+    few = [f"dataset.limit.{split}=20" for split in ("train", "valid", "test")]
+    words = [STACK, *few, "trainer.budget.steps=10", "evaluation=greedy", "evaluation.latency_inputs=2"]
+    assert main(["train", *words, f"hydra.run.dir={run}"]) == 0
+    bytes_ = summary_of(run)["bytes"]
+    file = run / "compressed.safetensors"
+    assert bytes_["file"] == file.stat().st_size == bytes_["weights"] + bytes_["header"] + bytes_["tokenizer"]
+    plain = sum(4 * p.numel() for p in tfx.load(run / "model.safetensors").model.parameters())
+    assert bytes_["dense_fp32"] == pytest.approx(plain, rel=0.01)
+    assert bytes_["ratio"] == pytest.approx(bytes_["dense_fp32"] / (bytes_["weights"] + bytes_["header"]))
+    assert bytes_["ratio"] >= 9
+
+
+def test_the_stages_and_the_evidence_tell_what_each_technique_did(compressed):
+    summary = summary_of(compressed)
+    assert [row["name"] for row in summary["stages"]] == ["trained", "prune", "quantize", "file"]
+    trained, prune, quantize, file = summary["stages"]
+    assert trained["bytes"] > prune["bytes"] > quantize["bytes"] == file["bytes"]
+    assert trained["nonzero_parameters"] == trained["parameters"]
+    zeroed = summary["evidence"]["prune"]["weights_zeroed"]
+    assert prune["nonzero_parameters"] == pytest.approx(prune["parameters"] - zeroed, abs=0.01 * zeroed)
+    assert summary["evidence"]["prune"]["sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert summary["evidence"]["quantize"]["bits"] == 4
+    assert summary["evidence"]["quantize"]["aware_steps"] == 3
+    assert summary["inference"].keys() >= {"file", "plain_fp32", "plain_bf16"}
+    assert summary["techniques"] == ["prune", "quantize"]
+
+
+def test_plain_tensors_and_the_compressed_file_are_the_same_model(compressed):
+    plain = checkpoint.load(compressed / "model.safetensors").model.state_dict()
+    packed = checkpoint.load(compressed / "compressed.safetensors").model.state_dict()
+    assert all(torch.equal(plain[name], packed[name]) for name in plain)
+    assert checkpoint.load(compressed).path.name == "compressed.safetensors"
+
+
+READ_BACK = """
+import sys, torch
+from tfx.compression import checkpoint
+model = checkpoint.load(sys.argv[1]).model
+ids = torch.randint(4, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+with torch.inference_mode():
+    out = model.project(model(ids, ids if model.architecture.is_seq2seq else None))
+torch.save(out, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [STACK],
+        ["+technique=quantize", "technique.quantize.bits=8", "technique.quantize.granularity=channel"],
+        [
+            "+technique=quantize",
+            "technique.quantize.bits=8",
+            "technique.quantize.granularity=channel",
+            "technique.quantize.activations=int8",
+        ],
+        ["+technique=quantize", "technique.quantize.method=codebook", "technique.quantize.bits=3"],
+        [
+            STACK,
+            "technique.quantize.method=gptq",
+            "technique.quantize.range=affine",
+            "technique.quantize.calibration=1",
+        ],
+        ["+technique=prune", "technique.prune.pattern=2:4", "technique.prune.embeddings=true"],
+        ["+technique=prune", "technique.prune.sparsity=0", "technique.prune.structure.ffn=0.5"],
+    ],
+    ids=["stack", "int8 weights", "int8 kernels", "codebook", "gptq affine", "2:4", "structure"],
+)
+@pytest.mark.parametrize("family", ["seq2seq", "lm"])
+def test_a_new_process_reads_back_the_very_logits_of_the_model_in_memory(
+    folder, family, overrides, monkeypatch, request
+):
+    """What was in memory is taken where the run compares it with the file, just before the file is kept."""
+    from tfx.commands.measure import Measurer
+
+    held = {}
+    compare = Measurer._compare
+
+    def spy(self, name, model, stack, loaded):
+        ids = torch.randint(4, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+        twin = checkpoint.runnable(model, stack.storage())
+        with torch.inference_mode():
+            held["logits"] = twin.project(twin(ids, ids if model.architecture.is_seq2seq else None))
+        compare(self, name, model, stack, loaded)
+
+    monkeypatch.setattr(Measurer, "_compare", spy)
+    run = folder / f"{family}-{request.node.callspec.id}".replace(" ", "_").replace(":", "_")
+    data = PAIRS
+    if family == "lm":
+        data = ["model=gpt_nano", "model.context=16", "dataset=text", f"dataset.path={folder / 'text.txt'}"]
+        data += ["dataset.tokenizer.kind=char", "dataset.batch_tokens=64"]
+    assert main(["train", *data, *SMALL, *overrides, "trainer.budget.steps=2", f"hydra.run.dir={run}"]) == 0
+    out = folder / "out.pt"
+    command = [sys.executable, "-c", READ_BACK, str(run), str(out)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    assert torch.equal(torch.load(out), held["logits"])
+
+
+def test_int8_layers_are_on_int8_kernels_where_they_run_and_plain_where_they_are_trained(folder, dense):
+    eight = [
+        "technique.quantize.bits=8",
+        "technique.quantize.granularity=channel",
+        "technique.quantize.activations=int8",
+    ]
+    run = once(folder, dense, "kernels", "+technique=quantize", *eight)
+    ran = checkpoint.load(run).model
+    layers = [module for module in ran.modules() if isinstance(module, Int8Linear)]
+    assert isinstance(ran.output, Int8Linear)
+    assert len(layers) == len(
+        [m for m in checkpoint.load(run, kernels=False).model.modules() if isinstance(m, torch.nn.Linear)]
+    )
+    # Embeddings stay fp32 for the lookup, the rest takes a byte a weight.
+    memory = summary_of(run)["inference"]
+    assert memory["file"]["memory_bytes"] < memory["plain_fp32"]["memory_bytes"]
+    again = folder / "kernels-on"
+    words = [f"init_from={run}", "+technique=prune", "trainer.budget.steps=2", "evaluation=greedy"]
+    assert main(["train", *words, "evaluation.latency_inputs=2", f"hydra.run.dir={again}"]) == 0
+    assert main(["evaluate", str(run), "--json"]) == 0
+
+
+def test_a_finished_model_is_compressed_in_one_shot_against_itself(folder, dense, capsys):
+    run = once(folder, dense, "once", STACK)
+    summary = summary_of(run)
+    assert [row["name"] for row in summary["stages"]] == ["reference", "trained", "prune", "quantize", "file"]
+    assert summary["reference"]["name"] == "init_from"
+    assert summary["reference"]["test"] == summary_of(dense)["test"]
+    assert summary["stages"][0]["valid"] == summary["stages"][1]["valid"] == summary_of(dense)["valid"]
+    assert summary["train"]["steps"] == 0
+    out = capsys.readouterr().out
+    assert "differences to 'reference'" in out
+    assert (run / "tokenizer.json").read_text() == (dense / "tokenizer.json").read_text()
+
+
+def test_it_goes_on_from_a_compressed_file_and_teaches_from_one(folder, compressed):
+    once(folder, compressed, "again", "+technique=quantize", "technique.quantize.bits=3")
+    words = [*SMALL, *PAIRS, "+technique=distill", f"technique.distill.teacher={compressed}", "trainer.budget.steps=2"]
+    assert main(["train", *words, f"hydra.run.dir={folder / 'taught'}"]) == 0
+    assert summary_of(folder / "taught")["reference"]["name"] == "teacher"
+
+
+def test_every_command_takes_the_compressed_file(compressed, capsys, monkeypatch):
+    assert main(["inspect", str(compressed), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    file = compressed / "compressed.safetensors"
+    assert sum(tensor["bytes"] for tensor in content["tensors"]) == content["bytes"]["weights"]
+    bytes_ = content["bytes"]
+    assert bytes_["weights"] + bytes_["header"] + bytes_["tokenizer"] == bytes_["file"] == file.stat().st_size
+    pruned = [t for t in content["tensors"] if ".blocks." in t["name"] and len(t["shape"]) == 2]
+    assert all(tensor["sparsity"] >= 0.49 for tensor in pruned)
+    assert main(["evaluate", str(compressed), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == summary_of(compressed)["test"]
+    assert main(["generate", str(file), "five past nine"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("policy", "status"), [("stop", 1), ("mark", 0)])
+def test_a_run_that_lost_too_much_is_stopped_or_marked(folder, dense, policy, status, capsys):
+    run = folder / f"drop-{policy}"
+    words = [f"init_from={dense}", "+technique=quantize", "technique.quantize.bits=2", "trainer.budget.steps=0"]
+    words += ["dataset.metrics=[]", "max_quality_drop=0.0001", f"on_quality_drop={policy}", "evaluation=greedy"]
+    assert main(["train", *words, "evaluation.latency_inputs=2", f"hydra.run.dir={run}"]) == status
+    summary = summary_of(run)
+    said = summary["error"] if policy == "stop" else summary["quality_drops"][0]
+    assert "max_quality_drop=0.0001" in said
+    assert not (run / ".stage.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["init_from={dense}", "model=seq2seq_small"], ["model.encoder_layers=6", "leave it out"]),
+        (["init_from={dense}", "model.width=32"], ["model.width=32", "leave it out"]),
+        (["init_from={dense}", "dataset.tokenizer.kind=char"], ["tokenizer"]),
+        (["init_from=nowhere"], ["nowhere", "does not exist"]),
+        (["reference=nowhere"], ["nowhere", "does not exist"]),
+        (["+technique=shuffle", "trainer.budget.steps=0"], ["shuffle", "acts only while training"]),
+        (["+technique=quantize", "technique.quantize.bits=9"], ["technique.quantize.bits=9"]),
+        (["+technique=quantize", "technique.quantize.group=48"], ["48", "does not divide"]),
+        (["+technique=prune", "technique.prune.sparsity=1"], ["technique.prune.sparsity=1"]),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing(folder, dense, overrides, words, capsys):
+    run = folder / "refused"
+    filled = [word.format(dense=dense) for word in overrides]
+    own = [] if any("init_from" in word for word in filled) else [*SMALL, *PAIRS]
+    assert main(["train", *own, "evaluation=greedy", *filled, f"hydra.run.dir={run}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in error for word in words), error
+    assert not run.exists()
+
+
+def test_rates_may_change_where_a_model_is_taken_over(folder, dense):
+    words = [f"init_from={dense}", "model.dropout=0.3", "trainer.budget.steps=1", "evaluation=greedy"]
+    assert main(["train", *words, "evaluation.latency_inputs=2", f"hydra.run.dir={folder / 'rates'}"]) == 0
+    saved = (folder / "rates" / "config.yaml").read_text()
+    assert "dropout: 0.3" in saved
+    assert "width: 64" in saved
