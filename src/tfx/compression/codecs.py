@@ -243,7 +243,7 @@ def _planes(patterns: NDArray[Any]) -> list[Sequence]:
 
     The highest byte, sign and exponent, is where the order is; the low ones are nearly random.
     """
-    bytes_NB = patterns.astype(patterns.dtype.newbyteorder("<")).view(np.uint8).reshape(len(patterns), -1)
+    bytes_NB = patterns.astype(patterns.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, patterns.itemsize)
     return [Sequence(np.ascontiguousarray(bytes_NB[:, plane]), 8) for plane in reversed(range(bytes_NB.shape[1]))]
 
 

@@ -37,8 +37,10 @@ def fit_table(histogram: Histogram) -> Table:
 
 
 def frequencies(table: Table) -> Histogram:
-    """The L integer frequencies, each at least 1, that sum to 2^24; raises `ValueError` for an empty table."""
+    """The L integer frequencies, each at least 1, that sum to 2^24; raises `ValueError` for what is no table."""
     byte = table.astype(np.int64)
+    if not 2 <= len(table) <= 256:
+        raise ValueError("a frequency table is not one")
     weight = np.where(byte > 0, (8 + (byte - 1) % 8) << ((byte - 1) // 8), 0)
     ends = np.concatenate([[0], np.cumsum(weight)])
     if ends[-1] == 0 or byte.max() > MOST_TABLE_BYTE:

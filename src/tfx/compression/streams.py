@@ -159,7 +159,7 @@ def _share_tables(sequences: list[Sequence]) -> tuple[list[Table], list[int]]:
     """
     tables: list[Table] = []
     choices = [PACKED] * len(sequences)
-    for width in sorted({sequence.width for sequence in sequences}):
+    for width in sorted({sequence.width for sequence in sequences if len(sequence.symbols)}):
         members = [i for i, sequence in enumerate(sequences) if sequence.width == width and len(sequence.symbols)]
         members.sort(key=lambda i: -len(sequences[i].symbols))
         histograms = [_histogram(sequences[i]) for i in members]

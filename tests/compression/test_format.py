@@ -1,0 +1,483 @@
+"""Compressed files: read by a reader that knows nothing but docs/FORMAT.md, and refused when forged."""
+
+import hashlib
+import json
+import lzma
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from tfx.cli import main
+from tfx.compression import checkpoint
+from tfx.compression.checkpoint import Storage
+from tfx.compression.container import bytes_array, checksum, compress, write_container
+from tfx.compression.grid import Grid
+from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture
+from tfx.model.transformer import Transformer, initialise
+
+TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=30), ["abcdefgh é"], word_initial_space=False)
+
+
+# --- a reader from the page alone -------------------------------------------------------------------
+
+
+class Reader:
+    """Plain integers and numpy; nothing of tfx, nothing of the coder's library."""
+
+    def __init__(self, data: bytes) -> None:
+        length = int.from_bytes(data[:8], "little")
+        self.header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["tfx"])
+        tensors = {name: array.tobytes() for name, array in safetensors.numpy.load(data).items()}
+        digest = hashlib.sha256()
+        for name in sorted(tensors):
+            digest.update(name.encode() + b"\0" + tensors[name])
+        assert digest.hexdigest() == self.header["checksum"]
+        self.tokenizer = lzma.decompress(tensors["tokenizer"]).decode()
+        self.description = json.loads(lzma.decompress(tensors["description"]))
+        self.packed, self.place = tensors.get("packed", b""), 0
+        self.words = np.frombuffer(tensors.get("coded", b""), "<u4").tolist()
+        self.state = 0
+        for _ in range(min(2, len(self.words))):
+            self.state = self.state << 32 | self.words.pop()
+        self.ends = [self.cumulative(bytes.fromhex(table)) for table in self.description["tables"]]
+        self.tensors = {record["name"]: self.tensor(record) for record in self.description["tensors"]}
+        assert self.state == 0
+        assert not self.words
+        assert self.place == len(self.packed)
+
+    @staticmethod
+    def cumulative(table: bytes) -> list[int]:
+        weights = [0 if b == 0 else (8 + (b - 1) % 8) * 2 ** ((b - 1) // 8) for b in table]
+        return [s + sum(weights[:s]) * (2**24 - len(table)) // sum(weights) for s in range(len(table) + 1)]
+
+    def sequence(self, table: int, width: int, count: int) -> list[int]:
+        if table == -1:
+            size = -(-count * width // 8)
+            bits = int.from_bytes(self.packed[self.place : self.place + size], "little")
+            self.place += size
+            return [bits >> (i * width) & (2**width - 1) for i in range(count)]
+        ends, symbols = self.ends[table], []
+        assert len(ends) == 2**width + 1
+        for _ in range(count):
+            q = self.state % 2**24
+            s = int(np.searchsorted(ends, q, side="right")) - 1
+            self.state = self.state // 2**24 * (ends[s + 1] - ends[s]) + q - ends[s]
+            if self.state < 2**32 and self.words:
+                self.state = self.state << 32 | self.words.pop()
+            symbols.append(s)
+        return symbols
+
+    def tensor(self, record: dict) -> np.ndarray:
+        tables = iter(record["tables"])
+        shape, bits = record["shape"], record.get("bits", 0)
+        size = int(np.prod(shape))
+        stored = np.ones(size, bool)
+        width = record.get("sparsity_width", 0)
+        if record.get("sparsity") == "mask":
+            symbols = self.sequence(next(tables), width, -(-size // width))
+            stored = np.array([symbols[i // width] >> (i % width) & 1 for i in range(size)], bool)
+        elif record.get("sparsity") == "gaps":
+            stored[:] = False
+            place = 0
+            for gap in self.sequence(next(tables), width, record.get("gaps", 0)):
+                place += gap
+                if gap < 2**width - 1:
+                    stored[place] = True
+                    place += 1
+
+        def floats(count: int) -> np.ndarray:
+            size = {"f16": 2, "f32": 4}[record["floats"]]
+            planes = [self.sequence(next(tables), 8, count) for _ in range(size)]
+            return np.array(planes[::-1], np.uint8).T.copy().view(f"<f{size}").reshape(-1).astype(np.float32)
+
+        if record["kind"] == "dense":
+            values = np.zeros(size, np.float32)
+            values[stored] = floats(stored.sum())
+            return values.reshape(shape)
+        rows, across = record["grouping"]
+        table = floats(rows * across).reshape(rows, across)
+        zero = np.full((rows, across), record.get("zero", 0) or 0)
+        if record.get("zero", 0) is None:
+            zero = np.array(self.sequence(next(tables), bits, rows * across)).reshape(rows, across)
+        symbols = np.zeros(size, int)
+        symbols[stored] = self.sequence(next(tables), bits, stored.sum())
+        symbols = symbols.reshape(shape)
+        values = np.empty(shape, np.float32)
+        for r in range(shape[0]):
+            for c in range(shape[1]):
+                row = r if rows > 1 else 0
+                if record["kind"] == "codebook":
+                    values[r, c] = table[row, (symbols[r, c] + record.get("zero", 0)) % 2**bits]
+                else:
+                    group = c * across // shape[1]
+                    code = (symbols[r, c] + zero[row, group]) % 2**bits
+                    values[r, c] = np.float32(code - zero[row, group]) * table[row, group]
+        return values
+
+
+# --- models on grids --------------------------------------------------------------------------------
+
+
+def build(family: str) -> Transformer:
+    layers = 1 if family == "seq2seq" else 0
+    config = ModelConfig(
+        family=family, width=8, heads=2, ffn_width=12, encoder_layers=layers, decoder_layers=2, tied_embeddings="all"
+    )
+    model = Transformer(Architecture.from_config(config, TOKENIZER.vocab_size)).eval()
+    initialise(model, 3)
+    return model
+
+
+def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, generator: torch.Generator) -> Grid:
+    rows, columns = weight.shape
+    levels = 2**bits
+    spread = torch.randn(rows, columns, generator=generator) * levels / 6 + levels // 2
+    codes = spread.round().clamp(0, levels - 1).to(torch.uint8)
+    if kind.startswith("codebook"):
+        table = torch.randn(rows if kind == "codebook_rows" else 1, levels, generator=generator)
+        return Grid(codes, bits, codebook=table.to(floats))
+    shape = {"tensor": (1, 1), "rows": (rows, 1)}.get(kind, (rows, columns // 4))
+    scale = (torch.rand(shape, generator=generator) / levels + 0.01).to(floats)
+    zero = torch.randint(0, levels, shape, generator=generator, dtype=torch.uint8) if kind == "affine" else None
+    if kind == "sparse":
+        codes = torch.where(torch.rand(rows, columns, generator=generator) < 0.8, 2 ** (bits - 1), codes)
+        codes = codes.to(torch.uint8)
+    return Grid(codes, bits, scale=scale, zero=zero)
+
+
+CASES = [
+    *((kind, bits, "f16", True) for kind in ("tensor", "groups", "sparse") for bits in range(2, 9)),
+    *((kind, 4, floats, True) for kind in ("rows", "affine", "codebook", "codebook_rows") for floats in ("f16", "f32")),
+    *((kind, 3, "f16", False) for kind in ("groups", "sparse", "affine", "codebook")),
+    *((kind, 0, floats, entropy) for kind in ("dense", "half", "pattern", "rare")
+      for floats in ("f16", "f32") for entropy in (True, False)),
+]  # fmt: skip
+
+
+def prepared(family: str, kind: str, bits: int, floats: str, entropy: bool) -> tuple[Transformer, Storage]:
+    """A model whose matrices lie on grids, or are dense and sparse in some way, and how it is to be stored."""
+    dtype = {"f16": torch.float16, "f32": torch.float32}[floats]
+    model, grids = build(family), {}
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in checkpoint.unique_tensors(model)[0].items():
+            if weight.ndim == 2 and bits:
+                grids[name] = grid(kind, bits, weight, dtype, generator)
+                weight.copy_(grids[name].values())
+                continue
+            if weight.ndim == 2 and kind == "half":
+                weight *= torch.rand(weight.shape, generator=generator) < 0.5
+            elif weight.ndim == 2 and kind == "rare":
+                weight *= torch.rand(weight.shape, generator=generator) < 0.05
+            elif weight.ndim == 2 and kind == "pattern":
+                weight.view(-1, 4)[:, ::2] = 0
+            weight.copy_(weight.to(dtype).float())
+    return model, Storage(grids, dtype, entropy)
+
+
+def write(path, family, *case) -> Transformer:
+    model, storage = prepared(family, *case)
+    checkpoint.save(path, model, TOKENIZER, EvaluationConfig(beam=3), storage)
+    return model
+
+
+@pytest.mark.parametrize("family", ["seq2seq", "lm"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_every_codec_is_read_back_to_the_bit_by_tfx_and_by_the_page_alone(family, case, tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    model = write(path, family, *case)
+    first = path.read_bytes()
+    write(path, family, *case)
+    assert path.read_bytes() == first, "the same model gives the same file"
+    alone, loaded = Reader(first), checkpoint.load(path)
+    assert alone.tokenizer == loaded.tokenizer.to_json() == TOKENIZER.to_json()
+    assert alone.description["generation"]["beam"] == loaded.generation.beam == 3
+    assert alone.description["architecture"] == json.loads(json.dumps(model.architecture.to_dict()))
+    state = loaded.model.state_dict()
+    for name, weight in model.state_dict().items():
+        stored = alone.description["aliases"].get(name, name)
+        np.testing.assert_array_equal(alone.tensors[stored], weight.numpy(), err_msg=name)
+        assert torch.equal(state[name], weight), name
+    assert loaded.model.output.weight is loaded.model.embedding.weight
+    account = checkpoint.read_header(path).bytes
+    assert account.file == len(first) == account.weights + account.header + account.tokenizer
+    assert sum(tensor.bytes for tensor in loaded.tensors) == account.weights
+
+
+def test_another_process_gives_the_same_logits(tmp_path):
+    lines, expected = [], []
+    tokens = torch.tensor([[4, 5, 6, 7]])
+    for family in ("seq2seq", "lm"):
+        for number, case in enumerate(
+            [("sparse", 4, "f16", True), ("codebook", 4, "f16", True), ("half", 0, "f16", True)]
+        ):
+            path = tmp_path / f"{family}{number}.safetensors"
+            model = write(path, family, *case)
+            source = tokens if family == "seq2seq" else None
+            with torch.no_grad():
+                expected.append(model.project(model(tokens, source)).numpy().tobytes().hex())
+            lines.append(f"show({str(path)!r}, {family == 'seq2seq'})")
+    script = (
+        "import tfx, torch\n"
+        "def show(path, pairs):\n"
+        "    model, tokens = tfx.load(path).model, torch.tensor([[4, 5, 6, 7]])\n"
+        "    with torch.no_grad():\n"
+        "        print(model.project(model(tokens, tokens if pairs else None)).numpy().tobytes().hex())\n"
+    ) + "\n".join(lines)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == expected
+
+
+def test_inspect_adds_up_to_the_compressed_file_and_it_is_all_that_generate_needs(tmp_path, capsys):
+    path = tmp_path / "compressed.safetensors"
+    model = write(path, "lm", "sparse", 4, "f16", True)
+    assert main(["inspect", str(path), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert sum(row["bytes"] for row in content["tensors"]) == content["bytes"]["weights"]
+    account = content["bytes"]
+    assert account["file"] == path.stat().st_size == account["weights"] + account["header"] + account["tokenizer"]
+    weights = model.state_dict()
+    for row in content["tensors"]:
+        assert row["sparsity"] == pytest.approx(float((weights[row["name"]] == 0).float().mean()))
+    assert main(["generate", str(path), "abc"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+# --- size -------------------------------------------------------------------------------------------
+
+
+def large(kind: str) -> tuple[Transformer, Storage, int]:
+    """A model of 0.3 M parameters, its storage and the bytes of its dense file's weights."""
+    config = ModelConfig(family="lm", width=128, heads=4, ffn_width=256, encoder_layers=0, decoder_layers=2)
+    model = Transformer(Architecture.from_config(config, 300))
+    initialise(model, 1)
+    grids = {}
+    stored = checkpoint.unique_tensors(model)[0]
+    with torch.no_grad():
+        for name, weight in stored.items():
+            if weight.ndim == 2 and kind == "grid":
+                scale = (weight.view(len(weight), -1, 64).abs().amax(-1) / 7).half()
+                codes = (weight.view(len(weight), -1, 64) / scale.float().unsqueeze(-1)).round().clamp(-7, 7) + 8
+                grids[name] = Grid(codes.view(weight.shape).to(torch.uint8), 4, scale=scale)
+                weight.copy_(grids[name].values())
+            else:
+                if weight.ndim == 2:
+                    weight *= weight.abs() > weight.abs().median()
+                weight.copy_(weight.half().float())
+    return model, Storage(grids, torch.float16), 4 * sum(weight.numel() for weight in stored.values())
+
+
+def test_half_zeros_in_fp16_and_four_bits_are_really_smaller(tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    for kind, least in (("half", 3.7), ("grid", 7.8)):
+        model, storage, dense = large(kind)
+        checkpoint.save(path, model, TOKENIZER, EvaluationConfig(), storage)
+        account = checkpoint.read_header(path).bytes
+        assert dense / (account.weights + account.header) > least
+        assert account.header < 2500
+    # The codes of the grids within 1 % of their entropy, with tables, header and all that is not codes set aside.
+    codes = torch.cat([grid.codes_RC.flatten() for grid in storage.grids.values()]).numpy()
+    share = np.bincount(codes) / len(codes)
+    share = share[share > 0]
+    entropy = -(share * np.log2(share)).sum() * len(codes) / 8
+    others = sum(2 * grid.scale.numel() for grid in storage.grids.values())
+    others += sum(2 * w.numel() for n, w in checkpoint.unique_tensors(model)[0].items() if n not in storage.grids)
+    assert account.weights < 1.01 * entropy + others
+
+
+def test_the_smallest_sparsity_wins(tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    expected = {"dense": "none", "half": "mask", "rare": "gaps"}
+    for kind, sparsity in expected.items():
+        config = ModelConfig(family="lm", width=64, heads=4, ffn_width=64, encoder_layers=0, decoder_layers=1)
+        model = Transformer(Architecture.from_config(config, 300))
+        initialise(model, 1)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if kind != "dense":
+                    weight *= torch.rand(weight.shape, generator=generator) < {"half": 0.5, "rare": 0.03}[kind]
+        checkpoint.save(path, model, TOKENIZER, EvaluationConfig(), Storage(entropy=False))
+        records = checkpoint.read_header(path).raw["tensors"]
+        found = {record.get("sparsity", "none") for record in records if record["name"] == "embedding.weight"}
+        assert found == {sparsity}
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    write(path, "seq2seq", "sparse", 4, "f16", True)
+    return path
+
+
+def refused(path) -> str:
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_cut_or_flipped_file_is_refused_or_the_same(file):
+    data = file.read_bytes()
+    for size in [0, 7, 8, 100, len(data) // 2, len(data) - 1]:
+        file.write_bytes(data[:size])
+        refused(file)
+    file.write_bytes(data)
+    before = checkpoint.load(file).model.state_dict()
+    rng = random.Random(0)
+    for _ in range(200):
+        changed = bytearray(data)
+        position = rng.randrange(len(data))
+        changed[position] ^= 1 << rng.randrange(8)
+        file.write_bytes(changed)
+        try:
+            after = checkpoint.load(file).model.state_dict()
+        except UserError:
+            continue
+        assert all(torch.equal(before[name], after[name]) for name in before), position
+
+
+def forge(file, change) -> None:
+    """Rewrites a file with its description and streams changed, and a checksum that fits."""
+    content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
+    description = json.loads(lzma.decompress(content["description"]))
+    change(description, content)
+    content["description"] = compress(json.dumps(description).encode())
+    header = {"format_version": 2, "checksum": checksum(b"", content)}
+    write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
+
+
+def in_all(**values):
+    def change(description, content):
+        for record in description["tensors"]:
+            record.update(values)
+
+    return change
+
+
+def in_grids(**values):
+    def change(description, content):
+        for record in description["tensors"]:
+            if record["kind"] == "scaled":
+                record.update(values)
+
+    return change
+
+
+def in_architecture(**values):
+    return lambda description, content: description["architecture"].update(values)
+
+
+def in_description(**values):
+    return lambda description, content: description.update(values)
+
+
+FORGERIES = {
+    "a petabyte": in_architecture(vocab_size=10**12, width=10**3),
+    "a large vocabulary in both places": lambda d, c: (
+        d["architecture"].update(vocab_size=1 << 24),
+        d["tensors"][0].update(shape=[1 << 24, 8]),
+    ),
+    "long positions": in_architecture(context=1 << 24, positions="sinusoidal", width=64),
+    "negative": in_architecture(width=-8),
+    "a fraction": in_architecture(width=8.0),
+    "not a number": in_architecture(head_width=float("nan")),
+    "an unknown family": in_architecture(family="x"),
+    "many blocks": lambda d, c: d["architecture"].update(decoder=d["architecture"]["decoder"] * 5000),
+    "generation not finite": lambda d, c: d["generation"].update(length_penalty=float("inf")),
+    "generation of another type": lambda d, c: d["generation"].update(beam="5"),
+    "no tensors": in_description(tensors=[]),
+    "tensors of another type": in_description(tensors={"a": 1}),
+    "tensors of numbers": in_description(tensors=[1]),
+    "aliases of another type": in_description(aliases=[]),
+    "no tables": in_description(tables=[]),
+    "tables of numbers": in_description(tables=[1]),
+    "tables of zeros": lambda d, c: d.update(tables=["00" * (len(t) // 2) for t in d["tables"]]),
+    "tables of large bytes": lambda d, c: d.update(tables=["ff" * (len(t) // 2) for t in d["tables"]]),
+    "a tensor twice": lambda d, c: d["tensors"].append(d["tensors"][0]),
+    "another shape": in_all(shape=[3, 3]),
+    "another name": in_all(name="x"),
+    "a name of another type": in_all(name=[1]),
+    "no kind": lambda d, c: d["tensors"][0].pop("kind"),
+    "an unknown kind": in_all(kind="x"),
+    "a kind of another type": in_all(kind=["x"]),
+    "floats of another type": in_all(floats=["f16"]),
+    "an unknown entry": in_all(more=1),
+    "nine bits": in_grids(bits=9),
+    "a huge number of groups": in_grids(grouping=[10**9, 10**9]),
+    "groups that do not divide": in_grids(grouping=[8, 3]),
+    "negative groups": in_grids(grouping=[-1, 1]),
+    "a zero point out of range": in_grids(zero=16),
+    "many gaps": in_grids(sparsity="gaps", sparsity_width=4, gaps=10**12),
+    "another sparsity": in_grids(sparsity="mask", sparsity_width=1),
+    "a sparsity of another type": in_grids(sparsity=["mask"]),
+    "no sequence": in_all(tables=[]),
+    "an unknown table": in_all(tables=[99] * 8),
+    "a table of another type": in_all(tables=[None] * 8),
+    "packed instead": in_all(tables=[-1] * 8),
+    "streams cut": lambda d, c: c.update(coded=c["coded"][:-8]),
+    "streams of odd length": lambda d, c: c.update(coded=c["coded"][:-1]),
+    "a last word of zero": lambda d, c: c.update(coded=c["coded"] + bytes(4)),
+    "streams longer": lambda d, c: c.update(coded=b"\1\2\3\4" * 50 + c["coded"]),
+    "more that is packed": lambda d, c: c.update(packed=c.get("packed", b"") + b"\0"),
+    "an unknown stream": lambda d, c: c.update(extra=b"\0"),
+    "no tokenizer": lambda d, c: c.pop("tokenizer"),
+    "a tokenizer that is none": lambda d, c: c.update(tokenizer=compress(b"{}")),
+    "a tokenizer cut": lambda d, c: c.update(tokenizer=c["tokenizer"][:-9]),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_description_is_refused_though_its_checksum_fits(name, file):
+    forge(file, FORGERIES[name])
+    refused(file)
+
+
+def test_a_forger_who_changes_nothing_is_believed(file):
+    forge(file, lambda description, content: None)
+    checkpoint.load(file)
+
+
+def test_scales_that_are_not_finite_are_refused(tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    write(path, "lm", "tensor", 4, "f16", False)
+
+    def change(description, content):
+        content["packed"] = b"\x7c" + content["packed"][1:]
+
+    # The first packed byte is the highest of the embedding's one scale: 7c makes it infinite or not a number.
+    forge(path, change)
+    assert "finite" in refused(path)
+
+
+def test_a_bomb_of_a_description_is_refused(file):
+    content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
+    content["description"] = compress(b" " * (5 << 20))
+    header = {"format_version": 2, "checksum": checksum(b"", content)}
+    write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
+    assert "description" in refused(file)
+
+
+def test_a_value_that_would_change_is_an_error_of_the_caller(tmp_path):
+    model, storage = prepared("lm", "groups", 4, "f16", True)
+    path = tmp_path / "compressed.safetensors"
+    with torch.no_grad():
+        model.decoder.blocks[0].attention.q.weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"q\.weight"):
+        checkpoint.save(path, model, TOKENIZER, EvaluationConfig(), storage)
+    with pytest.raises(ValueError, match="round them first"):
+        checkpoint.save(path, build("lm"), TOKENIZER, EvaluationConfig(), Storage(dtype=torch.float16))
+    with pytest.raises(ValueError, match="does not store"):
+        checkpoint.save(path, model, TOKENIZER, EvaluationConfig(), Storage({"x": Grid(torch.zeros(1, 1), 4)}))
+    assert not list(tmp_path.iterdir())
