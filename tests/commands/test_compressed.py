@@ -261,3 +261,12 @@ def test_rates_may_change_where_a_model_is_taken_over(folder, dense):
     saved = (folder / "rates" / "config.yaml").read_text()
     assert "dropout: 0.3" in saved
     assert "width: 64" in saved
+
+
+@pytest.mark.parametrize("form", ["technique", "+technique"])
+def test_an_experiment_sets_the_techniques_in_whichever_form_they_are_named(form):
+    from tfx.config.compose import compose
+
+    config = compose([f"{form}=[distill,prune,quantize]", "experiment=demo"])
+    assert config.technique["quantize"]["bits"] == 3
+    assert config.technique["prune"]["end"] == 0.5

@@ -78,7 +78,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
 
     job.__module__ = "tfx"  # Hydra takes the job's name from here
     before = sys.argv
-    sys.argv = [before[0], *arguments]
+    sys.argv = [before[0], *_in_place(arguments)]
     try:
         with _full_errors():
             hydra.main(version_base="1.3", config_path=_CONF, config_name=_PRIMARY)(job)()
@@ -144,11 +144,16 @@ def to_yaml(config: Root) -> str:
     return _SAVED_HEAD + OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def _in_place(overrides: Sequence[str]) -> list[str]:
+    """``+technique=…`` as ``technique=…``: Hydra would put what is added behind the experiment, which may set it."""
+    return [override.removeprefix("+") if override.startswith("+technique=") else override for override in overrides]
+
+
 def _compose(overrides: Sequence[str]) -> DictConfig:
     _register()
     try:
         with hydra.initialize_config_module("tfx.conf", version_base="1.3"):
-            return hydra.compose(_PRIMARY, list(overrides))
+            return hydra.compose(_PRIMARY, _in_place(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
 
