@@ -63,7 +63,7 @@ def _stages(summary: dict[str, Any]) -> Table:
         title_style="bold",
     )
     table.add_column("stage", no_wrap=True)
-    for column in (primary, "diff", "weights", "non-zero", "size", "ratio", "ms"):
+    for column in ("quality", "diff", "weights", "non-zero", "size", "ratio", "ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in summary["stages"]:
         value = row["valid"][primary]
