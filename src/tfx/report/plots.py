@@ -38,7 +38,7 @@ _DASHES: list[Any] = [
     (0, (2, 2)),
 ]
 MOST_SERIES = len(_SERIES)
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tfx",
     "text.parse_math": False,

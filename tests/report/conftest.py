@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 
 def write_run(
@@ -37,7 +38,8 @@ def write_run(
     ]
     content = {
         "status": "completed", "task": "seq2seq", "model": "tiny", "dataset": "made-up", "techniques": list(techniques),
-        "seed": seed, "primary_metric": "exact_match", "test": {"loss": 2.0, "exact_match": score}, "test_split": "test",
+        "seed": seed, "primary_metric": "exact_match", "test": {"loss": 2.0, "exact_match": score},
+        "test_split": "test",
         "signatures": {}, "bytes": {"file": bytes_ // (1 + len(techniques))},
         "train": {"steps": 10, "tokens": tokens, "seconds": 5.0, "flops": 1e12},
         "inference": {"file": {"latency_ms": {"p50": 3.0 + len(techniques)}}}, "reference": None, "stages": stages,
@@ -46,7 +48,11 @@ def write_run(
     (folder / "config.yaml").write_text(f"seed: {seed}\nmodel: {{name: tiny}}\ntechnique:{technique}\n")
     (folder / "summary.json").write_text(json.dumps(content))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    environment = {"fingerprints": {"data": fingerprint, "tokenizer": "t"}, "hardware": {"processor": "p"}, "packages": {}}
+    environment = {
+        "fingerprints": {"data": fingerprint, "tokenizer": "t"},
+        "hardware": {"processor": "p"},
+        "packages": {},
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
     curve = [{"split": "valid", "step": s, "tokens": s * 100, "seconds": s, "loss": 3 - s / 5} for s in range(1, 6)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
@@ -65,3 +71,19 @@ def write_extras(folder: Path) -> None:
     layers = [{"name": name, "weights": weights} for name in ("encoder 0 self", "decoder 0 cross")]
     row = {"tokens_source": ["a", "<b>", "$c$"], "tokens_target": ["x", "y", "z"], "layers": layers}
     (folder / "attention.json").write_text(json.dumps([row]))
+
+
+@pytest.fixture
+def run_writer():
+    """`write_run`, for tests that need more runs than `sweep` has."""
+    return write_run
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two arms with three seeds each, and one run with every side file."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"base{seed}", seed=seed)
+        write_run(tmp_path / f"prune{seed}", seed=seed, techniques=("prune",), quality=0.3)
+    write_extras(tmp_path / "base1")
+    return tmp_path
