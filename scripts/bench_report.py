@@ -49,8 +49,8 @@ def write_run(folder: Path, config: int, seed: int, sentences: int) -> None:
     ]
     summary = {
         "status": "completed", "task": "seq2seq", "model": "tiny", "dataset": "made-up",
-        "techniques": ["prune"] * (config > 0), "seed": seed, "primary_metric": "bleu", "test": {"loss": 2.0, "bleu": score}, "test_split": "test",
-        "reference": None,
+        "techniques": ["prune"] * (config > 0), "seed": seed, "primary_metric": "bleu",
+        "test": {"loss": 2.0, "bleu": score}, "test_split": "test", "reference": None,
         "signatures": {"bleu": "v"}, "bytes": {"file": 9_000_000 - 40_000 * config},
         "train": {"steps": 500, "tokens": 2_000_000, "seconds": 150 + config, "flops": 1e13 + 1e11 * config},
         "inference": {"file": {"latency_ms": {"p50": 20 + float(random.normal())}}},

@@ -51,7 +51,8 @@ def test_every_layer_is_recorded_with_its_tokens(family, positions):
     (row,) = record_attention(model, tokenizer, [(source, TEXTS[1])])
     assert model.training
     names = {
-        "seq2seq": ["encoder 0 self", "encoder 1 self"] + [f"decoder {i} {kind}" for i in range(2) for kind in ("self", "cross")],
+        "seq2seq": ["encoder 0 self", "encoder 1 self"]
+        + [f"decoder {i} {kind}" for i in range(2) for kind in ("self", "cross")],
         "lm": ["decoder 0 self", "decoder 1 self"],
     }  # fmt: skip
     assert [layer["name"] for layer in row["layers"]] == names[family]

@@ -110,7 +110,8 @@ BROKEN = {
     "no config": {"config.yaml": None},
     "a program for a config": {"config.yaml": "!!python/object/apply:os.system ['touch hacked']"},
     "a config without end": {"config.yaml": "a: &a {x: 1, y: 2}\n" + "".join(
-        f"{new}: &{new} {{{', '.join(f'k{j}: *{old}' for j in range(9))}}}\n" for old, new in pairwise("abcdefghijkl"))},
+        f"{new}: &{new} {{{', '.join(f'k{j}: *{old}' for j in range(9))}}}\n"
+        for old, new in pairwise("abcdefghijkl"))},
     "binary": {"summary.json": "\x00\x01"},
     "numbers that are none": {"summary.json": '{"status": "completed", "primary_metric": "f1", "test": {"f1": "x"}}'},
     "not a number": {"summary.json": '{"status": "completed", "primary_metric": "bleu", "test": {"bleu": NaN}}'},

@@ -135,6 +135,12 @@ def test_a_single_run_each_without_sentences_says_nothing():
     assert compare([1.0], [2.0], None, None, higher_is_better=True) is None
 
 
+def test_scores_that_never_vary_prove_nothing():
+    """Two models that get every sentence wrong are not thereby shown to be as good as each other."""
+    zeros = np.zeros((3, 100))
+    assert compare([0.0] * 3, [0.0] * 3, zeros, zeros, higher_is_better=True, margin=1.0) is None
+
+
 @pytest.mark.parametrize("higher", [True, False])
 def test_non_inferiority_follows_the_metrics_direction(higher):
     loses = [30.0, 30.1, 29.9] if higher else [2.3, 2.31, 2.29]

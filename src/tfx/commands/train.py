@@ -154,6 +154,7 @@ class _Run:
             training = self._train()
             summary = self._evaluate(training, self._compress(training), dense_bytes)
             write_json(self.run.summary, summary)
+            self._report()
             self.console.result(closing_table(summary))
             self.console.result(f"run: {self.run.path}")
             return summary

@@ -60,8 +60,8 @@ def record_attention(
             model(torch.tensor([target_ids], device=device), source_BS)
             rows.append(
                 {
-                    "tokens_source": [tokenizer.token(token) for token in source_ids],
-                    "tokens_target": [tokenizer.token(token) for token in target_ids],
+                    "tokens_source": _words(tokenizer, source_ids),
+                    "tokens_target": _words(tokenizer, target_ids),
                     "layers": layers,
                 }
             )
@@ -70,6 +70,11 @@ def record_attention(
             handle.remove()
         model.train(was_training)
     return rows
+
+
+def _words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Tokens as a reader knows them; special ones and white space by their names in the vocabulary."""
+    return [tokenizer.decode([token]).strip() or tokenizer.token(token) for token in ids]
 
 
 def _rounded(weights_HTS: torch.Tensor) -> list[Any]:

@@ -343,7 +343,7 @@ def verdict(arm: Arm, family: Family) -> str:
         return "baseline"
     difference = arm.difference
     if difference is None or arm.p_holm is None:
-        return "unknown: one run each"
+        return "not testable: nothing varies"
     better = (difference.value > 0) == higher_is_better(family.metric)
     words = ("better" if better else "worse") if arm.p_holm < 0.05 else "no difference shown"
     if arm.p_worse_holm is not None and arm.p_worse_holm < 0.05:

@@ -51,6 +51,7 @@ def table_columns(family: Family) -> list[str]:
     return [
         "",
         "config",
+        "verdict",
         "runs",
         family.metric,
         "95 % of the mean",
@@ -61,7 +62,6 @@ def table_columns(family: Family) -> list[str]:
         "file",
         "latency",
         "training",
-        "verdict",
     ]
 
 
@@ -75,6 +75,7 @@ def table_rows(family: Family) -> list[list[str]]:
             [
                 str(place),
                 arm.label,
+                verdict(arm, family),
                 str(len(arm.runs)),
                 number(float(np.mean(arm.scores)))
                 + (f" ± {float(np.std(arm.scores, ddof=1)):.2g}" if len(arm.runs) > 1 else ""),
@@ -86,7 +87,6 @@ def table_rows(family: Family) -> list[list[str]]:
                 size(file) if file is not None else "–",
                 f"{latency:.1f} ms" if latency is not None else "–",
                 clock(seconds) if seconds is not None else "–",
-                verdict(arm, family),
             ]
         )
     return rows

@@ -183,7 +183,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 4), useMathText=False)
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=False)
         axes.margins(0.09, 0.12)
         axes.set_xlabel(f"{cost_label} (less is better)")
         axes.set_ylabel(quality_label)
@@ -258,6 +258,7 @@ def stages(label: str, rows: Sequence[dict[str, Any]], metric: str) -> Plot:
                 before = value
             axes.set_xticks(range(len(names)), [_cut(name, 14) for name in names], rotation=25, ha="right")
             axes.set_ylabel(what)
+            axes.use_sticky_edges = False
             axes.margins(0.06, 0.28)
             axes.grid(visible=False, axis="x")
         left.set_ylim(bottom=0)

@@ -122,7 +122,8 @@ def compare(
     """Tests one difference of means with seeds and sentences resampled together; None where nothing can be said.
 
     ``arm`` and ``baseline`` are the metrics of the runs; ``arm_SR`` and ``baseline_SR`` (runs, resamples) the
-    same runs over common bootstrap samples of sentences, None where no sentence statistics were stored.
+    same runs over common bootstrap samples of sentences, None where no sentence statistics were stored. Nothing can
+    be said of single runs without sentence statistics, and where neither seeds nor sentences make any difference.
 
     Each bootstrap replicate draws sentences and, within each arm, runs with replacement: the pigeonhole
     bootstrap of crossed factors (Owen 2007, arXiv 0711.1402), which errs on the safe side. Two corrections
@@ -151,27 +152,23 @@ def compare(
             centre_R = centre_R + math.sqrt(known[0]) * generator.standard_normal(resamples)
         replicates.append(centre_R)
     error = float(np.std(replicates[0] - replicates[1], ddof=1))
+    if error <= 1e-12 * max(1.0, float(np.abs(arms[0]).max())):  # nothing varied: there is no scale to judge by
+        return None
     value = float(arms[0].mean() - arms[1].mean())
     freedom = _freedom(error**2, arms, known)
     critical = student_quantile(0.5 + confidence / 2, freedom)
     p_worse = None
     if margin is not None:
         gain = value if higher_is_better else -value
-        p_worse = student_tail(_ratio(gain + margin, error), freedom)
+        p_worse = student_tail((gain + margin) / error, freedom)
     return Difference(
         value=value,
         low=value - critical * error,
         high=value + critical * error,
-        p=min(1.0, 2.0 * student_tail(abs(_ratio(value, error)), freedom)),
+        p=min(1.0, 2.0 * student_tail(abs(value) / error, freedom)),
         p_worse=p_worse,
         seeds_resampled=bool(known),
     )
-
-
-def _ratio(value: float, error: float) -> float:
-    if error > 0:
-        return value / error
-    return 0.0 if value == 0 else math.copysign(math.inf, value)
 
 
 def _freedom(variance: float, arms: Sequence[np.ndarray], known: Sequence[float]) -> float:
