@@ -84,8 +84,9 @@ def test_resampling_sentences_gives_sacrebleus_paired_bootstrap():
     assert ours.p / 2 == pytest.approx(result[1].p_value, abs=0.05)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_same_technique_under_other_seeds_raises_false_alarms_as_promised(seeds):
+@pytest.mark.parametrize(("of_seeds", "of_both"), [(0.25, 0.5), (1.0, 0.2), (0.0, 0.0)])
+@pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 5), (1, 3), (2, 5)])
+def test_the_same_technique_under_other_seeds_raises_false_alarms_as_promised(counts, of_seeds, of_both):
     """No difference in truth: seeds, sentences and their interaction vary. At most 5 % of trials may see one."""
     random = np.random.default_rng(7)
     trials, sentences = 400, 60
@@ -94,9 +95,9 @@ def test_the_same_technique_under_other_seeds_raises_false_alarms_as_promised(se
     for trial in range(trials):
         difficulty_N = random.normal(0, 1, sentences)
         arms = []
-        for _ in range(2):
-            skill_S = random.normal(0, 0.25, (seeds, 1))
-            chance = 1 / (1 + np.exp(-(difficulty_N + skill_S + random.normal(0, 0.5, (seeds, sentences)))))
+        for seeds in counts:
+            skill_S = random.normal(0, of_seeds, (seeds, 1))
+            chance = 1 / (1 + np.exp(-(difficulty_N + skill_S + random.normal(0, of_both, (seeds, sentences)))))
             arms.append((random.random((seeds, sentences)) < chance).astype(float))
         tables = [np.stack([np.stack([run, np.ones(sentences)], 1) for run in arm]) for arm in arms]
         sampled = [np.stack([resample_sentences(run, weights, scorer("f1")) for run in table]) for table in tables]

@@ -126,10 +126,13 @@ def compare(
     be said of single runs without sentence statistics, and where neither seeds nor sentences make any difference.
 
     Each bootstrap replicate draws sentences and, within each arm, runs with replacement: the pigeonhole
-    bootstrap of crossed factors (Owen 2007, arXiv 0711.1402), which errs on the safe side. Two corrections
-    make it honest for few seeds: deviations between runs are widened by sqrt(n / (n - 1)), without which three
-    seeds understate their variance by a third; and its standard error is read against Student's t with
-    Satterthwaite's (1946) degrees of freedom. An arm with one run takes the spread of the other.
+    bootstrap of crossed factors (Owen 2007, arXiv 0711.1402). Three corrections make it honest: deviations
+    between runs are widened by sqrt(n / (n - 1)), without which three seeds understate their variance by a third;
+    the interaction of runs and sentences, which that bootstrap counts three times, is taken out twice, though never
+    below what runs or sentences alone give; and the standard error is read against Student's t with
+    Satterthwaite's (1946) degrees of freedom. An arm with one run takes the spread of the other; of arms with
+    different numbers of runs the few must not pass for steady by chance, so that the pooled spread counts where
+    it gives more.
     """
     arms = [np.asarray(arm, dtype=float), np.asarray(baseline, dtype=float)]
     spreads = [float(np.var(values, ddof=1)) if len(values) > 1 else None for values in arms]
@@ -151,11 +154,19 @@ def compare(
         elif spread is None and known:
             centre_R = centre_R + math.sqrt(known[0]) * generator.standard_normal(resamples)
         replicates.append(centre_R)
-    error = float(np.std(replicates[0] - replicates[1], ddof=1))
+    variance = float(np.var(replicates[0] - replicates[1], ddof=1))
+    runs_alone = sum(spread / len(values) for spread, values in zip(spreads, arms, strict=True) if spread)
+    if with_sentences and arm_SR is not None and baseline_SR is not None:
+        sentences_alone = float(np.var(arm_SR.mean(0) - baseline_SR.mean(0), ddof=1))
+        excess = 2.0 * (_interaction(arm_SR) + _interaction(baseline_SR))
+        variance = max(variance - excess, runs_alone, sentences_alone)
+    if len(known) == 2:
+        variance += max(0.0, _pooled(arms) * sum(1 / len(values) for values in arms) - runs_alone)
+    error = math.sqrt(variance)
     if error <= 1e-12 * max(1.0, float(np.abs(arms[0]).max())):  # nothing varied: there is no scale to judge by
         return None
     value = float(arms[0].mean() - arms[1].mean())
-    freedom = _freedom(error**2, arms, known)
+    freedom = _freedom(variance, arms, known)
     critical = student_quantile(0.5 + confidence / 2, freedom)
     p_worse = None
     if margin is not None:
@@ -169,6 +180,22 @@ def compare(
         p_worse=p_worse,
         seeds_resampled=bool(known),
     )
+
+
+def _interaction(sampled_SR: np.ndarray) -> float:
+    """The part of an arm's variance that stems from runs doing well on different sentences; 0 for a single run.
+
+    Resampling the same sentences for all runs moves them together, but for this part.
+    """
+    count = len(sampled_SR)
+    apart_SR = sampled_SR - sampled_SR.mean(0)
+    return float(apart_SR.var(1, ddof=1).mean()) / (count - 1) if count > 1 else 0.0
+
+
+def _pooled(arms: Sequence[np.ndarray]) -> float:
+    """The variance of a run, estimated from all arms as if it were the same in each."""
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in arms)
+    return squares / sum(len(values) - 1 for values in arms)
 
 
 def _freedom(variance: float, arms: Sequence[np.ndarray], known: Sequence[float]) -> float:
