@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a run's final file, or a model file on a named data set",
     "generate": "decode arguments or stdin lines: one line out for one line in",
     "inspect": "what a model file holds: tensors, shapes, bytes",
+    "report": "compare the runs below some folders: a table, and one HTML page",
     "list": "the models, data sets and techniques there are",
 }
 

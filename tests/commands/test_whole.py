@@ -73,6 +73,11 @@ def test_a_run_leaves_every_file_and_a_summary_whose_numbers_agree(name, request
     # What is read back from the file scores as the model did in memory.
     trained, file = (stage["valid"]["loss"] for stage in summary["stages"])
     assert trained == pytest.approx(file, rel=1e-6)
+    # What reports resample is stored: the loss, from its sentences or windows.
+    kept = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    loss = sum(row["nll"] for row in kept) / sum(row["targets"] for row in kept)
+    assert loss == pytest.approx(summary["test"]["loss"], rel=1e-4)
+    assert "<svg" in (run / "report.html").read_text()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all({"split", "step", "tokens", "seconds"} <= row.keys() for row in rows)
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3]

@@ -10,7 +10,8 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from tfx.errors import UserError
 from tfx.evaluation import metrics
-from tfx.evaluation.metrics import check_metrics, exact_match_normalized, higher_is_better, score_text, token_f1
+from tfx.evaluation.metrics import check_metrics, exact_match_normalized, score_text, token_f1
+from tfx.report.scores import LOSS_METRICS, higher_is_better
 
 HYPOTHESES = ["the cat sat on the mat .", "A quick brown fox", "", "nothing in common here", "the the the the the the"]
 REFERENCES = [
@@ -132,4 +133,4 @@ def test_rouge_without_its_library_is_refused_with_the_remedy(monkeypatch):
 
 def test_only_the_metrics_of_the_loss_are_better_when_lower():
     assert all(map(higher_is_better, metrics.TEXT_METRICS))
-    assert not any(map(higher_is_better, metrics.LOSS_METRICS))
+    assert not any(map(higher_is_better, LOSS_METRICS))

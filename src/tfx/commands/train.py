@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tfx.compression.checkpoint import LoadedModel
     from tfx.data.batching import Batch
     from tfx.data.prepare import PreparedData
+    from tfx.evaluation.quality import Quality
     from tfx.model.transformer import Transformer
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
@@ -153,6 +154,7 @@ class _Run:
             training = self._train()
             summary = self._evaluate(training, self._compress(training), dense_bytes)
             write_json(self.run.summary, summary)
+            self._report()
             self.console.result(closing_table(summary))
             self.console.result(f"run: {self.run.path}")
             return summary
@@ -176,6 +178,16 @@ class _Run:
         if self.config.init_from is not None:
             return Path(self.config.init_from).expanduser(), "init_from"
         return next(((teacher.path, "teacher") for teacher in self.teachers.values()), None)
+
+    def _report(self) -> None:
+        """Writes the page. The result is there already: a page that cannot be made is a note, not a failed run."""
+        from tfx.commands.report import report
+
+        try:
+            report([self.run.path], self.run.report)
+        except Exception as error:
+            self.console.failure(error)
+            self.console.note(f"no {self.run.report.name}: {type(error).__name__}: {error}")
 
     def _write_inputs(self) -> None:
         from omegaconf import OmegaConf
@@ -265,6 +277,7 @@ class _Run:
     def _evaluate(self, training: TrainingResult, file: Path, dense_bytes: int) -> dict[str, Any]:
         """Measures what is read back from the final file."""
         from tfx.compression import checkpoint
+        from tfx.evaluation.attention import record_attention
         from tfx.run.metrics import MetricsLog
 
         data, measurer = self.data, self.measurer
@@ -279,6 +292,9 @@ class _Run:
         measurer.measure_inference(loaded, self.run.model)
         measurer.stages[-1]["seconds"] = time.perf_counter() - start
         write_json_lines(self.run.predictions, test.predictions)
+        if count := self.config.evaluation.attention_maps:
+            inputs = _attended(test, data, count)
+            write_json(self.run.attention, record_attention(loaded.model, loaded.tokenizer, inputs))
         metrics = MetricsLog(self.run.metrics)
         for name, values in {"valid": valid, data.test_split: test.metrics}.items():
             row: dict[str, Any] = {"seconds": training.seconds, "final": True, **values}
@@ -393,6 +409,14 @@ def _header(
         ("run", str(folder)),
     ]
     return rows + [("note", note) for note in data.notes]
+
+
+def _attended(test: Quality, data: PreparedData, count: int) -> list[tuple[str | None, str]]:
+    """Inputs whose attention is kept: the first sources with what the model made of them, or pieces of the text."""
+    if data.task == "seq2seq":
+        return [(row["source"], row["hypothesis"]) for row in test.predictions[:count]]
+    tokens = data.splits[data.test_split].tokens
+    return [(None, data.tokenizer.decode(tokens[start : start + 24].tolist())) for start in range(0, 24 * count, 24)]
 
 
 def _plan_rows(stack: Stack, model: Transformer) -> list[tuple[str, str]]:

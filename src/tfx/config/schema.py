@@ -340,6 +340,9 @@ class EvaluationConfig:
     new_tokens: int = setting(200, "lm: tokens that `tfx generate` adds", minimum=1)
     batch_tokens: int = setting(8192, "tokens scored at once", minimum=1, unit="tokens")
     decode_valid: int | None = setting(None, "validation examples decoded at the end; null: all", minimum=1)
+    attention_maps: int = setting(
+        0, "test inputs whose attention weights are kept for the report", minimum=0, maximum=20
+    )
     latency_inputs: int = setting(50, "inputs timed one by one for the latency", minimum=1)
 
 

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tfx.errors import UserError, unknown
+from tfx.report.scores import SCORERS
 
 
 @dataclass
@@ -28,12 +31,6 @@ BLEU_VARIANTS: dict[str, dict[str, Any]] = {
 }
 ROUGE_VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 TEXT_METRICS = (*BLEU_VARIANTS, "chrf", *ROUGE_VARIANTS, "exact_match", "exact_match_normalized", "f1")
-LOSS_METRICS = ("loss", "perplexity", "bits_per_byte")
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more is better: true of all text metrics, false of those made from the loss."""
-    return metric not in LOSS_METRICS
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -85,15 +82,38 @@ def _add_sacrebleu(score: TextScore, name: str, hypotheses: list[str], reference
     metric = CHRF() if name == "chrf" else BLEU(**BLEU_VARIANTS[name])
     score.metrics[name] = metric.corpus_score(hypotheses, streams).score
     score.signatures[name] = str(metric.get_signature())
+    # The counts of a sentence add up to those of a corpus: what resampling sentences needs.
     if name == "chrf":
         for sentence, hypothesis, row in zip(score.sentences, hypotheses, references, strict=True):
-            sentence[name] = metric.sentence_score(hypothesis, row).score
+            sentence[name] = chrf_counts(hypothesis, row)
         return
-    # The counts of a sentence add up to those of a corpus: what resampling sentences needs.
     single = BLEU(**BLEU_VARIANTS[name], effective_order=True)
     for sentence, hypothesis, row in zip(score.sentences, hypotheses, references, strict=True):
         result = single.sentence_score(hypothesis, row)
         sentence[name] = [result.sys_len, result.ref_len, *result.counts, *result.totals]
+
+
+def chrf_counts(hypothesis: str, references: Sequence[str]) -> list[int]:
+    """Character n-grams (n from 1 to 6) in the output, in the reference, and in both: 18 counts, n by n.
+
+    Of several references the one with the best chrF counts, as in sacreBLEU (Popović 2015).
+    """
+    ours = _character_ngrams(hypothesis)
+    candidates = []
+    for reference in references:
+        theirs = _character_ngrams(reference)
+        counts: list[int] = []
+        for own, other in zip(ours, theirs, strict=True):
+            # Where the reference is too short to have such n-grams, those of the output do not count either.
+            counts += [own.total() if other else 0, other.total(), (own & other).total()]
+        candidates.append(counts)
+    scores = SCORERS["chrf"].corpus(np.asarray(candidates, dtype=float))
+    return candidates[int(np.argmax(scores))]
+
+
+def _character_ngrams(text: str) -> list[Counter[str]]:
+    letters = "".join(text.split())
+    return [Counter(letters[i : i + n] for i in range(len(letters) - n + 1)) for n in range(1, 7)]
 
 
 def _rouge_scorer(names: Sequence[str]) -> Any:

@@ -17,7 +17,7 @@ from tfx.model.transformer import Transformer
 
 @dataclass
 class Quality:
-    """Metrics by name, their signatures, and one prediction a sentence with what statistics need."""
+    """Metrics by name, their signatures, and one row a sentence (or window of a stream) with what statistics need."""
 
     metrics: dict[str, float]
     signatures: dict[str, str] = field(default_factory=dict)
@@ -39,6 +39,12 @@ def measure_quality(
     device = model.embedding.weight.device
     score = score_loss(model, split, tokenizer, batch_tokens=config.batch_tokens, device=device)
     quality = Quality(score.metrics)
+    losses = [
+        {"nll": round(float(nll), 4), "targets": int(targets)}
+        for nll, targets in zip(score.nll, score.targets, strict=True)
+    ]
+    if isinstance(split, Stream):
+        quality.predictions = losses
     if not isinstance(split, Pairs) or split.texts is None:
         return quality
     count = min(len(split), most_decoded or len(split))
@@ -48,8 +54,6 @@ def measure_quality(
     text = score_text(hypotheses, texts["references"], metrics)
     quality.metrics |= text.metrics
     quality.signatures = text.signatures
-    assert score.nll is not None
-    assert score.targets is not None
     for row, hypothesis in enumerate(hypotheses):
         references = texts["references"][row]
         quality.predictions.append(
@@ -57,8 +61,7 @@ def measure_quality(
                 "source": texts["source"][row],
                 "reference": references[0] if len(references) == 1 else references,
                 "hypothesis": hypothesis,
-                "nll": round(float(score.nll[row]), 4),
-                "targets": int(score.targets[row]),
+                **losses[row],
                 **text.sentences[row],
             }
         )

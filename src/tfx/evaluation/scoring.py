@@ -20,13 +20,13 @@ _SLICE = 1024
 
 @dataclass
 class LossScore:
-    """Negative log-likelihood of a split. ``nll`` and ``targets`` are by row, where rows are sentences."""
+    """Negative log-likelihood of a split. ``nll`` and ``targets`` are by row: a sentence, or a window of a stream."""
 
     total_nll: float
     total_targets: int
     text_bytes: int | None
-    nll: np.ndarray | None = None
-    targets: np.ndarray | None = None
+    nll: np.ndarray
+    targets: np.ndarray
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -54,11 +54,11 @@ def score_loss(
     """Scores every target of a split once, in fp32. The model is left in the mode that it was in."""
     was_training = model.training
     model.eval()
-    is_pairs = isinstance(split, Pairs)
-    nll = np.zeros(len(split)) if is_pairs else None
-    targets = np.zeros(len(split), dtype=np.int64) if is_pairs else None
-    total, count = 0.0, 0
     context = model.architecture.context
+    rows = len(split) if isinstance(split, Pairs) else len(range(0, max(1, len(split) - 1), context))
+    nll = np.zeros(rows)
+    targets = np.zeros(rows, dtype=np.int64)
+    total, count = 0.0, 0
     for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context):
         moved = batch.to(device)
         hidden = run_batch(model, moved).flatten(0, 1)
@@ -69,9 +69,10 @@ def score_loss(
         by_row = nll_N.view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
         total += float(by_row.sum())
         count += batch.targets
-        if nll is not None and targets is not None:
-            nll[batch.rows] = by_row
-            targets[batch.rows] = (batch.target_out_BT >= 0).sum(1).numpy()
+        # The rows of a pair are its number, those of a window the position it begins at.
+        place = batch.rows if isinstance(split, Pairs) else batch.rows // context
+        nll[place] = by_row
+        targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
     model.train(was_training)
     text_bytes = None
     if isinstance(split, Stream):

@@ -142,6 +142,27 @@ class Attention(nn.Module):
             out = out.transpose(1, 2).reshape(rows, self.heads, queries, self.head_width)
         return self.o(out.transpose(1, 2).reshape(rows, queries, self.heads * self.head_width))
 
+    def weights(
+        self,
+        x_BTD: Tensor,
+        memory_BSD: Tensor | None,
+        bias: Bias,
+        rotary: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """What `forward` weighs the values with, (B, H, T, S): the same kernel, with the identity as its values."""
+        origin = x_BTD if memory_BSD is None else memory_BSD
+        q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
+        k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
+        if rotary is not None:
+            q_BHTK, k_BGSK = rotate(q_BHTK, *rotary), rotate(k_BGSK, *rotary)
+        k_BHSK = k_BGSK.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        identity_BHSS = torch.eye(k_BHSK.shape[2], dtype=q_BHTK.dtype, device=x_BTD.device).expand(
+            *k_BHSK.shape[:2], -1, -1
+        )
+        return functional.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, identity_BHSS, attn_mask=self._mask(bias, q_BHTK.dtype), is_causal=bias.causal
+        )
+
     def _mask(self, bias: Bias, dtype: torch.dtype) -> Tensor | None:
         if bias.distance_TS is None or self.slopes is None:
             return bias.mask

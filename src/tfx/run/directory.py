@@ -89,6 +89,21 @@ class RunDirectory:
         return self.path / "predictions.jsonl"
 
     @property
+    def tensors(self) -> Path:
+        """Shape, codec, bits and sparsity of each tensor of the final file."""
+        return self.path / "tensors.json"
+
+    @property
+    def attention(self) -> Path:
+        """Attention weights of a few test inputs, where `evaluation.attention_maps` asks for them."""
+        return self.path / "attention.json"
+
+    @property
+    def report(self) -> Path:
+        """One page about this run."""
+        return self.path / "report.html"
+
+    @property
     def summary(self) -> Path:
         """The result."""
         return self.path / "summary.json"

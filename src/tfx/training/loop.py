@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from tfx.config.schema import Root
 from tfx.data.batching import Batch, training_batches
 from tfx.data.prepare import PreparedData
-from tfx.evaluation.metrics import LOSS_METRICS
 from tfx.evaluation.scoring import run_batch, score_loss
 from tfx.model.device import Precision, choose_precision
 from tfx.model.flops import forward_flops
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer
+from tfx.report.scores import LOSS_METRICS
 from tfx.run.seeds import derive_seed
 from tfx.techniques.contract import Moment, Objective
 from tfx.techniques.stack import Stack

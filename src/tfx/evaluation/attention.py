@@ -1,0 +1,81 @@
+"""What a model attends to: the attention weights of every layer on a few inputs, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tfx.data.tokenizer import Tokenizer
+from tfx.model.attention import Attention
+from tfx.model.transformer import Transformer
+
+_MOST_TOKENS = 32  # a map of more cannot be read
+
+
+@torch.inference_mode()
+def record_attention(
+    model: Transformer, tokenizer: Tokenizer, inputs: Sequence[tuple[str | None, str]]
+) -> list[dict[str, Any]]:
+    """The attention weights of each (source, target) text, teacher-forced; a language model's source is None.
+
+    Returns the rows of `attention.json`: ``tokens_source``, ``tokens_target`` and ``layers``, each with its
+    ``name`` (``encoder 0 self``, ``decoder 0 self``, ``decoder 0 cross``) and ``weights`` by head, query and key.
+    Queries and keys of the encoder are source tokens. Texts are cut to 32 tokens. The model is left in the mode
+    that it was in.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.embedding.weight.device
+    layers: list[dict[str, Any]] = []
+
+    def recorder(name: str) -> Any:
+        def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+            assert isinstance(module, Attention)
+            weights_BHTS = module.weights(*arguments[:4])
+            layers.append({"name": name, "weights": _rounded(weights_BHTS[0].float())})
+
+        return record
+
+    handles = []
+    for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
+        for index, block in enumerate(stack.blocks if stack is not None else []):
+            for kind, module in (("self", block.attention), ("cross", block.cross)):
+                if isinstance(module, Attention):
+                    handles.append(module.register_forward_pre_hook(recorder(f"{side} {index} {kind}")))
+    rows = []
+    try:
+        for source, target in inputs:
+            source_ids = (
+                [*tokenizer.encode([source])[0][: _MOST_TOKENS - 1], tokenizer.eos] if source is not None else []
+            )
+            target_ids = tokenizer.encode([target])[0]
+            target_ids = [tokenizer.bos, *target_ids] if source is not None else target_ids
+            target_ids = target_ids[:_MOST_TOKENS]
+            if not target_ids:
+                continue
+            layers = []
+            source_BS = torch.tensor([source_ids], device=device) if source is not None else None
+            model(torch.tensor([target_ids], device=device), source_BS)
+            rows.append(
+                {
+                    "tokens_source": _words(tokenizer, source_ids),
+                    "tokens_target": _words(tokenizer, target_ids),
+                    "layers": layers,
+                }
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    return rows
+
+
+def _words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Tokens as a reader knows them; special ones and white space by their names in the vocabulary."""
+    return [tokenizer.decode([token]).strip() or tokenizer.token(token) for token in ids]
+
+
+def _rounded(weights_HTS: torch.Tensor) -> list[Any]:
+    return [[[round(value, 3) for value in row] for row in head] for head in weights_HTS.tolist()]

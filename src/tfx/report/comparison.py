@@ -1,0 +1,351 @@
+"""Runs grouped into arms, arms compared with their baseline, and what makes a comparison unfair."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfx.errors import unknown
+from tfx.report.runs import LeftOut, Run, find_runs
+from tfx.report.scores import higher_is_better, scorer
+from tfx.report.statistics import (
+    Difference,
+    compare,
+    holm,
+    pareto_front,
+    resample_sentences,
+    seed_interval,
+    sentence_weights,
+)
+
+_SAME_BUDGET = 0.02  # batches end where they end: budgets within 2 % count as the same
+_LABEL_KEYS = 3
+
+
+@dataclass
+class Arm:
+    """One config, run with one or more seeds."""
+
+    label: str
+    runs: list[Run]
+    difference: Difference | None = None
+    p_holm: float | None = None
+    p_worse_holm: float | None = None
+    fronts: dict[str, bool] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """The primary metric."""
+        return self.runs[0].metric
+
+    @property
+    def scores(self) -> list[float]:
+        """The primary metric of each run."""
+        return [run.test[self.metric] for run in self.runs]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean over seeds."""
+        return seed_interval(self.scores)
+
+    def mean(self, read: Callable[[Run], float | None]) -> float | None:
+        """The mean of a number over the runs; None where a run lacks it."""
+        values = [read(run) for run in self.runs]
+        return None if any(value is None for value in values) else float(np.mean([v for v in values if v is not None]))
+
+
+COSTS: dict[str, tuple[str, Callable[[Run], float | None]]] = {
+    "bytes": ("file, MB", lambda run: run.bytes["file"]),
+    "latency": ("latency, median, ms", lambda run: run.latency_ms),
+    "seconds": ("training with the teacher's, s", lambda run: run.seconds or None),
+    "flops": ("training with the teacher's, TFLOPs", lambda run: run.flops or None),
+}
+
+SCALES = {"bytes": 1e-6, "flops": 1e-12}
+"""From the unit of the facts to the unit of `COSTS`' labels, which plots have."""
+
+
+@dataclass
+class Family:
+    """Arms that answer the same question: one data set, task and primary metric."""
+
+    dataset: str
+    task: str
+    metric: str
+    arms: list[Arm]
+    baseline: Arm
+    margin: float | None
+    warnings: list[str]
+
+    @property
+    def others(self) -> list[Arm]:
+        """All arms but the baseline."""
+        return [arm for arm in self.arms if arm is not self.baseline]
+
+
+@dataclass
+class Comparison:
+    """All that a report says, before it is shown."""
+
+    families: list[Family]
+    left_out: list[LeftOut]
+
+    def facts(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {
+            "families": [
+                {
+                    "dataset": family.dataset,
+                    "task": family.task,
+                    "metric": family.metric,
+                    "higher_is_better": higher_is_better(family.metric),
+                    "baseline": family.baseline.label,
+                    "margin": family.margin,
+                    "warnings": family.warnings,
+                    "arms": [arm_facts(arm) for arm in family.arms],
+                }
+                for family in self.families
+            ],
+            "left_out": [{"path": str(item.path), "reason": item.reason} for item in self.left_out],
+        }
+
+
+def arm_facts(arm: Arm) -> dict[str, Any]:
+    """One row of the table as plain values."""
+    interval, difference = arm.interval, arm.difference
+    return {
+        "arm": arm.label,
+        "runs": len(arm.runs),
+        "seeds": [run.seed for run in arm.runs],
+        "mean": float(np.mean(arm.scores)),
+        "spread": float(np.std(arm.scores, ddof=1)) if len(arm.runs) > 1 else None,
+        "low": interval[0] if interval else None,
+        "high": interval[1] if interval else None,
+        "difference": difference.value if difference else None,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "p": difference.p if difference else None,
+        "p_holm": arm.p_holm,
+        "p_worse": difference.p_worse if difference else None,
+        "p_worse_holm": arm.p_worse_holm,
+        "seeds_resampled": difference.seeds_resampled if difference else None,
+        **{name: arm.mean(read) for name, (_, read) in COSTS.items()},
+        "on_front": arm.fronts,
+        "metrics": {
+            name: arm.mean(lambda run, name=name: run.test.get(name))  # type: ignore[misc]
+            for name in arm.runs[0].test
+        },
+        "warnings": arm.warnings,
+        "paths": [str(run.path) for run in arm.runs],
+    }
+
+
+def compare_runs(paths: Sequence[Path], *, baseline: str | None = None, margin: float | None = None) -> Comparison:
+    """Finds, groups and compares the runs below the paths.
+
+    ``baseline`` names an arm by its label or by one of its run directories; None: the arm without techniques
+    that has the most runs. ``margin`` is what an arm may lose and still count as not worse, in the metric's
+    own unit. Raises `UserError` where there is nothing to compare or the baseline is unknown.
+    """
+    runs, left_out = find_runs(paths)
+    by_question: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        by_question[run.dataset, run.task, run.metric].append(run)
+    families = []
+    for (dataset, task, metric), members in by_question.items():
+        arms = group(members)
+        chosen = _choose_baseline(arms, baseline)
+        families.append(Family(dataset, task, metric, arms, chosen or _plainest(arms), margin, []))
+    if baseline is not None and not any(_choose_baseline(family.arms, baseline) for family in families):
+        raise unknown("baseline", baseline, [arm.label for family in families for arm in family.arms])
+    for family in families:
+        _test_differences(family)
+        _mark_fronts(family)
+        _warn(family)
+    return Comparison(families, left_out)
+
+
+def group(runs: Sequence[Run]) -> list[Arm]:
+    """Runs of one config, seeds aside, become an arm; labels name what tells the arms apart."""
+    by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        key = (run.techniques, *sorted((name, repr(value)) for name, value in run.config.items()))
+        by_config[key].append(run)
+    members = [sorted(arm, key=lambda run: (run.seed, str(run.path))) for arm in by_config.values()]
+    return [Arm(label, arm) for label, arm in zip(_labels([arm[0] for arm in members]), members, strict=True)]
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Techniques, and the settings that differ from those of the plainest config, or of the commonest of that stack."""
+    common: dict[tuple[tuple[str, ...], str], Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        for name, value in run.config.items():
+            common[run.techniques, name][repr(value)] += 1
+    plain = min(runs, key=lambda run: len(run.techniques)).config
+    labels = []
+    for run in runs:
+        words = []
+        for name, value in sorted(run.config.items()):
+            if name.startswith("technique"):
+                differs = common[run.techniques, name].most_common(1)[0][0] != repr(value)
+            else:
+                differs = name in plain and plain[name] != value
+            if differs and value is not None and not name.endswith((".name", ".path")):
+                words.append(f"{'.'.join(name.split('.')[-2:])}={value}")
+        stack = "+".join(run.techniques) or "no technique"
+        more = f" and {len(words) - _LABEL_KEYS} more" if len(words) > _LABEL_KEYS else ""
+        labels.append(" ".join([stack, *words[:_LABEL_KEYS]]) + more)
+    counts = Counter(labels)
+    numbers: Counter[str] = Counter()
+    for index, label in enumerate(labels):
+        if counts[label] > 1:
+            numbers[label] += 1
+            labels[index] = f"{label} ({numbers[label]})"
+    return labels
+
+
+def _plainest(arms: Sequence[Arm]) -> Arm:
+    return min(arms, key=lambda arm: (len(arm.runs[0].techniques), -len(arm.runs)))
+
+
+def _choose_baseline(arms: Sequence[Arm], name: str | None) -> Arm | None:
+    if name is None:
+        return None
+    for arm in arms:
+        if name == arm.label or Path(name).resolve() in [run.path.resolve() for run in arm.runs]:
+            return arm
+    return None
+
+
+def _test_differences(family: Family) -> None:
+    """Every arm against the baseline over common bootstrap samples, corrected together (Holm 1979)."""
+    metric, base = family.metric, family.baseline
+    keys = {run.sentences for run in base.runs}
+    common = keys.pop() if len(keys) == 1 else ""
+    weights_RN: np.ndarray | None = None
+
+    def resampled(arm: Arm) -> np.ndarray | None:
+        nonlocal weights_RN
+        rows = []
+        for run in arm.runs:
+            if not common or run.sentences != common or run.statistics_NK is None:
+                return None
+            if weights_RN is None:
+                weights_RN = sentence_weights(len(run.statistics_NK))
+            sampled_R = resample_sentences(run.statistics_NK, weights_RN, scorer(metric))
+            if metric == "bits_per_byte":  # in the unit of the summary, not in nats a token
+                sampled_R = sampled_R * (run.test[metric] / run.test["loss"])
+            rows.append(sampled_R)
+        return np.stack(rows)
+
+    if not family.others:
+        return
+    base_SR = resampled(base)
+    for arm in family.others:
+        arm_SR = resampled(arm)
+        if arm_SR is None or base_SR is None:
+            arm.warnings.append("no sentence statistics in common with the baseline: only seeds are resampled")
+        arm.difference = compare(
+            arm.scores, base.scores, arm_SR, base_SR, higher_is_better=higher_is_better(metric), margin=family.margin
+        )
+    tested = [(arm, arm.difference) for arm in family.others if arm.difference is not None]
+    for (arm, _), p in zip(tested, holm([difference.p for _, difference in tested]), strict=True):
+        arm.p_holm = p
+    if family.margin is not None:
+        worse = [difference.p_worse for _, difference in tested if difference.p_worse is not None]
+        for (arm, _), p in zip(tested, holm(worse), strict=True):
+            arm.p_worse_holm = p
+
+
+def _mark_fronts(family: Family) -> None:
+    sign = 1.0 if higher_is_better(family.metric) else -1.0
+    for name, (_, read) in COSTS.items():
+        placed = [(arm, cost) for arm in family.arms if (cost := arm.mean(read)) is not None]
+        gains = [sign * float(np.mean(arm.scores)) for arm, _ in placed]
+        for (arm, _), on_front in zip(placed, pareto_front([cost for _, cost in placed], gains), strict=True):
+            arm.fronts[name] = on_front
+
+
+# --- fairness ---------------------------------------------------------------------------------------
+
+
+def _machine(run: Run) -> str:
+    hardware = run.environment.get("hardware") or {}
+    parts = [hardware.get(key) for key in ("processor", "gpu", "device", "cores")]
+    return ", ".join([*(str(part) for part in parts if part is not None), f"{run.environment.get('threads')} threads"])
+
+
+def _part(part: str, name: str) -> Callable[[Run], str]:
+    return lambda run: str((run.environment.get(part) or {}).get(name, "not recorded"))
+
+
+def _warn(family: Family) -> None:
+    """Fills the warnings: each says what differs from the baseline, and what that makes of the comparison."""
+    checks: list[tuple[str, Callable[[Run], str], str]] = [
+        ("other data", _part("fingerprints", "data"), "the quality is not comparable"),
+        ("another tokenizer", _part("fingerprints", "tokenizer"), "losses a token are not comparable"),
+        ("another test split", lambda run: run.test_split, "the quality is not comparable"),
+        (
+            "another metric signature",
+            lambda run: run.signatures.get(family.metric, ""),
+            "the scores are not comparable",
+        ),
+        ("another machine", _machine, "latencies and seconds are not comparable"),
+        ("another torch", _part("packages", "torch"), "speed and last digits may differ for that reason"),
+    ]
+    base = family.baseline
+    for what, read, consequence in checks:
+        expected = Counter(map(read, base.runs)).most_common(1)[0][0]
+        for arm in family.arms:
+            found = sorted({read(run) for run in arm.runs} - {expected})
+            if found:
+                shown = ", ".join(_short(value) for value in found[:2])
+                arm.warnings.append(f"{what} ({shown}; baseline: {_short(expected)}): {consequence}")
+    expected_tokens = base.mean(lambda run: run.train.get("tokens")) or 0.0
+    for arm in family.others:
+        tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
+        if abs(tokens - expected_tokens) > _SAME_BUDGET * max(tokens, expected_tokens):
+            arm.warnings.append(
+                f"another budget ({tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}): "
+                "the difference is not that of the techniques alone"
+            )
+    single = [arm.label for arm in family.arms if len(arm.runs) == 1]
+    if len(family.arms) > 1 and len(single) == len(family.arms):
+        family.warnings.append(
+            "Every config has one run: intervals resample sentences only and say nothing of another training. "
+            "Run each with three seeds or more."
+        )
+    by_text: dict[str, list[str]] = defaultdict(list)
+    for arm in family.arms:
+        for warning in arm.warnings:
+            by_text[warning].append(arm.label)
+    family.warnings += [f"{_listed(arms)}: {text}." for text, arms in by_text.items()]
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:12]}…"
+
+
+def _listed(labels: Iterable[str], most: int = 4) -> str:
+    names = list(labels)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def verdict(arm: Arm, family: Family) -> str:
+    """The difference in a word, at 5 % after Holm's correction."""
+    if arm is family.baseline:
+        return "baseline"
+    difference = arm.difference
+    if difference is None or arm.p_holm is None:
+        return "not testable: nothing varies"
+    better = (difference.value > 0) == higher_is_better(family.metric)
+    words = ("better" if better else "worse") if arm.p_holm < 0.05 else "no difference shown"
+    if arm.p_worse_holm is not None and arm.p_worse_holm < 0.05:
+        words += ", not worse than the margin"
+    return words if difference.seeds_resampled else f"{words} (sentences only)"

@@ -1,0 +1,273 @@
+"""One self-contained HTML page: no script, no request; every text of a run is escaped by the template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfx.report import plots
+from tfx.report.comparison import COSTS, SCALES, Arm, Comparison, Family, verdict
+from tfx.report.plots import Plot, Point, number
+from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
+from tfx.report.scores import higher_is_better
+from tfx.report.statistics import RESAMPLES
+from tfx.run.console import clock, size
+
+_MOST_ARMS_IN_DETAIL = 6
+_MOST_DIFFERENCES = 40
+_MOST_EXAMPLES = 8
+_MOST_ATTENTION = 2
+_MOST_TEXT = 600
+
+
+def render(comparison: Comparison) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    families = comparison.families
+    runs = sum(len(arm.runs) for family in families for arm in family.arms)
+    names = ", ".join(dict.fromkeys(family.dataset for family in families))
+    first = families[0].arms[0].runs[0]
+    title = f"{first.model} on {names}" if runs == 1 else f"{runs} runs on {names}"
+    configs = sum(len(family.arms) for family in families)
+    subtitle = str(first.path) if runs == 1 else f"{configs} configs; {len(comparison.left_out)} folders left out"
+    return environment.get_template("page.html").render(
+        title=title,
+        subtitle=subtitle,
+        families=[_family(family) for family in families],
+        left_out=[[str(item.path), item.reason] for item in comparison.left_out],
+        resamples=f"{RESAMPLES:,}",
+    )
+
+
+def table_columns(family: Family) -> list[str]:
+    """Headings of the table of arms."""
+    return [
+        "",
+        "config",
+        "verdict",
+        "runs",
+        family.metric,
+        "95 % of the mean",
+        "difference",
+        "95 %",
+        "p (Holm)",
+        *(["p not worse"] if family.margin is not None else []),
+        "file",
+        "latency",
+        "training",
+    ]
+
+
+def table_rows(family: Family) -> list[list[str]]:
+    """The table of arms as text."""
+    rows = []
+    for place, arm in enumerate(family.arms, 1):
+        interval, difference = arm.interval, arm.difference
+        latency, file, seconds = (arm.mean(COSTS[name][1]) for name in ("latency", "bytes", "seconds"))
+        rows.append(
+            [
+                str(place),
+                arm.label,
+                verdict(arm, family),
+                str(len(arm.runs)),
+                number(float(np.mean(arm.scores)))
+                + (f" ± {float(np.std(arm.scores, ddof=1)):.2g}" if len(arm.runs) > 1 else ""),
+                f"{number(interval[0])} to {number(interval[1])}" if interval else "–",
+                f"{difference.value:+.3g}" if difference else "–",
+                f"{difference.low:+.3g} to {difference.high:+.3g}" if difference else "–",
+                _p(arm.p_holm),
+                *([_p(arm.p_worse_holm)] if family.margin is not None else []),
+                size(file) if file is not None else "–",
+                f"{latency:.1f} ms" if latency is not None else "–",
+                clock(seconds) if seconds is not None else "–",
+            ]
+        )
+    return rows
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _family(family: Family) -> dict[str, Any]:
+    metric, arms = family.metric, family.arms
+    better = "more" if higher_is_better(metric) else "less"
+    dominated = {arm.label for arm in arms if arm.fronts and not any(arm.fronts.values())}
+    kinds = ["base" if arm is family.baseline else "dominated" if arm.label in dominated else "" for arm in arms]
+    detailed = [family.baseline, *family.others][:_MOST_ARMS_IN_DETAIL]
+    signature = family.baseline.runs[0].signatures.get(metric)
+    split = family.baseline.runs[0].test_split
+    heat_maps = []
+    for arm in detailed:
+        if tensors := read_tensors(arm.runs[0].path):
+            heat_maps.append(plots.heat_map(arm.label, tensors, "bits_per_weight", "Bits a weight"))
+            if any(tensor["sparsity"] > 0 for tensor in tensors):
+                heat_maps.append(plots.heat_map(arm.label, tensors, "sparsity", "Sparsity"))
+    return {
+        "title": f"{family.dataset}: {metric}",
+        "warnings": family.warnings,
+        "conclusions": _conclusions(family),
+        "caption": f"{metric} on the {split} split, {better} is better"
+        + (f"; signature {signature}" if signature else ""),
+        "columns": table_columns(family),
+        "rows": [{"kind": kind, "cells": cells} for kind, cells in zip(kinds, table_rows(family), strict=True)],
+        "differences": _differences(family),
+        "fronts": _fronts(family) if len(arms) > 1 else [],
+        "curves": _curves(family),
+        "curves_note": f"The first {plots.MOST_SERIES} configs of {len(arms)}."
+        if len(arms) > plots.MOST_SERIES
+        else "",
+        "stages": [_stages(arm) for arm in detailed if len(arm.runs[0].stages) > 2],
+        "heat_maps": heat_maps,
+        "examples": [example for arm in detailed if (example := _examples(arm, family)) is not None],
+        "attention": _attention(detailed[0].runs[0] if len(arms) == 1 else detailed[-1].runs[0]),
+        "run_columns": ["config", "folder", "seed", *arms[0].runs[0].test, "steps", "tokens", "seconds"],
+        "run_rows": [
+            [
+                arm.label,
+                str(run.path),
+                str(run.seed),
+                *(number(run.test.get(name)) for name in arms[0].runs[0].test),
+                *(number(run.train.get(name)) for name in ("steps", "tokens", "seconds")),
+            ]
+            for arm in arms
+            for run in arm.runs
+        ],
+    }
+
+
+def _conclusions(family: Family) -> list[str]:
+    """What the table shows, in sentences; nothing where there is one arm."""
+    if not family.others:
+        return []
+    words: dict[str, list[str]] = {}
+    for arm in family.others:
+        words.setdefault(verdict(arm, family), []).append(arm.label)
+    lines = [f"Baseline: {family.baseline.label}."]
+    for what, labels in words.items():
+        shown = ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+        lines.append(f"{what[0].upper()}{what[1:]}: {shown}.")
+    widths = [d.high - d.low for arm in family.others if (d := arm.difference) is not None and d.seeds_resampled]
+    if widths:
+        half = float(np.median(widths)) / 2
+        lines.append(
+            f"With so many runs a single comparison can show differences of about {half:.2g} {family.metric} and more."
+        )
+    return lines
+
+
+def _differences(family: Family) -> Plot | None:
+    rows = [(arm.label, d.value, d.low, d.high) for arm in family.others if (d := arm.difference) is not None]
+    if not rows:
+        return None
+    sign = -1 if higher_is_better(family.metric) else 1
+    rows.sort(key=lambda row: sign * row[1])
+    return plots.differences(
+        rows[:_MOST_DIFFERENCES], family.metric, family.margin, higher_is_better=higher_is_better(family.metric)
+    )
+
+
+def _fronts(family: Family) -> list[Plot]:
+    result = []
+    better = "more" if higher_is_better(family.metric) else "less"
+    for name, (label, read) in COSTS.items():
+        scale = SCALES.get(name, 1.0)
+        points = []
+        for arm in family.arms:
+            cost = arm.mean(read)
+            if cost is not None:
+                low, high = arm.interval or (None, None)
+                mean = float(np.mean(arm.scores))
+                points.append(Point(arm.label, cost * scale, mean, low, high, arm.fronts[name], arm is family.baseline))
+        if len(points) > 1:
+            quality = f"{family.metric} ({better} is better)"
+            result.append(plots.front(points, label, quality, f"{family.metric} against {label.split(',')[0]}"))
+    return result
+
+
+def _curves(family: Family) -> Plot | None:
+    shown = [family.baseline, *family.others][: plots.MOST_SERIES]
+    rows = [row for arm in shown for run in arm.runs for row in run.curve]
+    if not rows:
+        return None
+    metric = family.metric if all(family.metric in row for row in rows) else "loss"
+    series = []
+    for arm in shown:
+        lines = [
+            [(row["tokens"], row[metric]) for row in run.curve if {"tokens", metric} <= row.keys()] for run in arm.runs
+        ]
+        if any(lines):
+            series.append((arm.label, [line for line in lines if line]))
+    return plots.curves(series, metric) if series else None
+
+
+def _stages(arm: Arm) -> Plot:
+    rows = arm.runs[0].stages
+    metric = arm.metric if all(arm.metric in row["valid"] for row in rows) else "loss"
+    return plots.stages(arm.label, rows, metric)
+
+
+def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
+    """Sentences whose loss changed most from the dense reference, else from the baseline's run of that seed."""
+    run = arm.runs[0]
+    place = (run.reference or {}).get("path")
+    if isinstance(place, str) and Path(place).is_dir():
+        dense, name = Path(place), str((run.reference or {}).get("name", "its reference"))
+    elif arm is not family.baseline:
+        dense, name = _same_seed(family.baseline.runs, run.seed).path, family.baseline.label
+    else:
+        return None
+    before = {row.get("source"): row for row in read_predictions(dense) if isinstance(row.get("source"), str)}
+    changes = []
+    for row in read_predictions(run.path):
+        other = before.get(row.get("source"))
+        try:
+            if other is not None and other.get("hypothesis") != row["hypothesis"]:
+                change = row["nll"] / row["targets"] - other["nll"] / other["targets"]
+                changes.append((abs(change), change, row, other))
+        except (KeyError, TypeError, ZeroDivisionError):
+            continue
+    if not changes:
+        return None
+    changes.sort(key=lambda item: -item[0])
+    rows = [
+        {
+            "source": str(row["source"])[:_MOST_TEXT],
+            "reference": _references(row.get("reference"))[:_MOST_TEXT],
+            "dense": str(other.get("hypothesis"))[:_MOST_TEXT],
+            "hypothesis": str(row["hypothesis"])[:_MOST_TEXT],
+            "change": f"{change:+.2f} nats a token",
+        }
+        for _, change, row, other in changes[:_MOST_EXAMPLES]
+    ]
+    return {"label": arm.label, "reference": name, "rows": rows}
+
+
+def _references(value: Any) -> str:
+    return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _same_seed(runs: Sequence[Run], seed: int) -> Run:
+    return next((run for run in runs if run.seed == seed), runs[0])
+
+
+def _attention(run: Run) -> list[Plot]:
+    result = []
+    for row in read_attention(run.path)[:_MOST_ATTENTION]:
+        for layer in row["layers"]:
+            weights_HTS = layer["weights_HTS"]
+            sides = {"encoder": (row["tokens_source"],) * 2, "cross": (row["tokens_target"], row["tokens_source"])}
+            words = layer["name"].split()
+            queries, keys = sides.get(words[0]) or sides.get(words[-1]) or (row["tokens_target"],) * 2
+            if weights_HTS.ndim == 3 and weights_HTS.size and weights_HTS.shape[1:] == (len(queries), len(keys)):
+                result.append(plots.attention(keys, queries, weights_HTS.mean(0), f"{layer['name']}, heads averaged"))
+    return result

@@ -1,0 +1,364 @@
+"""Plots as inline SVG: drawn by matplotlib, coloured by the page's CSS variables, so that they follow light and dark.
+
+Each has a title and a description for screen readers. Series differ by marker and dash as well as by colour.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
+
+# Colours that stand for CSS variables: nothing else in a figure may have them.
+_INK, _MUTED, _GRID, _PAPER = "#010a01", "#010a02", "#010a03", "#010a04"
+_SERIES = [f"#010b{i:02x}" for i in range(8)]
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line", _PAPER: "--paper"} | {
+    color: f"--series-{i}" for i, color in enumerate(_SERIES)
+}
+_MARKERS = "osD^vPX*"
+_DASHES: list[Any] = [
+    "-",
+    (0, (5, 2)),
+    (0, (1, 1.5)),
+    (0, (5, 2, 1, 2)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1)),
+    "-",
+    (0, (2, 2)),
+]
+MOST_SERIES = len(_SERIES)
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tfx",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.7,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An SVG, and the table of what it shows: column names and rows of text."""
+
+    svg: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, thousands apart; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def _render(figure: Figure, title: str, description: str) -> str:
+    """The figure as an inline SVG whose ids are its own and whose colours are variables."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    key = f"p{zlib.crc32((svg + title).encode()):x}"
+    svg = re.sub(r'\bid="', f'id="{key}-', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{key}-", svg)
+    svg = re.sub(r"#010[ab]0[0-9a-f]", lambda found: f"var({_VARIABLES[found[0]]})", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    width = float(size[1]) if size else 500.0
+    head = (
+        f'<svg role="img" aria-labelledby="{key}-t {key}-d" style="max-width:{width * 4 / 3:.0f}px" '
+        f'viewBox="{size[0][9:-1] if size else ""}" xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="{key}-t">{escape(title)}</title>'
+        f'<desc id="{key}-d">{escape(description)}</desc>'
+    )
+    return head + svg[svg.index(">") + 1 :]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+def differences(
+    rows: Sequence[tuple[str, float, float, float]], unit: str, margin: float | None, *, higher_is_better: bool
+) -> Plot:
+    """Differences to the baseline with their intervals: label, difference, low, high."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(7.2, 0.9 + 0.32 * len(rows))
+        for place, (_, value, low, high) in enumerate(rows):
+            certain = low > 0 or high < 0
+            axes.plot([low, high], [place, place], color=_SERIES[0], linewidth=2.2, solid_capstyle="round")
+            face = _SERIES[0] if certain else _PAPER
+            axes.plot(
+                [value], [place], "o", color=_SERIES[0], markerfacecolor=face, markersize=6.5, markeredgewidth=1.6
+            )
+        axes.axvline(0.0, color=_INK, linewidth=1)
+        if margin is not None:
+            edge = -margin if higher_is_better else margin
+            axes.axvline(edge, color=_INK, linewidth=1, linestyle=_DASHES[1])
+            axes.annotate(
+                "margin", (edge, -0.5), xytext=(-3, 0), textcoords="offset points", fontsize=8, ha="right", va="top"
+            )
+        axes.set_yticks(range(len(rows)), [_cut(row[0], 44) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"difference to the baseline, {unit} ({'more' if higher_is_better else 'less'} is better)")
+        title = "Differences to the baseline"
+        text = f"{len(rows)} configs with 95 % intervals; a filled mark where the interval leaves out zero."
+        svg = _render(figure, title, text)
+    columns = ["config", f"difference, {unit}", "95 % from", "to"]
+    return Plot(svg, title, columns, [[row[0], *(f"{value:+.4g}" for value in row[1:])] for row in rows])
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm in a plane of cost and quality; ``low`` and ``high`` bound the quality where seeds allow."""
+
+    label: str
+    cost: float
+    quality: float
+    low: float | None
+    high: float | None
+    on_front: bool
+    is_baseline: bool
+
+
+def front(points: Sequence[Point], cost_label: str, quality_label: str, title: str) -> Plot:
+    """Quality against one cost: the front as a line, dominated arms grey and hollow, numbered as in the table."""
+    higher = "less is better" not in quality_label
+    with rc_context(_STYLE):
+        figure, axes = _figure(5.4, 3.7)
+        best = sorted((point for point in points if point.on_front), key=lambda point: point.cost)
+        axes.step([p.cost for p in best], [p.quality for p in best], where="post", color=_SERIES[0], linewidth=1.4)
+        for place, point in enumerate(points, 1):
+            color = _SERIES[0] if point.on_front else _MUTED
+            if point.low is not None and point.high is not None:
+                axes.plot([point.cost] * 2, [point.low, point.high], color=color, linewidth=1.1)
+            axes.plot(
+                [point.cost],
+                [point.quality],
+                "D" if point.is_baseline else "o",
+                color=color,
+                markerfacecolor=color if point.on_front else _PAPER,
+                markersize=7,
+            )
+            if point.on_front or point.is_baseline or len(points) <= 24:
+                axes.annotate(
+                    str(place),
+                    (point.cost, point.quality),
+                    xytext=(6, 5 if higher else -11),
+                    textcoords="offset points",
+                    fontsize=8.5,
+                    color=_INK if point.on_front else _MUTED,
+                )
+        costs = [point.cost for point in points]
+        if 20 * min(costs) < max(costs) < 1e5 * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=False)
+        axes.margins(0.09, 0.12)
+        axes.set_xlabel(f"{cost_label} (less is better)")
+        axes.set_ylabel(quality_label)
+        text = f"On the Pareto front, filled: {', '.join(p.label for p in best)}. Grey hollow marks are dominated."
+        svg = _render(figure, title, text)
+    rows = [
+        [str(i), p.label, number(p.cost), number(p.quality), "on the front" if p.on_front else "dominated"]
+        for i, p in enumerate(points, 1)
+    ]
+    return Plot(svg, title, ["", "config", cost_label, quality_label, "front"], rows)
+
+
+def curves(series: Sequence[tuple[str, list[list[tuple[float, float]]]]], metric: str) -> Plot:
+    """Validation over training: for each arm its label and one line of (tokens, value) a run."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(7.2, 3.9)
+        for index, (label, runs) in enumerate(series[:MOST_SERIES]):
+            for number_, run in enumerate(runs):
+                axes.plot(
+                    [tokens / 1e6 for tokens, _ in run],
+                    [value for _, value in run],
+                    color=_SERIES[index],
+                    linestyle=_DASHES[index],
+                    marker=_MARKERS[index],
+                    markersize=4,
+                    linewidth=1.3,
+                    alpha=1.0,
+                    label=_cut(label, 40) if number_ == 0 else None,
+                )
+        if len(series) > 1:
+            axes.legend(fontsize=8, labelcolor=_INK)
+        axes.set_xlabel("training tokens, millions")
+        axes.set_ylabel(f"validation {metric}" + (", nats a token" if metric == "loss" else ""))
+        title = "Learning curves"
+        svg = _render(
+            figure, title, f"Validation {metric} over training tokens, one line a run, {len(series)} configs."
+        )
+    rows = [
+        [label, number(run[0][1]), number(min(value for _, value in run)), number(run[-1][1]), number(run[-1][0])]
+        for label, runs in series
+        for run in runs
+        if run
+    ]
+    return Plot(svg, title, ["config", "first", "lowest", "last", "tokens"], rows)
+
+
+def stages(label: str, rows: Sequence[dict[str, Any]], metric: str) -> Plot:
+    """What each stage of a stack cost and saved: bytes as bars that fall, validation metric as a line of marks."""
+    names = [row["name"] for row in rows]
+    sizes = [row.get("bytes") for row in rows]
+    values = [row["valid"].get(metric) for row in rows]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.4))
+        left, right = figure.subplots(1, 2)
+        for axes, numbers, what in (
+            (left, [None if size is None else size / 1e6 for size in sizes], "file without tokenizer, MB"),
+            (right, values, f"validation {metric}"),
+        ):
+            before = None
+            for place, value in enumerate(numbers):
+                if value is None:
+                    continue
+                # A stage's bar spans from what was there before to what it left, the first from zero in the left plot.
+                bottom = before if before is not None else (0.0 if axes is left else value)
+                axes.bar(
+                    place, value - bottom, bottom=bottom, width=0.62, color=_SERIES[0], alpha=0.35, edgecolor=_SERIES[0]
+                )
+                axes.plot([place - 0.31, place + 0.31], [value, value], color=_SERIES[0], linewidth=2.4)
+                change = "" if before is None or before == value else f"\n{value - before:+.3g}"
+                style = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axes.annotate(f"{value:.4g}{change}", (place, value), xytext=(0, 4), **style)
+                before = value
+            axes.set_xticks(range(len(names)), [_cut(name, 14) for name in names], rotation=25, ha="right")
+            axes.set_ylabel(what)
+            axes.use_sticky_edges = False
+            axes.margins(0.06, 0.28)
+            axes.grid(visible=False, axis="x")
+        left.set_ylim(bottom=0)
+        figure.tight_layout()
+        title = f"Stages of {label}"
+        svg = _render(
+            figure,
+            title,
+            "; ".join(
+                f"{n}: {number(s)} bytes, {metric} {number(v)}" for n, s, v in zip(names, sizes, values, strict=True)
+            ),
+        )
+    table = [
+        [
+            row["name"],
+            number(row.get("bytes")),
+            number(value),
+            number(row.get("nonzero_parameters")),
+            number(row.get("seconds")),
+        ]
+        for row, value in zip(rows, values, strict=True)
+    ]
+    return Plot(svg, title, ["stage", "bytes", f"validation {metric}", "nonzero parameters", "seconds"], table)
+
+
+def heat_map(label: str, tensors: Sequence[dict[str, Any]], key: str, unit: str) -> Plot:
+    """A number of each matrix, by block (rows) and part (columns), written in its cell as well as coloured."""
+    grid: dict[tuple[str, str], float] = {}
+    for tensor in tensors:
+        if len(tensor["shape"]) < 2:
+            continue
+        block, part = _block(tensor["name"])
+        grid[block, part] = tensor[key]
+    blocks = list(dict.fromkeys(block for block, _ in grid))
+    parts = list(dict.fromkeys(part for _, part in grid))
+    table_BP = np.full((len(blocks), len(parts)), np.nan)
+    for (block, part), value in grid.items():
+        table_BP[blocks.index(block), parts.index(part)] = value
+    with rc_context(_STYLE):
+        figure, axes = _figure(1.6 + 0.62 * len(parts), 1.3 + 0.33 * len(blocks))
+        highest = 1.0 if key == "sparsity" else max(float(np.nanmax(table_BP)), 1e-9)
+        for row, column in zip(*np.nonzero(~np.isnan(table_BP)), strict=True):
+            share = min(1.0, max(0.0, table_BP[row, column] / highest))
+            axes.add_patch(_cell(column, row, share))
+            text = f"{table_BP[row, column]:.0%}" if key == "sparsity" else f"{table_BP[row, column]:.1f}"
+            axes.annotate(text, (column, row), ha="center", va="center", fontsize=8, color=_INK)
+        axes.set_xlim(-0.5, len(parts) - 0.5)
+        axes.set_ylim(len(blocks) - 0.5, -0.5)
+        axes.set_xticks(range(len(parts)), parts, rotation=35, ha="right")
+        axes.set_yticks(range(len(blocks)), blocks)
+        axes.grid(visible=False)
+        title = f"{unit} by layer, {label}"
+        svg = _render(figure, title, f"{unit} of each matrix; every cell has its number.")
+    rows = [
+        [
+            t["name"],
+            " x ".join(map(str, t["shape"])),
+            t["codec"],
+            f"{t['bits_per_weight']:.2f}",
+            f"{t['sparsity']:.1%}",
+            number(t["bytes"]),
+        ]
+        for t in tensors
+    ]
+    return Plot(svg, title, ["tensor", "shape", "codec", "bits/weight", "sparsity", "bytes"], rows)
+
+
+def attention(source: Sequence[str], target: Sequence[str], weights_TS: np.ndarray, title: str) -> Plot:
+    """One attention layer, heads averaged: queries as rows, keys as columns, the weight as the cell's strength."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(1.4 + 0.26 * len(source), 1.1 + 0.24 * len(target))
+        for row, column in zip(*np.nonzero(weights_TS >= 0.02), strict=True):
+            axes.add_patch(_cell(column, row, float(weights_TS[row, column])))
+        axes.set_xlim(-0.5, len(source) - 0.5)
+        axes.set_ylim(len(target) - 0.5, -0.5)
+        axes.set_xticks(range(len(source)), source, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(target)), target, fontsize=8)
+        axes.set_xlabel("attended to")
+        axes.set_ylabel("attends")
+        axes.grid(visible=False)
+        svg = _render(figure, title, "Attention weights, heads averaged; stronger cells have more weight.")
+    strongest = weights_TS.argmax(1)
+    rows = [[target[t], source[s], f"{weights_TS[t, s]:.2f}"] for t, s in enumerate(strongest)]
+    return Plot(svg, title, ["token", "attends most to", "weight"], rows)
+
+
+def _cell(column: int, row: int, share: float) -> Any:
+
+    return Rectangle(
+        (column - 0.48, row - 0.48), 0.96, 0.96, facecolor=_SERIES[0], alpha=0.06 + 0.69 * share, linewidth=0
+    )
+
+
+def _block(name: str) -> tuple[str, str]:
+    """``encoder.blocks.0.attention.q.weight`` is part ``attention.q`` of ``encoder 0``."""
+    found = re.match(r"(\w+)\.blocks\.(\d+)\.(.+?)(\.weight)?$", name)
+    if found:
+        return f"{found[1]} {found[2]}", found[3]
+    return "outside blocks", name.removesuffix(".weight")
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

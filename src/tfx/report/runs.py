@@ -1,0 +1,285 @@
+"""Run directories as a report reads them: found below paths, checked, the broken ones named and left out.
+
+Nothing here is trusted: a value of the wrong type, a missing file or a config that unfolds without end makes
+the directory a broken one. YAML is read by the safe loader, so nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tfx.errors import UserError
+from tfx.report.scores import scorer
+from tfx.run.directory import RunDirectory
+
+_MOST_LEAVES = 5000
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class BrokenRunError(Exception):
+    """A directory that is no completed run; the message says why."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A directory that looked like a run, and why it is not compared."""
+
+    path: Path
+    reason: str
+
+
+@dataclass
+class Run:
+    """One completed run. ``config`` is flat (``trainer.budget.steps``) and without its seed."""
+
+    path: Path
+    seed: int
+    config: dict[str, Any]
+    task: str
+    dataset: str
+    model: str
+    metric: str
+    techniques: tuple[str, ...]
+    test: dict[str, float]
+    test_split: str
+    signatures: dict[str, str]
+    bytes: dict[str, float]
+    train: dict[str, float]
+    latency_ms: float | None
+    stages: list[dict[str, Any]]
+    reference: dict[str, Any] | None
+    environment: dict[str, Any]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    statistics_NK: np.ndarray | None = None
+    sentences: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Training time with the teacher's."""
+        return self.train.get("seconds", 0.0) + self.train.get("teacher_seconds", 0.0)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs with the teacher's."""
+        return self.train.get("flops", 0.0) + self.train.get("teacher_flops", 0.0)
+
+
+def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """All completed runs at and below the paths, each once, in the order of their names.
+
+    Raises `UserError` where a path does not exist or no completed run is found.
+    """
+    runs, left_out = [], []
+    for folder in _folders(paths):
+        try:
+            runs.append(read_run(folder))
+        except BrokenRunError as error:
+            left_out.append(LeftOut(folder, str(error)))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+            left_out.append(LeftOut(folder, " ".join(f"unreadable: {type(error).__name__}: {error}".split())[:300]))
+    if not runs:
+        why = f": {left_out[0].path}: {left_out[0].reason}" if left_out else ""
+        raise UserError(f"no completed run lies below {', '.join(map(str, paths))}{why}")
+    return runs, left_out
+
+
+def _folders(paths: Sequence[Path]) -> Iterator[Path]:
+    seen = set()
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder: name run directories, sweeps, or folders that hold them")
+        for name, below, files in os.walk(path):
+            below[:] = sorted(folder for folder in below if not folder.startswith("."))
+            if RunDirectory(Path(name)).summary.name in files or RunDirectory(Path(name)).config.name in files:
+                below.clear()
+                if (real := os.path.realpath(name)) not in seen:
+                    seen.add(real)
+                    yield Path(name)
+
+
+def read_run(folder: Path) -> Run:
+    """Reads one run; raises `BrokenRunError` where it did not complete, and what its content raises."""
+    run = RunDirectory(folder)
+    if not run.summary.is_file():
+        raise BrokenRunError(f"has no {run.summary.name}: not finished")
+    summary = _object(json.loads(run.summary.read_text(encoding="utf-8")), run.summary.name)
+    status = summary.get("status")
+    if status != "completed":
+        error = " ".join(str(summary.get("error", "")).split())
+        raise BrokenRunError(f"status is {str(status)!r}{': ' + error if error else ''}"[:300])
+    if not run.config.is_file():
+        raise BrokenRunError(f"has no {run.config.name}")
+    content = yaml.load(run.config.read_text(encoding="utf-8"), Loader=_Loader)
+    config = dict(_flat(_object(content, run.config.name)))
+    config.pop("seed", None)
+    metric = str(summary["primary_metric"])
+    test = _numbers(summary["test"])
+    if metric not in test:
+        raise BrokenRunError(f"its test has no {metric}, which it names as primary_metric")
+    environment = {}
+    if run.environment.is_file():
+        environment = _object(json.loads(run.environment.read_text(encoding="utf-8")), run.environment.name)
+        for part in ("fingerprints", "hardware", "packages"):
+            _object(environment.setdefault(part, {}), part)
+    inference = summary.get("inference") or {}
+    latency = ((inference.get("file") or {}).get("latency_ms") or {}).get("p50")
+    reference = summary.get("reference")
+    result = Run(
+        path=folder,
+        seed=int(summary["seed"]),
+        config=config,
+        task=str(summary["task"]),
+        dataset=str(summary["dataset"]),
+        model=str(summary.get("model", "")),
+        metric=metric,
+        techniques=tuple(map(str, summary["techniques"])),
+        test=test,
+        test_split=str(summary.get("test_split", "test")),
+        signatures={str(k): str(v) for k, v in (summary.get("signatures") or {}).items()},
+        bytes=_numbers(summary["bytes"]),
+        train=_numbers(summary["train"]),
+        latency_ms=float(latency) if latency is not None else None,
+        stages=[_stage(row) for row in summary.get("stages") or []],
+        reference=_object(reference, "reference") if reference is not None else None,
+        environment=environment,
+        curve=list(_curve(run.metrics)),
+    )
+    if "file" not in result.bytes:
+        raise BrokenRunError("its bytes have no 'file'")
+    _read_statistics(result, run.predictions)
+    return result
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """Rows of `predictions.jsonl`; none where the file is missing or broken."""
+    try:
+        with open(RunDirectory(folder).predictions, encoding="utf-8") as file:
+            return [_object(json.loads(line), "row") for line in file]
+    except (OSError, ValueError, BrokenRunError, RecursionError):
+        return []
+
+
+def read_tensors(folder: Path) -> list[dict[str, Any]]:
+    """Rows of `tensors.json`: name, shape, codec, bits_per_weight, sparsity, bytes; none without such a file."""
+    try:
+        rows = json.loads(RunDirectory(folder).tensors.read_text(encoding="utf-8"))
+        return [
+            {
+                "name": str(row["name"]),
+                "shape": [int(n) for n in row["shape"]],
+                "codec": str(row["codec"]),
+                **{key: _finite(row[key]) for key in ("bits_per_weight", "sparsity", "bytes")},
+            }
+            for row in rows
+        ]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+def read_attention(folder: Path) -> list[dict[str, Any]]:
+    """Rows of `attention.json` as `tfx.evaluation.attention` writes them; none where there is no such file."""
+    try:
+        rows = json.loads(RunDirectory(folder).attention.read_text(encoding="utf-8"))
+        return [
+            {
+                "tokens_source": [str(token) for token in row["tokens_source"]],
+                "tokens_target": [str(token) for token in row["tokens_target"]],
+                "layers": [
+                    {"name": str(layer["name"]), "weights_HTS": np.asarray(layer["weights"], dtype=float)}
+                    for layer in row["layers"]
+                ],
+            }
+            for row in rows
+        ]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+def _read_statistics(run: Run, file: Path) -> None:
+    """Fills the per-sentence statistics of the primary metric, where the run stored them."""
+    if not file.is_file():
+        return
+    read = scorer(run.metric).sentence
+    digest = hashlib.blake2b(digest_size=16)
+    rows = []
+    try:
+        with open(file, encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                rows.append(read(row))
+                # A window of a stream has no source: its number of targets stands for it.
+                digest.update(repr((row.get("source", row["targets"]), row.get("reference"))).encode())
+        statistics_NK = np.asarray(rows, dtype=np.float32)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return
+    if statistics_NK.ndim == 2 and len(statistics_NK) and np.isfinite(statistics_NK).all():
+        run.statistics_NK, run.sentences = statistics_NK, digest.hexdigest()
+
+
+def _curve(file: Path) -> Iterator[dict[str, float]]:
+    """The validation rows of training; the closing evaluation's rows are left out. A torn last line is skipped."""
+    if not file.is_file():
+        return
+    with open(file, encoding="utf-8") as lines:
+        for line in lines:
+            if '"valid"' not in line:
+                continue
+            try:
+                row = json.loads(line)
+                if row.get("split") == "valid" and not row.get("final"):
+                    yield _numbers(row)
+            except (ValueError, AttributeError):
+                continue
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    leaves = 0
+    pending: list[tuple[str, Any]] = [(prefix, values)]
+    while pending:
+        name, value = pending.pop()
+        leaves += 1
+        if leaves > _MOST_LEAVES:
+            raise BrokenRunError(f"its config unfolds to more than {_MOST_LEAVES} values")
+        if isinstance(value, dict) and value:
+            pending += [(f"{name}.{key}" if name else str(key), value[key]) for key in value]
+        else:
+            yield name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Lists as text, so that configs compare and hash."""
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)[:1000]
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BrokenRunError(f"{what} is no object")
+    return value
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """The finite numbers of an object."""
+    pairs: Iterable[tuple[Any, Any]] = _object(values, "a table of numbers").items()
+    return {str(key): float(v) for key, v in pairs if isinstance(v, (int, float)) and math.isfinite(v)}
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is not finite")
+    return number
+
+
+def _stage(row: Any) -> dict[str, Any]:
+    values = _object(row, "a stage")
+    return {"name": str(values["name"]), "valid": _numbers(values.get("valid") or {}), **_numbers(values)}

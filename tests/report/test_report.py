@@ -1,0 +1,199 @@
+"""A report as its user meets it: grouping, warnings, broken neighbours, hostile text, the page in a browser."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from tfx.cli import main
+
+
+def facts(capsys, *arguments) -> dict:
+    capsys.readouterr()
+    assert main(["report", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_runs_are_grouped_by_config_without_seed_and_compared_with_the_plain_arm(sweep, capsys):
+    (family,) = facts(capsys, sweep)["families"]
+    assert family["baseline"] == "no technique"
+    assert [(arm["arm"], arm["seeds"]) for arm in family["arms"]] == [("no technique", [1, 2, 3]), ("prune", [1, 2, 3])]
+    base, prune = family["arms"]
+    assert base["difference"] is None
+    assert prune["difference"] == pytest.approx(prune["mean"] - base["mean"])
+    assert prune["difference_low"] < prune["difference"] < prune["difference_high"]
+    assert base["on_front"]["bytes"]
+    assert not (sweep / "report.html").exists()
+
+
+def test_the_baseline_can_be_named_by_label_or_by_run(sweep, capsys):
+    for name in ("prune", sweep / "prune2"):
+        (family,) = facts(capsys, sweep, "--baseline", name)["families"]
+        assert family["baseline"] == "prune"
+    assert main(["report", str(sweep), "--baseline", "prun"]) == 2
+    assert "did you mean 'prune'" in capsys.readouterr().err
+
+
+def test_the_page_is_self_contained_and_has_every_part(sweep, capsys):
+    assert main(["report", str(sweep), "--margin", "0.1"]) == 0
+    assert "worse" in capsys.readouterr().out
+    page = (sweep / "report.html").read_text()
+    assert not re.search(r"(?:src|href)=\"(?!#)", page)
+    assert "<script" not in page
+    for part in (
+        "Differences to the baseline",
+        "Learning curves",
+        "stage cost",
+        "Sparsity and bits",
+        "differs most from",
+    ):
+        assert part in page, part
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    svgs = page.count("<svg")
+    assert svgs == page.count('role="img"') == page.count("<desc")
+    assert svgs >= 7
+    titles = [name for name in ids if name.endswith(("-t", "-d"))]
+    assert len(set(titles)) == len(titles) == 2 * svgs
+    assert not re.search(r"#010[ab]", page)  # every colour is a variable
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+
+def test_nothing_from_a_run_becomes_markup(run_writer, tmp_path):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>[bold]{{ 7*7 }}--> $\\frac{1$"
+    rows = [
+        {"source": f"{evil}{i}", "reference": [evil], "hypothesis": f"{evil} {i % 2}", "nll": 3.0 + i, "targets": 2,
+         "exact_match": float(i % 2)}
+        for i in range(10)
+    ]  # fmt: skip
+    other = [row | {"hypothesis": evil, "nll": 1.0} for row in rows]
+    run_writer(tmp_path / "a", rows=rows, summary={"dataset": evil, "model": evil})
+    run = run_writer(
+        tmp_path / "b", rows=other, techniques=("t",), summary={"dataset": evil, "techniques": [evil, "u"]}
+    )
+    tensors = [{"name": evil, "shape": [2, 2], "codec": evil, "bits_per_weight": 1, "sparsity": 0, "bytes": 1}]
+    (run / "tensors.json").write_text(json.dumps(tensors))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "summary.json").write_text(json.dumps({"status": "failed", "error": evil}))
+    assert main(["report", str(tmp_path)]) == 0
+    tags = Tags()
+    page = (tmp_path / "report.html").read_text()
+    tags.feed(page)
+    assert not {"script", "img", "image", "iframe"} & tags.tags
+    assert not any(name.startswith("on") for name in tags.attributes)
+    assert "{{ 7*7 }}" in page
+
+
+# Services that the browser itself asks for, whatever page it shows.
+_BROWSERS_OWN = re.compile(r"https?://[^/]*(google|gvt1|googleapis|gstatic)[^/]*/")
+
+BROKEN = {
+    "no summary": {"summary.json": None},
+    "not JSON": {"summary.json": "{"},
+    "a list": {"summary.json": "[]"},
+    "failed": {"summary.json": '{"status": "failed", "error": "out of memory"}'},
+    "no config": {"config.yaml": None},
+    "a program for a config": {"config.yaml": "!!python/object/apply:os.system ['touch hacked']"},
+    "a config without end": {"config.yaml": "a: &a {x: 1, y: 2}\n" + "".join(
+        f"{new}: &{new} {{{', '.join(f'k{j}: *{old}' for j in range(9))}}}\n"
+        for old, new in pairwise("abcdefghijkl"))},
+    "binary": {"summary.json": "\x00\x01"},
+    "numbers that are none": {"summary.json": '{"status": "completed", "primary_metric": "f1", "test": {"f1": "x"}}'},
+    "not a number": {"summary.json": '{"status": "completed", "primary_metric": "bleu", "test": {"bleu": NaN}}'},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_run_is_named_and_left_out(name, run_writer, sweep, capsys, monkeypatch):
+    monkeypatch.chdir(sweep)
+    broken = run_writer(sweep / "stranger")
+    for file, content in BROKEN[name].items():
+        (broken / file).unlink()
+        if content is not None:
+            (broken / file).write_text(content)
+    found = facts(capsys, sweep)
+    assert [item["path"] for item in found["left_out"]] == [str(broken)]
+    assert found["left_out"][0]["reason"]
+    assert sum(arm["runs"] for arm in found["families"][0]["arms"]) == 6
+    assert not (sweep / "hacked").exists()
+
+
+@pytest.mark.parametrize("file", ["predictions.jsonl", "metrics.jsonl", "tensors.json", "attention.json"])
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]\n", '{"split": "valid"}\n', "null\n", "\x00"])
+def test_a_damaged_side_file_costs_only_what_it_held(file, content, sweep):
+    (sweep / "base1" / file).write_text(content)
+    assert main(["report", str(sweep)]) == 0
+
+
+def test_unfair_comparisons_are_warned_of(run_writer, sweep, capsys):
+    row = {"source": "x", "reference": "y", "hypothesis": "y", "nll": 1.0, "targets": 1, "exact_match": 1.0}
+    run_writer(sweep / "other", techniques=("quantize",), fingerprint="b", tokens=5000, rows=[row])
+    (family,) = facts(capsys, sweep)["families"]
+    text = " ".join(family["warnings"])
+    for word in ("other data", "another budget (5,000", "no sentence statistics in common"):
+        assert word in text
+    assert all("quantize" in warning for warning in family["warnings"])
+
+
+def test_csv_has_a_line_for_each_config(sweep, capsys):
+    capsys.readouterr()
+    assert main(["report", str(sweep), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["arm"] for row in rows] == ["no technique", "prune"]
+    assert float(rows[1]["difference"]) < 0
+
+
+def test_a_single_run_has_a_page(run_writer, tmp_path):
+    run = run_writer(tmp_path / "run", techniques=("prune",))
+    assert main(["report", str(run)]) == 0
+    assert "stage cost" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["."], [".", "--margin", "-1"]])
+def test_wrong_input_is_one_line(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_report_imports_no_torch(sweep):
+    code = "import sys; from tfx.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, "report", str(sweep)], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["0", "1"], ids=["dark", "light"])
+def test_a_browser_shows_the_page_without_an_error_or_a_request(scheme, sweep, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium or google-chrome on PATH")
+    assert main(["report", str(sweep)]) == 0
+    log, shot = tmp_path / "net.json", tmp_path / "shot.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--enable-logging=stderr",
+             f"--log-net-log={log}", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,4000",
+             f"--blink-settings=preferredColorScheme={scheme}"]  # fmt: skip
+    page = (sweep / "report.html").as_uri()
+    done = subprocess.run([browser, *flags, f"--screenshot={shot}", page], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    assert shot.stat().st_size > 20_000
+    requests = [
+        url for url in re.findall(r'"(?:url|original_url)":"([^"]+)"', log.read_text(errors="replace"))
+        if url.startswith(("file:", "http")) and not url.startswith(page) and not _BROWSERS_OWN.search(url)
+    ]  # fmt: skip
+    assert not requests
