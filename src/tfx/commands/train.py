@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
         try:
             with leaving_on_signals():
                 summary = train(config, typed, Path(directory))
-        except StoppedBySignal as signal:
-            status = signal.status
+        except KeyboardInterrupt as error:
+            status = error.status if isinstance(error, StoppedBySignal) else 130
             return None
         except _ReportedError:
             status = 1
@@ -162,7 +162,7 @@ class _Run:
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if interrupted else "failed"
-            message = str(error) if interrupted else f"{type(error).__name__}: {error}"
+            message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
             self.console.failure(error)
             write_json(self.run.summary, {"status": status, "error": message, **self.facts})
             self.console.note(f"{status}: {' '.join(message.split())} (see {self.run.log})")
