@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tfx.cli import main
+from tfx.run.signals import StoppedBySignal
 
 TINY = [
     "model.width=16",
@@ -144,14 +146,19 @@ def test_a_run_directory_is_never_overwritten(pairs_run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "word"), [(RuntimeError("it broke"), 1, "failed"), (KeyboardInterrupt(), 130, "interrupted")]
+    ("error", "status", "word"),
+    [
+        (RuntimeError("it broke"), 1, "failed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (StoppedBySignal(signal.SIGTERM), 143, "interrupted"),
+    ],
 )
-def test_a_run_that_ends_badly_says_so_in_its_summary_and_log(error, status, word, folder, monkeypatch):
+def test_a_run_that_ends_badly_says_so_in_its_summary_and_log(error, status, word, tmp_path, folder, monkeypatch):
     def broken(*_):
         raise error
 
     monkeypatch.setattr("tfx.training.loop.Trainer.train", broken)
-    run = folder / word
+    run = tmp_path / word
     assert train(*PAIRS, f"hydra.run.dir={run}") == status
     assert json.loads((run / "summary.json").read_text())["status"] == word
     assert "Traceback" in (run / "train.log").read_text()

@@ -16,7 +16,9 @@ from tfx.errors import UserError
 from tfx.run.console import RunConsole, size
 from tfx.run.directory import RunDirectory, model_file
 from tfx.run.files import write_json, write_json_lines, write_text
+from tfx.run.lock import locked
 from tfx.run.seeds import derive_seed
+from tfx.run.signals import StoppedBySignal, leaving_on_signals
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
     from tfx.training.loop import TrainingResult
-
-_INTERRUPTED = 130
 
 
 class _ReportedError(Exception):
@@ -49,9 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
         try:
-            summary = train(config, typed, Path(directory))
-        except KeyboardInterrupt:
-            status = _INTERRUPTED
+            with leaving_on_signals():
+                summary = train(config, typed, Path(directory))
+        except KeyboardInterrupt as error:
+            status = error.status if isinstance(error, StoppedBySignal) else 130
             return None
         except _ReportedError:
             status = 1
@@ -107,7 +108,9 @@ def train(config: Root, typed: Sequence[str], folder: Path) -> dict[str, Any] | 
         console.close()
         return None
     run = RunDirectory.create(folder)
-    return _Run(config, typed, run, console, data, model, device, stack, teachers).execute()
+    with locked(folder):
+        RunDirectory.create(folder)  # another process may have begun and ended there meanwhile
+        return _Run(config, typed, run, console, data, model, device, stack, teachers).execute()
 
 
 class _Run:
@@ -161,7 +164,7 @@ class _Run:
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if interrupted else "failed"
-            message = "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
+            message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
             self.console.failure(error)
             write_json(self.run.summary, {"status": status, "error": message, **self.facts})
             self.console.note(f"{status}: {' '.join(message.split())} (see {self.run.log})")
