@@ -91,6 +91,14 @@ def test_the_stages_and_the_evidence_tell_what_each_technique_did(compressed):
     assert summary["techniques"] == ["prune", "quantize"]
 
 
+def test_the_page_of_a_run_has_its_stages_and_the_bits_and_zeros_of_its_layers(compressed):
+    page = (compressed / "report.html").read_text()
+    for part in ("stage cost and saved", "Bits a weight by layer", "Sparsity by layer"):
+        assert part in page, part
+    rows = json.loads((compressed / "tensors.json").read_text())
+    assert sum(row["bytes"] for row in rows) == summary_of(compressed)["bytes"]["weights"]
+
+
 def test_plain_tensors_and_the_compressed_file_are_the_same_model(compressed):
     plain = checkpoint.load(compressed / "model.safetensors").model.state_dict()
     packed = checkpoint.load(compressed / "compressed.safetensors").model.state_dict()

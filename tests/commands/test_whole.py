@@ -125,6 +125,7 @@ def test_inspect_adds_up_to_the_file(pairs_run, capsys):
     content = json.loads(capsys.readouterr().out)
     assert sum(row["bytes"] for row in content["tensors"]) == content["bytes"]["weights"]
     assert content["bytes"]["file"] == (pairs_run / "model.safetensors").stat().st_size
+    assert json.loads((pairs_run / "tensors.json").read_text()) == content["tensors"]
 
 
 def test_the_seed_decides_every_byte_and_a_saved_config_alone_repeats_a_run(pairs_run, folder):

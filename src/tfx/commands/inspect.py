@@ -20,26 +20,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
     options = parser.parse_args(arguments)
 
-    from tfx.compression.checkpoint import load, read_header, unique_tensors
+    from tfx.compression.checkpoint import load, read_header, tensor_rows, unique_tensors
     from tfx.run.directory import model_file
 
     file = model_file(options.path)
     header, loaded = read_header(file), load(file, kernels=False)
     weights, aliases = unique_tensors(loaded.model)
-    rows = []
-    for tensor in loaded.tensors:
-        count = prod(tensor.shape)
-        zeros = int((weights[tensor.name] == 0).sum())
-        rows.append(
-            {
-                "name": tensor.name,
-                "shape": list(tensor.shape),
-                "codec": tensor.codec,
-                "bits_per_weight": 8.0 * tensor.bytes / max(1, count),
-                "sparsity": zeros / max(1, count),
-                "bytes": tensor.bytes,
-            }
-        )
+    rows = tensor_rows(loaded)
     parameters = sum(prod(tensor.shape) for tensor in loaded.tensors)
     totals = {
         "parameters": parameters,
@@ -65,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
-            str(row["name"]),
-            " x ".join(map(str, row["shape"])),  # type: ignore[call-overload]
-            str(row["codec"]),
+            row["name"],
+            " x ".join(map(str, row["shape"])),
+            row["codec"],
             f"{row['bits_per_weight']:.2f}",
             f"{row['sparsity']:.1%}",
             f"{row['bytes']:,}",

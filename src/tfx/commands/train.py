@@ -295,6 +295,7 @@ class _Run:
         measurer.measure_inference(loaded, self.run.model)
         measurer.stages[-1]["seconds"] = time.perf_counter() - start
         write_json_lines(self.run.predictions, test.predictions)
+        write_json(self.run.tensors, checkpoint.tensor_rows(checkpoint.load(file, kernels=False)))
         if count := self.config.evaluation.attention_maps:
             inputs = _attended(test, data, count)
             write_json(self.run.attention, record_attention(loaded.model, loaded.tokenizer, inputs))

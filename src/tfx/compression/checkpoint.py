@@ -232,6 +232,29 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     return LoadedModel(model, tokenizer, header.generation, file, tensors)
 
 
+def tensor_rows(loaded: LoadedModel) -> list[dict[str, Any]]:
+    """A row a stored tensor: ``name``, ``shape``, ``codec``, ``bits_per_weight``, ``sparsity`` and ``bytes``.
+
+    ``sparsity`` is the share of weights that are zero. The model must have been read with ``kernels=False``: int8
+    kernels keep their weights in a form of their own.
+    """
+    weights, _ = unique_tensors(loaded.model)
+    rows = []
+    for tensor in loaded.tensors:
+        count = max(1, prod(tensor.shape))
+        rows.append(
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "codec": tensor.codec,
+                "bits_per_weight": 8.0 * tensor.bytes / count,
+                "sparsity": int((weights[tensor.name] == 0).sum()) / count,
+                "bytes": tensor.bytes,
+            }
+        )
+    return rows
+
+
 def read_header(file: Path) -> Header:
     """Reads and checks what a file says of itself, not its weights; raises `UserError` as `load` does."""
     return _read_header(file, *open_container(file))
