@@ -150,6 +150,15 @@ def test_unfair_comparisons_are_warned_of(run_writer, sweep, capsys):
     assert all("quantize" in warning for warning in family["warnings"])
 
 
+def test_a_run_that_starts_from_a_model_pays_for_that_models_training_too(run_writer, sweep, capsys):
+    for seed, (name, cost) in enumerate({"init_from": 105.0, "reference": 5.0, "teacher": 5.0}.items()):
+        reference = {"name": name, "train": {"seconds": 100.0, "flops": 4e12, "steps": None}}
+        run_writer(sweep / name, techniques=("quantize",), seed=seed, summary={"reference": reference})
+        (family,) = facts(capsys, sweep / name)["families"]
+        assert family["arms"][0]["seconds"] == cost
+        assert family["arms"][0]["flops"] == (5e12 if name == "init_from" else 1e12)
+
+
 def test_csv_has_a_line_for_each_config(sweep, capsys):
     capsys.readouterr()
     assert main(["report", str(sweep), "--csv"]) == 0

@@ -63,8 +63,8 @@ class Arm:
 COSTS: dict[str, tuple[str, Callable[[Run], float | None]]] = {
     "bytes": ("file, MB", lambda run: run.bytes["file"]),
     "latency": ("latency, median, ms", lambda run: run.latency_ms),
-    "seconds": ("training with the teacher's, s", lambda run: run.seconds or None),
-    "flops": ("training with the teacher's, TFLOPs", lambda run: run.flops or None),
+    "seconds": ("training, s", lambda run: run.seconds or None),
+    "flops": ("training, TFLOPs", lambda run: run.flops or None),
 }
 
 SCALES = {"bytes": 1e-6, "flops": 1e-12}

@@ -108,7 +108,9 @@ def _family(family: Family) -> dict[str, Any]:
     split = family.baseline.runs[0].test_split
     heat_maps = []
     for arm in detailed:
-        if tensors := read_tensors(arm.runs[0].path):
+        tensors = read_tensors(arm.runs[0].path)
+        # Of a plain model there is nothing to see: every weight has the same bits.
+        if len({(round(tensor["bits_per_weight"], 2), tensor["sparsity"] > 0) for tensor in tensors}) > 1:
             heat_maps.append(plots.heat_map(arm.label, tensors, "bits_per_weight", "Bits a weight"))
             if any(tensor["sparsity"] > 0 for tensor in tensors):
                 heat_maps.append(plots.heat_map(arm.label, tensors, "sparsity", "Sparsity"))

@@ -6,6 +6,7 @@ Each has a title and a description for screen readers. Series differ by marker a
 from __future__ import annotations
 
 import io
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ _DASHES: list[Any] = [
     (0, (2, 2)),
 ]
 MOST_SERIES = len(_SERIES)
+_MOST_NAMED = 6  # more names than that would overlap in a front: then numbers stand for them
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tfx",
@@ -151,12 +153,13 @@ class Point:
 
 
 def front(points: Sequence[Point], cost_label: str, quality_label: str, title: str) -> Plot:
-    """Quality against one cost: the front as a line, dominated arms grey and hollow, numbered as in the table."""
+    """Quality against one cost: the front as a line, dominated arms grey and hollow; many go by their numbers."""
     higher = "less is better" not in quality_label
     with rc_context(_STYLE):
         figure, axes = _figure(5.4, 3.7)
         best = sorted((point for point in points if point.on_front), key=lambda point: point.cost)
         axes.step([p.cost for p in best], [p.quality for p in best], where="post", color=_SERIES[0], linewidth=1.4)
+        named = len(points) <= _MOST_NAMED
         for place, point in enumerate(points, 1):
             color = _SERIES[0] if point.on_front else _MUTED
             if point.low is not None and point.high is not None:
@@ -171,7 +174,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
             )
             if point.on_front or point.is_baseline or len(points) <= 24:
                 axes.annotate(
-                    str(place),
+                    _cut(point.label, 28) if named else str(place),
                     (point.cost, point.quality),
                     xytext=(6, 5 if higher else -11),
                     textcoords="offset points",
@@ -292,18 +295,19 @@ def heat_map(label: str, tensors: Sequence[dict[str, Any]], key: str, unit: str)
             continue
         block, part = _block(tensor["name"])
         grid[block, part] = tensor[key]
-    blocks = list(dict.fromkeys(block for block, _ in grid))
+    blocks = sorted({block for block, _ in grid}, key=_order)
     parts = list(dict.fromkeys(part for _, part in grid))
     table_BP = np.full((len(blocks), len(parts)), np.nan)
     for (block, part), value in grid.items():
         table_BP[blocks.index(block), parts.index(part)] = value
     with rc_context(_STYLE):
         figure, axes = _figure(1.6 + 0.62 * len(parts), 1.3 + 0.33 * len(blocks))
-        highest = 1.0 if key == "sparsity" else max(float(np.nanmax(table_BP)), 1e-9)
         for row, column in zip(*np.nonzero(~np.isnan(table_BP)), strict=True):
-            share = min(1.0, max(0.0, table_BP[row, column] / highest))
-            axes.add_patch(_cell(column, row, share))
-            text = f"{table_BP[row, column]:.0%}" if key == "sparsity" else f"{table_BP[row, column]:.1f}"
+            value = float(table_BP[row, column])
+            # One scale for all maps: bits count by their logarithm, from 1 to the 32 of a plain weight.
+            share = value if key == "sparsity" else math.log2(max(value, 1.0)) / 5.0
+            axes.add_patch(_cell(column, row, min(1.0, max(0.0, share))))
+            text = f"{value:.0%}" if key == "sparsity" else f"{value:.1f}"
             axes.annotate(text, (column, row), ha="center", va="center", fontsize=8, color=_INK)
         axes.set_xlim(-0.5, len(parts) - 0.5)
         axes.set_ylim(len(blocks) - 0.5, -0.5)
@@ -346,7 +350,6 @@ def attention(source: Sequence[str], target: Sequence[str], weights_TS: np.ndarr
 
 
 def _cell(column: int, row: int, share: float) -> Any:
-
     return Rectangle(
         (column - 0.48, row - 0.48), 0.96, 0.96, facecolor=_SERIES[0], alpha=0.06 + 0.69 * share, linewidth=0
     )
@@ -358,6 +361,12 @@ def _block(name: str) -> tuple[str, str]:
     if found:
         return f"{found[1]} {found[2]}", found[3]
     return "outside blocks", name.removesuffix(".weight")
+
+
+def _order(block: str) -> tuple[int, int]:
+    """Files keep tensors by name; a reader follows the model from its inputs to its outputs."""
+    side, _, index = block.rpartition(" ")
+    return (1 if side == "encoder" else 2, int(index)) if index.isdecimal() else (0, 0)
 
 
 def _cut(text: str, most: int) -> str:

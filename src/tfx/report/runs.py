@@ -59,19 +59,23 @@ class Run:
     stages: list[dict[str, Any]]
     reference: dict[str, Any] | None
     environment: dict[str, Any]
+    origin: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     statistics_NK: np.ndarray | None = None
     sentences: str = ""
 
     @property
     def seconds(self) -> float:
-        """Training time with the teacher's."""
-        return self.train.get("seconds", 0.0) + self.train.get("teacher_seconds", 0.0)
+        """Training time with the teacher's, and with that of the model which the run started from."""
+        return self._cost("seconds")
 
     @property
     def flops(self) -> float:
-        """Training FLOPs with the teacher's."""
-        return self.train.get("flops", 0.0) + self.train.get("teacher_flops", 0.0)
+        """Training FLOPs with the teacher's, and with those of the model which the run started from."""
+        return self._cost("flops")
+
+    def _cost(self, name: str) -> float:
+        return sum(part.get(name, 0.0) for part in (self.train, self.origin)) + self.train.get(f"teacher_{name}", 0.0)
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
@@ -152,12 +156,20 @@ def read_run(folder: Path) -> Run:
         stages=[_stage(row) for row in summary.get("stages") or []],
         reference=_object(reference, "reference") if reference is not None else None,
         environment=environment,
+        origin=_origin(reference),
         curve=list(_curve(run.metrics)),
     )
     if "file" not in result.bytes:
         raise BrokenRunError("its bytes have no 'file'")
     _read_statistics(result, run.predictions)
     return result
+
+
+def _origin(reference: Any) -> dict[str, float]:
+    """What the training of the model cost that the run started from; nothing where it started from scratch."""
+    if not isinstance(reference, dict) or reference.get("name") != "init_from":
+        return {}
+    return _numbers(reference.get("train") or {})
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
