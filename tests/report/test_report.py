@@ -150,6 +150,24 @@ def test_unfair_comparisons_are_warned_of(run_writer, sweep, capsys):
     assert all("quantize" in warning for warning in family["warnings"])
 
 
+def test_other_data_with_the_same_test_sentences_differ_in_training_alone(run_writer, sweep, capsys):
+    run_writer(sweep / "rewritten", techniques=("distill",), fingerprint="b")
+    run_writer(sweep / "unlike", techniques=("mixup",), fingerprint="c", sentences=30)
+    (family,) = facts(capsys, sweep)["families"]
+    warnings = {arm["arm"]: arm["warnings"] for arm in family["arms"]}
+    assert [warning.split(":")[0] for warning in warnings["distill"]] == ["other training data"]
+    assert [warning.split(" (")[0] for warning in warnings["mixup"]][-1] == "other data"
+
+
+def test_settings_that_only_record_more_tell_no_configs_apart(run_writer, sweep, capsys):
+    for seed, maps in ((4, 0), (5, 2)):
+        run = run_writer(sweep / f"maps{maps}", techniques=("mixup",), seed=seed)
+        with open(run / "config.yaml", "a") as file:
+            file.write(f"evaluation: {{attention_maps: {maps}}}\n")
+    (family,) = facts(capsys, sweep)["families"]
+    assert [arm["seeds"] for arm in family["arms"] if arm["arm"] == "mixup"] == [[4, 5]]
+
+
 def test_a_run_that_starts_from_a_model_pays_for_that_models_training_too(run_writer, sweep, capsys):
     for seed, (name, cost) in enumerate({"init_from": 105.0, "reference": 5.0, "teacher": 5.0}.items()):
         reference = {"name": name, "train": {"seconds": 100.0, "flops": 4e12, "steps": None}}

@@ -281,6 +281,12 @@ def _machine(run: Run) -> str:
     return ", ".join([*(str(part) for part in parts if part is not None), f"{run.environment.get('threads')} threads"])
 
 
+def _same_test(arms: Iterable[Arm]) -> bool:
+    """Whether all were tested on the very same sentences: data that a technique rewrote differ in training alone."""
+    digests = {run.sentences if run.task == "seq2seq" else "" for arm in arms for run in arm.runs}
+    return len(digests) == 1 and "" not in digests
+
+
 def _part(part: str, name: str) -> Callable[[Run], str]:
     return lambda run: str((run.environment.get(part) or {}).get(name, "not recorded"))
 
@@ -306,7 +312,10 @@ def _warn(family: Family) -> None:
             found = sorted({read(run) for run in arm.runs} - {expected})
             if found:
                 shown = ", ".join(_short(value) for value in found[:2])
-                arm.warnings.append(f"{what} ({shown}; baseline: {_short(expected)}): {consequence}")
+                found_that = f"{what} ({shown}; baseline: {_short(expected)}): {consequence}"
+                if what == "other data" and _same_test((arm, base)):
+                    found_that = "other training data: part of the difference may be theirs"
+                arm.warnings.append(found_that)
     expected_tokens = base.mean(lambda run: run.train.get("tokens")) or 0.0
     for arm in family.others:
         tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
@@ -346,6 +355,6 @@ def verdict(arm: Arm, family: Family) -> str:
         return "not testable: nothing varies"
     better = (difference.value > 0) == higher_is_better(family.metric)
     words = ("better" if better else "worse") if arm.p_holm < 0.05 else "no difference shown"
-    if arm.p_worse_holm is not None and arm.p_worse_holm < 0.05:
+    if words != "better" and arm.p_worse_holm is not None and arm.p_worse_holm < 0.05:
         words += ", not worse than the margin"
     return words if difference.seeds_resampled else f"{words} (sentences only)"

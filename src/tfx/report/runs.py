@@ -23,6 +23,8 @@ from tfx.report.scores import scorer
 from tfx.run.directory import RunDirectory
 
 _MOST_LEAVES = 5000
+# What tells no two configs apart: the seed, and settings that record more of the same run.
+_NOT_THE_RESULT = ("seed", "evaluation.attention_maps", "trainer.tensorboard")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -40,7 +42,7 @@ class LeftOut:
 
 @dataclass
 class Run:
-    """One completed run. ``config`` is flat (``trainer.budget.steps``) and without its seed."""
+    """One completed run. ``config`` is flat (``trainer.budget.steps``), without its seed and what changes no result."""
 
     path: Path
     seed: int
@@ -125,7 +127,8 @@ def read_run(folder: Path) -> Run:
         raise BrokenRunError(f"has no {run.config.name}")
     content = yaml.load(run.config.read_text(encoding="utf-8"), Loader=_Loader)
     config = dict(_flat(_object(content, run.config.name)))
-    config.pop("seed", None)
+    for name in _NOT_THE_RESULT:
+        config.pop(name, None)
     metric = str(summary["primary_metric"])
     test = _numbers(summary["test"])
     if metric not in test:
