@@ -159,6 +159,21 @@ def test_other_data_with_the_same_test_sentences_differ_in_training_alone(run_wr
     assert [warning.split(" (")[0] for warning in warnings["mixup"]][-1] == "other data"
 
 
+def test_a_teacher_that_cost_the_run_nothing_is_warned_of(run_writer, sweep, capsys):
+    spent = {"steps": 10, "tokens": 1000, "seconds": 5.0, "flops": 1e12}
+    for name, seconds in (("paid", 9.0), ("given", 0.0)):
+        summary = {"train": spent | {"teacher_seconds": seconds}}
+        run = run_writer(sweep / name, techniques=(name,), summary=summary)
+        environment = json.loads((run / "environment.json").read_text())
+        environment["fingerprints"]["teacher of distill"] = "f"
+        (run / "environment.json").write_text(json.dumps(environment))
+    (family,) = facts(capsys, sweep)["families"]
+    assert [warning for warning in family["warnings"] if "teacher" in warning] == [
+        "given: its teacher was there already, and what it cost is not in the cost of training."
+    ]
+    assert {arm["arm"]: arm["seconds"] for arm in family["arms"]}["paid"] == 14.0
+
+
 def test_settings_that_only_record_more_tell_no_configs_apart(run_writer, sweep, capsys):
     for seed, maps in ((4, 0), (5, 2)):
         run = run_writer(sweep / f"maps{maps}", techniques=("mixup",), seed=seed)

@@ -281,6 +281,12 @@ def _machine(run: Run) -> str:
     return ", ".join([*(str(part) for part in parts if part is not None), f"{run.environment.get('threads')} threads"])
 
 
+def _had_a_teacher(run: Run) -> bool:
+    """Whether a teacher was given, or lay in the cache, so that the run itself spent nothing on it."""
+    taught = any(str(name).startswith("teacher of ") for name in run.environment.get("fingerprints") or {})
+    return taught and not run.train.get("teacher_seconds")
+
+
 def _same_test(arms: Iterable[Arm]) -> bool:
     """Whether all were tested on the very same sentences: data that a technique rewrote differ in training alone."""
     digests = {run.sentences if run.task == "seq2seq" else "" for arm in arms for run in arm.runs}
@@ -324,6 +330,9 @@ def _warn(family: Family) -> None:
                 f"another budget ({tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}): "
                 "the difference is not that of the techniques alone"
             )
+    for arm in family.arms:
+        if any(_had_a_teacher(run) for run in arm.runs):
+            arm.warnings.append("its teacher was there already, and what it cost is not in the cost of training")
     single = [arm.label for arm in family.arms if len(arm.runs) == 1]
     if len(family.arms) > 1 and len(single) == len(family.arms):
         family.warnings.append(

@@ -68,12 +68,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Training time with the teacher's, and with that of the model which the run started from."""
+        """Training time with that of a teacher the run trained, and of the model it started from."""
         return self._cost("seconds")
 
     @property
     def flops(self) -> float:
-        """Training FLOPs with the teacher's, and with those of the model which the run started from."""
+        """Training FLOPs with those of a teacher the run trained, and of the model it started from."""
         return self._cost("flops")
 
     def _cost(self, name: str) -> float:
