@@ -1,4 +1,4 @@
-"""One process at a time in a run directory, and a killed one holds nothing."""
+"""One process at a time in a run directory or at a cache entry, and a killed one holds nothing."""
 
 import subprocess
 import sys
@@ -35,3 +35,26 @@ def test_the_lock_ends_with_its_block(tmp_path):
     for _ in range(2):
         with locked(tmp_path):
             pass
+
+
+# Reads and writes a counter with nothing but the lock between the processes.
+COUNT = """
+import sys, time
+from pathlib import Path
+from tfx.run.lock import making
+counter = Path(sys.argv[1])
+for _ in range(20):
+    with making(counter):
+        value = int(counter.read_text())
+        time.sleep(0.001)
+        counter.write_text(str(value + 1))
+"""
+
+
+def test_processes_that_wait_for_each_other_lose_no_update(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    workers = [subprocess.Popen([sys.executable, "-c", COUNT, counter]) for _ in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert counter.read_text() == "60"

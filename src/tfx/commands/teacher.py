@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.run.console import RunConsole
-from tfx.run.directory import RunDirectory, cache_folder, model_file
+from tfx.run.directory import RunDirectory, model_file
 from tfx.run.files import sha256
+from tfx.run.lock import making
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +45,12 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
         path = need.path
     else:
         path = _cached_folder(config, need)
-        if not RunDirectory(path).model.is_file():
-            console.note(f"no teacher is named: training one first, kept in {path}")
-            spent = _train(_teacher_config(config, need), path)
-        else:
-            console.note(f"the teacher is in the cache: {path}")
+        with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
+            if not RunDirectory(path).model.is_file():
+                console.note(f"no teacher is named: training one first, kept in {path}")
+                spent = _train(_teacher_config(config, need), path)
+            else:
+                console.note(f"the teacher is in the cache: {path}")
     file = model_file(path)
     loaded = checkpoint.load(file, kernels=False)
     precision = choose_precision(config.trainer.precision, device)
@@ -88,11 +90,11 @@ def _teacher_config(config: Root, need: TeacherNeed) -> Root:
 
 def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     """A folder named by all that makes the teacher: its config, and the content of the data."""
-    from tfx.data.sources import load_corpus
+    from tfx.data.sources import load_corpus, writable_cache
 
     settings = asdict(_teacher_config(config, need))
     content = json.dumps([_VERSION, settings, load_corpus(config.dataset).fingerprint], sort_keys=True)
-    return cache_folder() / "teachers" / hashlib.sha256(content.encode()).hexdigest()[:32]
+    return writable_cache("teachers") / hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _train(config: Root, folder: Path) -> dict[str, float]:
@@ -106,8 +108,7 @@ def _train(config: Root, folder: Path) -> dict[str, float]:
     try:
         summary = train(config, [], temporary)
         assert summary is not None
-        if not folder.exists():
-            temporary.rename(folder)
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     training = summary["train"]

@@ -1,7 +1,7 @@
 """From text to token ids on disk: the tokenizer and the tokenized splits, cached by fingerprint.
 
 A cache entry is a folder named by the fingerprint of everything that made it. It is written beside its
-place and renamed, so it is whole or not there; two runs that make it at once do no harm.
+place and renamed, so it is whole or not there; of two runs that need it at once, one makes it and the other waits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tfx.data.sources import Corpus, load_corpus, writable_cache
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.run.files import write_text
+from tfx.run.lock import making
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,10 +137,9 @@ def prepare_data(
     notes = list(corpus.notes)
     splits: dict[str, Any] = {}
     for name, dataset in corpus.splits.items():
-        arrays = _cached(
-            writable_cache("tokenized") / f"{fingerprint[:32]}-{name}",
-            partial(_tokenize, corpus.task, dataset, tokenizer),
-        )
+        folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}"
+        with making(folder):
+            arrays = _cached(folder, partial(_tokenize, corpus.task, dataset, tokenizer))
         if corpus.task == "lm":
             splits[name] = Stream(arrays["tokens"], int(arrays["text_bytes"][0]))
             if len(splits[name]) < 2:
@@ -168,18 +168,20 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
         return Tokenizer.load(Path(config.tokenizer.path).expanduser())
     settings = json.dumps(asdict(config.tokenizer), sort_keys=True)
     path = writable_cache("tokenizers") / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
-    if path.is_file():
+    with making(path):
+        if path.is_file():
+            try:
+                return Tokenizer.load(path)
+            except UserError:
+                path.unlink()  # damaged: made anew
+        texts = _training_texts(corpus)
+        tokenizer = Tokenizer.train(config.tokenizer, texts, word_initial_space=corpus.task == "seq2seq")
         try:
-            return Tokenizer.load(path)
-        except UserError:
-            path.unlink()  # damaged: made anew
-    tokenizer = Tokenizer.train(config.tokenizer, _training_texts(corpus), word_initial_space=corpus.task == "seq2seq")
-    try:
-        write_text(path, tokenizer.to_json())
-    except OSError as error:
-        raise UserError(f"the cache folder {path.parent} cannot be written: {error.strerror}") from error
-    # Read back, so that the run that trained it and those that find it use the very same one.
-    return Tokenizer.load(path)
+            write_text(path, tokenizer.to_json())
+        except OSError as error:
+            raise UserError(f"the cache folder {path.parent} cannot be written: {error.strerror}") from error
+        # Read back, so that the run that trained it and those that find it use the very same one.
+        return Tokenizer.load(path)
 
 
 def _training_texts(corpus: Corpus) -> Iterator[str]:

@@ -1,13 +1,14 @@
-"""The lock of a run directory: one process at a time, and a dead one holds nothing."""
+"""Locks between processes, on a run directory and on what the cache is to hold; a dead process holds none."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tfx.errors import UserError
+from tfx.run.directory import cache_folder
 
 
 @contextmanager
@@ -39,4 +40,27 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        yield
+
+
+@contextmanager
+def making(entry: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the cache ``entry`` (a file or folder, there or not), so that processes that need it make it once.
+
+    Waits where another process holds it, and calls ``waiting`` before. The lock file lies apart from the entries:
+    a damaged entry is removed, its lock never.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: a thing may be made twice there; each is still written whole
+        yield
+        return
+    path = cache_folder() / "locks" / f"{entry.parent.name}-{entry.name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

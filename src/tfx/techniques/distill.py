@@ -25,6 +25,8 @@ from tfx.evaluation.scoring import run_batch
 from tfx.model.linear import Linear, reduce_rows
 from tfx.model.rewiring import evenly_spaced
 from tfx.model.transformer import Transformer
+from tfx.run.files import replacing, write_text
+from tfx.run.lock import making
 from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
 
 
@@ -278,19 +280,18 @@ class Distill(Technique):
         decoding = repr(teacher.generation)
         key = hashlib.sha256(f"{corpus.fingerprint}\0{teacher.sha256}\0{decoding}".encode()).hexdigest()[:32]
         path = writable_cache("teacher-outputs") / f"{key}.txt"
-        if path.is_file():
-            outputs = path.read_text(encoding="utf-8").split("\n")
-        else:
-            longest = teacher.model.architecture.context - 1
-            ids = [row[:longest] for row in teacher.tokenizer.encode(sources)]
-            encoded = Ragged.from_lists(ids, np.int64)
-            teacher.model.eval()
-            outputs = decode_sources(teacher.model, encoded, teacher.tokenizer, teacher.generation, seed=0)
-            teacher.model.train()
-            outputs = [" ".join(text.split("\n")) for text in outputs]
-            temporary = path.with_suffix(f".{hashlib.sha256(repr(outputs[:3]).encode()).hexdigest()[:8]}.tmp")
-            temporary.write_text("\n".join(outputs), encoding="utf-8")
-            temporary.replace(path)
+        with making(path):
+            if path.is_file():
+                outputs = path.read_text(encoding="utf-8").split("\n")
+            else:
+                longest = teacher.model.architecture.context - 1
+                ids = [row[:longest] for row in teacher.tokenizer.encode(sources)]
+                encoded = Ragged.from_lists(ids, np.int64)
+                teacher.model.eval()
+                outputs = decode_sources(teacher.model, encoded, teacher.tokenizer, teacher.generation, seed=0)
+                teacher.model.train()
+                outputs = [" ".join(text.split("\n")) for text in outputs]
+                write_text(path, "\n".join(outputs))
         before = list(corpus.splits["train"]["target"])
         # An empty output teaches nothing: there the reference stays.
         targets = [new or old for new, old in zip(outputs, before, strict=True)]
@@ -366,24 +367,23 @@ class Distill(Technique):
         assert isinstance(train, Pairs)
         self._offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
         key = hashlib.sha256(f"{data.fingerprint}\0{len(train)}\0{teacher.sha256}\0{k}".encode()).hexdigest()[:32]
-        folder = writable_cache("teacher-logits")
-        path = folder / f"{key}.npz"
-        if not path.is_file():
-            total = int(self._offsets[-1])
-            ids = np.zeros((total, k), dtype=np.int32)
-            logits = np.zeros((total, k), dtype=np.float16)
-            for start in range(0, len(train), 128):
-                rows = np.arange(start, min(start + 128, len(train)))
-                batch = collate_pairs(train, rows, data.tokenizer).to(device)
-                with torch.no_grad():
-                    top = teacher.model.project(run_batch(teacher.model, batch)).float().topk(k, dim=-1)
-                real = (batch.target_out_BT >= 0).cpu()
-                span = slice(int(self._offsets[start]), int(self._offsets[rows[-1] + 1]))
-                ids[span] = top.indices.cpu()[real].numpy()
-                logits[span] = top.values.cpu()[real].numpy()
-            temporary = folder / f".{key}.tmp.npz"
-            np.savez(temporary, ids=ids, logits=logits)
-            temporary.replace(path)
+        path = writable_cache("teacher-logits") / f"{key}.npz"
+        with making(path):
+            if not path.is_file():
+                total = int(self._offsets[-1])
+                ids = np.zeros((total, k), dtype=np.int32)
+                logits = np.zeros((total, k), dtype=np.float16)
+                for start in range(0, len(train), 128):
+                    rows = np.arange(start, min(start + 128, len(train)))
+                    batch = collate_pairs(train, rows, data.tokenizer).to(device)
+                    with torch.no_grad():
+                        top = teacher.model.project(run_batch(teacher.model, batch)).float().topk(k, dim=-1)
+                    real = (batch.target_out_BT >= 0).cpu()
+                    span = slice(int(self._offsets[start]), int(self._offsets[rows[-1] + 1]))
+                    ids[span] = top.indices.cpu()[real].numpy()
+                    logits[span] = top.values.cpu()[real].numpy()
+                with replacing(path) as temporary, open(temporary, "wb") as file:
+                    np.savez(file, ids=ids, logits=logits)
         with np.load(path) as stored:
             self._top_k = {"ids": stored["ids"], "logits": stored["logits"]}
 
