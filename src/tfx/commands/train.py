@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.commands.closing import closing_table
 from tfx.config import describe
-from tfx.config.schema import Root
+from tfx.config.schema import LauncherConfig, Root
 from tfx.errors import UserError
 from tfx.run.console import RunConsole, size
 from tfx.run.directory import RunDirectory, model_file
@@ -38,11 +38,15 @@ class _ReportedError(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Composes the config, trains, and prints the closing table; with ``-m`` once for each job of a sweep."""
+    """Composes the config, trains, and prints the closing table; with ``-m`` runs a sweep and prints its results."""
     if any(word in ("-h", "--help") for word in arguments):
         print_help()
         return 0
     from tfx.config.compose import run_with_hydra
+    from tfx.sweep import launcher
+    from tfx.sweep.jobs import ENDED_BADLY
+    from tfx.sweep.pool import Stopped
+    from tfx.sweep.table import print_results
 
     status = 0
 
@@ -61,7 +65,14 @@ def main(arguments: Sequence[str]) -> int:
             return None
         return float(summary["valid"][summary["primary_metric"]])
 
-    run_with_hydra(job, arguments)
+    jobs = launcher.register()
+    try:
+        run_with_hydra(job, arguments)
+    except Stopped as stopped:
+        status = 128 + stopped.number
+    if jobs:
+        print_results(jobs)
+        status = status or int(any(job.state in ENDED_BADLY for job in jobs))
     return status
 
 
@@ -448,6 +459,7 @@ def print_help() -> None:
     table = Table(box=None, pad_edge=False, show_header=True)
     for column in ("key", "default", "what it is"):
         table.add_column(column, overflow="fold")
-    for key, field in describe.settings():
+    sweep = ((key, field) for key, field in describe.settings(LauncherConfig, "hydra.launcher.") if field.metadata)
+    for key, field in (*describe.settings(), *sweep):
         table.add_row(key, str(describe.default_of(field)), describe.explain_field(field))
     console.print(table)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
-from tfx.config.schema import DEFAULT_BUDGET_SECONDS, RATES, BudgetConfig, Root
+from tfx.config.schema import DEFAULT_BUDGET_SECONDS, RATES, BudgetConfig, LauncherConfig, Root
 from tfx.errors import UserError, unknown
 
 _CONF = "pkg://tfx.conf"
@@ -31,6 +31,7 @@ _SAVED_HEAD = """\
 defaults:
   - _self_
   - override hydra/output: tfx
+  - override hydra/launcher: tfx
   - override hydra/job_logging: none
 hydra:
   output_subdir: null
@@ -41,6 +42,7 @@ _BUDGETS = ("steps", "tokens", "seconds")
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Root, provider="tfx")
+    store.store(group="hydra/launcher", name="tfx", node=LauncherConfig, provider="tfx")
     for name, point in entry_points().items():
         if is_foreign(point):
             file = foreign_yaml(point)

@@ -346,6 +346,27 @@ class EvaluationConfig:
     latency_inputs: int = setting(50, "inputs timed one by one for the latency", minimum=1)
 
 
+# --- sweeps -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class LauncherConfig:
+    """How a sweep on this machine runs its jobs (hydra.launcher)."""
+
+    _target_: str = "hydra_plugins.tfx.LocalLauncher"
+    jobs: int | None = setting(None, "jobs at a time; null: one a GPU, else as many as there are cores", minimum=1)
+    threads: int | None = setting(
+        None,
+        "CPU threads a job, however many run at a time; null: OMP_NUM_THREADS, else 1 on a CPU and the GPU's share of "
+        "the cores beside a GPU",
+        minimum=1,
+        maximum=4096,
+    )
+    on_failure: str = setting(
+        "continue", "go on when a job fails, or start no more of them", choices=("continue", "stop")
+    )
+
+
 # The rates of a model, as against its architecture: they may change from run to run.
 RATES = ("dropout", "attention_dropout", "ffn_dropout", "token_dropout", "layer_dropout")
 

@@ -83,11 +83,12 @@ class Job:
         """
         if not self.run.config.is_file():
             return "train"
-        if self._saved_overrides() != self.overrides:
+        saved = self._saved_overrides()
+        if saved != self.overrides:
             raise UserError(
-                f"{self.folder} holds a run of other overrides ({' '.join(self._saved_overrides()) or 'none'}) than job "
-                f"{self.number} of this sweep ({' '.join(self.overrides) or 'none'}): give the command that it was "
-                "made with, or another hydra.sweep.dir"
+                f"{self.folder} holds a run of other overrides ({' '.join(saved) or 'none'}) than job {self.number} of "
+                f"this sweep ({' '.join(self.overrides) or 'none'}): give the command that it was made with, or "
+                "another hydra.sweep.dir"
             )
         status = self.summary.get("status")
         if status == "completed":

@@ -171,7 +171,9 @@ class _Pool:
 
     def _stop(self) -> None:
         """Passes the signal on and waits, so that the jobs can save their state; a second one kills them."""
-        self._view.note(f"stopping {len(self._running)} jobs: a second {signal.Signals(self._signals[0]).name} kills them")
+        self._view.note(
+            f"stopping {len(self._running)} jobs: a second {signal.Signals(self._signals[0]).name} kills them"
+        )
         for _, process in self._running.values():
             _signal(process, self._signals[0])
         killed = False
@@ -218,8 +220,8 @@ def _handled(signals: list[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for handled, handler in before.items():
+            signal.signal(handled, handler)
 
 
 def _quote(path: Path) -> str:
