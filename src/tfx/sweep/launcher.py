@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
@@ -25,8 +27,7 @@ _OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper",
 class LocalLauncher(Launcher):
     """Runs the jobs of a sweep on this machine, each in a process of its own (`tfx.sweep.pool`)."""
 
-    # Hydra takes launchers from its own packages and from `hydra_plugins` alone. It asks for the name, and finds
-    # the class among those registered: so one package is enough.
+    # Hydra takes launchers from its own packages and from `hydra_plugins` alone, and goes by the name (`register`).
     __module__ = "hydra_plugins.tfx"
 
     # The jobs of this process's sweep, over all batches of its sweeper.
@@ -89,5 +90,12 @@ class LocalLauncher(Launcher):
 def register() -> list[Job]:
     """Makes the launcher known to Hydra; returns the list that will hold the jobs of a sweep."""
     LocalLauncher.jobs = []
-    Plugins.instance().register(LocalLauncher)
+    plugins = Plugins.instance()  # has looked for installed plugins, and so must come first
+    plugins.register(LocalLauncher)
+    # The module of that name exists in memory alone: no second top-level package is shipped for one class.
+    package, _, name = LocalLauncher.__module__.partition(".")
+    parent = sys.modules.setdefault(package, ModuleType(package))
+    module = sys.modules.setdefault(LocalLauncher.__module__, ModuleType(LocalLauncher.__module__))
+    vars(module)[LocalLauncher.__name__] = LocalLauncher
+    setattr(parent, name, module)
     return LocalLauncher.jobs

@@ -24,6 +24,7 @@ class SweepView:
     def __init__(self, jobs: Sequence[Job], at_once: int) -> None:
         self._jobs, self._at_once = jobs, at_once
         self._console = Console(stderr=True, highlight=False)
+        self._names = _differing(jobs)
         self._live: Live | None = None
         self._primary = "loss"
         self._next = 0.0
@@ -43,7 +44,7 @@ class SweepView:
 
     def started(self, job: Job) -> None:
         """A job's process was started."""
-        self._line(f"job {job.number} started: {' '.join(job.overrides)}")
+        self._line(f"job {job.number} started: {self._names[job.number]}")
 
     def ended(self, job: Job) -> None:
         """A job's process has ended."""
@@ -53,7 +54,7 @@ class SweepView:
 
     def note(self, message: str) -> None:
         """One line, live table or not."""
-        self._console.print(message, markup=False)
+        self._console.print(message, markup=False, soft_wrap=True)
 
     def update(self) -> None:
         """Reads how far the jobs are and draws the table again; as often as one can look, not more."""
@@ -67,7 +68,7 @@ class SweepView:
 
     def _line(self, message: str) -> None:
         if self._live is None:
-            self._console.print(message, markup=False)
+            self._console.print(message, markup=False, soft_wrap=True)
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -82,7 +83,7 @@ class SweepView:
             left = metrics.seconds_left if job.state == RUNNING else None
             table.add_row(
                 str(job.number),
-                Text(" ".join(job.overrides)),
+                Text(self._names[job.number]),
                 Text(job.state, style=_STYLES.get(job.state, "green")),
                 number(metrics.step) if metrics.step is not None else "",
                 valid,
@@ -94,12 +95,19 @@ class SweepView:
         return Group(table, Text(rest, style="dim"))
 
 
+def _differing(jobs: Sequence[Job]) -> dict[int, str]:
+    """By job number the overrides that not all jobs share: what a sweep is about."""
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return {job.number: " ".join(o for o in job.overrides if o not in shared) for job in jobs}
+
+
 def print_results(jobs: Sequence[Job]) -> None:
     """The results as a table on stdout, then every failure with its reason and its log."""
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
     for name in ("job", "overrides", "state", "validation", "test", "bytes", "seconds"):
         table.add_column(name, justify="left" if name in ("overrides", "state") else "right")
+    names = _differing(jobs)
     for job in jobs:
         summary = job.summary
         values = ["", "", "", ""]
@@ -112,7 +120,7 @@ def print_results(jobs: Sequence[Job]) -> None:
                 number(summary["train"]["seconds"]),
             ]
         state = Text(job.state, style=_STYLES.get(job.state, "green"))
-        table.add_row(str(job.number), Text(" ".join(job.overrides)), state, *values)
+        table.add_row(str(job.number), Text(names[job.number]), state, *values)
     console.print(table)
     done, failed = results(jobs)
     left = len(jobs) - done - failed

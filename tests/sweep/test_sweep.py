@@ -1,0 +1,144 @@
+"""Sweeps as a user starts them: processes of their own, failures that stop nothing, and the same command again."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tfx.config.schema import LauncherConfig
+from tfx.sweep.jobs import Job, Metrics
+from tfx.sweep.pool import Machine
+
+TINY = [
+    "model.width=16",
+    "model.heads=2",
+    "model.ffn_width=32",
+    "model.decoder_layers=1",
+    "model.encoder_layers=1",
+    "trainer.log_every=1",
+    "evaluation.latency_inputs=2",
+    "evaluation.beam=1",
+    *(f"dataset.limit.{split}=10" for split in ("train", "valid", "test")),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(folder: str, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "tfx", "train", "-m", *TINY, f"hydra.sweep.dir={folder}", *overrides]
+
+
+def sweep(folder: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, check=False)
+
+
+def weights(folder) -> list[str]:
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*/model.safetensors"))]
+
+
+def test_failures_stop_nothing_two_at_a_time_give_the_same_bits_and_again_runs_what_is_left(here):
+    jobs = ["optimizer.lr=0.01,-1", "seed=1,2", "trainer.budget.steps=2"]
+    first = sweep("two", *jobs, "hydra.launcher.jobs=2")
+    assert first.returncode == 1, first.stderr
+    assert "2 with a result, 2 without" in first.stdout
+    assert first.stdout.count("optimizer.lr=-1 is out of range") == 2
+    assert not (here / "two" / "2").exists()  # input at fault leaves nothing partial
+
+    assert sweep("one", *jobs, "hydra.launcher.jobs=1").returncode == 1
+    assert len(set(weights(here / "two"))) == 2
+    assert weights(here / "one") == weights(here / "two")
+
+    # One result is lost as by a kill; it and the two failures run again, the other result is not touched.
+    (here / "two" / "1" / "summary.json").unlink()
+    untouched = (here / "two" / "0" / "summary.json").stat().st_mtime_ns
+    before = weights(here / "two")
+    again = sweep("two", *jobs)
+    assert again.returncode == 1
+    assert [line.split()[1] for line in again.stderr.splitlines() if " started: " in line] == ["1", "2", "3"]
+    assert (here / "two" / "0" / "summary.json").stat().st_mtime_ns == untouched
+    assert weights(here / "two") == before
+
+    other = sweep("two", "seed=7", "trainer.budget.steps=2")
+    assert other.returncode == 2
+    assert "other overrides" in other.stderr
+    assert weights(here / "two") == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_no_job_outlives_its_sweep(here, number, status):
+    with open(here / "out", "w") as out:
+        running = subprocess.Popen(command("s", "seed=1", "trainer.budget.seconds=300"), stdout=out, stderr=out)
+    try:
+        metrics = here / "s" / "0" / "metrics.jsonl"
+        while not metrics.is_file() or not metrics.stat().st_size:
+            assert running.poll() is None, (here / "out").read_text()
+            time.sleep(0.1)
+        children = [int(pid) for pid in _children(running.pid)]
+        assert children
+        running.send_signal(number)
+        assert running.wait() == status
+    finally:
+        running.kill()
+        running.wait()
+    for child in children:
+        while _runs(child):  # ends, or the test does not
+            time.sleep(0.05)
+    if number == signal.SIGINT:
+        assert json.loads((here / "s" / "0" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def _children(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_gpus_are_handed_out_one_a_job_and_threads_do_not_depend_on_how_many_jobs_there_are(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    machines = [Machine.of(LauncherConfig(jobs=jobs), "auto") for jobs in (1, 2, 4)]
+    assert len({machine.threads for machine in machines}) == 1
+    given = [machines[2].environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
+    assert given == ["3", "5", "3", "5"]
+    assert Machine.of(LauncherConfig(), "auto").jobs == 2
+    on_cpu = Machine.of(LauncherConfig(), "cpu")
+    assert on_cpu.gpus == ()
+    assert "CUDA_VISIBLE_DEVICES" not in on_cpu.environment(0)
+
+
+def test_metrics_that_are_being_written_are_read_once_they_are_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path)
+    metrics.update("loss")  # no file yet
+    path.write_text('{"split": "train", "step": 4, "seconds": 2.0, "progress": 0.25}\n{"split": "valid", "st')
+    metrics.update("loss")
+    assert (metrics.step, metrics.seconds_left, metrics.valid) == (4, 6.0, None)
+    with open(path, "a") as file:
+        file.write('ep": 5, "seconds": 2.5, "loss": 1.5}\nbroken\n')
+    metrics.update("bleu")
+    assert (metrics.step, metrics.valid) == (5, ("loss", 1.5))
+
+
+def test_a_job_without_a_summary_gives_the_signal_or_its_last_line_as_reason(tmp_path):
+    job = Job(0, [], tmp_path / "0")
+    job.log.write_text("something\ntfx: no such thing\n\n")
+    job.end(2)
+    assert (job.state, job.reason) == ("failed", "no such thing")
+    job.end(-signal.SIGKILL)
+    assert (job.state, job.reason) == ("interrupted", "killed by SIGKILL")
