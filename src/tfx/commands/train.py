@@ -45,7 +45,6 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.config.compose import run_with_hydra
     from tfx.sweep import launcher
     from tfx.sweep.jobs import ENDED_BADLY
-    from tfx.sweep.pool import Stopped
     from tfx.sweep.table import print_results
 
     status = 0
@@ -68,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     jobs = launcher.register()
     try:
         run_with_hydra(job, arguments)
-    except Stopped as stopped:
-        status = 128 + stopped.number
+    except StoppedBySignal as stopped:
+        status = stopped.status
     if jobs:
         print_results(jobs)
         status = status or int(any(job.state in ENDED_BADLY for job in jobs))

@@ -21,8 +21,8 @@ from types import FrameType
 from typing import Any
 
 from tfx.config.schema import LauncherConfig
-from tfx.errors import UserError
 from tfx.run.lock import locked
+from tfx.run.signals import StoppedBySignal
 from tfx.sweep.jobs import ENDED_BADLY, RUNNING, SKIPPED, Job
 from tfx.sweep.table import SweepView
 
@@ -67,14 +67,6 @@ def _gpus() -> tuple[str, ...]:
     return tuple(str(index) for index in range(torch.cuda.device_count()))
 
 
-class Stopped(BaseException):
-    """A signal ended the sweep; its jobs have been told and have ended."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def run_jobs(
     jobs: Sequence[Job],
     folder: Path,
@@ -84,13 +76,11 @@ def run_jobs(
 ) -> None:
     """Runs what is left of ``jobs`` in the sweep's ``folder``, and sets state and reason of each.
 
-    Raises `UserError` where another process runs the sweep, or a job's folder holds another run; `Stopped` at
-    SIGINT and SIGTERM.
+    Raises `UserError` where another process runs the sweep, or a job's folder holds another run; `StoppedBySignal`
+    at SIGINT and SIGTERM, once the jobs have been told and have ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", wait=False) as held:
-        if not held:
-            raise UserError(f"another process runs the sweep in {folder}: wait for it, or name another hydra.sweep.dir")
+    with locked(folder):
         commands = {job.number: job.take_over() for job in jobs}
         for job in jobs:
             if commands[job.number] is None:
@@ -122,7 +112,7 @@ class _Pool:
                     self._collect()
                     if self._signals:
                         self._stop()
-                        raise Stopped(self._signals[0])
+                        raise StoppedBySignal(self._signals[0])
                     self._view.update()
                     if self._running:
                         time.sleep(_POLL_SECONDS)
