@@ -11,6 +11,8 @@ from tfx.errors import UserError, suggest
 
 COMMANDS = {
     "train": "build data, model and stack; train; evaluate; write a run directory",
+    "resume": "go on with a run that was stopped, to the same bits",
+    "reproduce": "run a run's config again, and compare every metric",
     "evaluate": "score a run's final file, or a model file on a named data set",
     "generate": "decode arguments or stdin lines: one line out for one line in",
     "inspect": "what a model file holds: tensors, shapes, bytes",

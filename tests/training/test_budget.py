@@ -43,12 +43,16 @@ def test_seconds_are_counted_while_steps_run(now):
     assert clock.progress == pytest.approx(0.2)
     assert clock.middle_of_step() == pytest.approx(0.3)
     now[0] += 20.0
+    assert clock.progress == pytest.approx(0.2)  # it moves at the end of a step
+    clock.advance(5)
     assert clock.progress == 1.0
+    assert clock.history == [pytest.approx(0.2), 1.0]
 
 
 def test_a_pause_counts_neither_inside_nor_after(now):
     clock = Clock(BudgetConfig(seconds=10.0))
     now[0] += 3.0
+    clock.advance(1)
     with clock.paused():
         # The validation reports where the training stands: as before the pause.
         assert clock.seconds == pytest.approx(3.0)
@@ -91,4 +95,37 @@ def test_a_zero_budget_is_spent_at_once(config):
 
 def test_a_clock_without_a_budget_is_a_mistake_of_the_program():
     with pytest.raises(AssertionError, match="exactly one value"):
-        _ = Clock(BudgetConfig()).progress
+        Clock(BudgetConfig())
+
+
+def test_a_recorded_history_is_repeated_whatever_the_time(now):
+    first = Clock(BudgetConfig(seconds=10.0))
+    for passed in (1.0, 4.0, 7.0):
+        now[0] += passed
+        first.advance(3)
+    again = Clock(BudgetConfig(seconds=10.0), first.history)
+    seen = []
+    for _ in range(3):
+        now[0] += 0.5
+        again.advance(3)
+        seen.append((again.progress, again.middle_of_step()))
+    assert [progress for progress, _ in seen] == first.history == again.history == [0.1, 0.5, 1.0]
+    assert seen[1][1] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("config", [BudgetConfig(steps=8), BudgetConfig(tokens=80), BudgetConfig(seconds=8.0)])
+def test_a_clock_goes_on_where_another_stood(config, now):
+    first = Clock(config)
+    for _ in range(3):
+        now[0] += 1.0
+        first.advance(10)
+    state = first.state_dict()
+    now[0] += 1000.0
+    second = Clock(config)
+    second.load_state_dict(state)
+    assert (second.steps, second.tokens, second.progress) == (3, 30, pytest.approx(3 / 8))
+    assert second.middle_of_step() == first.middle_of_step()
+    assert second.seconds == pytest.approx(3.0)  # the time between the two counts for neither
+    longer = Clock(BudgetConfig(**{name: value and 2 * value for name, value in vars(config).items()}))
+    longer.load_state_dict(state)
+    assert longer.progress == pytest.approx(3 / 16)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tfx.errors import UserError
-from tfx.training.state import VERSION, DamagedStateError, load_state, save_state, saved_states
+from tfx.training.state import VERSION, DamagedStateError, StateSaver, load_state, newest_state, saved_states
 
 VALUE = {
     "step": 7,
@@ -35,25 +35,32 @@ def same(a, b):
     return a == b
 
 
+def save(folder, step, value, keep=2):
+    saver = StateSaver(folder, keep)
+    saver.save(step, value)
+    saver.close()
+    return saved_states(folder)[0]
+
+
 def test_a_state_comes_back_to_the_bit(tmp_path):
-    assert same(VALUE, load_state(save_state(tmp_path, 7, VALUE, 2)))
+    assert same(VALUE, load_state(save(tmp_path, 7, VALUE)))
 
 
 def test_the_last_few_are_kept_newest_first(tmp_path):
     for step in (1, 2, 10, 1_000_000_000):
-        save_state(tmp_path, step, {"step": step}, 2)
+        save(tmp_path, step, {"step": step})
     assert [load_state(path)["step"] for path in saved_states(tmp_path)] == [1_000_000_000, 10]
 
 
 def test_tensors_that_share_memory_are_each_kept(tmp_path):
     shared = torch.arange(6.0)
     value = {"whole": shared, "part": shared[2:4], "again": shared}
-    assert same(value, load_state(save_state(tmp_path, 1, value, 1)))
+    assert same(value, load_state(save(tmp_path, 1, value)))
 
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    return save_state(tmp_path_factory.mktemp("state"), 7, VALUE, 1).read_bytes()
+    return save(tmp_path_factory.mktemp("state"), 7, VALUE).read_bytes()
 
 
 @given(st.data())
@@ -76,3 +83,35 @@ def test_a_newer_version_is_refused_in_words(tmp_path):
     save_file({}, path, {"tfx_state": json.dumps(record)})
     with pytest.raises(UserError, match="update tfx"):
         load_state(path)
+
+
+def test_a_state_holds_the_moment_it_was_saved_at_and_tied_weights_once(tmp_path):
+    weight = torch.zeros(1000)
+    saver = StateSaver(tmp_path, 1)
+    saver.save(1, {"embedding": weight, "output": weight})
+    weight += 1  # the run goes on while the state is written
+    saver.close()
+    (path,) = saved_states(tmp_path)
+    assert all(tensor.sum() == 0 for tensor in load_state(path).values())
+    assert path.stat().st_size < 2 * 4000
+
+
+def test_damaged_states_are_told_of_and_passed_over(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, {"step": step}, keep=3)
+    newest, second, _ = saved_states(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    second.write_bytes(b"")
+    told = []
+    assert newest_state(tmp_path, torch.device("cpu"), told.append) == {"step": 1}
+    assert [str(newest) in told[0], str(second) in told[1]] == [True, True]
+    assert len(saved_states(tmp_path)) == 1
+    assert newest_state(tmp_path / "none", torch.device("cpu"), told.append) is None
+
+
+def test_a_state_that_cannot_be_written_is_an_error_with_its_place(tmp_path):
+    saver = StateSaver(tmp_path / "vanished" / "state", 1)
+    saver.save(1, VALUE)
+    with pytest.raises(OSError, match="vanished"):
+        saver.wait()
+    saver.close()

@@ -22,6 +22,7 @@ from tfx.evaluation.speed import measure_speed
 from tfx.run.console import RunConsole, number
 from tfx.run.directory import RunDirectory, model_file
 from tfx.run.files import read_json, sha256
+from tfx.run.signals import raise_if_signalled
 
 if TYPE_CHECKING:
     from tfx.model.transformer import Transformer
@@ -49,6 +50,15 @@ class Measurer:
         self.inference: dict[str, Any] = {}
         self.drops: list[str] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far."""
+        return {name: getattr(self, name) for name in ("stages", "reference", "inference", "drops")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
     # --- pieces ---------------------------------------------------------------------------------------
 
     def quality(self, loaded: checkpoint.LoadedModel, split: str, data: PreparedData | None = None) -> Quality:
@@ -66,10 +76,14 @@ class Measurer:
             config.dataset.metrics,
             seed=config.seed,
             most_decoded=config.evaluation.decode_valid if split == "valid" and "test" in data.splits else None,
-            progress=partial(self.console.decoding, f"decoding {split}"),
+            progress=partial(self._decoded, f"decoding {split}"),
         )
         self.console.training_ended()
         return quality
+
+    def _decoded(self, what: str, done: int, total: int) -> None:
+        self.console.decoding(what, done, total)
+        raise_if_signalled()
 
     def speed(self, loaded: checkpoint.LoadedModel) -> dict[str, Any]:
         """Latency, throughput and memory of a model on the inputs of the test split."""
@@ -144,7 +158,7 @@ class Measurer:
 
     @contextmanager
     def _temporary(self, model: Transformer) -> Iterator[Path]:
-        file = self.run.path / ".stage.safetensors"
+        file = self.run.stage
         try:
             checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation)
             yield file
@@ -157,7 +171,7 @@ class Measurer:
         Raises `BrokenInvariantError` where the file is not smaller than that of the stage before, or where the
         model that is read back from it differs from the one in memory in a single bit of its hidden states.
         """
-        file = self.run.path / ".stage.safetensors"
+        file = self.run.stage
         try:
             checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation, stack.storage())
             self._measure_compressed(name, model, stack, file, seconds)

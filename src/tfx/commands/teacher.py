@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.run.console import RunConsole
 from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import sha256
-from tfx.run.lock import making
+from tfx.run.files import read_json, sha256
+from tfx.run.lock import locked, making
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,6 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
     from tfx.model.linear import set_product_dtype
     from tfx.techniques.contract import Teacher
 
-    spent = {"seconds": 0.0, "tokens": 0, "flops": 0.0}
     if need.path is not None:
         path = need.path
     else:
@@ -48,11 +48,12 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
         with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
             if not RunDirectory(path).model.is_file():
                 console.note(f"no teacher is named: training one first, kept in {path}")
-                spent = _train(_teacher_config(config, need), path)
+                _train(_teacher_config(config, need), path)
             else:
                 console.note(f"the teacher is in the cache: {path}")
     file = model_file(path)
     loaded = checkpoint.load(file, kernels=False)
+    spent = _training(path)
     precision = choose_precision(config.trainer.precision, device)
     set_product_dtype(loaded.model, precision.products)
     return Teacher(
@@ -62,9 +63,9 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
         generation=loaded.generation,
         path=path,
         sha256=sha256(file),
-        seconds=float(spent["seconds"]),
-        tokens=int(spent["tokens"]),
-        flops=float(spent["flops"]),
+        seconds=float(spent.get("seconds") or 0.0),
+        tokens=int(spent.get("tokens") or 0),
+        flops=float(spent.get("flops") or 0.0),
     )
 
 
@@ -97,19 +98,31 @@ def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     return writable_cache("teachers") / hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _train(config: Root, folder: Path) -> dict[str, float]:
-    """Trains beside the cache entry and renames it, so that an entry is whole or not there."""
-    import secrets
-    import shutil
+def _train(config: Root, folder: Path) -> None:
+    """Trains beside the cache entry and renames it, so that an entry is whole or not there.
 
-    from tfx.commands.train import train
+    A training that was interrupted is gone on with. The caller holds the cache entry's lock.
+    """
+    from tfx.commands.running import resume, train
 
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    beside = folder.with_name(f".{folder.name}.training")
+    run = RunDirectory(beside)
     try:
-        summary = train(config, [], temporary)
-        assert summary is not None
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    training = summary["train"]
-    return {"seconds": training["seconds"], "tokens": training["tokens"], "flops": training["flops"]}
+        if not run.config.is_file():
+            train(config, [], beside)
+        elif _training(beside) == {}:
+            with locked(beside):
+                resume(config, [], run)
+    except Exception:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    beside.rename(folder)
+
+
+def _training(path: Path) -> dict[str, Any]:
+    """What the training of a run cost; empty where the path is no run that completed."""
+    summary = RunDirectory(path).summary
+    if not summary.is_file():
+        return {}
+    found = read_json(summary)
+    return dict(found.get("train") or {}) if found.get("status") == "completed" else {}

@@ -278,6 +278,34 @@ class EarlyStoppingConfig:
 
 
 @dataclass
+class SaveConfig:
+    """When the state is saved that `tfx resume` goes on from; a signal and the end of training save it too."""
+
+    every_steps: int | None = setting(None, "optimizer steps between two states; null: only by the clock", minimum=1)
+    every_minutes: float | None = setting(5.0, "time between two states; null: only by steps", above=0, unit="minutes")
+    keep: int = setting(2, "states that are kept", minimum=1, maximum=1000)
+
+
+@dataclass
+class InstabilityConfig:
+    """What happens where a loss or gradient is not finite, or a loss jumps out of its own history."""
+
+    policy: str = setting(
+        "stop",
+        "stop the run; skip the step; or back off: skip it and halve the learning rate from there on. "
+        "On a GPU, skip and back_off wait for the device at every step; stop looks every trainer.log_every steps",
+        choices=("stop", "skip", "back_off"),
+    )
+    spike: float | None = setting(
+        4.0,
+        "a loss that is so far above the median of the last 50 steps diverges; null: never",
+        above=0,
+        unit="nats a token",
+    )
+    patience: int = setting(10, "steps in a row that are skipped before the run stops all the same", minimum=1)
+
+
+@dataclass
 class TrainerConfig:
     """How the model is trained."""
 
@@ -303,6 +331,8 @@ class TrainerConfig:
         paper="Szegedy 2016, arXiv 1512.00567",
     )
     averaging: AveragingConfig = group(AveragingConfig)
+    save: SaveConfig = group(SaveConfig)
+    instability: InstabilityConfig = group(InstabilityConfig)
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
     keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
     validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fraction of the budget")

@@ -70,6 +70,31 @@ class Batch:
         moved: dict[str, Any] = {name: move(getattr(self, name)) for name in names}
         return replace(self, **moved)
 
+    def split(self, pieces: int) -> list[Batch]:
+        """The rows in so many batches, or as many as there are rows; counts are divided with them."""
+        found = []
+        for rows in np.array_split(np.arange(len(self.rows)), min(pieces, len(self.rows))):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            source = None if self.source_BS is None else self.source_BS[part]
+            mask = None if self.source_mask_BS is None else self.source_mask_BS[part]
+            target_in, target_out = self.target_in_BT[part], self.target_out_BT[part]
+            targets = int((target_out >= 0).sum())
+            sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
+            found.append(
+                replace(
+                    self,
+                    target_in_BT=target_in,
+                    target_out_BT=target_out,
+                    source_BS=source,
+                    source_mask_BS=mask,
+                    rows=self.rows[part],
+                    tokens=targets + sources,
+                    positions=target_out.numel() + (0 if source is None else source.numel()),
+                    targets=targets,
+                )
+            )
+        return found
+
     def targets_and_weights(self) -> list[tuple[Tensor, Tensor | None]]:
         """The labels of each position (N,) and their weights (N,), None for 1: two sets where examples are mixed."""
         own_N = self.target_out_BT.flatten()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,9 +51,18 @@ def _nll(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def score_loss(
-    model: Transformer, split: Pairs | Stream, tokenizer: Tokenizer, *, batch_tokens: int, device: torch.device
+    model: Transformer,
+    split: Pairs | Stream,
+    tokenizer: Tokenizer,
+    *,
+    batch_tokens: int,
+    device: torch.device,
+    between: Callable[[], Any] | None = None,
 ) -> LossScore:
-    """Scores every target of a split once, in fp32. The model is left in the mode that it was in."""
+    """Scores every target of a split once, in fp32. The model is left in the mode that it was in.
+
+    ``between`` is called before each batch, and may raise to leave.
+    """
     was_training = model.training
     model.eval()
     context = model.architecture.context
@@ -60,6 +71,8 @@ def score_loss(
     targets = np.zeros(rows, dtype=np.int64)
     total, count = 0.0, 0
     for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context):
+        if between is not None:
+            between()
         moved = batch.to(device)
         hidden = run_batch(model, moved).flatten(0, 1)
         # Projected by the model itself, as it decodes, in slices: all logits at once would be the largest tensor.

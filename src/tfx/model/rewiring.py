@@ -69,18 +69,23 @@ class Rewiring:
     def apply(self, model: Transformer) -> Became:
         """Makes the model smaller in place; returns what became of its parameters."""
         before = dict(model.named_parameters())
-        smaller = Transformer(self.architecture, model.rates).to(model.embedding.weight.device)
-        smaller.load_state_dict(self.carry(model.state_dict()))
-        linear = next((module for module in model.modules() if isinstance(module, Linear)), None)
-        if linear is not None:
-            set_product_dtype(smaller, linear.product_dtype)
-        smaller.set_checkpointing(model.decoder.checkpointing)
-        smaller.train(model.training)
-        for name, child in smaller._modules.items():  # tied ones under each of their names
-            setattr(model, name, child)
-        model.architecture = self.architecture
+        reshape(model, self.architecture, self.carry(model.state_dict()))
         origins = {before[self.origins[name].name]: (new, self.origins[name]) for name, new in model.named_parameters()}
         return Became({old: origins.get(old) for old in before.values()})
+
+
+def reshape(model: Transformer, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
+    """Gives a model another architecture in place, with these weights; its rates, dtypes and mode stay."""
+    other = Transformer(architecture, model.rates).to(model.embedding.weight.device)
+    other.load_state_dict(state)
+    linear = next((module for module in model.modules() if isinstance(module, Linear)), None)
+    if linear is not None:
+        set_product_dtype(other, linear.product_dtype)
+    other.set_checkpointing(model.decoder.checkpointing)
+    other.train(model.training)
+    for name, child in other._modules.items():  # tied ones under each of their names
+        setattr(model, name, child)
+    model.architecture = architecture
 
 
 @dataclass(frozen=True)

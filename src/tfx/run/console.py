@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -68,7 +69,8 @@ class RunConsole:
         """Ends the live line and closes the log."""
         self._stop_live()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = self._log = None
 
     def note(self, message: str) -> None:
@@ -87,12 +89,13 @@ class RunConsole:
     def failure(self, error: BaseException) -> None:
         """Writes the traceback to the log; the terminal gets it only where there is no log yet."""
         lines = "".join(traceback.format_exception(error))
-        if self._file is not None:
-            self._stop_live()
+        self._stop_live()
+        if self._file is None:
+            sys.stderr.write(lines)
+            return
+        with suppress(OSError):
             self._file.write(lines)
             self._file.flush()
-        else:
-            sys.stderr.write(lines)
 
     # --- training -----------------------------------------------------------------------------------
 
@@ -137,7 +140,8 @@ class RunConsole:
         self._stop_live()
         Console(highlight=False).print(table)
         if self._log is not None:
-            self._log.print(table)
+            with suppress(OSError):
+                self._log.print(table)
 
     def _show(self, item: Any) -> None:
         if self._live is not None:
@@ -145,8 +149,10 @@ class RunConsole:
         else:
             self._terminal.print(item)
         if self._log is not None and self._file is not None:
-            self._log.print(item)
-            self._file.flush()
+            # A log that cannot be written is no reason to stop: what the run stands on is written elsewhere.
+            with suppress(OSError):
+                self._log.print(item)
+                self._file.flush()
         else:
             self._before_log.append(item)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,27 @@ class RunDirectory:
             raise UserError(f"{path} is not a run directory: it has no {run.config.name}")
         return run
 
+    def clear(self) -> None:
+        """Removes what a run wrote besides its config and log, so that it can start over; other files stay."""
+        shutil.rmtree(self.state, ignore_errors=True)
+        written = (self.environment, self.metrics, self.tokenizer, self.model, self.compressed, self.predictions)
+        for path in (*written, self.tensors, self.attention, self.report, self.summary):
+            path.unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Removes what a killed process was writing."""
+        for path in [self.stage, *self.path.glob(".*.tmp"), *self.state.glob(".*.tmp")]:
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes all that a run wrote, and its folder where nothing else is in it."""
+        self.clear()
+        for path in (self.config, self.overrides, self.log, self.lock):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
     @property
     def config(self) -> Path:
         """The resolved config."""
@@ -70,8 +93,23 @@ class RunDirectory:
 
     @property
     def state(self) -> Path:
-        """The folder of the weights kept while training."""
+        """The folder of the states that resuming needs, and of the weights kept while training."""
         return self.path / "state"
+
+    @property
+    def progress(self) -> Path:
+        """Progress after each step, where the budget is in seconds: what repeating the run exactly needs."""
+        return self.state / "progress.json"
+
+    @property
+    def stage(self) -> Path:
+        """A model file that is there only while it is measured."""
+        return self.path / ".stage.safetensors"
+
+    @property
+    def lock(self) -> Path:
+        """The file that a process locks while it works in the folder."""
+        return self.path / ".lock"
 
     @property
     def model(self) -> Path:

@@ -40,6 +40,21 @@ def describe_environment(device: Any, fingerprints: dict[str, str]) -> dict[str,
     }
 
 
+def environment_differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two environments that a result may depend on: dotted names, with both values."""
+    old, new = (flat({name: part for name, part in each.items() if name != "command"}) for each in (before, now))
+    names = [*old, *(name for name in new if name not in old)]
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts under their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

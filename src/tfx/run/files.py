@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tfx.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; on a clean exit it is synced and renamed to ``path``.
 
-    On an error the temporary file is removed and ``path`` is as it was before.
+    On an error the temporary file is removed and ``path`` is as it was before. A system's error names ``path``.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -31,9 +32,19 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        number = error.errno if isinstance(error, OSError) else _system_error(error)
+        if number is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The system's error number behind an error of a library that keeps it in its words alone (safetensors)."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 def sync_folder(folder: Path) -> None:

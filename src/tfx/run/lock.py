@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tfx.errors import UserError
-from tfx.run.directory import cache_folder
+from tfx.run.directory import RunDirectory, cache_folder
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows has no such locks
         yield
         return
-    path = folder / ".lock"
+    path = RunDirectory(folder).lock
     try:
         file = open(path, "a+", encoding="utf-8")
     except OSError as error:

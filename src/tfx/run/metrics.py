@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,37 @@ from typing import Any
 class MetricsLog:
     """Appends rows with ``split``, ``step``, ``tokens``, ``seconds`` and the values under their own names.
 
-    Optionally writes the same values as TensorBoard events.
+    Optionally writes the same values as TensorBoard events. ``place`` is one that an earlier log of the file
+    returned: what was written after it is taken back.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
-        self._file = open(path, "a", encoding="utf-8")
+    def __init__(self, path: Path, tensorboard: Path | None = None, place: dict[str, int] | None = None) -> None:
+        self._file = open(path, "ab")
+        self._step = 0
+        if place is not None:
+            self._file.truncate(place["bytes"])
+            self._step = place["step"]
         self._writer = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(tensorboard))
+            purge = None if place is None else self._step + 1
+            self._writer = SummaryWriter(str(tensorboard), purge_step=purge)
 
     def write(self, split: str, *, step: int, tokens: int, seconds: float, **values: float) -> None:
         """Appends one row, and hands it to the operating system at once."""
         row: dict[str, Any] = {"split": split, "step": step, "tokens": tokens, "seconds": round(seconds, 3)}
-        self._file.write(json.dumps(row | values) + "\n")
+        self._file.write((json.dumps(row | values) + "\n").encode())
         self._file.flush()
+        self._step = step
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def place(self) -> dict[str, int]:
+        """Where the log stands: what is before is on the disk."""
+        os.fsync(self._file.fileno())
+        return {"bytes": os.fstat(self._file.fileno()).st_size, "step": self._step}
 
     def close(self) -> None:
         """Closes the files."""

@@ -37,11 +37,34 @@ def leaving_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def deferring_signals() -> Iterator[None]:
+    """Inside, the first signal waits for `raise_if_signalled`, or for the end of the block."""
+    global _deferring
+    _deferring += 1
+    try:
+        yield
+    finally:
+        _deferring -= 1
+    raise_if_signalled()
+
+
+def raise_if_signalled() -> None:
+    """Raises `StoppedBySignal` where a signal came that was deferred."""
+    if _waiting:
+        raise StoppedBySignal(_waiting.pop())
+
+
 _came: list[int] = []
+_waiting: list[int] = []
+_deferring = 0
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if _came:
         os._exit(128 + number)
     _came.append(number)
-    raise StoppedBySignal(number)
+    if _deferring:
+        _waiting.append(number)
+    else:
+        raise StoppedBySignal(number)

@@ -87,7 +87,7 @@ class TeacherNeed:
 
 @dataclass
 class Teacher:
-    """A teacher as the train command hands it over, and what it cost in this command (0 where it was cached)."""
+    """A teacher as the train command hands it over, and what its training cost, now or before (0: not known)."""
 
     model: Transformer
     tokenizer_fingerprint: str

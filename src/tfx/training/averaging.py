@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,17 @@ class Averager:
             pairs = zip(self._parameters, self.average, strict=True)
             self.average = [became.select(old, value) for old, value in pairs if became.follow([old])]
         self._parameters = became.follow(self._parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average so far, and how many weights went into it."""
+        return {"updates": self.updates, "due": self._due, "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.updates, self._due = state["updates"], state["due"]
+        if state["average"] is not None:
+            pairs = zip(state["average"], self._parameters, strict=True)
+            self.average = [average.to(parameter.device) for average, parameter in pairs]
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:

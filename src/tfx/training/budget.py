@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from tfx.config.schema import BudgetConfig
 
@@ -13,17 +14,23 @@ class Clock:
     """Counts steps, tokens and training seconds, and turns them into progress.
 
     Seconds are those of steps, compilation and whatever else trains; what runs inside `paused` (validation)
-    is not counted.
+    is not counted. ``progress``, the fraction of the budget in [0, 1] that is spent, moves at the end of a step
+    and stands still in between, so that all that follows it agrees; a zero budget is spent at once.
+
+    A budget of seconds is spent otherwise on every machine: ``history`` then keeps the progress after each step,
+    and a clock that gets one as ``recorded`` repeats it.
     """
 
-    def __init__(self, budget: BudgetConfig) -> None:
+    def __init__(self, budget: BudgetConfig, recorded: Sequence[float] = ()) -> None:
         self.budget = budget
         self.steps = 0
         self.tokens = 0
+        self.history: list[float] = []
+        self._recorded = recorded
         self._before = 0.0
         self._started: float | None = time.perf_counter()
-        self._last_progress = 0.0
         self._step_share = 0.5 / budget.steps if budget.steps else 0.0
+        self.progress = self._spent()
 
     @property
     def seconds(self) -> float:
@@ -42,13 +49,11 @@ class Clock:
         finally:
             self._started = time.perf_counter()
 
-    @property
-    def progress(self) -> float:
-        """Fraction of the budget that is spent, in [0, 1]; a zero budget is spent at once."""
+    def _spent(self) -> float:
         for spent, whole in (
             (self.steps, self.budget.steps),
             (self.tokens, self.budget.tokens),
-            (self.seconds, self.budget.seconds),
+            (self.seconds if self.steps else 0.0, self.budget.seconds),
         ):
             if whole is not None:
                 return min(1.0, spent / whole) if whole else 1.0
@@ -60,8 +65,27 @@ class Clock:
 
     def advance(self, tokens: int) -> None:
         """One optimizer step over so many tokens is done."""
+        before = self.progress
         self.steps += 1
         self.tokens += tokens
-        now = self.progress
-        self._step_share = 0.5 * (now - self._last_progress)
-        self._last_progress = now
+        self.progress = self._recorded[self.steps - 1] if self.steps <= len(self._recorded) else self._spent()
+        self._step_share = 0.5 * (self.progress - before)
+        if self.budget.seconds is not None:
+            self.history.append(self.progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on."""
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "step_share": self._step_share,
+            "history": list(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where another clock stood; with a longer budget, less of it is spent."""
+        self.steps, self.tokens, self._step_share = state["steps"], state["tokens"], state["step_share"]
+        self.history = list(state["history"])
+        self._before, self._started = state["seconds"], time.perf_counter()
+        self.progress = self._recorded[self.steps - 1] if 0 < self.steps <= len(self._recorded) else self._spent()

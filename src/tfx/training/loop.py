@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import resource
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -14,27 +14,43 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tfx.config.schema import Root
+from tfx.config.schema import Root, SaveConfig
 from tfx.data.batching import Batch, training_batches
 from tfx.data.prepare import PreparedData
 from tfx.evaluation.scoring import run_batch, score_loss
+from tfx.model.architecture import Architecture
 from tfx.model.device import Precision, choose_precision
 from tfx.model.flops import forward_flops
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.report.scores import LOSS_METRICS
 from tfx.run.seeds import derive_seed
+from tfx.run.signals import StoppedBySignal, deferring_signals, raise_if_signalled
 from tfx.techniques.contract import Moment, Objective
 from tfx.techniques.stack import Stack
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.optimizers import build_optimizers
 from tfx.training.schedules import schedule_factor
+from tfx.training.stability import Guard
 
+# A loss term's name, its sum, and over how many targets.
+_Report = tuple[str, Tensor, int]
 
-class NonFiniteError(Exception):
-    """The loss or a gradient is not a number any more."""
+# What a trainer counts besides its parts, by the names of its attributes.
+_COUNTERS = (
+    "best",
+    "without_improvement",
+    "next_validation",
+    "ended",
+    "stopped",
+    "compressing",
+    "positions",
+    "flops",
+    "pieces",
+)
 
 
 class Observer(Protocol):
@@ -48,6 +64,15 @@ class Observer(Protocol):
 
     def compressing(self, seconds: float) -> None:
         """The first technique is about to change weights for the sake of the file; the model holds those to keep."""
+
+    def noted(self, message: str) -> None:
+        """Something happened that the user should know of."""
+
+    def keep(self, name: str) -> None:
+        """The model holds the weights to keep as ``"best"`` or ``"last"``."""
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """The state after a step, from which a `Trainer` can go on; its tensors change with the next one."""
 
 
 @dataclass
@@ -65,6 +90,7 @@ class TrainingResult:
     stopped_early: bool
     best_step: int
     final_weights: str
+    skipped_steps: int
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -82,36 +108,73 @@ class Trainer:
         device: torch.device,
         observer: Observer,
         stack: Stack,
+        state: dict[str, Any] | None = None,
+        recorded: Sequence[float] = (),
     ) -> None:
+        """``state`` is one that the observer of an earlier trainer of this config was given to save: it goes on there.
+
+        ``recorded`` is the `Clock.history` of a run that is repeated.
+        """
         self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
         self.stack = stack
         extra = stack.prepare_model(model)
         self.precision: Precision = choose_precision(config.trainer.precision, device)
         set_product_dtype(model, self.precision.products if self.precision.autocast is None else torch.float32)
         model.set_checkpointing(config.trainer.activation_checkpointing)
+        if state is not None:
+            # Parts may have left the model since it was built.
+            reshape(model, Architecture.from_dict(state["architecture"]), state["model"])
+            extra.load_state_dict(state["extra"])
         if config.trainer.compile == "on" or (config.trainer.compile == "auto" and device.type == "cuda"):
             model.compile(dynamic=True)
         # What a technique trains along (a projection) is optimised with the model, and not part of it.
+        self._extra = extra
         trained = nn.ModuleList([model, extra]) if len(extra) else model
         self._parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config.optimizer, trained, device)
         smoothing = config.trainer.label_smoothing
         self.label_smoothing = (0.1 if data.task == "seq2seq" else 0.0) if smoothing is None else smoothing
         self.averager = Averager(config.trainer.averaging, model)
-        self.clock = Clock(config.trainer.budget)
+        self.guard = Guard(config.trainer.instability)
+        self.clock = Clock(config.trainer.budget, recorded)
+        self._interval = _Interval(self.clock)
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
         self._without_improvement = 0
-        self._compressing = False
+        self._next_validation = 1
+        self._ended = self._stopped = self._compressing = False
         self._positions = 0
         self._flops = 0.0
+        # Into how many pieces each batch is cut, so that it fits the device's memory.
+        self._pieces = 1
+        if state is not None:
+            self._restore(state)
 
-    def train(self, keep: Callable[[str], None]) -> TrainingResult:
-        """Spends the budget; the model then holds the final weights.
+    def train(self) -> TrainingResult:
+        """Spends what is left of the budget; the model then holds the final weights.
 
-        ``keep(name)`` is called with ``"best"`` at each new best validation and with ``"last"`` at the end,
-        while the model holds the weights to keep. Raises `NonFiniteError` before a step whose loss or gradients
-        are not finite.
+        Raises `UnstableError` before a step whose loss or gradients are not finite, where the policy is to stop.
+        Signals wait for the end of a step or for the next batch of a validation: then the state is saved, and
+        `StoppedBySignal` raised.
         """
+        if not self._ended:
+            with deferring_signals():
+                try:
+                    self._loop()
+                except StoppedBySignal:
+                    self._save()
+                    raise
+        seconds = self.clock.seconds
+        self._prepare(1.0)
+        with self.clock.paused():
+            self.averager.apply()
+            self.observer.keep("last")
+            final = "last"
+            if self.config.trainer.keep == "best" and self._best is not None:
+                self.model.load_state_dict(self._best[2])
+                final = "best"
+        return self._result(seconds, final)
+
+    def _loop(self) -> None:
         config = self.config.trainer
         batches = training_batches(
             self.data.splits["train"],
@@ -119,53 +182,46 @@ class Trainer:
             batch_tokens=self.config.dataset.batch_tokens,
             context=self.model.architecture.context,
             seed=self.config.seed,
+            start=self.clock.steps * config.accumulation,
             reorder=self.stack.reorder if self.stack.order["order_batches"] else None,
         )
         self.model.train()
-        self.clock = Clock(config.budget)
-        validations = itertools.count(1)
-        next_validation = next(validations) * config.validate_every
-        stopped = False
-        log = _Interval(self.clock)
-        progress = self.clock.progress
-        while progress < 1.0 and not stopped:
+        saving = _Saving(config.save, self.clock.steps)
+        while True:
+            progress = self.clock.progress
+            if self.clock.steps and (progress >= self._next_validation * config.validate_every - 1e-9 or progress >= 1):
+                self._check_finite()
+                with self.clock.paused():
+                    self._stopped = self._validate()
+                while self._next_validation * config.validate_every <= progress + 1e-9:
+                    self._next_validation += 1
+            if progress >= 1.0 or self._stopped:
+                break
             self._prepare(progress)
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
             step_batches = [next(batches) for _ in range(config.accumulation)]
-            nll, norm = self._step(step_batches, factor, progress)
-            # Read once a step: a clock of seconds goes on, and all that follows must agree on the end.
-            progress = self.clock.progress
-            self.averager.update(progress)
-            log.add(nll, norm, step_batches)
+            self._step(step_batches, factor, progress)
+            self.averager.update(self.clock.progress)
             if self.clock.steps % config.log_every == 0:
-                self._check_finite(log)
-                self.observer.stepped(log.row(self.config.optimizer.lr * factor), **self._place())
-                log = _Interval(self.clock)
-            if progress >= next_validation - 1e-9 or progress >= 1.0:
-                self._check_finite(log)
-                while next_validation <= progress + 1e-9:
-                    next_validation = next(validations) * config.validate_every
+                self._check_finite()
+                self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
+                self._interval = _Interval(self.clock)
+            if saving.is_due(self.clock.steps):
                 with self.clock.paused():
-                    stopped = self._validate(keep)
-        seconds = self.clock.seconds
-        self._prepare(1.0)
-        with self.clock.paused():
-            self.averager.apply()
-            keep("last")
-            final = "last"
-            if config.keep == "best" and self._best is not None:
-                self.model.load_state_dict(self._best[2])
-                final = "best"
-        return self._result(seconds, stopped, final)
+                    self._save()
+            raise_if_signalled()
+        self._ended = True
+        if self.clock.steps:
+            self._save()
 
     # --- one step -----------------------------------------------------------------------------------
 
     def _prepare(self, progress: float) -> None:
         """What techniques do to the model itself, before a step at this progress and once at the end."""
         if not self._compressing and self.stack.compresses_now(progress):
-            self._compressing = True
             with self.clock.paused(), self.averager.applied():
                 self.observer.compressing(self.clock.seconds)
+            self._compressing = True
         for rewiring in self.stack.rewire(self.model, progress):
             became = rewiring.apply(self.model)
             self.optimizers.rewire(became)
@@ -176,35 +232,83 @@ class Trainer:
         if progress < 1.0:
             self.stack.update(self.model, progress)
 
-    def _step(self, batches: list[Batch], factor: float, progress: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; returns the summed negative log-likelihood and the gradient norm."""
+    def _step(self, batches: list[Batch], factor: float, progress: float) -> None:
+        """One optimizer step, or the policy's measure where it must not be taken."""
         targets = sum(batch.targets for batch in batches)
-        # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
-        torch.manual_seed(derive_seed(self.config.seed, "step", self.clock.steps))
-        total = torch.zeros((), device=self.device)
-        with self.stack.viewed(self.model, progress):
-            for index, batch in enumerate(batches):
-                moment = Moment(self.config.seed, self.clock.steps, index, progress)
-                loss, nll = self._loss(self.stack.transform_batch(batch.to(self.device), moment), moment)
-                # Averaged over the targets of the whole step, however they are spread over its batches.
-                (loss / targets).backward()
-                total += nll
+        batches = [piece for batch in batches for piece in batch.split(self._pieces)] if self._pieces > 1 else batches
+        while (gradients := self._gradients(batches, targets, progress)) is None:
+            batches = self._smaller(batches)
+        nll, reports = gradients
         self.stack.adapt_gradients(self.model, progress)
         limit = self.config.optimizer.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
-        if self.device.type == "cpu" and not math.isfinite(float(norm)):
-            raise NonFiniteError(self._non_finite(float(total)))
-        self.optimizers.step(factor)
+        fault = None
+        if self.device.type == "cpu" or self.guard.config.policy != "stop":
+            fault = self.guard.fault(float(nll) / targets, float(norm))
+        if fault is None:
+            self.optimizers.step(factor * self.guard.learning_rate_factor)
+            self._interval.add(nll, norm, batches)
+            for name, total, count in reports:
+                self.stack.report(name, total, count)
+        else:
+            self._refuse_step(fault, batches)
         self.optimizers.zero_grad()
         self.clock.advance(sum(batch.tokens for batch in batches))
         for batch in batches:
             self._positions += batch.positions
-            rows, length = batch.target_in_BT.shape
-            source = batch.source_BS.shape[1] if batch.source_BS is not None else 0
-            self._flops += 3.0 * forward_flops(self.model.architecture, rows, source, length)
-        return total, norm
+            self._flops += 3.0 * _forward_flops(self.model, batch)
 
-    def _loss(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batches: list[Batch], targets: int, progress: float) -> tuple[Tensor, list[_Report]] | None:
+        """Fills the gradients; returns the summed negative log-likelihood and what techniques are to know of it.
+
+        None where the device has too little memory; no gradients are left then.
+        """
+        # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.clock.steps))
+        total = torch.zeros((), device=self.device)
+        reports: list[_Report] = []
+        try:
+            with self.stack.viewed(self.model, progress):
+                for index, batch in enumerate(batches):
+                    moment = Moment(self.config.seed, self.clock.steps, index, progress)
+                    changed = self.stack.transform_batch(batch.to(self.device), moment)
+                    loss, nll = self._loss(changed, moment, reports)
+                    # Averaged over the targets of the whole step, however they are spread over its batches.
+                    (loss / targets).backward()
+                    total += nll
+        except torch.OutOfMemoryError:
+            if all(len(batch.rows) == 1 for batch in batches):
+                raise
+            self.optimizers.zero_grad()
+            return None
+        return total, reports
+
+    def _smaller(self, batches: list[Batch]) -> list[Batch]:
+        """The same step in batches of half the size, now and from here on."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._pieces *= 2
+        self.observer.noted(
+            f"out of memory at step {self.clock.steps + 1}: each batch is cut into {self._pieces} from here on, and "
+            "their gradients are added up"
+        )
+        return [piece for batch in batches for piece in batch.split(2)]
+
+    def _refuse_step(self, fault: str, batches: list[Batch]) -> None:
+        gradients = {
+            name: float(parameter.grad.norm())
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None
+        }
+        # A norm that is not a number counts as the largest.
+        worst = sorted(gradients, key=lambda name: -gradients[name] if math.isfinite(gradients[name]) else -math.inf)
+        norms = ", ".join(f"{name} {gradients[name]:.3g}" for name in worst[:5])
+        rows = ", ".join(str(row) for batch in batches for row in batch.rows[:8])
+        where = f"step {self.clock.steps + 1}: {fault}"
+        self.observer.noted(f"{where}; examples {rows}, …; largest gradient norms: {norms}")
+        self.observer.noted(f"step {self.clock.steps + 1}: {self.guard.respond(where)}")
+
+    def _loss(self, batch: Batch, moment: Moment, reports: list[_Report]) -> tuple[Tensor, Tensor]:
         """Summed training loss, and the summed plain negative log-likelihood without gradients."""
         hidden_ND = self._forward(self.model, batch).flatten(0, 1)
         targets = batch.targets_and_weights()
@@ -223,31 +327,27 @@ class Trainer:
             dtype=self.precision.products,
         )
         for (name, _, _), report_N in zip(objective.logit_losses, reported, strict=True):
-            self.stack.report(name, report_N.sum(), batch.targets)
+            reports.append((name, report_N.sum(), batch.targets))
         for _, value, scale in objective.other:
             loss = loss + scale * value
         return loss, reported[0].sum()
 
     def _forward(self, model: Transformer, batch: Batch) -> Tensor:
         """Hidden states (B, T, D) of the model, or of a teacher, in the precision of the training."""
+        if model is not self.model:
+            self._flops += _forward_flops(model, batch)
         autocast = self.precision.autocast
         with torch.autocast(self.device.type, autocast) if autocast is not None else nullcontext():
             return run_batch(model, batch)
 
-    def _check_finite(self, log: _Interval) -> None:
+    def _check_finite(self) -> None:
         """Where looking at every step would stall the device, the interval is looked at as a whole."""
-        if not math.isfinite(log.loss):
-            raise NonFiniteError(self._non_finite(log.loss))
-
-    def _non_finite(self, loss: float) -> str:
-        return (
-            f"the loss or a gradient is not finite at step {self.clock.steps + 1} (loss {loss}): "
-            "try a smaller optimizer.lr, a longer schedule.warmup or trainer.precision=fp32"
-        )
+        if not math.isfinite(self._interval.loss):
+            self.guard.respond(f"step {self.clock.steps} or shortly before: the loss is {self._interval.loss}")
 
     # --- validation ---------------------------------------------------------------------------------
 
-    def _validate(self, keep: Callable[[str], None]) -> bool:
+    def _validate(self) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
         stopping = self.config.trainer.early_stopping
         with self.averager.applied(), self.stack.viewed(self.model, self.clock.progress):
@@ -257,18 +357,56 @@ class Trainer:
                 self.data.tokenizer,
                 batch_tokens=self.config.evaluation.batch_tokens,
                 device=self.device,
+                between=raise_if_signalled,
             )
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
             watched = metrics[stopping.metric or LOSS_METRICS[0]]
             if self._best is None or watched < self._best[0]:
-                weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+                weights = {}
+                if self.config.trainer.keep == "best":
+                    weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
                 self._best = (watched, self.clock.steps, weights)
                 self._without_improvement = 0
-                keep("best")
+                self.observer.keep("best")
             else:
                 self._without_improvement += 1
         return stopping.metric is not None and self._without_improvement >= stopping.patience
+
+    # --- the state ----------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._check_finite()
+        self.observer.save(self.clock.steps, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """All that exact going on needs, as of the end of the last step."""
+        return {
+            "architecture": self.model.architecture.to_dict(),
+            "model": self.model.state_dict(),
+            "extra": self._extra.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "averager": self.averager.state_dict(),
+            "stack": self.stack.state_dict(),
+            "clock": self.clock.state_dict(),
+            "guard": self.guard.state_dict(),
+            "interval": self._interval.state_dict(),
+            **{name: getattr(self, f"_{name}") for name in _COUNTERS},
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """The rest of a state: the weights are in the model already, and the optimizers were built for them."""
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.averager.load_state_dict(state["averager"])
+        self.stack.load_state_dict(state["stack"])
+        self.clock.load_state_dict(state["clock"])
+        self.guard.load_state_dict(state["guard"])
+        self._interval = _Interval(self.clock)
+        self._interval.load_state_dict(state["interval"])
+        for name in _COUNTERS:
+            setattr(self, f"_{name}", state[name])
+        # A longer budget goes on after what was the end.
+        self._ended = self._ended and (self._stopped or self.clock.progress >= 1.0)
 
     # --- the account --------------------------------------------------------------------------------
 
@@ -276,7 +414,7 @@ class Trainer:
         clock = self.clock
         return {"step": clock.steps, "tokens": clock.tokens, "seconds": clock.seconds, "progress": clock.progress}
 
-    def _result(self, seconds: float, stopped: bool, final: str) -> TrainingResult:
+    def _result(self, seconds: float, final: str) -> TrainingResult:
         peak = peak_flops(self.device)
         seconds = max(seconds, 1e-9)
         return TrainingResult(
@@ -288,14 +426,35 @@ class Trainer:
             flops=self._flops,
             mfu=self._flops / seconds / peak if peak else None,
             peak_memory_bytes=peak_memory(self.device),
-            stopped_early=stopped,
+            stopped_early=self._stopped,
             best_step=self._best[1] if self._best else 0,
             final_weights=final,
+            skipped_steps=self.guard.skipped,
         )
+
+
+class _Saving:
+    """When a state is due."""
+
+    def __init__(self, config: SaveConfig, step: int) -> None:
+        self._config = config
+        self._step = step
+        self._time = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save now, after this step."""
+        every, minutes = self._config.every_steps, self._config.every_minutes
+        due = every is not None and step - self._step >= every
+        due = due or (minutes is not None and time.monotonic() - self._time >= 60 * minutes)
+        if due:
+            self._step, self._time = step, time.monotonic()
+        return due
 
 
 class _Interval:
     """Means over the steps since the last row, without waiting for the device at each of them."""
+
+    _SUMS = ("tokens", "seconds", "nll", "norm", "targets", "real", "positions")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -324,6 +483,21 @@ class _Interval:
             "tokens_per_second": (self._clock.tokens - self._tokens) / seconds,
             "padding": 1.0 - self._real / max(1, self._positions),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return {name: getattr(self, f"_{name}") for name in self._SUMS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name in self._SUMS:
+            setattr(self, f"_{name}", state[name])
+
+
+def _forward_flops(model: Transformer, batch: Batch) -> float:
+    rows, length = batch.target_in_BT.shape
+    source = 0 if batch.source_BS is None else batch.source_BS.shape[1]
+    return forward_flops(model.architecture, rows, source, length)
 
 
 # Dense bfloat16 peaks from the vendors' data sheets, in FLOP/s.

@@ -47,13 +47,14 @@ class Optimizers:
                     }
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """State of every part."""
-        return [part.state_dict() for part in self.parts]
+        """Of every part, the moments by the number of their parameter; learning rates are set at each step."""
+        return [{str(number): moments for number, moments in part.state_dict()["state"].items()} for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`, for the same parameters in the same order."""
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+            moments = {int(number): values for number, values in state.items()}
+            part.load_state_dict({"state": moments, "param_groups": part.state_dict()["param_groups"]})
 
 
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:

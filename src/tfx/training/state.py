@@ -1,8 +1,8 @@
 """Saved training states: JSON values and tensors in a safetensors file, never a pickle.
 
 A state is a nested value of dicts (with string keys), lists, strings, numbers, booleans, None and tensors. The
-tensors lie in the file under the path of their place; the rest is JSON in the metadata of its header, with
-``format_version`` and a SHA-256 over both.
+tensors lie in the file by number, those that are one tensor in memory once; the rest is JSON in the metadata of its
+header, with ``format_version`` and a SHA-256 over both.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,42 @@ class DamagedStateError(Exception):
     """The file is not what was saved."""
 
 
-def save_state(folder: Path, step: int, value: dict[str, Any], keep: int) -> Path:
-    """Writes the state after ``step`` whole or not at all; of earlier ones the last ``keep - 1`` stay."""
+class StateSaver:
+    """Saves states of a run that goes on meanwhile: they are copied at once, and written by a thread.
+
+    Of all states in ``folder`` the last ``keep`` stay.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._writer = ThreadPoolExecutor(1, "state")
+        self._writing: Future[Path] | None = None
+
+    def save(self, step: int, value: dict[str, Any]) -> None:
+        """Copies the state after ``step`` and begins to write it; raises what went wrong with the one before."""
+        self.wait()
+        tensors: dict[str, Tensor] = {}
+        text = json.dumps(_flatten(value, tensors, {}))
+        self._writing = self._writer.submit(_write, self.folder, step, text, tensors, self.keep)
+
+    def wait(self) -> None:
+        """Returns when the last state is on the disk; raises `OSError` where it could not be written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+
+def _write(folder: Path, step: int, text: str, tensors: dict[str, Tensor], keep: int) -> Path:
+    """Writes a state whole or not at all, and removes what is older than the last few."""
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(_flatten(value, "", tensors))
     record = {"format_version": VERSION, "sha256": _digest(text, tensors), "value": text}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(record)})
@@ -49,8 +81,19 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+", p.stem)), reverse=True)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Reads a state, with its tensors on the CPU.
+def newest_state(folder: Path, device: torch.device, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest state that is whole; damaged ones are told of and removed. None where there is none."""
+    for path in saved_states(folder):
+        try:
+            return load_state(path, device)
+        except DamagedStateError as error:
+            note(f"{error}: going back to the state before")
+            path.unlink()
+    return None
+
+
+def load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """Reads a state, with its tensors on ``device`` (None: the CPU).
 
     Raises `DamagedStateError` where the file was cut or altered, `UserError` where a newer version wrote it.
     """
@@ -63,21 +106,26 @@ def load_state(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if _digest(record["value"], tensors) != record["sha256"]:
             raise DamagedStateError(f"{path} does not match its checksum")
-        return _restore(json.loads(record["value"]), tensors)
+        if device is not None:
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return dict(_restore(json.loads(record["value"]), tensors))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedStateError(f"{path} is not readable: {error}") from error
 
 
-def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """The value with a reference in place of each tensor, which goes to ``tensors``."""
+def _flatten(value: Any, tensors: dict[str, Tensor], seen: dict[Any, str]) -> Any:
+    """The value with a reference in place of each tensor, of which a copy goes to ``tensors``."""
     if isinstance(value, Tensor):
-        # A copy of its own: safetensors refuses tensors that share memory.
-        tensors[place] = value.detach().to("cpu", copy=True).contiguous()
-        return {_TENSOR: place}
+        # Tied weights are one tensor under several names. Safetensors refuses tensors that share memory otherwise.
+        identity = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else id(value)
+        if identity not in seen:
+            seen[identity] = str(len(tensors))
+            tensors[seen[identity]] = value.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: seen[identity]}
     if isinstance(value, dict):
-        return {key: _flatten(item, f"{place}/{key}", tensors) for key, item in value.items()}
+        return {key: _flatten(item, tensors, seen) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_flatten(item, f"{place}/{index}", tensors) for index, item in enumerate(value)]
+        return [_flatten(item, tensors, seen) for item in value]
     return value
 
 

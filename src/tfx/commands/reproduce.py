@@ -1,0 +1,191 @@
+"""`tfx reproduce RUN`: runs the saved config again, and compares config, environment, files and every metric."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tfx.commands.resume import typed_overrides
+from tfx.commands.running import status_of, train
+from tfx.config import compose
+from tfx.errors import UserError
+from tfx.run.console import number
+from tfx.run.directory import RunDirectory
+from tfx.run.environment import environment_differences, flat
+from tfx.run.files import read_json, sha256, write_json
+
+# What is measured in seconds is never the same twice.
+_TIMES = ("seconds", "tokens_per_second", "latency_ms")
+_TOLERANCE = 0.02
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns 0 where the runs agree: to the bit in one environment, else within the tolerance."""
+    parser = argparse.ArgumentParser(
+        prog="tfx reproduce",
+        description="Runs the config that RUN saved in another directory, and compares them. In the same environment "
+        "(versions, hardware, threads, data) they must agree to the bit, else every metric within the tolerance.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to its config, which are named")
+    parser.add_argument("--folder", type=Path, help="the new run's directory; default: RUN-reproduced")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=_TOLERANCE,
+        help=f"in another environment: largest relative difference of a metric (default {_TOLERANCE:g})",
+    )
+    parser.add_argument("--json", action="store_true", help="the comparison as JSON on stdout")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.tolerance < math.inf:
+        raise UserError(f"--tolerance={options.tolerance:g} is no relative difference: give 0 or more")
+
+    old = RunDirectory.open(options.run)
+    status = dict(read_json(old.summary)).get("status")
+    if status != "completed":
+        raise UserError(f"{old.path} did not complete (status {status}): there is nothing to compare with")
+    saved = compose.load(old.config)
+    config = compose.change(saved, options.overrides) if options.overrides else saved
+    new = RunDirectory(options.folder or _free(old.path))
+    recorded: list[float] = []
+    if config.trainer.budget.seconds is not None and config.trainer.budget == saved.trainer.budget:
+        # Seconds pass otherwise each time: the steps and ramps of the old run are repeated.
+        recorded = read_json(old.progress) if old.progress.is_file() else []
+    # What the run prints is not what was asked for.
+    with redirect_stdout(sys.stderr):
+        status, _ = status_of(lambda: train(config, [*typed_overrides(old), *options.overrides], new.path, recorded))
+    if status:
+        return status
+    found = compare(old, new, options.tolerance)
+    write_json(new.path / "reproduction.json", found)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        _print(found)
+    return 0 if found["verdict"] != "different" else 1
+
+
+def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str, Any]:
+    """What differs between two completed runs: config, environment, files, and every metric side by side.
+
+    ``verdict`` is ``identical`` (every file and metric), ``within tolerance`` (in another environment), or
+    ``different``.
+    """
+    configs = [flat(asdict(compose.load(run.config))) for run in (old, new)]
+    environments = [read_json(run.environment) for run in (old, new)]
+    environment = environment_differences(*environments)
+    metrics = [dict(_metrics(run)) for run in (old, new)]
+    names = [*metrics[0], *(name for name in metrics[1] if name not in metrics[0])]
+    pairs = {name: [side.get(name) for side in metrics] for name in names}
+    files = {
+        file.name: sha256(file) == sha256(other) if file.is_file() and other.is_file() else False
+        for file, other in zip(_files(old), _files(new), strict=True)
+        if file.is_file() or other.is_file()
+    }
+    worst = max((_relative(*pair) for pair in pairs.values()), default=0.0)
+    same_config = configs[0] == configs[1]
+    if all(files.values()) and worst == 0.0 and same_config:
+        verdict = "identical"
+    elif environment and same_config and worst <= tolerance:
+        verdict = "within tolerance"
+    else:
+        verdict = "different"
+    return {
+        "verdict": verdict,
+        "tolerance": tolerance if environment else 0.0,
+        "largest_relative_difference": worst if math.isfinite(worst) else None,
+        "runs": [str(old.path), str(new.path)],
+        "config": {key: [each.get(key) for each in configs] for key in _different(*configs)},
+        "environment": {name: list(pair) for name, pair in environment.items()},
+        "identical_files": files,
+        "metrics": pairs,
+    }
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = [*before, *(name for name in now if name not in before)]
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
+def _files(run: RunDirectory) -> list[Path]:
+    return [run.model, run.compressed, run.tokenizer, run.predictions]
+
+
+def _metrics(run: RunDirectory) -> Iterator[tuple[str, float]]:
+    """All numbers of a run that are no times: of its summary, and of the rows of its training."""
+    summary = read_json(run.summary)
+    for part in ("valid", "test", "bytes", "parameters"):
+        yield from _numbers(part, summary.get(part))
+    for part in ("steps", "tokens", "flops"):
+        yield from _numbers(f"train.{part}", (summary.get("train") or {}).get(part))
+    for row in summary.get("stages") or []:
+        for part in ("valid", "bytes", "parameters", "nonzero_parameters"):
+            yield from _numbers(f"stage {row['name']}.{part}", row.get(part))
+    for technique, evidence in (summary.get("evidence") or {}).items():
+        yield from _numbers(f"evidence.{technique}", evidence)
+    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        place = f"{row.pop('split')} at step {row.pop('step')}{' (final)' if row.pop('final', False) else ''}"
+        for name, value in row.items():
+            yield from _numbers(f"{place}.{name}", value)
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    for key, number_ in flat(value, f"{name}.").items() if isinstance(value, dict) else [(name, value)]:
+        if isinstance(number_, int | float) and key.rpartition(".")[2] not in _TIMES:
+            yield key, float(number_)
+
+
+def _relative(before: float | None, now: float | None) -> float:
+    if before is None or now is None:
+        return math.inf
+    if before == now or (math.isnan(before) and math.isnan(now)):
+        return 0.0
+    return abs(before - now) / max(abs(before), abs(now))
+
+
+def _free(path: Path) -> Path:
+    """A folder beside the run that is not there yet."""
+    first = path.with_name(f"{path.name}-reproduced")
+    count = 2
+    while first.exists():
+        first = path.with_name(f"{path.name}-reproduced-{count}")
+        count += 1
+    return first
+
+
+def _print(found: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    old, new = found["runs"]
+    table = Table(title=f"{old} and {new}", title_justify="left", title_style="bold")
+    for column in ("metric", "before", "now", "relative difference"):
+        table.add_column(column, justify="left" if column == "metric" else "right", overflow="fold")
+    # The curves are compared as a whole: a row each would be a thousand.
+    curves = {name: pair for name, pair in found["metrics"].items() if " at step " in name and "(final)" not in name}
+    for name, (before, now) in found["metrics"].items():
+        if name not in curves:
+            gap = _relative(before, now)
+            table.add_row(name, number(before), number(now), "same" if gap == 0 else f"{gap:.2%}")
+    differing = sum(_relative(*pair) != 0 for pair in curves.values())
+    table.add_row("curves of training and validation", f"{len(curves):,} values", "", f"{differing:,} differ")
+    console.print(table)
+    for part in ("config", "environment"):
+        for name, (before, now) in found[part].items():
+            console.print(f"{part} {name}: {before} before, {now} now", soft_wrap=True)
+    for name, same in found["identical_files"].items():
+        console.print(f"{name}: {'identical' if same else 'not identical'}")
+    if found["environment"]:
+        promise = f"in another environment: every metric within {found['tolerance']:g} of the larger one"
+    else:
+        promise = "in the same environment: to the bit"
+    console.print(f"[bold]{found['verdict']}[/bold] (expected {promise})")

@@ -1,0 +1,84 @@
+"""`tfx resume RUN`: goes on from the last saved state, to the same bits as a run that was never stopped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tfx.commands.running import resume, status_of
+from tfx.config import compose
+from tfx.config.schema import BudgetConfig, Root
+from tfx.errors import UserError
+from tfx.run.directory import RunDirectory
+from tfx.run.files import read_json
+from tfx.run.lock import locked
+
+# What may be set anew: nothing that was done so far depends on it.
+SAFE = (
+    "trainer.budget.",
+    "trainer.save.",
+    "trainer.instability.",
+    "trainer.log_every",
+    "trainer.tensorboard",
+    "max_quality_drop",
+    "on_quality_drop",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Takes the run up again, with settings that are safe to change."""
+    parser = argparse.ArgumentParser(
+        prog="tfx resume",
+        description="Goes on with a run from its last saved state, to the same bits as if it had never stopped.",
+        epilog=f"A longer budget and other settings that change nothing done so far may be given: {', '.join(SAFE)}.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.budget.steps=2000")
+    options = parser.parse_args(arguments)
+
+    run = RunDirectory.open(options.run)
+    with locked(run.path):
+        # An unreadable summary is of a run that did not complete.
+        if run.summary.is_file() and dict(read_json(run.summary)).get("status") == "completed":
+            print(f"{run.path} is finished: `tfx train init_from={run.path} …` trains its model on", file=sys.stderr)
+            return 0
+        saved = compose.load(run.config)
+        config = _changed(saved, options.overrides)
+        status, _ = status_of(lambda: resume(config, [*typed_overrides(run), *options.overrides], run))
+    return status
+
+
+def typed_overrides(run: RunDirectory) -> list[str]:
+    """What the user typed for a run; empty where the file is missing or no list."""
+    try:
+        return [str(line) for line in yaml.safe_load(run.overrides.read_text(encoding="utf-8")) or []]
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return []
+
+
+def _changed(saved: Root, overrides: Sequence[str]) -> Root:
+    """The config with the user's changes; raises `UserError` for one that is not safe."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith(SAFE):
+            raise UserError(
+                f"{key} cannot change when a run goes on, only {', '.join(SAFE)} can: "
+                "start another run for it, with init_from=RUN to begin with these weights"
+            )
+    config = compose.change(saved, overrides) if overrides else saved
+    (unit, before), (other, after) = _budget(saved.trainer.budget), _budget(config.trainer.budget)
+    if unit != other or after < before:
+        raise UserError(
+            f"trainer.budget.{other}={after:g}: a run goes on with its budget ({unit}={before:g}) or a longer one"
+        )
+    return config
+
+
+def _budget(config: BudgetConfig) -> tuple[str, Any]:
+    values = {name: getattr(config, name) for name in ("steps", "tokens", "seconds")}
+    return next((name, value) for name, value in values.items() if value is not None)
