@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 
 _MOST_LISTED = 20
+_LONGEST_MESSAGE = 1000
 
 
 class UserError(Exception):
@@ -18,7 +19,10 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        if len(line) > _LONGEST_MESSAGE:  # a value or name of any length; the remedy stands at the end
+            line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
+        super().__init__(line)
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

@@ -169,7 +169,7 @@ def test_a_teacher_that_cost_the_run_nothing_is_warned_of(run_writer, sweep, cap
         (run / "environment.json").write_text(json.dumps(environment))
     (family,) = facts(capsys, sweep)["families"]
     assert [warning for warning in family["warnings"] if "teacher" in warning] == [
-        "given: its teacher was there already, and what it cost is not in the cost of training."
+        "given: what its teacher cost is not known, and not in the cost of training."
     ]
     assert {arm["arm"]: arm["seconds"] for arm in family["arms"]}["paid"] == 14.0
 

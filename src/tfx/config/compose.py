@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -37,6 +41,9 @@ hydra:
   output_subdir: null
 """
 _BUDGETS = ("steps", "tokens", "seconds")
+# Far above any config; aliases of aliases can unfold a short text to any size.
+_MOST_YAML_NODES = 100_000
+_LARGEST_INTEGER = 2**63 - 1
 
 
 def _register() -> None:
@@ -61,7 +68,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     `UserError` for whatever is wrong with the config; of a sweep's jobs, the first one's.
     """
     _register()
-    fault: UserError | None = None
+    fault: Exception | None = None
 
     def job(composed: DictConfig) -> Any:
         nonlocal fault
@@ -71,7 +78,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             # A run's own config, named by --config-name, is whole already.
             is_new = settings.job.config_name == _PRIMARY
             return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)
-        except UserError as error:
+        except Exception as error:
             # Passed around Hydra, which would print words of its own.
             fault = fault or error
             return None
@@ -82,14 +89,26 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     before = sys.argv
     sys.argv = [before[0], *_in_place(arguments)]
     try:
+        added = get_args_parser().parse_args(sys.argv[1:]).config_dir
+        for file in sorted(Path(added).glob("**/*.yaml")) if added else ():
+            check_yaml(file)
         with _full_errors():
             hydra.main(version_base="1.3", config_path=_CONF, config_name=_PRIMARY)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if _is_ours(error):
+            raise
         raise explain(error) from error
     finally:
         sys.argv = before
     if fault is not None:
         raise fault
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error comes from tfx, as against Hydra at work on the user's input, which raises any kind."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+    return isinstance(error, UserError) or (not of_hydra and any(n.startswith("tfx.") and n != __name__ for n in names))
 
 
 def _remove_empty(folder: Path) -> None:
@@ -107,17 +126,46 @@ def compose(overrides: Sequence[str]) -> Root:
     return check(_compose(overrides), overrides, is_new=True)
 
 
-def load(path: Any) -> Root:
+def load(path: Path) -> Root:
     """The config that a run saved."""
+    check_yaml(path)
     try:
         return check(OmegaConf.load(path), ())  # type: ignore[arg-type]
-    except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path} is not a readable config: {str(error).splitlines()[0]}") from error
-    except Exception as error:
-        # YAML's own errors share no importable base with OmegaConf's.
-        if type(error).__module__.startswith("yaml"):
-            raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, OmegaConfBaseException, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a readable config: {_of_yaml(error)}") from error
+
+
+def check_yaml(path: Path) -> None:
+    """Raises `UserError` for a file that is not UTF-8, or whose aliases unfold to more than any config holds.
+
+    What else is wrong in it is for its reader to say.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start:,}): convert the file to UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if "&" not in text or "*" not in text:
+        return
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_YAML_NODES  # what a node that holds itself counts for, inside itself
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and size(root) > _MOST_YAML_NODES:
+            raise UserError(f"{path}: its aliases (*name) unfold to more than {_MOST_YAML_NODES:,} values: write fewer")
+    except (yaml.YAMLError, RecursionError):
+        return
 
 
 def change(config: Root, overrides: Sequence[str]) -> Root:
@@ -156,7 +204,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     try:
         with hydra.initialize_config_module("tfx.conf", version_base="1.3"):
             return hydra.compose(_PRIMARY, _in_place(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # Hydra raises any kind where the input is wrong
         raise explain(error) from error
 
 
@@ -183,8 +231,12 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     ``typed`` are the user's own overrides, which decide which budget counts. A new config, as against one that
     a run has saved, inherits what ``init_from`` brings.
     """
-    content = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(content, dict)
+    try:
+        content = OmegaConf.to_container(composed, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise explain(error) from error
+    if not isinstance(content, dict):
+        raise UserError("the config is a list, not groups of settings")
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
     _check_keys(values, Root, "")
     if is_new and values.get("init_from") is not None:
@@ -312,7 +364,10 @@ def _check_range(name: str, number: float, meta: Any) -> None:
         ("below", "below", lambda bound: number < bound),
     ]
     wanted = [f"{words} {meta[key]:g}" for key, words, _ in bounds if meta.get(key) is not None]
-    # NaN compares false with everything and so fails any bound.
+    if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
+        raise UserError(f"{name}={number} is out of range: it is no 64-bit integer")
+    if not math.isfinite(number):
+        raise UserError(f"{name}={number:g} is out of range: it must be finite")
     if any(meta.get(key) is not None and not holds(meta[key]) for key, _, holds in bounds):
         raise UserError(f"{name}={number:g} is out of range: it must be {' and '.join(wanted)}")
 
@@ -348,7 +403,11 @@ def _check_combinations(config: Root) -> None:
 
 
 def explain(error: Exception) -> UserError:
-    """One line, with a suggestion, for an error of Hydra or OmegaConf."""
+    """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
+    if isinstance(error, OSError):
+        return UserError(f"{error.filename} cannot be made or read: {error.strerror}")
+    if isinstance(error, yaml.YAMLError):
+        return UserError(f"a file of the config is not YAML: {_of_yaml(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return unknown(group or "config", choice, error.options)
@@ -367,6 +426,14 @@ def explain(error: Exception) -> UserError:
             return unknown("key", parent, _all_keys())
     first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
     return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
+
+
+def _of_yaml(error: Exception) -> str:
+    """What is wrong in a YAML file, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} ({mark.name}, line {mark.line + 1})"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _all_keys() -> list[str]:

@@ -281,8 +281,8 @@ def _machine(run: Run) -> str:
     return ", ".join([*(str(part) for part in parts if part is not None), f"{run.environment.get('threads')} threads"])
 
 
-def _had_a_teacher(run: Run) -> bool:
-    """Whether a teacher was given, or lay in the cache, so that the run itself spent nothing on it."""
+def _unknown_teacher(run: Run) -> bool:
+    """Whether a teacher was given as a model file, of which nobody knows what its training cost."""
     taught = any(str(name).startswith("teacher of ") for name in run.environment.get("fingerprints") or {})
     return taught and not run.train.get("teacher_seconds")
 
@@ -331,8 +331,8 @@ def _warn(family: Family) -> None:
                 "the difference is not that of the techniques alone"
             )
     for arm in family.arms:
-        if any(_had_a_teacher(run) for run in arm.runs):
-            arm.warnings.append("its teacher was there already, and what it cost is not in the cost of training")
+        if any(_unknown_teacher(run) for run in arm.runs):
+            arm.warnings.append("what its teacher cost is not known, and not in the cost of training")
     single = [arm.label for arm in family.arms if len(arm.runs) == 1]
     if len(family.arms) > 1 and len(single) == len(family.arms):
         family.warnings.append(

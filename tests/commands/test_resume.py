@@ -1,0 +1,279 @@
+"""A run that was stopped anywhere and resumed is the run that was never stopped, to the bit; and `tfx reproduce`."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tfx.cli import main
+from tfx.training import loop
+
+TINY = [
+    *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.decoder_layers=1", "trainer.log_every=3"),
+    *("evaluation.latency_inputs=2", "evaluation.beam=2", "trainer.save.every_steps=4", "trainer.save.keep=1000"),
+]
+PAIRS = [
+    *("model.encoder_layers=2", "dataset.limit.train=120", "dataset.limit.valid=10", "dataset.limit.test=10"),
+    "dataset.batch_tokens=128",
+]
+KINDS = {
+    # The whole stack, with what each technique keeps between steps: projections, learned steps, masks, rewinding.
+    "stack": [
+        *PAIRS,
+        "+technique=[shuffle,mixup,distill,prune,quantize]",
+        *("technique.distill.teacher_budget.steps=5", "technique.distill.hidden=0.1", "technique.prune.rewind=0.1"),
+        *("technique.quantize.learned_step=true", "technique.quantize.granularity=channel"),
+        *("trainer.averaging.kind=ema", "trainer.budget.steps=20"),
+    ],
+    # Parts leave the model in the middle of accumulated steps.
+    "structure": [
+        *PAIRS,
+        "+technique=[prune,quantize]",
+        *("technique.prune.structure.ffn=0.5", "technique.prune.structure.encoder_layers=1"),
+        *("technique.quantize.granularity=channel", "optimizer=adamw", "trainer.accumulation=2"),
+        *("trainer.averaging.kind=last", "trainer.averaging.start=0.3", "trainer.budget.tokens=3500"),
+    ],
+    "lm": [
+        *("model=gpt_nano", "model.context=16", "dataset=text", "dataset.path=text.txt", "model.dropout=0.1"),
+        *("dataset.tokenizer.kind=char", "dataset.batch_tokens=64", "trainer.keep=best", "trainer.budget.steps=14"),
+        *("trainer.early_stopping.metric=loss", "optimizer.clip_norm=null"),
+    ],
+}
+OUTPUTS = ("model.safetensors", "compressed.safetensors", "tokenizer.json", "predictions.jsonl")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resume")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFX_CACHE", str(path / "cache"))
+        patch.chdir(path)
+        (path / "text.txt").write_text("".join(f"line {i} of a little text\n" for i in range(300)))
+        yield path
+
+
+def train(run: Path, *overrides: str) -> int:
+    return main(["train", *TINY, *overrides, f"hydra.run.dir={run}"])
+
+
+def content(run: Path) -> dict:
+    """The final files, and the metrics without times."""
+    found = {name: (run / name).read_bytes() for name in OUTPUTS if (run / name).is_file()}
+    text = (run / "metrics.jsonl").read_text()
+    return found | {"metrics": re.sub(r'"(seconds|tokens_per_second)": [^,}]+', "", text).splitlines()}
+
+
+def cut_back(whole: Path, run: Path, states: int) -> None:
+    """A copy of a run as a kill would leave it, with its first so many states and rows of later steps."""
+    shutil.copytree(whole, run)
+    for path in sorted(run.glob("state/step-*"))[states:]:
+        path.unlink()
+    for name in ("summary.json", "model.safetensors", "compressed.safetensors", "predictions.jsonl"):
+        (run / name).unlink(missing_ok=True)
+    (run / ".model.safetensors.abcd.tmp").write_bytes(b"half a file")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def whole(request, folder) -> Path:
+    run = folder / request.param
+    assert train(run, *KINDS[request.param]) == 0
+    return run
+
+
+def test_a_run_goes_on_from_each_of_its_states_to_the_same_bits(whole):
+    states = len(list(whole.glob("state/step-*")))
+    assert states >= 3
+    for count in range(states + 1):
+        run = whole.with_name(f"{whole.name}-{count}")
+        cut_back(whole, run, count)
+        assert main(["resume", str(run)]) == 0
+        assert content(run) == content(whole)
+        assert not list(run.glob(".*.tmp"))
+        summary, other = (json.loads((path / "summary.json").read_text()) for path in (run, whole))
+        assert summary["train"]["flops"] == other["train"]["flops"]
+        assert summary["evidence"] == other["evidence"]
+        assert [row["valid"] for row in summary["stages"]] == [row["valid"] for row in other["stages"]]
+        assert len(summary["resumed"]) == min(1, count)
+
+
+@pytest.fixture(scope="module")
+def dense(folder) -> Path:
+    run = folder / "dense"
+    assert train(run, *PAIRS, "trainer.budget.steps=9") == 0
+    return run
+
+
+def test_a_finished_run_says_so_and_stays(dense, capsys):
+    before = content(dense)
+    assert main(["resume", str(dense)]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert content(dense) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optimizer.lr=0.1", "optimizer.lr cannot change"),
+        ("seed=2", "seed cannot change"),
+        ("trainer.budget.steps=5", "or a longer one"),
+        ("trainer.budget.tokens=5000", "or a longer one"),
+        ("trainer.save.evry_steps=2", "did you mean 'trainer.save.every_steps'"),
+    ],
+)
+def test_changes_that_are_not_safe_are_refused(dense, capsys, change, words):
+    run = dense.with_name("changed")
+    cut_back(dense, run, 1)
+    assert main(["resume", str(run), change]) == 2
+    assert words in capsys.readouterr().err
+    shutil.rmtree(run)
+
+
+def test_a_longer_budget_goes_on(dense):
+    run = dense.with_name("longer")
+    cut_back(dense, run, 2)
+    assert main(["resume", str(run), "trainer.budget.steps=12", "trainer.log_every=1"]) == 0
+    assert json.loads((run / "summary.json").read_text())["train"]["steps"] == 12
+    assert "trainer.budget.steps=12" in (run / "overrides.yaml").read_text()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == [3, 6, 9, 10, 11, 12]
+
+
+def test_data_that_changed_since_stop_the_resume(folder, capsys):
+    (folder / "other.txt").write_text("".join(f"line {i} of a little text\n" for i in range(300)))
+    run = folder / "moved"
+    words = [word.replace("text.txt", "other.txt") for word in KINDS["lm"]]
+    assert train(run, *words) == 0
+    (run / "summary.json").unlink()
+    (folder / "other.txt").write_text("".join(f"line {i} of another text\n" for i in range(300)))
+    assert main(["resume", str(run)]) == 2
+    assert "changed since" in capsys.readouterr().err
+    assert list(run.glob("state/step-*"))
+
+
+def started(run: Path, *overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfx", "train", *TINY, *overrides, f"hydra.run.dir={run}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(pattern: str, run: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(run.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_signal_saves_says_how_to_go_on_and_the_rest_is_the_same(folder):
+    words = [*PAIRS, "trainer.budget.steps=300", "trainer.save.every_steps=100"]
+    run = folder / "stopped"
+    process = started(run, *words)
+    wait_for("state/best.safetensors", run, process)  # the training is on its way
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert f"tfx resume {run}" in " ".join(printed.split()).replace("- ", "-")
+    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    (state,) = run.glob("state/step-*")
+    assert int(state.stem.removeprefix("step-")) % 100 or "step-000000300" in state.stem
+    assert main(["resume", str(run)]) == 0
+    assert train(folder / "unstopped", *words) == 0
+    assert content(run) == content(folder / "unstopped")
+
+
+def test_a_teacher_that_was_killed_goes_on_too(folder, monkeypatch):
+    words = [*PAIRS, "+technique=distill", "technique.distill.teacher_budget.steps=400", "trainer.budget.steps=4"]
+    caches = {name: folder / name for name in ("cache-killed", "cache-whole")}
+    monkeypatch.setenv("TFX_CACHE", str(caches["cache-killed"]))
+    run = folder / "taught"
+    process = started(run, *words)
+    wait_for("teachers/.*.training/state/step-*", caches["cache-killed"], process)
+    process.kill()
+    process.communicate()
+    assert [path.name for path in run.iterdir() if not path.name.startswith(".")] != []
+    assert main(["resume", str(run)]) == 0
+    (teacher,) = caches["cache-killed"].glob("teachers/[!.]*")
+    assert json.loads((teacher / "summary.json").read_text())["resumed"]
+    monkeypatch.setenv("TFX_CACHE", str(caches["cache-whole"]))
+    assert train(folder / "taught-whole", *words) == 0
+    assert content(run) == content(folder / "taught-whole")
+
+
+# --- steps that must not be taken, and memory --------------------------------------------------------
+
+
+def test_a_batch_that_does_not_fit_is_cut_and_the_step_stays_the_same(folder, monkeypatch):
+    words = [*PAIRS, "trainer.budget.steps=3", "model.dropout=0", "trainer.precision=fp32", "optimizer=adamw"]
+    assert train(folder / "roomy", *words) == 0
+    plain = loop.run_batch
+
+    def narrow(model, batch):
+        if len(batch.rows) > 2:
+            raise torch.OutOfMemoryError("too many rows")
+        return plain(model, batch)
+
+    monkeypatch.setattr(loop, "run_batch", narrow)
+    assert train(folder / "narrow", *words) == 0
+    summaries = [json.loads((folder / name / "summary.json").read_text()) for name in ("roomy", "narrow")]
+    assert summaries[1]["train"]["tokens"] == summaries[0]["train"]["tokens"]
+    assert summaries[1]["valid"]["loss"] == pytest.approx(summaries[0]["valid"]["loss"], rel=1e-4)
+    assert "out of memory at step 1" in (folder / "narrow" / "train.log").read_text()
+
+
+# --- reproduce --------------------------------------------------------------------------------------
+
+
+def test_reproduce_is_exact_and_names_what_differs(dense, capsys):
+    assert main(["reproduce", str(dense), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "identical"
+    assert all(found["identical_files"].values())
+    assert found["metrics"]["test.loss"][0] == found["metrics"]["test.loss"][1]
+    assert content(dense.with_name("dense-reproduced")) == content(dense)
+
+    environment = json.loads((dense / "environment.json").read_text())
+    other = shutil.copytree(dense, dense.with_name("elsewhere"))
+    environment["packages"]["torch"] = "1.0"
+    (other / "environment.json").write_text(json.dumps(environment))
+    assert main(["reproduce", str(other), "seed=2"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "config seed: 1 before, 2 now" in printed
+    assert "packages.torch: 1.0 before" in printed
+    assert "different" in printed
+
+
+def test_seconds_are_reproduced_step_by_step(folder, capsys):
+    run = folder / "timed"
+    assert train(run, *PAIRS, "trainer.budget.seconds=0.5", "+technique=prune") == 0
+    capsys.readouterr()
+    assert main(["reproduce", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "identical"
+
+
+def test_an_unfinished_run_cannot_be_reproduced(dense, capsys):
+    run = dense.with_name("unfinished")
+    cut_back(dense, run, 1)
+    assert main(["reproduce", str(run)]) == 2
+    assert "summary.json does not exist" in capsys.readouterr().err
+
+
+def test_a_saved_config_alone_reruns_elsewhere(dense, folder):
+    place = folder / "place"
+    place.mkdir()
+    shutil.copy(dense / "config.yaml", place)
+    again = folder / "again"
+    words = ["--config-dir", str(place), "--config-name", "config", f"hydra.run.dir={again}"]
+    done = subprocess.run([sys.executable, "-m", "tfx", "train", *words], env=os.environ, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert content(again) == content(dense)
