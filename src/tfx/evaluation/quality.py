@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
 from tfx.data.prepare import Pairs, Ragged, Stream
 from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.generation import decode_sources
+from tfx.evaluation.memory import in_memory
 from tfx.evaluation.metrics import score_text
 from tfx.evaluation.scoring import score_loss
 from tfx.model.transformer import Transformer
@@ -37,7 +38,9 @@ def measure_quality(
 ) -> Quality:
     """Scores the loss of the whole split and, for text to text, decodes it (its first ``most_decoded`` rows)."""
     device = model.embedding.weight.device
-    score = score_loss(model, split, tokenizer, batch_tokens=config.batch_tokens, device=device)
+    score = in_memory(
+        config.batch_tokens, lambda tokens: score_loss(model, split, tokenizer, batch_tokens=tokens, device=device)
+    )
     quality = Quality(score.metrics)
     losses = [
         {"nll": round(float(nll), 4), "targets": int(targets)}
@@ -49,7 +52,12 @@ def measure_quality(
         return quality
     count = min(len(split), most_decoded or len(split))
     sources = Ragged(split.source.values, split.source.offsets[: count + 1])
-    hypotheses = decode_sources(model, sources, tokenizer, config, seed=seed, progress=progress)
+    hypotheses = in_memory(
+        config.batch_tokens,
+        lambda tokens: decode_sources(
+            model, sources, tokenizer, replace(config, batch_tokens=tokens), seed=seed, progress=progress
+        ),
+    )
     texts = split.texts[:count]
     text = score_text(hypotheses, texts["references"], metrics)
     quality.metrics |= text.metrics

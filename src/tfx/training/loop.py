@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tfx.config.schema import Root, SaveConfig
 from tfx.data.batching import Batch, training_batches
 from tfx.data.prepare import PreparedData
+from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import run_batch, score_loss
 from tfx.model.architecture import Architecture
 from tfx.model.device import Precision, choose_precision
@@ -351,13 +352,16 @@ class Trainer:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
         stopping = self.config.trainer.early_stopping
         with self.averager.applied(), self.stack.viewed(self.model, self.clock.progress):
-            score = score_loss(
-                self.model,
-                self.data.splits["valid"],
-                self.data.tokenizer,
-                batch_tokens=self.config.evaluation.batch_tokens,
-                device=self.device,
-                between=raise_if_signalled,
+            score = in_memory(
+                self.config.evaluation.batch_tokens,
+                lambda tokens: score_loss(
+                    self.model,
+                    self.data.splits["valid"],
+                    self.data.tokenizer,
+                    batch_tokens=tokens,
+                    device=self.device,
+                    between=raise_if_signalled,
+                ),
             )
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())

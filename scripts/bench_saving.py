@@ -1,0 +1,80 @@
+"""What saving the training state costs: seconds that training stands still, and seconds of the thread that writes.
+
+python scripts/bench_saving.py dataset=normalize model=seq2seq_base
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tfx.config.compose import compose
+from tfx.data.batching import training_batches
+from tfx.data.prepare import prepare_data
+from tfx.model.architecture import Architecture
+from tfx.model.device import choose_device
+from tfx.model.transformer import Transformer, initialise
+from tfx.run.console import size
+from tfx.techniques.stack import Stack
+from tfx.training.loop import Trainer
+from tfx.training.state import StateSaver, saved_states
+
+
+class Silent:
+    """An observer that tells nobody."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values, **place: None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    options, overrides = parser.parse_known_args()
+    config = compose([*overrides, "trainer.budget.steps=1000000"])
+    device = choose_device(config.trainer.device)
+    data = prepare_data(config.dataset, config.model.context)
+    model = Transformer(Architecture.from_config(config.model, data.tokenizer.vocab_size), config.model)
+    initialise(model, config.seed)
+    trainer = Trainer(config, model.to(device), data, device, Silent(), Stack.from_config(config))
+    batches = training_batches(
+        data.splits["train"],
+        data.tokenizer,
+        batch_tokens=config.dataset.batch_tokens,
+        context=config.model.context,
+        seed=config.seed,
+    )
+    trainer._step([next(batches)], 1.0, 0.0)  # so that the optimizers have moments
+    still, whole = [], []
+    with tempfile.TemporaryDirectory() as name:
+        saver = StateSaver(Path(name), 1)
+        for step in range(options.rounds):
+            start = time.perf_counter()
+            saver.save(step, trainer._state())
+            still.append(time.perf_counter() - start)
+            saver.wait()
+            whole.append(time.perf_counter() - start)
+        bytes_ = saved_states(Path(name))[0].stat().st_size
+        saver.close()
+    every = 60 * config.trainer.save.every_minutes if config.trainer.save.every_minutes else None
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    table = Table(title=f"{config.model.name}: {parameters:,} parameters, a state of {size(bytes_)}, {device}")
+    for column in ("", "seconds (median)", "lowest", "highest", "share of trainer.save.every_minutes"):
+        table.add_column(column, justify="right")
+    for label, values in (("training stands still", still), ("until it is on the disk", whole)):
+        share = f"{statistics.median(values) / every:.3%}" if every else "-"
+        table.add_row(label, *(f"{cell:.3f}" for cell in (statistics.median(values), min(values), max(values))), share)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
