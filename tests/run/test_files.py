@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tfx.errors import UserError
+from tfx.run.directory import RunDirectory
 from tfx.run.files import read_json, replacing, write_json, write_json_lines, write_text
 
 
@@ -77,3 +78,13 @@ def test_a_missing_file_and_a_folder_are_user_errors(tmp_path):
         read_json(tmp_path / "none.json")
     with pytest.raises(UserError, match="not readable"):
         read_json(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [('{"format_version": 99}', "update tfx"), ("[1]", "no JSON object"), ("{", "not readable JSON")],
+)
+def test_a_summary_that_this_version_cannot_read_is_refused_in_words(tmp_path, content, words):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        RunDirectory(tmp_path).read_summary()

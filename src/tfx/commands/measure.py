@@ -21,7 +21,7 @@ from tfx.evaluation.scoring import run_batch
 from tfx.evaluation.speed import measure_speed
 from tfx.run.console import RunConsole, number
 from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import read_json, sha256
+from tfx.run.files import sha256
 from tfx.run.signals import raise_if_signalled
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ class Measurer:
             "bytes": bytes_.weights + bytes_.header,
             "parameters": count_parameters(loaded.model)[0],
         }
-        if path.is_dir() and (path / "summary.json").is_file():
-            training = read_json(path / "summary.json").get("train") or {}
+        if path.is_dir() and RunDirectory(path).summary.is_file():
+            training = RunDirectory(path).read_summary().get("train") or {}
             self.reference["train"] = {key: training.get(key) for key in ("steps", "tokens", "seconds", "flops")}
         self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, speed)
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--tolerance={options.tolerance:g} is no relative difference: give 0 or more")
 
     old = RunDirectory.open(options.run)
-    status = dict(read_json(old.summary)).get("status")
+    status = old.read_summary().get("status")
     if status != "completed":
         raise UserError(f"{old.path} did not complete (status {status}): there is nothing to compare with")
     saved = compose.load(old.config)
@@ -123,7 +123,7 @@ def _files(run: RunDirectory) -> list[Path]:
 
 def _metrics(run: RunDirectory) -> Iterator[tuple[str, float]]:
     """All numbers of a run that are no times: of its summary, and of the rows of its training."""
-    summary = read_json(run.summary)
+    summary = run.read_summary()
     for part in ("valid", "test", "bytes", "parameters"):
         yield from _numbers(part, summary.get(part))
     for part in ("steps", "tokens", "flops"):

@@ -15,7 +15,6 @@ from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.errors import UserError
 from tfx.run.directory import RunDirectory
-from tfx.run.files import read_json
 from tfx.run.lock import locked
 
 # What may be set anew: nothing that was done so far depends on it.
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     run = RunDirectory.open(options.run)
     with locked(run.path):
         # An unreadable summary is of a run that did not complete.
-        if run.summary.is_file() and dict(read_json(run.summary)).get("status") == "completed":
+        if run.summary.is_file() and run.read_summary().get("status") == "completed":
             print(f"{run.path} is finished: `tfx train init_from={run.path} …` trains its model on", file=sys.stderr)
             return 0
         saved = compose.load(run.config)

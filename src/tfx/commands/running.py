@@ -13,7 +13,7 @@ from tfx.commands.closing import closing_table
 from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.run.console import RunConsole, size
-from tfx.run.directory import RunDirectory, model_file
+from tfx.run.directory import SUMMARY_VERSION, RunDirectory, model_file
 from tfx.run.files import read_json, write_json, write_json_lines, write_text
 from tfx.run.lock import locked
 from tfx.run.seeds import derive_seed
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
     from tfx.training.loop import TrainingResult
-
-
-# The version of what is in `summary.json`.
-SUMMARY_VERSION = 1
 
 
 class ReportedError(Exception):

@@ -13,7 +13,7 @@ from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.run.console import RunConsole
 from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import read_json, sha256
+from tfx.run.files import sha256
 from tfx.run.lock import locked, making
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def _train(config: Root, folder: Path) -> None:
 
 def _training(path: Path) -> dict[str, Any]:
     """What the training of a run cost; empty where the path is no run that completed."""
-    summary = RunDirectory(path).summary
-    if not summary.is_file():
+    run = RunDirectory(path)
+    if not run.summary.is_file():
         return {}
-    found = read_json(summary)
+    found = run.read_summary()
     return dict(found.get("train") or {}) if found.get("status") == "completed" else {}

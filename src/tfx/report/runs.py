@@ -89,7 +89,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     for folder in _folders(paths):
         try:
             runs.append(read_run(folder))
-        except BrokenRunError as error:
+        except (BrokenRunError, UserError) as error:
             left_out.append(LeftOut(folder, str(error)))
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
             left_out.append(LeftOut(folder, " ".join(f"unreadable: {type(error).__name__}: {error}".split())[:300]))
@@ -118,7 +118,7 @@ def read_run(folder: Path) -> Run:
     run = RunDirectory(folder)
     if not run.summary.is_file():
         raise BrokenRunError(f"has no {run.summary.name}: not finished")
-    summary = _object(json.loads(run.summary.read_text(encoding="utf-8")), run.summary.name)
+    summary = run.read_summary()
     status = summary.get("status")
     if status != "completed":
         error = " ".join(str(summary.get("error", "")).split())
@@ -180,7 +180,7 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     try:
         with open(RunDirectory(folder).predictions, encoding="utf-8") as file:
             return [_object(json.loads(line), "row") for line in file]
-    except (OSError, ValueError, BrokenRunError, RecursionError):
+    except (OSError, ValueError, BrokenRunError, UserError, RecursionError):
         return []
 
 

@@ -7,8 +7,13 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tfx.errors import UserError
+from tfx.run.files import read_json
+
+# The version of what is in `summary.json`.
+SUMMARY_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,18 @@ class RunDirectory:
     def summary(self) -> Path:
         """The result."""
         return self.path / "summary.json"
+
+    def read_summary(self) -> dict[str, Any]:
+        """The content of `summary.json`; raises `UserError` where it is missing, broken, or of a newer tfx."""
+        found = read_json(self.summary)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.summary} is no summary of a run: it holds no JSON object")
+        version = found.get("format_version", SUMMARY_VERSION)
+        if not isinstance(version, int) or version > SUMMARY_VERSION:
+            raise UserError(
+                f"{self.summary} has format version {version}, and this tfx reads up to {SUMMARY_VERSION}: update tfx"
+            )
+        return found
 
     @property
     def final(self) -> Path:

@@ -15,7 +15,6 @@ import yaml
 
 from tfx.errors import UserError
 from tfx.run.directory import RunDirectory
-from tfx.run.files import read_json
 
 WAITING, RUNNING, DONE, SKIPPED, PLANNED, FAILED, INTERRUPTED = (
     "waiting",
@@ -63,8 +62,8 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """The run's summary; empty where there is none."""
         try:
-            return dict(read_json(self.run.summary))
-        except (UserError, TypeError, ValueError):
+            return self.run.read_summary()
+        except UserError:
             return {}
 
     @property
