@@ -278,3 +278,43 @@ def test_an_experiment_sets_the_techniques_in_whichever_form_they_are_named(form
     config = compose([f"{form}=[distill,prune,quantize]", "experiment=demo"])
     assert config.technique["quantize"]["bits"] == 3
     assert config.technique["prune"]["end"] == 0.5
+
+
+def test_tokens_that_narrower_data_never_use_leave_model_tokenizer_and_file(folder, capsys):
+    wide, narrow = folder / "wide", folder / "narrow"
+    for path, words in ((wide, 60), (narrow, 12)):
+        path.mkdir()
+        for split, start in (("train", 0), ("valid", 3), ("test", 5)):
+            lines = [f"word{i % words} and word{(i * 7 + start) % words} meet" for i in range(100)]
+            (path / f"{split}.source").write_text("\n".join(lines) + "\n")
+            (path / f"{split}.target").write_text("\n".join(line.upper() for line in lines) + "\n")
+    data = ["dataset=parallel", "dataset.source=source", "dataset.target=target"]
+    small = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1"]
+    quick = ["evaluation.latency_inputs=2", "evaluation.beam=2", "trainer.budget.steps=4"]
+    model = [*small, "model.decoder_layers=1", "dataset.tokenizer.vocab_size=420"]
+    assert main(["train", *data, f"dataset.path={wide}", *model, *quick, f"hydra.run.dir={folder / 'w'}"]) == 0
+    reduce = ["technique.prune.structure.vocabulary=true", "technique.quantize.granularity=channel"]
+    stack = ["+technique=[distill,prune,quantize]", *reduce]
+    words = [f"init_from={folder / 'w'}", *data, f"dataset.path={narrow}", *stack, *quick]
+    capsys.readouterr()
+    assert main(["train", *words, f"hydra.run.dir={folder / 'n'}"]) == 0
+    assert "tokens are never used" in " ".join(capsys.readouterr().err.split())
+    summary = json.loads((folder / "n" / "summary.json").read_text())
+    before, after = (tfx.load(folder / name) for name in ("w", "n"))
+    gone = before.tokenizer.vocab_size - after.tokenizer.vocab_size
+    assert gone > 0
+    assert summary["evidence"]["prune"]["tokens_removed"] == gone
+    assert after.model.architecture.vocab_size == after.tokenizer.vocab_size
+    assert after.model.embedding.weight.shape[0] == after.tokenizer.vocab_size
+    # The size is compared with the model before anything was removed.
+    assert (
+        summary["bytes"]["dense_fp32"] == json.loads((folder / "w" / "summary.json").read_text())["bytes"]["dense_fp32"]
+    )
+    text = ["word3 and word5 meet"]
+    pieces = [[tok.token(i) for i in tok.encode(text)[0]] for tok in (before.tokenizer, after.tokenizer)]
+    assert pieces[0] == pieces[1]
+    assert main(["generate", str(folder / "n"), "word3 and word5 meet", "ñ"]) == 0
+    # Nothing is left to remove: a technique that does nothing fails the run.
+    again = [f"init_from={folder / 'n'}", "+technique=prune", "technique.prune.structure.vocabulary=true"]
+    again += ["technique.prune.sparsity=0", *quick, f"hydra.run.dir={folder / 'again'}"]
+    assert main(["train", *again]) == 1

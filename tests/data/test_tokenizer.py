@@ -194,3 +194,42 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content, says):
 def test_a_missing_file_is_refused(tmp_path, name, says):
     with pytest.raises(UserError, match=says):
         Tokenizer.load(tmp_path / name)
+
+
+REDUCIBLE = {
+    "bpe": train(vocab_size=330),
+    "spaced": train(vocab_size=330, word_initial_space=True),
+    "unigram": train("unigram", vocab_size=60, texts=[*TEXTS, "abc abcd xyz"]),
+}
+
+
+@pytest.mark.parametrize("kind", REDUCIBLE)
+@given(chosen=st.lists(st.sampled_from([*TEXTS[:4], "the mat", "cat 567", "12:30", ""]), max_size=3), other=UNICODE)
+@settings(max_examples=40, deadline=None)
+def test_a_reduced_tokenizer_makes_the_same_pieces_of_what_it_was_reduced_for(kind, chosen, other):
+    whole = REDUCIBLE[kind]
+    ids = whole.encode(chosen)
+    smaller, kept = whole.reduced({i for row in ids for i in row})
+    assert kept == sorted(set(kept))
+    assert smaller.vocab_size == len(kept)
+    assert [[kept[i] for i in row] for row in smaller.encode(chosen)] == ids
+    assert [smaller.token(new) for new in range(len(kept))] == [whole.token(old) for old in kept]
+    assert [kept[i] for i in (smaller.pad, smaller.bos, smaller.eos, smaller.unk)] == [
+        whole.pad,
+        whole.bos,
+        whole.eos,
+        whole.unk,
+    ]
+    if kind != "unigram":  # the alphabet stays: every text can still be encoded
+        assert smaller.decode(smaller.encode([other])[0]) == other
+    assert smaller.reduced(range(len(kept)))[1] == list(range(len(kept)))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_what_nothing_needs_goes_and_characters_all_stay(kind):
+    whole = REDUCIBLE[kind]
+    smaller, _ = whole.reduced([])
+    assert smaller.vocab_size < whole.vocab_size
+    assert all(len(smaller.token(i)) == 1 or smaller.token(i).startswith("<") for i in range(smaller.vocab_size))
+    characters = train("char")
+    assert characters.reduced([])[0] is characters

@@ -4,7 +4,7 @@ from torch import nn
 
 from tfx.config.schema import AveragingConfig, ModelConfig, OptimizerConfig
 from tfx.model.architecture import Architecture
-from tfx.model.rewiring import BlockPlan, evenly_spaced, rewire_blocks, whole_block
+from tfx.model.rewiring import BlockPlan, evenly_spaced, keep_tokens, rewire_blocks, whole_block
 from tfx.model.transformer import Transformer, initialise
 from tfx.training.averaging import Averager
 from tfx.training.optimizers import build_optimizers
@@ -165,3 +165,23 @@ def test_layers_are_spaced_evenly_with_both_ends():
     assert evenly_spaced(2, 6) == [0, 5]
     assert evenly_spaced(1, 6) == [5]
     assert evenly_spaced(4, 4) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("tied", ["all", "output", "none"])
+@pytest.mark.parametrize("family", ["seq2seq", "lm"])
+def test_kept_tokens_have_the_logits_that_they_had(family, tied):
+    layers = 2 if family == "seq2seq" else 0
+    config = ModelConfig(family=family, encoder_layers=layers, width=16, heads=2, tied_embeddings=tied)
+    model = Transformer(Architecture.from_config(config, 40), config).eval()
+    initialise(model, 1)
+    kept = [0, 1, 2, 3, 7, 11, 30, 39]
+    source = torch.tensor([[4, 5, 6, 2], [7, 4, 4, 2]]) if layers else None
+    target = torch.tensor([[1, 4, 6], [1, 7, 5]])
+    old = torch.tensor(kept)
+    with torch.no_grad():
+        before = model.project(model(old[target], None if source is None else old[source]))
+        became = keep_tokens(model, kept).apply(model)
+        after = model.project(model(target, source))
+    assert model.architecture.vocab_size == model.output.weight.shape[0] == len(kept)
+    torch.testing.assert_close(after, before[..., old], rtol=0, atol=1e-6)
+    assert len(became.follow(model.parameters())) == len(list(model.parameters()))

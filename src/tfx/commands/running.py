@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tfx.compression.checkpoint import LoadedModel
     from tfx.data.batching import Batch
     from tfx.data.prepare import PreparedData
+    from tfx.data.tokenizer import Tokenizer
     from tfx.evaluation.quality import Quality
     from tfx.model.transformer import Transformer
     from tfx.techniques.contract import Teacher
@@ -138,9 +139,27 @@ class _Parts:
         context = config.model.context if origin is None else origin.model.architecture.context
         tokenizer = None if origin is None else origin.tokenizer
         self.data = prepare_data(config.dataset, context, tokenizer, transform)
-        stack.data_prepared(self.teachers, self.data, self.device)
         self.model = _build(config, self.data, self.device, origin)
+        # Before anything is removed: what the size of the final file is compared with.
+        self.dense = self.model.architecture
+        reduced = stack.reduce_tokenizer(self.data)
+        if reduced is not None:
+            self._reduce(*reduced)
+            whole = self.data.tokenizer.fingerprint
+            self.data = prepare_data(config.dataset, context, reduced[0], transform)
+            self.data.reduced_from = whole
+        stack.data_prepared(self.teachers, self.data, self.device)
         self.console.header(_header(config, self.data, self.model, self.device, self.folder, stack))
+
+    def _reduce(self, tokenizer: Tokenizer, ids: list[int]) -> None:
+        """Leaves these tokens alone to the model, and to teachers of the same tokenizer."""
+        from tfx.model.rewiring import keep_tokens
+
+        keep_tokens(self.model, ids).apply(self.model)
+        for teacher in self.teachers.values():
+            if teacher.tokenizer_fingerprint == self.data.tokenizer.fingerprint:
+                keep_tokens(teacher.model, ids).apply(teacher.model)
+                teacher.tokenizer, teacher.tokenizer_fingerprint = tokenizer, tokenizer.fingerprint
 
 
 class _Run:
@@ -182,7 +201,7 @@ class _Run:
             self._write_config()
             self.console.open_log(self.run.log)
             self._prepare()
-            dense_bytes = self.measurer.dense_bytes(self.model)
+            dense_bytes = self.measurer.dense_bytes(self.parts.dense)
             training = self._train()
             summary = self._evaluate(training, self._compress(training), dense_bytes)
             write_json(self.run.summary, summary)

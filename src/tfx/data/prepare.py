@@ -100,7 +100,10 @@ class Stream:
 
 @dataclass
 class PreparedData:
-    """All that training and evaluation read. ``splits`` lacks ``test`` where the data have none."""
+    """All that training and evaluation read. ``splits`` lacks ``test`` where the data have none.
+
+    ``reduced_from`` is the fingerprint of the tokenizer that ``tokenizer`` is a part of, where it is.
+    """
 
     name: str
     task: str
@@ -108,6 +111,7 @@ class PreparedData:
     splits: dict[str, Any]
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    reduced_from: str | None = None
 
     @property
     def test_split(self) -> str:

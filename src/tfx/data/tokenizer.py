@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +23,8 @@ _ALIASES = {
     EOS: (EOS, "</s>", "[EOS]", "[SEP]", "<|endoftext|>"),
     UNK: (UNK, "[UNK]", "<|unk|>"),
 }
+# How BPE and unigram models with a byte fallback spell a byte.
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _SMALLEST_BPE = 256 + len(SPECIAL)
 # The library takes up to 300 bytes of memory a character while it works.
 _PIECE_CHARACTERS = 1 << 15
@@ -124,6 +128,41 @@ class Tokenizer:
         """Text of ids; padding, begin and end tokens are left out."""
         text = self._backend.decode([i for i in ids if i not in self._specials], skip_special_tokens=False)
         return text.removeprefix(" ") if self._strips_space else text
+
+    def reduced(self, used: Iterable[int]) -> tuple[Tokenizer, list[int]]:
+        """A tokenizer without the tokens that nothing needs, and the ids in this one of those that stay, in order.
+
+        What stays are the tokens ``used``, those that their merges are made of, special and added tokens, and the
+        alphabet, so that every text can still be encoded. A text whose tokens are all used has the same ones in
+        both: no other merge takes part in it (BPE), and no better segmentation goes (unigram).
+        """
+        content = json.loads(self.to_json())
+        model = content["model"]
+        by_id = {index: piece for piece, index in self._backend.get_vocab(with_added_tokens=True).items()}
+        stay = {by_id[index] for index in used} | {token["content"] for token in content["added_tokens"]}
+        if model["type"] == "BPE":
+            merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+            stay |= {piece for piece in model["vocab"] if len(piece) == 1 or _BYTE.fullmatch(piece)}
+            # The merges that make a piece come before those that use it.
+            for left, right in reversed(merges):
+                if left + right in stay:
+                    stay |= {left, right}
+            model["merges"] = [[left, right] for left, right in merges if left + right in stay]
+        elif model["type"] == "Unigram":
+            stay |= {piece for piece, _ in model["vocab"] if len(piece) == 1 or _BYTE.fullmatch(piece)}
+            stay.add(by_id[model["unk_id"]])
+        else:
+            return self, sorted(by_id)  # each entry is a character of its own: the alphabet
+        kept = [index for index, piece in sorted(by_id.items()) if piece in stay]
+        numbers = {by_id[old]: new for new, old in enumerate(kept)}
+        if model["type"] == "BPE":
+            model["vocab"] = {piece: numbers[piece] for piece in model["vocab"] if piece in stay}
+        else:
+            model["vocab"] = [entry for entry in model["vocab"] if entry[0] in stay]
+            model["unk_id"] = numbers[by_id[model["unk_id"]]]
+        content["added_tokens"] = [token | {"id": numbers[token["content"]]} for token in content["added_tokens"]]
+        content["post_processor"] = None  # it holds ids, and adds special tokens that nothing here asks for
+        return Tokenizer.from_json(json.dumps(content)), kept
 
     def token(self, token_id: int) -> str:
         """The token's own spelling, for tables."""

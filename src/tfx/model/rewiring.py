@@ -5,7 +5,7 @@ The map is made once, and applied alike to weights, optimizer moments, averages 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -131,6 +131,14 @@ def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[Bl
             origins |= {prefix + name: Origin(old + name, *selection) for name, selection in _kept(module, plan)}
         shapes[stack] = tuple(kept)
     return Rewiring(replace(architecture, encoder=shapes["encoder"], decoder=shapes["decoder"]), origins)
+
+
+def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:
+    """The rewiring that keeps these tokens alone: their rows of the embeddings and of the output layer."""
+    rows = torch.tensor(ids)
+    vocabulary = ("embedding.weight", "source_embedding.weight", "output.weight")
+    origins = {name: Origin(name, rows if name in vocabulary else None) for name in model.state_dict()}
+    return Rewiring(replace(model.architecture, vocab_size=len(ids)), origins)
 
 
 def _smaller(shape: BlockShape, plan: BlockPlan) -> BlockShape:

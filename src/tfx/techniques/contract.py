@@ -21,6 +21,7 @@ from tfx.config.schema import BudgetConfig, Root, setting
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
+from tfx.data.tokenizer import Tokenizer
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
@@ -36,6 +37,7 @@ PHASES = ("DATA", "MODEL", "OBJECTIVE", "WEIGHTS", "PRECISION")
 # Each hook belongs to one phase.
 HOOKS = {
     "prepare_data": "DATA",
+    "reduce_tokenizer": "DATA",
     "order_batches": "DATA",
     "transform_batch": "DATA",
     "prepare_model": "MODEL",
@@ -175,6 +177,10 @@ class Technique:
     def prepare_data(self, corpus: Corpus, config: Root) -> Corpus:
         """Changes the text before it is tokenized."""
         return corpus
+
+    def reduce_tokenizer(self, data: PreparedData) -> tuple[Tokenizer, list[int]] | None:
+        """A smaller tokenizer for the data, and the ids of its tokens in theirs; the model keeps their rows alone."""
+        return None
 
     def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
         """Changes the model's first weights; returns modules of its own that are to be trained along."""

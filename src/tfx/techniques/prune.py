@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tfx.compression.checkpoint import Storage
 from tfx.config.schema import Root, group, setting
+from tfx.data.prepare import Pairs, PreparedData
+from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.attention import Attention
@@ -41,6 +44,9 @@ class StructureSettings:
         paper="Fan 2020, arXiv 1909.11556; Sajjad 2023, arXiv 2004.03844",
     )
     decoder_layers: int | None = setting(None, "decoder layers that are kept, evenly spaced; null: all", minimum=1)
+    vocabulary: bool = setting(
+        False, "from the start on, tokens that the training split never uses, with their embeddings"
+    )
 
 
 @dataclass
@@ -205,6 +211,7 @@ class Prune(Technique):
         self._due = -1
         self._reached = False
         self._removed = 0
+        self._tokens: tuple[int, int] | None = None
         self._early: dict[str, Tensor] = {}
         if "rewire" in self.hooks():
             self.effects = (*self.effects, "removes parts")
@@ -236,7 +243,9 @@ class Prune(Technique):
 
     def hooks(self) -> tuple[str, ...]:
         used = []
-        if self.settings.structure != StructureSettings():
+        if self.settings.structure.vocabulary:
+            used.append("reduce_tokenizer")
+        if replace(self.settings.structure, vocabulary=False) != StructureSettings():
             used.append("rewire")
         if self.settings.sparsity > 0 or self.settings.threshold:
             used.append("mask")
@@ -262,17 +271,29 @@ class Prune(Technique):
         return weights
 
     def plan(self, model: Transformer) -> list[str]:
+        lines = []
+        if self._tokens is not None:
+            kept, whole = self._tokens
+            lines.append(f"{whole - kept:,} of {whole:,} tokens are never used: they and their embeddings go")
         if "mask" not in self.hooks():
-            return []
+            return lines
         chosen = self.chosen(model)
         pruned = sum(weight.numel() for weight in chosen.values())
         whole = sum(parameter.numel() for parameter in model.parameters())
         left = [name for name, parameter in model.named_parameters() if parameter.ndim == 2 and name not in chosen]
         what = f"threshold {self.settings.threshold:g}" if self.settings.threshold else f"{self.settings.sparsity:.0%}"
         line = f"{what} of {pruned:,} weights, {pruned / whole:.0%} of the model"
-        return [line + (f"; matrices left alone: {', '.join(left)}" if left else "")]
+        return [*lines, line + (f"; matrices left alone: {', '.join(left)}" if left else "")]
 
     # --- hooks ----------------------------------------------------------------------------------------
+
+    def reduce_tokenizer(self, data: PreparedData) -> tuple[Tokenizer, list[int]] | None:
+        train = data.splits["train"]
+        parts = (train.source.values, train.target.values) if isinstance(train, Pairs) else (train.tokens,)
+        used = np.unique(np.concatenate([np.unique(part) for part in parts]))
+        tokenizer, kept = data.tokenizer.reduced(used.tolist())
+        self._tokens = (len(kept), data.tokenizer.vocab_size)
+        return None if len(kept) == data.tokenizer.vocab_size else (tokenizer, kept)
 
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
         if self._removed or progress < self.settings.start:
@@ -336,6 +357,7 @@ class Prune(Technique):
             "sparsity": zeros / max(1, whole),
             "weights_zeroed": float(zeros),
             "parameters_removed": float(self._removed),
+            "tokens_removed": 0.0 if self._tokens is None else float(self._tokens[1] - self._tokens[0]),
         }
 
     def state_dict(self) -> dict[str, Any]:

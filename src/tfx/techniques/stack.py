@@ -18,6 +18,7 @@ from tfx.config.schema import Root
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
+from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
@@ -45,9 +46,13 @@ class Stack:
             technique.check(config)
         self._check_conflicts()
         self.order = {hook: resolve_order([t for t in self._techniques if hook in t.hooks()], hook) for hook in HOOKS}
-        if len(self.order["grid"]) > 1:
-            names = " and ".join(f"'{technique.name}'" for technique in self.order["grid"])
-            raise UserError(f"techniques {names} each put the weights on a grid of their own: name one of them")
+        for hook, what in (
+            ("grid", "put the weights on a grid of their own"),
+            ("reduce_tokenizer", "reduce the tokenizer"),
+        ):
+            if len(self.order[hook]) > 1:
+                names = " and ".join(f"'{technique.name}'" for technique in self.order[hook])
+                raise UserError(f"techniques {names} each {what}: name one of them")
         budget = config.trainer.budget
         if 0 in (budget.steps, budget.tokens, budget.seconds):
             for technique in self._techniques:
@@ -122,6 +127,12 @@ class Stack:
             corpus = technique.prepare_data(corpus, self.config)
         return corpus
 
+    def reduce_tokenizer(self, data: PreparedData) -> tuple[Tokenizer, list[int]] | None:
+        """The smaller tokenizer that a technique asks for; None: the data's own."""
+        for technique in self.order["reduce_tokenizer"]:
+            return technique.reduce_tokenizer(data)
+        return None
+
     def data_prepared(self, teachers: dict[str, Teacher], data: PreparedData, device: torch.device) -> None:
         """Shows the tokenized data to the techniques that have a teacher."""
         for technique in self._techniques:
@@ -169,7 +180,7 @@ class Stack:
     @property
     def compressing(self) -> list[Technique]:
         """The techniques for whose sake the final file is a compressed one, in the order in which they finish."""
-        return list(dict.fromkeys([*self.order["rewire"], *self.viewing]))
+        return list(dict.fromkeys([*self.order["reduce_tokenizer"], *self.order["rewire"], *self.viewing]))
 
     def compresses_now(self, progress: float) -> bool:
         """Whether a technique changes weights for the sake of the file from this progress on, or did before."""
