@@ -522,6 +522,63 @@ def test_the_embedded_sets_are_there_without_a_file(name):
     assert min(map(len, corpus.splits.values())) > 10
 
 
+TRANSLATION = {"translation": {"de": "zwei Hunde", "en": "two dogs"}}
+TRANSLATED = {"source": "two dogs", "target": "zwei Hunde"}
+QUESTION = {"id": "5", "title": "t", "context": "A dog ran.", "question": "Who?"}
+ANSWERS = {"answers": {"text": ["A dog", "dog"], "answer_start": [0, 2]}}
+# Rows as the hub's repositories have them, its splits, and what a run reads of a row.
+PRESETS = {
+    "multi30k": ({"en": "two dogs", "de": "zwei Hunde"}, ("train", "validation", "test"), TRANSLATED),
+    "wmt14_en_de": (TRANSLATION, ("train", "validation", "test"), TRANSLATED),
+    "opus_books": ({"id": "0"} | TRANSLATION, ("train",), TRANSLATED),
+    "wikitext2": ({"text": " = A = \n"}, ("test", "train", "validation"), {"text": " = A = \n" * 4}),
+    "wikitext103": ({"text": " = A = \n"}, ("test", "train", "validation"), {"text": " = A = \n" * 4}),
+    "tinystories": ({"text": "Once."}, ("train", "validation"), {"text": "Once."}),
+    "tinyshakespeare": ({"text": "First Citizen:\n"}, ("train", "validation", "test"), {"text": "First Citizen:\n"}),
+    "cnn_dailymail": (
+        {"article": "long", "highlights": "short", "id": "x"},
+        ("train", "validation", "test"),
+        {"source": "long", "target": "short"},
+    ),
+    "xsum": (
+        {"document": "long", "summary": "short", "id": "x"},
+        ("train", "validation", "test"),
+        {"source": "long", "target": "short"},
+    ),
+    "squad": (
+        QUESTION | ANSWERS,
+        ("train", "validation"),
+        {"source": "question: Who? context: A dog ran.", "target": "A dog", "references": ["A dog", "dog"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_hub_preset_reads_the_rows_of_its_repository(name, monkeypatch):
+    row, splits, expected = PRESETS[name]
+    asked = []
+    found = DatasetDict({split: Dataset.from_list([row] * 4) for split in splits})
+    monkeypatch.setattr("datasets.load_dataset", lambda *words, **options: asked.append((words, options)) or found)
+    config = preset(name)
+    corpus = load_corpus(config)
+    ((words, options),) = asked
+    assert words == (config.hub, config.hub_config)
+    assert options["revision"] == config.hub_revision
+    assert set(corpus.splits) == {"train", "valid", *(["test"] if "test" in splits else [])}
+    got = corpus.splits["train"][0]
+    assert expected.items() <= got.items()
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"multi30k", "wikitext2", "wikitext103", "tinyshakespeare"}))
+def test_each_hub_preset_reads_a_local_copy_of_the_repository(name, tmp_path):
+    row, splits, expected = PRESETS[name]
+    for split in splits:
+        Dataset.from_list([row] * 40).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    corpus = load_corpus(preset(name, path=str(tmp_path)))
+    assert set(corpus.splits) == {"train", "valid", *(["test"] if "test" in splits else [])}
+    assert expected.items() <= corpus.splits["train"][0].items()
+
+
 REAL = {
     "multi30k": ("multi30k", {"train": 29_000, "valid": 1_014, "test": 1_000}),
     "tatoeba_deu": ("parallel", {"train": 163_053, "valid": 2_724, "test": 2_737}),

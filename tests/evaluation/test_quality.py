@@ -1,0 +1,137 @@
+"""Scores and speed of a model: as brute force over single rows gives them, whatever the batching."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
+from tfx.data.prepare import Pairs, Ragged, Stream
+from tfx.data.tokenizer import Tokenizer
+from tfx.evaluation.generation import decode_sources, generate
+from tfx.evaluation.quality import measure_quality
+from tfx.evaluation.scoring import score_loss
+from tfx.evaluation.speed import measure_speed, memory_bytes
+from tfx.model.architecture import Architecture
+from tfx.model.transformer import Transformer, initialise
+
+SOURCES = ["a b", "the cat sat on the mat", "", "one two three four", "dog", "a b c d e f g h"]
+TARGETS = ["b a", "cat", "x", "four three two one", "god and dog", "h g"]
+TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=60), SOURCES + TARGETS, word_initial_space=False)
+
+
+def build(family: str) -> Transformer:
+    layers = 2 if family == "seq2seq" else 0
+    config = ModelConfig(family=family, encoder_layers=layers, decoder_layers=2, width=16, heads=2, context=40)
+    model = Transformer(Architecture.from_config(config, TOKENIZER.vocab_size))
+    initialise(model, 3)
+    for parameter in model.parameters():
+        parameter.data *= 3  # far from uniform, so that outputs differ
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    class Texts(list):
+        """Rows by slice, columns by name, as a data set has them."""
+
+        def __getitem__(self, key):
+            if isinstance(key, slice):
+                return {name: [row[name] for row in list(self)[key]] for name in ("source", "target", "references")}
+            return list.__getitem__(self, key)
+
+    rows = [{"source": s, "target": t, "references": [t]} for s, t in zip(SOURCES, TARGETS, strict=True)]
+    ragged = [Ragged.from_lists(TOKENIZER.encode(texts), np.uint16) for texts in (SOURCES, TARGETS)]
+    return Pairs(*ragged, texts=Texts(rows))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 37, 10_000])
+def test_the_loss_of_a_split_is_that_of_its_rows_one_by_one(pairs, batch_tokens):
+    model = build("seq2seq")
+    expected = []
+    with torch.no_grad():
+        for source, target in zip(TOKENIZER.encode(SOURCES), TOKENIZER.encode(TARGETS), strict=True):
+            ids = torch.tensor([[*target, TOKENIZER.eos]])
+            inputs = torch.tensor([[TOKENIZER.bos, *target]])
+            logits = model.project(model(inputs, torch.tensor([[*source, TOKENIZER.eos]])))
+            expected.append(float(functional.cross_entropy(logits[0], ids[0], reduction="sum")))
+    score = score_loss(model, pairs, TOKENIZER, batch_tokens=batch_tokens, device=torch.device("cpu"))
+    assert score.nll == pytest.approx(expected, rel=1e-4)
+    assert score.targets.tolist() == [len(ids) + 1 for ids in TOKENIZER.encode(TARGETS)]
+    assert score.metrics["loss"] == pytest.approx(sum(expected) / score.targets.sum(), rel=1e-5)
+    assert score.metrics["perplexity"] == pytest.approx(math.exp(score.metrics["loss"]))
+
+
+def test_the_loss_of_a_stream_counts_each_token_once_and_bytes_of_the_text():
+    text = "the cat sat on the mat and the dog sat on the log "
+    tokens = np.asarray(TOKENIZER.encode([text])[0], dtype=np.uint16)
+    model = build("lm")
+    stream = Stream(tokens, len(text))
+    score = score_loss(model, stream, TOKENIZER, batch_tokens=80, device=torch.device("cpu"))
+    assert score.total_targets == len(tokens) - 1
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, 40):
+            window = torch.from_numpy(tokens[start : start + 41].astype(np.int64))
+            logits = model.project(model(window[None, :-1]))
+            total += float(functional.cross_entropy(logits[0], window[1:], reduction="sum"))
+    assert score.total_nll == pytest.approx(total, rel=1e-4)
+    assert score.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / (len(text) - 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_outputs_do_not_depend_on_the_batch_and_keep_their_order(pairs, method):
+    model = build("seq2seq")
+    outputs = []
+    for batch_tokens in (1, 60, 10_000):
+        config = EvaluationConfig(method=method, beam=3, batch_tokens=batch_tokens)
+        outputs.append(decode_sources(model, pairs.source, TOKENIZER, config, seed=1))
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len(set(outputs[0])) > 1
+    config = EvaluationConfig(method=method, beam=3)
+    alone = [generate(model, TOKENIZER, [text], config)[0] for text in SOURCES]
+    assert alone == ["" if not text else output for text, output in zip(SOURCES, outputs[0], strict=True)]
+
+
+def test_generate_gives_one_line_for_each_text_and_none_for_an_empty_one():
+    config = EvaluationConfig(method="greedy", new_tokens=5)
+    outputs = generate(build("lm"), TOKENIZER, ["the cat", "", "a"], config)
+    assert len(outputs) == 3
+    assert outputs[1] == ""
+    assert all(0 < len(output) <= 5 for output in (outputs[0], outputs[2]))
+
+
+def test_quality_keeps_for_each_sentence_what_its_metrics_are_made_of(pairs):
+    model = build("seq2seq")
+    config = EvaluationConfig(method="greedy")
+    told = []
+    quality = measure_quality(
+        model, pairs, TOKENIZER, config, ["exact_match", "chrf"], seed=1, progress=lambda *done: told.append(done)
+    )
+    rows = quality.predictions
+    assert [row["source"] for row in rows] == SOURCES
+    assert [row["reference"] for row in rows] == TARGETS
+    assert [row["hypothesis"] for row in rows] == decode_sources(model, pairs.source, TOKENIZER, config, seed=1)
+    assert sum(row["nll"] for row in rows) / sum(row["targets"] for row in rows) == pytest.approx(
+        quality.metrics["loss"], rel=1e-4
+    )
+    assert quality.metrics["exact_match"] == np.mean([row["hypothesis"] == row["reference"] for row in rows])
+    assert "chrf" in quality.signatures
+    assert told[-1] == (len(SOURCES), len(SOURCES))
+    capped = measure_quality(model, pairs, TOKENIZER, config, ["exact_match"], seed=1, most_decoded=2)
+    assert [row["hypothesis"] for row in capped.predictions] == [row["hypothesis"] for row in rows[:2]]
+    assert capped.metrics["loss"] == pytest.approx(quality.metrics["loss"])
+
+
+@pytest.mark.parametrize("family", ["seq2seq", "lm"])
+def test_speed_is_positive_and_memory_is_counted_by_weight(family, pairs):
+    model = build(family)
+    tokens = np.asarray(TOKENIZER.encode(["the cat sat on the mat " * 4])[0], dtype=np.uint16)
+    split = pairs if family == "seq2seq" else Stream(tokens, len(tokens))
+    speed = measure_speed(model, split, TOKENIZER, EvaluationConfig(method="greedy", latency_inputs=3))
+    assert 0 < speed["latency_ms"]["p50"] <= speed["latency_ms"]["p95"]
+    assert speed["tokens_per_second"] > 0
+    assert speed["memory_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert memory_bytes(model.bfloat16()) * 2 == speed["memory_bytes"]
