@@ -12,6 +12,7 @@ start no process and unpickle nothing. Cases run in forks of one process that ha
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import functools
 import json
 import os
@@ -182,6 +183,7 @@ def _be_the_command(place: Place, arguments: list[str], error_file: Path, writab
         resource.setrlimit(resource.RLIMIT_DATA, (used + BYTES, used + BYTES))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        faulthandler.dump_traceback_later(SECONDS - 0.5)  # where it hangs
         _watch(writable)
         from tfx.cli import main
 

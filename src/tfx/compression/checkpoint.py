@@ -215,6 +215,9 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     file = model_file(Path(path))
     handle, metadata = open_container(file)
     header = _read_header(file, handle, metadata)
+    blocks = len(header.architecture.encoder) + len(header.architecture.decoder)
+    if blocks > len(header.raw["tensors"] if header.version == _COMPRESSED else handle.keys()):
+        raise damaged(file, f"its architecture has {blocks:,} blocks, more than there are tensors")
     shapes, aliases = _expected(file, header.architecture)
     read = _read_dense if header.version == _DENSE else _read_compressed
     state, tensors, grids = read(file, handle, metadata, header, shapes)

@@ -73,8 +73,9 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     def job(composed: DictConfig) -> Any:
         nonlocal fault
         settings = HydraConfig.get()
-        typed = list(settings.overrides.task)
         try:
+            # As they were typed: Hydra's list would resolve what interpolations they hold.
+            typed = [str(word) for word in OmegaConf.to_container(settings.overrides.task, resolve=False)]
             # A run's own config, named by --config-name, is whole already.
             is_new = settings.job.config_name == _PRIMARY
             return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)
@@ -95,6 +96,8 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         with _full_errors():
             hydra.main(version_base="1.3", config_path=_CONF, config_name=_PRIMARY)(job)()
     except Exception as error:
+        if HydraConfig.initialized():
+            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
         if _is_ours(error):
             raise
         raise explain(error) from error
@@ -184,9 +187,10 @@ def change(config: Root, overrides: Sequence[str]) -> Root:
             saved[name] = composed[name]
     values = [o.lstrip("+") for o in overrides if o not in chosen]
     try:
-        return check(OmegaConf.merge(saved, OmegaConf.from_dotlist(values)), values)  # type: ignore[arg-type]
-    except OmegaConfBaseException as error:
+        merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(values))
+    except Exception as error:  # as Hydra, it lets errors of any kind through
         raise explain(error) from error
+    return check(merged, values)  # type: ignore[arg-type]
 
 
 def to_yaml(config: Root) -> str:

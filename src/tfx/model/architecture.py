@@ -8,8 +8,8 @@ from typing import Any
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 
-# Bounds on what a file's header may ask for, far above any model that is trained.
-_MOST_BLOCKS = 4096
+# Bounds on what a file's header may ask for, above any model that is trained. Of blocks a config allows no more.
+_MOST_BLOCKS = 1000
 _MOST_WIDTH = 1 << 24
 
 
