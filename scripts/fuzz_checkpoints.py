@@ -1,4 +1,4 @@
-"""Damaged model files for `fuzz_inputs.py`: made from whole small ones, dense and compressed, and read by each command."""
+"""Damaged model files for `fuzz_inputs.py`: made from whole ones, dense and compressed, read by each command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz_configs import TINY
 from fuzz_data import BREAKS, mutate
 
 
@@ -142,7 +141,9 @@ def _outer(rng: Random, data: bytes) -> bytes:
         act = rng.randrange(4)
         names = [name for name in header if name != "__metadata__"]
         if act == 0 and names:
-            header[rng.choice(["../../owned", "/owned", "", "x\0y", "tokenizer", "x" * 10000])] = header.pop(rng.choice(names))
+            header[rng.choice(["../../owned", "/owned", "", "x\0y", "tokenizer", "x" * 10000])] = header.pop(
+                rng.choice(names)
+            )
         elif act == 1 and names:
             header[rng.choice(names)]["shape"] = rng.choice([[], [0], [-1], [2**40, 2**40], [1] * 1000, [2**63], ["x"]])
         elif act == 2 and names:
@@ -184,7 +185,9 @@ def _forge(change: Callable[[Random, dict[str, Any], dict[str, bytes]], None]) -
         except (ValueError, TypeError):  # what is no JSON keeps its old sum
             header["checksum"] = ""
         safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, file, metadata={"tfx": json.dumps(header)}
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+            file,
+            metadata={"tfx": json.dumps(header)},
         )
 
     return act

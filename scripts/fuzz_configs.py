@@ -12,15 +12,27 @@ TINY = [
     "trainer.budget.steps=3", "trainer.device=cpu", "dataset.tokenizer.kind=char",
 ]  # fmt: skip
 NONSENSE = [
-    "", "null", "nan", "inf", "-inf", "-1", "0", "0.5", "1e400", "1e308", "-1e-320", "9" * 30, str(2**63), "-" + "9" * 400,
+    "", "null", "nan", "inf", "-inf", "-1", "0", "0.5", "1e400", "1e308", "-1e-320", "9" * 30, str(2**63),
+    "-" + "9" * 400,
     "true", "[]", "[1,2]", "[[[]]]", "{a:1}", "{}", "x", "'x y'", "ß", "''", "0x10", "1_000", "..", "../../etc/passwd",
     "/", "~", "${nope}", "${seed}", "${model}", "${model.width}", "${..width}", "${oc.env:TFX_NOPE}", "${oc.env:PATH}",
-    "${oc.decode:'['}", "${oc.create:{a:1}}", "${nope:1}", "${tfx.random_hex:}", "${now:%Y}", "${hydra:job.name}", "'${'",
+    "${oc.decode:'['}", "${oc.create:{a:1}}", "${nope:1}", "${tfx.random_hex:}", "${now:%Y}", "${hydra:job.name}",
+    "'${'",
     "???", "{{}}", "'{'", "'{nope}'", "'{}'", "'{0}'", "'{a!r}'", "'\\n'", "x" * 5000, "'a\tb'", "1,2", "range(1,3)",
     "choice(1,2)", "int(3)", "str(3)", "glob(*)", "😀", "‮", "[1,x,null]", "{a:{b:{c:[1]}}}",
 ]  # fmt: skip
 SOUP = "=+~@:.,[]{}()'\"\\$ \t-*!%&|<>#?/ab1éß\n😀"
-GROUPS = ("model", "dataset", "optimizer", "schedule", "trainer", "evaluation", "technique", "experiment", "hydra/launcher")
+GROUPS = (
+    "model",
+    "dataset",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "evaluation",
+    "technique",
+    "experiment",
+    "hydra/launcher",
+)
 YAML = {
     "empty": "",
     "a list": "- 1\n- 2\n",
@@ -137,13 +149,17 @@ def _misspelt(rng: Random, word: str) -> str:
 
 def _key(rng: Random, place: Any) -> tuple[str, list[str]]:
     room, key, _ = _settings(rng)
-    key = rng.choice([_misspelt(rng, key), f"{key}.x", f"{key}.0", key.split(".")[0], f"{key}@x", key.upper(), f".{key}"])
+    key = rng.choice(
+        [_misspelt(rng, key), f"{key}.x", f"{key}.0", key.split(".")[0], f"{key}@x", key.upper(), f".{key}"]
+    )
     return "keys", _train(place, *room, f"{rng.choice(['', '+', '++', '~'])}{key}={rng.choice(NONSENSE)}")
 
 
 def _choice(rng: Random, place: Any) -> tuple[str, list[str]]:
     group = rng.choice(GROUPS)
-    choice = rng.choice([*NONSENSE, "distil", "[distill,nope]", "[prune,prune]", "default", "gpt_nano", "normalise", "../train"])
+    choice = rng.choice(
+        [*NONSENSE, "distil", "[distill,nope]", "[prune,prune]", "default", "gpt_nano", "normalise", "../train"]
+    )
     return "choices", _train(place, f"{rng.choice(['', '+', '++', '~'])}{group}={choice}")
 
 
@@ -219,7 +235,7 @@ def _folder(rng: Random, place: Any) -> tuple[str, list[str]]:
     (place.inputs / "old").mkdir()
     (place.inputs / "old" / "config.yaml").write_text("")
     folder = rng.choice([
-        place.inputs / "file", place.inputs / "file" / "run", place.inputs / "loop" / "run", "/proc/nope/run", "x" * 300,
-        place.inputs / "old", "/dev/null/run", "${nope}", "''", "[1]", "null",
+        place.inputs / "file", place.inputs / "file" / "run", place.inputs / "loop" / "run", "/proc/nope/run",
+        "x" * 300, place.inputs / "old", "/dev/null/run", "${nope}", "''", "[1]", "null",
     ])  # fmt: skip
     return "run directories", [*_train(place, f"hydra.run.dir={folder}")]

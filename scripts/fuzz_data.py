@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz_configs import TINY, NONSENSE
+from fuzz_configs import NONSENSE, TINY
 
 LINES = [f"line {i} of it" for i in range(30)]
 FORMATS = ("parallel", "text", "json", "csv", "parquet")
@@ -171,7 +171,9 @@ def _table(columns: dict[str, Any]) -> Callable[[Random, Path], None]:
 
 _JSON = '{"source": "a", "target": "b"}\n'
 OWN: dict[str, dict[str, Callable[[Random, Path], None]]] = {
-    "parallel": {"empty lines": _edit(lambda rng, data: data.replace(b"line 3", b"").replace(b" of it", b"", 1) + b"\n")},
+    "parallel": {
+        "empty lines": _edit(lambda rng, data: data.replace(b"line 3", b"").replace(b" of it", b"", 1) + b"\n")
+    },
     "text": {"one character": _write(b"x"), "one line": _write(b"a line")},
     "json": {
         "a number": _rows("3\n"),
@@ -233,7 +235,9 @@ def _tokenizer(rng: Random, place: Any) -> tuple[str, list[str]]:
     whole_text = (place.base / "tokenizers" / f"{kind}.json").read_text(encoding="utf-8")
     label = rng.choice(["other", "file", "edited", "edited", "edited", "deep edit", "deep edit", "deep edit"])
     if label == "other":
-        path.write_text(rng.choice(["{}", "[]", "null", "3", '"x"', '{"model": {}}', "{", "[" * 100000, '{"version": "9.9"}']))
+        path.write_text(
+            rng.choice(["{}", "[]", "null", "3", '"x"', '{"model": {}}', "{", "[" * 100000, '{"version": "9.9"}'])
+        )
     elif label == "file":
         path.write_text(whole_text, encoding="utf-8")
         rng.choice(list(BREAKS.values()))(rng, path)
@@ -249,39 +253,108 @@ def _tokenizer(rng: Random, place: Any) -> tuple[str, list[str]]:
     return f"tokenizer: {label}", ["train", "dry_run=true", *TINY, *overrides]
 
 
+_STRATEGY = {"strategy": {"Fixed": 2**63}, "direction": "Left", "pad_to_multiple_of": 0}
+# Parts of the files of other tools, or of no tool.
+_PARTS: dict[str, list[Any]] = {
+    "pre_tokenizer": [None, {"type": "Nonsense"}, {"type": "Split"}, {"type": ""}, 3],
+    "added_tokens": [
+        None,
+        3,
+        [],
+        [{"id": 2**32 - 1, "content": "x"}],
+        [
+            {"id": i, "content": "<big>", "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for i in (10**8, 2)
+        ],
+    ],
+    "truncation": [
+        {"max_length": length, "strategy": "LongestFirst", "stride": stride, "direction": "Right"}
+        for length, stride in ((0, 0), (1, 0), (1, 9), (-1, 0))
+    ],
+    "padding": [
+        {**_STRATEGY, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+        {**_STRATEGY, "strategy": {"Fixed": 10**9}, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+    ],
+    "normalizer": [
+        {"type": "Replace", "pattern": {"Regex": "(a*)*b"}, "content": "x"},
+        {"type": "Replace", "pattern": {"Regex": "("}, "content": ""},
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+        {"type": "Prepend", "prepend": "x" * 10**6},
+        {"type": "Sequence", "normalizers": []},
+    ],
+    "decoder": [
+        None,
+        {"type": "Nonsense"},
+        {"type": "Replace", "pattern": {"String": ""}, "content": "xx"},
+        {"type": "Strip", "content": "x", "start": 2**63, "stop": 1},
+        {"type": "Strip", "content": "x", "start": 5, "stop": 5},
+        {"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": True},
+    ],
+    "post_processor": [
+        {"type": "Nonsense"},
+        {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "nope", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        },
+    ],
+}
+_MODEL: dict[str, list[Any]] = {
+    "unk_id": [None, -1, 10**9, 2**70, "x", 3.5],
+    "unk_token": [None, "nope", 3],
+    "merges": [None, [], [["a"]], ["a b c"], [["nope", "nope"]], 3],
+    "vocab": [{}, [], None, "x"],
+    "type": ["BPE", "Unigram", "WordLevel", "WordPiece", "Nonsense"],
+    "dropout": [1.0, 2.0, -1],
+    "byte_fallback": [True],
+    "continuing_subword_prefix": ["##", 3],
+}
+_IDS = [-1, 10**6, 2**31, 2**32 - 1, 2**63, 10**30, 0, None, "x", 1.5]
+_SCORES = [["x", float("nan")], ["x", -1e308], ["x", 1e308], ["x"], [], None, ["", 0]]
+
+
 def _edit_tokenizer(rng: Random, content: dict[str, Any]) -> None:
     """One of the ways in which the tokenizer files of other tools differ, or are wrong."""
-    model = content.get("model") or {}
+    model = content["model"]
     vocab = model.get("vocab")
-    act = rng.randrange(12)
+    act = rng.randrange(3)
     if act == 0:
-        model["unk_id"] = rng.choice([None, -1, 10**9, 2**70, "x", 3.5])
-        model["unk_token"] = rng.choice([None, "nope", 3])
-    elif act == 1:
-        content["pre_tokenizer"] = {"type": rng.choice(["Nonsense", "Split", "", None])}
-    elif act == 2 and isinstance(vocab, dict) and vocab:
-        vocab[rng.choice(list(vocab))] = rng.choice([-1, 10**6, 2**31, 2**32 - 1, 2**63, 10**30, 0, None, "x", 1.5])
-    elif act == 3 and isinstance(vocab, list) and vocab:
-        vocab[rng.randrange(len(vocab))] = rng.choice([["x", float("nan")], ["x", -1e308], ["x", 1e308], ["x"], [], None, ["", 0]])
-    elif act == 4:
-        content["added_tokens"] = rng.choice([None, [], [{"id": 2**32 - 1, "content": "x"}], [{"id": 10**8, "content": "<big>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}], 3])  # fmt: skip
-    elif act == 5:
-        content["truncation"] = {"max_length": rng.choice([0, 1, -1]), "strategy": "LongestFirst", "stride": rng.choice([0, 9, -1]), "direction": "Right"}  # fmt: skip
-    elif act == 6:
-        content["padding"] = {"strategy": {"Fixed": rng.choice([10**9, 2**63])}, "direction": "Left", "pad_to_multiple_of": 0, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}  # fmt: skip
-    elif act == 7:
-        content["normalizer"] = rng.choice([{"type": "Replace", "pattern": {"Regex": "(a*)*b"}, "content": "x"}, {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}, {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "Prepend", "prepend": "x" * 10**6}, {"type": "Sequence", "normalizers": []}])  # fmt: skip
-    elif act == 8 and vocab:
-        model["vocab"] = type(vocab)()
-    elif act == 9:
-        model["merges"] = rng.choice([None, [], [["a"]], ["a b c"], [["nope", "nope"]], 3])
-    elif act == 10:
-        content["decoder"] = rng.choice([None, {"type": "Nonsense"}, {"type": "Replace", "pattern": {"String": ""}, "content": "xx"}, {"type": "Strip", "content": "x", "start": 2**63, "stop": 1}, {"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": True}])  # fmt: skip
+        part = rng.choice(list(_PARTS))
+        content[part] = rng.choice(_PARTS[part])
+    elif act == 1 or not vocab or not isinstance(vocab, dict | list):
+        part = rng.choice(list(_MODEL))
+        model[part] = rng.choice(_MODEL[part])
+    elif isinstance(vocab, dict):
+        vocab[rng.choice(list(vocab))] = rng.choice(_IDS)
     else:
-        content["post_processor"] = rng.choice([{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "nope", "type_id": 0}}], "pair": [], "special_tokens": {}}, {"type": "Nonsense"}])  # fmt: skip
+        vocab[rng.randrange(len(vocab))] = rng.choice(_SCORES)
 
 
-WRONG = [None, True, -1, 0, 1, 3.5, 2**31, 2**32, 2**63, 2**64, 10**30, -(2**63), 1e308, "", "x", "../x", "a\0b", [], [[]], {}, {"x": 1}]
+WRONG = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3.5,
+    2**31,
+    2**32,
+    2**63,
+    2**64,
+    10**30,
+    -(2**63),
+    1e308,
+    "",
+    "x",
+    "../x",
+    "a\0b",
+    [],
+    [[]],
+    {},
+    {"x": 1},
+]
 
 
 def mutate(rng: Random, node: Any) -> None:

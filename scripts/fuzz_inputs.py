@@ -12,6 +12,7 @@ start no process and unpickle nothing. Cases run in forks of one process that ha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import functools
 import json
@@ -211,14 +212,15 @@ def _watch(writable: list[Path]) -> None:
         if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class"):
             stop(f"{event} {values}")
         written: Any = None
-        if event == "open" and isinstance(values[2], int) and values[2] & changing:
-            written = values[0]
-        elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate"):
-            written = values[0]
-        elif event in ("os.rename", "os.link", "os.symlink"):
-            written = values[1]
+        match event:
+            case "open" if isinstance(values[2], int) and values[2] & changing:
+                written = values[0]
+            case "os.mkdir" | "os.remove" | "os.rmdir" | "os.truncate":
+                written = values[0]
+            case "os.rename" | "os.link" | "os.symlink":
+                written = values[1]
         if isinstance(written, str | bytes | os.PathLike):
-            path = os.path.abspath(os.fsdecode(written))
+            path = os.path.abspath(os.fsdecode(written))  # noqa: PTH100 (links stay)
             if not path.startswith(allowed):
                 stop(f"{event} outside: {path}")
 
@@ -244,8 +246,16 @@ def _import_everything() -> None:
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    # The first two are what torch imports of itself at the first use of a default device.
-    lazy = ["torch._inductor.config", "torch._dynamo", "datasets", "pyarrow.parquet", "sacrebleu", "matplotlib.figure", "jinja2", "tfx.sweep.launcher"]
+    lazy = [
+        "torch._inductor.config",  # torch itself imports these two at the first use of a default device
+        "torch._dynamo",
+        "datasets",
+        "pyarrow.parquet",
+        "sacrebleu",
+        "matplotlib.figure",
+        "jinja2",
+        "tfx.sweep.launcher",
+    ]
     modules = ["compression.checkpoint", "techniques.stack", "training.loop", "evaluation.quality", "report.page"]
     commands = ["train", "evaluate", "generate", "inspect", "report"]
     for name in [*lazy, *(f"tfx.{m}" for m in modules), *(f"tfx.commands.{c}" for c in commands)]:
@@ -268,10 +278,13 @@ def plan(counts: dict[str, int], shell: int) -> Iterator[tuple[str, int, bool]]:
 
 
 def fuzz(seed: int, counts: dict[str, int], shell: int, report: Callable[[str], None] = print) -> list[str]:
-    """Runs the cases, reports a table of what is wrong with the input by how it ended, and returns the failures."""
+    """Runs the cases, reports a table of what is wrong with the input by how it ended, and returns the failures.
+
+    Stopped by the keyboard, it reports on what it has run.
+    """
     failures: list[str] = []
     table: Counter[tuple[str, str]] = Counter()
-    with tempfile.TemporaryDirectory(prefix="tfx-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tfx-fuzz-") as folder, contextlib.suppress(KeyboardInterrupt):
         fuzzer = Fuzzer(seed, Path(folder).resolve())
         for kind, number, in_shell in plan(counts, shell):
             label, outcome = fuzzer.run(kind, number, shell=in_shell)
@@ -306,6 +319,7 @@ def main() -> int:
             fuzzer = Fuzzer(options.seed, Path(folder).resolve())
             _, outcome = fuzzer.run(kind, int(number), shell=options.shell > 0, show=True)
         return 0 if outcome.is_good else 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     counts = {kind: getattr(options, kind) for kind in GENERATORS}
     failures = fuzz(options.seed, counts, options.shell, functools.partial(print, flush=True))
     if options.json is not None:

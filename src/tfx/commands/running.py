@@ -462,14 +462,20 @@ def _origin(config: Root) -> LoadedModel | None:
 
 
 def _build(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
+    import torch
+
     from tfx.model.architecture import Architecture
-    from tfx.model.transformer import Transformer, initialise
+    from tfx.model.transformer import Transformer, check_fits, initialise
 
     if origin is not None:
         model = Transformer(origin.model.architecture, config.model)
         model.load_state_dict(origin.model.state_dict())
         return model.to(device)
     architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
+    check_fits(architecture, device)
+    if config.dry_run:  # its plan needs names and shapes alone
+        with torch.device("meta"):
+            return Transformer(architecture, config.model)
     model = Transformer(architecture, config.model)
     initialise(model, config.seed)
     return model.to(device)

@@ -75,7 +75,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         settings = HydraConfig.get()
         try:
             # As they were typed: Hydra's list would resolve what interpolations they hold.
-            typed = [str(word) for word in OmegaConf.to_container(settings.overrides.task, resolve=False)]
+            typed = [str(word) for word in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
             # A run's own config, named by --config-name, is whole already.
             is_new = settings.job.config_name == _PRIMARY
             return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)

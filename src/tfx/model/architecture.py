@@ -10,7 +10,10 @@ from tfx.errors import UserError
 
 # Bounds on what a file's header may ask for, above any model that is trained. Of blocks a config allows no more.
 _MOST_BLOCKS = 1000
+_MOST_HEADS = 1024
 _MOST_WIDTH = 1 << 24
+# Of a table of sines or angles, which every process that has the model keeps in memory: 256 MB.
+_MOST_TABLE_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,16 @@ class Architecture:
             raise ValueError(f"{widths}")
         if not all(type(value) is int and 0 <= value <= _MOST_WIDTH for value in inner):
             raise ValueError("a block's width")
+        if any(max(astuple(shape)[:4]) > _MOST_HEADS for shape in (*self.encoder, *self.decoder)):
+            raise ValueError(f"a block of more than {_MOST_HEADS:,} heads")
         for name in ("family", "positions", "norm_position", "norm", "activation", "tied_embeddings"):
             choices = ModelConfig.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}")
         if type(self.qk_norm) is not bool or type(self.bias) is not bool:
             raise ValueError("qk_norm and bias are true or false")
+        if _table_elements(self.positions, self.context, self.width, self.head_width) > _MOST_TABLE_ELEMENTS:
+            raise ValueError(f"it asks for positions of {self.context:,} tokens")
 
     @property
     def is_seq2seq(self) -> bool:
@@ -128,3 +135,12 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.positions=rotary needs an even head width, not {model.width // model.heads}")
     if model.positions == "sinusoidal" and model.width % 2:
         raise UserError(f"model.positions=sinusoidal needs an even model.width, not {model.width}")
+    if _table_elements(model.positions, model.context, model.width, model.width // model.heads) > _MOST_TABLE_ELEMENTS:
+        raise UserError(
+            f"model.context={model.context} makes a table of {model.positions} positions with more than "
+            f"{_MOST_TABLE_ELEMENTS:,} entries: lower it, or take model.positions=alibi"
+        )
+
+
+def _table_elements(positions: str, context: int, width: int, head_width: int) -> int:
+    return context * {"sinusoidal": width, "rotary": 2 * head_width}.get(positions, 0)

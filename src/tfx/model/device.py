@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,16 @@ def choose_device(name: str) -> torch.device:
     elif device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"trainer.device={name} is not supported: use auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """All memory of a device, whoever uses it now; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
 
 
 @dataclass(frozen=True)

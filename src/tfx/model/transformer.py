@@ -6,6 +6,8 @@ Shapes: B batch, S source positions, T target positions, D model width, V vocabu
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
-from tfx.model.architecture import Architecture
+from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
+from tfx.model.device import memory_bytes
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, Stack
 from tfx.model.positions import distances, rotary_table, sinusoidal_table
@@ -187,6 +190,30 @@ class Transformer(nn.Module):
 
 def _key_mask(mask_BS: Tensor | None) -> Tensor | None:
     return None if mask_BS is None else mask_BS[:, None, None, :]
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Number of weights of a model, which is not built: each shape of block is counted once, and takes no memory."""
+
+    def count(encoder: tuple[BlockShape, ...], decoder: tuple[BlockShape, ...]) -> int:
+        with torch.device("meta"):
+            model = Transformer(replace(architecture, encoder=encoder, decoder=decoder))
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    bare = count((), ())
+    encoder = sum(n * (count((shape,), ()) - bare) for shape, n in Counter(architecture.encoder).items())
+    return bare + encoder + sum(n * (count((), (shape,)) - bare) for shape, n in Counter(architecture.decoder).items())
+
+
+def check_fits(architecture: Architecture, device: torch.device) -> None:
+    """Raises `UserError` where weights, gradients and one moment of each in fp32 are more than the device has."""
+    parameters, available = count_parameters(architecture), memory_bytes(device)
+    needed = 3 * 4 * parameters
+    if available is not None and needed > available:
+        raise UserError(
+            f"a model of {parameters:,} parameters needs at least {needed / 1e9:,.0f} GB to train, and {device} has "
+            f"{available / 1e9:,.0f} GB: lower model.width, model.ffn_width, the layers or the vocabulary"
+        )
 
 
 def initialise(model: Transformer, seed: int) -> None:

@@ -17,10 +17,9 @@ from tfx.config.schema import Root, group, setting
 from tfx.data.prepare import Pairs, PreparedData
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.model.architecture import Architecture
 from tfx.model.attention import Attention
 from tfx.model.rewiring import BlockPlan, Rewiring, evenly_spaced, rewire_blocks, whole_block
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import Transformer, count_parameters
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 
@@ -300,7 +299,7 @@ class Prune(Technique):
             return None
         rewiring = plan_structure(model, self.settings.structure)
         before = sum(parameter.numel() for parameter in model.parameters())
-        self._removed = before - _parameters(rewiring.architecture)
+        self._removed = before - count_parameters(rewiring.architecture)
         return rewiring
 
     def rewired(self, rewiring: Rewiring) -> None:
@@ -373,8 +372,3 @@ class Prune(Technique):
         self.masks = {name: mask.bool() for name, mask in state["masks"].items()}
         self._early, self._due = dict(state["early"]), state["due"]
         self._reached, self._removed = state["reached"], state["removed"]
-
-
-def _parameters(architecture: Architecture) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Transformer(architecture).parameters())
