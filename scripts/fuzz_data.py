@@ -359,7 +359,7 @@ WRONG = [
 
 def mutate(rng: Random, node: Any) -> None:
     """Changes one place of a JSON value: another value, one missing, one more."""
-    while True:
+    while isinstance(node, dict | list):
         places = list(node) if isinstance(node, dict) else list(range(len(node)))
         if not places:
             return

@@ -30,7 +30,11 @@ def test_an_architecture_survives_json(config):
     assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
 
 
-@pytest.mark.parametrize("broken", [{}, [], None, {"encoder": [{"heads": 1}]}])
+MANY_HEADS = {"heads": 2048, "kv_heads": 2048, "cross_heads": 0, "cross_kv_heads": 0, "ffn": 1}
+BROKEN = [{}, [], None, {"encoder": [{"heads": 1}]}, {"encoder": [MANY_HEADS]}, {"decoder": [MANY_HEADS] * 1001}]
+
+
+@pytest.mark.parametrize("broken", [*BROKEN, {"context": 1 << 20}, {"context": 1 << 24, "positions": "rotary"}])
 def test_a_broken_record_is_a_user_error(broken):
     whole = Architecture.from_config(ModelConfig(), 100).to_dict()
     value = whole | broken if broken else broken
@@ -48,6 +52,8 @@ def test_a_broken_record_is_a_user_error(broken):
         ({"encoder_layers": 0}, r"set model\.encoder_layers to 1"),
         ({"width": 20, "positions": "rotary"}, r"even head width, not 5"),
         ({"width": 9, "heads": 3}, r"even model\.width, not 9"),
+        ({"context": 1 << 20}, r"model\.context=1048576 makes a table"),
+        ({"context": 1 << 20, "positions": "rotary", "heads": 1}, r"model\.context=1048576 makes a table"),
     ],
 )
 def test_settings_that_cannot_be_built_are_named(settings, message):

@@ -8,8 +8,9 @@ import torch
 
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
-from tfx.model.architecture import Architecture
-from tfx.model.transformer import Transformer, check_lengths, initialise
+from tfx.model import transformer
+from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.transformer import Transformer, check_fits, check_lengths, count_parameters, initialise
 
 FAMILIES = ["seq2seq", "lm"]
 POSITIONS = ["sinusoidal", "learned", "rotary", "alibi"]
@@ -200,3 +201,24 @@ def test_a_sequence_beyond_the_context_is_an_error_that_names_both_lengths(make_
     check_lengths(model, 5, "the source")
     with pytest.raises(UserError, match=r"the source has 6 tokens, and the model takes 5"):
         check_lengths(model, 6, "the source")
+
+
+@SHAPES
+def test_weights_are_counted_without_building_the_model(make_model, family, positions):
+    built = make_model(family=family, positions=positions, tied_embeddings="none", bias=False)
+    shapes = (BlockShape(2, 1, 0, 0, 7), *built.architecture.decoder, BlockShape(1, 1, 0, 0, 3))
+    for architecture in (built.architecture, replace(built.architecture, decoder=shapes)):
+        expected = sum(parameter.numel() for parameter in Transformer(architecture).parameters())
+        assert count_parameters(architecture) == expected
+
+
+def test_a_model_that_the_memory_cannot_hold_is_refused_before_memory_is_taken(monkeypatch):
+    largest = ModelConfig(width=65536, ffn_width=1 << 20, encoder_layers=1000, decoder_layers=1000, context=1024)
+    with pytest.raises(UserError, match=r"needs at least .* GB to train, and cpu has .*: lower model\.width"):
+        check_fits(Architecture.from_config(largest, 8000), torch.device("cpu"))
+    small = Architecture.from_config(ModelConfig(), 100)
+    monkeypatch.setattr(transformer, "memory_bytes", lambda device: 12 * count_parameters(small))
+    check_fits(small, torch.device("cpu"))
+    monkeypatch.setattr(transformer, "memory_bytes", lambda device: 12 * count_parameters(small) - 1)
+    with pytest.raises(UserError, match="lower"):
+        check_fits(small, torch.device("cpu"))

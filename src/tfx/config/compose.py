@@ -96,8 +96,10 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         with _full_errors():
             hydra.main(version_base="1.3", config_path=_CONF, config_name=_PRIMARY)(job)()
     except Exception as error:
-        if HydraConfig.initialized():
-            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            # Hydra fails between making the folder and the job, and its own config is gone by now.
+            if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
+                _remove_empty(Path(str(frame.f_locals["output_dir"])).absolute())
         if _is_ours(error):
             raise
         raise explain(error) from error
@@ -117,6 +119,8 @@ def _is_ours(error: Exception) -> bool:
 def _remove_empty(folder: Path) -> None:
     """Removes the folder that Hydra made for a job that wrote nothing, and below here its empty parents."""
     here = Path.cwd()
+    if folder in (here, *here.parents):
+        return
     for path in (folder, *(parent for parent in folder.parents if here in parent.parents)):
         try:
             path.rmdir()
