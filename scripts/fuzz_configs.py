@@ -97,7 +97,9 @@ def prepare(base: Path) -> None:
 
 def make(rng: Random, place: Any) -> tuple[str, list[str]]:
     """What is wrong, in a word, and the arguments of the command."""
-    kind = rng.choices([_value, _key, _choice, _syntax, _yaml, _saved, _folder], [50, 8, 8, 12, 12, 14, 4])[0]
+    kind = rng.choices([_value, _key, _choice, _syntax, _yaml, _saved, _change, _folder], [50, 8, 8, 12, 12, 14, 8, 4])[
+        0
+    ]
     return kind(rng, place)
 
 
@@ -226,6 +228,16 @@ def _saved(rng: Random, place: Any) -> tuple[str, list[str]]:
     if rng.random() < 0.3:
         return "saved configs", _train(place, f"init_from={folder}")
     return "saved configs", ["train", "--config-dir", str(folder), "--config-name", "config", "dry_run=true"]
+
+
+def _change(rng: Random, place: Any) -> tuple[str, list[str]]:
+    """Changes to a run's config, which are not parsed by Hydra."""
+    run = place.inputs / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text((place.base / "config.yaml").read_text())
+    kind = rng.choice([_value, _value, _key, _choice, _syntax])
+    words = [word for word in kind(rng, place)[1] if word not in _train(place)]
+    return "changes to a run's config", ["evaluate", str(run), "--device=cpu", "--", *words]
 
 
 def _folder(rng: Random, place: Any) -> tuple[str, list[str]]:

@@ -119,6 +119,29 @@ def test_a_saved_config_that_is_broken_is_named(content, tmp_path):
         compose.load(path)
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("dataset=nope", "dataset 'nope' is unknown"),
+        ("evaluation.beam=[", r"'evaluation\.beam=\[' is not an override: "),
+        ("evaluation.beam=!!python/object/apply:os.system ['touch owned']", "constructor"),
+        ("evaluation.beam=&a [*a]", "recursion"),
+        ("seed=${seed}", "seed: Recursive interpolation"),
+        ("dataset.splits=3", "SplitConfig"),
+        ("a.b=1", "key 'a' is unknown"),
+    ],
+)
+def test_a_change_to_a_saved_config_that_cannot_be_is_one_line(override, says, here):
+    with pytest.raises(UserError, match=says):
+        compose.change(compose.compose([]), ["evaluation.beam=3", override])
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("override", ["model=seq2seq_tyni", "+technique=distil"])
+def test_a_choice_that_is_missing_is_no_missing_file(override, here):
+    assert "did you mean" in run(override)
+
+
 def test_a_message_stays_short_and_keeps_its_end():
     text = str(UserError("x" * 50_000 + ": set it lower"))
     assert len(text) < 1100

@@ -190,11 +190,15 @@ def change(config: Root, overrides: Sequence[str]) -> Root:
             name = override.lstrip("+").split("=", 1)[0]
             saved[name] = composed[name]
     values = [o.lstrip("+") for o in overrides if o not in chosen]
-    try:
-        merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(values))
-    except Exception as error:  # as Hydra, it lets errors of any kind through
-        raise explain(error) from error
-    return check(merged, values)  # type: ignore[arg-type]
+    merged = saved
+    for value in values:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([value]))
+        except yaml.YAMLError as error:
+            raise UserError(f"'{value}' is not an override: {_of_yaml(error)}") from error
+        except Exception as error:  # as Hydra, it lets errors of any kind through
+            raise explain(error) from error
+    return check(merged, values)
 
 
 def to_yaml(config: Root) -> str:
@@ -412,7 +416,7 @@ def _check_combinations(config: Root) -> None:
 
 def explain(error: Exception) -> UserError:
     """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return UserError(f"{error.filename} cannot be made or read: {error.strerror}")
     if isinstance(error, yaml.YAMLError):
         return UserError(f"a file of the config is not YAML: {_of_yaml(error)}")
@@ -440,7 +444,8 @@ def _of_yaml(error: Exception) -> str:
     """What is wrong in a YAML file, and where."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"{error.problem} ({mark.name}, line {mark.line + 1})"
+        where = "" if mark.name.startswith("<") else f" ({mark.name}, line {mark.line + 1})"
+        return f"{error.problem}{where}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
