@@ -237,7 +237,7 @@ def _change(rng: Random, place: Any) -> tuple[str, list[str]]:
     (run / "config.yaml").write_text((place.base / "config.yaml").read_text())
     kind = rng.choice([_value, _value, _key, _choice, _syntax])
     words = [word for word in kind(rng, place)[1] if word not in _train(place)]
-    return "changes to a run's config", ["evaluate", str(run), "--device=cpu", "--", *words]
+    return "changes to a run's config", ["evaluate", str(run), *words, "--device=cpu"]
 
 
 def _folder(rng: Random, place: Any) -> tuple[str, list[str]]:

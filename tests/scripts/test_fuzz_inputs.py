@@ -44,7 +44,8 @@ DEEDS = {
     "not one line 1": lambda place: say("tfx: a", "b"),
     "not one line 2": lambda place: say("a"),
     "not one line 3": lambda place: say("tfx: " + "a" * 9999),
-    "hang": lambda place: time.sleep(9),
+    "hang 1": lambda place: time.sleep(9),
+    "hang 2": lambda place: all(i >= 0 for i in range(10**12)),
     "left files": lambda place: Path("left").write_text("x") and 0,
     "killed": lambda place: os.kill(os.getpid(), 9),
     "refused": lambda place: say("tfx: a"),
@@ -57,7 +58,7 @@ class Generator:
 
 tfx.cli.main = lambda arguments: DEEDS[deed](OUTSIDE)
 fuzz_inputs.GENERATORS = {"configs": Generator}
-fuzz_inputs.SECONDS = 1
+fuzz_inputs.SECONDS, fuzz_inputs.PATIENCE = 0.5, 3
 OUTSIDE = tempfile.mktemp()
 with tempfile.TemporaryDirectory() as folder:
     fuzzer = fuzz_inputs.Fuzzer(1, Path(folder))
