@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from tfx.cli import main
 from tfx.compression import checkpoint
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.tokenizer import Tokenizer
@@ -130,3 +131,21 @@ def test_a_newer_version_and_a_lying_header_are_refused(key, value, word, file):
         header["architecture"] = header["architecture"] | {key: value}
     safetensors.numpy.save_file(tensors, file, metadata={"tfx": json.dumps(header)})
     assert word in refused(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_length_ratio", 1e308), ("new_tokens", 10**9), ("temperature", 1e-300), ("beam", 0)]
+)
+def test_generation_defaults_that_no_decoding_ends_with_are_refused(name, value, tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, build("seq2seq", "all"), TOKENIZER, EvaluationConfig(**{name: value}))
+    assert main(["generate", str(path), "abc"]) == 2
+    assert f"evaluation.{name}=" in capsys.readouterr().err
+
+
+def test_more_blocks_than_tensors_are_refused_before_any_is_built(file):
+    tensors = safetensors.numpy.load(file.read_bytes())
+    header = dict(checkpoint.read_header(file).raw)
+    header["architecture"]["encoder"] *= 999
+    safetensors.numpy.save_file(tensors, file, metadata={"tfx": json.dumps(header)})
+    assert "1,001 blocks" in refused(file)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.config.schema import EvaluationConfig
+from tfx.errors import UserError
 from tfx.model.decoding import (
     Ends,
     _beam_search,
@@ -325,3 +326,11 @@ def test_sampled_translations_follow_the_seed(model, sources):
     first, again, other = (translate(model, source, mask, limits, ENDS, config, seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_sampling_from_what_is_not_finite_is_a_user_error(value):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = value
+    with pytest.raises(UserError, match="no finite numbers"):
+        make_picker(EvaluationConfig(method="sample"), 0, CPU)(logits)

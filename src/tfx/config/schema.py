@@ -361,13 +361,15 @@ class EvaluationConfig:
         maximum=10,
         paper="Wu 2016, arXiv 1609.08144",
     )
-    temperature: float = setting(1.0, "sample: temperature", above=0, maximum=100)
+    temperature: float = setting(1.0, "sample: temperature", minimum=1e-6, maximum=100)
     top_k: int | None = setting(None, "sample: only the k likeliest tokens", minimum=1, paper="Fan 2018")
     top_p: float | None = setting(
         None, "sample: the likeliest tokens up to this mass", above=0, maximum=1, paper="Holtzman 2020"
     )
-    max_length_ratio: float = setting(2.0, "longest output: ratio * source length + 10", above=0, unit="tokens")
-    new_tokens: int = setting(200, "lm: tokens that `tfx generate` adds", minimum=1)
+    max_length_ratio: float = setting(
+        2.0, "longest output: ratio * source length + 10", above=0, maximum=1000, unit="tokens"
+    )
+    new_tokens: int = setting(200, "lm: tokens that `tfx generate` adds", minimum=1, maximum=100000)
     batch_tokens: int = setting(8192, "tokens scored at once", minimum=1, unit="tokens")
     decode_valid: int | None = setting(None, "validation examples decoded at the end; null: all", minimum=1)
     attention_maps: int = setting(

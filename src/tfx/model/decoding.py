@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
+from tfx.errors import UserError
 from tfx.model.layers import BlockCache
 from tfx.model.transformer import Transformer
 from tfx.run.seeds import derive_seed
@@ -79,13 +80,18 @@ def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: i
 
 
 def make_picker(config: EvaluationConfig, seed: int, device: torch.device) -> Picker:
-    """Greedy choice, or sampling with temperature, top-k (Fan 2018) and top-p (Holtzman 2020)."""
+    """Greedy choice, or sampling with temperature, top-k (Fan 2018) and top-p (Holtzman 2020).
+
+    Sampling raises `UserError` where the model's outputs are not finite.
+    """
     if config.method != "sample":
         return lambda logits: logits.argmax(-1)
     generator = torch.Generator(device).manual_seed(derive_seed(seed, "sample"))
 
     def pick(logits: Tensor) -> Tensor:
         probabilities = sampling_distribution(logits.float(), config.temperature, config.top_k, config.top_p)
+        if not bool(probabilities.isfinite().all()):
+            raise UserError("the model gives no finite numbers: its file is forged, or its training has diverged")
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
     return pick

@@ -48,7 +48,7 @@ class DistillSettings(TechniqueSettings):
         paper="Hinton 2015, arXiv 1503.02531; Gu 2023, arXiv 2306.08543; Wen 2023, arXiv 2307.15190",
     )
     temperature: float = setting(
-        1.0, "softens both distributions; the loss is scaled by its square", above=0, maximum=100
+        1.0, "softens both distributions; the loss is scaled by its square", minimum=1e-3, maximum=100
     )
     alpha: float = setting(0.5, "share of the soft-target loss; the task's own loss has the rest", minimum=0, maximum=1)
     alpha_final: float | None = setting(
