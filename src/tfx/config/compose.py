@@ -44,6 +44,11 @@ _BUDGETS = ("steps", "tokens", "seconds")
 # Far above any config; aliases of aliases can unfold a short text to any size.
 _MOST_YAML_NODES = 100_000
 _LARGEST_INTEGER = 2**63 - 1
+# Hydra's flags that are followed by a value.
+_FLAGS_WITH_VALUE = (
+    *("-c", "--cfg", "-p", "--package", "-i", "--info", "--experimental-rerun"),
+    *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+)
 
 
 def _register() -> None:
@@ -88,7 +93,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
 
     job.__module__ = "tfx"  # Hydra takes the job's name from here
     before = sys.argv
-    sys.argv = [before[0], *_in_place(arguments)]
+    sys.argv = [before[0], *flags_last(_in_place(arguments))]
     try:
         added = get_args_parser().parse_args(sys.argv[1:]).config_dir
         for file in sorted(Path(added).glob("**/*.yaml")) if added else ():
@@ -209,6 +214,15 @@ def to_yaml(config: Root) -> str:
 def _in_place(overrides: Sequence[str]) -> list[str]:
     """``+technique=…`` as ``technique=…``: Hydra would put what is added behind the experiment, which may set it."""
     return [override.removeprefix("+") if override.startswith("+technique=") else override for override in overrides]
+
+
+def flags_last(arguments: Sequence[str]) -> list[str]:
+    """The overrides, then the flags with their values: Hydra's parser refuses overrides on both sides of a flag."""
+    overrides, flags = [], []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        is_value = before in _FLAGS_WITH_VALUE and (before not in ("-i", "--info") or "=" not in word)
+        (flags if word.startswith("-") or is_value else overrides).append(word)
+    return [*overrides, *flags]
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:

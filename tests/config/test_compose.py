@@ -1,0 +1,35 @@
+"""How the command line becomes a config."""
+
+import pytest
+
+from tfx.cli import main
+from tfx.config.compose import flags_last
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "seed=1,2", "model.width=16"],
+        ["seed=1,2", "-m", "model.width=16"],
+        ["seed=1,2", "model.width=16", "-m"],
+    ],
+)
+def test_flags_stand_anywhere(words):
+    assert flags_last(words) == ["seed=1,2", "model.width=16", "-m"]
+
+
+def test_a_flag_keeps_its_value():
+    words = ["a=1", "--config-dir", "here", "b=2", "-cn", "config"]
+    words += ["--info", "c=3", "-c", "job", "--config-dir=x", "d=4"]
+    flags = ["--config-dir", "here", "-cn", "config", "--info", "-c", "job", "--config-dir=x"]
+    assert flags_last(words) == ["a=1", "b=2", "c=3", "d=4", *flags]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_hydra_takes_a_flag_at_any_place(place, capsys):
+    words = ["seed=7", "model.width=64"]
+    words[place:place] = ["--cfg", "job"]
+    assert main(["train", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "seed: 7\n" in shown
+    assert "  width: 64\n" in shown
