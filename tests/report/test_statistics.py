@@ -13,6 +13,7 @@ from tfx.report.scores import SCORERS, scorer
 from tfx.report.statistics import (
     compare,
     holm,
+    minimum_detectable_difference,
     pareto_front,
     resample_sentences,
     seed_interval,
@@ -150,6 +151,19 @@ def test_non_inferiority_follows_the_metrics_direction(higher):
     narrow = compare(loses, base, None, None, higher_is_better=higher, margin=small)
     wide = compare(loses, base, None, None, higher_is_better=higher, margin=large)
     assert wide.p_worse < 0.05 < narrow.p_worse
+
+
+@pytest.mark.parametrize("comparisons", [1, 7])
+@pytest.mark.parametrize("runs", [2, 3, 5, 20])
+def test_the_detectable_difference_is_found_as_often_as_promised(runs, comparisons):
+    """By scipy's noncentral t: at that difference the test's power is what was asked for."""
+    freedom = 2 * (runs - 1)
+    critical = stats.t.ppf(1 - 0.025 / comparisons, freedom)
+    for power in (0.5, 0.8):
+        shift = minimum_detectable_difference(runs, comparisons, power) / np.sqrt(2 / runs)
+        reached = stats.nct.sf(critical, freedom, shift)  # the other tail is far below what is compared
+        assert reached == pytest.approx(power, abs=1e-3)
+    assert minimum_detectable_difference(1) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

@@ -399,6 +399,25 @@ class LauncherConfig:
     )
 
 
+@dataclass
+class AblateConfig:
+    """What `tfx ablate` plans, beside the config that its arms share."""
+
+    seeds: int = setting(3, "runs of each arm: with seed, seed + 1, …", minimum=1, maximum=1000)
+    design: str = setting(
+        "leave_one_out",
+        "the stacks that are compared: none, each technique alone, all but each, and all; or every subset",
+        choices=("leave_one_out", "all_subsets"),
+    )
+    match: str = setting(
+        "tokens",
+        "what is equal in all arms: the student's tokens; or the FLOPs of training with all that the teacher's cost, "
+        "its training too where it is trained here (cheaper arms then train on more tokens than the budget names)",
+        choices=("tokens", "flops"),
+    )
+    trial_steps: int = setting(10, "steps of each arm's trial before the start", minimum=4, maximum=10000)
+
+
 # The rates of a model, as against its architecture: they may change from run to run.
 RATES = ("dropout", "attention_dropout", "ffn_dropout", "token_dropout", "layer_dropout")
 

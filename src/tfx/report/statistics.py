@@ -74,6 +74,41 @@ def seed_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     return mean - half, mean + half
 
 
+def minimum_detectable_difference(runs: int, comparisons: int = 1, power: float = 0.8) -> float | None:
+    """The true difference that a test finds with probability ``power``, in standard deviations between runs.
+
+    For a two-sided test of two arms of so many runs each at 5 %, shared among the ``comparisons`` (the step that is
+    hardest in Holm's method), with runs as the only source of noise and the same spread in both arms: Student's t with
+    2 (runs - 1) degrees of freedom under its noncentral distribution. None for single runs, which have no spread.
+    """
+    if runs < 2:
+        return None
+    freedom = 2 * (runs - 1)
+    critical = student_quantile(1.0 - (1.0 - CONFIDENCE) / (2 * comparisons), freedom)
+    # The density of s, the square root of a chi-squared variable over its degrees of freedom.
+    s = np.linspace(1e-6, 8.0, 4001)
+    log_density = (freedom - 1) * np.log(s) - freedom * s * s / 2
+    density = np.exp(log_density - log_density.max())
+    density /= density.sum()
+
+    def found(shift: float) -> float:
+        above, below = shift - critical * s, -shift - critical * s
+        return sum(float(density @ _normal_below(side)) for side in (above, below))
+
+    low, high = 0.0, 1.0
+    while found(high) < power:
+        high *= 2.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if found(middle) < power else (low, middle)
+    return high * math.sqrt(2.0 / runs)
+
+
+def _normal_below(x: np.ndarray) -> np.ndarray:
+    """The standard normal distribution function."""
+    return np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in x])
+
+
 def sentence_weights(sentences: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each bootstrap sample draws each sentence: (resamples, sentences), rows that sum to ``sentences``.
 
