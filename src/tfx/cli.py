@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "build data, model and stack; train; evaluate; write a run directory",
     "resume": "go on with a run that was stopped, to the same bits",
     "reproduce": "run a run's config again, and compare every metric",
+    "ablate": "train without, with each and with all of some techniques; report what each adds",
     "evaluate": "score a run's final file, or a model file on a named data set",
     "generate": "decode arguments or stdin lines: one line out for one line in",
     "inspect": "what a model file holds: tensors, shapes, bytes",

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     elif options.csv:
         _write_csv(comparison)
     else:
-        _print(comparison)
+        print_comparison(comparison)
         print(f"page: {html}")
     return 0
 
@@ -71,7 +71,8 @@ def report(
     return comparison
 
 
-def _print(comparison: Comparison) -> None:
+def print_comparison(comparison: Comparison) -> None:
+    """The table on stdout; warnings and what was left out on stderr."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tfx.compression.checkpoint import LoadedModel
     from tfx.data.batching import Batch
     from tfx.data.prepare import PreparedData
+    from tfx.data.sources import Corpus
     from tfx.data.tokenizer import Tokenizer
     from tfx.evaluation.quality import Quality
     from tfx.model.transformer import Transformer
@@ -129,24 +130,20 @@ class _Parts:
         Raises `UserError` for data or settings that do not fit.
         """
         from tfx.commands.teacher import make_teachers
-        from tfx.data.prepare import prepare_data
 
         config, stack = self.config, self.stack
         if not config.dry_run:
             self.teachers = make_teachers(config, stack, self.device, self.console)
         transform = stack.prepare_data if stack.order["prepare_data"] and not config.dry_run else None
-        origin = _origin(config)
-        context = config.model.context if origin is None else origin.model.architecture.context
-        tokenizer = None if origin is None else origin.tokenizer
-        self.data = prepare_data(config.dataset, context, tokenizer, transform)
-        self.model = _build(config, self.data, self.device, origin)
+        origin, self.data = read_inputs(config, transform)
+        self.model = build_model(config, self.data, self.device, origin)
         # Before anything is removed: what the size of the final file is compared with.
         self.dense = self.model.architecture
         reduced = stack.reduce_tokenizer(self.data)
         if reduced is not None:
             self._reduce(*reduced)
             whole = self.data.tokenizer.fingerprint
-            self.data = prepare_data(config.dataset, context, reduced[0], transform)
+            self.data = prepare_data(config.dataset, self.dense.context, reduced[0], transform)
             self.data.reduced_from = whole
         stack.data_prepared(self.teachers, self.data, self.device)
         self.console.header(_header(config, self.data, self.model, self.device, self.folder, stack))
@@ -445,6 +442,18 @@ class _Run:
 # --- pieces -----------------------------------------------------------------------------------------
 
 
+def read_inputs(
+    config: Root, transform: Callable[[Corpus], Corpus] | None = None
+) -> tuple[LoadedModel | None, PreparedData]:
+    """The model that the run starts from, where there is one, and the data in its tokens. Raises `UserError`."""
+    from tfx.data.prepare import prepare_data
+
+    origin = _origin(config)
+    if origin is None:
+        return None, prepare_data(config.dataset, config.model.context, None, transform)
+    return origin, prepare_data(config.dataset, origin.model.architecture.context, origin.tokenizer, transform)
+
+
 def _origin(config: Root) -> LoadedModel | None:
     """The model that ``init_from`` names. Raises `UserError` where it is for another task than the data."""
     from tfx.compression import checkpoint
@@ -461,7 +470,8 @@ def _origin(config: Root) -> LoadedModel | None:
     return loaded
 
 
-def _build(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
+def build_model(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
+    """The model before its first step, on the device: that of ``origin``, else a new one by the config's seed."""
     import torch
 
     from tfx.model.architecture import Architecture

@@ -36,26 +36,29 @@ def make_teachers(config: Root, stack: Stack, device: torch.device, console: Run
 
 
 def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunConsole) -> Teacher:
+    if need.path is not None:
+        return read_teacher(config, need.path, device)
+    path = _cached_folder(config, need)
+    with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
+        if not RunDirectory(path).model.is_file():
+            console.note(f"no teacher is named: training one first, kept in {path}")
+            _train(teacher_config(config, need), path)
+        else:
+            console.note(f"the teacher is in the cache: {path}")
+    return read_teacher(config, path, device)
+
+
+def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
+    """A teacher from a run directory or model file, in the precision of the run."""
     from tfx.compression import checkpoint
     from tfx.model.device import choose_precision
     from tfx.model.linear import set_product_dtype
     from tfx.techniques.contract import Teacher
 
-    if need.path is not None:
-        path = need.path
-    else:
-        path = _cached_folder(config, need)
-        with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
-            if not RunDirectory(path).model.is_file():
-                console.note(f"no teacher is named: training one first, kept in {path}")
-                _train(_teacher_config(config, need), path)
-            else:
-                console.note(f"the teacher is in the cache: {path}")
     file = model_file(path)
     loaded = checkpoint.load(file, kernels=False)
     spent = _training(path)
-    precision = choose_precision(config.trainer.precision, device)
-    set_product_dtype(loaded.model, precision.products)
+    set_product_dtype(loaded.model, choose_precision(config.trainer.precision, device).products)
     return Teacher(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
@@ -69,7 +72,7 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
     )
 
 
-def _teacher_config(config: Root, need: TeacherNeed) -> Root:
+def teacher_config(config: Root, need: TeacherNeed) -> Root:
     """The run's own config without techniques, with the teacher's model and budget."""
     model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
     budget = need.budget
@@ -93,7 +96,7 @@ def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     """A folder named by all that makes the teacher: its config, and the content of the data."""
     from tfx.data.sources import load_corpus, writable_cache
 
-    settings = asdict(_teacher_config(config, need))
+    settings = asdict(teacher_config(config, need))
     content = json.dumps([_VERSION, settings, load_corpus(config.dataset).fingerprint], sort_keys=True)
     return writable_cache("teachers") / hashlib.sha256(content.encode()).hexdigest()[:32]
 

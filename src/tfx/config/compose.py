@@ -218,7 +218,8 @@ def _in_place(overrides: Sequence[str]) -> list[str]:
 
 def flags_last(arguments: Sequence[str]) -> list[str]:
     """The overrides, then the flags with their values: Hydra's parser refuses overrides on both sides of a flag."""
-    overrides, flags = [], []
+    overrides: list[str] = []
+    flags: list[str] = []
     for before, word in zip(["", *arguments], arguments, strict=False):
         is_value = before in _FLAGS_WITH_VALUE and (before not in ("-i", "--info") or "=" not in word)
         (flags if word.startswith("-") or is_value else overrides).append(word)

@@ -34,13 +34,14 @@ class Job:
     """One run of a sweep.
 
     ``overrides`` are what the user would type for this run alone; ``flags`` are arguments of its command that its
-    config does not keep (--config-dir).
+    config does not keep (--config-dir). ``name`` is what tables call it; empty: its own overrides.
     """
 
     number: int
     overrides: list[str]
     folder: Path
     flags: list[str] = field(default_factory=list)
+    name: str = ""
     state: str = WAITING
     reason: str = ""
     metrics: Metrics = field(init=False)

@@ -24,7 +24,7 @@ class SweepView:
     def __init__(self, jobs: Sequence[Job], at_once: int) -> None:
         self._jobs, self._at_once = jobs, at_once
         self._console = Console(stderr=True, highlight=False)
-        self._names = _differing(jobs)
+        self._names = _names(jobs)
         self._live: Live | None = None
         self._primary = "loss"
         self._next = 0.0
@@ -95,10 +95,10 @@ class SweepView:
         return Group(table, Text(rest, style="dim"))
 
 
-def _differing(jobs: Sequence[Job]) -> dict[int, str]:
-    """By job number the overrides that not all jobs share: what a sweep is about."""
+def _names(jobs: Sequence[Job]) -> dict[int, str]:
+    """By job number its name, else the overrides that not all jobs share: what a sweep is about."""
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return {job.number: " ".join(o for o in job.overrides if o not in shared) for job in jobs}
+    return {job.number: job.name or " ".join(o for o in job.overrides if o not in shared) for job in jobs}
 
 
 def print_results(jobs: Sequence[Job]) -> None:
@@ -107,7 +107,7 @@ def print_results(jobs: Sequence[Job]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("job", "overrides", "state", "validation", "test", "bytes", "seconds"):
         table.add_column(name, justify="left" if name in ("overrides", "state") else "right")
-    names = _differing(jobs)
+    names = _names(jobs)
     for job in jobs:
         summary = job.summary
         values = ["", "", "", ""]

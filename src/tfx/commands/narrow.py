@@ -1,0 +1,79 @@
+"""The baseline of compression that a sensible person would try first: a narrower dense model, stored in 8 bits."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfx.config import compose
+from tfx.config.schema import ModelConfig, Root
+
+if TYPE_CHECKING:
+    from tfx.data.tokenizer import Tokenizer
+
+# Of technique quantize: 8 bits, one scale an output channel, trained with the grid in the last part of the budget.
+INT8 = {"quantize": {"bits": 8, "granularity": "channel"}}
+
+
+def narrow_int8(config: Root, compressed: Path, target: float) -> Root:
+    """``config`` with the width whose int8 file is nearest to ``target`` bytes (weights and header), from scratch.
+
+    Heads and layers stay, the feed-forward width shrinks along. ``compressed`` is a model file with the tokenizer.
+    Sizes are those of real files, of untrained weights: after entropy coding trained ones differ by a few per cent.
+    """
+    from tfx.compression import checkpoint
+
+    tokenizer = checkpoint.load(compressed, kernels=False).tokenizer
+    full = config.model
+    unit = full.heads * (2 if full.positions == "rotary" or full.heads % 2 else 1)
+    sizes: dict[int, int] = {}
+
+    def size(count: int) -> int:
+        if count not in sizes:
+            sizes[count] = _int8_bytes(_at_width(config, count * unit), tokenizer)
+        return sizes[count]
+
+    low, high = 1, max(1, full.width // unit)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= target else (low, middle)
+    return _at_width(config, unit * min((low, high), key=lambda count: abs(size(count) - target)))
+
+
+def _at_width(config: Root, width: int) -> Root:
+    full: ModelConfig = config.model
+    ffn = max(1, round(full.ffn_width * width / full.width))
+    dataset = config.dataset
+    if config.init_from is not None and (origin := Path(config.init_from).expanduser()).is_dir():
+        # Its tokens are those of the model that the other arms start from.
+        dataset = replace(dataset, tokenizer=replace(dataset.tokenizer, path=str(origin / "tokenizer.json")))
+    narrow = replace(
+        config,
+        model=replace(full, name=f"{full.name} at width {width}", width=width, ffn_width=ffn),
+        dataset=dataset,
+        technique={name: dict(values) for name, values in INT8.items()},
+        init_from=None,
+        reference=None,
+    )
+    return compose.change(narrow, [])  # fills in the technique's other settings
+
+
+def _int8_bytes(config: Root, tokenizer: Tokenizer) -> int:
+    from tfx.compression import checkpoint
+    from tfx.model.architecture import Architecture
+    from tfx.model.transformer import Transformer, initialise
+    from tfx.techniques.calibration import Calibration
+    from tfx.techniques.stack import Stack
+
+    model = Transformer(Architecture.from_config(config.model, tokenizer.vocab_size), config.model)
+    initialise(model, config.seed)
+    stack = Stack.from_config(config)
+    for _ in stack.finish(model, Calibration(model, lambda count: [])):
+        pass
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "narrow.safetensors"
+        checkpoint.save(file, model, tokenizer, config.evaluation, stack.storage())
+        bytes_ = checkpoint.read_header(file).bytes
+    return bytes_.weights + bytes_.header

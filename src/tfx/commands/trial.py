@@ -1,0 +1,166 @@
+"""A short trial of configs: what a token of their training costs. Leaves nothing but the caches of the data."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tfx.commands.teacher import read_teacher, teacher_config
+from tfx.commands.running import build_model, read_inputs
+from tfx.config.schema import BudgetConfig, EarlyStoppingConfig, Root
+from tfx.errors import UserError
+from tfx.sweep.ablation import Rates
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfx.data.prepare import PreparedData
+    from tfx.techniques.contract import Teacher
+
+# The first steps pay for compilation and for memory that is taken the first time.
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class TeacherTrial:
+    """A teacher that is to be trained: the budget that is named for it (nothing: twice the run's), and its rates."""
+
+    budget: BudgetConfig
+    rates: Rates
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found of one config: its rates, whether its file is a compressed one, its teachers by technique."""
+
+    rates: Rates
+    compresses: bool
+    teachers: dict[str, TeacherTrial]
+
+
+def try_configs(configs: Mapping[str, Root], steps: int, environment: Mapping[str, str]) -> dict[str, Trial]:
+    """Trains each config for so many steps, all of its ramps in them, in one process with these environment variables.
+
+    A teacher that is yet to be trained has random weights here, and the text that it would write is not made: the data
+    are as they are. Raises `UserError` with the name of the config that cannot work.
+    """
+    # A process of its own: threads are set before torch is loaded, and its memory on the device is free again.
+    with ProcessPoolExecutor(1, get_context("spawn"), _begin, (dict(environment),)) as pool:
+        return pool.submit(_try_all, dict(configs), steps).result()
+
+
+def _begin(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the command says what there is to say
+
+
+def _try_all(configs: dict[str, Root], steps: int) -> dict[str, Trial]:
+    known: list[tuple[Root, Trial]] = []
+
+    def tried(config: Root) -> Trial:
+        short = replace(config, trainer=_trainer_of(config, steps))
+        trial = next((trial for other, trial in known if other == short), None)
+        if trial is None:
+            trial = _try(config, short, lambda teacher: tried(teacher).rates)
+            known.append((short, trial))
+        return trial
+
+    found = {}
+    for name, config in configs.items():
+        try:
+            found[name] = tried(config)
+        except UserError as error:
+            raise UserError(f"arm {name}: {error}") from error
+    return found
+
+
+def _trainer_of(config: Root, steps: int) -> Any:
+    return replace(
+        config.trainer,
+        budget=BudgetConfig(steps=steps),
+        log_every=1,
+        validate_every=1.0,
+        early_stopping=EarlyStoppingConfig(),
+        tensorboard=False,
+    )
+
+
+def _try(config: Root, short: Root, rates_of: Any) -> Trial:
+    import torch
+
+    from tfx.model.device import choose_device
+    from tfx.techniques.stack import Stack
+    from tfx.training.loop import Trainer
+
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    device = choose_device(config.trainer.device)
+    stack = Stack.from_config(config)
+    origin, data = read_inputs(config)
+    teachers = {}
+    for technique, need in stack.teacher_needs():
+        if need.path is None:
+            taught = teacher_config(config, need)
+            teachers[technique.name] = TeacherTrial(need.budget, rates_of(taught))
+            technique.receive_teacher(_stand_in(taught, data, device), None, device)
+        else:
+            technique.receive_teacher(read_teacher(config, need.path, device), None, device)
+    model = build_model(config, data, device, origin)
+    stack.plan_for(model)
+    stopwatch = _Stopwatch()
+    result = Trainer(short, model, data, device, stopwatch, stack).train()
+    a_step = result.tokens / result.steps
+    rates = Rates(
+        seconds=stopwatch.seconds_a_step() / a_step,
+        flops=result.flops / result.tokens,
+        steps=1 / a_step,
+    )
+    return Trial(rates, bool(stack.compressing), teachers)
+
+
+def _stand_in(config: Root, data: PreparedData, device: torch.device) -> Teacher:
+    """A teacher of the shape of the one that is to be trained, so that its forward passes cost what they will."""
+    from tfx.model.device import choose_precision
+    from tfx.model.linear import set_product_dtype
+    from tfx.techniques.contract import Teacher
+
+    model = build_model(config, data, device, None)
+    set_product_dtype(model, choose_precision(config.trainer.precision, device).products)
+    return Teacher(model, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), sha256="")
+
+
+class _Stopwatch:
+    """Observes a training, and keeps how long each step took."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def stepped(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
+        self._ends.append(seconds)
+
+    def validated(self, row: dict[str, float], **place: Any) -> None:
+        """What the model scores is of no interest here."""
+
+    def compressing(self, seconds: float) -> None:
+        """Nor is its file."""
+
+    def noted(self, message: str) -> None:
+        """What a few steps run into says nothing of a whole training."""
+
+    def keep(self, name: str) -> None:
+        """Nothing is kept."""
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Nothing is saved."""
+
+    def seconds_a_step(self) -> float:
+        """The median after the first steps."""
+        return median(after - before for before, after in pairwise(self._ends[_WARM_UP - 1 :]))
