@@ -41,7 +41,7 @@ def write_run(
         "seed": seed, "primary_metric": "exact_match", "test": {"loss": 2.0, "exact_match": score},
         "test_split": "test",
         "signatures": {}, "bytes": {"file": bytes_ // (1 + len(techniques))},
-        "train": {"steps": 10, "tokens": tokens, "seconds": 5.0, "flops": 1e12},
+        "train": {"steps": 10, "tokens": tokens, "seconds": 5.0, "flops": 1e9 * tokens},
         "inference": {"file": {"latency_ms": {"p50": 3.0 + len(techniques)}}}, "reference": None, "stages": stages,
     } | (summary or {})  # fmt: skip
     technique = "".join(f"\n  {name}: {{share: 0.5}}" for name in techniques) or " {}"

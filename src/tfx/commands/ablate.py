@@ -281,8 +281,8 @@ class _Ablation:
         lines = []
         if is_dense_to_come:
             lines.append(
-                f"{_DENSE} is a narrower dense model in 8 bits of the same bytes: its width is chosen once the files of "
-                "all techniques together are measured"
+                f"{_DENSE} is a narrower dense model in 8 bits of the same bytes: its width is chosen once the files "
+                "with all techniques are measured"
             )
         what = {
             "tokens": "the student's tokens; what a teacher costs comes on top, and is in the TFLOPs",
@@ -294,8 +294,8 @@ class _Ablation:
         whole = seeds * (own + teacher.teacher_seconds)
         taught = clock(seeds * teacher.teacher_seconds)
         lines.append(
-            f"about {clock(whole)} of training ({taught} of it for one teacher a seed), {self.machine.jobs} at a time; by trials one by one, without "
-            "start, validation and tests"
+            f"about {clock(whole)} of training ({taught} of it for one teacher a seed), {self.machine.jobs} at a time; "
+            "by trials one by one, without start, validation and tests"
         )
         single, corrected = (minimum_detectable_difference(seeds, count) for count in (1, max(1, arms - 1)))
         if single is None or corrected is None:

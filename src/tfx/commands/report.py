@@ -77,7 +77,7 @@ def print_comparison(comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tfx.report.page import table_columns, table_rows
+    from tfx.report.page import CONTRIBUTION_COLUMNS, contribution_rows, table_columns, table_rows
 
     console, notes = Console(highlight=False), Console(stderr=True, highlight=False)
     if not console.is_terminal:
@@ -97,6 +97,13 @@ def print_comparison(comparison: Comparison) -> None:
             shown += [cells[name] for name in (*costs, "verdict")]
             table.add_row(*map(Text, shown), style="bold" if arm is family.baseline else None)
         console.print(table)
+        if family.contributions:
+            adds = Table(title=Text(f"what each technique adds to {family.metric}"), title_justify="left")
+            for name in CONTRIBUTION_COLUMNS:
+                adds.add_column(name, overflow="fold")
+            for texts in contribution_rows(family):
+                adds.add_row(*map(Text, texts))
+            console.print(adds)
         for warning in family.warnings:
             notes.print(Text(f"warning: {warning}"), soft_wrap=True)
     for item in comparison.left_out:

@@ -11,53 +11,13 @@ from typing import Any
 import numpy as np
 
 from tfx.errors import unknown
+from tfx.report.arms import Arm, Sentences, difference_between, group
+from tfx.report.contributions import Contribution, contribution_facts, contributions
 from tfx.report.runs import LeftOut, Run, find_runs
-from tfx.report.scores import higher_is_better, scorer
-from tfx.report.statistics import (
-    Difference,
-    compare,
-    holm,
-    pareto_front,
-    resample_sentences,
-    seed_interval,
-    sentence_weights,
-)
+from tfx.report.scores import higher_is_better
+from tfx.report.statistics import holm, pareto_front
 
 _SAME_BUDGET = 0.02  # batches end where they end: budgets within 2 % count as the same
-_LABEL_KEYS = 3
-
-
-@dataclass
-class Arm:
-    """One config, run with one or more seeds."""
-
-    label: str
-    runs: list[Run]
-    difference: Difference | None = None
-    p_holm: float | None = None
-    p_worse_holm: float | None = None
-    fronts: dict[str, bool] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def metric(self) -> str:
-        """The primary metric."""
-        return self.runs[0].metric
-
-    @property
-    def scores(self) -> list[float]:
-        """The primary metric of each run."""
-        return [run.test[self.metric] for run in self.runs]
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean over seeds."""
-        return seed_interval(self.scores)
-
-    def mean(self, read: Callable[[Run], float | None]) -> float | None:
-        """The mean of a number over the runs; None where a run lacks it."""
-        values = [read(run) for run in self.runs]
-        return None if any(value is None for value in values) else float(np.mean([v for v in values if v is not None]))
 
 
 COSTS: dict[str, tuple[str, Callable[[Run], float | None]]] = {
@@ -82,6 +42,7 @@ class Family:
     baseline: Arm
     margin: float | None
     warnings: list[str]
+    contributions: list[Contribution] = field(default_factory=list)
 
     @property
     def others(self) -> list[Arm]:
@@ -109,6 +70,7 @@ class Comparison:
                     "margin": family.margin,
                     "warnings": family.warnings,
                     "arms": [arm_facts(arm) for arm in family.arms],
+                    "contributions": [contribution_facts(row) for row in family.contributions],
                 }
                 for family in self.families
             ],
@@ -171,45 +133,6 @@ def compare_runs(paths: Sequence[Path], *, baseline: str | None = None, margin: 
     return Comparison(families, left_out)
 
 
-def group(runs: Sequence[Run]) -> list[Arm]:
-    """Runs of one config, seeds aside, become an arm; labels name what tells the arms apart."""
-    by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in runs:
-        key = (run.techniques, *sorted((name, repr(value)) for name, value in run.config.items()))
-        by_config[key].append(run)
-    members = [sorted(arm, key=lambda run: (run.seed, str(run.path))) for arm in by_config.values()]
-    return [Arm(label, arm) for label, arm in zip(_labels([arm[0] for arm in members]), members, strict=True)]
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Techniques, and the settings that differ from those of the plainest config, or of the commonest of that stack."""
-    common: dict[tuple[tuple[str, ...], str], Counter[str]] = defaultdict(Counter)
-    for run in runs:
-        for name, value in run.config.items():
-            common[run.techniques, name][repr(value)] += 1
-    plain = min(runs, key=lambda run: len(run.techniques)).config
-    labels = []
-    for run in runs:
-        words = []
-        for name, value in sorted(run.config.items()):
-            if name.startswith("technique"):
-                differs = common[run.techniques, name].most_common(1)[0][0] != repr(value)
-            else:
-                differs = name in plain and plain[name] != value
-            if differs and value is not None and not name.endswith((".name", ".path")):
-                words.append(f"{'.'.join(name.split('.')[-2:])}={value}")
-        stack = "+".join(run.techniques) or "no technique"
-        more = f" and {len(words) - _LABEL_KEYS} more" if len(words) > _LABEL_KEYS else ""
-        labels.append(" ".join([stack, *words[:_LABEL_KEYS]]) + more)
-    counts = Counter(labels)
-    numbers: Counter[str] = Counter()
-    for index, label in enumerate(labels):
-        if counts[label] > 1:
-            numbers[label] += 1
-            labels[index] = f"{label} ({numbers[label]})"
-    return labels
-
-
 def _plainest(arms: Sequence[Arm]) -> Arm:
     return min(arms, key=lambda arm: (len(arm.runs[0].techniques), -len(arm.runs)))
 
@@ -225,35 +148,13 @@ def _choose_baseline(arms: Sequence[Arm], name: str | None) -> Arm | None:
 
 def _test_differences(family: Family) -> None:
     """Every arm against the baseline over common bootstrap samples, corrected together (Holm 1979)."""
-    metric, base = family.metric, family.baseline
-    keys = {run.sentences for run in base.runs}
-    common = keys.pop() if len(keys) == 1 else ""
-    weights_RN: np.ndarray | None = None
-
-    def resampled(arm: Arm) -> np.ndarray | None:
-        nonlocal weights_RN
-        rows = []
-        for run in arm.runs:
-            if not common or run.sentences != common or run.statistics_NK is None:
-                return None
-            if weights_RN is None:
-                weights_RN = sentence_weights(len(run.statistics_NK))
-            sampled_R = resample_sentences(run.statistics_NK, weights_RN, scorer(metric))
-            if metric == "bits_per_byte":  # in the unit of the summary, not in nats a token
-                sampled_R = sampled_R * (run.test[metric] / run.test["loss"])
-            rows.append(sampled_R)
-        return np.stack(rows)
-
     if not family.others:
         return
-    base_SR = resampled(base)
+    sentences = Sentences(family.baseline)
     for arm in family.others:
-        arm_SR = resampled(arm)
-        if arm_SR is None or base_SR is None:
+        if not sentences.shared_by(arm):
             arm.warnings.append("no sentence statistics in common with the baseline: only seeds are resampled")
-        arm.difference = compare(
-            arm.scores, base.scores, arm_SR, base_SR, higher_is_better=higher_is_better(metric), margin=family.margin
-        )
+        arm.difference = difference_between(arm, family.baseline, sentences, family.margin)
     tested = [(arm, arm.difference) for arm in family.others if arm.difference is not None]
     for (arm, _), p in zip(tested, holm([difference.p for _, difference in tested]), strict=True):
         arm.p_holm = p
@@ -261,6 +162,7 @@ def _test_differences(family: Family) -> None:
         worse = [difference.p_worse for _, difference in tested if difference.p_worse is not None]
         for (arm, _), p in zip(tested, holm(worse), strict=True):
             arm.p_worse_holm = p
+    family.contributions = contributions(family.arms, family.baseline, sentences)
 
 
 def _mark_fronts(family: Family) -> None:
@@ -273,6 +175,10 @@ def _mark_fronts(family: Family) -> None:
 
 
 # --- fairness ---------------------------------------------------------------------------------------
+
+
+def _alike(budget: float, other: float) -> bool:
+    return abs(budget - other) <= _SAME_BUDGET * max(budget, other)
 
 
 def _machine(run: Run) -> str:
@@ -323,9 +229,10 @@ def _warn(family: Family) -> None:
                     found_that = "other training data: part of the difference may be theirs"
                 arm.warnings.append(found_that)
     expected_tokens = base.mean(lambda run: run.train.get("tokens")) or 0.0
+    expected_flops = base.mean(lambda run: run.flops) or 0.0
     for arm in family.others:
         tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
-        if abs(tokens - expected_tokens) > _SAME_BUDGET * max(tokens, expected_tokens):
+        if not _alike(tokens, expected_tokens) and not _alike(arm.mean(lambda run: run.flops) or 0.0, expected_flops):
             arm.warnings.append(
                 f"another budget ({tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}): "
                 "the difference is not that of the techniques alone"

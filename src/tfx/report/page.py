@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from tfx.report import plots
-from tfx.report.comparison import COSTS, SCALES, Arm, Comparison, Family, verdict
+from tfx.report.arms import Arm
+from tfx.report.comparison import COSTS, SCALES, Comparison, Family, verdict
+from tfx.report.contributions import KINDS
 from tfx.report.plots import Plot, Point, number
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
 from tfx.report.scores import higher_is_better
@@ -92,6 +94,25 @@ def table_rows(family: Family) -> list[list[str]]:
     return rows
 
 
+CONTRIBUTION_COLUMNS = ["technique", "alone", "given the others", "on average"]
+
+
+def contribution_rows(family: Family) -> list[list[str]]:
+    """What each technique adds as text: value, 95 % interval, p; without the average where no arm shows one."""
+    rows = []
+    for row in family.contributions:
+        cells = [row.technique]
+        for kind in KINDS:
+            found = getattr(row, kind)
+            p = _p(row.p_holm[kind]) if found else ""
+            p = p if p.startswith("<") else f"= {p}"
+            cells.append(
+                f"{found.value:+.3g} ({found.low:+.3g} to {found.high:+.3g}, p {p})" if found is not None else "–"
+            )
+        rows.append(cells)
+    return rows
+
+
 def _p(value: float | None) -> str:
     if value is None:
         return "–"
@@ -122,6 +143,8 @@ def _family(family: Family) -> dict[str, Any]:
         + (f"; signature {signature}" if signature else ""),
         "columns": table_columns(family),
         "rows": [{"kind": kind, "cells": cells} for kind, cells in zip(kinds, table_rows(family), strict=True)],
+        "contribution_columns": CONTRIBUTION_COLUMNS,
+        "contributions": contribution_rows(family),
         "differences": _differences(family),
         "fronts": _fronts(family) if len(arms) > 1 else [],
         "curves": _curves(family),
