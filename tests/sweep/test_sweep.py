@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,6 +72,52 @@ def test_failures_stop_nothing_two_at_a_time_give_the_same_bits_and_again_runs_w
     assert other.returncode == 2
     assert "other overrides" in other.stderr
     assert weights(here / "two") == before
+
+
+@pytest.mark.slow
+def test_of_twenty_jobs_three_fail_and_one_is_killed_and_again_runs_these_four(here):
+    # Pruning that rounds to no weight at all is found out when the run is over: a run fails where a technique did
+    # nothing.
+    fail = {5: "0", 9: "0.0000001", 14: "0.00000001"}
+    sparsities = [fail.get(number, f"0.{number + 10}") for number in range(20)]
+    jobs = ["+technique=prune", "trainer.budget.steps=2", f"technique.prune.sparsity={','.join(sparsities)}"]
+    with open(here / "out", "w") as out, open(here / "err", "w") as err:
+        running = subprocess.Popen(command("s", *jobs, "hydra.launcher.jobs=2"), stdout=out, stderr=err)
+    try:
+        lock = here / "s" / "7" / ".lock"  # a run writes its process there
+        while not (lock.is_file() and lock.read_text()):
+            assert running.poll() is None, (here / "err").read_text()
+            time.sleep(0.01)
+        os.kill(int(lock.read_text()), signal.SIGKILL)
+        assert running.wait() == 1
+    finally:
+        running.kill()
+        running.wait()
+    shown = (here / "out").read_text()
+    assert "20 jobs: 16 with a result, 4 without" in shown
+    assert "job 7 interrupted: killed by SIGKILL" in shown
+    for number in fail:
+        assert f"job {number} failed: NoEffectError: technique 'prune' changed nothing" in shown
+    results = {
+        number: (here / "s" / str(number) / "summary.json") for number in range(20) if number not in (5, 7, 9, 14)
+    }
+    before = {number: file.stat().st_mtime_ns for number, file in results.items()}
+
+    again = sweep("s", *jobs)
+    assert again.returncode == 1
+    started = [line.split()[1] for line in again.stderr.splitlines() if " started: " in line]
+    assert sorted(started, key=int) == ["5", "7", "9", "14"]
+    assert "20 jobs: 17 with a result, 3 without" in again.stdout
+    assert {number: file.stat().st_mtime_ns for number, file in results.items()} == before
+
+    few = [*jobs[:2], f"technique.prune.sparsity={','.join(sparsities[6:9])}", "hydra.launcher.jobs=1"]
+    assert sweep("one", *few).returncode == 0
+    assert weights(here / "one") == [weights(here / "s")[i] for i in _places(here / "s", ("6", "7", "8"))]
+
+
+def _places(folder, names) -> list[int]:
+    found = [file.parent.name for file in sorted(folder.glob("*/model.safetensors"))]
+    return [found.index(name) for name in names]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

@@ -60,18 +60,18 @@ def group(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """Techniques, and the settings that differ from those of the plainest config, or of the commonest of that stack."""
-    common: dict[tuple[tuple[str, ...], str], Counter[str]] = defaultdict(Counter)
+    """Techniques, and the settings that differ from those of the plainest config, or commonest for a technique."""
+    common: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
         for name, value in run.config.items():
-            common[run.techniques, name][repr(value)] += 1
+            common[name][repr(value)] += 1
     plain = min(runs, key=lambda run: len(run.techniques)).config
     labels = []
     for run in runs:
         words = []
         for name, value in sorted(run.config.items()):
             if name.startswith("technique"):
-                differs = common[run.techniques, name].most_common(1)[0][0] != repr(value)
+                differs = common[name].most_common(1)[0][0] != repr(value)
             else:
                 differs = name in plain and plain[name] != value
             if differs and value is not None and not name.endswith((".name", ".path")):
