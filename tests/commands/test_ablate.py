@@ -124,7 +124,7 @@ def test_arms_of_a_seed_share_one_teacher_and_the_report_says_what_each_techniqu
     summaries = [json.loads(file.read_text()) for file in (here / "s").glob("*/*/summary.json")]
     taught = [s["train"] for s in summaries if "distill" in s["techniques"]]
     assert len(taught) == 4
-    assert all(train["teacher_tokens"] > 0 and train["teacher_forward_flops"] > 0 for train in taught)
+    assert all(train["teacher_tokens"] > 0 for train in taught)
     assert len({train["tokens"] for train in taught}) == 1
     page = (here / "s" / "report.html").read_text()
     assert "its teacher was there already" not in page

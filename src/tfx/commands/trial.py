@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tfx.commands.teacher import read_teacher, teacher_config
 from tfx.commands.running import build_model, read_inputs
+from tfx.commands.teacher import read_teacher, teacher_config
 from tfx.config.schema import BudgetConfig, EarlyStoppingConfig, Root
 from tfx.errors import UserError
 from tfx.sweep.ablation import Rates
