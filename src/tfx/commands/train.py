@@ -11,12 +11,20 @@ from tfx.config.schema import LauncherConfig, Root
 from tfx.run.signals import StoppedBySignal
 
 
+class JobFailedError(Exception):
+    """A job under a launcher that is not ours has failed and said why; its exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 def main(arguments: Sequence[str]) -> int:
     """Composes the config, trains, and prints the closing table; with ``-m`` runs a sweep and prints its results."""
     if any(word in ("-h", "--help") for word in arguments):
         print_help()
         return 0
-    from tfx.config.compose import run_with_hydra
+    from tfx.config.compose import is_foreign_job, run_with_hydra
     from tfx.sweep import launcher
     from tfx.sweep.jobs import ENDED_BADLY
     from tfx.sweep.table import print_results
@@ -26,12 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
         status, summary = status_of(lambda: train(config, typed, Path(directory)))
+        if status and is_foreign_job():
+            raise JobFailedError(status)
         return None if summary is None else float(summary["valid"][summary["primary_metric"]])
 
     jobs = launcher.register()
     try:
         run_with_hydra(job, arguments)
-    except StoppedBySignal as stopped:
+    except (StoppedBySignal, JobFailedError) as stopped:
         status = stopped.status
     if jobs:
         print_results(jobs)

@@ -20,6 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -85,6 +86,8 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             is_new = settings.job.config_name == _PRIMARY
             return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)
         except Exception as error:
+            if is_foreign_job():
+                raise
             # Passed around Hydra, which would print words of its own.
             fault = fault or error
             return None
@@ -114,11 +117,21 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         raise fault
 
 
+def is_foreign_job() -> bool:
+    """Whether a launcher other than ours called the task, maybe in another process: then raising is all it hears of.
+
+    Such launchers finish their jobs and raise the first exception among them; ours starts processes, and no task.
+    """
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _is_ours(error: Exception) -> bool:
     """Whether an error comes from tfx, as against Hydra at work on the user's input, which raises any kind."""
     names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
-    return isinstance(error, UserError) or (not of_hydra and any(n.startswith("tfx.") and n != __name__ for n in names))
+    return type(error).__module__.startswith("tfx.") or (
+        not of_hydra and any(n.startswith("tfx.") and n != __name__ for n in names)
+    )
 
 
 def _remove_empty(folder: Path) -> None:
