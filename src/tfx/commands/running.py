@@ -130,6 +130,7 @@ class _Parts:
         Raises `UserError` for data or settings that do not fit.
         """
         from tfx.commands.teacher import make_teachers
+        from tfx.data.prepare import prepare_data
 
         config, stack = self.config, self.stack
         if not config.dry_run:
