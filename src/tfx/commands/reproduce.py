@@ -92,9 +92,11 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
         for file, other in zip(_files(old), _files(new), strict=True)
         if file.is_file() or other.is_file()
     }
-    worst = max((_relative(*pair) for pair in pairs.values()), default=0.0)
+    gaps = [_relative(*pair) for pair in pairs.values()]
+    # Another version may record more, or less.
+    worst = max((gap for gap in gaps if gap is not None), default=0.0)
     same_config = configs[0] == configs[1]
-    if all(files.values()) and worst == 0.0 and same_config:
+    if all(files.values()) and worst == 0.0 and None not in gaps and same_config:
         verdict = "identical"
     elif environment and same_config and worst <= tolerance:
         verdict = "within tolerance"
@@ -103,7 +105,7 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
     return {
         "verdict": verdict,
         "tolerance": tolerance if environment else 0.0,
-        "largest_relative_difference": worst if math.isfinite(worst) else None,
+        "largest_relative_difference": worst,
         "runs": [str(old.path), str(new.path)],
         "config": {key: [each.get(key) for each in configs] for key in _different(*configs)},
         "environment": {name: list(pair) for name, pair in environment.items()},
@@ -146,11 +148,14 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
             yield key, float(number_)
 
 
-def _relative(before: float | None, now: float | None) -> float:
+def _relative(before: float | None, now: float | None) -> float | None:
+    """The difference relative to the larger of two values; None where only one run has one."""
     if before is None or now is None:
-        return math.inf
+        return None
     if before == now or (math.isnan(before) and math.isnan(now)):
         return 0.0
+    if not math.isfinite(before) or not math.isfinite(now):
+        return math.inf
     return abs(before - now) / max(abs(before), abs(now))
 
 
@@ -175,7 +180,8 @@ def _print(found: dict[str, Any]) -> None:
     for name, (before, now) in found["metrics"].items():
         if name not in curves:
             gap = _relative(before, now)
-            table.add_row(name, number(before), number(now), "same" if gap == 0 else f"{gap:.2%}")
+            shown = "in one of them" if gap is None else "same" if gap == 0 else f"{gap:.2%}"
+            table.add_row(name, number(before), number(now), shown)
     differing = sum(_relative(*pair) != 0 for pair in curves.values())
     table.add_row("curves of training and validation", f"{len(curves):,} values", "", f"{differing:,} differ")
     console.print(table)
