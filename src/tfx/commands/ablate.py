@@ -226,8 +226,8 @@ class _Ablation:
         self._write_arm(_DENSE, _with_tokens(config, tokens))
         write_json(path, asdict(plan))
         _console(True).print(
-            f"{_DENSE}: width {config.model.width} instead of {self.config.model.width} at 8 bits, for about "
-            f"{size(mean(bytes_))} as {whole} takes; {tokens:,} tokens",
+            f"{_DENSE}: width {config.model.width} (the other arms: {self.config.model.width}), nearest to the "
+            f"{size(mean(bytes_))} of {whole}; {tokens:,} tokens",
             soft_wrap=True,
         )
         return True
