@@ -78,7 +78,7 @@ def test_failures_stop_nothing_two_at_a_time_give_the_same_bits_and_again_runs_w
 def test_of_twenty_jobs_three_fail_and_one_is_killed_and_again_runs_these_four(here):
     # Pruning that rounds to no weight at all is found out when the run is over: a run fails where a technique did
     # nothing.
-    fail = {5: "0", 9: "0.0000001", 14: "0.00000001"}
+    fail = {5: "0.000001", 9: "0.0000001", 14: "0.00000001"}
     sparsities = [fail.get(number, f"0.{number + 10}") for number in range(20)]
     jobs = ["+technique=prune", "trainer.budget.steps=2", f"technique.prune.sparsity={','.join(sparsities)}"]
     with open(here / "out", "w") as out, open(here / "err", "w") as err:

@@ -207,15 +207,19 @@ class _Ablation:
         if _DENSE in plan.tokens:
             return True
         whole = arm_name(list(self.config.technique))
-        done = [job for job in self.jobs if job.folder.parent.name == whole and job.objective is not None]
+        done, plain = (
+            [job for job in self.jobs if job.folder.parent.name == name and job.objective is not None]
+            for name in (whole, BASELINE)
+        )
         origin = Path(self.config.init_from).expanduser() if self.config.init_from is not None else None
-        if not done or (origin is not None and not RunDirectory(origin).summary.is_file()):
-            why = f"{origin} is no run" if done else f"{whole} has no result"
+        if not done or not plain or (origin is not None and not RunDirectory(origin).summary.is_file()):
+            without = whole if not done else BASELINE
+            why = f"{origin} is no run" if done and plain else f"{without} has no result"
             _console(True).print(f"no narrower dense model is trained for comparison: {why}", soft_wrap=True)
             return False
         before = read_json(RunDirectory(origin).summary)["train"] if origin is not None else {"tokens": 0, "flops": 0.0}
         bytes_ = [job.summary["bytes"]["weights"] + job.summary["bytes"]["header"] for job in done]
-        config = narrow_int8(replace(self.config, dry_run=False), done[0].run.final, mean(bytes_))
+        config = narrow_int8(replace(self.config, dry_run=False), plain[0].run.final, mean(bytes_))
         if (config.model.width, config.technique) == (self.config.model.width, self.config.technique):
             return False  # all techniques together are this very model
         trial = try_configs({_DENSE: config}, self.settings.trial_steps, self.machine.environment(0))[_DENSE]

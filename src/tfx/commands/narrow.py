@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 INT8 = {"quantize": {"bits": 8, "granularity": "channel"}}
 
 
-def narrow_int8(config: Root, compressed: Path, target: float) -> Root:
+def narrow_int8(config: Root, plain: Path, target: float) -> Root:
     """``config`` with the width whose int8 file is nearest to ``target`` bytes (weights and header), from scratch.
 
-    Heads and layers stay, the feed-forward width shrinks along. ``compressed`` is a model file with the tokenizer.
+    Heads and layers stay, the feed-forward width shrinks along. ``plain`` is a model file with the tokenizer.
     Sizes are those of real files, of untrained weights: after entropy coding trained ones differ by a few per cent.
     """
     from tfx.compression import checkpoint
 
-    tokenizer = checkpoint.load(compressed, kernels=False).tokenizer
+    tokenizer = checkpoint.load(plain, kernels=False).tokenizer
     full = config.model
     unit = full.heads * (2 if full.positions == "rotary" or full.heads % 2 else 1)
     sizes: dict[int, int] = {}
