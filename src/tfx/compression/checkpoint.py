@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import prod
@@ -322,7 +323,8 @@ def _generation(record: dict[str, Any]) -> EvaluationConfig:
 def _expected(file: Path, architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Names and shapes of the tensors that an architecture stores, and its aliases; takes no memory for them."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's words on tensors without elements
             model = Transformer(architecture)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError) as error:
         raise damaged(file, f"its architecture cannot be built ({error})") from None

@@ -82,7 +82,9 @@ class Tokenizer:
         """The tokenizer that `to_json` wrote; raises `UserError` where the text is not one."""
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises a bare Exception
+        except BaseException as error:  # the library raises a bare Exception, or panics, which is not even one
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise UserError(f"not a tokenizer.json of the `tokenizers` library: {error}") from error
 
     def to_json(self) -> str:
