@@ -146,3 +146,10 @@ def test_a_message_stays_short_and_keeps_its_end():
     text = str(UserError("x" * 50_000 + ": set it lower"))
     assert len(text) < 1100
     assert text.endswith("set it lower")
+
+
+def test_a_group_in_a_list_of_words_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("dataset:\n  splits:\n    valid:\n    - a\n    - val: x\n")
+    with pytest.raises(UserError, match=r"dataset\.splits\.valid=.* list of single values"):
+        compose.load(path)

@@ -391,6 +391,8 @@ def check_values(node: Any, prefix: str) -> None:
         if choices and value not in choices:
             raise unknown(name, str(value), choices)
         for number in value if isinstance(value, list) else [value]:
+            if isinstance(value, list) and isinstance(number, dict | list):  # merging lets them through
+                raise UserError(f"{name}={value} must be a list of single values")
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
             _check_range(name, number, meta)
