@@ -142,6 +142,8 @@ def _remove_empty(folder: Path) -> None:
     for path in (folder, *(parent for parent in folder.parents if here in parent.parents)):
         try:
             path.rmdir()
+        except FileNotFoundError:  # the run has removed what it had written
+            continue
         except OSError:
             return
 
