@@ -105,6 +105,12 @@ def test_pairs_with_an_empty_side_are_dropped_and_counted(tmp_path):
     assert "train: 2 pairs with an empty side dropped" in corpus.notes
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_side_that_names_a_folder_is_refused(tmp_path, side):
+    with pytest.raises(UserError, match=f"dataset.{side}=../../etc/passwd is not the suffix of a file"):
+        load(tmp_path, parallel("a\n", "b\n"), **SIDES | {side: "../../etc/passwd"})
+
+
 def test_suffixes_may_have_points_and_sides_must_differ(tmp_path):
     files = {"train.tok.en": "a\nb\n", "train.tok.de": "c\nd\n"}
     assert pairs(load(tmp_path, files, format="parallel", source="tok.en", target=".tok.de")) == [

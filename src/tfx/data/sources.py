@@ -285,6 +285,9 @@ def _both_sides(config: DatasetConfig, paths: list[Path]) -> list[Path]:
     if config.format != "parallel":
         return paths
     suffixes = dict(zip(("source", "target"), _suffixes(config), strict=True))
+    for side, suffix in suffixes.items():
+        if "/" in suffix or os.sep in suffix:
+            raise UserError(f"dataset.{side}={getattr(config, side)} is not the suffix of a file: it names a folder")
     if suffixes["source"] == suffixes["target"]:
         raise UserError(f"dataset.source and dataset.target are both '{config.source}': name the suffix of each side")
     both = []
