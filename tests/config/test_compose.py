@@ -3,7 +3,8 @@
 import pytest
 
 from tfx.cli import main
-from tfx.config.compose import flags_last
+from tfx.config.compose import flags_last, load
+from tfx.config.schema import DEFAULT_BUDGET_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,10 @@ def test_hydra_takes_a_flag_at_any_place(place, capsys):
     shown = capsys.readouterr().out
     assert "seed: 7\n" in shown
     assert "  width: 64\n" in shown
+
+
+def test_a_saved_config_without_a_budget_has_the_default(tmp_path):
+    file = tmp_path / "config.yaml"
+    for content in ("seed: 3", "trainer: {}", "trainer: {budget: {steps: null}}"):
+        file.write_text(content)
+        assert load(file).trainer.budget.seconds == DEFAULT_BUDGET_SECONDS

@@ -283,8 +283,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     _check_keys(values, Root, "")
     if is_new and values.get("init_from") is not None:
         _inherit(values, typed)
-    budget = (values.get("trainer") or {}).get("budget") or {}
-    _choose_budget(budget, typed)
+    _choose_budget(values.setdefault("trainer", {}).setdefault("budget", {}), typed)
     try:
         config: Root = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Root), values))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
