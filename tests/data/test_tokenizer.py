@@ -235,9 +235,10 @@ def test_what_nothing_needs_goes_and_characters_all_stay(kind):
     assert characters.reduced([])[0] is characters
 
 
-def test_a_file_on_which_the_library_panics_is_refused():
+def test_a_file_on_which_the_library_panics_is_refused_without_a_backtrace(capfd):
     tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=30), ["abc"], word_initial_space=False)
     content = json.loads(tokenizer.to_json())
     content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     with pytest.raises(UserError, match="not a tokenizer"):
         Tokenizer.from_json(json.dumps(content))
+    assert capfd.readouterr().err == ""

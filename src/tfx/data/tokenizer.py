@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
@@ -81,7 +84,9 @@ class Tokenizer:
     def from_json(cls, text: str) -> Tokenizer:
         """The tokenizer that `to_json` wrote; raises `UserError` where the text is not one."""
         try:
-            return cls(tokenizers.Tokenizer.from_str(text))
+            with _no_backtrace():
+                backend = tokenizers.Tokenizer.from_str(text)
+            return cls(backend)
         except BaseException as error:  # the library raises a bare Exception, or panics, which is not even one
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
@@ -169,6 +174,25 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """The token's own spelling, for tables."""
         return self._backend.id_to_token(token_id) or "?"
+
+
+@contextmanager
+def _no_backtrace() -> Iterator[None]:
+    """Inside, nothing reaches stderr: where the library panics, it prints a backtrace before Python hears of it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    sys.stderr.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _special_id(backend: tokenizers.Tokenizer, token: str) -> int | None:
