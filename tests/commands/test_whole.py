@@ -186,6 +186,7 @@ def test_a_run_that_ends_badly_says_so_in_its_summary_and_log(error, status, wor
         (["dataset=parallel"], "dataset.path"),
         (["dataset=parallel", "dataset.path=nowhere"], "nowhere"),
         (["dataset.metrics=[bluu]"], "did you mean 'bleu'?"),
+        (["trainer.threads=4096"], "far more than this machine has"),
         (["foo"], "foo"),
     ],
 )

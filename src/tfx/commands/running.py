@@ -114,6 +114,12 @@ class _Parts:
         check_model(config.model)
         self.device = choose_device(config.trainer.device)
         if config.trainer.threads is not None:
+            # Some more than there are may repeat a run of another machine; each takes memory for its stack.
+            most = 16 * (os.cpu_count() or 1)
+            if config.trainer.threads > most:
+                raise UserError(
+                    f"trainer.threads={config.trainer.threads} is far more than this machine has: at most {most} here"
+                )
             torch.set_num_threads(config.trainer.threads)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
