@@ -229,7 +229,7 @@ def _watch(writable: list[Path]) -> None:
                 written = values[1]
         if isinstance(written, str | bytes | os.PathLike):
             path = os.path.abspath(os.fsdecode(written))  # noqa: PTH100 (links stay)
-            if not path.startswith(allowed):
+            if not f"{path}/".startswith(allowed):
                 stop(f"{event} outside: {path}")
 
     sys.addaudithook(hook)

@@ -316,5 +316,5 @@ def test_tokens_that_narrower_data_never_use_leave_model_tokenizer_and_file(fold
     assert main(["generate", str(folder / "n"), "word3 and word5 meet", "ñ"]) == 0
     # Nothing is left to remove: a technique that does nothing fails the run.
     again = [f"init_from={folder / 'n'}", "+technique=prune", "technique.prune.structure.vocabulary=true"]
-    again += ["technique.prune.sparsity=0", *quick, f"hydra.run.dir={folder / 'again'}"]
+    again += ["technique.prune.sparsity=0", *quick, f"hydra.run.dir={folder / 'nothing-left'}"]
     assert main(["train", *again]) == 1
