@@ -242,3 +242,9 @@ def test_tensorboard_events_lie_in_the_run(folder):
     pytest.importorskip("tensorboard")
     assert train(*PAIRS, "trainer.tensorboard=true", f"hydra.run.dir={folder / 'events'}") == 0
     assert list((folder / "events" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(("command", "usage"), [("train", "[key=value …]"), ("ablate", "+technique=[a,b,…]")])
+def test_the_usage_line_keeps_its_brackets(command, usage, capsys):
+    assert main([command, "--help"]) == 0
+    assert usage in capsys.readouterr().out

@@ -342,7 +342,8 @@ def print_help() -> None:
     from rich.table import Table
 
     console = _console(False)
-    console.print("usage: tfx ablate '+technique=[a,b,…]' [seeds=N] [design=…] [match=…] [overrides of tfx train]\n")
+    usage = "usage: tfx ablate '+technique=[a,b,…]' [seeds=N] [design=…] [match=…] [overrides of tfx train]\n"
+    console.print(usage, markup=False, soft_wrap=True)
     console.print(
         "Trains the same config without techniques, with each alone, with all but each, and with all of them,"
     )

@@ -55,7 +55,7 @@ def print_help() -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n")
+    console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n", markup=False)
     console.print("Trains, evaluates and writes a run directory. `-m` sweeps over comma-separated values.")
     console.print("`dry_run=true` checks and prints the plan; `--config-dir DIR` adds your own YAMLs;")
     console.print("`--cfg job` prints the composed config; `--hydra-help` lists Hydra's flags.\n")
