@@ -10,29 +10,19 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from tfx.commands.running import build_model, read_inputs
 from tfx.config.compose import compose
 from tfx.data.batching import training_batches
-from tfx.data.prepare import prepare_data
-from tfx.model.architecture import Architecture
 from tfx.model.device import choose_device
-from tfx.model.transformer import Transformer, initialise
 from tfx.run.console import size
 from tfx.techniques.stack import Stack
-from tfx.training.loop import Trainer
+from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver, saved_states
-
-
-class Silent:
-    """An observer that tells nobody."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *values, **place: None
 
 
 def main() -> None:
@@ -41,10 +31,9 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     config = compose([*overrides, "trainer.budget.steps=1000000"])
     device = choose_device(config.trainer.device)
-    data = prepare_data(config.dataset, config.model.context)
-    model = Transformer(Architecture.from_config(config.model, data.tokenizer.vocab_size), config.model)
-    initialise(model, config.seed)
-    trainer = Trainer(config, model.to(device), data, device, Silent(), Stack.from_config(config))
+    origin, data = read_inputs(config)
+    model = build_model(config, data, device, origin)
+    trainer = Trainer(config, model, data, device, Observer(), Stack.from_config(config))
     batches = training_batches(
         data.splits["train"],
         data.tokenizer,

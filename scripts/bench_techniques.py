@@ -19,17 +19,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tfx.commands.running import build_model
 from tfx.commands.teacher import make_teachers
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.data.batching import training_batches
 from tfx.data.prepare import prepare_data
-from tfx.model.architecture import Architecture
 from tfx.model.device import choose_device
-from tfx.model.transformer import Transformer, initialise
 from tfx.run.console import RunConsole
 from tfx.techniques.stack import Stack
-from tfx.training.loop import Trainer
+from tfx.training.loop import Observer, Trainer
 
 ARMS = {
     "baseline": [],
@@ -39,22 +38,6 @@ ARMS = {
     "prune": ["technique=prune"],
     "quantize": ["technique=quantize", "technique.quantize.start=0.1"],
 }
-
-
-class Silent:
-    """An observer that tells nobody."""
-
-    def stepped(self, row: dict, **place: float) -> None: ...
-
-    def validated(self, row: dict, **place: float) -> None: ...
-
-    def compressing(self, seconds: float) -> None: ...
-
-    def noted(self, message: str) -> None: ...
-
-    def keep(self, name: str) -> None: ...
-
-    def save(self, step: int, state: dict) -> None: ...
 
 
 def main() -> None:
@@ -68,10 +51,7 @@ def main() -> None:
         base = compose([*overrides, "trainer.budget.steps=1000000"])
         device = choose_device(base.trainer.device)
         data = prepare_data(base.dataset, base.model.context)
-        architecture = Architecture.from_config(base.model, data.tokenizer.vocab_size)
-        model = Transformer(architecture, base.model)
-        initialise(model, 0)
-        checkpoint.save(teacher, model, data.tokenizer, base.evaluation)
+        checkpoint.save(teacher, build_model(base, data, device, None), data.tokenizer, base.evaluation)
         trainers = {}
         for name, choice in ARMS.items():
             words = [word.format(teacher=teacher) for word in choice]
@@ -79,9 +59,8 @@ def main() -> None:
             stack = Stack.from_config(config)
             teachers = make_teachers(config, stack, device, RunConsole())
             stack.data_prepared(teachers, data, device)
-            student = Transformer(architecture, config.model)
-            initialise(student, config.seed)
-            trainers[name] = Trainer(config, student.to(device), data, device, Silent(), stack)
+            student = build_model(config, data, device, None)
+            trainers[name] = Trainer(config, student, data, device, Observer(), stack)
             student.train()
         batches = training_batches(
             data.splits["train"],

@@ -21,17 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from tfx.commands.running import build_model
 from tfx.config.compose import compose
 from tfx.config.schema import ModelConfig
 from tfx.data.batching import Batch, training_batches
 from tfx.data.prepare import prepare_data
 from tfx.errors import UserError
-from tfx.model.architecture import Architecture
 from tfx.model.device import choose_device
 from tfx.model.positions import sinusoidal_table
-from tfx.model.transformer import Transformer, initialise
 from tfx.techniques.stack import Stack
-from tfx.training.loop import Trainer
+from tfx.training.loop import Observer, Trainer
 
 
 class Peer(nn.Module):
@@ -73,22 +72,6 @@ class Peer(nn.Module):
         return hidden @ self.embedding.weight.t()
 
 
-class Silent:
-    """An observer that tells nobody."""
-
-    def stepped(self, row: dict, **place: float) -> None: ...
-
-    def validated(self, row: dict, **place: float) -> None: ...
-
-    def compressing(self, seconds: float) -> None: ...
-
-    def noted(self, message: str) -> None: ...
-
-    def keep(self, name: str) -> None: ...
-
-    def save(self, step: int, state: dict) -> None: ...
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
@@ -118,9 +101,8 @@ def main() -> None:
     for precision, name in (("fp32", "adamw"), ("mixed", "adamw"), ("mixed", "muon")):
         words = [*overrides, f"trainer.precision={precision}", f"optimizer={name}", "trainer.budget.steps=1000000"]
         config = compose(words)
-        student = Transformer(Architecture.from_config(config.model, vocab), config.model)
-        initialise(student, config.seed)
-        trainer = Trainer(config, student.to(device), data, device, Silent(), Stack.from_config(config))
+        student = build_model(config, data, device, None)
+        trainer = Trainer(config, student, data, device, Observer(), Stack.from_config(config))
         student.train()
         arms[f"tfx, {precision}, {name}"] = lambda batch, trainer=trainer: trainer._step([batch], 1.0, 0.5)
 

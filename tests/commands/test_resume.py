@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tfx.cli import main
+from tfx.run.lock import locked
 from tfx.training import loop
 
 TINY = [
@@ -116,6 +117,14 @@ def test_a_finished_run_says_so_and_stays(dense, capsys):
     assert main(["resume", str(dense)]) == 0
     assert "is finished" in capsys.readouterr().err
     assert content(dense) == before
+
+
+def test_a_run_that_another_process_holds_is_refused(dense, capsys):
+    run = dense.with_name("held")
+    cut_back(dense, run, 1)
+    with locked(run):
+        assert main(["resume", str(run)]) == 2
+    assert f"in use by another tfx process (id {os.getpid()})" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,6 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "tfx", "train", *TINY, *overrides, "-m"]
     return subprocess.run(words, capture_output=True, text=True, check=False)

@@ -27,13 +27,6 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def command(folder: str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "tfx", "train", "-m", *TINY, f"hydra.sweep.dir={folder}", *overrides]
 

@@ -15,7 +15,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tfx.commands.resume import typed_overrides
 from tfx.commands.running import status_of, train
 from tfx.config import compose
 from tfx.errors import UserError
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         recorded = read_json(old.progress) if old.progress.is_file() else []
     # What the run prints is not what was asked for.
     with redirect_stdout(sys.stderr):
-        status, _ = status_of(lambda: train(config, [*typed_overrides(old), *options.overrides], new.path, recorded))
+        status, _ = status_of(lambda: train(config, [*old.read_overrides(), *options.overrides], new.path, recorded))
     if status:
         return status
     found = compare(old, new, options.tolerance)

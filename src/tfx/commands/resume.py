@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tfx.commands.running import resume, status_of
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
@@ -48,16 +46,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         saved = compose.load(run.config)
         config = _changed(saved, options.overrides)
-        status, _ = status_of(lambda: resume(config, [*typed_overrides(run), *options.overrides], run))
+        status, _ = status_of(lambda: resume(config, [*run.read_overrides(), *options.overrides], run))
     return status
-
-
-def typed_overrides(run: RunDirectory) -> list[str]:
-    """What the user typed for a run; empty where the file is missing or no list."""
-    try:
-        return [str(line) for line in yaml.safe_load(run.overrides.read_text(encoding="utf-8")) or []]
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
-        return []
 
 
 def _changed(saved: Root, overrides: Sequence[str]) -> Root:

@@ -299,7 +299,7 @@ class _Run:
     def _train(self) -> TrainingResult:
         from tfx.compression import checkpoint
         from tfx.run.metrics import MetricsLog
-        from tfx.training.loop import Trainer
+        from tfx.training.loop import Observer, Trainer
         from tfx.training.state import StateSaver
 
         events = self.run.path / "tensorboard" if self.config.trainer.tensorboard else None
@@ -307,7 +307,7 @@ class _Run:
         saver = StateSaver(self.run.state, self.config.trainer.save.keep)
         console, run = self.console, self
 
-        class Recorder:
+        class Recorder(Observer):
             """Every row goes to metrics.jsonl and to the console; weights and states go to files."""
 
             def stepped(self, row: dict[str, Any], **place: Any) -> None:

@@ -98,7 +98,7 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
 
     from tfx.model.device import choose_device
     from tfx.techniques.stack import Stack
-    from tfx.training.loop import Trainer
+    from tfx.training.loop import Observer, Trainer
 
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -115,11 +115,16 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
             technique.receive_teacher(read_teacher(config, need.path, device), None, device)
     model = build_model(config, data, device, origin)
     stack.plan_for(model)
-    stopwatch = _Stopwatch()
-    result = Trainer(short, model, data, device, stopwatch, stack).train()
+    ends: list[float] = []
+
+    class Stopwatch(Observer):
+        def stepped(self, row: dict[str, float], *, seconds: float, **place: Any) -> None:
+            ends.append(seconds)
+
+    result = Trainer(short, model, data, device, Stopwatch(), stack).train()
     a_step = result.tokens / result.steps
     rates = Rates(
-        seconds=stopwatch.seconds_a_step() / a_step,
+        seconds=median(after - before for before, after in pairwise(ends[_WARM_UP - 1 :])) / a_step,
         flops=result.flops / result.tokens,
         steps=1 / a_step,
     )
@@ -135,32 +140,3 @@ def _stand_in(config: Root, data: PreparedData, device: torch.device) -> Teacher
     model = build_model(config, data, device, None)
     set_product_dtype(model, choose_precision(config.trainer.precision, device).products)
     return Teacher(model, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), sha256="")
-
-
-class _Stopwatch:
-    """Observes a training, and keeps how long each step took."""
-
-    def __init__(self) -> None:
-        self._ends: list[float] = []
-
-    def stepped(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
-        self._ends.append(seconds)
-
-    def validated(self, row: dict[str, float], **place: Any) -> None:
-        """What the model scores is of no interest here."""
-
-    def compressing(self, seconds: float) -> None:
-        """Nor is its file."""
-
-    def noted(self, message: str) -> None:
-        """What a few steps run into says nothing of a whole training."""
-
-    def keep(self, name: str) -> None:
-        """Nothing is kept."""
-
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Nothing is saved."""
-
-    def seconds_a_step(self) -> float:
-        """The median after the first steps."""
-        return median(after - before for before, after in pairwise(self._ends[_WARM_UP - 1 :]))

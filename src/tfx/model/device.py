@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from tfx.errors import UserError
+from tfx.run.environment import installed_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -42,10 +42,7 @@ def memory_bytes(device: torch.device) -> int | None:
     """All memory of a device, whoever uses it now; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
+    return installed_memory()
 
 
 @dataclass(frozen=True)

@@ -242,12 +242,3 @@ def initialise(model: Transformer, seed: int) -> None:
             else:
                 value.fill_(0.0 if name.endswith("bias") else 1.0)
             parameter.copy_(value)
-
-
-def check_lengths(model: Transformer, length: int, what: str) -> None:
-    """Raises `UserError` where a sequence is longer than the model's positions reach."""
-    if length > model.architecture.context:
-        raise UserError(
-            f"{what} has {length} tokens, and the model takes {model.architecture.context}: "
-            "shorten it, or train with a larger model.context"
-        )

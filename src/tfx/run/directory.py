@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tfx.errors import UserError
 from tfx.run.files import read_json
 
@@ -150,6 +152,13 @@ class RunDirectory:
     def summary(self) -> Path:
         """The result."""
         return self.path / "summary.json"
+
+    def read_overrides(self) -> list[str]:
+        """What the user typed for the run; empty where the file is missing or no list."""
+        try:
+            return [str(line) for line in yaml.safe_load(self.overrides.read_text(encoding="utf-8")) or []]
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            return []
 
     def read_summary(self) -> dict[str, Any]:
         """The content of `summary.json`; raises `UserError` where it is missing, broken, or of a newer tfx."""

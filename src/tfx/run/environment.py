@@ -21,7 +21,7 @@ def describe_environment(device: Any, fingerprints: dict[str, str]) -> dict[str,
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": installed_memory(),
         "device": str(device),
     }
     if device.type == "cuda":
@@ -86,7 +86,8 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _memory_bytes() -> int | None:
+def installed_memory() -> int | None:
+    """Bytes of main memory, whoever uses them now; None where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

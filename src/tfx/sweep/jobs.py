@@ -7,11 +7,8 @@ import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tfx.errors import UserError
 from tfx.run.directory import RunDirectory
@@ -78,23 +75,22 @@ class Job:
     def take_over(self) -> str | None:
         """Looks at what an earlier sweep left in the folder and returns how to go on: the command's name.
 
-        None: the job is done. ``"resume"``: it was interrupted and has a saved state. ``"train"``: it starts, in a
+        None: the job is done. ``"resume"``: it did not get there and has a saved state. ``"train"``: it starts, in a
         clean folder. Raises `UserError` where the folder holds a run of other overrides.
         """
         if not self.run.config.is_file():
             return "train"
-        saved = self._saved_overrides()
+        saved = self.run.read_overrides()
         if saved != self.overrides:
             raise UserError(
                 f"{self.folder} holds a run of other overrides ({' '.join(saved) or 'none'}) than job {self.number} of "
                 f"this sweep ({' '.join(self.overrides) or 'none'}): give the command that it was made with, or "
                 "another hydra.sweep.dir"
             )
-        status = self.summary.get("status")
-        if status == "completed":
+        if self.summary.get("status") == "completed":
             return None
-        has_state = self.run.state.is_dir() and any(self.run.state.iterdir())
-        if status != "failed" and has_state and find_spec("tfx.commands.resume") is not None:
+        # Also one that failed: a full disk may have room by now, and what fails again does so without the way there.
+        if any(self.run.state.glob("step-*")):
             return "resume"
         shutil.rmtree(self.folder)
         return "train"
@@ -112,12 +108,6 @@ class Job:
             self.reason = f"{'killed' if status < 0 else 'stopped'} by {_signal_name(number)}"
         else:
             self.reason = " ".join(str(summary.get("error") or self._last_line()).split())
-
-    def _saved_overrides(self) -> list[str]:
-        try:
-            return [str(line) for line in yaml.safe_load(self.run.overrides.read_text(encoding="utf-8")) or []]
-        except (OSError, ValueError, TypeError, yaml.YAMLError):
-            return []
 
     def _last_line(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ _COUNTERS = (
 )
 
 
-class Observer(Protocol):
-    """What is told about a training as it goes."""
+class Observer:
+    """What is told about a training as it goes; this one listens to nothing."""
 
     def stepped(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
         """A logging interval is over; ``row`` has its mean loss, learning rate and speed."""

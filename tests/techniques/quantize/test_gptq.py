@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tfx.techniques.quantize.gptq import gptq, output_error
+from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.rounding import GridKind, nearest
 
 
@@ -31,6 +31,14 @@ def plain(weight, moments, bits, damping=0.01):
             correction = np.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, j])
             w[:, j + 1 :] += error[:, None] * correction[None, :]
     return out
+
+
+def output_error(weight_RC, grid, moments_CC):
+    """The mean squared error of a layer's outputs, relative to their mean square, from its inputs' moments."""
+    weight, moments = weight_RC.double().cpu(), moments_CC.double().cpu()
+    difference = weight - grid.values().double().cpu()
+    whole = float(((weight @ moments) * weight).sum())
+    return float(((difference @ moments) * difference).sum()) / whole if whole else 0.0
 
 
 @pytest.mark.parametrize("bits", [2, 4])

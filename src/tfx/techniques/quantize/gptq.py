@@ -72,11 +72,3 @@ def _inverse_factor(moments_CC: Tensor, damping: float) -> Tensor:
     damped = moments_CC + torch.diag(torch.where(diagonal == 0, torch.ones_like(diagonal), damping * mean))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)
-
-
-def output_error(weight_RC: Tensor, grid: Grid, moments_CC: Tensor) -> float:
-    """The mean squared error of a layer's outputs, relative to their mean square, from its inputs' moments."""
-    weight, moments = weight_RC.double().cpu(), moments_CC.double().cpu()
-    difference = weight - grid.values().double().cpu()
-    whole = float(((weight @ moments) * weight).sum())
-    return float(((difference @ moments) * difference).sum()) / whole if whole else 0.0
