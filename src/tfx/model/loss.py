@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -23,13 +24,29 @@ _SLICE_ELEMENTS_CPU = 128 * 8192
 _SLICE_ELEMENTS_GPU = 4096 * 8192
 
 
+@dataclass
+class LogitSlice:
+    """The logits of the positions ``rows``, which losses share and leave as they are."""
+
+    rows: slice
+    logits_NV: Tensor
+
+    @cached_property
+    def log_normalizer_N1(self) -> Tensor:
+        """The logarithm of the sum of the exponentials."""
+        return self.logits_NV.logsumexp(1, keepdim=True)
+
+    @cached_property
+    def probabilities_NV(self) -> Tensor:
+        """Their softmax."""
+        return (self.logits_NV - self.log_normalizer_N1).exp_()
+
+
 class LogitLoss(Protocol):
     """A loss that is a sum over positions of a function of each position's logits."""
 
-    def __call__(
-        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """For a slice of positions: the loss (N,), what is reported (N,), and d loss / d logits (N, V)."""
+    def __call__(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For a slice: the loss (N,), what is reported (N,), and d loss / d logits (N, V), which is the caller's."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +61,8 @@ class CrossEntropy:
     targets: Sequence[tuple[Tensor, Tensor | None]]
     smoothing: float = 0.0
 
-    def __call__(
-        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        logits_NV, log_normalizer_N1, rows = piece.logits_NV, piece.log_normalizer_N1, piece.rows
         vocab = logits_NV.shape[1]
         plain_N1 = torch.zeros_like(log_normalizer_N1)
         mass_N1 = torch.zeros_like(log_normalizer_N1)
@@ -67,10 +83,9 @@ class CrossEntropy:
         error_NV = None
         if needs_error:
             # d loss / d logits = softmax - smoothed one-hot.
-            error_NV = (logits_NV - log_normalizer_N1).exp_()
+            error_NV = piece.probabilities_NV * mass_N1
             if self.smoothing:
-                error_NV.sub_(self.smoothing / vocab)
-            error_NV.mul_(mass_N1)
+                error_NV.sub_(mass_N1 * (self.smoothing / vocab))
             for target_N1, weight_N1 in picked:
                 error_NV.scatter_add_(1, target_N1, weight_N1 * (self.smoothing - 1.0))
         return loss_N1.squeeze(1), plain_N1.squeeze(1), error_NV
@@ -94,15 +109,17 @@ class _ProjectedLosses(torch.autograd.Function):
             rows = slice(start, min(start + size, hidden_ND.shape[0]))
             count = rows.stop - start
             hidden = reduce_rows(hidden_ND[rows], dtype)
-            logits = (hidden @ weight.t())[:count].float()
-            log_normalizer = logits.logsumexp(1, keepdim=True)
+            piece = LogitSlice(rows, (hidden @ weight.t())[:count].float())
             error: Tensor | None = None
             for (loss, scale), report in zip(losses, reported, strict=True):
-                value, report[rows], gradient = loss(logits, log_normalizer, rows, needs_error)
+                value, report[rows], gradient = loss(piece, needs_error)
                 total += scale * value.sum()
-                if gradient is not None:
-                    gradient = gradient if scale == 1.0 else gradient.mul_(scale)
-                    error = gradient if error is None else error.add_(gradient)
+                if gradient is None:
+                    continue
+                if error is None:
+                    error = gradient if scale == 1.0 else gradient.mul_(scale)
+                else:
+                    error.add_(gradient, alpha=scale)
             if error is None or grad_hidden is None or grad_weight is None:
                 continue
             error = reduce_rows(error, dtype)

@@ -23,6 +23,7 @@ from tfx.errors import UserError
 from tfx.evaluation.generation import decode_sources
 from tfx.evaluation.scoring import run_batch
 from tfx.model.linear import Linear, reduce_rows
+from tfx.model.loss import LogitSlice
 from tfx.model.rewiring import evenly_spaced
 from tfx.model.transformer import Transformer
 from tfx.run.files import replacing, write_text
@@ -71,100 +72,119 @@ class DistillSettings(TechniqueSettings):
     )
 
 
+# The logit of a token whose probability is 0: finite, so that 0 times it is 0.
+ABSENT = -1e30
+
+
 class SoftTargets:
     """Divergence between temperature-softened teacher and student, times T squared, at each position (N,).
 
     ``forward_kl`` is KL(p || q) with teacher p and student q, ``reverse_kl`` KL(q || p), ``jensen_shannon`` the
-    mean KL of both to their mixture. Gradients are those of the student's logits, in closed form.
+    mean KL of both to their mixture. Gradients are those of the student's logits, in closed form. ``counts_N`` are
+    the weights of the positions, 0 for padding; None: 1 everywhere.
     """
 
-    def __init__(self, kind: str, temperature: float) -> None:
-        self.kind, self.temperature = kind, temperature
+    def __init__(self, kind: str, temperature: float, counts_N: Tensor | None) -> None:
+        self.kind, self.temperature, self._counts = kind, temperature, counts_N
 
     def teacher_logits(self, rows: slice) -> Tensor:
-        """The teacher's logits (n, V) at a slice of positions."""
+        """The teacher's logits (n, V) at a slice of positions, a new tensor."""
         raise NotImplementedError
 
-    def __call__(
-        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        loss_N, error_NV = divergence(self.kind, self.teacher_logits(rows), logits_NV, self.temperature, needs_error)
+    def __call__(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        teacher_NV = self.teacher_logits(piece.rows)
+        loss_N, error_NV = divergence(self.kind, teacher_NV, piece, self.temperature, needs_error)
+        if self._counts is not None:
+            counts_N = self._counts[piece.rows]
+            loss_N = loss_N * counts_N
+            if error_NV is not None:
+                error_NV.mul_(counts_N.unsqueeze(1))
         return loss_N, loss_N, error_NV
 
 
 def divergence(
-    kind: str, teacher_NV: Tensor, student_NV: Tensor, temperature: float, needs_error: bool = True
+    kind: str, teacher_NV: Tensor, piece: LogitSlice, temperature: float, needs_error: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """The divergence (N,) between two sets of logits (N, V) times T^2, and its gradient for the student's.
+    """The divergence (N,) between teacher's and student's logits (N, V), times T^2, and its gradient for the latter.
 
-    A teacher logit of minus infinity (not among its cached ones) has probability 0.
+    A teacher logit of `ABSENT` (not among its cached ones) has probability 0. The teacher's tensor is used up.
     """
-    log_p = (teacher_NV / temperature).log_softmax(1)
-    log_q = (student_NV / temperature).log_softmax(1)
-    p, q = log_p.exp(), log_q.exp()
+    if temperature != 1.0:
+        teacher_NV = teacher_NV.div_(temperature)
+        piece = LogitSlice(piece.rows, piece.logits_NV / temperature)
     scale = temperature**2
     if kind == "forward_kl":
-        loss = (p * (log_p.clamp(min=-1e30) - log_q)).sum(1)
-        error = (q - p) * temperature if needs_error else None
-        return loss * scale, error
-    if kind == "reverse_kl":
+        # Every pass over (N, V) counts: half of a small model's step is spent here. With log p = t - log Z_t,
+        # sum p (log p - log q) = p . t - log Z_t - (p . s - log Z_s).
+        log_normalizer_N1 = teacher_NV.logsumexp(1, keepdim=True)
+        p_NV = (teacher_NV - log_normalizer_N1).exp_()
+        loss_N = _dot(p_NV, teacher_NV.sub_(piece.logits_NV)) + (piece.log_normalizer_N1 - log_normalizer_N1).squeeze(1)
+        error_NV = torch.sub(piece.probabilities_NV, p_NV, out=p_NV) if needs_error else None
+    elif kind == "reverse_kl":
         # A floor keeps the divergence finite where the teacher's probability is 0.
-        gap = log_q - log_p.clamp(min=-100.0)
-        loss = (q * gap).sum(1)
-        error = q * (gap - loss.unsqueeze(1)) * temperature if needs_error else None
-        return loss * scale, error
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
-    to_mixture_q = log_q - log_m
-    kl_q = (q * to_mixture_q).sum(1)
-    kl_p = (p * (log_p.clamp(min=-1e30) - log_m)).sum(1)
-    # d JS / d log q = q (log q - log m) / 2: the mixture's own derivatives cancel.
-    error = 0.5 * q * (to_mixture_q - kl_q.unsqueeze(1)) * temperature if needs_error else None
-    return 0.5 * (kl_p + kl_q) * scale, error
+        q_NV = piece.probabilities_NV
+        gap_NV = piece.logits_NV - piece.log_normalizer_N1 - teacher_NV.log_softmax(1).clamp_(min=-100.0)
+        loss_N = _dot(q_NV, gap_NV)
+        error_NV = gap_NV.sub_(loss_N.unsqueeze(1)).mul_(q_NV) if needs_error else None
+    else:
+        log_p_NV, q_NV = teacher_NV.log_softmax(1), piece.probabilities_NV
+        log_q_NV = piece.logits_NV - piece.log_normalizer_N1
+        log_m_NV = torch.logaddexp(log_p_NV, log_q_NV).sub_(math.log(2.0))
+        to_mixture_NV = log_q_NV.sub_(log_m_NV)
+        kl_q_N = _dot(q_NV, to_mixture_NV)
+        kl_p_N = _dot(log_p_NV.exp(), log_p_NV - log_m_NV)
+        loss_N = 0.5 * (kl_p_N + kl_q_N)
+        # d JS / d log q = q (log q - log m) / 2: the mixture's own derivatives cancel.
+        error_NV = to_mixture_NV.sub_(kl_q_N.unsqueeze(1)).mul_(q_NV).mul_(0.5) if needs_error else None
+    if error_NV is not None and temperature != 1.0:
+        error_NV.mul_(temperature)
+    return loss_N * scale, error_NV
+
+
+def _dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
+    """Row by row, without their product as a tensor."""
+    return torch.linalg.vecdot(a_NV, b_NV)
 
 
 class _FromHidden(SoftTargets):
     """Teacher logits projected from its hidden states slice by slice, so that they too never exist as a whole."""
 
     def __init__(
-        self, kind: str, temperature: float, hidden_NE: Tensor, weight_VE: Tensor, counts_N: Tensor, dtype: torch.dtype
+        self,
+        kind: str,
+        temperature: float,
+        counts_N: Tensor | None,
+        hidden_NE: Tensor,
+        weight_VE: Tensor,
+        dtype: torch.dtype,
     ) -> None:
-        super().__init__(kind, temperature)
-        self._hidden, self._weight, self._counts, self._dtype = hidden_NE, weight_VE.to(dtype), counts_N, dtype
+        super().__init__(kind, temperature, counts_N)
+        self._hidden, self._weight, self._dtype = hidden_NE, weight_VE.to(dtype), dtype
 
     def teacher_logits(self, rows: slice) -> Tensor:
         hidden = self._hidden[rows]
         return (reduce_rows(hidden, self._dtype) @ self._weight.t())[: len(hidden)].float()
 
-    def __call__(
-        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        return _counted(super().__call__(logits_NV, log_normalizer_N1, rows, needs_error), self._counts[rows])
-
 
 class _FromTopK(SoftTargets):
     """Teacher logits from a cache of the k largest: renormalised over them."""
 
-    def __init__(self, kind: str, temperature: float, ids_NK: Tensor, logits_NK: Tensor, counts_N: Tensor, vocab: int):
-        super().__init__(kind, temperature)
-        self._ids, self._logits, self._counts, self._vocab = ids_NK, logits_NK, counts_N, vocab
+    def __init__(
+        self,
+        kind: str,
+        temperature: float,
+        counts_N: Tensor | None,
+        ids_NK: Tensor,
+        logits_NK: Tensor,
+        vocab: int,
+    ) -> None:
+        super().__init__(kind, temperature, counts_N)
+        self._ids, self._logits, self._vocab = ids_NK, logits_NK, vocab
 
     def teacher_logits(self, rows: slice) -> Tensor:
         ids = self._ids[rows]
-        full = torch.full((len(ids), self._vocab), -torch.inf, device=ids.device)
+        full = torch.full((len(ids), self._vocab), ABSENT, device=ids.device)
         return full.scatter_(1, ids, self._logits[rows])
-
-    def __call__(
-        self, logits_NV: Tensor, log_normalizer_N1: Tensor, rows: slice, needs_error: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        return _counted(super().__call__(logits_NV, log_normalizer_N1, rows, needs_error), self._counts[rows])
-
-
-def _counted(result: tuple[Tensor, Tensor, Tensor | None], counts_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Padding counts nothing."""
-    loss_N, reported_N, error_NV = result
-    if error_NV is not None:
-        error_NV = error_NV * counts_N.unsqueeze(1)
-    return loss_N * counts_N, reported_N * counts_N, error_NV
 
 
 class Distill(Technique):
@@ -345,19 +365,21 @@ class Distill(Technique):
     def _soft_targets(self, objective: Objective, hidden_NE: Tensor | None, counts_N: Tensor) -> SoftTargets:
         assert self.teacher is not None
         kind, temperature = self.settings.loss, self.settings.temperature
+        # Where the positions that count were picked, each of them counts one, unless examples are mixed.
+        weights_N = None if objective.keep_N is not None and objective.batch.mix is None else counts_N
         if self._top_k is not None:
             ids, logits = self._cached_rows(objective.batch)
             return _FromTopK(
                 kind,
                 temperature,
+                weights_N,
                 objective.select(ids.to(counts_N.device)),
                 objective.select(logits.to(counts_N.device)),
-                counts_N,
                 self.teacher.model.architecture.vocab_size,
             )
         assert hidden_NE is not None
         weight = self.teacher.model.output.weight
-        return _FromHidden(kind, temperature, hidden_NE, weight, counts_N, self._product_dtype)
+        return _FromHidden(kind, temperature, weights_N, hidden_NE, weight, self._product_dtype)
 
     # --- the cache of the teacher's largest logits ----------------------------------------------------
 

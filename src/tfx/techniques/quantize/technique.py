@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -21,7 +21,7 @@ from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
-from tfx.techniques.quantize.rounding import GridKind, encode, fit, nearest
+from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, fit, fit_common, step_for_rate
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -52,7 +52,19 @@ class QuantizeSettings(TechniqueSettings):
     range: str = setting(
         "symmetric", "levels around 0, or from minimum to maximum with a zero point", choices=("symmetric", "affine")
     )
-    granularity: str = setting("group", "what shares a scale", choices=("tensor", "channel", "group"))
+    granularity: str | None = setting(
+        None,
+        "what shares a scale; null: group, or with a rate the model",
+        choices=("model", "tensor", "channel", "group"),
+    )
+    rate: float | None = setting(
+        None,
+        "bits a weight that the codes shall take once entropy coded: one step for all tensors is chosen for it, and "
+        "bits only bounds the codes; null: scales come from the range",
+        minimum=0.5,
+        maximum=6,
+        paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5)",
+    )
     group: int = setting(64, "inputs of a row that share a scale", minimum=1, maximum=65536)
     clip: bool = setting(True, "clip the range where that makes the squared error smaller")
     aware: bool | None = setting(
@@ -80,7 +92,7 @@ class Quantize(Technique):
 
     name = "quantize"
     Settings = QuantizeSettings
-    summary = "weights of 2 to 8 bits, by rounding, GPTQ or codebooks, with training that knows of it"
+    summary = "weights of 2 to 8 bits, or of a rate, by rounding, GPTQ or codebooks, with training that knows of it"
     cost = "some per cent of training speed once aware; smaller files; no speed unless int8 kernels run"
     paper = "Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Esser 2020, arXiv 1902.08153"
     effects = ("puts weights on a grid",)
@@ -91,6 +103,7 @@ class Quantize(Technique):
         super().__init__(settings)
         gptq_asked = settings.method == "gptq"
         self.aware = not gptq_asked if settings.aware is None else settings.aware
+        self.granularity = settings.granularity or ("group" if settings.rate is None else "model")
         self._due = -1
         self._aware_steps = 0
         self._bits: dict[str, int] = {}
@@ -117,9 +130,15 @@ class Quantize(Technique):
             )
         if settings.learned_step and (settings.method != "nearest" or not self.aware):
             raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
+        if settings.learned_step and self.granularity == "model":
+            raise UserError("technique.quantize.learned_step learns the scales of each tensor: not granularity=model")
+        if self.granularity == "model" and settings.layers:
+            raise UserError("technique.quantize.layers gives tensors other bits, and granularity=model the same scale")
+        if settings.rate is not None:
+            self._check_rate(settings.rate)
         if settings.activations == "int8" and (
             settings.bits != 8
-            or settings.granularity == "group"
+            or self.granularity == "group"
             or settings.range != "symmetric"
             or settings.method == "codebook"
         ):
@@ -129,6 +148,25 @@ class Quantize(Technique):
             )
         if settings.method == "codebook" and settings.range != "symmetric":
             raise UserError("technique.quantize.range=affine is for integer grids; a codebook has no range")
+
+    def _check_rate(self, rate: float) -> None:
+        settings = self.settings
+        if (
+            self.granularity != "model"
+            or settings.range != "symmetric"
+            or settings.method == "codebook"
+            or not settings.entropy
+        ):
+            raise UserError(
+                "technique.quantize.rate needs one step for all (granularity=model, or null), range=symmetric, "
+                "entropy=true and no codebook"
+            )
+        if settings.bits < rate + 2:
+            # 2^(bits - rate) standard deviations at least, for weights that are about normal.
+            raise UserError(
+                f"technique.quantize.rate={rate:g} needs room for the codes of large weights: "
+                f"bits={math.ceil(rate + 2)} or more"
+            )
 
     def conflicts(self) -> dict[str, str]:
         if not self.settings.learned_step:
@@ -157,7 +195,7 @@ class Quantize(Technique):
             pattern = rule.rpartition(":")[0]
             if not any(fnmatch(name, pattern) for name in weights):
                 raise UserError(f"technique.quantize.layers: no quantized tensor is named like '{pattern}'")
-        if settings.granularity == "group" and settings.method != "codebook":
+        if self.granularity == "group" and settings.method != "codebook":
             for name, weight in weights.items():
                 if weight.shape[1] % settings.group:
                     raise UserError(
@@ -172,15 +210,17 @@ class Quantize(Technique):
         share = sum(weight.numel() for weight in chosen.values()) / whole
         left = [name for name, parameter in model.named_parameters() if parameter.ndim == 2 and name not in chosen]
         bits = sorted({self.bits_of(name) for name in chosen})
-        unit = {"group": f"groups of {self.settings.group}"}.get(self.settings.granularity, self.settings.granularity)
+        unit = {"group": f"groups of {self.settings.group}"}.get(self.granularity, self.granularity)
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
+        if self.settings.rate is not None:
+            kind += f", coded in {self.settings.rate:g} bits a weight"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
         return [line + (f"; matrices left alone: {', '.join(left)}" if left else "")]
 
     def kind(self, name: str) -> GridKind:
         """How the scales of a tensor are made."""
         settings = self.settings
-        group = {"tensor": None, "channel": 0, "group": settings.group}[settings.granularity]
+        group = {"model": None, "tensor": None, "channel": 0, "group": settings.group}[self.granularity]
         return GridKind(
             self.bits_of(name), settings.range == "symmetric", group, settings.clip, _DTYPES[settings.scales]
         )
@@ -208,11 +248,25 @@ class Quantize(Technique):
         if due == self._due or (settings.learned_step and self._scales):
             return
         self._due = due
-        for name, weight in self.chosen(model).items():
-            if settings.method == "codebook":
-                self._codebooks[name] = cluster(masked(name, weight), self.bits_of(name), _DTYPES[settings.scales])
-            else:
-                self._scales[name] = fit(masked(name, weight), self.kind(name))
+        weights = {name: masked(name, weight) for name, weight in self.chosen(model).items()}
+        if settings.method == "codebook":
+            self._codebooks = self._cluster(weights)
+        else:
+            self._scales = self._fit(weights)
+
+    def _fit(self, weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Scales and zero points of masked weights."""
+        if self.granularity != "model":
+            return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
+        kind, rate = self.kind(""), self.settings.rate
+        if rate is None:
+            return dict.fromkeys(weights, fit_common(list(weights.values()), kind))
+        before = next((scale for scale, _ in self._scales.values()), None)
+        return dict.fromkeys(weights, (step_for_rate(list(weights.values()), rate, kind, before), None))
+
+    def _cluster(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = _DTYPES[self.settings.scales]
+        return {name: cluster(weight, self.bits_of(name), dtype) for name, weight in weights.items()}
 
     def grid(self, name: str, weight: Tensor, progress: float) -> Grid | None:
         if self._final:
@@ -246,25 +300,26 @@ class Quantize(Technique):
         self._bits = {name: self.bits_of(name) for name in chosen}
         before = {name: weight.clone() for name, weight in chosen.items()}
         final: dict[str, Grid] = {}
+        common = self._fit(chosen) if self.granularity == "model" else {}
         if settings.method == "gptq":
             calibration.request(settings.calibration)
             for block in calibration.blocks():
-                layers = {name: layer for name, layer in block.items() if f"{name}.weight" in chosen}
+                layers = {f"{name}.weight": layer for name, layer in block.items() if f"{name}.weight" in chosen}
                 moments = calibration.second_moments(layers)
                 for name, layer in layers.items():
                     # Zeros are what masks have left: they stay.
-                    grid = gptq(layer.weight, moments[name], self.kind(f"{name}.weight"), layer.weight != 0)
+                    grid = gptq(layer.weight, moments[name], self.kind(name), layer.weight != 0, common.get(name))
                     layer.weight.copy_(grid.values())
-                    final[f"{name}.weight"] = grid
-        for name, weight in chosen.items():
-            if name in final:
-                continue
-            if settings.method == "codebook":
-                final[name] = encode_with(weight, cluster(weight, self.bits_of(name), _DTYPES[settings.scales]))
-            elif self._steps is not None and name in self._scales:
-                final[name] = encode(weight, *self._scale(name), self.kind(name))
+                    final[name] = grid
+        rest = {name: weight for name, weight in chosen.items() if name not in final}
+        if settings.method == "codebook":
+            final |= {name: encode_with(rest[name], book) for name, book in self._cluster(rest).items()}
+        else:
+            if self._steps is not None and self._scales:
+                scales = {name: self._scale(name) for name in rest}
             else:
-                final[name] = nearest(weight, self.kind(name))
+                scales = common or self._fit(rest)
+            final |= {name: encode(weight, *scales[name], self.kind(name)) for name, weight in rest.items()}
         self._final = final
         wrong = sum(float((before[name] - grid.values()).square().sum()) for name, grid in final.items())
         whole = sum(float(weight.square().sum()) for weight in before.values())
@@ -283,6 +338,7 @@ class Quantize(Technique):
         return {
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
+            "entropy_bits": sum(entropy_bits(grid.codes_RC) for grid in self._final.values()) / max(1, whole),
             "relative_error": self._error,
             "aware_steps": float(self._aware_steps),
         }
