@@ -20,14 +20,14 @@ def gptq(
     moments_CC: Tensor,
     kind: GridKind,
     mask_RC: Tensor | None = None,
-    common: tuple[Tensor, Tensor | None] | None = None,
+    given: tuple[Tensor, Tensor | None] | None = None,
     damping: float = 0.01,
 ) -> Grid:
     """The grid of a weight that keeps W x close for inputs x with these second moments E[x x^T].
 
     Scales come from the weights as they stand when their first column's turn comes. Where ``mask`` is False the
     level is 0, and the columns behind make up for that too (as in SparseGPT, Frantar 2023, arXiv 2301.00774).
-    ``common`` is the scale (1, 1) and zero point that all matrices share, where they do.
+    ``given`` are scales (1, 1) or (R, 1) and zero points to take instead.
     ``damping``, relative to the mean of the diagonal, is added to it.
     """
     rest_RC = weight_RC.double().cpu().clone()
@@ -36,15 +36,15 @@ def gptq(
     size = columns if not kind.group else kind.group
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
-    if common is not None:
-        scales.append(common[0].cpu())
-        zeros += [] if common[1] is None else [common[1].cpu()]
+    if given is not None:
+        scales.append(given[0].cpu())
+        zeros += [] if given[1] is None else [given[1].cpu()]
     codes_RC = torch.empty(rest_RC.shape, dtype=torch.uint8)
     for begin in range(0, columns, _BLOCK):
         end = min(begin + _BLOCK, columns)
         errors = torch.zeros(len(rest_RC), end - begin, dtype=torch.float64)
         for column in range(begin, end):
-            if column % size == 0 and common is None:
+            if column % size == 0 and given is None:
                 # The columns of this group beyond the block have not had their share of its errors yet.
                 group = rest_RC[:, column : column + size].clone()
                 if column + size > end:

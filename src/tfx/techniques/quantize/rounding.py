@@ -5,17 +5,16 @@ Shapes: R rows, C columns, G groups of columns; scales are (1, 1), (R, 1) or (R,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tfx.compression.grid import Grid, spread
 
-# The step that meets a rate is found to 0.07 %, about what fp16 holds.
-_STEP_HALVINGS = 10
+# The logarithm of the factor that meets a rate is found to this: 0.07 % of the factor, about what fp16 holds.
+_FACTOR_TOLERANCE = 2.0**-10
 
 # Shares of the full range that clipping by error tries.
 _CLIPS = tuple(1.0 - 0.025 * step for step in range(25))
@@ -67,42 +66,41 @@ def fit(weight_RC: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | None]:
     return best_scale, best_zero
 
 
-def fit_common(weights: Sequence[Tensor], kind: GridKind) -> tuple[Tensor, Tensor | None]:
-    """`fit` for matrices that share one scale (1, 1) and zero point."""
-    return fit(torch.cat([weight.reshape(-1) for weight in weights]).unsqueeze(0), replace(kind, group=None))
-
-
 def entropy_bits(codes: Tensor) -> float:
     """What these codes (uint8) take at their order-0 entropy, in bits."""
     counts = torch.bincount(codes.flatten(), minlength=2).double()
     return float((counts * (counts.sum().log2() - counts.clamp(min=1).log2())).sum())
 
 
-def step_for_rate(weights: Sequence[Tensor], rate: float, kind: GridKind, near: Tensor | None = None) -> Tensor:
-    """One step (1, 1) for all matrices with which their codes take ``rate`` bits a weight at order-0 entropy.
+def scales_for_rate(weights: Mapping[str, Tensor], rate: float, kind: GridKind) -> dict[str, Tensor]:
+    """Scales with which the codes of all matrices together take ``rate`` bits a weight at their order-0 entropy.
 
-    Among uniform quantizers whose codes are entropy coded that is close to the smallest squared error at a rate, and
-    it gives each row and matrix the bits that it is worth (Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5), 676-683;
-    Sullivan 1996, IEEE Trans. Inf. Theory 42(5), 1365-1374). ``near`` is where the search begins.
+    Each scale is the same multiple of the root mean square of its unit. A uniform step whose codes are entropy coded
+    is, at a rate, close to the smallest squared error that any scalar quantizer has (Gish & Pierce 1968, IEEE Trans.
+    Inf. Theory 14(5), 676-683), far below that of a few levels that cover the range.
     """
-    count = sum(weight.numel() for weight in weights)
+    count = sum(weight.numel() for weight in weights.values())
+    spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
 
-    def is_cheap(log_step: float) -> bool:
-        scale = torch.full((1, 1), 2.0**log_step, device=weights[0].device)
-        return sum(entropy_bits(encode(weight, scale, None, kind).codes_RC) for weight in weights) <= rate * count
+    def scales(log_factor: float) -> dict[str, Tensor]:
+        return {name: _held(spread * 2.0**log_factor, kind.scale_dtype) for name, spread in spreads.items()}
 
-    if near is None:
-        near = torch.cat([weight.reshape(-1) for weight in weights]).square().mean().sqrt() * 4.0 / 2.0**rate
-    fine = coarse = math.log2(max(float(near), 2.0**-24))
-    reach = 2.0**-5
-    while fine > -24.0 and is_cheap(fine):
+    def is_cheap(log_factor: float) -> bool:
+        at = scales(log_factor)
+        bits = sum(entropy_bits(encode(weight, at[name], None, kind).codes_RC) for name, weight in weights.items())
+        return bits <= rate * count
+
+    # Normal weights need about 4.1 / 2^rate; from there it is bracketed, and halved in.
+    fine = coarse = 2.0 - rate
+    reach = 2.0**-4
+    while is_cheap(fine) and fine > -16.0:
         fine, reach = fine - reach, 2 * reach
     while not is_cheap(coarse):
         coarse, reach = coarse + reach, 2 * reach
-    while coarse - fine > 2.0**-_STEP_HALVINGS:
+    while coarse - fine > _FACTOR_TOLERANCE:
         middle = (fine + coarse) / 2
         fine, coarse = (fine, middle) if is_cheap(middle) else (middle, coarse)
-    return _held(torch.full((1, 1), 2.0**coarse, device=weights[0].device), kind.scale_dtype)
+    return scales(coarse)
 
 
 def _scale(low: Tensor, high: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | None]:

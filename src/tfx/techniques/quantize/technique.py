@@ -21,7 +21,7 @@ from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
-from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, fit, fit_common, step_for_rate
+from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, fit, scales_for_rate
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -54,13 +54,13 @@ class QuantizeSettings(TechniqueSettings):
     )
     granularity: str | None = setting(
         None,
-        "what shares a scale; null: group, or with a rate the model",
-        choices=("model", "tensor", "channel", "group"),
+        "what shares a scale; null: group, or with a rate the tensor",
+        choices=("tensor", "channel", "group"),
     )
     rate: float | None = setting(
         None,
-        "bits a weight that the codes shall take once entropy coded: one step for all tensors is chosen for it, and "
-        "bits only bounds the codes; null: scales come from the range",
+        "bits a weight that the codes shall take once entropy coded: scales are a multiple of the weights' root mean "
+        "square that meets it, and bits only bounds the codes; null: scales come from the range",
         minimum=0.5,
         maximum=6,
         paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5)",
@@ -103,7 +103,7 @@ class Quantize(Technique):
         super().__init__(settings)
         gptq_asked = settings.method == "gptq"
         self.aware = not gptq_asked if settings.aware is None else settings.aware
-        self.granularity = settings.granularity or ("group" if settings.rate is None else "model")
+        self.granularity = settings.granularity or ("group" if settings.rate is None else "tensor")
         self._due = -1
         self._aware_steps = 0
         self._bits: dict[str, int] = {}
@@ -130,10 +130,6 @@ class Quantize(Technique):
             )
         if settings.learned_step and (settings.method != "nearest" or not self.aware):
             raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
-        if settings.learned_step and self.granularity == "model":
-            raise UserError("technique.quantize.learned_step learns the scales of each tensor: not granularity=model")
-        if self.granularity == "model" and settings.layers:
-            raise UserError("technique.quantize.layers gives tensors other bits, and granularity=model the same scale")
         if settings.rate is not None:
             self._check_rate(settings.rate)
         if settings.activations == "int8" and (
@@ -152,14 +148,16 @@ class Quantize(Technique):
     def _check_rate(self, rate: float) -> None:
         settings = self.settings
         if (
-            self.granularity != "model"
+            self.granularity == "group"
             or settings.range != "symmetric"
             or settings.method == "codebook"
+            or settings.learned_step
+            or settings.layers
             or not settings.entropy
         ):
             raise UserError(
-                "technique.quantize.rate needs one step for all (granularity=model, or null), range=symmetric, "
-                "entropy=true and no codebook"
+                "technique.quantize.rate needs range=symmetric, granularity=tensor or channel, entropy=true and no "
+                "codebook, learned_step or layers: it chooses the scales, for entropy-coded codes"
             )
         if settings.bits < rate + 2:
             # 2^(bits - rate) standard deviations at least, for weights that are about normal.
@@ -220,7 +218,7 @@ class Quantize(Technique):
     def kind(self, name: str) -> GridKind:
         """How the scales of a tensor are made."""
         settings = self.settings
-        group = {"model": None, "tensor": None, "channel": 0, "group": settings.group}[self.granularity]
+        group = {"tensor": None, "channel": 0, "group": settings.group}[self.granularity]
         return GridKind(
             self.bits_of(name), settings.range == "symmetric", group, settings.clip, _DTYPES[settings.scales]
         )
@@ -256,13 +254,10 @@ class Quantize(Technique):
 
     def _fit(self, weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Scales and zero points of masked weights."""
-        if self.granularity != "model":
+        if self.settings.rate is None:
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
-        kind, rate = self.kind(""), self.settings.rate
-        if rate is None:
-            return dict.fromkeys(weights, fit_common(list(weights.values()), kind))
-        before = next((scale for scale, _ in self._scales.values()), None)
-        return dict.fromkeys(weights, (step_for_rate(list(weights.values()), rate, kind, before), None))
+        scales = scales_for_rate(weights, self.settings.rate, self.kind(""))
+        return {name: (scale, None) for name, scale in scales.items()}
 
     def _cluster(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype = _DTYPES[self.settings.scales]
@@ -300,7 +295,8 @@ class Quantize(Technique):
         self._bits = {name: self.bits_of(name) for name in chosen}
         before = {name: weight.clone() for name, weight in chosen.items()}
         final: dict[str, Grid] = {}
-        common = self._fit(chosen) if self.granularity == "model" else {}
+        # Those of a rate are chosen for all tensors together, before GPTQ moves the first weight.
+        scales = {} if settings.rate is None else self._fit(chosen)
         if settings.method == "gptq":
             calibration.request(settings.calibration)
             for block in calibration.blocks():
@@ -308,7 +304,7 @@ class Quantize(Technique):
                 moments = calibration.second_moments(layers)
                 for name, layer in layers.items():
                     # Zeros are what masks have left: they stay.
-                    grid = gptq(layer.weight, moments[name], self.kind(name), layer.weight != 0, common.get(name))
+                    grid = gptq(layer.weight, moments[name], self.kind(name), layer.weight != 0, scales.get(name))
                     layer.weight.copy_(grid.values())
                     final[name] = grid
         rest = {name: weight for name, weight in chosen.items() if name not in final}
@@ -317,8 +313,8 @@ class Quantize(Technique):
         else:
             if self._steps is not None and self._scales:
                 scales = {name: self._scale(name) for name in rest}
-            else:
-                scales = common or self._fit(rest)
+            elif settings.rate is None:
+                scales = self._fit(rest)
             final |= {name: encode(weight, *scales[name], self.kind(name)) for name, weight in rest.items()}
         self._final = final
         wrong = sum(float((before[name] - grid.values()).square().sum()) for name, grid in final.items())
