@@ -389,7 +389,7 @@ def check_values(node: Any, prefix: str) -> None:
             check_values(value, f"{name}.")
             continue
         choices = meta.get("choices")
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise unknown(name, str(value), choices)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(value, list) and isinstance(number, dict | list):  # merging lets them through
