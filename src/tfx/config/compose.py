@@ -18,6 +18,7 @@ import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -244,6 +245,9 @@ def flags_last(arguments: Sequence[str]) -> list[str]:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     _register()
     try:
+        if GlobalHydra.instance().is_initialized():
+            # Inside a job of the command line's Hydra, which allows no second one and knows the user's own folder.
+            return hydra.compose(_PRIMARY, _in_place(overrides))
         with hydra.initialize_config_module("tfx.conf", version_base="1.3"):
             return hydra.compose(_PRIMARY, _in_place(overrides))
     except Exception as error:  # Hydra raises any kind where the input is wrong
