@@ -14,7 +14,7 @@ import torch
 from tfx.compression import checkpoint
 from tfx.config.schema import Root
 from tfx.data.batching import scoring_batches
-from tfx.data.prepare import PreparedData, prepare_data
+from tfx.data.prepare import Pairs, PreparedData, prepare_data
 from tfx.errors import UserError
 from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.scoring import run_batch
@@ -65,7 +65,7 @@ class Measurer:
     def quality(self, loaded: checkpoint.LoadedModel, split: str, data: PreparedData | None = None) -> Quality:
         """Loss and text metrics of a model on a split; on validation data at most ``evaluation.decode_valid`` rows.
 
-        ``data`` are those of a model with another tokenizer.
+        ``data`` are those of a model with another tokenizer or a smaller context.
         """
         config, data = self.config, data or self.data
         self.console.training_started()
@@ -86,9 +86,9 @@ class Measurer:
         self.console.decoding(what, done, total)
         raise_if_signalled()
 
-    def speed(self, loaded: checkpoint.LoadedModel) -> dict[str, Any]:
-        """Latency, throughput and memory of a model on the inputs of the test split."""
-        split = self.data.splits[self.data.test_split]
+    def speed(self, loaded: checkpoint.LoadedModel, data: PreparedData | None = None) -> dict[str, Any]:
+        """Latency, throughput and memory of a model on the inputs of the test split; ``data`` as for `quality`."""
+        split = (data or self.data).splits[self.data.test_split]
         return measure_speed(loaded.model, split, loaded.tokenizer, self.config.evaluation)
 
     # --- the reference --------------------------------------------------------------------------------
@@ -101,19 +101,20 @@ class Measurer:
         if (loaded.model.architecture.family == "seq2seq") != (self.data.task == "seq2seq"):
             raise UserError(f"reference {path} is of another task than dataset '{self.data.name}'")
         data = self.data
-        if loaded.tokenizer.fingerprint != data.tokenizer.fingerprint:
-            # With a part of its tokens, the text is the same tokens wherever they are enough.
-            is_part = loaded.tokenizer.fingerprint == data.reduced_from
-            if self.primary in ("loss", "perplexity") and not is_part:
-                raise UserError(
-                    f"reference {path} has another tokenizer than the run, so their {self.primary} is of different "
-                    "tokens: give the run the reference's (dataset.tokenizer.path=REFERENCE_RUN/tokenizer.json)"
-                )
-            data = prepare_data(self.config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+        is_other = loaded.tokenizer.fingerprint != data.tokenizer.fingerprint
+        # With a part of its tokens, the text is the same tokens wherever they are enough.
+        is_part = loaded.tokenizer.fingerprint == data.reduced_from
+        if is_other and not is_part and self.primary in ("loss", "perplexity"):
+            raise UserError(
+                f"reference {path} has another tokenizer than the run, so their {self.primary} is of different "
+                "tokens: give the run the reference's (dataset.tokenizer.path=REFERENCE_RUN/tokenizer.json)"
+            )
+        if is_other or _longest(data) > loaded.model.architecture.context:
+            data = self._reference_data(loaded, f"{name} {path}")
         bytes_ = checkpoint.read_header(file).bytes
         valid = self.quality(loaded, "valid", data).metrics
         test = valid if data.test_split == "valid" else self.quality(loaded, "test", data).metrics
-        speed = self.speed(loaded)
+        speed = self.speed(loaded, data)
         self.inference["reference"] = speed
         self.reference = {
             "name": name,
@@ -128,6 +129,17 @@ class Measurer:
             training = RunDirectory(path).read_summary().get("train") or {}
             self.reference["train"] = {key: training.get(key) for key in ("steps", "tokens", "seconds", "flops")}
         self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, speed)
+
+    def _reference_data(self, loaded: checkpoint.LoadedModel, what: str) -> PreparedData:
+        """The run's data in the tokens and the context of its reference; says where that leaves less of them."""
+        try:
+            data = prepare_data(self.config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+        except UserError as error:
+            raise UserError(f"{what} cannot be measured on the run's data: {error}") from error
+        less = [note for note in data.notes if note not in self.data.notes and not note.startswith("train:")]
+        if less:
+            self.console.note(f"{what} is measured in its own way: {'; '.join(less)}")
+        return data
 
     def measure_inference(self, loaded: checkpoint.LoadedModel, plain: Path) -> None:
         """Speed and memory of the final file, and of the same model as plain tensors in fp32 and bf16."""
@@ -257,3 +269,9 @@ def count_parameters(model: Transformer) -> tuple[int, int]:
     """All parameters, tied ones once, and those that are not zero."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
+
+
+def _longest(data: PreparedData) -> int:
+    """Positions of the longest input of the scored splits; a stream has none, for each model cuts its own windows."""
+    scored = [split for name, split in data.splits.items() if name != "train" and isinstance(split, Pairs)]
+    return max((1 + int(side.lengths.max()) for split in scored for side in (split.source, split.target)), default=0)
