@@ -1,17 +1,37 @@
 """Distillation losses against torch's own formulas and autograd."""
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn import functional
 
-from tfx.config.schema import ModelConfig
+from tfx.config.schema import EvaluationConfig, ModelConfig, Root
+from tfx.data.batching import Batch, Mix, collate_pairs
+from tfx.data.prepare import Pairs, PreparedData, Ragged
+from tfx.data.sources import Corpus
 from tfx.errors import UserError
+from tfx.evaluation.scoring import run_batch
 from tfx.model.architecture import Architecture
-from tfx.model.loss import LogitSlice, projected_losses
+from tfx.model.linear import set_product_dtype
+from tfx.model.loss import CrossEntropy, LogitSlice, projected_losses
 from tfx.model.transformer import Transformer, initialise
-from tfx.techniques.distill import ABSENT, SoftTargets, copy_layers, divergence
+from tfx.techniques.contract import Moment, Objective, Teacher
+from tfx.techniques.distill import ABSENT, Distill, DistillSettings, SoftTargets, copy_layers, divergence
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
+
+
+def small(layers: int, width: int = 16, **others: object) -> Transformer:
+    sizes = {"width": width, "heads": 2, "ffn_width": 32, "encoder_layers": layers, "decoder_layers": layers}
+    config = ModelConfig(**{**sizes, "dropout": 0.0, **others})
+    model = Transformer(Architecture.from_config(config, 20))
+    initialise(model, layers)
+    return model
 
 
 def piece(logits):
@@ -58,13 +78,21 @@ def test_a_hot_temperature_tends_to_half_the_squared_distance_of_centred_logits(
     torch.testing.assert_close(value, centred.square().sum(1) / 20, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["forward_kl", "jensen_shannon"])
 def test_teacher_logits_outside_its_top_k_stay_finite(kind):
     teacher = torch.full((3, 8), ABSENT)
     teacher[:, :2] = torch.randn(3, 2)
     value, error = divergence(kind, teacher, piece(torch.randn(3, 8)), 1.0)
     assert torch.isfinite(value).all()
     assert torch.isfinite(error).all()
+
+
+def test_the_reverse_divergence_is_exact_also_where_the_teacher_is_sure():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(3, 8).double(), torch.randn(3, 8).double()
+    teacher[:, 0] = 300.0
+    value, _ = divergence("reverse_kl", teacher.clone(), piece(student), 1.0)
+    torch.testing.assert_close(value, by_hand("reverse_kl", teacher, student, 1.0))
 
 
 def test_padding_counts_nothing_in_loss_and_gradient():
@@ -88,11 +116,246 @@ def test_padding_counts_nothing_in_loss_and_gradient():
     assert (ours[0][::3] == 0).all()
 
 
-def small(layers: int, width: int = 16) -> Transformer:
-    config = ModelConfig(width=width, heads=2, ffn_width=32, encoder_layers=layers, decoder_layers=layers, dropout=0.0)
-    model = Transformer(Architecture.from_config(config, 20))
-    initialise(model, layers)
-    return model
+# --- the objective on batches -----------------------------------------------------------------------
+
+TOKENS = SimpleNamespace(pad=0, bos=1, eos=2, fingerprint="tokens")
+CPU = torch.device("cpu")
+HALFWAY = Moment(seed=1, step=5, batch=0, progress=0.5)
+
+
+def some_pairs(*lengths: tuple[int, int], seed: int = 0) -> Pairs:
+    rng = np.random.Generator(np.random.PCG64(seed))
+    sides = zip(*lengths, strict=True)
+    return Pairs(*(Ragged.from_lists([rng.integers(4, 20, size=n).tolist() for n in side], np.int64) for side in sides))
+
+
+PAIRS = some_pairs((4, 2), (6, 5), (3, 3), (5, 1))
+
+
+def mixed(batch: Batch) -> Batch:
+    mix = Mix(
+        partner_B=torch.tensor([1, 2, 0]),
+        weight_B=torch.tensor([0.8, 1.0, 0.6]),
+        source_real_BS=batch.source_mask_BS,
+        target_real_BT=batch.target_out_BT >= 0,
+    )
+    assert batch.source_mask_BS is not None
+    return replace(batch, mix=mix, source_mask_BS=batch.source_mask_BS | batch.source_mask_BS[mix.partner_B])
+
+
+def padded_batch(*, is_mixed: bool = False) -> Batch:
+    batch = collate_pairs(PAIRS, np.array([2, 0, 1]), TOKENS)
+    return mixed(batch) if is_mixed else batch
+
+
+def weight_of_positions(batch: Batch) -> torch.Tensor:
+    """How much each position counts, from the meaning of the mix: its own share of it and its partner's."""
+    real = (batch.target_out_BT >= 0).float()
+    if batch.mix is None:
+        return real.flatten()
+    own = batch.mix.weight_B.unsqueeze(1)
+    return (own * real + (1 - own) * real[batch.mix.partner_B]).flatten()
+
+
+def taught(settings: DistillSettings, teacher: Transformer, data: object = None) -> Distill:
+    technique = Distill(settings)
+    technique.receive_teacher(a_teacher(teacher), None, CPU)
+    if data is not None:
+        technique.receive_teacher(technique.teacher, data, CPU)
+    return technique
+
+
+def a_teacher(model: Transformer, sha256: str = "of a file", **others: object) -> Teacher:
+    known = {"tokenizer": TOKENS, "generation": EvaluationConfig(), "path": Path("teacher"), **others}
+    return Teacher(model, "tokens", sha256=sha256, **known)
+
+
+def objective_of(student: Transformer, batch: Batch, *, is_kept: bool) -> Objective:
+    """As the training loop makes it: all positions, or those alone that count for something."""
+    hidden, targets, keep = run_batch(student, batch).flatten(0, 1), batch.targets_and_weights(), None
+    if is_kept:
+        keep = torch.stack([ids >= 0 for ids, _ in targets]).any(0)
+        hidden = hidden[keep]
+        targets = [(ids[keep], None if weight is None else weight[keep]) for ids, weight in targets]
+    return Objective(batch, run_batch, hidden, keep, [("task", CrossEntropy(targets), 1.0)])
+
+
+def loss_of(objective: Objective, student: Transformer) -> torch.Tensor:
+    terms = [(term, scale) for _, term, scale in objective.logit_losses]
+    total, _ = projected_losses(objective.hidden_ND, student.output.weight, terms)
+    return total + sum(scale * value for _, value, scale in objective.other)
+
+
+def gradients(model: Transformer) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["all positions", "positions that count"])
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["plain", "mixed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_objective_is_the_tasks_loss_and_the_divergence_over_real_tokens(kind, is_mixed, is_kept):
+    teacher, student, batch = small(3), small(2), padded_batch(is_mixed=is_mixed)
+    technique = taught(DistillSettings(loss=kind, alpha=0.3, temperature=2.0), teacher)
+    objective = objective_of(student, batch, is_kept=is_kept)
+    technique.objective(objective, HALFWAY)
+    loss = loss_of(objective, student)
+    loss.backward()
+    ours = gradients(student)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    logits = student.project(run_batch(student, batch)).flatten(0, 1)
+    task = torch.zeros(())
+    for ids, weight in batch.targets_and_weights():
+        nll = functional.cross_entropy(logits, ids, ignore_index=-100, reduction="none")
+        task = task + (nll if weight is None else nll * weight).sum()
+    theirs = teacher.project(run_batch(teacher, batch)).flatten(0, 1)
+    soft = (by_hand(kind, theirs, logits, 2.0) * weight_of_positions(batch)).sum()
+    expected = 0.7 * task + 0.3 * soft
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, gradients(student), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["all positions", "positions that count"])
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["plain", "mixed"])
+def test_hidden_states_of_another_width_are_compared_through_a_projection(is_mixed, is_kept):
+    teacher, student, batch = small(3, width=32), small(2), padded_batch(is_mixed=is_mixed)
+    technique = taught(DistillSettings(loss="none", hidden=0.5), teacher)
+    projection = technique.prepare_model(student, Root())
+    assert projection.weight.shape == (32, 16)
+    objective = objective_of(student, batch, is_kept=is_kept)
+    technique.objective(objective, HALFWAY)
+    ((_, value, scale),) = objective.other
+    (scale * value).backward()
+    ours = gradients(student), projection.weight.grad.clone()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    projection.zero_grad()
+    gap = run_batch(student, batch).flatten(0, 1) @ projection.weight.t() - run_batch(teacher, batch).flatten(0, 1)
+    expected = 0.5 * (gap.square().mean(1) * weight_of_positions(batch)).sum()
+    expected.backward()
+    torch.testing.assert_close(scale * value, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[0], gradients(student), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[1], projection.weight.grad, rtol=1e-4, atol=1e-5)
+    assert [scale for _, _, scale in objective.logit_losses] == [1.0]
+
+
+def test_alpha_is_constant_or_goes_to_its_last_value_within_its_part_of_the_budget():
+    constant = Distill(DistillSettings(alpha=0.4))
+    assert [constant.alpha(progress) for progress in (0.0, 0.5, 0.999)] == [0.4] * 3
+    ramp = Distill(DistillSettings(alpha=0.8, alpha_final=0.2, start=0.25, end=0.75))
+    places = (0.0, 0.249, 0.25, 0.5, 0.7499999, 0.75, 1.0)
+    assert [ramp.alpha(place) for place in places] == pytest.approx([0, 0, 0.8, 0.5, 0.2, 0, 0], abs=1e-5)
+    assert Distill(DistillSettings(loss="none", alpha=0.4)).alpha(0.5) == 0.0
+
+
+def test_outside_its_part_of_the_budget_it_changes_no_term():
+    technique = taught(DistillSettings(hidden=1.0, start=0.6), small(3))
+    student = small(2)
+    technique.prepare_model(student, Root())
+    objective = objective_of(student, padded_batch(), is_kept=True)
+    technique.objective(objective, HALFWAY)
+    assert [(name, scale) for name, _, scale in objective.logit_losses] == [("task", 1.0)]
+    assert not objective.other
+    assert not technique.acted()
+
+
+def test_a_share_of_a_term_that_is_zero_is_no_proof():
+    student = small(2)
+    technique = taught(DistillSettings(alpha=0.5), small(3))
+    technique.objective(objective_of(student, padded_batch(), is_kept=True), HALFWAY)
+    technique.report("distill", torch.zeros(()), 10)
+    assert technique.evidence()["mean_alpha"] == 0.5
+    assert not technique.acted()
+    technique.report("distill", torch.ones(()), 10)
+    assert technique.acted()
+
+
+# --- the caches -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path))
+    return tmp_path / "teacher-logits"
+
+
+def data_of(pairs: Pairs) -> PreparedData:
+    return PreparedData("pairs", "seq2seq", TOKENS, {"train": pairs}, "of the data")
+
+
+def soft_loss(technique: Distill, student: Transformer, rows: list[int]) -> torch.Tensor:
+    objective = objective_of(student, collate_pairs(PAIRS, np.array(rows), TOKENS), is_kept=True)
+    technique.objective(objective, HALFWAY)
+    return loss_of(objective, student)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1], [2]])
+def test_a_cache_of_all_logits_teaches_what_the_teacher_does(rows, cache):
+    teacher, student = small(3), small(2)
+    whole = soft_loss(taught(DistillSettings(alpha=1.0), teacher), student, rows)
+    cached = taught(DistillSettings(alpha=1.0, cache_top_k=20), teacher, data_of(PAIRS))
+    torch.testing.assert_close(soft_loss(cached, student, rows), whole, rtol=2e-3, atol=2e-3)
+
+
+def test_the_largest_logits_of_each_position_are_a_distribution_of_their_own(cache):
+    teacher, student, batch = small(3), small(2), padded_batch()
+    cached = taught(DistillSettings(alpha=1.0, cache_top_k=3), teacher, data_of(PAIRS))
+    theirs = teacher.project(run_batch(teacher, batch)).flatten(0, 1)
+    top = theirs.topk(3, dim=1)
+    p = torch.zeros_like(theirs).scatter(1, top.indices, top.values.softmax(1))
+    log_q = student.project(run_batch(student, batch)).flatten(0, 1).log_softmax(1)
+    expected = (functional.kl_div(log_q, p, reduction="none").sum(1) * weight_of_positions(batch)).sum()
+    torch.testing.assert_close(soft_loss(cached, student, [2, 0, 1]), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, monkeypatch):
+    teacher, student, settings = small(3), small(2), DistillSettings(alpha=1.0, cache_top_k=4)
+    first = taught(settings, teacher, data_of(PAIRS))
+    made = first.teacher.work["logits"]
+    assert made > 0
+    with monkeypatch.context() as patch:
+        patch.setattr("tfx.techniques.distill.run_batch", None)
+        second = taught(settings, teacher, data_of(PAIRS))
+    assert torch.equal(soft_loss(first, student, [0, 3]), soft_loss(second, student, [0, 3]))
+    assert second.teacher.work["logits"] == made
+    assert len(list(cache.iterdir())) == 1
+    # As many pairs of the same data, but others; and products in another precision.
+    taught(settings, teacher, data_of(some_pairs((4, 2), (6, 5), (3, 3), (5, 2))))
+    set_product_dtype(teacher, torch.bfloat16)
+    taught(settings, teacher, data_of(PAIRS))
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_of_a_teacher_that_is_yet_to_be_trained_nothing_is_cached(cache):
+    technique = Distill(DistillSettings(cache_top_k=4))
+    teacher = a_teacher(small(3), sha256="")
+    technique.receive_teacher(teacher, data_of(PAIRS), CPU)
+    assert torch.isfinite(soft_loss(technique, small(2), [1, 0]))
+    assert not cache.exists()
+
+
+def test_outputs_with_line_ends_of_any_kind_are_read_back_as_they_were_written(cache, monkeypatch):
+    written = ["one\rtwo", "three\r\nfour", "five\nsix", ""]
+    model = small(2)
+    tokenizer = SimpleNamespace(encode=lambda texts: [[4, 5]] * len(texts))
+    targets = []
+    for decode in (lambda *_, **__: list(written), None):
+        monkeypatch.setattr("tfx.techniques.distill.decode_sources", decode)
+        train = Dataset.from_dict({"source": list("abcd"), "target": ["three\r\nfour"] * 4})
+        technique = Distill(DistillSettings(loss="none", sequence_level=True))
+        technique.receive_teacher(a_teacher(model, tokenizer=tokenizer), None, CPU)
+        changed = technique.prepare_data(Corpus("seq2seq", {"train": train}, "of the text"), Root())
+        targets.append(list(changed.splits["train"]["target"]))
+        assert technique.evidence()["targets_changed"] == 0.5
+        assert technique.teacher.total_seconds > 0
+    # An empty output leaves the reference.
+    assert targets[0] == targets[1] == [*written[:3], "three\r\nfour"]
+
+
+# --- initialisation ---------------------------------------------------------------------------------
 
 
 def test_a_student_of_the_same_depth_starts_as_its_teacher():
@@ -104,6 +367,31 @@ def test_a_student_of_the_same_depth_starts_as_its_teacher():
     assert torch.equal(teacher(tokens, tokens), student(tokens, tokens))
 
 
-def test_initialising_from_another_width_is_refused():
-    with pytest.raises(UserError, match="width"):
-        copy_layers(small(2, width=32), small(2))
+def test_a_student_of_half_the_depth_starts_from_evenly_spaced_layers():
+    teacher, student = small(6), small(3)
+    assert copy_layers(teacher, student) == 6
+    for stack in ("encoder", "decoder"):
+        blocks = getattr(teacher, stack).blocks
+        for block, number in zip(getattr(student, stack).blocks, (0, 2, 5), strict=True):
+            for name, value in block.state_dict().items():
+                assert torch.equal(value, blocks[number].state_dict()[name]), (stack, number, name)
+    assert torch.equal(student.embedding.weight, teacher.embedding.weight)
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({"width": 32}, "width: 32 is not 16"),
+        ({"heads": 4}, "head_width: 4 is not 8"),
+        ({"ffn_width": 64}, "feed-forward width"),
+        ({"bias": True}, "bias: True is not False"),
+        ({"qk_norm": True}, "qk_norm: True is not False"),
+    ],
+)
+def test_initialising_from_layers_of_another_kind_is_refused(others, words):
+    student = small(2, bias=False, qk_norm=False)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    teacher = small(2, **{"bias": False, "qk_norm": False, **others})
+    with pytest.raises(UserError, match=words):
+        copy_layers(teacher, student)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

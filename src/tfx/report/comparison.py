@@ -188,9 +188,12 @@ def _machine(run: Run) -> str:
 
 
 def _unknown_teacher(run: Run) -> bool:
-    """Whether a teacher was given as a model file, of which nobody knows what its training cost."""
+    """Whether a teacher was given as a model file, of which nobody knows what its training cost.
+
+    Seconds do not tell: they count the teacher's work for this run, too.
+    """
     taught = any(str(name).startswith("teacher of ") for name in run.environment.get("fingerprints") or {})
-    return taught and not run.train.get("teacher_seconds")
+    return taught and not run.train.get("teacher_tokens")
 
 
 def _same_test(arms: Iterable[Arm]) -> bool:

@@ -89,7 +89,11 @@ class TeacherNeed:
 
 @dataclass
 class Teacher:
-    """A teacher as the train command hands it over, and what its training cost, now or before (0: not known)."""
+    """A teacher as the train command hands it over, and what its training cost, now or before (0: not known).
+
+    ``sha256`` is of its file; empty: there is none yet, its weights stand in for those that training will give.
+    ``work`` are the seconds that making what is cached of its outputs took, now or before, by what was made.
+    """
 
     model: Transformer
     tokenizer_fingerprint: str
@@ -100,6 +104,12 @@ class Teacher:
     seconds: float = 0.0
     tokens: int = 0
     flops: float = 0.0
+    work: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total_seconds(self) -> float:
+        """What its training and its work took."""
+        return self.seconds + sum(self.work.values())
 
 
 @dataclass
@@ -167,6 +177,10 @@ class Technique:
 
     def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
         """Takes over the teacher that `teacher_need` asked for; ``data`` is None before the data are prepared."""
+
+    def acts_before_training(self) -> bool:
+        """Whether it changes the model itself before the first step, and so with a budget of zero, too."""
+        return "prepare_model" in self.hooks()
 
     def active(self, progress: float) -> bool:
         """Whether it acts at this progress."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from tfx.data.sources import Corpus, replace_targets, writable_cache
 from tfx.errors import UserError
 from tfx.evaluation.generation import decode_sources
 from tfx.evaluation.scoring import run_batch
+from tfx.model.architecture import Architecture
 from tfx.model.linear import Linear, reduce_rows
 from tfx.model.loss import LogitSlice
 from tfx.model.rewiring import evenly_spaced
 from tfx.model.transformer import Transformer
-from tfx.run.files import replacing, write_text
+from tfx.run.files import read_json, replacing, write_json
 from tfx.run.lock import making
 from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
 
@@ -72,6 +74,8 @@ class DistillSettings(TechniqueSettings):
     )
 
 
+# Of what the cache holds of a teacher: its outputs and its logits.
+_VERSION = 1
 # The logit of a token whose probability is 0: finite, so that 0 times it is 0.
 ABSENT = -1e30
 
@@ -107,7 +111,8 @@ def divergence(
 ) -> tuple[Tensor, Tensor | None]:
     """The divergence (N,) between teacher's and student's logits (N, V), times T^2, and its gradient for the latter.
 
-    A teacher logit of `ABSENT` (not among its cached ones) has probability 0. The teacher's tensor is used up.
+    A teacher logit of `ABSENT` (not among its cached ones) has probability 0, which ``reverse_kl`` has no value for.
+    The teacher's tensor is used up.
     """
     if temperature != 1.0:
         teacher_NV = teacher_NV.div_(temperature)
@@ -121,9 +126,8 @@ def divergence(
         loss_N = _dot(p_NV, teacher_NV.sub_(piece.logits_NV)) + (piece.log_normalizer_N1 - log_normalizer_N1).squeeze(1)
         error_NV = torch.sub(piece.probabilities_NV, p_NV, out=p_NV) if needs_error else None
     elif kind == "reverse_kl":
-        # A floor keeps the divergence finite where the teacher's probability is 0.
         q_NV = piece.probabilities_NV
-        gap_NV = piece.logits_NV - piece.log_normalizer_N1 - teacher_NV.log_softmax(1).clamp_(min=-100.0)
+        gap_NV = piece.logits_NV - piece.log_normalizer_N1 - teacher_NV.log_softmax(1)
         loss_N = _dot(q_NV, gap_NV)
         error_NV = gap_NV.sub_(loss_N.unsqueeze(1)).mul_(q_NV) if needs_error else None
     else:
@@ -225,6 +229,17 @@ class Distill(Technique):
             for name in ("sequence_level", "cache_top_k"):
                 if getattr(settings, name):
                     raise UserError(f"technique.distill.{name} is for text to text, not for a language model")
+        if settings.cache_top_k is not None and settings.loss == "reverse_kl":
+            raise UserError(
+                "technique.distill.loss=reverse_kl needs the teacher's whole distribution, and "
+                f"technique.distill.cache_top_k={settings.cache_top_k} keeps a part of it: leave it out, or "
+                "set technique.distill.loss=forward_kl"
+            )
+        if settings.teacher is not None and settings.teacher_model is not None:
+            raise UserError(
+                f"technique.distill.teacher={settings.teacher} names a teacher that exists, and "
+                f"technique.distill.teacher_model={settings.teacher_model} one that is to be trained: keep one of them"
+            )
         if settings.teacher is not None and any(
             getattr(settings.teacher_budget, key) is not None for key in ("steps", "tokens", "seconds")
         ):
@@ -245,6 +260,10 @@ class Distill(Technique):
         if self._uses_logits() or self.settings.hidden:
             used.append("objective")
         return tuple(used)
+
+    def acts_before_training(self) -> bool:
+        # The projection of hidden states is nothing without steps.
+        return bool(self.settings.initialise)
 
     def teacher_need(self, config: Root) -> TeacherNeed | None:
         path = self.settings.teacher
@@ -272,6 +291,11 @@ class Distill(Technique):
     # --- the teacher ----------------------------------------------------------------------------------
 
     def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
+        if self.settings.sequence_level and not teacher.model.architecture.is_seq2seq:
+            raise UserError(
+                f"technique.distill.sequence_level: the teacher {teacher.path} is a language model, which writes "
+                "no targets for sources: name one that is text to text (technique.distill.teacher=RUN)"
+            )
         self.teacher = teacher
         # Training mode lets its linear layers use the fast products; it has no dropout, and no gradients.
         teacher.model.to(device).train().requires_grad_(False)
@@ -280,38 +304,76 @@ class Distill(Technique):
         )
         if data is None:
             return
-        if self._uses_logits() and teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
-            raise UserError(
-                "technique.distill: the teacher has another tokenizer than the student, so their logits are of "
-                "different tokens; give the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json), "
-                "or learn from its outputs (technique.distill.sequence_level=true technique.distill.loss=none)"
-            )
-        if self.settings.hidden and teacher.model.architecture.family != data.task:
-            raise UserError("technique.distill.hidden needs a teacher of the student's own family")
+        self._check_teacher(teacher, data)
         if self.settings.cache_top_k is not None and self._uses_logits():
             self._load_top_k(teacher, data, device)
+
+    def _check_teacher(self, teacher: Teacher, data: PreparedData) -> None:
+        """Raises `UserError` where the student's tokens mean nothing to a teacher whose inside it learns from."""
+        learnt = {
+            f"loss={self.settings.loss}": self._uses_logits(),
+            f"hidden={self.settings.hidden:g}": self.settings.hidden > 0,
+            "initialise=true": self.settings.initialise,
+        }
+        asked = [f"technique.distill.{name}" for name, is_used in learnt.items() if is_used]
+        if not asked:
+            return
+        family = teacher.model.architecture.family
+        if family != data.task:
+            raise UserError(
+                f"{asked[0]} needs a teacher of the student's own family: {teacher.path} is a model for {family}, and "
+                f"dataset '{data.name}' is for {data.task}; name another (technique.distill.teacher=RUN)"
+            )
+        if teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
+            raise UserError(
+                f"{asked[0]}: the teacher has another tokenizer than the student, so they know different tokens; give "
+                "the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json), or learn from its "
+                "outputs alone (technique.distill.sequence_level=true technique.distill.loss=none)"
+            )
+        train = data.splits["train"]
+        if isinstance(train, Pairs):
+            longest = 1 + max(int(side.lengths.max()) for side in (train.source, train.target))
+            self._check_context(longest, "dataset.max_tokens={}", -1)
+
+    def _check_context(self, longest: int, remedy: str, offset: int = 0) -> None:
+        """Raises `UserError` where the teacher has no positions for inputs of this length."""
+        assert self.teacher is not None
+        context = self.teacher.model.architecture.context
+        if longest > context and (self._uses_logits() or self.settings.hidden):
+            raise UserError(
+                f"technique.distill: the student's inputs have up to {longest} tokens, and the teacher "
+                f"{self.teacher.path} takes {context}: set {remedy.format(context + offset)}, or name another teacher"
+            )
+
+    def plan(self, model: Transformer) -> list[str]:
+        if self.teacher is None:  # a dry run makes none
+            return []
+        if not model.architecture.is_seq2seq:
+            self._check_context(model.architecture.context, "model.context={}")
+        if self.settings.initialise:
+            check_layers(self.teacher.model.architecture, model.architecture)
+        return []
 
     def prepare_data(self, corpus: Corpus, config: Root) -> Corpus:
         teacher = self.teacher
         assert teacher is not None
-        if not teacher.model.architecture.is_seq2seq:
-            raise UserError("technique.distill.sequence_level needs a teacher that is text to text")
         sources = list(corpus.splits["train"]["source"])
-        decoding = repr(teacher.generation)
-        key = hashlib.sha256(f"{corpus.fingerprint}\0{teacher.sha256}\0{decoding}".encode()).hexdigest()[:32]
-        path = writable_cache("teacher-outputs") / f"{key}.txt"
+        content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{teacher.generation!r}"
+        key = hashlib.sha256(content.encode()).hexdigest()[:32]
+        path = writable_cache("teacher-outputs") / f"{key}.json"
         with making(path):
-            if path.is_file():
-                outputs = path.read_text(encoding="utf-8").split("\n")
-            else:
+            if not path.is_file():
+                start = time.perf_counter()
                 longest = teacher.model.architecture.context - 1
                 ids = [row[:longest] for row in teacher.tokenizer.encode(sources)]
                 encoded = Ragged.from_lists(ids, np.int64)
                 teacher.model.eval()
-                outputs = decode_sources(teacher.model, encoded, teacher.tokenizer, teacher.generation, seed=0)
+                decoded = decode_sources(teacher.model, encoded, teacher.tokenizer, teacher.generation, seed=0)
                 teacher.model.train()
-                outputs = [" ".join(text.split("\n")) for text in outputs]
-                write_text(path, "\n".join(outputs))
+                write_json(path, {"seconds": time.perf_counter() - start, "outputs": decoded})
+            # As JSON, an output may hold line ends of any kind.
+            made = read_json(path)
+        outputs, teacher.work["outputs"] = made["outputs"], made["seconds"]
         before = list(corpus.splits["train"]["target"])
         # An empty output teaches nothing: there the reference stays.
         targets = [new or old for new, old in zip(outputs, before, strict=True)]
@@ -388,10 +450,24 @@ class Distill(Technique):
         train = data.splits["train"]
         assert isinstance(train, Pairs)
         self._offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
-        key = hashlib.sha256(f"{data.fingerprint}\0{len(train)}\0{teacher.sha256}\0{k}".encode()).hexdigest()[:32]
+        if not teacher.sha256:  # what it will say is not known: any logits cost as much to learn from
+            size = (int(self._offsets[-1]), k)
+            self._top_k = {
+                "ids": np.broadcast_to(np.arange(k, dtype=np.int32), size),
+                "logits": np.broadcast_to(np.float16(0), size),
+            }
+            return
+        content = hashlib.sha256(
+            f"{_VERSION}\0{data.fingerprint}\0{teacher.sha256}\0{k}\0{self._product_dtype}".encode()
+        )
+        # Which of the data's pairs are trained on is another matter than what they are.
+        for side in (train.source, train.target):
+            content.update(side.lengths.tobytes())
+        key = content.hexdigest()[:32]
         path = writable_cache("teacher-logits") / f"{key}.npz"
         with making(path):
             if not path.is_file():
+                begun = time.perf_counter()
                 total = int(self._offsets[-1])
                 ids = np.zeros((total, k), dtype=np.int32)
                 logits = np.zeros((total, k), dtype=np.float16)
@@ -405,9 +481,10 @@ class Distill(Technique):
                     ids[span] = top.indices.cpu()[real].numpy()
                     logits[span] = top.values.cpu()[real].numpy()
                 with replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, ids=ids, logits=logits)
+                    np.savez(file, ids=ids, logits=logits, seconds=time.perf_counter() - begun)
         with np.load(path) as stored:
             self._top_k = {"ids": stored["ids"], "logits": stored["logits"]}
+            teacher.work["logits"] = float(stored["seconds"])
 
     def _cached_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self._top_k is not None
@@ -435,6 +512,10 @@ class Distill(Technique):
             "layers_copied": float(self._layers_copied),
         }
 
+    def acted(self) -> bool:
+        # The share that a term was given proves nothing of the term.
+        return any(value != 0 for name, value in self.evidence().items() if name != "mean_alpha")
+
     def report(self, name: str, total: Tensor, count: int) -> None:
         """What the loop measured of a loss term of this technique."""
         if name == self.name:
@@ -450,31 +531,40 @@ class Distill(Technique):
         self._share.restore(state["share"])
 
 
-def copy_layers(teacher: Transformer, student: Transformer) -> int:
-    """Starts the student from evenly spaced teacher layers and its embeddings; returns the layers copied.
-
-    Raises `UserError` where widths or the kinds of layers differ.
-    """
-    theirs, ours = teacher.architecture, student.architecture
-    for name in ("family", "width", "head_width", "vocab_size", "positions", "norm", "norm_position", "activation"):
+def check_layers(theirs: Architecture, ours: Architecture) -> None:
+    """Raises `UserError` where widths or the kinds of layers of teacher and student differ."""
+    names = ("family", "width", "head_width", "vocab_size", "positions", "norm", "norm_position", "activation")
+    for name in (*names, "qk_norm", "bias"):
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
                 f"technique.distill.initialise needs a teacher with the student's {name}: "
                 f"{getattr(theirs, name)} is not {getattr(ours, name)}"
             )
+    for their_shapes, our_shapes in ((theirs.encoder, ours.encoder), (theirs.decoder, ours.decoder)):
+        numbers = evenly_spaced(len(our_shapes), len(their_shapes))
+        for shape, number in zip(our_shapes, numbers, strict=True):
+            if their_shapes[number] != shape:
+                raise UserError(
+                    "technique.distill.initialise needs layers of the same heads and feed-forward width: "
+                    f"{their_shapes[number]} is not {shape}"
+                )
+
+
+def copy_layers(teacher: Transformer, student: Transformer) -> int:
+    """Starts the student from evenly spaced teacher layers and its embeddings; returns the layers copied.
+
+    Raises `UserError` as `check_layers` does.
+    """
+    check_layers(teacher.architecture, student.architecture)
     copied = 0
     with torch.no_grad():
-        for ours_stack, theirs_stack in ((student.encoder, teacher.encoder), (student.decoder, teacher.decoder)):
-            if ours_stack is None or theirs_stack is None:
+        for ours, theirs in ((student.encoder, teacher.encoder), (student.decoder, teacher.decoder)):
+            if ours is None or theirs is None:
                 continue
-            numbers = evenly_spaced(len(ours_stack.blocks), len(theirs_stack.blocks))
-            for block, number in zip(ours_stack.blocks, numbers, strict=True):
-                source = theirs_stack.blocks[number].state_dict()
-                if any(source[key].shape != value.shape for key, value in block.state_dict().items()):
-                    raise UserError("technique.distill.initialise: the layers of teacher and student differ in shape")
-                block.load_state_dict(source)
+            for block, number in zip(ours.blocks, evenly_spaced(len(ours.blocks), len(theirs.blocks)), strict=True):
+                block.load_state_dict(theirs.blocks[number].state_dict())
                 copied += 1
-            ours_stack.norm.load_state_dict(theirs_stack.norm.state_dict())
+            ours.norm.load_state_dict(theirs.norm.state_dict())
         for name in ("embedding", "source_embedding", "output", "position"):
             theirs_part, ours_part = getattr(teacher, name), getattr(student, name)
             if theirs_part is not None and ours_part is not None and ours_part.weight.shape == theirs_part.weight.shape:

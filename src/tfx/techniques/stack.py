@@ -56,7 +56,7 @@ class Stack:
         budget = config.trainer.budget
         if 0 in (budget.steps, budget.tokens, budget.seconds):
             for technique in self._techniques:
-                if technique not in self.compressing and not set(technique.hooks()) & {"prepare_model"}:
+                if technique not in self.compressing and not technique.acts_before_training():
                     raise UserError(f"technique '{technique.name}' acts only while training, and the budget is zero")
         # The weights on their grids, by name, once the technique that quantizes has finished.
         self.grids: dict[str, Grid] = {}
