@@ -101,6 +101,7 @@ class _Parts:
         """Checks all that needs no data; raises `UserError`."""
         import torch
 
+        from tfx.commands.teacher import check_need
         from tfx.evaluation.metrics import check_metrics
         from tfx.model.architecture import check_model
         from tfx.model.device import choose_device
@@ -128,7 +129,9 @@ class _Parts:
             _require_tensorboard()
         self.stack = Stack.from_config(config)
         if config.reference is not None:
-            model_file(Path(config.reference))  # says before any training that it is not there
+            model_file(Path(config.reference).expanduser())  # says before any training that it is not there
+        for _, need in self.stack.teacher_needs():
+            check_need(config, need)
 
     def prepare(self) -> None:
         """Makes the rest, in a dry run without the teachers, and shows the header.
@@ -246,7 +249,6 @@ class _Run:
         self.data, self.model, self.teachers = self.parts.data, self.parts.model, self.parts.teachers
         self.facts["task"] = self.data.task
         self._write_environment()
-        self.prepared = True
         self.measurer = Measurer(self.config, self.data, self.device, self.run, self.console)
         if self.state is not None:
             self.measurer.load_state_dict(self.state["measurer"])
@@ -340,6 +342,7 @@ class _Run:
         trainer = Trainer(
             self.config, self.model, self.data, self.device, Recorder(), self.stack, training, self.recorded
         )
+        self.prepared = True
         self.state = None  # its tensors are not needed any more
         try:
             console.training_started()
@@ -434,7 +437,7 @@ class _Run:
             "parameters": measurer.stages[-1]["parameters"],
             "train": training.to_dict()
             | {
-                "teacher_seconds": sum(teacher.seconds for teacher in self.teachers.values()),
+                "teacher_seconds": sum(teacher.total_seconds for teacher in self.teachers.values()),
                 "teacher_tokens": sum(teacher.tokens for teacher in self.teachers.values()),
                 "teacher_flops": sum(teacher.flops for teacher in self.teachers.values()),
             },

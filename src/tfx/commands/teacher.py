@@ -19,10 +19,19 @@ from tfx.run.lock import locked, making
 if TYPE_CHECKING:
     import torch
 
+    from tfx.model.transformer import Transformer
     from tfx.techniques.contract import Teacher, TeacherNeed
     from tfx.techniques.stack import Stack
 
 _VERSION = 1
+
+
+def check_need(config: Root, need: TeacherNeed) -> None:
+    """Raises `UserError` for a teacher that is named and not there, or that cannot be trained as it is asked for."""
+    if need.path is not None:
+        model_file(need.path)
+    else:
+        teacher_config(config, need)
 
 
 def make_teachers(config: Root, stack: Stack, device: torch.device, console: RunConsole) -> dict[str, Teacher]:
@@ -51,14 +60,12 @@ def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunCon
 def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
     """A teacher from a run directory or model file, in the precision of the run."""
     from tfx.compression import checkpoint
-    from tfx.model.device import choose_precision
-    from tfx.model.linear import set_product_dtype
     from tfx.techniques.contract import Teacher
 
     file = model_file(path)
     loaded = checkpoint.load(file, kernels=False)
     spent = _training(path)
-    set_product_dtype(loaded.model, choose_precision(config.trainer.precision, device).products)
+    make_ready(loaded.model, config, device)
     return Teacher(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
@@ -72,8 +79,21 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
     )
 
 
+def make_ready(model: Transformer, config: Root, device: torch.device) -> None:
+    """Gives a teacher the precision of the run's products."""
+    from tfx.model.device import choose_precision
+    from tfx.model.linear import set_product_dtype
+
+    set_product_dtype(model, choose_precision(config.trainer.precision, device).products)
+
+
 def teacher_config(config: Root, need: TeacherNeed) -> Root:
-    """The run's own config without techniques, with the teacher's model and budget."""
+    """The run's own config without techniques, with the teacher's model and budget.
+
+    Raises `UserError` for a model that there is not, or that is not for the run's data.
+    """
+    # Without the run's origin, for whose sake a model and data of different kinds would be let through.
+    config = replace(config, technique={}, init_from=None)
     model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
     budget = need.budget
     if budget == BudgetConfig():
@@ -84,9 +104,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
         config,
         model=model,
         trainer=trainer,
-        technique={},
         dry_run=False,
-        init_from=None,
         reference=None,
         max_quality_drop=None,
     )

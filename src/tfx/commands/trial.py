@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tfx.commands.running import build_model, read_inputs
-from tfx.commands.teacher import read_teacher, teacher_config
+from tfx.commands.teacher import make_ready, read_teacher, teacher_config
 from tfx.config.schema import BudgetConfig, EarlyStoppingConfig, Root
 from tfx.errors import UserError
 from tfx.sweep.ablation import Rates
@@ -105,15 +105,19 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
     device = choose_device(config.trainer.device)
     stack = Stack.from_config(config)
     origin, data = read_inputs(config)
-    teachers = {}
+    teachers: dict[str, TeacherTrial] = {}
+    given: dict[str, Teacher] = {}
     for technique, need in stack.teacher_needs():
         if need.path is None:
             taught = teacher_config(config, need)
             teachers[technique.name] = TeacherTrial(need.budget, rates_of(taught))
-            technique.receive_teacher(_stand_in(taught, data, device), None, device)
+            teacher = _stand_in(taught, data, device)
         else:
-            technique.receive_teacher(read_teacher(config, need.path, device), None, device)
+            teacher = read_teacher(config, need.path, device)
+        technique.receive_teacher(teacher, None, device)
+        given[technique.name] = teacher
     model = build_model(config, data, device, origin)
+    stack.data_prepared(given, data, device)
     stack.plan_for(model)
     ends: list[float] = []
 
@@ -133,10 +137,8 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
 
 def _stand_in(config: Root, data: PreparedData, device: torch.device) -> Teacher:
     """A teacher of the shape of the one that is to be trained, so that its forward passes cost what they will."""
-    from tfx.model.device import choose_precision
-    from tfx.model.linear import set_product_dtype
     from tfx.techniques.contract import Teacher
 
     model = build_model(config, data, device, None)
-    set_product_dtype(model, choose_precision(config.trainer.precision, device).products)
+    make_ready(model, config, device)
     return Teacher(model, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), sha256="")
