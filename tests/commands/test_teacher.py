@@ -1,0 +1,195 @@
+"""Teachers through the command: trained first or named, of other shapes and tokenizers, and those that cannot teach."""
+
+import hashlib
+import json
+
+import pytest
+
+from tfx.cli import main
+from tfx.compression import checkpoint
+
+TINY = [
+    "model.width=16",
+    "model.heads=2",
+    "model.ffn_width=32",
+    "model.decoder_layers=1",
+    "trainer.budget.steps=3",
+    "evaluation=greedy",
+    "evaluation.latency_inputs=1",
+    "evaluation.new_tokens=8",
+]
+PAIRS = ["model.encoder_layers=1", *(f"dataset.limit.{split}=20" for split in ("train", "valid", "test"))]
+CHAR = ["dataset.tokenizer.kind=char"]
+# Of the teacher: shorter than most pairs of the data.
+CONTEXT = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teachers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFX_CACHE", str(path / "cache"))
+        patch.chdir(path)
+        yield path
+
+
+def train(run, *overrides):
+    return main(["train", *TINY, *overrides, f"hydra.run.dir={run}"])
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def char(folder):
+    """A teacher of characters with a small context, trained until it writes something."""
+    words = [f"model.context={CONTEXT}", "trainer.budget.steps=40", "optimizer.lr=0.01"]
+    assert train(folder / "char", *PAIRS, *CHAR, *words) == 0
+    return folder / "char"
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    """A teacher that is a language model."""
+    (folder / "text.txt").write_text("".join(f"line {i} of a little text\n" for i in range(200)))
+    assert train(folder / "lm", *lm_words(folder), "model.context=16") == 0
+    return folder / "lm"
+
+
+def lm_words(folder):
+    data = ["dataset=text", f"dataset.path={folder / 'text.txt'}", "dataset.batch_tokens=64"]
+    return ["model=gpt_nano", *data, *CHAR]
+
+
+def test_a_teacher_of_another_model_is_trained_first_also_where_the_model_is_the_users_own(folder):
+    models = folder / "conf" / "model"
+    models.mkdir(parents=True)
+    (models / "wider.yaml").write_text("name: wider\nwidth: 32\nheads: 2\nencoder_layers: 1\ndecoder_layers: 2\n")
+    words = ["+technique=distill", "technique.distill.teacher_model=wider", "--config-dir", str(folder / "conf")]
+    assert train(folder / "own-model", *PAIRS, *words) == 0
+    reference = summary_of(folder / "own-model")["reference"]
+    teacher, student = (checkpoint.load(path).model.architecture for path in (reference["path"], folder / "own-model"))
+    assert (teacher.width, len(teacher.decoder)) == (32, 2)
+    assert (student.width, len(student.decoder)) == (16, 1)
+
+
+def test_a_teacher_of_another_tokenizer_teaches_by_its_outputs_which_are_made_once(folder, char, monkeypatch, capsys):
+    words = ["+technique=distill", f"technique.distill.teacher={char}", "technique.distill.loss=none"]
+    words.append("technique.distill.sequence_level=true")
+    assert train(folder / "outputs", *PAIRS, *words) == 0
+    first = summary_of(folder / "outputs")
+    assert first["evidence"]["distill"]["targets_changed"] > 0
+    assert "teacher" in first["reference"]["name"]
+    # Longer test sentences than the teacher takes are cut for it, and that is said.
+    assert f"cut to {CONTEXT - 1} tokens" in " ".join(capsys.readouterr().err.split())
+
+    def again(*_, **__):
+        raise AssertionError("decoded a second time")
+
+    monkeypatch.setattr("tfx.techniques.distill.decode_sources", again)
+    assert train(folder / "outputs-2", *PAIRS, *words) == 0
+    second = summary_of(folder / "outputs-2")
+    assert second["test"] == first["test"]
+    own = summary_of(char)["train"]["seconds"]
+    assert first["train"]["teacher_seconds"] == second["train"]["teacher_seconds"] > own
+
+
+def test_a_reference_of_a_smaller_context_is_measured_on_what_it_takes(folder, char, capsys):
+    assert train(folder / "referred", *PAIRS, *CHAR, f"reference={char}") == 0
+    assert f"cut to {CONTEXT - 1} tokens" in " ".join(capsys.readouterr().err.split())
+    assert summary_of(folder / "referred")["reference"]["test"] == summary_of(char)["test"]
+
+
+MODES = {
+    "logits": [],
+    "hidden": ["technique.distill.loss=none", "technique.distill.hidden=1"],
+    "outputs": ["technique.distill.loss=none", "technique.distill.sequence_level=true"],
+    "layers": ["technique.distill.loss=none", "technique.distill.initialise=true"],
+}
+
+
+def test_each_way_to_learn_from_a_teacher_changes_the_model_in_its_own_way(folder, char):
+    fitting = [*PAIRS, *CHAR, f"dataset.max_tokens={CONTEXT - 1}"]
+    taught = [*fitting, "+technique=distill", f"technique.distill.teacher={char}"]
+    digests = set()
+    for name, words in {"untaught": fitting, **{name: [*taught, *mode] for name, mode in MODES.items()}}.items():
+        assert train(folder / f"by-{name}", *words) == 0
+        digests.add(hashlib.sha256((folder / f"by-{name}" / "model.safetensors").read_bytes()).hexdigest())
+    assert len(digests) == 1 + len(MODES)
+
+
+TAUGHT = ["+technique=distill", "technique.distill.teacher={char}"]
+BY_LM = [*PAIRS, "+technique=distill", "technique.distill.teacher={lm}"]
+NO_LOSS = "technique.distill.loss=none"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([*PAIRS, *TAUGHT], ["technique.distill.loss=forward_kl: the teacher has another tokenizer"]),
+        ([*PAIRS, *TAUGHT, NO_LOSS, "technique.distill.hidden=1"], ["technique.distill.hidden=1: the teacher has ano"]),
+        ([*PAIRS, *TAUGHT, NO_LOSS, "technique.distill.initialise=true"], ["initialise=true: the teacher has another"]),
+        ([*PAIRS, *CHAR, *TAUGHT], ["the teacher", f"takes {CONTEXT}: set dataset.max_tokens={CONTEXT - 1}"]),
+        (
+            [*PAIRS, *CHAR, *TAUGHT, "model.width=32", NO_LOSS, "technique.distill.initialise=true"],
+            ["initialise", "width: 16 is not 32"],
+        ),
+        (BY_LM, ["technique.distill.loss=forward_kl needs a teacher of the student's own family"]),
+        ([*BY_LM, NO_LOSS, "technique.distill.hidden=1"], ["hidden=1 needs a teacher of the student's own family"]),
+        ([*BY_LM, NO_LOSS, "technique.distill.sequence_level=true"], ["is a language model", "text to text"]),
+        (["{lm_words}", "model.context=24", *BY_LM[-2:]], ["have up to 24 tokens", "takes 16: set model.context=16"]),
+        (
+            [*PAIRS, *TAUGHT, "technique.distill.teacher_model=seq2seq_small"],
+            ["technique.distill.teacher=", "technique.distill.teacher_model=seq2seq_small", "keep one of them"],
+        ),
+        (
+            [*PAIRS, "+technique=distill", "technique.distill.loss=reverse_kl", "technique.distill.cache_top_k=4"],
+            ["loss=reverse_kl", "cache_top_k=4"],
+        ),
+        (
+            [*PAIRS, *TAUGHT, NO_LOSS, "technique.distill.hidden=1", "trainer.budget.steps=0"],
+            ["'distill' acts only while training, and the budget is zero"],
+        ),
+        ([*PAIRS, *CHAR, "reference={lm}"], ["reference", "is of another task"]),
+        ([*PAIRS, "reference={char}", "dataset.metrics=[]"], ["reference", "another tokenizer"]),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_in_one_line_and_leaves_nothing(
+    overrides, words, folder, char, lm, capsys
+):
+    filled = [word.format(char=char, lm=lm) for word in overrides if word != "{lm_words}"]
+    if "{lm_words}" in overrides:
+        filled = [*lm_words(folder), *filled]
+    capsys.readouterr()
+    assert train(folder / "refused", *filled) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in error for word in words), error
+    assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("teacher=nowhere", "nowhere does not exist"),
+        ("teacher_model=seq2seq_smal", "did you mean 'seq2seq_small'?"),
+        ("teacher_model=gpt_nano", "for a language model"),
+    ],
+)
+def test_a_dry_run_says_that_a_teacher_cannot_be_had(setting, words, folder, capsys):
+    run = ["dry_run=true", "+technique=distill", f"technique.distill.{setting}"]
+    assert train(folder / "dry", *PAIRS, *run) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.out == ""
+    assert not (folder / "dry").exists()
+
+
+def test_an_ablation_refuses_a_teacher_of_another_tokenizer_as_a_run_does(folder, char, capsys):
+    words = ["+technique=distill", f"technique.distill.teacher={char}", "trial_steps=4", "hydra.sweep.dir=ablation"]
+    capsys.readouterr()
+    assert main(["ablate", *TINY, *PAIRS, *words]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("trying ")]
+    assert len(errors) == 1
+    assert "arm distill: technique.distill.loss=forward_kl: the teacher has another tokenizer" in errors[0]
+    assert not (folder / "ablation").exists()
