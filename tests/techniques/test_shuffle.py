@@ -6,12 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfx.config.compose import compose
 from tfx.config.schema import TokenizerConfig
 from tfx.data.batching import IGNORE, Batch, collate_pairs, collate_windows
 from tfx.data.prepare import Pairs, Ragged, Stream
 from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
 from tfx.techniques.contract import Moment
 from tfx.techniques.shuffle import Shuffle, ShuffleSettings, permutation
+from tfx.techniques.stack import Stack
 
 TOKENIZER = Tokenizer.train(
     TokenizerConfig(kind="char", vocab_size=64), ["abcdefghijklmnopqrstuvwxyz"], word_initial_space=False
@@ -109,3 +112,18 @@ def test_the_curriculum_sorts_the_first_epoch_only():
     lengths, order = np.asarray([5.0, 1.0, 3.0]), np.asarray([0, 1, 2])
     assert technique.order_batches(lengths, 0, order).tolist() == [1, 2, 0]
     assert technique.order_batches(lengths, 1, order).tolist() == [0, 1, 2]
+
+
+def test_an_epoch_whose_order_is_made_again_counts_once():
+    technique = Shuffle(ShuffleSettings(examples="by_length", share=0))
+    for _ in range(2):
+        technique.order_batches(np.asarray([5.0, 1.0, 3.0]), 0, np.asarray([0, 1, 2]))
+    assert technique.evidence()["batches_reordered"] == 3
+
+
+@pytest.mark.parametrize("setting", ["examples=by_length", "side=target"])
+def test_what_a_language_model_has_not_is_refused(setting):
+    words = ["model=gpt_nano", "dataset=stdlib", "technique=shuffle"]
+    Stack.from_config(compose(words))
+    with pytest.raises(UserError, match=f"technique.shuffle.{setting} is for text to text: .* one "):
+        Stack.from_config(compose([*words, f"technique.shuffle.{setting}"]))

@@ -98,6 +98,11 @@ class Shuffle(Technique):
             raise UserError(
                 f"technique.shuffle.side={self.settings.side} is for text to text: a language model has one sequence"
             )
+        if config.dataset.task == "lm" and self.settings.examples == "by_length":
+            raise UserError(
+                "technique.shuffle.examples=by_length is for text to text: the windows of a language model are all of "
+                "one length; leave it out"
+            )
 
     def hooks(self) -> tuple[str, ...]:
         used = ("order_batches",) if self.settings.examples == "by_length" else ()
@@ -173,7 +178,8 @@ class Shuffle(Technique):
         if epoch > 0:
             return order
         ordered = order[np.argsort(lengths[order], kind="stable")]
-        self._reordered += int((ordered != order).sum())
+        # Set, not added to: a resumed run makes this order again.
+        self._reordered = int((ordered != order).sum())
         return ordered
 
     def evidence(self) -> dict[str, float]:
