@@ -108,6 +108,9 @@ class Shuffle(Technique):
         used = ("order_batches",) if self.settings.examples == "by_length" else ()
         return (*used, "transform_batch") if self.settings.share > 0 else used
 
+    def when(self, hook: str) -> str:
+        return "first epoch" if hook == "order_batches" else super().when(hook)
+
     def share(self, progress: float) -> float:
         """Share of the sequences that are permuted at this progress."""
         settings = self.settings
