@@ -32,7 +32,9 @@ def choices(group: str) -> dict[str, str]:
 
 
 def _head(file: Traversable) -> str:
-    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    # Another package's file may be broken: whoever chooses it is told so.
+    text = file.read_bytes().decode("utf-8", errors="replace")
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line[1:].strip() for line in lines if "@package" not in line)
 
 
