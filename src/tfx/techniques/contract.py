@@ -134,9 +134,6 @@ class Technique:
 
     name: ClassVar[str]
     Settings: ClassVar[type[TechniqueSettings]] = TechniqueSettings
-    summary: ClassVar[str] = ""
-    cost: ClassVar[str] = ""
-    paper: ClassVar[str] = ""
     # What it does to the training, in words that others may refer to: "permutes tokens", "mixes examples".
     effects: tuple[str, ...] = ()
     # Effects that must come earlier, or later, inside the same hook.

@@ -81,9 +81,6 @@ class Shuffle(Technique):
 
     name = "shuffle"
     Settings = ShuffleSettings
-    summary = "permutes tokens in a share of the training sequences, as noise"
-    cost = "none to speak of in training, none in use"
-    paper = "Lample 2018, arXiv 1711.00043"
     effects = ("permutes tokens",)
     before = ("mixes examples",)
 
