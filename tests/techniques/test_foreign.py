@@ -14,7 +14,7 @@ import yaml
 from tfx.cli import main
 from tfx.config import registry
 from tfx.config.compose import compose
-from tfx.config.describe import choices
+from tfx.config.describe import choices, technique_settings
 from tfx.errors import UserError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -92,6 +92,9 @@ def test_its_settings_are_checked_like_any_others(package):
     assert "technique.drop_tokens.share=1 is out of range" in refused(*words, "technique.drop_tokens.share=1")
     assert "did you mean 'technique.drop_tokens.share'?" in refused(*words, "+technique.drop_tokens.shre=1")
     assert "did you mean 'drop_tokens'?" in refused("technique=drop_token")
+    explained = {key: (default, doc) for key, default, doc in technique_settings("drop_tokens")}
+    assert explained["technique.drop_tokens.share"][0] == 0.2
+    assert "at least 0 and below 1" in explained["technique.drop_tokens.share"][1]
 
 
 def test_without_a_yaml_the_class_says_the_settings_and_the_list_where_it_comes_from(package):
