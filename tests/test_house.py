@@ -1,6 +1,7 @@
 """The house: floors, packages, and that every config there is composes."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_the_yaml_of_a_technique_has_every_setting_at_its_default(name):
     for key, value in config.technique[name].items():
         if not isinstance(value, dict):
             assert value == getattr(settings, key), key
+
+
+@pytest.mark.parametrize("name", list(entry_points()))
+def test_the_head_of_a_technique_says_what_it_is_what_it_costs_and_its_paper(name):
+    what, cost, paper = choices("technique")[name].splitlines()
+    assert what
+    assert re.fullmatch(r"cost: .+", cost)
+    assert re.fullmatch(r"paper: \D+ \d{4}, (arXiv )?[\w.-]+(; \D+ \d{4}, (arXiv )?[\w.-]+)*", paper)
 
 
 @pytest.mark.parametrize(

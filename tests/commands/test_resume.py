@@ -34,6 +34,12 @@ KINDS = {
         *("technique.quantize.learned_step=true", "technique.quantize.granularity=channel"),
         *("trainer.averaging.kind=ema", "trainer.budget.steps=20"),
     ],
+    # Stopped in the first epoch, whose order is made again, and in the second.
+    "curriculum": [
+        *PAIRS,
+        *("+technique=shuffle", "technique.shuffle.examples=by_length", "technique.shuffle.share=0"),
+        *("dataset.batch_tokens=512", "trainer.budget.steps=16"),
+    ],
     # Parts leave the model in the middle of accumulated steps.
     "structure": [
         *PAIRS,

@@ -3,13 +3,24 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tfx.cli import main
+from tfx.config import registry
+from tfx.config.compose import compose
+from tfx.config.describe import choices, technique_settings
+from tfx.errors import UserError
 
 README = Path(__file__).parents[2] / "README.md"
+
+
+YAML = "my_package/conf/technique/drop_tokens.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +29,11 @@ def site(tmp_path_factory):
     text = README.read_text(encoding="utf-8")
     code = re.search(r"```python\n# my_package/techniques.py\n(.*?)```", text, re.S).group(1)
     entry = re.search(r"```toml\n\[project.entry-points.\"tfx.techniques\"\]\n(.*?)```", text, re.S).group(1)
+    values = re.search(rf"```yaml\n# {YAML}\n(.*?)```", text, re.S).group(1)
     site = tmp_path_factory.mktemp("site")
     package, info = site / "my_package", site / "my_package-1.0.dist-info"
-    package.mkdir()
+    (site / YAML).parent.mkdir(parents=True)
+    (site / YAML).write_text(values)
     (package / "__init__.py").touch()
     (package / "techniques.py").write_text(code)
     info.mkdir()
@@ -29,33 +42,108 @@ def site(tmp_path_factory):
     return site
 
 
-@pytest.fixture
-def tfx(site, tmp_path):
-    def run(*arguments):
-        path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {**os.environ, "PYTHONPATH": path, "TFX_CACHE": str(tmp_path / "cache")}
-        command = [sys.executable, "-m", "tfx", *arguments]
-        return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    return run
+def tfx(site, here, *arguments):
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path, "TFX_CACHE": str(here / "cache"), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "tfx", *arguments]
+    return subprocess.run(command, env=variables, cwd=here, capture_output=True, text=True, check=False)
 
 
-def test_the_readmes_technique_is_listed_trained_and_proved(tfx, tmp_path):
-    assert "drop_tokens" in tfx("list", "technique").stdout
+def test_the_readmes_technique_is_listed_trained_and_proved(site, tmp_path):
+    listed = json.loads(tfx(site, tmp_path, "list", "technique", "--json").stdout)["technique"]["drop_tokens"]
+    assert listed.splitlines()[0] == "replaces source tokens by padding, as noise"
+    assert [line.partition(":")[0] for line in listed.splitlines()[1:]] == ["cost", "paper"]
     tiny = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     limits = [f"dataset.limit.{split}=20" for split in ("train", "valid", "test")]
-    words = ["+technique=[drop_tokens,shuffle]", "technique.drop_tokens.share=0.5", "trainer.budget.steps=2"]
-    done = tfx("train", *tiny, *limits, *words, "hydra.run.dir=run", "evaluation.latency_inputs=1")
+    words = ["+technique=[drop_tokens,shuffle]", "technique.drop_tokens.end=0.9", "trainer.budget.steps=2"]
+    done = tfx(site, tmp_path, "train", *tiny, *limits, *words, "hydra.run.dir=run", "evaluation.latency_inputs=1")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["techniques"] == ["drop_tokens", "shuffle"]
     assert summary["evidence"]["drop_tokens"]["tokens_dropped"] > 0
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["technique"]["drop_tokens"]
+    # The YAML's, the user's, and the class's, in this order.
+    assert settings == {"share": 0.2, "end": 0.9, "start": 0.0, "allow_noop": False}
 
 
-def test_its_settings_are_checked_like_any_others(tfx):
-    refused = tfx("train", "technique=drop_tokens", "technique.drop_tokens.share=1")
-    assert refused.returncode == 2
-    assert "technique.drop_tokens.share=1 is out of range" in refused.stderr
-    misspelt = tfx("train", "technique=drop_token")
-    assert misspelt.returncode == 2
-    assert "did you mean 'drop_tokens'?" in misspelt.stderr
+# --- where something is wrong, without a process for each ---------------------------------------------
+
+
+@pytest.fixture
+def package(site, tmp_path, monkeypatch):
+    """A copy of the README's package that is found in this process, and what it holds can be broken."""
+    copy = shutil.copytree(site, tmp_path / "site")
+    monkeypatch.syspath_prepend(copy)
+    registry.entry_points.cache_clear()
+    yield copy
+    registry.entry_points.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    return str(caught.value)
+
+
+def test_its_settings_are_checked_like_any_others(package):
+    words = ["technique=drop_tokens"]
+    assert "technique.drop_tokens.share=1 is out of range" in refused(*words, "technique.drop_tokens.share=1")
+    assert "did you mean 'technique.drop_tokens.share'?" in refused(*words, "+technique.drop_tokens.shre=1")
+    assert "did you mean 'drop_tokens'?" in refused("technique=drop_token")
+    explained = {key: (default, doc) for key, default, doc in technique_settings("drop_tokens")}
+    assert explained["technique.drop_tokens.share"][0] == 0.2
+    assert "at least 0 and below 1" in explained["technique.drop_tokens.share"][1]
+
+
+def test_without_a_yaml_the_class_says_the_settings_and_the_list_where_it_comes_from(package):
+    (package / YAML).unlink()
+    assert compose(["technique=drop_tokens", "technique.drop_tokens.end=0.5"]).technique["drop_tokens"]["share"] == 0.1
+    assert choices("technique")["drop_tokens"] == "from my_package.techniques:DropTokens"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"drop_tokens: [1, 2\n", r"drop_tokens\.yaml is not readable YAML, mend it: "),
+        (b"drop_tokens: {share: \xff}\n", r"drop_tokens\.yaml is not UTF-8"),
+        (b"drop_tokens: " + b"[" * 3000, r"drop_tokens\.yaml is not readable YAML"),
+        (b"- 1\n", r"drop_tokens\.yaml must hold .* 'drop_tokens:'"),
+        (b"other: {share: 0.1}\n", r"drop_tokens\.yaml must hold .* 'drop_tokens:'"),
+        (b"drop_tokens: 3\n", r"drop_tokens\.yaml must hold .* 'drop_tokens:'"),
+        (b"drop_tokens: {shre: 3}\n", r"did you mean 'technique\.drop_tokens\.share'"),
+    ],
+    ids=range(7),
+)
+def test_a_broken_yaml_is_one_line_for_runs_that_choose_it_and_nothing_for_others(package, content, says):
+    (package / YAML).write_bytes(content)
+    message = refused("technique=[drop_tokens,shuffle]", "technique.drop_tokens.start=0.5")
+    assert re.search(says, message)
+    assert "\n" not in message
+    assert compose(["technique=shuffle"]).technique.keys() == {"shuffle"}
+    assert "drop_tokens" in choices("technique")
+
+
+@pytest.mark.parametrize("content", ["import nothing_of_this_name", "def f(:", "1 / 0", ""])
+def test_a_module_that_cannot_be_loaded_is_one_line_for_runs_that_choose_it(package, content):
+    (package / YAML).unlink()
+    (package / "my_package" / "techniques.py").write_text(content)
+    message = refused("technique=drop_tokens", "technique.drop_tokens.share=0.5")
+    assert message.startswith("technique 'drop_tokens' (my_package.techniques:DropTokens) cannot be loaded")
+    assert compose(["technique=shuffle"]).technique.keys() == {"shuffle"}
+
+
+def test_listing_and_composing_import_nothing_of_a_package_that_is_not_chosen(package):
+    (package / "my_package" / "__init__.py").write_text("1 / 0")
+    assert "drop_tokens" in choices("technique")
+    compose(["technique=shuffle"])
+    assert "my_package" not in sys.modules
+
+
+def test_a_broken_yaml_ends_the_command_with_status_2(package, tmp_path, monkeypatch, capsys):
+    (package / YAML).write_text("a: [\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "technique=drop_tokens"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"tfx: {package / YAML} is not readable YAML")

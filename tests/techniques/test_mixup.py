@@ -1,5 +1,7 @@
 """Mixup against a combination of embeddings and losses by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -10,6 +12,7 @@ from tfx.data.prepare import Pairs, Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.scoring import run_batch
 from tfx.model.architecture import Architecture
+from tfx.model.attention import Bias
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer, initialise
 from tfx.techniques.contract import Moment
@@ -26,10 +29,15 @@ def batch_of(lengths: list[tuple[int, int]]) -> Batch:
     return collate_pairs(Pairs(source, target), np.arange(len(lengths)), TOKENIZER)
 
 
-def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_nothing():
+def tiny_model() -> Transformer:
     config = ModelConfig(width=16, heads=2, ffn_width=32, encoder_layers=1, decoder_layers=1, dropout=0.0)
     model = Transformer(Architecture.from_config(config, TOKENIZER.vocab_size)).eval()
     initialise(model, 1)
+    return model
+
+
+def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_nothing():
+    model = tiny_model()
     mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch_of([(5, 4), (3, 6), (4, 2)]), MOMENT)
     weight, partner = mixed.mix.weight_B, mixed.mix.partner_B
     assert (partner != torch.arange(3)).all()
@@ -55,10 +63,44 @@ def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_noth
     assert not torch.allclose(total, own.sum()), "mixing changed nothing"
 
 
+def test_sources_of_unequal_lengths_are_mixed_over_the_longer_one():
+    model, lengths = tiny_model(), [5, 3, 8, 1]
+    batch = batch_of([(length, 4) for length in lengths])
+    mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch, MOMENT)
+    weight, partner = mixed.mix.weight_B.tolist(), mixed.mix.partner_B.tolist()
+    memory = model.encode(mixed.source_BS, mixed.source_mask_BS, mixed.mix)
+    for row, other in enumerate(partner):
+        longest = max(lengths[row], lengths[other]) + 1  # with the end token
+        combined = torch.zeros(longest, 16)
+        for example, share in ((row, weight[row]), (other, 1 - weight[row])):
+            tokens = batch.source_BS[example, : lengths[example] + 1]
+            combined[: len(tokens)] += share * 4.0 * model.embedding.weight[tokens]
+        # Alone, without padding: what is behind the longer one must not be seen.
+        expected = model.encoder((combined + model.sinusoids[:longest]).unsqueeze(0), Bias(None))[0]
+        torch.testing.assert_close(memory[row, :longest], expected)
+
+
+def test_the_decoder_sees_the_sources_of_both_and_nothing_of_padding():
+    model, batch = tiny_model(), batch_of([(5, 4), (3, 6), (8, 2)])
+    mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch, MOMENT)
+    own, other = batch.source_mask_BS, batch.source_mask_BS[mixed.mix.partner_B]
+    assert torch.equal(mixed.source_mask_BS, own | other)
+    real = mixed.mix.target_real_BT | mixed.mix.target_real_BT[mixed.mix.partner_B]
+    hidden = run_batch(model, mixed)[real]
+    padded = {
+        "source_BS": mixed.source_BS.where(own, 7),
+        "target_in_BT": mixed.target_in_BT.where(batch.target_out_BT >= 0, 7),
+    }
+    torch.testing.assert_close(run_batch(model, replace(mixed, **padded))[real], hidden)
+    # The longest source is seen by the row that it is mixed into, to its end.
+    (row,) = (mixed.mix.partner_B == 2).nonzero().flatten().tolist()
+    changed = mixed.source_BS.clone()
+    changed[2, 7] = 4 if changed[2, 7] != 4 else 5
+    assert not torch.allclose(run_batch(model, replace(mixed, source_BS=changed))[row], run_batch(model, mixed)[row])
+
+
 def test_a_weight_of_one_is_the_batch_itself():
-    config = ModelConfig(width=16, heads=2, ffn_width=32, encoder_layers=1, decoder_layers=1, dropout=0.0)
-    model = Transformer(Architecture.from_config(config, TOKENIZER.vocab_size)).eval()
-    initialise(model, 1)
+    model = tiny_model()
     batch = batch_of([(5, 4), (5, 4)])
     technique = Mixup(MixupSettings(share=1e-12))
     mixed = technique.transform_batch(batch, MOMENT)

@@ -3,36 +3,42 @@
 import hashlib
 import itertools
 import json
+import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tfx.cli import main
-from tfx.config.compose import compose
+from tfx.config.compose import check, compose, to_yaml
+from tfx.config.registry import technique_class
 from tfx.errors import UserError
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.stack import NoEffectError, Stack, resolve_order
 
 TINY = [
-    "model.width=16",
-    "model.heads=2",
-    "model.ffn_width=32",
-    "model.encoder_layers=1",
-    "model.decoder_layers=1",
-    "trainer.budget.steps=3",
-    "dataset.limit.train=200",
-    "dataset.limit.valid=10",
-    "dataset.limit.test=10",
-    "evaluation.latency_inputs=1",
-    "evaluation.beam=1",
+    *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *("trainer.budget.steps=3", "evaluation.latency_inputs=1", "evaluation.beam=1", "evaluation.new_tokens=8"),
+    *("dataset=parallel", "dataset.path=.", "dataset.tokenizer.vocab_size=300", "dataset.batch_tokens=512"),
 ]
+THREE = ["shuffle", "mixup", "distill"]
+TEACHER = ["technique.distill.teacher_budget.steps=3", "technique.distill.hidden=0.1"]
 
 
-@pytest.fixture
-def cache(tmp_path_factory, monkeypatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("TFX_CACHE", str(folder))
-    return folder
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stack")
+    rng = random.Random(0)
+    words = ["one", "two", "three", "four", "five"]
+    for split, rows in (("train", 120), ("valid", 8), ("test", 8)):
+        lines = [" ".join(rng.choices(words, k=rng.randint(3, 12))) for _ in range(rows)]
+        (path / f"{split}.en").write_text("\n".join(lines))
+        (path / f"{split}.de").write_text("\n".join(line.upper() for line in lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFX_CACHE", str(path / "cache"))
+        patch.chdir(path)
+        yield path
 
 
 def run(folder: Path, *overrides: str) -> dict:
@@ -40,33 +46,64 @@ def run(folder: Path, *overrides: str) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_typed_order_never_changes_a_byte_and_every_technique_changes_some(cache, tmp_path):
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_typed_order_never_changes_a_byte_and_every_technique_changes_some(folder):
     digests = set()
-    for order in itertools.islice(itertools.permutations(["shuffle", "mixup", "distill"]), 0, 6, 2):
-        folder = tmp_path / "-".join(order)
-        summary = run(folder, f"technique=[{','.join(order)}]", "technique.distill.hidden=0.1")
-        assert summary["techniques"] == ["shuffle", "mixup", "distill"]
-        digests.add(hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
+    for order in itertools.permutations(THREE):
+        summary = run(folder / "-".join(order), f"technique=[{','.join(order)}]", *TEACHER)
+        assert summary["techniques"] == THREE
+        digests.add(digest(folder / "-".join(order)))
     assert len(digests) == 1
-    for name, without in (
-        ("shuffle", "[mixup,distill]"),
-        ("mixup", "[shuffle,distill]"),
-        ("distill", "[shuffle,mixup]"),
-    ):
-        hidden = [] if name == "distill" else ["technique.distill.hidden=0.1"]
-        run(tmp_path / f"no-{name}", f"technique={without}", *hidden)
-        digests.add(hashlib.sha256((tmp_path / f"no-{name}" / "model.safetensors").read_bytes()).hexdigest())
+    for name in THREE:
+        rest = [other for other in THREE if other != name]
+        run(folder / f"no-{name}", f"technique=[{','.join(rest)}]", *(TEACHER if name != "distill" else []))
+        digests.add(digest(folder / f"no-{name}"))
     assert len(digests) == 4
 
 
-def test_a_teacher_is_trained_once_and_its_cost_stands_in_every_run_that_uses_it(cache, tmp_path):
-    first = run(tmp_path / "a", "+technique=distill")
-    second = run(tmp_path / "b", "+technique=distill", "technique.distill.temperature=2")
+def test_all_orders_of_five_techniques_compose_to_one_config_and_one_plan():
+    five = ["distill", "mixup", "prune", "quantize", "shuffle"]
+    config = compose([f"technique=[{','.join(five)}]"])
+    # Hydra, which takes its time, keeps them as they are typed; the check after it puts them in order.
+    for order in (five[::-1], five[2:] + five[:2]):
+        assert to_yaml(compose([f"technique=[{','.join(order)}]"])) == to_yaml(config)
+    for order in itertools.permutations(five):
+        typed = OmegaConf.create({**asdict(config), "technique": {name: config.technique[name] for name in order}})
+        checked = check(typed, ())
+        assert checked == config
+        assert list(checked.technique) == list(config.technique)
+    techniques = [technique_class(name)(technique_class(name).Settings()) for name in five]
+    plans = [Stack(order, config).plan() for order in itertools.permutations(techniques)]
+    assert all(plan == plans[0] for plan in plans)
+
+
+def test_the_plan_says_when_each_hook_acts_in_the_header_and_in_the_summary(folder):
+    words = ["technique=[distill,shuffle]", *TEACHER, "technique.distill.sequence_level=true"]
+    summary = run(folder / "planned", *words, "technique.shuffle.examples=by_length", "technique.shuffle.end=0.5")
+    plan = [
+        ("DATA", "prepare_data", "distill", "before training"),
+        ("DATA", "order_batches", "shuffle", "first epoch"),
+        ("DATA", "transform_batch", "shuffle", "0% to 50%"),
+        ("MODEL", "prepare_model", "distill", "before training"),
+        ("OBJECTIVE", "objective", "distill", "0% to 100%"),
+    ]
+    assert [(row["phase"], row["hook"], row["technique"], row["when"]) for row in summary["plan"]] == plan
+    log = (folder / "planned" / "train.log").read_text()
+    shown = [line.removeprefix("stack").strip() for line in log.splitlines() if line.startswith("stack")]
+    assert shown == [f"{phase} {hook}: {technique}, {when}" for phase, hook, technique, when in plan]
+
+
+def test_a_teacher_is_trained_once_and_its_cost_stands_in_every_run_that_uses_it(folder):
+    first = run(folder / "a", "+technique=distill")
+    second = run(folder / "b", "+technique=distill", "technique.distill.temperature=2")
     assert first["train"]["teacher_tokens"] > first["train"]["tokens"]
     assert second["train"]["teacher_tokens"] == first["train"]["teacher_tokens"]
     assert second["train"]["teacher_seconds"] == first["train"]["teacher_seconds"]
     assert first["reference"]["sha256"] == second["reference"]["sha256"]
-    environment = json.loads((tmp_path / "a" / "environment.json").read_text())
+    environment = json.loads((folder / "a" / "environment.json").read_text())
     assert environment["fingerprints"]["teacher of distill"] == first["reference"]["sha256"]
 
 
@@ -82,7 +119,7 @@ def test_a_teacher_is_trained_once_and_its_cost_stands_in_every_run_that_uses_it
         (["technique=distill", "technique.distill.loss=none"], ["nothing to do"]),
     ],
 )
-def test_what_cannot_work_ends_before_training_with_one_line(overrides, words, cache, tmp_path, capsys):
+def test_what_cannot_work_ends_before_training_with_one_line(overrides, words, tmp_path, capsys):
     assert main(["train", *TINY, *overrides, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in error for word in words), error
@@ -96,7 +133,7 @@ def test_a_technique_that_did_nothing_fails_the_run():
     Stack.from_config(compose(["technique=shuffle", "technique.shuffle.allow_noop=true"])).evidence()
 
 
-def technique(name: str, **declared: tuple[str, ...]) -> Technique:
+def technique(name: str, **declared: object) -> Technique:
     return type(name, (Technique,), {"name": name, **declared})(TechniqueSettings())
 
 
@@ -104,5 +141,24 @@ def test_order_follows_effects_in_both_directions_and_cycles_are_named():
     a, b, c = technique("a", after=("x",)), technique("b", effects=("x",)), technique("c", before=("x",))
     assert [t.name for t in resolve_order([a, b, c], "transform_batch")] == ["c", "b", "a"]
     d, e = technique("d", after=("y",), effects=("z",)), technique("e", after=("z",), effects=("y",))
-    with pytest.raises(UserError, match="'d' and 'e'"):
-        resolve_order([d, e], "transform_batch")
+    waits, leads = technique("aa", after=("z",)), technique("z", before=("z",))
+    for stack in itertools.permutations([d, e, waits, leads]):
+        with pytest.raises(UserError, match=r"^techniques 'd' and 'e' each"):
+            resolve_order(stack, "transform_batch")
+
+
+def acting(name: str, **declared: object) -> Technique:
+    return technique(name, transform_batch=lambda self, batch, moment: batch, **declared)
+
+
+def test_a_need_that_no_technique_of_the_run_meets_is_refused_with_what_would_meet_it():
+    config = compose([])
+    needy = acting("needy", needs=("mixes examples",), effects=("mixes examples",))
+    Stack([needy, acting("other", effects=("mixes examples",))], config)
+    asleep = acting("asleep", effects=("mixes examples",), hooks=lambda self: ())
+    asleep.settings.allow_noop = True
+    for rest in ([], [acting("other")], [asleep]):
+        with pytest.raises(UserError, match=r"'needy' needs another one that mixes examples, .*: add mixup$"):
+            Stack([needy, *rest], config)
+    with pytest.raises(UserError, match=r"'lost' needs another one that flies, .*: no technique that is installed"):
+        Stack([acting("lost", needs=("flies",))], config)

@@ -557,8 +557,5 @@ def _attended(test: Quality, data: PreparedData, count: int) -> list[tuple[str |
 
 
 def _plan_rows(stack: Stack, model: Transformer) -> list[tuple[str, str]]:
-    acts = [
-        ("stack", f"{row['phase']} {row['hook']}: {row['technique']}, {row['start']:.0%} to {row['end']:.0%}")
-        for row in stack.plan()
-    ]
+    acts = [("stack", f"{row['phase']} {row['hook']}: {row['technique']}, {row['when']}") for row in stack.plan()]
     return acts + stack.plan_for(model)

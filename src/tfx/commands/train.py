@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tfx.commands.running import status_of, train
 from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
 from tfx.run.signals import StoppedBySignal
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class JobFailedError(Exception):
@@ -22,7 +26,7 @@ class JobFailedError(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Composes the config, trains, and prints the closing table; with ``-m`` runs a sweep and prints its results."""
     if any(word in ("-h", "--help") for word in arguments):
-        print_help()
+        print_help(_techniques(arguments))
         return 0
     from tfx.config.compose import is_foreign_job, run_with_hydra
     from tfx.sweep import launcher
@@ -49,12 +53,29 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def print_help() -> None:
-    """Prints the groups, their choices, and every setting with its default, type, range and paper."""
+def _techniques(arguments: Sequence[str]) -> list[str]:
+    """The techniques that are named on the command line, each once."""
+    lists = [word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("technique=")]
+    return list(dict.fromkeys(name.strip() for names in lists for name in names.strip("[]").split(",") if name))
+
+
+def print_help(techniques: Sequence[str] = ()) -> None:
+    """Prints the groups, their choices, and every setting with its default, range, unit and paper.
+
+    With ``techniques``, prints what those are and their settings instead: only they are loaded, and torch with them.
+    Raises `UserError` for one that is unknown or cannot be loaded.
+    """
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
+    for name in techniques:
+        rows = list(describe.technique_settings(name))
+        console.print(f"[bold]technique={name}[/bold]")
+        console.print(describe.choices("technique")[name] + "\n", markup=False)
+        console.print(_settings_table(rows))
+        console.print()
+    if techniques:
+        return
     console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n", markup=False)
     console.print("Trains, evaluates and writes a run directory. `-m` sweeps over comma-separated values.")
     console.print("`dry_run=true` checks and prints the plan; `--config-dir DIR` adds your own YAMLs;")
@@ -63,10 +84,20 @@ def print_help() -> None:
         names = ", ".join(describe.choices(group)) or "(none)"
         console.print(f"[bold]{group}[/bold]: {names}", soft_wrap=True)
     console.print()
+    sweep = ((key, field) for key, field in describe.settings(LauncherConfig, "hydra.launcher.") if field.metadata)
+    rows = [(key, describe.default_of(field), describe.explain_field(field)) for key, field in describe.settings()]
+    rows += [(key, describe.default_of(field), describe.explain_field(field)) for key, field in sweep]
+    console.print(_settings_table(rows))
+
+
+def _settings_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
+    """Rows of key, default and doc."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, show_header=True)
     for column in ("key", "default", "what it is"):
         table.add_column(column, overflow="fold")
-    sweep = ((key, field) for key, field in describe.settings(LauncherConfig, "hydra.launcher.") if field.metadata)
-    for key, field in (*describe.settings(), *sweep):
-        table.add_row(key, str(describe.default_of(field)), describe.explain_field(field))
-    console.print(table)
+    for key, default, doc in rows:
+        table.add_row(key, Text(str(default)), Text(doc))  # as it is: rich would take brackets for markup
+    return table

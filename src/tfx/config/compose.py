@@ -46,6 +46,8 @@ _BUDGETS = ("steps", "tokens", "seconds")
 # Far above any config; aliases of aliases can unfold a short text to any size.
 _MOST_YAML_NODES = 100_000
 _LARGEST_INTEGER = 2**63 - 1
+# Stands in place of the settings of another package's technique where those cannot be read, and says why.
+_UNREADABLE = "cannot be read"
 # Hydra's flags that are followed by a value.
 _FLAGS_WITH_VALUE = (
     *("-c", "--cfg", "-p", "--package", "-i", "--info", "--experimental-rerun"),
@@ -59,13 +61,33 @@ def _register() -> None:
     store.store(group="hydra/launcher", name="tfx", node=LauncherConfig, provider="tfx")
     for name, point in entry_points().items():
         if is_foreign(point):
-            file = foreign_yaml(point)
-            if file is not None:
-                node = OmegaConf.create(file.read_text(encoding="utf-8"))
-            else:
-                node = OmegaConf.create({name: OmegaConf.structured(technique_class(name).Settings)})
+            try:
+                node = OmegaConf.create({name: _foreign_settings(name)})
+            except UserError as error:
+                # Runs that do not choose it go on.
+                node = OmegaConf.create({name: {_UNREADABLE: str(error)}})
+            # A YAML may leave settings to the class: which there are, `_check_technique` knows better than Hydra.
+            OmegaConf.set_struct(node[name], False)
             store.store(group="technique", name=name, node=node, provider=point.value)
     OmegaConf.register_new_resolver("tfx.random_hex", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+
+
+def _foreign_settings(name: str) -> DictConfig:
+    """What another package's technique is set to: by its YAML, else by its class.
+
+    Raises `UserError` where the YAML is broken, or the class cannot be loaded.
+    """
+    file = foreign_yaml(entry_points()[name])
+    if file is None:
+        return OmegaConf.structured(technique_class(name).Settings)
+    check_yaml(file)
+    try:
+        content = OmegaConf.create(file.read_text(encoding="utf-8"))
+    except (OmegaConfBaseException, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not readable YAML, mend it: {_of_yaml(error)}") from error
+    if not isinstance(content, DictConfig) or list(content) != [name] or not isinstance(content[name], DictConfig):
+        raise UserError(f"{file} must hold the settings of its technique and no more: write '{name}:' and them below")
+    return content[name]
 
 
 def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Sequence[str]) -> None:
@@ -332,7 +354,12 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
 
 
 def _check_technique(name: str, values: Any) -> dict[str, Any]:
-    """All settings of a technique as plain values, checked like any others."""
+    """All settings of a technique as plain values, checked like any others.
+
+    Raises `UserError` also where another package's technique cannot be loaded, or its YAML cannot be read.
+    """
+    if isinstance(values, dict) and _UNREADABLE in values:
+        raise UserError(values[_UNREADABLE])
     schema = technique_class(name).Settings
     prefix = f"technique.{name}."
     if not isinstance(values, dict):

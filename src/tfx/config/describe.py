@@ -1,15 +1,20 @@
-"""What there is to choose from and to set, read from the YAMLs and the schema; imports neither Hydra nor torch."""
+"""What there is to choose from and to set, read from the YAMLs and the schema; imports neither Hydra nor torch.
+
+The settings of a technique are the exception: its class is loaded for them, and Hydra composes their defaults.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import reduce
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import takewhile
+from operator import getitem
 from typing import Any
 
-from tfx.config.registry import entry_points, foreign_yaml, is_foreign
+from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
 from tfx.config.schema import Root
 
 GROUPS = ("model", "dataset", "technique", "optimizer", "schedule", "trainer", "evaluation", "experiment")
@@ -32,7 +37,9 @@ def choices(group: str) -> dict[str, str]:
 
 
 def _head(file: Traversable) -> str:
-    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    # Another package's file may be broken: whoever chooses it is told so.
+    text = file.read_bytes().decode("utf-8", errors="replace")
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line[1:].strip() for line in lines if "@package" not in line)
 
 
@@ -43,6 +50,19 @@ def settings(schema: Any = Root, prefix: str = "") -> Iterator[tuple[str, Field[
             yield from settings(f.default_factory, f"{prefix}{f.name}.")
         else:
             yield f"{prefix}{f.name}", f
+
+
+def technique_settings(name: str) -> Iterator[tuple[str, Any, str]]:
+    """Every setting of a technique as (key, default, doc), by its YAML and its class.
+
+    Raises `UserError` where there is no technique of that name, or it cannot be loaded.
+    """
+    from tfx.config.compose import compose
+
+    schema = technique_class(name).Settings
+    values = compose([f"technique={name}"]).technique[name]
+    for key, f in settings(schema):
+        yield f"technique.{name}.{key}", reduce(getitem, key.split("."), values), explain_field(f)
 
 
 def default_of(f: Field[Any]) -> Any:

@@ -5,15 +5,17 @@ A package adds one with, in its pyproject.toml,
     [project.entry-points."tfx.techniques"]
     my_technique = "my_package.my_module:MyTechnique"
 
-and may put `conf/technique/my_technique.yaml` inside the package of that module; without it, the choice has
-the defaults of the class's settings. Finding a technique imports nothing of it; loading it does.
+and may put `conf/technique/my_technique.yaml` inside `my_package`: its head comments describe the technique,
+its values stand before the defaults of the class's settings. Finding a technique imports nothing of it;
+loading it does.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from importlib import metadata, resources
-from importlib.resources.abc import Traversable
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tfx.errors import UserError, unknown
@@ -32,10 +34,12 @@ def technique_class(name: str) -> Any:
     points = entry_points()
     if name not in points:
         raise unknown("technique", name, points)
+    point = points[name]
     try:
-        return points[name].load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"technique '{name}' ({points[name].value}) cannot be loaded: {error}") from error
+        return point.load()
+    except Exception as error:  # the module of another package may fail in any way
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"technique '{name}' ({point.value}) cannot be loaded, mend its package: {why}") from error
 
 
 def is_foreign(point: metadata.EntryPoint) -> bool:
@@ -43,13 +47,13 @@ def is_foreign(point: metadata.EntryPoint) -> bool:
     return _package(point) != "tfx"
 
 
-def foreign_yaml(point: metadata.EntryPoint) -> Traversable | None:
+def foreign_yaml(point: metadata.EntryPoint) -> Path | None:
     """The YAML that another package ships for its technique, where it does."""
-    try:
-        file = resources.files(_package(point)).joinpath("conf", "technique", f"{point.name}.yaml")
-    except (ModuleNotFoundError, TypeError):  # a single module has no files beside it
-        return None
-    return file if file.is_file() else None
+    spec = find_spec(_package(point))
+    # A single module has no files beside it.
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = (Path(folder, "conf", "technique", f"{point.name}.yaml") for folder in folders or ())
+    return next((file for file in files if file.is_file()), None)
 
 
 def _package(point: metadata.EntryPoint) -> str:

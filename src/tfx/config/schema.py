@@ -454,4 +454,6 @@ class Root:
     schedule: ScheduleConfig = group(ScheduleConfig)
     trainer: TrainerConfig = group(TrainerConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
-    technique: dict[str, Any] = field(default_factory=dict, metadata={"doc": "the stack of techniques"})
+    technique: dict[str, Any] = field(
+        default_factory=dict, metadata={"doc": "the stack; settings of one: `tfx train technique=NAME --help`"}
+    )

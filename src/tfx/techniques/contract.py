@@ -47,6 +47,9 @@ HOOKS = {
     "grid": "PRECISION",
 }
 
+# The hooks that run once, before the first step: `start` and `end` say nothing of them.
+BEFORE_TRAINING = ("prepare_data", "reduce_tokenizer", "prepare_model")
+
 # The hooks that make the view of the weights which the forward pass, averages and the file share.
 VIEW_HOOKS = ("mask", "grid")
 
@@ -141,14 +144,13 @@ class Technique:
 
     name: ClassVar[str]
     Settings: ClassVar[type[TechniqueSettings]] = TechniqueSettings
-    summary: ClassVar[str] = ""
-    cost: ClassVar[str] = ""
-    paper: ClassVar[str] = ""
     # What it does to the training, in words that others may refer to: "permutes tokens", "mixes examples".
     effects: tuple[str, ...] = ()
     # Effects that must come earlier, or later, inside the same hook.
     after: ClassVar[tuple[str, ...]] = ()
     before: ClassVar[tuple[str, ...]] = ()
+    # Effects that another technique of the run must have, whenever it acts.
+    needs: tuple[str, ...] = ()
     tasks: ClassVar[tuple[str, ...]] = ("seq2seq", "lm")
 
     def __init__(self, settings: Any) -> None:
@@ -185,6 +187,14 @@ class Technique:
     def active(self, progress: float) -> bool:
         """Whether it acts at this progress."""
         return self.settings.start <= progress < self.settings.end
+
+    def when(self, hook: str) -> str:
+        """When a hook acts, for the plan."""
+        if hook in BEFORE_TRAINING:
+            return "before training"
+        if hook == "order_batches":
+            return "at each epoch"
+        return f"{self.settings.start:.0%} to {self.settings.end:.0%}"
 
     # --- hooks, in the order of a run -----------------------------------------------------------------
 

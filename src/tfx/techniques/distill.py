@@ -196,11 +196,6 @@ class Distill(Technique):
 
     name = "distill"
     Settings = DistillSettings
-    summary = "learns from a teacher's distribution, hidden states or outputs"
-    cost = (
-        "a forward pass of the teacher a step (none with cached logits or sequence-level), and the teacher's training"
-    )
-    paper = "Hinton 2015, arXiv 1503.02531; Kim & Rush 2016, arXiv 1606.07947"
     effects = ("adds a teacher",)
     after = ("permutes tokens", "mixes examples")
 

@@ -32,9 +32,6 @@ class Mixup(Technique):
 
     name = "mixup"
     Settings = MixupSettings
-    summary = "convex combinations of two examples' embeddings and losses, as a regulariser"
-    cost = "a few per cent of training speed, none in use"
-    paper = "Guo 2019, arXiv 1905.08941"
     effects = ("mixes examples",)
     after = ("permutes tokens",)
 

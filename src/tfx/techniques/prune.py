@@ -197,9 +197,6 @@ class Prune(Technique):
 
     name = "prune"
     Settings = PruneSettings
-    summary = "zeroes the smallest weights, or removes heads, units and layers, while the model adapts"
-    cost = "a few per cent of training speed; smaller files; faster where whole parts go"
-    paper = "Han 2015, arXiv 1510.00149; Zhu & Gupta 2017, arXiv 1710.01878"
     effects: tuple[str, ...] = ("zeroes weights",)
 
     settings: PruneSettings

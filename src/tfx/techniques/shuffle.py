@@ -81,9 +81,6 @@ class Shuffle(Technique):
 
     name = "shuffle"
     Settings = ShuffleSettings
-    summary = "permutes tokens in a share of the training sequences, as noise"
-    cost = "none to speak of in training, none in use"
-    paper = "Lample 2018, arXiv 1711.00043"
     effects = ("permutes tokens",)
     before = ("mixes examples",)
 
@@ -98,10 +95,18 @@ class Shuffle(Technique):
             raise UserError(
                 f"technique.shuffle.side={self.settings.side} is for text to text: a language model has one sequence"
             )
+        if config.dataset.task == "lm" and self.settings.examples == "by_length":
+            raise UserError(
+                "technique.shuffle.examples=by_length is for text to text: the windows of a language model are all of "
+                "one length; leave it out"
+            )
 
     def hooks(self) -> tuple[str, ...]:
         used = ("order_batches",) if self.settings.examples == "by_length" else ()
         return (*used, "transform_batch") if self.settings.share > 0 else used
+
+    def when(self, hook: str) -> str:
+        return "first epoch" if hook == "order_batches" else super().when(hook)
 
     def share(self, progress: float) -> float:
         """Share of the sequences that are permuted at this progress."""
@@ -173,7 +178,8 @@ class Shuffle(Technique):
         if epoch > 0:
             return order
         ordered = order[np.argsort(lengths[order], kind="stable")]
-        self._reordered += int((ordered != order).sum())
+        # Set, not added to: a resumed run makes this order again.
+        self._reordered = int((ordered != order).sum())
         return ordered
 
     def evidence(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid
-from tfx.config.registry import technique_class
+from tfx.config.registry import entry_points, technique_class
 from tfx.config.schema import Root
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
@@ -36,7 +36,7 @@ class Stack:
     """The techniques of one run. Whatever order they are given in, the stack is the same."""
 
     def __init__(self, techniques: Sequence[Technique], config: Root) -> None:
-        """Raises `UserError` for conflicts, for cycles, and for settings that cannot work in this run."""
+        """Raises `UserError` for conflicts, unmet needs and cycles, and for settings that cannot work in this run."""
         self.config = config
         self._techniques = sorted(techniques, key=lambda technique: technique.name)
         for technique in self._techniques:
@@ -45,6 +45,7 @@ class Stack:
                 raise UserError(f"technique '{technique.name}' is for {kinds}, and the run is {config.dataset.task}")
             technique.check(config)
         self._check_conflicts()
+        self._check_needs()
         self.order = {hook: resolve_order([t for t in self._techniques if hook in t.hooks()], hook) for hook in HOOKS}
         for hook, what in (
             ("grid", "put the weights on a grid of their own"),
@@ -87,14 +88,13 @@ class Stack:
         return list(dict.fromkeys([*ordered, *(technique.name for technique in self._techniques)]))
 
     def plan(self) -> list[dict[str, Any]]:
-        """What acts where, from when to when: one row a hook and technique, in the order in which they run."""
+        """What acts where, and when: one row a hook and technique, in the order in which they run."""
         return [
             {
                 "phase": phase,
                 "hook": hook,
                 "technique": technique.name,
-                "start": technique.settings.start,
-                "end": technique.settings.end,
+                "when": technique.when(hook),
             }
             for hook, phase in HOOKS.items()
             for technique in self.order[hook]
@@ -111,6 +111,18 @@ class Stack:
                     if other is not technique and effect in other.effects and other.hooks():
                         sides = f"technique '{technique.name}' conflicts with technique '{other.name}'"
                         raise UserError(f"{sides}, which {effect}: {why}")
+
+    def _check_needs(self) -> None:
+        for technique in self._techniques:
+            others = [other for other in self._techniques if other is not technique and other.hooks()]
+            for effect in technique.needs:
+                if not any(effect in other.effects for other in others):
+                    known = [name for name in _with_effect(effect) if name != technique.name]
+                    mend = f"add {' or '.join(known)}" if known else "no technique that is installed does"
+                    raise UserError(
+                        f"technique '{technique.name}' needs another one that {effect}, and none in this run does: "
+                        f"{mend}"
+                    )
 
     # --- teachers -------------------------------------------------------------------------------------
 
@@ -306,10 +318,23 @@ class Stack:
             technique.load_state_dict(states[technique.name])
 
 
+def _with_effect(effect: str) -> list[str]:
+    """The installed techniques that have an effect, as their classes declare it."""
+    found = []
+    for name in entry_points():
+        try:
+            effects = technique_class(name).effects
+        except UserError:  # one that cannot be loaded is no remedy
+            continue
+        if effect in effects:
+            found.append(name)
+    return found
+
+
 def resolve_order(techniques: Sequence[Technique], hook: str) -> list[Technique]:
     """Sorts by the declared effects: A runs after B where A asks for an effect of B's earlier, or B for A's later.
 
-    Where nothing is declared, by name. Raises `UserError` for a cycle, naming its members.
+    Where nothing is declared, by name. Raises `UserError` for a cycle, naming its members alone.
     """
     waiting = sorted(techniques, key=lambda technique: technique.name)
     earlier = {
@@ -326,12 +351,22 @@ def resolve_order(techniques: Sequence[Technique], hook: str) -> list[Technique]
     while waiting:
         free = next((technique for technique in waiting if earlier[technique.name] <= placed), None)
         if free is None:
-            names = " and ".join(f"'{technique.name}'" for technique in waiting)
-            raise UserError(f"techniques {names} each want to run before the other in {hook}: they cannot be combined")
+            names = " and ".join(f"'{name}'" for name in _cycle(waiting[0].name, earlier, placed))
+            raise UserError(
+                f"techniques {names} each want to run before another of them in {hook}: they cannot be combined"
+            )
         ordered.append(free)
         placed.add(free.name)
         waiting.remove(free)
     return ordered
+
+
+def _cycle(start: str, earlier: dict[str, set[str]], placed: set[str]) -> list[str]:
+    """The names of a cycle: each technique that is not placed waits for another, so following those must come back."""
+    path = [start]
+    while (name := min(earlier[path[-1]] - placed)) not in path:
+        path.append(name)
+    return sorted(path[path.index(name) :])
 
 
 def _stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -92,9 +92,6 @@ class Quantize(Technique):
 
     name = "quantize"
     Settings = QuantizeSettings
-    summary = "weights of 2 to 8 bits, or of a rate, by rounding, GPTQ or codebooks, with training that knows of it"
-    cost = "some per cent of training speed once aware; smaller files; no speed unless int8 kernels run"
-    paper = "Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Esser 2020, arXiv 1902.08153"
     effects = ("puts weights on a grid",)
 
     settings: QuantizeSettings
