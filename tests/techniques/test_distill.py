@@ -355,6 +355,25 @@ def test_outputs_with_line_ends_of_any_kind_are_read_back_as_they_were_written(c
     assert targets[0] == targets[1] == [*written[:3], "three\r\nfour"]
 
 
+def test_the_beam_is_the_methods_own_also_where_the_teacher_was_scored_greedily(cache, monkeypatch):
+    seen = []
+
+    def decode(model, sources, tokenizer, generation, seed):
+        seen.append((generation.method, generation.beam, generation.length_penalty))
+        return ["out"] * len(sources.lengths)
+
+    monkeypatch.setattr("tfx.techniques.distill.decode_sources", decode)
+    teacher = a_teacher(small(2), tokenizer=SimpleNamespace(encode=lambda texts: [[4, 5]] * len(texts)))
+    teacher.generation = EvaluationConfig(method="greedy", length_penalty=0.3)
+    for beam in (5, 2, 5):
+        technique = Distill(DistillSettings(loss="none", sequence_level=True, beam=beam))
+        technique.receive_teacher(teacher, None, CPU)
+        train = Dataset.from_dict({"source": ["a"], "target": ["b"]})
+        technique.prepare_data(Corpus("seq2seq", {"train": train}, "of the text"), Root())
+    # The third finds what the first has cached.
+    assert seen == [("beam", 5, 0.3), ("beam", 2, 0.3)]
+
+
 # --- initialisation ---------------------------------------------------------------------------------
 
 

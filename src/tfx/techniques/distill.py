@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class DistillSettings(TechniqueSettings):
     sequence_level: bool = setting(
         False, "text to text: train on the teacher's beam output as target", paper="Kim & Rush 2016, arXiv 1606.07947"
     )
+    beam: int = setting(5, "sequence level: hypotheses of the teacher's beam; 1: greedy", minimum=1, maximum=1000)
     initialise: bool = setting(
         False, "start from evenly spaced teacher layers, where widths agree", paper="Sanh 2019, arXiv 1910.01108"
     )
@@ -353,7 +354,10 @@ class Distill(Technique):
         teacher = self.teacher
         assert teacher is not None
         sources = list(corpus.splits["train"]["source"])
-        content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{teacher.generation!r}"
+        # The beam is the method's, however the teacher's own run was scored.
+        decoding = replace(teacher.generation, method="beam", beam=self.settings.beam)
+        shape = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
+        content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{shape}"
         key = hashlib.sha256(content.encode()).hexdigest()[:32]
         path = writable_cache("teacher-outputs") / f"{key}.json"
         with making(path):
@@ -363,7 +367,7 @@ class Distill(Technique):
                 ids = [row[:longest] for row in teacher.tokenizer.encode(sources)]
                 encoded = Ragged.from_lists(ids, np.int64)
                 teacher.model.eval()
-                decoded = decode_sources(teacher.model, encoded, teacher.tokenizer, teacher.generation, seed=0)
+                decoded = decode_sources(teacher.model, encoded, teacher.tokenizer, decoding, seed=0)
                 teacher.model.train()
                 write_json(path, {"seconds": time.perf_counter() - start, "outputs": decoded})
             # As JSON, an output may hold line ends of any kind.
