@@ -53,7 +53,7 @@ class DistillSettings(TechniqueSettings):
     temperature: float = setting(
         1.0, "softens both distributions; the loss is scaled by its square", minimum=1e-3, maximum=100
     )
-    alpha: float = setting(0.5, "share of the soft-target loss; the task's own loss has the rest", minimum=0, maximum=1)
+    alpha: float = setting(0.8, "share of the soft-target loss; the task's own loss has the rest", minimum=0, maximum=1)
     alpha_final: float | None = setting(
         None, "alpha at the end, reached linearly; null: constant", minimum=0, maximum=1
     )

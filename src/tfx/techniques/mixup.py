@@ -20,7 +20,7 @@ class MixupSettings(TechniqueSettings):
     alpha: float = setting(
         0.1, "Beta(alpha, alpha) of the share of the first example: small is close to no mixing", above=0, maximum=100
     )
-    share: float = setting(0.5, "share of the examples that are mixed with another one", minimum=0, maximum=1)
+    share: float = setting(0.25, "share of the examples that are mixed with another one", minimum=0, maximum=1)
 
 
 class Mixup(Technique):

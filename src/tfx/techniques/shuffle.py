@@ -33,7 +33,7 @@ class ShuffleSettings(TechniqueSettings):
     window: int = setting(3, "window: no token moves further", minimum=1, unit="positions")
     span: int = setting(3, "spans: length of a span", minimum=1, unit="tokens")
     share: float = setting(0.1, "share of the sequences that are permuted", minimum=0, maximum=1)
-    anneal: str = setting("none", "how the share falls to 0 from start to end", choices=("none", "linear", "cosine"))
+    anneal: str = setting("linear", "how the share falls to 0 from start to end", choices=("none", "linear", "cosine"))
     side: str = setting(
         "source",
         "text to text: the source, the target (decoder input and labels together), or both",
