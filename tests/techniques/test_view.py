@@ -19,6 +19,12 @@ from tfx.techniques.stack import Stack
 SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=2"]
 
 
+INT8 = [
+    "+technique=quantize",
+    *("technique.quantize.activations=int8", "technique.quantize.bits=8", "technique.quantize.granularity=channel"),
+]
+
+
 def build(*overrides):
     config = compose.compose([*SMALL, "trainer.budget.steps=10", *overrides])
     model = Transformer(Architecture.from_config(config.model, 40), config.model)
@@ -233,6 +239,20 @@ def test_masks_follow_a_removal():
         ),
         (["+technique=prune", "technique.prune.sparsity=0"], "does nothing"),
         (["+technique=prune", "technique.prune.structure.encoder_layers=3"], "more than the model's"),
+        (
+            ["+technique=prune", "technique.prune.skip=['decoder.block.*']"],
+            "prune.skip: no tensor .* 'decoder.block.*'",
+        ),
+        (["+technique=quantize", "technique.quantize.skip=[output.weight]"], "quantize.skip: no tensor"),
+        (
+            [*INT8, "technique.quantize.layers=['embedding*:8','encoder*:4']"],
+            r"layers gives 'encoder\*:4', and activations=int8",
+        ),
+        (["+technique=quantize", "technique.quantize.aware=true", "trainer.budget.steps=0"], "aware=true acts only"),
+        (
+            ["+technique=quantize", "technique.quantize.learned_step=true", "trainer.budget.steps=0"],
+            "learned_step=true acts only",
+        ),
     ],
 )
 def test_bad_settings_are_refused_with_the_reason(overrides, what):
@@ -242,6 +262,66 @@ def test_bad_settings_are_refused_with_the_reason(overrides, what):
 
     with pytest.raises(UserError, match=what):
         plan()
+
+
+SIXTEEN = ["+technique=[prune,quantize]", "technique.quantize.group=16"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        ([*SIXTEEN, "technique.prune.structure.heads=0.5"], "group=16 does not divide the 8 inputs"),
+        (
+            [
+                "+technique=prune",
+                *("technique.prune.pattern=2:4", "technique.prune.sparsity=0.5", "technique.prune.structure.ffn=0.05"),
+            ],
+            "4 does not divide the 30 inputs",
+        ),
+        (
+            [
+                *SIXTEEN,
+                "technique.prune.structure.decoder_layers=1",
+                "technique.quantize.layers=['decoder.blocks.1.*:8']",
+            ],
+            "no quantized tensor is named like 'decoder.blocks.1",
+        ),
+        # Aware from before the parts go: then the shapes that it meets first count too.
+        (
+            [*SIXTEEN, "model.ffn_width=40", "technique.prune.structure.ffn=0.2", "technique.quantize.start=0.1"],
+            "group=16 does not divide the 40 inputs",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_shapes_once_parts_have_left_is_refused_before_training(overrides, what):
+    _, model, stack = build(*overrides)
+    with pytest.raises(UserError, match=what):
+        stack.plan_for(model)
+    with torch.device("meta"):  # as in a dry run
+        model = Transformer(model.architecture)
+    with pytest.raises(UserError, match=what):
+        stack.plan_for(model)
+
+
+def test_what_fits_only_once_parts_have_left_is_taken_and_trained():
+    words = ["model.ffn_width=40", "technique.prune.structure.ffn=0.2", "technique.prune.start=0.3"]
+    _, model, stack = build(*SIXTEEN, *words, "technique.quantize.start=0.3")
+    stack.plan_for(model)
+    for progress in (0.0, 0.3, 0.6):
+        for rewiring in stack.rewire(model, progress):
+            rewiring.apply(model)
+        stack.update(model, progress)
+    assert finish(model, stack) == ["prune", "quantize"]
+    assert stack.evidence()["quantize"]["aware_steps"] == 2
+
+
+def test_the_plan_says_what_gptq_only_rounds():
+    words = ["technique.quantize.group=16", "technique.quantize.method=gptq"]
+    _, model, stack = build("+technique=quantize", *words)
+    assert "to nearest, outside of the blocks that GPTQ walks: embedding.weight" in stack.plan_for(model)[0][1]
+    for others in (["technique.quantize.embeddings=false"], ["technique.quantize.method=nearest"]):
+        _, model, stack = build("+technique=quantize", *words, *others)
+        assert "GPTQ" not in stack.plan_for(model)[0][1]
 
 
 def test_the_plan_names_what_is_left_alone_and_how_much_is_in():

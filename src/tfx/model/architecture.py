@@ -30,6 +30,16 @@ class BlockShape:
     cross_kv_heads: int
     ffn: int
 
+    def keeping(self, kv_heads: int, cross_kv_heads: int, ffn: int) -> BlockShape:
+        """The shape with so many key/value heads, each with the query heads that it serves, and so many units."""
+        return BlockShape(
+            heads=kv_heads * (self.heads // self.kv_heads),
+            kv_heads=kv_heads,
+            cross_heads=cross_kv_heads * (self.cross_heads // self.cross_kv_heads) if self.cross_heads else 0,
+            cross_kv_heads=cross_kv_heads,
+            ffn=ffn,
+        )
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.linear import Linear, set_product_dtype
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import Transformer, count_parameters
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,27 @@ def reshape(model: Transformer, architecture: Architecture, state: Mapping[str, 
     model.architecture = architecture
 
 
+def removed_parts(before: Architecture, after: Architecture) -> str:
+    """What a smaller architecture lacks, in words: ``4 of 16 heads, 1 of 2 encoder layers, ...``."""
+    found = []
+    sums = []
+    for architecture in (before, after):
+        blocks = (*architecture.encoder, *architecture.decoder)
+        sums.append(
+            {
+                "heads": sum(shape.heads + shape.cross_heads for shape in blocks),
+                "feed-forward units": sum(shape.ffn for shape in blocks),
+                "encoder layers": len(architecture.encoder),
+                "decoder layers": len(architecture.decoder),
+                "parameters": count_parameters(architecture),
+            }
+        )
+    for what, count in sums[0].items():
+        if gone := count - sums[1][what]:
+            found.append(f"{gone:,} of {count:,} {what}")
+    return ", ".join(found)
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """What stays of one block: its number in the larger model, and the indices of heads and units that stay.
@@ -125,7 +146,7 @@ def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[Bl
         kept = []
         for position, plan in enumerate(plans):
             shape = blocks[plan.number]
-            kept.append(_smaller(shape, plan))
+            kept.append(shape.keeping(len(plan.heads), len(plan.cross_heads), len(plan.units)))
             module = getattr(model, stack).blocks[plan.number]
             prefix, old = f"{stack}.blocks.{position}.", f"{stack}.blocks.{plan.number}."
             origins |= {prefix + name: Origin(old + name, *selection) for name, selection in _kept(module, plan)}
@@ -139,16 +160,6 @@ def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:
     vocabulary = ("embedding.weight", "source_embedding.weight", "output.weight")
     origins = {name: Origin(name, rows if name in vocabulary else None) for name in model.state_dict()}
     return Rewiring(replace(model.architecture, vocab_size=len(ids)), origins)
-
-
-def _smaller(shape: BlockShape, plan: BlockPlan) -> BlockShape:
-    return BlockShape(
-        heads=len(plan.heads) * (shape.heads // shape.kv_heads),
-        kv_heads=len(plan.heads),
-        cross_heads=len(plan.cross_heads) * (shape.cross_heads // shape.cross_kv_heads) if shape.cross_heads else 0,
-        cross_kv_heads=len(plan.cross_heads),
-        ffn=len(plan.units),
-    )
 
 
 def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor | None, Tensor | None]]]:

@@ -22,6 +22,7 @@ from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
 from tfx.data.tokenizer import Tokenizer
+from tfx.model.architecture import Architecture
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
@@ -170,7 +171,9 @@ class Technique:
         return tuple(hook for hook in HOOKS if getattr(type(self), hook) is not getattr(Technique, hook))
 
     def plan(self, model: Transformer) -> list[str]:
-        """What the header says of it, once the model is known. Raises `UserError` for settings that do not fit it."""
+        """What the header says of it, once the model is known; parts that go during training have left it, and only
+        names and shapes are real. Raises `UserError` for settings that do not fit it.
+        """
         return []
 
     def teacher_need(self, config: Root) -> TeacherNeed | None:
@@ -227,6 +230,10 @@ class Technique:
         ``masked(name, weight)`` is a weight as the techniques before this one leave it.
         """
 
+    def reduced(self, architecture: Architecture) -> Architecture:
+        """The architecture that `rewire` leaves of one, known before any training. Raises `UserError` as `plan`."""
+        return architecture
+
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
         """Removes parts of the model for good; called before each optimizer step and at the end, until it has."""
         return None
@@ -245,6 +252,13 @@ class Technique:
     def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
         """Turns the gradient of the grid's values into that of the weight; by default straight through."""
         return gradient
+
+    def settled(self) -> bool:
+        """Whether what the forward pass sees has its final form: fully pruned, on its grid.
+
+        Before that, weights cannot be compared with later ones. A grid that only `finish` chooses has none.
+        """
+        return True
 
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         """The last word of a mask or grid: training is over, and the model holds what earlier ones have left."""

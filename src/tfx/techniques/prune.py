@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,13 @@ from tfx.config.schema import Root, group, setting
 from tfx.data.prepare import Pairs, PreparedData
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Attention
 from tfx.model.rewiring import BlockPlan, Rewiring, evenly_spaced, rewire_blocks, whole_block
 from tfx.model.transformer import Transformer, count_parameters
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
+from tfx.techniques.selection import left_alone, select_weights
 
 
 @dataclass
@@ -71,6 +72,7 @@ class PruneSettings(TechniqueSettings):
         choices=("global", "tensor", "row"),
     )
     embeddings: bool = setting(False, "prune the embeddings and the output layer too")
+    vectors: bool = setting(False, "prune norms and biases too; not with a pattern")
     skip: list[str] = setting([], "patterns of names of tensors that are left alone ('decoder.blocks.0.*')")
     schedule: str = setting("cubic", "how the sparsity rises from start to end", choices=("cubic", "linear", "once"))
     initial: float = setting(0.0, "sparsity at the start", minimum=0, below=1)
@@ -115,9 +117,9 @@ def smallest(magnitude: Tensor, count: int) -> Tensor:
 
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
-    """Masks, True where a weight stays, that zero this share of matrices by magnitude: of all, of each, of each row.
+    """Masks, True where a weight stays, that zero this share of tensors by magnitude: of all, of each, of each row.
 
-    The number of zeros is the product rounded to the nearest integer, in each unit of comparison.
+    A vector is one row. The number of zeros is the product rounded to the nearest integer, in each unit of comparison.
     """
     if scope == "global":
         flat = torch.cat([weight.abs().flatten() for weight in weights.values()])
@@ -126,7 +128,7 @@ def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) 
         return {name: ~piece.view_as(weights[name]) for name, piece in zip(weights, pieces, strict=True)}
     masks = {}
     for name, weight in weights.items():
-        rows = weight.abs() if scope == "row" else weight.abs().reshape(1, -1)
+        rows = weight.abs() if scope == "row" and weight.ndim == 2 else weight.abs().reshape(1, -1)
         masks[name] = ~smallest(rows, round(sparsity * rows.shape[1])).view_as(weight)
     return masks
 
@@ -135,6 +137,11 @@ def pattern_mask(weight: Tensor, keep: int, of: int) -> Tensor:
     """True at the ``keep`` largest of every ``of`` consecutive columns."""
     groups = weight.abs().reshape(-1, of)
     return ~smallest(groups, of - keep).view_as(weight)
+
+
+def _kept(sparsity: float, of: int) -> int:
+    """How many of so many weights stay."""
+    return of - round(sparsity * of)
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:
@@ -155,11 +162,10 @@ def plan_structure(model: Transformer, settings: StructureSettings) -> Rewiring:
     the norm of its rows of ``v`` times that of its columns of ``o``. At least one of each stays.
     """
     plans: dict[str, list[BlockPlan]] = {"encoder": [], "decoder": []}
-    for stack, kept in (("encoder", settings.encoder_layers), ("decoder", settings.decoder_layers)):
-        shapes = getattr(model.architecture, stack)
-        for number in evenly_spaced(len(shapes) if kept is None else kept, len(shapes)):
+    for stack, numbers in _kept_layers(model.architecture, settings).items():
+        for number in numbers:
             block = getattr(model, stack).blocks[number]
-            whole = whole_block(number, shapes[number])
+            whole = whole_block(number, getattr(model.architecture, stack)[number])
             ffn = block.ffn
             unit = ffn.up.weight.norm(dim=1) * ffn.down.weight.norm(dim=0)
             if ffn.gate is not None:
@@ -177,6 +183,50 @@ def plan_structure(model: Transformer, settings: StructureSettings) -> Rewiring:
     return rewire_blocks(model, plans["encoder"], plans["decoder"])
 
 
+def reduced_architecture(architecture: Architecture, settings: StructureSettings) -> Architecture:
+    """The architecture that `plan_structure` leaves, whatever the weights.
+
+    Raises `UserError` for more layers than there are, and for a share so small that nothing goes.
+    """
+    shapes: dict[str, tuple[BlockShape, ...]] = {}
+    taken = {"heads": 0, "ffn": 0}
+    for stack, numbers in _kept_layers(architecture, settings).items():
+        blocks = [getattr(architecture, stack)[number] for number in numbers]
+        smaller = [
+            shape.keeping(
+                _left(shape.kv_heads, settings.heads),
+                _left(shape.cross_kv_heads, settings.heads),
+                _left(shape.ffn, settings.ffn),
+            )
+            for shape in blocks
+        ]
+        for before, after in zip(blocks, smaller, strict=True):
+            taken["heads"] += before.heads + before.cross_heads - after.heads - after.cross_heads
+            taken["ffn"] += before.ffn - after.ffn
+        shapes[stack] = tuple(smaller)
+    for name, count in taken.items():
+        share = getattr(settings, name)
+        if share and not count:
+            what = "heads of any attention" if name == "heads" else "units of any feed-forward layer"
+            raise UserError(
+                f"technique.prune.structure.{name}={share:g} rounds to none of the {what} (one always stays): "
+                "name a larger share, or leave it out"
+            )
+    return replace(architecture, encoder=shapes["encoder"], decoder=shapes["decoder"])
+
+
+def _kept_layers(architecture: Architecture, settings: StructureSettings) -> dict[str, list[int]]:
+    """The numbers of the layers that stay, by stack. Raises `UserError` for more than there are."""
+    kept = {}
+    for stack in ("encoder", "decoder"):
+        name, layers = f"{stack}_layers", len(getattr(architecture, stack))
+        count = layers if getattr(settings, name) is None else getattr(settings, name)
+        if count > layers:
+            raise UserError(f"technique.prune.structure.{name}={count} is more than the model's {layers}")
+        kept[stack] = evenly_spaced(count, layers)
+    return kept
+
+
 def _head_scores(attention: Attention) -> Tensor:
     """One score for each key/value head with the query heads that it serves."""
     groups = attention.kv_heads
@@ -185,8 +235,12 @@ def _head_scores(attention: Attention) -> Tensor:
 
 def _largest(scores: Tensor, removed: float) -> Tensor:
     """The indices, in order, of what stays when this share with the smallest scores goes."""
-    count = max(1, scores.numel() - round(removed * scores.numel()))
-    return scores.detach().float().cpu().topk(count).indices.sort().values
+    return scores.detach().float().cpu().topk(_left(scores.numel(), removed)).indices.sort().values
+
+
+def _left(count: int, removed: float) -> int:
+    """How many stay when this share goes: at least one, where there is one."""
+    return max(min(1, count), count - round(removed * count))
 
 
 # --- the technique ----------------------------------------------------------------------------------
@@ -209,6 +263,7 @@ class Prune(Technique):
         self._removed = 0
         self._tokens: tuple[int, int] | None = None
         self._early: dict[str, Tensor] = {}
+        self._rewound = 0
         if "rewire" in self.hooks():
             self.effects = (*self.effects, "removes parts")
 
@@ -220,22 +275,59 @@ class Prune(Technique):
             raise UserError(
                 f"technique.prune.start={settings.start} must lie before technique.prune.end={settings.end}"
             )
-        if settings.rewind is not None and settings.rewind >= settings.end:
-            raise UserError(f"technique.prune.rewind={settings.rewind} must lie before end={settings.end}")
-        if settings.pattern is not None:
-            keep, of = parse_pattern(settings.pattern)
-            if settings.threshold is not None:
-                raise UserError("technique.prune has both a pattern and a threshold: name one")
-            if not math.isclose(settings.sparsity, 1 - keep / of, abs_tol=5e-3):
-                raise UserError(
-                    f"technique.prune.pattern={settings.pattern} leaves a sparsity of {1 - keep / of:g}, not "
-                    f"{settings.sparsity:g}: say technique.prune.sparsity={1 - keep / of:g}"
-                )
-        structure, model = settings.structure, config.model
-        for name, layers in (("encoder_layers", model.encoder_layers), ("decoder_layers", model.decoder_layers)):
-            kept = getattr(structure, name)
-            if kept is not None and kept > layers:
-                raise UserError(f"technique.prune.structure.{name}={kept} is more than the model's {layers}")
+        if settings.initial > settings.sparsity:
+            raise UserError(
+                f"technique.prune.initial={settings.initial:g} is above sparsity={settings.sparsity:g}, and "
+                "what is gone stays gone"
+            )
+        self._check_pattern()
+        if settings.rewind is not None:
+            self._check_rewind(settings.rewind, config)
+
+    def _check_pattern(self) -> None:
+        """A pattern and a threshold each decide alone what goes."""
+        settings = self.settings
+        given = "a pattern" if settings.pattern is not None else "a threshold" if settings.threshold else None
+        if given and settings.scope != PruneSettings.scope:
+            raise UserError(
+                f"technique.prune.scope={settings.scope} compares magnitudes, and with {given} nothing is compared: "
+                "leave one of the two out"
+            )
+        if settings.threshold and settings.initial:
+            raise UserError(
+                "technique.prune.initial is where a sparsity begins, and a threshold has none: leave it out"
+            )
+        if settings.pattern is None:
+            return
+        keep, of = parse_pattern(settings.pattern)
+        if settings.threshold is not None:
+            raise UserError("technique.prune has both a pattern and a threshold: name one")
+        if settings.vectors:
+            raise UserError(
+                "technique.prune.vectors=true: a pattern is one of matrices' inputs; leave one of the two out"
+            )
+        exact = 1 - keep / of
+        if _kept(settings.sparsity, of) != keep or not math.isclose(settings.sparsity, exact, abs_tol=5e-3):
+            raise UserError(
+                f"technique.prune.pattern={settings.pattern} leaves a sparsity of {exact:g}, not "
+                f"{settings.sparsity:g}: say technique.prune.sparsity={exact:g}"
+            )
+
+    def _check_rewind(self, rewind: float, config: Root) -> None:
+        """It needs training before it, and after the sparsity is reached."""
+        settings, budget = self.settings, config.trainer.budget
+        if "mask" not in self.hooks():
+            raise UserError("technique.prune.rewind is for single weights, and none are pruned: leave it out")
+        if 0 in (budget.steps, budget.tokens, budget.seconds):
+            raise UserError("technique.prune.rewind returns to weights of this training, and the budget is zero")
+        name, reached = ("start", settings.start) if settings.schedule == "once" else ("end", settings.end)
+        if rewind >= reached:
+            raise UserError(
+                f"technique.prune.rewind={rewind:g} must lie before the sparsity is reached, with "
+                f"schedule={settings.schedule} at {name}={reached:g}"
+            )
+        if reached == 1.0:
+            raise UserError("technique.prune.rewind needs training after the sparsity is reached: end below 1")
 
     def hooks(self) -> tuple[str, ...]:
         used = []
@@ -248,14 +340,18 @@ class Prune(Technique):
         return tuple(used)
 
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
-        """The weights that are pruned, by name. Raises `UserError` where a pattern does not divide a tensor."""
-        weights = {
-            name: parameter.detach()
-            for name, parameter in model.named_parameters()
-            if parameter.ndim == 2
-            and (".blocks." in name or self.settings.embeddings)
-            and not any(fnmatch(name, pattern) for pattern in self.settings.skip)
-        }
+        """The weights that are pruned, by name.
+
+        Raises `UserError` where a pattern does not divide a tensor, or ``skip`` names none.
+        """
+        settings = self.settings
+        weights = select_weights(
+            model,
+            settings.skip,
+            "technique.prune.skip",
+            embeddings=settings.embeddings,
+            vectors=settings.vectors,
+        )
         if self.settings.pattern is not None:
             _, of = parse_pattern(self.settings.pattern)
             for name, weight in weights.items():
@@ -276,10 +372,9 @@ class Prune(Technique):
         chosen = self.chosen(model)
         pruned = sum(weight.numel() for weight in chosen.values())
         whole = sum(parameter.numel() for parameter in model.parameters())
-        left = [name for name, parameter in model.named_parameters() if parameter.ndim == 2 and name not in chosen]
         what = f"threshold {self.settings.threshold:g}" if self.settings.threshold else f"{self.settings.sparsity:.0%}"
         line = f"{what} of {pruned:,} weights, {pruned / whole:.0%} of the model"
-        return [*lines, line + (f"; matrices left alone: {', '.join(left)}" if left else "")]
+        return [*lines, line + left_alone(model, chosen)]
 
     # --- hooks ----------------------------------------------------------------------------------------
 
@@ -290,6 +385,9 @@ class Prune(Technique):
         tokenizer, kept = data.tokenizer.reduced(used.tolist())
         self._tokens = (len(kept), data.tokenizer.vocab_size)
         return None if len(kept) == data.tokenizer.vocab_size else (tokenizer, kept)
+
+    def reduced(self, architecture: Architecture) -> Architecture:
+        return reduced_architecture(architecture, self.settings.structure)
 
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
         if self._removed or progress < self.settings.start:
@@ -318,6 +416,8 @@ class Prune(Technique):
         self.masks = self._new_masks(model, sparsity_at(settings, progress))
         if reached and self._early:
             for name, parameter in model.named_parameters():
+                changed = parameter != self._early[name]
+                self._rewound += int((changed & self.masks[name] if name in self.masks else changed).sum())
                 parameter.copy_(self._early[name])
             self._early = {}
 
@@ -332,11 +432,15 @@ class Prune(Technique):
             return {name: weight.abs() >= settings.threshold for name, weight in weights.items()}
         if settings.pattern is not None:
             _, of = parse_pattern(settings.pattern)
-            return {name: pattern_mask(weight, of - round(sparsity * of), of) for name, weight in weights.items()}
+            return {name: pattern_mask(weight, _kept(sparsity, of), of) for name, weight in weights.items()}
         return magnitude_masks(weights, sparsity, settings.scope)
 
     def mask(self, name: str, weight: Tensor) -> Tensor | None:
         return self.masks.get(name)
+
+    def settled(self) -> bool:
+        hooks = self.hooks()
+        return (self._reached or "mask" not in hooks) and (bool(self._removed) or "rewire" not in hooks)
 
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         self.update(model, 1.0, lambda _, weight: weight)
@@ -352,6 +456,7 @@ class Prune(Technique):
         return {
             "sparsity": zeros / max(1, whole),
             "weights_zeroed": float(zeros),
+            "weights_rewound": float(self._rewound),
             "parameters_removed": float(self._removed),
             "tokens_removed": 0.0 if self._tokens is None else float(self._tokens[1] - self._tokens[0]),
         }
@@ -363,9 +468,10 @@ class Prune(Technique):
             "due": self._due,
             "reached": self._reached,
             "removed": self._removed,
+            "rewound": self._rewound,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.masks = {name: mask.bool() for name, mask in state["masks"].items()}
         self._early, self._due = dict(state["early"]), state["due"]
-        self._reached, self._removed = state["reached"], state["removed"]
+        self._reached, self._removed, self._rewound = state["reached"], state["removed"], state["rewound"]

@@ -20,7 +20,7 @@ from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.model.rewiring import Rewiring
+from tfx.model.rewiring import Rewiring, removed_parts
 from tfx.model.transformer import Transformer
 from tfx.techniques.contract import HOOKS, VIEW_HOOKS, Moment, Objective, Teacher, TeacherNeed, Technique
 
@@ -61,6 +61,8 @@ class Stack:
                     raise UserError(f"technique '{technique.name}' acts only while training, and the budget is zero")
         # The weights on their grids, by name, once the technique that quantizes has finished.
         self.grids: dict[str, Grid] = {}
+        # The masks of the techniques that have finished, by name: what is False in them is zero for good.
+        self.masks: dict[str, Tensor] = {}
         for technique in self._techniques:
             if not technique.hooks() and not technique.settings.allow_noop:
                 raise UserError(
@@ -101,8 +103,28 @@ class Stack:
         ]
 
     def plan_for(self, model: Transformer) -> list[tuple[str, str]]:
-        """What each technique says of the model: its name and a line."""
-        return [(technique.name, line) for technique in self._techniques for line in technique.plan(model)]
+        """What each technique says of the model: its name and a line.
+
+        Raises `UserError` for settings that do not fit its shapes, as they are and as they are once parts have left.
+        """
+        lines = []
+        whole, going = model, self.order["rewire"]
+        for technique in going:
+            architecture = technique.reduced(model.architecture)
+            if architecture != model.architecture:
+                lines.append((technique.name, f"removes {removed_parts(model.architecture, architecture)}"))
+                with torch.device("meta"):
+                    model = Transformer(architecture, model.rates)
+        leave = max((technique.settings.start for technique in going), default=0.0)
+        for technique in self._techniques:
+            if model is not whole and technique.settings.start < leave:
+                technique.plan(whole)
+            lines += [(technique.name, line) for line in technique.plan(model)]
+        return lines
+
+    def settled(self) -> bool:
+        """Whether all that changes weights for the sake of the file has its final form."""
+        return all(technique.settled() for technique in self.compressing)
 
     def _check_conflicts(self) -> None:
         for technique in self._techniques:
@@ -278,6 +300,7 @@ class Stack:
                 mask = technique.mask(name, parameter)
                 if mask is not None:
                     parameter.mul_(mask)
+                    self.masks[name] = self.masks[name] & mask if name in self.masks else mask
                 grid = technique.grid(name, parameter.detach(), 1.0)
                 if grid is not None:
                     self.grids[name] = grid

@@ -22,6 +22,7 @@ from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, fit, scales_for_rate
+from tfx.techniques.selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -125,6 +126,10 @@ class Quantize(Technique):
                 "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
                 "training moves them for rounding to nearest: leave one of the two out"
             )
+        budget = config.trainer.budget
+        if 0 in (budget.steps, budget.tokens, budget.seconds) and (settings.aware or settings.learned_step):
+            name = "learned_step" if settings.learned_step else "aware"
+            raise UserError(f"technique.quantize.{name}=true acts only while training, and the budget is zero")
         if settings.learned_step and (settings.method != "nearest" or not self.aware):
             raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
         if settings.rate is not None:
@@ -138,6 +143,12 @@ class Quantize(Technique):
             raise UserError(
                 "technique.quantize.activations=int8 needs bits=8, range=symmetric, a scale a channel or tensor "
                 "(granularity=channel) and no codebook: that is what int8 kernels multiply"
+            )
+        other = [rule for rule in settings.layers if not rule.endswith(":8")]
+        if settings.activations == "int8" and other:
+            raise UserError(
+                f"technique.quantize.layers gives '{other[0]}', and activations=int8 is for layers of 8 bits: "
+                "leave one of the two out"
             )
         if settings.method == "codebook" and settings.range != "symmetric":
             raise UserError("technique.quantize.range=affine is for integer grids; a codebook has no range")
@@ -177,15 +188,12 @@ class Quantize(Technique):
         return next((int(bits) for pattern, _, bits in rules if fnmatch(name, pattern)), self.settings.bits)
 
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
-        """The weights that are quantized, by name. Raises `UserError` where a group does not divide a tensor."""
+        """The weights that are quantized, by name.
+
+        Raises `UserError` where a group does not divide a tensor, or ``skip`` or ``layers`` name none.
+        """
         settings = self.settings
-        weights = {
-            name: parameter.detach()
-            for name, parameter in model.named_parameters()
-            if parameter.ndim == 2
-            and (".blocks." in name or settings.embeddings)
-            and not any(fnmatch(name, pattern) for pattern in settings.skip)
-        }
+        weights = select_weights(model, settings.skip, "technique.quantize.skip", embeddings=settings.embeddings)
         for rule in settings.layers:
             pattern = rule.rpartition(":")[0]
             if not any(fnmatch(name, pattern) for name in weights):
@@ -203,14 +211,16 @@ class Quantize(Technique):
         chosen = self.chosen(model)
         whole = sum(parameter.numel() for parameter in model.parameters())
         share = sum(weight.numel() for weight in chosen.values()) / whole
-        left = [name for name, parameter in model.named_parameters() if parameter.ndim == 2 and name not in chosen]
         bits = sorted({self.bits_of(name) for name in chosen})
         unit = {"group": f"groups of {self.settings.group}"}.get(self.granularity, self.granularity)
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
             kind += f", coded in {self.settings.rate:g} bits a weight"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
-        return [line + (f"; matrices left alone: {', '.join(left)}" if left else "")]
+        beyond = [name for name in chosen if ".blocks." not in name]
+        if self.settings.method == "gptq" and beyond:
+            line += f"; rounded to nearest, outside of the blocks that GPTQ walks: {', '.join(beyond)}"
+        return [line + left_alone(model, chosen)]
 
     def kind(self, name: str) -> GridKind:
         """How the scales of a tensor are made."""
@@ -284,6 +294,9 @@ class Quantize(Technique):
         passed, by_scale = step_gradient(weight, gradient, scale, zero, kind)
         self._steps[_key(name)].grad = by_scale * scale.float()
         return passed
+
+    def settled(self) -> bool:
+        return not self.aware or bool(self._scales or self._codebooks)
 
     @torch.no_grad()
     def finish(self, model: Transformer, calibration: Calibration) -> None:

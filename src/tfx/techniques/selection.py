@@ -1,0 +1,42 @@
+"""Which weights a technique acts on, by the names that its settings give, and what that leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from fnmatch import fnmatch
+
+from torch import Tensor
+
+from tfx.errors import UserError
+from tfx.model.transformer import Transformer
+
+
+def select_weights(
+    model: Transformer, skip: Sequence[str], setting: str, *, embeddings: bool, vectors: bool = False
+) -> dict[str, Tensor]:
+    """Weights by name: the matrices of blocks, with ``embeddings`` all others, with ``vectors`` norms and biases too.
+
+    Raises `UserError` where a pattern of ``skip``, the value of ``setting``, is the name of no tensor.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in skip:
+        if not any(fnmatch(name, pattern) for name in parameters):
+            raise UserError(
+                f"{setting}: no tensor of the model is named like '{pattern}', as '{next(iter(parameters))}' is; "
+                "`tfx inspect RUN` shows all names"
+            )
+    return {
+        name: parameter.detach()
+        for name, parameter in parameters.items()
+        if (vectors if parameter.ndim == 1 else embeddings or ".blocks." in name)
+        and not any(fnmatch(name, pattern) for pattern in skip)
+    }
+
+
+def left_alone(model: Transformer, chosen: Container[str]) -> str:
+    """What is not ``chosen``, for the plan: the names of matrices, the parameters of vectors; empty where all is."""
+    rest = {name: parameter for name, parameter in model.named_parameters() if name not in chosen}
+    matrices = [name for name, parameter in rest.items() if parameter.ndim == 2]
+    vectors = sum(parameter.numel() for parameter in rest.values() if parameter.ndim == 1)
+    text = f"; matrices left alone: {', '.join(matrices)}" if matrices else ""
+    return text + (f"; {vectors:,} parameters of norms and biases left alone" if vectors else "")
