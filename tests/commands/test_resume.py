@@ -26,13 +26,14 @@ PAIRS = [
     "dataset.batch_tokens=128",
 ]
 KINDS = {
-    # The whole stack, with what each technique keeps between steps: projections, learned steps, masks, rewinding.
+    # The whole stack, with what each technique keeps between steps: projections, learned steps, masks, rewinding;
+    # the best weights are kept.
     "stack": [
         *PAIRS,
         "+technique=[shuffle,mixup,distill,prune,quantize]",
         *("technique.distill.teacher_budget.steps=5", "technique.distill.hidden=0.1", "technique.prune.rewind=0.1"),
         *("technique.quantize.learned_step=true", "technique.quantize.granularity=channel"),
-        *("trainer.averaging.kind=ema", "trainer.budget.steps=20"),
+        *("trainer.averaging.kind=ema", "trainer.budget.steps=20", "trainer.keep=best"),
     ],
     # Stopped in the first epoch, whose order is made again, and in the second.
     "curriculum": [

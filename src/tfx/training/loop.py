@@ -139,7 +139,8 @@ class Trainer:
         self.guard = Guard(config.trainer.instability)
         self.clock = Clock(config.trainer.budget, recorded)
         self._interval = _Interval(self.clock)
-        self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        # Of the best weights so far: score, step, and where they are to be kept the states of model and extra.
+        self._best: tuple[float, int, list[dict[str, Tensor]]] | None = None
         self._without_improvement = 0
         self._next_validation = 1
         self._ended = self._stopped = self._compressing = False
@@ -171,9 +172,20 @@ class Trainer:
             self.observer.keep("last")
             final = "last"
             if self.config.trainer.keep == "best" and self._best is not None:
-                self.model.load_state_dict(self._best[2])
+                for module, weights in zip((self.model, self._extra), self._best[2], strict=True):
+                    module.load_state_dict(weights)
                 final = "best"
+            elif self._best is None and self.clock.steps and self._chooses:
+                self.observer.noted(
+                    "every validation came before the whole stack had its final form: there was nothing to stop early "
+                    "by, or to keep as the best (an earlier end of a ramp, or a smaller trainer.validate_every, helps)"
+                )
         return self._result(seconds, final)
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether validations decide which weights are kept, or when to stop."""
+        return self.config.trainer.keep == "best" or self.config.trainer.early_stopping.metric is not None
 
     def _loop(self) -> None:
         config = self.config.trainer
@@ -351,26 +363,30 @@ class Trainer:
     def _validate(self) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
         stopping = self.config.trainer.early_stopping
-        with self.averager.applied(), self.stack.viewed(self.model, self.clock.progress):
-            score = in_memory(
-                self.config.evaluation.batch_tokens,
-                lambda tokens: score_loss(
-                    self.model,
-                    self.data.splits["valid"],
-                    self.data.tokenizer,
-                    batch_tokens=tokens,
-                    device=self.device,
-                    between=raise_if_signalled,
-                ),
-            )
+        with self.averager.applied():
+            with self.stack.viewed(self.model, self.clock.progress):
+                score = in_memory(
+                    self.config.evaluation.batch_tokens,
+                    lambda tokens: score_loss(
+                        self.model,
+                        self.data.splits["valid"],
+                        self.data.tokenizer,
+                        batch_tokens=tokens,
+                        device=self.device,
+                        between=raise_if_signalled,
+                    ),
+                )
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
+            if not self.stack.settled():
+                # A model that is yet to lose weights or precision scores better than any that has lost them.
+                return False
             watched = metrics[stopping.metric or LOSS_METRICS[0]]
             if self._best is None or watched < self._best[0]:
-                weights = {}
-                if self.config.trainer.keep == "best":
-                    weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-                self._best = (watched, self.clock.steps, weights)
+                kept = [self.model, self._extra] if self.config.trainer.keep == "best" else []
+                # Their own values and not the view: that is made of them at the end, as it is of the last ones.
+                states = [{name: t.detach().clone() for name, t in module.state_dict().items()} for module in kept]
+                self._best = (watched, self.clock.steps, states)
                 self._without_improvement = 0
                 self.observer.keep("best")
             else:
