@@ -227,6 +227,198 @@ def test_every_command_takes_the_compressed_file(compressed, capsys, monkeypatch
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+# --- invariants -------------------------------------------------------------------------------------
+
+
+def failed(folder, dense, name, *overrides):
+    """The error of a one-shot compression that breaks."""
+    run = folder / name
+    words = [f"init_from={dense}", "trainer.budget.steps=0", "evaluation=greedy", "evaluation.latency_inputs=2"]
+    assert main(["train", *words, *overrides, f"hydra.run.dir={run}"]) == 1
+    assert not (run / ".stage.safetensors").exists()
+    assert not (run / "compressed.safetensors").exists()
+    summary = summary_of(run)
+    assert summary["status"] == "failed"
+    assert "BrokenInvariantError" in summary["error"]
+    return summary["error"]
+
+
+def test_a_grid_that_revives_pruned_weights_stops_the_run(folder, dense, monkeypatch):
+    from tfx.techniques.quantize import technique
+
+    encode = technique.encode
+
+    def reviving(weight, scale, zero, kind):
+        grid = encode(weight, scale, zero, kind)
+        grid.codes_RC[0, weight[0] == 0] += 1
+        return grid
+
+    monkeypatch.setattr(technique, "encode", reviving)
+    error = failed(folder, dense, "revived", STACK)
+    assert "after quantize" in error
+    assert "pruned weights of 'encoder.blocks.0.attention.q.weight' are not zero any more" in error
+
+
+def test_zeros_that_only_the_file_loses_stop_the_run(folder, dense, monkeypatch):
+    load = checkpoint.load
+
+    def altered(path, *arguments, **settings):
+        loaded = load(path, *arguments, **settings)
+        with torch.no_grad():
+            # Behind a layer whose weights are all zero, no logit shows it.
+            if str(path).endswith(".stage.safetensors"):
+                loaded.model.decoder.blocks[0].ffn.up.weight[:, 0] = 1.0
+        return loaded
+
+    monkeypatch.setattr(checkpoint, "load", altered)
+    monkeypatch.setattr("tfx.commands.measure.Measurer._compare", lambda *_: None)
+    error = failed(folder, dense, "altered", "+technique=prune")
+    assert "after prune, read back from the file," in error
+    assert "'decoder.blocks.0.ffn.up.weight'" in error
+
+
+def test_weights_that_are_not_tied_any_more_stop_the_run(folder, dense, monkeypatch):
+    from tfx.techniques.prune import Prune
+
+    finish = Prune.finish
+
+    def untying(self, model, calibration):
+        finish(self, model, calibration)
+        model.output.weight = torch.nn.Parameter(model.embedding.weight.detach().clone())
+
+    monkeypatch.setattr(Prune, "finish", untying)
+    error = failed(folder, dense, "untied", "+technique=prune")
+    assert "after prune 'output.weight' is not tied to 'embedding.weight' any more" in error
+
+
+@pytest.fixture
+def finished(monkeypatch):
+    """The stack of the last run, as it was when its file was compared with the model in memory."""
+    from tfx.commands.measure import Measurer
+
+    held = {}
+    compare = Measurer._compare
+
+    def spy(self, name, model, stack, loaded):
+        held["stack"] = stack
+        compare(self, name, model, stack, loaded)
+
+    monkeypatch.setattr(Measurer, "_compare", spy)
+    return held
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.averaging.kind=ema", "optimizer=adamw"],
+        ["trainer.averaging.kind=last", "trainer.averaging.start=0.3", "trainer.averaging.snapshots=3"],
+        ["trainer.compile=on"],
+        [STACK, "trainer.averaging.kind=ema"],
+    ],
+    ids=["ema", "last", "compiled", "ema quantized"],
+)
+def test_what_is_masked_is_zero_in_the_file(folder, overrides, finished, monkeypatch, request):
+    def compile_eagerly(self, **settings):
+        torch.nn.Module.compile(self, backend="eager", **settings)
+
+    monkeypatch.setattr("tfx.model.transformer.Transformer.compile", compile_eagerly, raising=False)
+    run = folder / request.node.callspec.id.replace(" ", "-")
+    words = [*SMALL, *PAIRS, "+technique=prune", *overrides, "optimizer.lr=0.01", "trainer.budget.steps=8"]
+    assert main(["train", *words, f"hydra.run.dir={run}"]) == 0
+    weights = checkpoint.load(run / "compressed.safetensors").model.state_dict()
+    masks = finished["stack"].masks
+    assert len(masks) == sum(".blocks." in name and weight.ndim == 2 for name, weight in weights.items())
+    for name, mask in masks.items():
+        assert int((~mask).sum()) == round(0.5 * mask.numel())
+        assert not bool(weights[name][~mask].any()), name
+        assert float((weights[name][mask] != 0).float().mean()) > 0.5, name
+
+
+@pytest.mark.parametrize("stack", ["prune", "[prune,quantize]"])
+def test_a_pattern_holds_everywhere_in_the_file(folder, dense, stack):
+    pattern = ["technique.prune.pattern=2:4", "technique.prune.embeddings=true"]
+    run = once(folder, dense, f"pattern-{len(stack)}", f"+technique={stack}", *pattern)
+    weights = checkpoint.load(run / "compressed.safetensors").model.state_dict()
+    matrices = {name: weight for name, weight in weights.items() if weight.ndim == 2}
+    assert "embedding.weight" in matrices
+    for name, weight in matrices.items():
+        stay = (weight.reshape(-1, 4) != 0).sum(1)
+        assert int(stay.max()) == 2, name
+        if stack == "prune":
+            assert bool((stay == 2).all()), name
+
+
+# --- what is measured, and on what ------------------------------------------------------------------
+
+
+def test_calibration_is_a_slice_of_the_training_data_by_the_seed(folder):
+    from types import SimpleNamespace
+
+    from tfx.commands.running import _Run, build_model, read_inputs
+    from tfx.config.compose import compose
+
+    def batches(seed):
+        config = compose([*SMALL, *PAIRS, "dataset.batch_tokens=128", f"seed={seed}"])
+        origin, data = read_inputs(config)
+        model = build_model(config, data, torch.device("cpu"), origin)
+        made = _Run._calibration_batches(
+            SimpleNamespace(config=config, data=data, model=model, device=torch.device("cpu")), 3
+        )
+        return made, data
+
+    (first, data), (same, _), (other, _) = batches(1), batches(1), batches(2)
+    assert len(first) == 3
+    rows = [batch.source_BS.tolist() for batch in first]
+    assert rows == [batch.source_BS.tolist() for batch in same]
+    assert rows != [batch.source_BS.tolist() for batch in other]
+    seen = {split: {tuple(part[i].tolist()) for i in range(len(part))} for split, part in sources(data)}
+    assert not seen["train"] >= seen["valid"]  # else nothing would be shown
+    for batch in first:
+        for source, mask in zip(batch.source_BS, batch.source_mask_BS, strict=True):
+            # The last token of a source is its end.
+            assert any(tuple(source[mask][:length].tolist()) in seen["train"] for length in (None, -1))
+
+
+def sources(data):
+    return [(split, data.splits[split].source) for split in ("train", "valid")]
+
+
+def test_speed_and_memory_of_reference_plain_tensors_and_file_are_measured(folder, dense):
+    summary = summary_of(once(folder, dense, "speeds", STACK))
+    assert summary["inference"].keys() == {"reference", "plain_fp32", "plain_bf16", "file"}
+    for measured in summary["inference"].values():
+        assert 0 < measured["latency_ms"]["p50"] <= measured["latency_ms"]["p95"]
+        assert measured["tokens_per_second"] > 0
+        assert measured["memory_bytes"] > 0
+    assert summary["inference"]["plain_bf16"]["memory_bytes"] < summary["inference"]["plain_fp32"]["memory_bytes"]
+    assert summary["reference"]["bytes"] > summary["bytes"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "broken"),
+    [
+        ("bleu", 30.0, 28.5, True),
+        ("bleu", 30.0, 31.5, False),
+        ("bleu", 30.0, 29.5, False),
+        ("loss", 2.0, 3.5, True),
+        ("loss", 2.0, 0.5, False),
+    ],
+)
+def test_a_drop_is_a_loss_of_what_is_better_when_higher_and_a_gain_of_errors(metric, before, after, broken):
+    from tfx.commands.measure import BrokenInvariantError, Measurer
+    from tfx.config.compose import compose
+
+    metrics = [] if metric == "loss" else [metric]
+    config = compose([*SMALL, f"dataset.metrics={metrics}", "max_quality_drop=1.0"])
+    measurer = Measurer(config, None, torch.device("cpu"), None, None)
+    measurer.stages = [{"name": "trained", "valid": {metric: before}}, {"name": "prune", "valid": {metric: after}}]
+    if broken:
+        with pytest.raises(BrokenInvariantError, match=f"prune lost 1.5 of {metric}"):
+            measurer._check_drop("prune")
+    else:
+        measurer._check_drop("prune")
+
+
 @pytest.mark.parametrize(("policy", "status"), [("stop", 1), ("mark", 0)])
 def test_a_run_that_lost_too_much_is_stopped_or_marked(folder, dense, policy, status, capsys):
     run = folder / f"drop-{policy}"
@@ -250,6 +442,11 @@ def test_a_run_that_lost_too_much_is_stopped_or_marked(folder, dense, policy, st
         (["+technique=shuffle", "trainer.budget.steps=0"], ["shuffle", "acts only while training"]),
         (["+technique=quantize", "technique.quantize.bits=9"], ["technique.quantize.bits=9"]),
         (["+technique=quantize", "technique.quantize.group=48"], ["48", "does not divide"]),
+        ([STACK, "technique.prune.structure.heads=0.5"], ["group=64", "does not divide the 32 inputs"]),
+        (
+            ["+technique=prune", "technique.prune.pattern=2:4", "model.ffn_width=3"],
+            ["4 does not divide the 3 inputs", "technique.prune.skip"],
+        ),
         (["+technique=prune", "technique.prune.sparsity=1"], ["technique.prune.sparsity=1"]),
     ],
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from tfx.compression import checkpoint
 from tfx.config.schema import Root
@@ -183,11 +184,14 @@ class Measurer:
     def measure_compressed(self, name: str, model: Transformer, stack: Stack, seconds: float) -> Path:
         """A stage as the compressed file that it would be; the file stays, and is the final one after the last.
 
-        Raises `BrokenInvariantError` where the file is not smaller than that of the stage before, or where the
-        model that is read back from it differs from the one in memory in a single bit of its hidden states.
+        Raises `BrokenInvariantError` where the file is not smaller than that of the stage before, where a pruned weight
+        is not zero any more, where weights that the architecture ties are not one tensor, or where the model that is
+        read back from it differs from the one in memory in a single bit of its hidden states.
         """
         file = self.run.stage
         try:
+            check_zeros(name, model, stack.masks)
+            check_ties(name, model)
             checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation, stack.storage())
             self._measure_compressed(name, model, stack, file, seconds)
         except BaseException:
@@ -203,6 +207,9 @@ class Measurer:
         if before is not None and size >= before["bytes"]:
             raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before['bytes']:,}")
         self._compare(name, model, stack, loaded.model)
+        # Int8 kernels keep weights in a form of their own.
+        weights = checkpoint.load(file, kernels=False).model if stack.storage().int8 else loaded.model
+        check_zeros(f"{name}, read back from the file,", weights, stack.masks)
         valid = self.quality(loaded, "valid").metrics
         self._add(name, loaded, valid, size, seconds, counts=count_parameters(model))
         self._check_drop(name)
@@ -263,6 +270,24 @@ class Measurer:
             raise BrokenInvariantError(message)
         self.drops.append(message)
         self.console.note(message)
+
+
+def check_zeros(name: str, model: Transformer, masks: Mapping[str, Tensor]) -> None:
+    """Raises `BrokenInvariantError` where a weight is not zero that a mask, False there, has taken."""
+    for tensor, parameter in model.named_parameters():
+        mask = masks.get(tensor)
+        if mask is not None and (revived := int((parameter[~mask.to(parameter.device)] != 0).sum())):
+            raise BrokenInvariantError(f"after {name} {revived:,} pruned weights of '{tensor}' are not zero any more")
+
+
+def check_ties(name: str, model: Transformer) -> None:
+    """Raises `BrokenInvariantError` where the model stores a weight apart that its architecture ties to another."""
+    with torch.device("meta"):
+        _, expected = checkpoint.unique_tensors(Transformer(model.architecture))
+    _, found = checkpoint.unique_tensors(model)
+    for alias, stored in expected.items():
+        if found.get(alias) != stored:
+            raise BrokenInvariantError(f"after {name} '{alias}' is not tied to '{stored}' any more")
 
 
 def count_parameters(model: Transformer) -> tuple[int, int]:
