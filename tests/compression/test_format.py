@@ -438,6 +438,14 @@ FORGERIES = {
 }
 
 
+def test_a_newer_version_is_refused_and_an_older_one_than_any(file):
+    data = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
+    arrays = {name: bytes_array(content) for name, content in data.items()}
+    for version, words in ((3, "format version 3, and this tfx reads up to 2: update tfx"), (0, "not readable")):
+        write_container(file, arrays, {"format_version": version, "checksum": checksum(b"", data)})
+        assert words in refused(file)
+
+
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_description_is_refused_though_its_checksum_fits(name, file):
     forge(file, FORGERIES[name])
