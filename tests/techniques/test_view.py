@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from tfx.compression import checkpoint
 from tfx.compression.grid import Grid
 from tfx.config import compose
-from tfx.config.schema import TokenizerConfig
+from tfx.config.schema import EvaluationConfig, TokenizerConfig
 from tfx.data.batching import collate_pairs
 from tfx.data.prepare import Pairs, Ragged
 from tfx.data.tokenizer import Tokenizer
@@ -25,9 +26,9 @@ INT8 = [
 ]
 
 
-def build(*overrides):
+def build(*overrides, vocabulary=40):
     config = compose.compose([*SMALL, "trainer.budget.steps=10", *overrides])
-    model = Transformer(Architecture.from_config(config.model, 40), config.model)
+    model = Transformer(Architecture.from_config(config.model, vocabulary), config.model)
     initialise(model, 1)
     return config, model, Stack.from_config(config)
 
@@ -182,6 +183,118 @@ def test_gptq_in_the_stack_keeps_masks_and_beats_rounding_on_what_the_model_puts
         errors[method] = float((hidden(model) - before).square().mean())
         assert all(not bool(p[zero[name]].any()) for name, p in model.named_parameters() if name in zero)
     assert errors["gptq"] < errors["nearest"]
+
+
+RATE = ["+technique=quantize", "technique.quantize.rate=2.5", "technique.quantize.bits=6"]
+
+
+@pytest.mark.parametrize("granularity", ["null", "tensor", "channel"])
+@pytest.mark.parametrize("aware", ["true", "false"])
+def test_codes_take_the_rate_that_was_asked_for_and_the_file_gives_them_back(granularity, aware, tmp_path):
+    words = [f"technique.quantize.granularity={granularity}", f"technique.quantize.aware={aware}"]
+    _, model, stack = build(*RATE, *words)
+    stack.update(model, 0.8)
+    finish(model, stack)
+    bits = weights = 0.0
+    for grid in stack.grids.values():
+        counts = np.unique(grid.codes_RC.numpy(), return_counts=True)[1]
+        bits -= float((counts * np.log2(counts / counts.sum())).sum())
+        weights += counts.sum()
+        assert grid.scale.shape == ((len(grid.codes_RC), 1) if granularity == "channel" else (1, 1))
+    assert bits / weights == pytest.approx(2.5, abs=0.01)
+    assert stack.evidence()["quantize"]["entropy_bits"] == pytest.approx(bits / weights)
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)
+    _, model, stack = build(*RATE, *words, vocabulary=tokenizer.vocab_size)
+    finish(model, stack)
+    path = tmp_path / "compressed.safetensors"
+    checkpoint.save(path, model, tokenizer, EvaluationConfig(), stack.storage())
+    back = checkpoint.load(path).model.state_dict()
+    assert all(torch.equal(back[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_scales_of_a_rate_are_the_same_after_resuming():
+    words = [*RATE, "technique.quantize.every=0.05"]
+    _, model, stack = build(*words)
+    stack.update(model, 0.8)
+    _, other, resumed = build(*words)
+    resumed.load_state_dict(stack.state_dict())
+    with torch.no_grad():
+        for parameter, same in zip(model.parameters(), other.parameters(), strict=True):
+            parameter.mul_(1.5)
+            same.mul_(1.5)
+    for progress in (0.82, 0.9):  # the scales of before, and new ones
+        stack.update(model, progress)
+        resumed.update(other, progress)
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                grids = [one.grid(name, weight.detach(), progress) for one in (stack, resumed)]
+                assert torch.equal(grids[0].scale, grids[1].scale)
+    finish(model, stack)
+    finish(other, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_gptq_with_a_rate_takes_its_scales_and_puts_out_less_error():
+    @torch.no_grad()
+    def hidden(model):
+        generator = torch.Generator().manual_seed(5)
+        source, target = (torch.randint(4, 12, (60, 6), generator=generator) for _ in range(2))
+        return model.eval()(target, source)
+
+    errors, scales = {}, {}
+    for method in ("nearest", "gptq"):
+        words = [f"technique.quantize.method={method}", "technique.quantize.aware=false"]
+        _, model, stack = build(*RATE, *words, "technique.quantize.embeddings=false")
+        before = hidden(model)
+        list(stack.finish(model, calibration_of(model)))
+        errors[method] = float((hidden(model) - before).square().mean())
+        scales[method] = {name: grid.scale for name, grid in stack.grids.items()}
+    assert errors["gptq"] < errors["nearest"]
+    assert scales["gptq"].keys() == scales["nearest"].keys()
+    assert all(torch.equal(scales["gptq"][name], scale) for name, scale in scales["nearest"].items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["technique.quantize.bits=4"], "bits=5 or more"),
+        (["technique.quantize.rate=6", "technique.quantize.bits=7"], "bits=8 or more"),
+        (["technique.quantize.method=codebook"], "no codebook"),
+        (["technique.quantize.range=affine"], "range=symmetric"),
+        (["technique.quantize.granularity=group"], "granularity=tensor or channel"),
+        (["technique.quantize.layers=['embedding*:8']"], "learned_step or layers"),
+        (["technique.quantize.learned_step=true"], "learned_step or layers"),
+        (["technique.quantize.entropy=false"], "entropy=true"),
+        (["technique.quantize.rate=0.4"], "out of range"),
+        (["technique.quantize.rate=7"], "out of range"),
+    ],
+)
+def test_what_goes_with_no_rate_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        build(*RATE, *overrides)
+    build(*RATE, "technique.quantize.bits=5")
+
+
+def test_bits_go_by_the_last_pattern_that_matches_and_stand_in_the_file(tmp_path):
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)
+    _, model, stack = build(
+        "+technique=quantize",
+        "technique.quantize.layers=['*:4','embedding*:8','decoder.blocks.1.*:5','*.ffn.*:3']",
+        *("technique.quantize.bits=2", "technique.quantize.granularity=channel"),
+        vocabulary=tokenizer.vocab_size,
+    )
+    finish(model, stack)
+    expected = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            is_second, is_ffn = name.startswith("decoder.blocks.1."), ".ffn." in name
+            expected[name] = 3 if is_ffn else 5 if is_second else 8 if name.startswith("embedding") else 4
+    assert set(expected.values()) == {3, 4, 5, 8}
+    assert {name: grid.bits for name, grid in stack.grids.items()} == expected
+    path = tmp_path / "compressed.safetensors"
+    checkpoint.save(path, model, tokenizer, EvaluationConfig(), stack.storage())
+    records = {record["name"]: record.get("bits") for record in checkpoint.read_header(path).raw["tensors"]}
+    assert {name: bits for name, bits in records.items() if bits} == expected
 
 
 def test_a_codebook_has_few_values_a_tensor():

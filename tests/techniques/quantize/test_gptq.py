@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tfx.techniques.quantize.gptq import gptq
-from tfx.techniques.quantize.rounding import GridKind, nearest
+from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, nearest, scales_for_rate
 
 
 def problem(rows=24, columns=48, seed=0):
@@ -82,3 +82,17 @@ def test_an_input_that_is_always_zero_is_no_obstacle():
     weight, moments = problem()
     moments[:, 3] = moments[3, :] = 0
     assert bool(gptq(weight, moments, GridKind(4)).values().isfinite().all())
+
+
+@pytest.mark.parametrize("rate", [2.0, 3.0])
+@pytest.mark.parametrize("group", [None, 0])
+def test_with_scales_of_a_rate_it_keeps_them_and_beats_rounding_to_nearest(rate, group):
+    weight, moments = problem()
+    kind = GridKind(6, group=group)
+    scale = scales_for_rate({"w": weight}, rate, kind)["w"]
+    grid = gptq(weight, moments, kind, given=(scale, None))
+    assert torch.equal(grid.scale, scale)
+    assert output_error(weight, grid, moments) < 0.7 * output_error(weight, encode(weight, scale, None, kind), moments)
+    own = entropy_bits(grid.codes_RC) / weight.numel()
+    # It moves weights before they are rounded, so its codes take about as many bits and not just so many.
+    assert own == pytest.approx(rate, abs=0.2)

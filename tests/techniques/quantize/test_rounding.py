@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfx.techniques.quantize.rounding import GridKind, encode, fit, nearest
+from tfx.techniques.quantize.rounding import GridKind, encode, fit, nearest, scales_for_rate
 from tfx.techniques.quantize.technique import step_gradient
 
 weights = st.integers(1, 5).flatmap(
@@ -55,12 +55,91 @@ def test_grids_equal_torchs_own_fake_quantization(bits, symmetric):
     torch.testing.assert_close(encode(weight, scale, zero, kind).values(), theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_clipping_by_error_is_never_worse_and_better_with_outliers():
+@pytest.mark.parametrize(("symmetric", "most"), [(True, 0.8), (False, 0.9)])
+def test_clipping_by_error_is_never_worse_and_better_with_outliers(symmetric, most):
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
-    weight[:, 0] = 6.0
-    plain, clipped = (nearest(weight, GridKind(3, group=0, clip=clip)) for clip in (False, True))
-    errors = [float((grid.values() - weight).square().sum()) for grid in (plain, clipped)]
-    assert errors[1] < 0.8 * errors[0]
+    weight[:4, 0] = 6.0
+    weight[4:, 1] = -9.0
+    plain, clipped = (nearest(weight, GridKind(3, symmetric, group=0, clip=clip)) for clip in (False, True))
+    errors = [(grid.values() - weight).square().sum(1) for grid in (plain, clipped)]
+    assert bool((errors[1] <= errors[0]).all())
+    assert float(errors[1].sum()) < most * float(errors[0].sum())
+    # Only the range is another one: zero is still a level of it.
+    weight[:, 2] = 0
+    assert bool((nearest(weight, GridKind(3, symmetric, group=0, clip=True)).values()[:, 2] == 0).all())
+
+
+# --- a rate -----------------------------------------------------------------------------------------
+
+
+def drawn(tails):
+    """Matrices of quite different spread, of normal weights or of some with many far outliers."""
+    generator = torch.Generator().manual_seed(4)
+    weights = {}
+    for number, (rows, columns) in enumerate([(96, 64), (40, 128), (300, 32)]):
+        weight = torch.randn(rows, columns, generator=generator)
+        if tails == "heavy":
+            # Student's t with 4 degrees of freedom.
+            chi = torch.randn(4, rows, columns, generator=generator).square().mean(0)
+            weight = weight / chi.sqrt()
+        weights[str(number)] = weight * 0.02 * 3**number
+    return weights
+
+
+def entropy(grids):
+    """Bits a weight of the codes, each tensor with the frequencies of its own, from numpy's counts."""
+    bits = count = 0.0
+    for grid in grids:
+        share = np.unique(grid.codes_RC.numpy(), return_counts=True)[1] / grid.codes_RC.numel()
+        bits -= float((share * np.log2(share)).sum()) * grid.codes_RC.numel()
+        count += grid.codes_RC.numel()
+    return bits / count
+
+
+def rated(weights, rate, bits, group, dtype=torch.float16):
+    kind = GridKind(bits, group=group, scale_dtype=dtype)
+    scales = scales_for_rate(weights, rate, kind)
+    return {name: encode(weight, scales[name], None, kind) for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize("tails", ["normal", "heavy"])
+@pytest.mark.parametrize("rate", [0.8, 1.7, 2.5, 3.4, 5.0])
+@pytest.mark.parametrize("group", [None, 0])
+def test_the_entropy_of_the_codes_is_the_rate(tails, rate, group):
+    weights = drawn(tails)
+    grids = rated(weights, rate, min(8, int(np.ceil(rate + 3))), group)
+    assert entropy(grids.values()) == pytest.approx(rate, abs=0.01)
+    # Each scale is the same multiple of the spread of what shares it.
+    multiples = []
+    for name, weight in weights.items():
+        spread = weight.square().mean() if group is None else weight.square().mean(1, keepdim=True)
+        assert grids[name].scale.dtype == torch.float16
+        assert grids[name].scale.shape == ((1, 1) if group is None else (len(weight), 1))
+        multiples.append((grids[name].scale.float() / spread.sqrt()).flatten())
+    multiples = torch.cat(multiples)
+    assert float(multiples.max() / multiples.min()) < 1.002
+
+
+@pytest.mark.parametrize("tails", ["normal", "heavy"])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_for_the_same_bits_it_is_closer_than_a_few_levels_over_the_range_of_groups(tails, bits):
+    weights = drawn(tails)
+    grouped = {name: nearest(weight, GridKind(bits, group=32, clip=True)) for name, weight in weights.items()}
+    # A scale in fp16 for 32 weights is half a bit for each of them.
+    ours = rated(weights, entropy(grouped.values()) + 0.5, 8, None)
+    assert entropy(ours.values()) <= entropy(grouped.values()) + 0.51
+    errors = [
+        sum(float(((grids[n].values() - w) / w.std()).square().sum()) for n, w in weights.items())
+        for grids in (ours, grouped)
+    ]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_weights_that_are_mostly_zero_meet_any_rate_that_they_have():
+    weights = {name: weight * (weight.abs() > weight.abs().median()) for name, weight in drawn("normal").items()}
+    assert entropy(rated(weights, 1.5, 8, None).values()) == pytest.approx(1.5, abs=0.01)
+    nothing = {"zeros": torch.zeros(4, 8)}
+    assert bool((rated(nothing, 2.0, 4, None)["zeros"].values() == 0).all())
 
 
 def test_scales_in_half_precision_are_rounded_up_so_that_the_range_is_covered():

@@ -77,7 +77,8 @@ def scales_for_rate(weights: Mapping[str, Tensor], rate: float, kind: GridKind) 
 
     Each scale is the same multiple of the root mean square of its unit. A uniform step whose codes are entropy coded
     is, at a rate, close to the smallest squared error that any scalar quantizer has (Gish & Pierce 1968, IEEE Trans.
-    Inf. Theory 14(5), 676-683), far below that of a few levels that cover the range.
+    Inf. Theory 14(5), 676-683). Groups with a few levels each over their range are about as close at that rate alone,
+    where weights are normal, and the bits of all their scales come on top.
     """
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
