@@ -9,19 +9,31 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 from tfx.cli import main
 from tfx.config.compose import check, compose, to_yaml
 from tfx.config.registry import technique_class
 from tfx.errors import UserError
+from tfx.evaluation import scoring
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.stack import NoEffectError, Stack, resolve_order
+from tfx.training import loop
 
 TINY = [
-    *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"),
-    *("trainer.budget.steps=3", "evaluation.latency_inputs=1", "evaluation.beam=1", "evaluation.new_tokens=8"),
-    *("dataset=parallel", "dataset.path=.", "dataset.tokenizer.vocab_size=300", "dataset.batch_tokens=512"),
+    *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.decoder_layers=1", "trainer.budget.steps=3"),
+    *("evaluation.latency_inputs=1", "evaluation.beam=1", "evaluation.new_tokens=8"),
 ]
+FAMILIES = {
+    "seq2seq": [
+        *("dataset=parallel", "dataset.path=.", "model.encoder_layers=1"),
+        *("dataset.tokenizer.vocab_size=300", "dataset.batch_tokens=512"),
+    ],
+    "lm": [
+        *("model=gpt_nano", "model.context=16", "dataset=text", "dataset.path=train.en"),
+        *("dataset.tokenizer.kind=char", "dataset.batch_tokens=128"),
+    ],
+}
 THREE = ["shuffle", "mixup", "distill"]
 TEACHER = ["technique.distill.teacher_budget.steps=3", "technique.distill.hidden=0.1"]
 
@@ -41,8 +53,8 @@ def folder(tmp_path_factory):
         yield path
 
 
-def run(folder: Path, *overrides: str) -> dict:
-    assert main(["train", *TINY, *overrides, f"hydra.run.dir={folder}"]) == 0
+def run(folder: Path, *overrides: str, family: str = "seq2seq") -> dict:
+    assert main(["train", *TINY, *FAMILIES[family], *overrides, f"hydra.run.dir={folder}"]) == 0
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -120,7 +132,7 @@ def test_a_teacher_is_trained_once_and_its_cost_stands_in_every_run_that_uses_it
     ],
 )
 def test_what_cannot_work_ends_before_training_with_one_line(overrides, words, tmp_path, capsys):
-    assert main(["train", *TINY, *overrides, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert main(["train", *TINY, *FAMILIES["seq2seq"], *overrides, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in error for word in words), error
     assert not (tmp_path / "run").exists()
@@ -131,6 +143,119 @@ def test_a_technique_that_did_nothing_fails_the_run():
     with pytest.raises(NoEffectError, match="shuffle"):
         stack.evidence()
     Stack.from_config(compose(["technique=shuffle", "technique.shuffle.allow_noop=true"])).evidence()
+
+
+# --- together, through the command ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def together(request, folder):
+    """A family, what sets all three techniques to act on each example of it, and a run of them."""
+    family, teacher = request.param, folder / f"{request.param}-teacher"
+    run(teacher, "seed=2", family=family)
+    words = [f"technique=[{','.join(THREE)}]", "technique.shuffle.share=1", "technique.mixup.share=1"]
+    words += ["technique.mixup.alpha=1", "technique.distill.hidden=0.1", f"technique.distill.teacher={teacher}"]
+    words += ["model.dropout=0"]  # a compiled model draws it in another way
+    return family, words, run(folder / f"{family}-plain", *words, "trainer.precision=fp32", family=family)
+
+
+def acted(summary: dict) -> bool:
+    evidence = summary["evidence"]
+    return (
+        evidence["shuffle"]["tokens_moved"] > 0.1
+        and evidence["mixup"]["examples_mixed"] == 1
+        and evidence["distill"]["divergence"] > 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "tolerance"),
+    [
+        # The graph that is compiled is what counts here, not the machine code that is made of it.
+        (["trainer.compile=on", "trainer.precision=fp32"], 1e-5),
+        (["trainer.precision=bf16"], 1e-2),
+        (["trainer.accumulation=2", "trainer.precision=fp32"], None),
+    ],
+    ids=["compiled", "bf16", "accumulated"],
+)
+def test_all_three_act_together_compiled_in_bf16_and_over_accumulated_batches(
+    together, words, tolerance, folder, request, monkeypatch
+):
+    family, three, summary = together
+    plain_compile, compiled = nn.Module.compile, []
+
+    def eager(module, **options):
+        compiled.append(module)
+        plain_compile(module, backend="eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", eager)
+    path = folder / f"{family}-{request.node.callspec.id}"
+    other = run(path, *three, *words, family=family)
+    assert acted(summary)
+    assert acted(other)
+    assert bool(compiled) == ("trainer.compile=on" in words)
+    if tolerance is None:
+        assert digest(path) != digest(folder / f"{family}-plain")
+    else:
+        assert other["valid"]["loss"] == pytest.approx(summary["valid"]["loss"], rel=tolerance)
+
+
+def test_teacher_and_student_see_the_same_batch_and_evaluation_sees_the_files_own(together, folder, monkeypatch):
+    family, three, _ = together
+    trained, scored = [], []
+
+    def spy(seen, plain):
+        def run_batch(model, batch):
+            seen.append((model, batch))
+            return plain(model, batch)
+
+        return run_batch
+
+    monkeypatch.setattr(loop, "run_batch", spy(trained, loop.run_batch))
+    monkeypatch.setattr(scoring, "run_batch", spy(scored, scoring.run_batch))
+    run(folder / f"{family}-seen", *three, family=family)
+    students, teachers = trained[::2], trained[1::2]
+    assert len(students) == len(teachers) == 3
+    for (student, batch), (other, same) in zip(students, teachers, strict=True):
+        assert student is not other
+        assert batch is same
+        assert batch.mix is not None
+    changed, evaluated = [batch for _, batch in students], [batch for _, batch in scored]
+    trained.clear(), scored.clear()
+    run(folder / f"{family}-unseen", "technique=[]", family=family)
+
+    def tokens(batch):
+        return (batch.target_in_BT if batch.source_BS is None else batch.source_BS).tolist()
+
+    # The same rows in the same steps, with their tokens in another order.
+    assert len(trained) == 3
+    for batch, (_, plain) in zip(changed, trained, strict=True):
+        assert batch.rows.tolist() == plain.rows.tolist()
+        assert tokens(batch) != tokens(plain)
+    # The teacher, which is the reference, is scored too: so not batch by batch.
+    assert not any(batch.mix for batch in evaluated)
+    files = {(str(tokens(batch)), str(batch.target_out_BT.tolist())) for _, batch in scored}
+    assert {(str(tokens(batch)), str(batch.target_out_BT.tolist())) for batch in evaluated} == files
+
+
+def test_each_side_mode_and_order_gives_another_model(folder):
+    share = "technique.shuffle.share=1"
+    settings = [
+        *([share, f"technique.shuffle.side={side}"] for side in ("source", "target", "both")),
+        *([share, f"technique.shuffle.mode={mode}"] for mode in ("whole", "spans")),
+        [share, "technique.shuffle.anneal=linear"],
+        ["technique.shuffle.share=0", "technique.shuffle.examples=by_length"],
+    ]
+    digests = set()
+    for number, words in enumerate(settings):
+        run(folder / f"shuffled-{number}", "technique=shuffle", *words)
+        digests.add(digest(folder / f"shuffled-{number}"))
+    run(folder / "unshuffled", "technique=[]")
+    digests.add(digest(folder / "unshuffled"))
+    assert len(digests) == len(settings) + 1
+
+
+# --- order, needs, proof ------------------------------------------------------------------------------
 
 
 def technique(name: str, **declared: object) -> Technique:
