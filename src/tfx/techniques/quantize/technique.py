@@ -310,11 +310,12 @@ class Quantize(Technique):
         if settings.method == "gptq":
             calibration.request(settings.calibration)
             for block in calibration.blocks():
-                layers = {f"{name}.weight": layer for name, layer in block.items() if f"{name}.weight" in chosen}
+                layers = {name: layer for name, layer in block.items() if f"{name}.weight" in chosen}
                 moments = calibration.second_moments(layers)
-                for name, layer in layers.items():
+                for layer_name, layer in layers.items():
+                    name = f"{layer_name}.weight"
                     # Zeros are what masks have left: they stay.
-                    grid = gptq(layer.weight, moments[name], self.kind(name), layer.weight != 0, scales.get(name))
+                    grid = gptq(layer.weight, moments[layer_name], self.kind(name), layer.weight != 0, scales.get(name))
                     layer.weight.copy_(grid.values())
                     final[name] = grid
         rest = {name: weight for name, weight in chosen.items() if name not in final}
