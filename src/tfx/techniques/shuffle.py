@@ -24,6 +24,7 @@ from tfx.techniques.contract import Mean, Moment, Technique, TechniqueSettings
 class ShuffleSettings(TechniqueSettings):
     """Settings of `Shuffle`."""
 
+    end: float = setting(0.5, "where it stops to act", above=0, maximum=1, unit="fraction of the budget")
     mode: str = setting(
         "window",
         "what is permuted: all tokens, tokens within a window, or whole spans",
@@ -32,7 +33,7 @@ class ShuffleSettings(TechniqueSettings):
     )
     window: int = setting(3, "window: no token moves further", minimum=1, unit="positions")
     span: int = setting(3, "spans: length of a span", minimum=1, unit="tokens")
-    share: float = setting(0.1, "share of the sequences that are permuted", minimum=0, maximum=1)
+    share: float = setting(0.05, "share of the sequences that are permuted", minimum=0, maximum=1)
     anneal: str = setting("linear", "how the share falls to 0 from start to end", choices=("none", "linear", "cosine"))
     side: str = setting(
         "source",
