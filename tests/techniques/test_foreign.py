@@ -55,7 +55,12 @@ def test_the_readmes_technique_is_listed_trained_and_proved(site, tmp_path):
     assert [line.partition(":")[0] for line in listed.splitlines()[1:]] == ["cost", "paper"]
     tiny = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     limits = [f"dataset.limit.{split}=20" for split in ("train", "valid", "test")]
-    words = ["+technique=[drop_tokens,shuffle]", "technique.drop_tokens.end=0.9", "trainer.budget.steps=2"]
+    words = [
+        "+technique=[drop_tokens,shuffle]",
+        "technique.drop_tokens.end=0.9",
+        "trainer.budget.steps=2",
+        "technique.shuffle.share=1",
+    ]
     done = tfx(site, tmp_path, "train", *tiny, *limits, *words, "hydra.run.dir=run", "evaluation.latency_inputs=1")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
