@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tfx.cli import main
 from tfx.config import registry
 from tfx.config.compose import compose
 from tfx.config.describe import choices, technique_settings
@@ -146,9 +145,9 @@ def test_listing_and_composing_import_nothing_of_a_package_that_is_not_chosen(pa
     assert "my_package" not in sys.modules
 
 
-def test_a_broken_yaml_ends_the_command_with_status_2(package, tmp_path, monkeypatch, capsys):
+def test_a_broken_yaml_ends_the_command_with_status_2(package, tmp_path):
     (package / YAML).write_text("a: [\n")
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "technique=drop_tokens"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    done = tfx(package, tmp_path, "train", "technique=drop_tokens")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"tfx: {package / YAML} is not readable YAML")
