@@ -66,7 +66,7 @@ def test_whole_reaches_every_order_and_spans_stay_together():
 @pytest.mark.parametrize("side", ["source", "target", "both"])
 def test_padding_and_special_tokens_keep_their_places_and_labels_follow_inputs(side):
     batch = pairs_batch()
-    shuffled = Shuffle(ShuffleSettings(mode="whole", share=1.0, side=side, anneal="none")).transform_batch(
+    shuffled = Shuffle(ShuffleSettings(mode="whole", share=1.0, side=side, anneal="none", end=1.0)).transform_batch(
         batch, MOMENT
     )
     for name in ("source_BS", "target_in_BT", "target_out_BT"):
@@ -84,7 +84,7 @@ def test_padding_and_special_tokens_keep_their_places_and_labels_follow_inputs(s
 def test_a_language_model_sees_one_permuted_sequence_as_inputs_and_labels():
     stream = Stream(np.random.default_rng(0).integers(4, 30, size=200), 200)
     batch = collate_windows(stream, np.asarray([0, 50, 100]), 20, TOKENIZER)
-    shuffled = Shuffle(ShuffleSettings(share=1.0, anneal="none")).transform_batch(batch, MOMENT)
+    shuffled = Shuffle(ShuffleSettings(share=1.0, anneal="none", end=1.0)).transform_batch(batch, MOMENT)
     assert (shuffled.target_in_BT != batch.target_in_BT).any()
     assert (shuffled.target_in_BT[:, 1:] == shuffled.target_out_BT[:, :-1]).all()
 
@@ -95,10 +95,10 @@ def test_share_says_how_many_sequences_move():
     source, target = (Ragged.from_lists(side, np.int64) for side in sides)
     batch = collate_pairs(Pairs(source, target), np.arange(3000), TOKENIZER)
     for settings_, expected in (
-        ({"share": 0.4, "anneal": "none"}, 0.4),
-        ({"share": 1.0, "anneal": "none"}, 1.0),
+        ({"share": 0.4, "anneal": "none", "end": 1.0}, 0.4),
+        ({"share": 1.0, "anneal": "none", "end": 1.0}, 1.0),
         # Half of the time has passed: half of the share.
-        ({"share": 0.4, "anneal": "linear"}, 0.2),
+        ({"share": 0.4, "anneal": "linear", "end": 1.0}, 0.2),
         ({"share": 0.4, "anneal": "cosine", "end": 0.75}, 0.1),
     ):
         shuffled = Shuffle(ShuffleSettings(mode="whole", side="both", **settings_)).transform_batch(batch, MOMENT)
@@ -169,7 +169,7 @@ def test_each_label_follows_its_input_and_padding_and_special_tokens_stay(length
 
 def test_the_same_moment_gives_the_same_batch_and_evidence_counts_what_moved():
     batch = pairs_batch()
-    first, second = (Shuffle(ShuffleSettings(share=1.0)) for _ in range(2))
+    first, second = (Shuffle(ShuffleSettings(share=1.0, end=1.0)) for _ in range(2))
     a, b = first.transform_batch(batch, MOMENT), second.transform_batch(batch, MOMENT)
     assert torch.equal(a.source_BS, b.source_BS)
     later = second.transform_batch(batch, Moment(1, 4, 0, 0.5))
