@@ -5,7 +5,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfx.model.flops import forward_flops
+from tfx.config.schema import EvaluationConfig
+from tfx.model.decoding import Ends, translate
+from tfx.model.flops import decoding_flops, forward_flops
 
 SETTINGS = [
     {},
@@ -24,3 +26,17 @@ def test_flops_are_those_that_torch_counts(make_model, example, family, settings
         model.project(model(target, source, mask))
     source_length = 0 if source is None else source.shape[1]
     assert forward_flops(model.architecture, 3, source_length, 7) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("beam", [1, 3])
+def test_flops_of_decoding_are_those_that_torch_counts(make_model, example, settings, beam):
+    model = make_model(family="seq2seq", dtype=torch.float32, **settings).eval()
+    _, source, _ = example("seq2seq")
+    source = source[:1]
+    # An end that is no token: every hypothesis lives to the limit.
+    ends = Ends(bos=1, eos=-1, pad=0)
+    config = EvaluationConfig(method="beam" if beam > 1 else "greedy", beam=beam)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        translate(model, source, None, torch.tensor([6]), ends, config)
+    assert decoding_flops(model.architecture, source.shape[1], 6, beam) == counter.get_total_flops()

@@ -17,6 +17,7 @@ from tfx.data.sources import Corpus
 from tfx.errors import UserError
 from tfx.evaluation.scoring import run_batch
 from tfx.model.architecture import Architecture
+from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, LogitSlice, projected_losses
 from tfx.model.transformer import Transformer, initialise
@@ -129,7 +130,8 @@ def some_pairs(*lengths: tuple[int, int], seed: int = 0) -> Pairs:
     return Pairs(*(Ragged.from_lists([rng.integers(4, 20, size=n).tolist() for n in side], np.int64) for side in sides))
 
 
-PAIRS = some_pairs((4, 2), (6, 5), (3, 3), (5, 1))
+LENGTHS = [(4, 2), (6, 5), (3, 3), (5, 1)]
+PAIRS = some_pairs(*LENGTHS)
 
 
 def mixed(batch: Batch) -> Batch:
@@ -315,7 +317,9 @@ def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, mon
     teacher, student, settings = small(3), small(2), DistillSettings(alpha=1.0, cache_top_k=4)
     first = taught(settings, teacher, data_of(PAIRS))
     made = first.teacher.work["logits"]
-    assert made > 0
+    assert made.seconds > 0
+    longest = [1 + max(lengths) for lengths in zip(*LENGTHS, strict=True)]
+    assert made.flops == first.teacher.total_flops == forward_flops(teacher.architecture, len(LENGTHS), *longest)
     with monkeypatch.context() as patch:
         patch.setattr("tfx.techniques.distill.run_batch", None)
         second = taught(settings, teacher, data_of(PAIRS))
@@ -351,6 +355,8 @@ def test_outputs_with_line_ends_of_any_kind_are_read_back_as_they_were_written(c
         targets.append(list(changed.splits["train"]["target"]))
         assert technique.evidence()["targets_changed"] == 0.5
         assert technique.teacher.total_seconds > 0
+        # Every text is two tokens here, and one ends it.
+        assert technique.teacher.total_flops == 4 * decoding_flops(model.architecture, 3, 3, hypotheses=5)
     # An empty output leaves the reference.
     assert targets[0] == targets[1] == [*written[:3], "three\r\nfour"]
 

@@ -439,7 +439,7 @@ class _Run:
             | {
                 "teacher_seconds": sum(teacher.total_seconds for teacher in self.teachers.values()),
                 "teacher_tokens": sum(teacher.tokens for teacher in self.teachers.values()),
-                "teacher_flops": sum(teacher.flops for teacher in self.teachers.values()),
+                "teacher_flops": sum(teacher.total_flops for teacher in self.teachers.values()),
             },
             "inference": measurer.inference,
             "data": {"notes": data.notes, **{name: len(split) for name, split in data.splits.items()}},

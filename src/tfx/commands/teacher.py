@@ -80,11 +80,12 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
 
 
 def make_ready(model: Transformer, config: Root, device: torch.device) -> None:
-    """Gives a teacher the precision of the run's products."""
-    from tfx.model.device import choose_precision
+    """Gives a teacher the precision of the run's products, and compiles it where the run compiles."""
+    from tfx.model.device import choose_precision, compile_for
     from tfx.model.linear import set_product_dtype
 
     set_product_dtype(model, choose_precision(config.trainer.precision, device).products)
+    compile_for(model, config.trainer, device)
 
 
 def teacher_config(config: Root, need: TeacherNeed) -> Root:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from tfx.config.schema import TrainerConfig
 from tfx.errors import UserError
 from tfx.run.environment import installed_memory
 
@@ -68,6 +70,16 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "bf16":
         return Precision(name, torch.bfloat16, torch.bfloat16)
     return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
+
+
+def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
+    """Has torch compile the model's calls where ``trainer.compile`` says so, apart from those of any other model.
+
+    Models of one class share their code, and torch gives up on code after a number of shapes and settings that a
+    student and its teachers would use up together.
+    """
+    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        model.compile(dynamic=True, isolate_recompiles=True)
 
 
 def _cpu_multiplies_bf16() -> bool:

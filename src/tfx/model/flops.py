@@ -11,21 +11,44 @@ def forward_flops(architecture: Architecture, rows: int, source_length: int, tar
     Attention scores and their product with the values are counted over the full rectangle, as they are
     computed; softmax, norms and embeddings are left out. A training step costs three times as much.
     """
+    attended = target_length * target_length
+    decoder = _decoder_flops(architecture, target_length, attended, source_length)
+    return rows * (_encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length) + decoder)
+
+
+def decoding_flops(architecture: Architecture, source_length: int, target_length: int, hypotheses: int) -> float:
+    """FLOPs of the matrix products of decoding one source with caches, in so many steps with so many hypotheses."""
+    attended = target_length * (target_length + 1) // 2
+    once = _encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length)
+    return once + hypotheses * _decoder_flops(architecture, target_length, attended, source_length)
+
+
+def _encoder_flops(architecture: Architecture, length: int) -> float:
     width, head = architecture.width, architecture.head_width
-    projections = 3 if architecture.activation == "swiglu" else 2
-
-    def attention(heads: int, kv_heads: int, queries: int, keys: int) -> float:
-        linear = 2 * width * heads * head * queries + 2 * width * kv_heads * head * keys
-        return 2.0 * linear + 4.0 * heads * head * queries * keys
-
     total = 0.0
     for shape in architecture.encoder:
-        total += attention(shape.heads, shape.kv_heads, source_length, source_length)
-        total += 2.0 * projections * width * shape.ffn * source_length
+        total += 4.0 * width * (shape.heads + shape.kv_heads) * head * length
+        total += 4.0 * shape.heads * head * length * length
+        total += 2.0 * _projections(architecture) * width * shape.ffn * length
+    return total
+
+
+def _memory_flops(architecture: Architecture, source_length: int) -> float:
+    """The keys and values of the encoder's output in every layer of the decoder."""
+    width, head = architecture.width, architecture.head_width
+    return sum(4.0 * width * shape.cross_kv_heads * head * source_length for shape in architecture.decoder)
+
+
+def _decoder_flops(architecture: Architecture, length: int, attended: int, source_length: int) -> float:
+    """``attended`` is the number of (query, key) pairs of self-attention."""
+    width, head = architecture.width, architecture.head_width
+    total = 2.0 * width * architecture.vocab_size * length
     for shape in architecture.decoder:
-        total += attention(shape.heads, shape.kv_heads, target_length, target_length)
-        if shape.cross_heads:
-            total += attention(shape.cross_heads, shape.cross_kv_heads, target_length, source_length)
-        total += 2.0 * projections * width * shape.ffn * target_length
-    total += 2.0 * width * architecture.vocab_size * target_length
-    return total * rows
+        total += 4.0 * width * (shape.heads + shape.kv_heads) * head * length + 4.0 * shape.heads * head * attended
+        total += 4.0 * shape.cross_heads * head * (width * length + length * source_length)
+        total += 2.0 * _projections(architecture) * width * shape.ffn * length
+    return total
+
+
+def _projections(architecture: Architecture) -> int:
+    return 3 if architecture.activation == "swiglu" else 2

@@ -91,12 +91,20 @@ class TeacherNeed:
     budget: BudgetConfig
 
 
+@dataclass(frozen=True)
+class Work:
+    """What it cost to make something that is cached of a teacher's outputs."""
+
+    seconds: float
+    flops: float
+
+
 @dataclass
 class Teacher:
     """A teacher as the train command hands it over, and what its training cost, now or before (0: not known).
 
     ``sha256`` is of its file; empty: there is none yet, its weights stand in for those that training will give.
-    ``work`` are the seconds that making what is cached of its outputs took, now or before, by what was made.
+    ``work`` is what making what is cached of its outputs cost, now or before, by what was made.
     """
 
     model: Transformer
@@ -108,12 +116,17 @@ class Teacher:
     seconds: float = 0.0
     tokens: int = 0
     flops: float = 0.0
-    work: dict[str, float] = field(default_factory=dict)
+    work: dict[str, Work] = field(default_factory=dict)
 
     @property
     def total_seconds(self) -> float:
-        """What its training and its work took."""
-        return self.seconds + sum(self.work.values())
+        """Of its training and its work."""
+        return self.seconds + sum(work.seconds for work in self.work.values())
+
+    @property
+    def total_flops(self) -> float:
+        """Of its training and its work."""
+        return self.flops + sum(work.flops for work in self.work.values())
 
 
 @dataclass

@@ -24,13 +24,14 @@ from tfx.errors import UserError
 from tfx.evaluation.generation import decode_sources
 from tfx.evaluation.scoring import run_batch
 from tfx.model.architecture import Architecture
+from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.linear import Linear, reduce_rows
 from tfx.model.loss import LogitSlice
 from tfx.model.rewiring import evenly_spaced
 from tfx.model.transformer import Transformer
 from tfx.run.files import read_json, replacing, write_json
 from tfx.run.lock import making
-from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
+from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings, Work
 
 
 @dataclass
@@ -76,7 +77,7 @@ class DistillSettings(TechniqueSettings):
 
 
 # Of what the cache holds of a teacher: its outputs and its logits.
-_VERSION = 1
+_VERSION = 2
 # The logit of a token whose probability is 0: finite, so that 0 times it is 0.
 ABSENT = -1e30
 
@@ -369,10 +370,11 @@ class Distill(Technique):
                 teacher.model.eval()
                 decoded = decode_sources(teacher.model, encoded, teacher.tokenizer, decoding, seed=0)
                 teacher.model.train()
-                write_json(path, {"seconds": time.perf_counter() - start, "outputs": decoded})
+                seconds, flops = time.perf_counter() - start, _decoding_flops(teacher, ids, decoded, decoding.beam)
+                write_json(path, {"seconds": seconds, "flops": flops, "outputs": decoded})
             # As JSON, an output may hold line ends of any kind.
             made = read_json(path)
-        outputs, teacher.work["outputs"] = made["outputs"], made["seconds"]
+        outputs, teacher.work["outputs"] = made["outputs"], Work(made["seconds"], made["flops"])
         before = list(corpus.splits["train"]["target"])
         # An empty output teaches nothing: there the reference stays.
         targets = [new or old for new, old in zip(outputs, before, strict=True)]
@@ -466,7 +468,7 @@ class Distill(Technique):
         path = writable_cache("teacher-logits") / f"{key}.npz"
         with making(path):
             if not path.is_file():
-                begun = time.perf_counter()
+                begun, flops = time.perf_counter(), 0.0
                 total = int(self._offsets[-1])
                 ids = np.zeros((total, k), dtype=np.int32)
                 logits = np.zeros((total, k), dtype=np.float16)
@@ -475,15 +477,18 @@ class Distill(Technique):
                     batch = collate_pairs(train, rows, data.tokenizer).to(device)
                     with torch.no_grad():
                         top = teacher.model.project(run_batch(teacher.model, batch)).float().topk(k, dim=-1)
+                    assert batch.source_BS is not None
+                    shape = (batch.source_BS.shape[1], batch.target_in_BT.shape[1])
+                    flops += forward_flops(teacher.model.architecture, len(rows), *shape)
                     real = (batch.target_out_BT >= 0).cpu()
                     span = slice(int(self._offsets[start]), int(self._offsets[rows[-1] + 1]))
                     ids[span] = top.indices.cpu()[real].numpy()
                     logits[span] = top.values.cpu()[real].numpy()
                 with replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, ids=ids, logits=logits, seconds=time.perf_counter() - begun)
+                    np.savez(file, ids=ids, logits=logits, seconds=time.perf_counter() - begun, flops=flops)
         with np.load(path) as stored:
             self._top_k = {"ids": stored["ids"], "logits": stored["logits"]}
-            teacher.work["logits"] = float(stored["seconds"])
+            teacher.work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
 
     def _cached_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self._top_k is not None
@@ -528,6 +533,15 @@ class Distill(Technique):
         self._divergence.restore(state["divergence"])
         self._hidden_error.restore(state["hidden_error"])
         self._share.restore(state["share"])
+
+
+def _decoding_flops(teacher: Teacher, sources: list[list[int]], outputs: list[str], beam: int) -> float:
+    """Of a search that ends each source as soon as its output is whole: it never ends sooner."""
+    lengths = [len(ids) for ids in teacher.tokenizer.encode(outputs)]
+    return sum(
+        decoding_flops(teacher.model.architecture, len(source) + 1, length + 1, beam)
+        for source, length in zip(sources, lengths, strict=True)
+    )
 
 
 def check_layers(theirs: Architecture, ours: Architecture) -> None:

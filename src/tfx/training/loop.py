@@ -20,7 +20,7 @@ from tfx.data.prepare import PreparedData
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import run_batch, score_loss
 from tfx.model.architecture import Architecture
-from tfx.model.device import Precision, choose_precision
+from tfx.model.device import Precision, choose_precision, compile_for
 from tfx.model.flops import forward_flops
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
@@ -126,8 +126,7 @@ class Trainer:
             # Parts may have left the model since it was built.
             reshape(model, Architecture.from_dict(state["architecture"]), state["model"])
             extra.load_state_dict(state["extra"])
-        if config.trainer.compile == "on" or (config.trainer.compile == "auto" and device.type == "cuda"):
-            model.compile(dynamic=True)
+        compile_for(model, config.trainer, device)
         # What a technique trains along (a projection) is optimised with the model, and not part of it.
         self._extra = extra
         trained = nn.ModuleList([model, extra]) if len(extra) else model
