@@ -27,16 +27,6 @@ STACK = "+technique=[prune,quantize]"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("compressed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFX_CACHE", str(path / "cache"))
-        patch.chdir(path)
-        (path / "text.txt").write_text("".join(f"line {i} of a little text\n" for i in range(300)))
-        yield path
-
-
-@pytest.fixture(scope="module")
 def dense(folder):
     assert main(["train", *SMALL, *PAIRS, "trainer.budget.steps=4", f"hydra.run.dir={folder / 'dense'}"]) == 0
     return folder / "dense"

@@ -60,16 +60,6 @@ KINDS = {
 OUTPUTS = ("model.safetensors", "compressed.safetensors", "tokenizer.json", "predictions.jsonl")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("resume")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFX_CACHE", str(path / "cache"))
-        patch.chdir(path)
-        (path / "text.txt").write_text("".join(f"line {i} of a little text\n" for i in range(300)))
-        yield path
-
-
 def train(run: Path, *overrides: str) -> int:
     return main(["train", *TINY, *overrides, f"hydra.run.dir={run}"])
 

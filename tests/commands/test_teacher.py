@@ -24,15 +24,6 @@ CHAR = ["dataset.tokenizer.kind=char"]
 CONTEXT = 40
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teachers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFX_CACHE", str(path / "cache"))
-        patch.chdir(path)
-        yield path
-
-
 def train(run, *overrides):
     return main(["train", *TINY, *overrides, f"hydra.run.dir={run}"])
 
@@ -52,7 +43,6 @@ def char(folder):
 @pytest.fixture(scope="module")
 def lm(folder):
     """A teacher that is a language model."""
-    (folder / "text.txt").write_text("".join(f"line {i} of a little text\n" for i in range(200)))
     assert train(folder / "lm", *lm_words(folder), "model.context=16") == 0
     return folder / "lm"
 
@@ -72,6 +62,21 @@ def test_a_teacher_of_another_model_is_trained_first_also_where_the_model_is_the
     teacher, student = (checkpoint.load(path).model.architecture for path in (reference["path"], folder / "own-model"))
     assert (teacher.width, len(teacher.decoder)) == (32, 2)
     assert (student.width, len(student.decoder)) == (16, 1)
+
+
+def test_a_teacher_trained_first_knows_the_tokens_of_the_run_that_its_student_starts_from(folder, char, capsys):
+    # The data named anew would have a tokenizer of their own.
+    words = ["dataset=normalize", *PAIRS, "+technique=distill", "technique.distill.teacher_model=seq2seq_tiny"]
+    words += ["technique.distill.teacher_budget.steps=1", "dataset.max_tokens=39"]
+    assert train(folder / "same-tokens", f"init_from={char}", *words) == 0
+    teacher = checkpoint.load(summary_of(folder / "same-tokens")["reference"]["path"])
+    assert teacher.tokenizer.fingerprint == checkpoint.load(char).tokenizer.fingerprint
+    (folder / "alone").mkdir()
+    alone = folder / "alone" / "model.safetensors"
+    alone.write_bytes((char / "model.safetensors").read_bytes())
+    assert train(folder / "no-tokens", f"init_from={alone}", *words) == 2
+    assert "no tokenizer.json beside it: name the run's directory" in capsys.readouterr().err
+    assert not (folder / "no-tokens").exists()
 
 
 def test_a_teacher_of_another_tokenizer_teaches_by_its_outputs_which_are_made_once(folder, char, monkeypatch, capsys):
@@ -142,6 +147,14 @@ NO_LOSS = "technique.distill.loss=none"
         (
             [*PAIRS, *TAUGHT, "technique.distill.teacher_model=seq2seq_small"],
             ["technique.distill.teacher=", "technique.distill.teacher_model=seq2seq_small", "keep one of them"],
+        ),
+        (
+            [*PAIRS, *TAUGHT, "technique.distill.teacher_budget.steps=9"],
+            ["technique.distill.teacher=", "is a teacher that exists", "leave the budget out"],
+        ),
+        (
+            ["init_from={char}", "+technique=distill", "technique.distill.teacher_budget.steps=9"],
+            ["init_from=", "is a teacher that exists", "leave the budget out"],
         ),
         (
             [*PAIRS, "+technique=distill", "technique.distill.loss=reverse_kl", "technique.distill.cache_top_k=4"],

@@ -27,15 +27,6 @@ TINY = [
 PAIRS = ["model.encoder_layers=1", *(f"dataset.limit.{split}=20" for split in ("train", "valid", "test"))]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("commands")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFX_CACHE", str(path / "cache"))
-        patch.chdir(path)
-        yield path
-
-
 def train(*overrides: str) -> int:
     return main(["train", *TINY, *overrides])
 
@@ -49,7 +40,6 @@ def pairs_run(folder) -> Path:
 @pytest.fixture(scope="module")
 def lm_run(folder) -> Path:
     text = folder / "text.txt"
-    text.write_text("".join(f"line {i} of a little text\n" for i in range(300)))
     lm = ["dataset=text", f"dataset.path={text}", "dataset.tokenizer.kind=char", "dataset.batch_tokens=64"]
     assert train("model=gpt_nano", "model.context=16", *lm, f"hydra.run.dir={folder / 'lm'}") == 0
     return folder / "lm"

@@ -45,16 +45,10 @@ def narrow_int8(config: Root, plain: Path, target: float) -> Root:
 def _at_width(config: Root, width: int) -> Root:
     full: ModelConfig = config.model
     ffn = max(1, round(full.ffn_width * width / full.width))
-    dataset = config.dataset
-    if config.init_from is not None and (origin := Path(config.init_from).expanduser()).is_dir():
-        # Its tokens are those of the model that the other arms start from.
-        dataset = replace(dataset, tokenizer=replace(dataset.tokenizer, path=str(origin / "tokenizer.json")))
     narrow = replace(
-        config,
+        compose.from_scratch(config),
         model=replace(full, name=f"{full.name} at width {width}", width=width, ffn_width=ffn),
-        dataset=dataset,
         technique={name: dict(values) for name, values in INT8.items()},
-        init_from=None,
         reference=None,
     )
     return compose.change(narrow, [])  # fills in the technique's other settings

@@ -94,7 +94,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
     Raises `UserError` for a model that there is not, or that is not for the run's data.
     """
     # Without the run's origin, for whose sake a model and data of different kinds would be let through.
-    config = replace(config, technique={}, init_from=None)
+    config = replace(compose.from_scratch(config), technique={})
     model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
     budget = need.budget
     if budget == BudgetConfig():

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,24 @@ def change(config: Root, overrides: Sequence[str]) -> Root:
         except Exception as error:  # as Hydra, it lets errors of any kind through
             raise explain(error) from error
     return check(merged, values)
+
+
+def from_scratch(config: Root) -> Root:
+    """A config for another model that begins untrained, in the tokens of the run that ``init_from`` names.
+
+    Where that is a model file, its run's tokenizer is taken; `UserError` is raised for one that lies alone.
+    """
+    if config.init_from is None:
+        return config
+    origin = Path(config.init_from).expanduser()
+    path = (origin if origin.is_dir() else origin.parent) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"init_from={origin}: another model is to be trained in its tokens, and there is no {path.name} beside it: "
+            "name the run's directory"
+        )
+    tokenizer = replace(config.dataset.tokenizer, path=str(path))
+    return replace(config, init_from=None, dataset=replace(config.dataset, tokenizer=tokenizer))
 
 
 def to_yaml(config: Root) -> str:

@@ -237,10 +237,13 @@ class Distill(Technique):
                 f"technique.distill.teacher={settings.teacher} names a teacher that exists, and "
                 f"technique.distill.teacher_model={settings.teacher_model} one that is to be trained: keep one of them"
             )
-        if settings.teacher is not None and any(
-            getattr(settings.teacher_budget, key) is not None for key in ("steps", "tokens", "seconds")
-        ):
-            raise UserError("technique.distill.teacher names a teacher that exists: leave out teacher_budget")
+        need = self.teacher_need(config)
+        if need.path is not None and need.budget != BudgetConfig():
+            key = "init_from" if settings.teacher is None else "technique.distill.teacher"
+            raise UserError(
+                f"{key}={need.path} is a teacher that exists, and technique.distill.teacher_budget is for one that is "
+                "to be trained: leave the budget out, or name its model (technique.distill.teacher_model=MODEL)"
+            )
 
     def conflicts(self) -> dict[str, str]:
         if self.settings.cache_top_k is None:
@@ -262,7 +265,7 @@ class Distill(Technique):
         # The projection of hidden states is nothing without steps.
         return bool(self.settings.initialise)
 
-    def teacher_need(self, config: Root) -> TeacherNeed | None:
+    def teacher_need(self, config: Root) -> TeacherNeed:
         path = self.settings.teacher
         if path is None and self.settings.teacher_model is None:
             # A run that starts from a finished model has its teacher there.
