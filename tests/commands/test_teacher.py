@@ -79,6 +79,16 @@ def test_a_teacher_trained_first_knows_the_tokens_of_the_run_that_its_student_st
     assert not (folder / "no-tokens").exists()
 
 
+def test_a_teacher_costs_what_all_the_trainings_cost_that_made_it(folder, char):
+    assert train(folder / "further", f"init_from={char}") == 0
+    words = ["+technique=distill", "trainer.budget.steps=1"]
+    assert train(folder / "taught", f"init_from={folder / 'further'}", *words) == 0
+    first, second, taught = (summary_of(run)["train"] for run in (char, folder / "further", folder / "taught"))
+    for what in ("tokens", "seconds", "flops"):
+        assert taught[f"teacher_{what}"] == pytest.approx(first[what] + second[what])
+    assert summary_of(folder / "taught")["reference"]["train"]["steps"] == first["steps"] + second["steps"]
+
+
 def test_a_teacher_of_another_tokenizer_teaches_by_its_outputs_which_are_made_once(folder, char, monkeypatch, capsys):
     words = ["+technique=distill", f"technique.distill.teacher={char}", "technique.distill.loss=none"]
     words.append("technique.distill.sequence_level=true")

@@ -126,9 +126,8 @@ class Measurer:
             "bytes": bytes_.weights + bytes_.header,
             "parameters": count_parameters(loaded.model)[0],
         }
-        if path.is_dir() and RunDirectory(path).summary.is_file():
-            training = RunDirectory(path).read_summary().get("train") or {}
-            self.reference["train"] = {key: training.get(key) for key in ("steps", "tokens", "seconds", "flops")}
+        if path.is_dir() and (cost := RunDirectory(path).training_cost()):
+            self.reference["train"] = cost
         self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, speed)
 
     def _reference_data(self, loaded: checkpoint.LoadedModel, what: str) -> PreparedData:

@@ -7,7 +7,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
@@ -64,7 +64,7 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
 
     file = model_file(path)
     loaded = checkpoint.load(file, kernels=False)
-    spent = _training(path)
+    cost = RunDirectory(path).training_cost()
     make_ready(loaded.model, config, device)
     return Teacher(
         model=loaded.model,
@@ -73,9 +73,9 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
         generation=loaded.generation,
         path=path,
         sha256=sha256(file),
-        seconds=float(spent.get("seconds") or 0.0),
-        tokens=int(spent.get("tokens") or 0),
-        flops=float(spent.get("flops") or 0.0),
+        seconds=cost.get("seconds", 0.0),
+        tokens=int(cost.get("tokens", 0)),
+        flops=cost.get("flops", 0.0),
     )
 
 
@@ -132,19 +132,10 @@ def _train(config: Root, folder: Path) -> None:
     try:
         if not run.config.is_file():
             train(config, [], beside)
-        elif _training(beside) == {}:
+        elif not run.training_cost():
             with locked(beside):
                 resume(config, [], run)
     except Exception:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     beside.rename(folder)
-
-
-def _training(path: Path) -> dict[str, Any]:
-    """What the training of a run cost; empty where the path is no run that completed."""
-    run = RunDirectory(path)
-    if not run.summary.is_file():
-        return {}
-    found = run.read_summary()
-    return dict(found.get("train") or {}) if found.get("status") == "completed" else {}

@@ -172,6 +172,21 @@ class RunDirectory:
             )
         return found
 
+    def training_cost(self) -> dict[str, float]:
+        """Steps, tokens, seconds and FLOPs that the run's weights cost; empty where it is no run that completed.
+
+        Those of the model that it started from are in it, and so are the seconds and FLOPs of its teachers.
+        """
+        summary = self.read_summary() if self.summary.is_file() else {}
+        if summary.get("status") != "completed":
+            return {}
+        own, reference = summary.get("train") or {}, summary.get("reference") or {}
+        before = (reference.get("train") or {}) if reference.get("name") == "init_from" else {}
+        cost = {key: (own.get(key) or 0) + (before.get(key) or 0) for key in ("steps", "tokens", "seconds", "flops")}
+        for key in ("seconds", "flops"):
+            cost[key] += own.get(f"teacher_{key}") or 0
+        return cost
+
     @property
     def final(self) -> Path:
         """The file that one would ship; raises `UserError` where the run has none yet."""
