@@ -302,15 +302,28 @@ def test_a_cache_of_all_logits_teaches_what_the_teacher_does(rows, cache):
     torch.testing.assert_close(soft_loss(cached, student, rows), whole, rtol=2e-3, atol=2e-3)
 
 
-def test_the_largest_logits_of_each_position_are_a_distribution_of_their_own(cache):
+@pytest.mark.parametrize("kind", ["forward_kl", "jensen_shannon"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_largest_logits_of_each_position_are_a_distribution_of_their_own(kind, temperature, cache):
     teacher, student, batch = small(3), small(2), padded_batch()
-    cached = taught(DistillSettings(alpha=1.0, cache_top_k=3), teacher, data_of(PAIRS))
-    theirs = teacher.project(run_batch(teacher, batch)).flatten(0, 1)
+    settings = DistillSettings(alpha=1.0, loss=kind, temperature=temperature, cache_top_k=3)
+    theirs = teacher.project(run_batch(teacher, batch)).flatten(0, 1).detach()
     top = theirs.topk(3, dim=1)
-    p = torch.zeros_like(theirs).scatter(1, top.indices, top.values.softmax(1))
-    log_q = student.project(run_batch(student, batch)).flatten(0, 1).log_softmax(1)
-    expected = (functional.kl_div(log_q, p, reduction="none").sum(1) * weight_of_positions(batch)).sum()
-    torch.testing.assert_close(soft_loss(cached, student, [2, 0, 1]), expected, rtol=2e-3, atol=2e-3)
+    p = torch.zeros_like(theirs).scatter(1, top.indices, (top.values / temperature).softmax(1))
+    q = (student.project(run_batch(student, batch)).flatten(0, 1) / temperature).softmax(1)
+
+    def kl(a, b):
+        return torch.where(a > 0, a * (a.clamp(min=1e-30).log() - b.log()), 0.0).sum(1)
+
+    mixture = (p + q) / 2
+    divergence = kl(p, q) if kind == "forward_kl" else (kl(p, mixture) + kl(q, mixture)) / 2
+    expected = (divergence * weight_of_positions(batch)).sum() * temperature**2
+    found = soft_loss(taught(settings, teacher, data_of(PAIRS)), student, [2, 0, 1])
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    weight = student.output.weight
+    (by_hand,), (ours,) = (torch.autograd.grad(loss, weight) for loss in (expected, found))
+    assert float(by_hand.abs().max()) > 0.01
+    torch.testing.assert_close(ours, by_hand, rtol=2e-3, atol=2e-3)
 
 
 def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, monkeypatch):

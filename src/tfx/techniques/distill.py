@@ -98,14 +98,17 @@ class SoftTargets:
         raise NotImplementedError
 
     def __call__(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        teacher_NV = self.teacher_logits(piece.rows)
-        loss_N, error_NV = divergence(self.kind, teacher_NV, piece, self.temperature, needs_error)
+        loss_N, error_NV = self.divergence(piece, needs_error)
         if self._counts is not None:
             counts_N = self._counts[piece.rows]
             loss_N = loss_N * counts_N
             if error_NV is not None:
                 error_NV.mul_(counts_N.unsqueeze(1))
         return loss_N, loss_N, error_NV
+
+    def divergence(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor | None]:
+        """At each position of a slice (n,), and its gradient for the student's logits (n, V)."""
+        return divergence(self.kind, self.teacher_logits(piece.rows), piece, self.temperature, needs_error)
 
 
 def divergence(
@@ -186,6 +189,21 @@ class _FromTopK(SoftTargets):
     ) -> None:
         super().__init__(kind, temperature, counts_N)
         self._ids, self._logits, self._vocab = ids_NK, logits_NK, vocab
+
+    def divergence(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor | None]:
+        if self.kind != "forward_kl":
+            return super().divergence(piece, needs_error)
+        # Where the teacher's probability is 0 the student's logit counts in the normaliser alone: no pass over
+        # (N, V) but those of the student's own softmax.
+        softened = piece if self.temperature == 1.0 else LogitSlice(piece.rows, piece.logits_NV / self.temperature)
+        ids_NK = self._ids[piece.rows]
+        log_p_NK = (self._logits[piece.rows] / self.temperature).log_softmax(1)
+        p_NK, log_q_NK = log_p_NK.exp(), softened.logits_NV.gather(1, ids_NK) - softened.log_normalizer_N1
+        loss_N = _dot(p_NK, log_p_NK - log_q_NK) * self.temperature**2
+        if not needs_error:
+            return loss_N, None
+        error_NV = softened.probabilities_NV.scatter_add(1, ids_NK, -p_NK)
+        return loss_N, error_NV if self.temperature == 1.0 else error_NV.mul_(self.temperature)
 
     def teacher_logits(self, rows: slice) -> Tensor:
         ids = self._ids[rows]
