@@ -30,11 +30,20 @@ from tfx.run.console import RunConsole
 from tfx.techniques.stack import Stack
 from tfx.training.loop import Observer, Trainer
 
+# Where in the budget every technique acts.
+_PROGRESS = 0.4
+
 ARMS = {
     "baseline": [],
-    "shuffle": ["technique=shuffle"],
+    # Shares that fall would be measured where they are low.
+    "shuffle": ["technique=shuffle", "technique.shuffle.share=0.1", "technique.shuffle.anneal=none"],
     "mixup": ["technique=mixup"],
     "distill": ["technique=distill", "technique.distill.teacher={teacher}"],
+    "distill, cached": [
+        "technique=distill",
+        "technique.distill.teacher={teacher}",
+        "technique.distill.cache_top_k=32",
+    ],
     "prune": ["technique=prune"],
     "quantize": ["technique=quantize", "technique.quantize.start=0.1"],
 }
@@ -75,8 +84,8 @@ def main() -> None:
             for name, trainer in trainers.items():
                 start = time.perf_counter()
                 for batch in work:
-                    trainer._prepare(0.5)
-                    trainer._step([batch], 1.0, 0.5)
+                    trainer._prepare(_PROGRESS)
+                    trainer._step([batch], 1.0, _PROGRESS)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 if turn:  # the first round warms up
