@@ -359,6 +359,8 @@ def test_masks_follow_a_removal():
             "prune.skip: no tensor .* 'decoder.block.*'",
         ),
         (["+technique=quantize", "technique.quantize.skip=[output.weight]"], "quantize.skip: no tensor"),
+        (["+technique=prune", "technique.prune.skip=['*.blocks.*']"], "prune.skip leaves every weight of the model"),
+        (["+technique=quantize", "technique.quantize.skip=['*']"], "quantize.skip leaves every weight of the model"),
         (
             [*INT8, "technique.quantize.layers=['embedding*:8','encoder*:4']"],
             r"layers gives 'encoder\*:4', and activations=int8",

@@ -16,7 +16,7 @@ def select_weights(
 ) -> dict[str, Tensor]:
     """Weights by name: the matrices of blocks, with ``embeddings`` all others, with ``vectors`` norms and biases too.
 
-    Raises `UserError` where a pattern of ``skip``, the value of ``setting``, is the name of no tensor.
+    Raises `UserError` where a pattern of ``skip``, the value of ``setting``, is no tensor's name, or they are all of them.
     """
     parameters = dict(model.named_parameters())
     for pattern in skip:
@@ -25,12 +25,15 @@ def select_weights(
                 f"{setting}: no tensor of the model is named like '{pattern}', as '{next(iter(parameters))}' is; "
                 "`tfx inspect RUN` shows all names"
             )
-    return {
+    chosen = {
         name: parameter.detach()
         for name, parameter in parameters.items()
         if (vectors if parameter.ndim == 1 else embeddings or ".blocks." in name)
         and not any(fnmatch(name, pattern) for pattern in skip)
     }
+    if not chosen:
+        raise UserError(f"{setting} leaves every weight of the model alone, so there is nothing to do: skip fewer")
+    return chosen
 
 
 def left_alone(model: Transformer, chosen: Container[str]) -> str:
