@@ -16,7 +16,7 @@ def select_weights(
 ) -> dict[str, Tensor]:
     """Weights by name: the matrices of blocks, with ``embeddings`` all others, with ``vectors`` norms and biases too.
 
-    Raises `UserError` where a pattern of ``skip``, the value of ``setting``, is no tensor's name, or they are all of them.
+    Raises `UserError` where a pattern of ``skip``, the value of ``setting``, names no tensor, or all are named.
     """
     parameters = dict(model.named_parameters())
     for pattern in skip:
