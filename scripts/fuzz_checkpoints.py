@@ -258,10 +258,10 @@ def _streams(rng: Random, record: dict[str, Any], content: dict[str, bytes]) -> 
 
 
 def _text(rng: Random, record: dict[str, Any], content: dict[str, bytes]) -> None:
-    """The tokenizer, and the compressed description."""
+    """The tokenizer with its merges, and the compressed description."""
     from tfx.compression.container import compress
 
-    name = rng.choice([name for name in ("tokenizer", "tokenizer", "description") if name in content])
+    name = rng.choice([name for name in ("tokenizer", "tokenizer", "merges", "description") if name in content])
     act = rng.randrange(7)
     if act == 0:
         content[name] = compress(b" " * (300 << 20)) if rng.random() < 0.1 else compress(b"\0" * (9 << 20))
@@ -271,6 +271,9 @@ def _text(rng: Random, record: dict[str, Any], content: dict[str, bytes]) -> Non
         content[name] = content[name][: rng.randrange(len(content[name]))]
     elif act == 3:
         content[name] = _flip(rng, content[name])
+    elif name == "merges":
+        change = rng.choice([_flip, _splice])
+        content[name] = compress(change(rng, lzma.decompress(content[name])))
     else:
         value = json.loads(lzma.decompress(content[name]))
         for _ in range(rng.choice([1, 1, 3])):

@@ -23,7 +23,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
 
-TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=30), ["abcdefgh é"], word_initial_space=False)
+TOKENIZER = Tokenizer.train(TokenizerConfig(vocab_size=270), ["abcdefgh abcd é"] * 3, word_initial_space=False)
 
 
 # --- a reader from the page alone -------------------------------------------------------------------
@@ -40,7 +40,9 @@ class Reader:
         for name in sorted(tensors):
             digest.update(name.encode() + b"\0" + tensors[name])
         assert digest.hexdigest() == self.header["checksum"]
-        self.tokenizer = lzma.decompress(tensors["tokenizer"]).decode()
+        self.tokenizer = json.loads(lzma.decompress(tensors["tokenizer"]))
+        if "merges" in tensors:
+            self.merge(self.tokenizer["model"], lzma.decompress(tensors["merges"]))
         self.description = json.loads(lzma.decompress(tensors["description"]))
         self.packed, self.place = tensors.get("packed", b""), 0
         self.words = np.frombuffer(tensors.get("coded", b""), "<u4").tolist()
@@ -52,6 +54,16 @@ class Reader:
         assert self.state == 0
         assert not self.words
         assert self.place == len(self.packed)
+
+    @staticmethod
+    def merge(model: dict, planes: bytes) -> None:
+        m = len(planes) // 8
+        ids = [sum(planes[p * 2 * m + i] << 8 * (3 - p) for p in range(4)) for i in range(2 * m)]
+        pieces = {index: piece for piece, index in model["vocab"].items()}
+        for left, right in zip(ids[:m], ids[m:], strict=True):
+            model["merges"].append([pieces[left], pieces[right]])
+            pieces[next(i for i in range(len(pieces) + 1) if i not in pieces)] = pieces[left] + pieces[right]
+        model["vocab"] = {pieces[i]: i for i in sorted(pieces)}
 
     @staticmethod
     def cumulative(table: bytes) -> list[int]:
@@ -198,7 +210,8 @@ def test_every_codec_is_read_back_to_the_bit_by_tfx_and_by_the_page_alone(family
     write(path, family, *case)
     assert path.read_bytes() == first, "the same model gives the same file"
     alone, loaded = Reader(first), checkpoint.load(path)
-    assert alone.tokenizer == loaded.tokenizer.to_json() == TOKENIZER.to_json()
+    assert loaded.tokenizer.to_json() == TOKENIZER.to_json()
+    assert alone.tokenizer == json.loads(TOKENIZER.to_json())
     assert alone.description["generation"]["beam"] == loaded.generation.beam == 3
     assert alone.description["architecture"] == json.loads(json.dumps(model.architecture.to_dict()))
     state = loaded.model.state_dict()
@@ -354,7 +367,7 @@ def forge(file, change) -> None:
     description = json.loads(lzma.decompress(content["description"]))
     change(description, content)
     content["description"] = compress(json.dumps(description).encode())
-    header = {"format_version": 2, "checksum": checksum(b"", content)}
+    header = {"format_version": 3, "checksum": checksum(b"", content)}
     write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
 
 
@@ -381,6 +394,12 @@ def in_architecture(**values):
 
 def in_description(**values):
     return lambda description, content: description.update(values)
+
+
+def merges(*pairs: list[int]) -> bytes:
+    """The stream of these pairs of ids."""
+    ids = np.array(pairs, ">u4").T.reshape(-1)
+    return compress(ids.view(np.uint8).reshape(-1, 4).T.tobytes())
 
 
 FORGERIES = {
@@ -435,15 +454,43 @@ FORGERIES = {
     "no tokenizer": lambda d, c: c.pop("tokenizer"),
     "a tokenizer that is none": lambda d, c: c.update(tokenizer=compress(b"{}")),
     "a tokenizer cut": lambda d, c: c.update(tokenizer=c["tokenizer"][:-9]),
+    "merges cut": lambda d, c: c.update(merges=c["merges"][:-9]),
+    "half a merge": lambda d, c: c.update(merges=compress(lzma.decompress(c["merges"])[:-4])),
+    "more tokens than the model has": lambda d, c: c.update(merges=merges(*([5, i] for i in range(6, 206)))),
+    "a merge of what is not there": lambda d, c: c.update(merges=merges([5, 269])),
+    "pieces that double": lambda d, c: c.update(merges=merges(*([i, i] for i in [5, *range(260, 300)]))),
+    "many merges": lambda d, c: c.update(merges=compress(bytes(9 << 20))),
+    "merges twice": lambda d, c: c.update(tokenizer=compress(TOKENIZER.to_json().encode())),
+    "merges of no tokenizer": lambda d, c: c.update(tokenizer=compress(b"[]")),
+    "merges of another kind": lambda d, c: c.update(tokenizer=compress(b'{"model": {"vocab": [], "merges": []}}')),
+    "merges of a deep one": lambda d, c: c.update(tokenizer=compress(b"[" * 200000)),
 }
 
 
 def test_a_newer_version_is_refused_and_an_older_one_than_any(file):
     data = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     arrays = {name: bytes_array(content) for name, content in data.items()}
-    for version, words in ((3, "format version 3, and this tfx reads up to 2: update tfx"), (0, "not readable")):
+    for version, words in ((4, "format version 4, and this tfx reads up to 3: update tfx"), (0, "not readable")):
         write_container(file, arrays, {"format_version": version, "checksum": checksum(b"", data)})
         assert words in refused(file)
+
+
+def test_merges_spelled_out_are_version_2_which_is_still_read(file):
+    before = checkpoint.load(file)
+    content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
+
+    def put(content) -> None:
+        header = {"format_version": 2, "checksum": checksum(b"", content)}
+        write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
+
+    put(content)
+    assert "streams that its format version does not know" in refused(file)
+    del content["merges"]
+    put(content | {"tokenizer": compress(TOKENIZER.to_json().encode())})
+    after = checkpoint.load(file)
+    assert after.tokenizer.to_json() == before.tokenizer.to_json()
+    state = after.model.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in before.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", FORGERIES)
@@ -472,7 +519,7 @@ def test_scales_that_are_not_finite_are_refused(tmp_path):
 def test_a_bomb_of_a_description_is_refused(file):
     content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     content["description"] = compress(b" " * (5 << 20))
-    header = {"format_version": 2, "checksum": checksum(b"", content)}
+    header = {"format_version": 3, "checksum": checksum(b"", content)}
     write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
     assert "description" in refused(file)
 

@@ -1,8 +1,9 @@
 """The model file: one safetensors file with weights, architecture, tokenizer and generation defaults.
 
-Two versions, one specification (docs/FORMAT.md). Version 1 has the weights as plain tensors, so any tool can open
-them. Version 2 is the compressed one: all weights in two streams of bytes, and a compressed description that says
-how each is stored. `load` reads both; nothing in a file is ever executed.
+Two kinds, one specification (docs/FORMAT.md). Version 1 has the weights as plain tensors, so any tool can open
+them. Version 3 is the compressed one: all weights in two streams of bytes, and a compressed description that says
+how each is stored; in version 2 the tokenizer's merges were spelled out. `load` reads all three; nothing in a file is
+ever executed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tfx.compression.container import (
 )
 from tfx.compression.grid import Grid
 from tfx.compression.int8 import use_int8
+from tfx.compression.merges import MOST_MERGES_BYTES, join_merges, split_merges
 from tfx.compression.streams import Streams, read_layout, read_streams, write_streams
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
@@ -42,9 +44,10 @@ from tfx.model.device import choose_device
 from tfx.model.transformer import Transformer
 from tfx.run.directory import model_file
 
-FORMAT_VERSION = 2
-_DENSE, _COMPRESSED = 1, 2
-_TOKENIZER, _DESCRIPTION, _PACKED, _CODED = "tokenizer", "description", "packed", "coded"
+FORMAT_VERSION = 3
+_DENSE, _FIRST_COMPRESSED = 1, 2
+_TOKENIZER, _MERGES = "tokenizer", "merges"
+_DESCRIPTION, _PACKED, _CODED = "description", "packed", "coded"
 _STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MOST_TOKENIZER_BYTES = 256 << 20
@@ -142,23 +145,23 @@ def save(
     """
     stored, aliases = unique_tensors(model)
     facts = {"architecture": model.architecture.to_dict(), "aliases": aliases, "generation": asdict(generation)}
-    text = tokenizer.to_json().encode()
+    text = tokenizer.to_json()
     if storage is None:
         _save_dense(path, stored, facts, text)
     else:
         _save_compressed(path, stored, facts, text, storage)
 
 
-def _save_dense(path: Path, stored: dict[str, Tensor], facts: dict[str, Any], tokenizer: bytes) -> None:
+def _save_dense(path: Path, stored: dict[str, Tensor], facts: dict[str, Any], tokenizer: str) -> None:
     arrays = {name: tensor.float().cpu().contiguous().numpy() for name, tensor in stored.items()}
-    arrays[_TOKENIZER] = bytes_array(compress(tokenizer))
+    arrays[_TOKENIZER] = bytes_array(compress(tokenizer.encode()))
     header = {"format_version": _DENSE, **facts, "codecs": dict.fromkeys(stored, "dense")}
     header["checksum"] = checksum(_dense_head(header), {name: array.tobytes() for name, array in arrays.items()})
     write_container(path, arrays, header)
 
 
 def _save_compressed(
-    path: Path, stored: dict[str, Tensor], facts: dict[str, Any], tokenizer: bytes, storage: Storage
+    path: Path, stored: dict[str, Tensor], facts: dict[str, Any], tokenizer: str, storage: Storage
 ) -> None:
     unknown = storage.grids.keys() - stored.keys()
     if unknown:
@@ -174,14 +177,16 @@ def _save_compressed(
     if storage.int8:
         facts = {**facts, "activations": "int8"}
     description = {**facts, "tensors": streams.tensors, "tables": streams.tables}
+    text, merges = split_merges(tokenizer)
     content = {
-        _TOKENIZER: compress(tokenizer),
+        _TOKENIZER: compress(text.encode()),
+        _MERGES: compress(merges) if merges else b"",
         _DESCRIPTION: compress(json.dumps(description, separators=(",", ":")).encode()),
         _PACKED: streams.packed,
         _CODED: streams.coded,
     }
     content = {name: data for name, data in content.items() if data}
-    header = {"format_version": _COMPRESSED, "checksum": checksum(b"", content)}
+    header = {"format_version": FORMAT_VERSION, "checksum": checksum(b"", content)}
     write_container(path, {name: bytes_array(data) for name, data in content.items()}, header)
 
 
@@ -216,17 +221,14 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     handle, metadata = open_container(file)
     header = _read_header(file, handle, metadata)
     blocks = len(header.architecture.encoder) + len(header.architecture.decoder)
-    if blocks > len(header.raw["tensors"] if header.version == _COMPRESSED else handle.keys()):
+    if blocks > len(header.raw["tensors"] if header.version >= _FIRST_COMPRESSED else handle.keys()):
         raise damaged(file, f"its architecture has {blocks:,} blocks, more than there are tensors")
     shapes, aliases = _expected(file, header.architecture)
     read = _read_dense if header.version == _DENSE else _read_compressed
     state, tensors, grids = read(file, handle, metadata, header, shapes)
-    packed = read_bytes(file, handle, _TOKENIZER)
-    text = decompress(file, "tokenizer", packed, _MOST_TOKENIZER_BYTES)
-    try:
-        tokenizer = Tokenizer.from_json(text.decode())
-    except (UnicodeDecodeError, UserError) as error:
-        raise damaged(file, f"its tokenizer is not readable ({error})") from None
+    tokenizer = _read_tokenizer(file, handle)
+    if tokenizer.vocab_size > header.architecture.vocab_size:
+        raise damaged(file, f"its tokenizer has {tokenizer.vocab_size:,} ids, more than the model's embedding")
     model = Transformer(header.architecture)
     model.load_state_dict(state | {alias: state[name] for alias, name in aliases.items()})
     model.eval().to(target)
@@ -273,14 +275,15 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
     for name in handle.keys():  # noqa: SIM118 (not a dictionary)
         piece = handle.get_slice(name)
         dtype = piece.get_dtype()
-        is_bytes = version == _COMPRESSED or name == _TOKENIZER
+        is_bytes = version >= _FIRST_COMPRESSED or name == _TOKENIZER
         if dtype not in ({"U8": torch.uint8} if is_bytes else _DENSE_DTYPES):
             raise damaged(file, f"tensor '{name}' has type {dtype}")
         sizes[name] = prod(piece.get_shape()) * (1 if is_bytes else _DENSE_DTYPES[dtype].itemsize)
     raw = metadata
-    others = {_TOKENIZER}
-    if version == _COMPRESSED:
-        if not sizes.keys() <= {_TOKENIZER, _DESCRIPTION, *_STREAMS}:
+    tokenizer = {_TOKENIZER, _MERGES} if version > _FIRST_COMPRESSED else {_TOKENIZER}
+    others = set(tokenizer)
+    if version >= _FIRST_COMPRESSED:
+        if not sizes.keys() <= {*tokenizer, _DESCRIPTION, *_STREAMS}:
             raise damaged(file, "it has streams that its format version does not know")
         description = read_bytes(file, handle, _DESCRIPTION)
         raw = parse_object(file, decompress(file, "description", description, _MOST_DESCRIPTION_BYTES))
@@ -289,13 +292,14 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
         raise damaged(file, "it has no tokenizer inside")
     size = file.stat().st_size
     weights = sum(bytes_ for name, bytes_ in sizes.items() if name not in others)
-    account = FileBytes(size, weights, size - weights - sizes[_TOKENIZER], sizes[_TOKENIZER])
+    tokens = sum(sizes.get(name, 0) for name in tokenizer)
+    account = FileBytes(size, weights, size - weights - tokens, tokens)
     try:
         architecture = Architecture.from_dict(raw["architecture"])
         generation = _generation(raw["generation"])
         for key, kind in {
             "aliases": dict,
-            **({"tensors": list, "tables": list} if version == _COMPRESSED else {}),
+            **({"tensors": list, "tables": list} if version >= _FIRST_COMPRESSED else {}),
         }.items():
             if not isinstance(raw[key], kind):
                 raise TypeError(key)
@@ -318,6 +322,18 @@ def _generation(record: dict[str, Any]) -> EvaluationConfig:
             raise ValueError(setting.name)
         known[setting.name] = value
     return EvaluationConfig(**known)
+
+
+def _read_tokenizer(file: Path, handle: Any) -> Tokenizer:
+    text = decompress(file, "tokenizer", read_bytes(file, handle, _TOKENIZER), _MOST_TOKENIZER_BYTES)
+    merges = read_bytes(file, handle, _MERGES)
+    try:
+        whole = text.decode()
+        if merges:
+            whole = join_merges(whole, decompress(file, "merges", merges, MOST_MERGES_BYTES))
+        return Tokenizer.from_json(whole)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError) as error:
+        raise damaged(file, f"its tokenizer is not readable ({error})") from None
 
 
 def _expected(file: Path, architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

@@ -100,10 +100,9 @@ def checksum(head: bytes, content: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def compress(data: bytes, *, words: int = 1) -> bytes:
-    """An .lzma stream, for text, or for integers of ``words`` bytes."""
-    position = 0 if words == 1 else words // 2
-    settings = {"preset": 9 | lzma.PRESET_EXTREME, "lc": 3 if words == 1 else 0, "lp": position, "pb": position}
+def compress(data: bytes) -> bytes:
+    """An .lzma stream."""
+    settings = {"preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": 0}
     filters = [{"id": lzma.FILTER_LZMA1, **settings, "dict_size": 1 << max(16, len(data).bit_length())}]
     return lzma.compress(data, format=lzma.FORMAT_ALONE, filters=filters)
 
