@@ -33,6 +33,25 @@ def test_runs_are_grouped_by_config_without_seed_and_compared_with_the_plain_arm
     assert not (sweep / "report.html").exists()
 
 
+def test_runs_that_start_from_the_seeds_of_one_config_are_seeds_of_one_arm(tmp_path, run_writer, capsys):
+    origins = [run_writer(tmp_path / f"dense{seed}", seed=seed) for seed in (1, 2)]
+    other = run_writer(tmp_path / "other", techniques=("shuffle",))
+    for number, origin in enumerate([*origins, other, tmp_path / "gone1", tmp_path / "gone2"]):
+        run = run_writer(tmp_path / "runs" / f"{number}", techniques=("prune",), seed=number)
+        chain = run_writer(tmp_path / "runs" / f"again{number}", techniques=("prune",), seed=number)
+        for folder, start in ((run, origin), (chain, run)):
+            (folder / "config.yaml").write_text(f"init_from: {start}\n{(folder / 'config.yaml').read_text()}")
+    (family,) = facts(capsys, tmp_path / "runs")["families"]
+    assert sorted(arm["seeds"] for arm in family["arms"]) == [[0, 1], [0, 1], [2], [2], [3], [3], [4], [4]]
+
+
+def test_a_run_that_starts_from_itself_ends_the_chain(tmp_path, run_writer, capsys):
+    folder = run_writer(tmp_path / "run")
+    (folder / "config.yaml").write_text(f"init_from: {folder}\n{(folder / 'config.yaml').read_text()}")
+    (family,) = facts(capsys, folder)["families"]
+    assert len(family["arms"]) == 1
+
+
 def test_the_baseline_can_be_named_by_label_or_by_run(sweep, capsys):
     for name in ("prune", sweep / "prune2"):
         (family,) = facts(capsys, sweep, "--baseline", name)["families"]

@@ -50,10 +50,13 @@ class Arm:
 
 
 def group(runs: Sequence[Run]) -> list[Arm]:
-    """Runs of one config, seeds aside, become an arm; labels name what tells the arms apart."""
+    """Runs of one config become an arm, their seeds and those of the runs that they start from aside.
+
+    Labels name what tells the arms apart.
+    """
     by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        key = (run.techniques, *sorted((name, repr(value)) for name, value in run.config.items()))
+        key = (run.techniques, *sorted((name, repr(value)) for name, value in (run.config | run.others).items()))
         by_config[key].append(run)
     members = [sorted(arm, key=lambda run: (run.seed, str(run.path))) for arm in by_config.values()]
     return [Arm(label, arm) for label, arm in zip(_labels([arm[0] for arm in members]), members, strict=True)]

@@ -25,6 +25,9 @@ from tfx.run.directory import RunDirectory
 _MOST_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.
 _NOT_THE_RESULT = ("seed", "evaluation.attention_maps", "trainer.tensorboard")
+# Settings that name another run, and how long a chain of such runs is followed.
+_OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
+_LONGEST_CHAIN = 8
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -42,7 +45,10 @@ class LeftOut:
 
 @dataclass
 class Run:
-    """One completed run. ``config`` is flat (``trainer.budget.steps``), without its seed and what changes no result."""
+    """One completed run. ``config`` is flat (``trainer.budget.steps``), without its seed and what changes no result.
+
+    ``others`` has, for settings that name another run which is still there, what that run was, its seed aside.
+    """
 
     path: Path
     seed: int
@@ -61,6 +67,7 @@ class Run:
     stages: list[dict[str, Any]]
     reference: dict[str, Any] | None
     environment: dict[str, Any]
+    others: dict[str, str] = field(default_factory=dict)
     origin: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     statistics_NK: np.ndarray | None = None
@@ -125,10 +132,7 @@ def read_run(folder: Path) -> Run:
         raise BrokenRunError(f"status is {str(status)!r}{': ' + error if error else ''}"[:300])
     if not run.config.is_file():
         raise BrokenRunError(f"has no {run.config.name}")
-    content = yaml.load(run.config.read_text(encoding="utf-8"), Loader=_Loader)
-    config = dict(_flat(_object(content, run.config.name)))
-    for name in _NOT_THE_RESULT:
-        config.pop(name, None)
+    config = _read_config(run.config)
     metric = str(summary["primary_metric"])
     test = _numbers(summary["test"])
     if metric not in test:
@@ -159,6 +163,7 @@ def read_run(folder: Path) -> Run:
         stages=[_stage(row) for row in summary.get("stages") or []],
         reference=_object(reference, "reference") if reference is not None else None,
         environment=environment,
+        others=_other_runs(config, _LONGEST_CHAIN),
         origin=_origin(reference),
         curve=list(_curve(run.metrics)),
     )
@@ -166,6 +171,33 @@ def read_run(folder: Path) -> Run:
         raise BrokenRunError("its bytes have no 'file'")
     _read_statistics(result, run.predictions)
     return result
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """A saved config, flat, without what tells no two configs apart."""
+    content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    config = dict(_flat(_object(content, file.name)))
+    for name in _NOT_THE_RESULT:
+        config.pop(name, None)
+    return config
+
+
+def _other_runs(config: dict[str, Any], chain: int) -> dict[str, str]:
+    """For each setting that names another run, a digest of that run's config and of those that it names.
+
+    Runs of several seeds often start from models of as many seeds: their paths differ, and their configs do not.
+    """
+    others = {}
+    for name in _OTHER_RUNS:
+        file = RunDirectory(Path(str(config.get(name)))).config
+        try:
+            if chain and isinstance(config.get(name), str) and file.is_file():
+                other = _read_config(file)
+                other |= _other_runs(other, chain - 1)
+                others[name] = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16).hexdigest()
+        except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError, BrokenRunError):
+            continue  # its path stands for it
+    return others
 
 
 def _origin(reference: Any) -> dict[str, float]:
