@@ -458,6 +458,27 @@ def test_rates_may_change_where_a_model_is_taken_over(folder, dense):
     assert "width: 64" in saved
 
 
+def test_what_an_experiment_says_of_model_and_data_counts_where_a_model_is_taken_over(folder, dense, capsys):
+    place = folder / "own" / "experiment"
+    place.mkdir(parents=True)
+    head = f"# @package _global_\ninit_from: {dense}\ntrainer: {{budget: {{steps: 1}}}}\n"
+    run = folder / "recipe"
+    words = ["experiment=recipe", "evaluation=greedy", "evaluation.latency_inputs=2", f"hydra.run.dir={run}"]
+    for setting, said in (
+        ("model: {width: 32}", "model.width=32"),
+        ("dataset: {tokenizer: {kind: char}}", "dataset.tokenizer.kind"),
+    ):
+        (place / "recipe.yaml").write_text(f"{head}{setting}\n")
+        assert main(["train", *words, "--config-dir", str(place.parent)]) == 2
+        assert said in capsys.readouterr().err
+        assert not run.exists()
+    (place / "recipe.yaml").write_text(f"{head}model: {{dropout: 0.3}}\ndataset: {{batch_tokens: 300}}\n")
+    assert main(["train", *words, "--config-dir", str(place.parent)]) == 0
+    saved = (run / "config.yaml").read_text()
+    for setting in ("dropout: 0.3", "width: 64", "batch_tokens: 300", "train: 40"):
+        assert setting in saved, setting
+
+
 @pytest.mark.parametrize("form", ["technique", "+technique"])
 def test_an_experiment_sets_the_techniques_in_whichever_form_they_are_named(form):
     from tfx.config.compose import compose

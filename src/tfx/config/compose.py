@@ -345,6 +345,7 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
     """
     origin = Path(str(values["init_from"])).expanduser()
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
+    keys += [key for key in _set_by_experiment(values) if key not in keys]
     tokenizer = next((key for key in keys if key.startswith("dataset.tokenizer")), None)
     if tokenizer is not None:
         raise UserError(f"init_from={origin} brings its tokenizer, and {tokenizer} names another: leave it out")
@@ -369,6 +370,26 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
                 _, _, name = key.partition(".")
                 OmegaConf.update(dataset, name, OmegaConf.select(OmegaConf.create(values["dataset"]), name))
         values["dataset"] = OmegaConf.to_container(dataset)
+
+
+def _set_by_experiment(values: dict[str, Any]) -> list[str]:
+    """Keys of model and dataset that differ from the defaults though nobody typed them, or were typed."""
+    plain = OmegaConf.to_container(_compose([]))
+    assert isinstance(plain, dict)
+    keys = [f"model.{name}" for name, value in values["model"].items() if value != plain["model"].get(name)]
+    if values["dataset"].get("name") != plain["dataset"]["name"]:
+        return [*keys, "dataset"]
+    before = dict(_flat(plain["dataset"], "dataset"))
+    return keys + [key for key, value in _flat(values["dataset"], "dataset") if value != before.get(key)]
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}.{name}"
+        if isinstance(value, dict):
+            yield from _flat(value, key)
+        else:
+            yield key, value
 
 
 def _check_technique(name: str, values: Any) -> dict[str, Any]:
