@@ -486,6 +486,10 @@ def test_an_experiment_sets_the_techniques_in_whichever_form_they_are_named(form
     config = compose([f"{form}=[distill,prune,quantize]", "experiment=demo"])
     assert config.technique["quantize"]["bits"] == 3
     assert config.technique["prune"]["end"] == 0.5
+    config = compose([f"{form}=[distill,quantize]", "experiment=small", "technique.quantize.rate=1.5"])
+    assert config.technique["quantize"]["rate"] == 1.5
+    assert config.technique["distill"]["sequence_level"]
+    assert (config.schedule.name, config.optimizer.weight_decay, config.model.dropout) == ("linear", 1.0, 0.05)
 
 
 def test_tokens_that_narrower_data_never_use_leave_model_tokenizer_and_file(folder, capsys):

@@ -211,6 +211,11 @@ def test_help_and_list_import_neither_torch_nor_datasets_nor_hydra(command):
     assert done.stderr.strip() == "[]"
 
 
+def test_list_shows_techniques_in_brackets(capsys):
+    assert main(["list", "experiments"]) == 0
+    assert "technique=[distill,quantize]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_completion_knows_commands_and_choices(monkeypatch, capfd):
     monkeypatch.setenv("COMP_LINE", "tfx train model=seq2seq_t")
     done = subprocess.run(

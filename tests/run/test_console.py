@@ -87,6 +87,19 @@ def test_a_log_on_a_full_disk_stops_nothing(tmp_path, capsys):
     assert "still here" in capsys.readouterr().err
 
 
+def test_names_in_brackets_are_shown_and_logged(tmp_path, capsys):
+    console, name = RunConsole(), "technique=[distill,quantize] [/b] :smile:"
+    console.note(name)
+    console.open_log(tmp_path / "log")
+    console.header([("stack", name)])
+    console.result(name)
+    console.close()
+    shown = capsys.readouterr()
+    assert shown.err.count(name) == 2
+    assert shown.out.count(name) == 1
+    assert (tmp_path / "log").read_text().count(name) == 3
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [

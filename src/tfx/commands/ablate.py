@@ -13,7 +13,7 @@ from tfx.config import describe
 from tfx.config.schema import AblateConfig, BudgetConfig, LauncherConfig, Root
 from tfx.errors import UserError
 from tfx.report.statistics import minimum_detectable_difference
-from tfx.run.console import clock, size
+from tfx.run.console import clock, plain_console, size
 from tfx.run.directory import RunDirectory
 from tfx.run.files import read_json, write_json, write_text
 from tfx.run.signals import StoppedBySignal, leaving_on_signals
@@ -175,7 +175,7 @@ class _Ablation:
         steps, config = self.settings.trial_steps, replace(self.config, dry_run=False)
         subsets = {arm_name(s): s for s in plan_subsets(list(config.technique), self.settings.design)}
         configs = {name: _with_techniques(config, subset) for name, subset in subsets.items()}
-        _console(True).print(f"trying {len(configs)} arms for {steps} steps each")
+        plain_console(stderr=True).print(f"trying {len(configs)} arms for {steps} steps each")
         trials = try_configs(configs, steps, self.machine.environment(0))
         tokens = trials[BASELINE].rates.tokens(config.trainer.budget)
         assert tokens is not None  # a checked config has a budget
@@ -215,7 +215,9 @@ class _Ablation:
         if not done or not plain or (origin is not None and not RunDirectory(origin).summary.is_file()):
             without = whole if not done else BASELINE
             why = f"{origin} is no run" if done and plain else f"{without} has no result"
-            _console(True).print(f"no narrower dense model is trained for comparison: {why}", soft_wrap=True)
+            plain_console(stderr=True).print(
+                f"no narrower dense model is trained for comparison: {why}", soft_wrap=True
+            )
             return False
         before = read_json(RunDirectory(origin).summary)["train"] if origin is not None else {"tokens": 0, "flops": 0.0}
         bytes_ = [job.summary["bytes"]["weights"] + job.summary["bytes"]["header"] for job in done]
@@ -229,7 +231,7 @@ class _Ablation:
         plan.tokens[_DENSE], plan.costs[_DENSE] = tokens, ArmCost(trial.rates)
         self._write_arm(_DENSE, _with_tokens(config, tokens))
         write_json(path, asdict(plan))
-        _console(True).print(
+        plain_console(stderr=True).print(
             f"{_DENSE}: width {config.model.width} (the other arms: {self.config.model.width}), nearest to the "
             f"{size(mean(bytes_))} of {whole}; {tokens:,} tokens",
             soft_wrap=True,
@@ -264,7 +266,7 @@ class _Ablation:
         """The arms, what they cost, and what so many seeds can show."""
         from rich.table import Table
 
-        console = _console(not self.config.dry_run)
+        console = plain_console(stderr=not self.config.dry_run)
         seeds = self.settings.seeds
         table = Table(box=None, pad_edge=False)
         for column in ("arm", "runs", "tokens a run", "TFLOPs a run", "training a run"):
@@ -331,17 +333,11 @@ def _with_teacher_budget(config: Root, technique: str, tokens: int) -> Root:
     return replace(config, technique=config.technique | {technique: config.technique[technique] | budget})
 
 
-def _console(to_stderr: bool) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=to_stderr, highlight=False)
-
-
 def print_help() -> None:
     """Prints what it does and its own settings; the rest are those of `tfx train`."""
     from rich.table import Table
 
-    console = _console(False)
+    console = plain_console()
     usage = "usage: tfx ablate '+technique=[a,b,…]' [seeds=N] [design=…] [match=…] [overrides of tfx train]\n"
     console.print(usage, markup=False, soft_wrap=True)
     console.print(

@@ -7,11 +7,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from tfx.errors import UserError
-from tfx.run.console import number
+from tfx.run.console import number, plain_console
 from tfx.run.directory import RunDirectory, model_file
 from tfx.run.files import write_json_lines
 
@@ -64,5 +63,5 @@ def main(arguments: Sequence[str]) -> int:
     table.add_column("signature", style="dim", overflow="fold")
     for name, value in quality.metrics.items():
         table.add_row(name, number(value), quality.signatures.get(name, ""))
-    Console(highlight=False).print(table)
+    plain_console().print(table)
     return 0

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+
+from tfx.run.console import plain_console
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         ("file", header.bytes.file),
     ):
         table.add_row(name, "", "", "", "", f"{bytes_:,}")
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(table)
     for alias, stored in aliases.items():
         console.print(f"{alias} is {stored}, stored once")

@@ -6,11 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from tfx.config.describe import GROUPS, choices
 from tfx.errors import unknown
+from tfx.run.console import plain_console
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
         return 0
-    console = Console(highlight=False)
+    console = plain_console()
     for group, entries in found.items():
         table = Table(title=group, title_justify="left", title_style="bold", show_header=False, box=None)
         table.add_column(no_wrap=True, style="cyan")

@@ -73,19 +73,18 @@ def report(
 
 def print_comparison(comparison: Comparison) -> None:
     """The table on stdout; warnings and what was left out on stderr."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from tfx.report.page import CONTRIBUTION_COLUMNS, contribution_rows, table_columns, table_rows
+    from tfx.run.console import plain_console
 
-    console, notes = Console(highlight=False), Console(stderr=True, highlight=False)
+    console, notes = plain_console(), plain_console(stderr=True)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+        console = plain_console(width=160)
     # A narrow terminal has no room for costs; the page has them all.
     costs = ["p (Holm)", "file", "latency", "training"] if console.width >= 120 else ["p (Holm)", "file"]
     for family in comparison.families:
-        table = Table(title=Text(f"{family.dataset}: {family.metric}"), title_justify="left", title_style="bold")
+        table = Table(title=f"{family.dataset}: {family.metric}", title_justify="left", title_style="bold")
         table.add_column("config", overflow="fold", min_width=12)
         for column in ("runs", family.metric, "difference", *costs):
             table.add_column(column, justify="right", overflow="fold")
@@ -95,19 +94,19 @@ def print_comparison(comparison: Comparison) -> None:
             difference = cells["difference"] + (f" ({cells['95 %']})" if arm.difference else "")
             shown = [cells["config"], cells["runs"], cells[family.metric], difference]
             shown += [cells[name] for name in (*costs, "verdict")]
-            table.add_row(*map(Text, shown), style="bold" if arm is family.baseline else None)
+            table.add_row(*shown, style="bold" if arm is family.baseline else None)
         console.print(table)
         if family.contributions:
-            adds = Table(title=Text(f"what each technique adds to {family.metric}"), title_justify="left")
+            adds = Table(title=f"what each technique adds to {family.metric}", title_justify="left")
             for name in CONTRIBUTION_COLUMNS:
                 adds.add_column(name, overflow="fold")
             for texts in contribution_rows(family):
-                adds.add_row(*map(Text, texts))
+                adds.add_row(*texts)
             console.print(adds)
         for warning in family.warnings:
-            notes.print(Text(f"warning: {warning}"), soft_wrap=True)
+            notes.print(f"warning: {warning}", soft_wrap=True)
     for item in comparison.left_out:
-        notes.print(Text(f"left out: {item.path}: {item.reason}"), soft_wrap=True)
+        notes.print(f"left out: {item.path}: {item.reason}", soft_wrap=True)
 
 
 def _write_csv(comparison: Comparison) -> None:

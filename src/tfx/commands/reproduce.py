@@ -12,13 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tfx.commands.running import status_of, train
 from tfx.config import compose
 from tfx.errors import UserError
-from tfx.run.console import number
+from tfx.run.console import number, plain_console
 from tfx.run.directory import RunDirectory
 from tfx.run.environment import environment_differences, flat
 from tfx.run.files import read_json, sha256, write_json
@@ -169,7 +168,7 @@ def _free(path: Path) -> Path:
 
 
 def _print(found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     old, new = found["runs"]
     table = Table(title=f"{old} and {new}", title_justify="left", title_style="bold")
     for column in ("metric", "before", "now", "relative difference"):
@@ -193,4 +192,4 @@ def _print(found: dict[str, Any]) -> None:
         promise = f"in another environment: every metric within {found['tolerance']:g} of the larger one"
     else:
         promise = "in the same environment: to the bit"
-    console.print(f"[bold]{found['verdict']}[/bold] (expected {promise})")
+    console.print(f"{found['verdict']} (expected {promise})", style="bold")

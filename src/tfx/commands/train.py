@@ -65,24 +65,26 @@ def print_help(techniques: Sequence[str] = ()) -> None:
     With ``techniques``, prints what those are and their settings instead: only they are loaded, and torch with them.
     Raises `UserError` for one that is unknown or cannot be loaded.
     """
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from tfx.run.console import plain_console
+
+    console = plain_console()
     for name in techniques:
         rows = list(describe.technique_settings(name))
-        console.print(f"[bold]technique={name}[/bold]")
-        console.print(describe.choices("technique")[name] + "\n", markup=False)
+        console.print(f"technique={name}", style="bold")
+        console.print(describe.choices("technique")[name] + "\n")
         console.print(_settings_table(rows))
         console.print()
     if techniques:
         return
-    console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n", markup=False)
+    console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n")
     console.print("Trains, evaluates and writes a run directory. `-m` sweeps over comma-separated values.")
     console.print("`dry_run=true` checks and prints the plan; `--config-dir DIR` adds your own YAMLs;")
     console.print("`--cfg job` prints the composed config; `--hydra-help` lists Hydra's flags.\n")
     for group in describe.GROUPS:
         names = ", ".join(describe.choices(group)) or "(none)"
-        console.print(f"[bold]{group}[/bold]: {names}", soft_wrap=True)
+        console.print(Text.assemble((group, "bold"), f": {names}"), soft_wrap=True)
     console.print()
     sweep = ((key, field) for key, field in describe.settings(LauncherConfig, "hydra.launcher.") if field.metadata)
     rows = [(key, describe.default_of(field), describe.explain_field(field)) for key, field in describe.settings()]
@@ -93,11 +95,10 @@ def print_help(techniques: Sequence[str] = ()) -> None:
 def _settings_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
     """Rows of key, default and doc."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=True)
     for column in ("key", "default", "what it is"):
         table.add_column(column, overflow="fold")
     for key, default, doc in rows:
-        table.add_row(key, Text(str(default)), Text(doc))  # as it is: rich would take brackets for markup
+        table.add_row(key, str(default), doc)
     return table

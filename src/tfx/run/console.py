@@ -44,11 +44,16 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
+def plain_console(**options: Any) -> Console:
+    """A console that shows texts as they are: a name in brackets is no markup, a number has no colour of its own."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
 class RunConsole:
     """Shows a run as it goes."""
 
     def __init__(self) -> None:
-        self._terminal = Console(stderr=True, highlight=False)
+        self._terminal = plain_console(stderr=True)
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._file: TextIO | None = None
@@ -59,7 +64,7 @@ class RunConsole:
     def open_log(self, path: Path) -> None:
         """From now on everything is also written to ``path``, what was shown before included."""
         self._file = open(path, "a", encoding="utf-8")
-        self._log = Console(file=self._file, width=140, highlight=False, color_system=None)
+        self._log = plain_console(file=self._file, width=140, color_system=None)
         for item in self._before_log:
             self._log.print(item)
         self._before_log.clear()
@@ -138,7 +143,7 @@ class RunConsole:
     def result(self, table: RenderableType) -> None:
         """The result that was asked for: on stdout, and in the log."""
         self._stop_live()
-        Console(highlight=False).print(table)
+        plain_console().print(table)
         if self._log is not None:
             with suppress(OSError):
                 self._log.print(table)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tfx.run.console import clock, number
+from tfx.run.console import clock, number, plain_console
 from tfx.sweep.jobs import ENDED_BADLY, RUNNING, WAITING, Job, results
 
 _REFRESH_SECONDS = 0.5
@@ -23,7 +23,7 @@ class SweepView:
 
     def __init__(self, jobs: Sequence[Job], at_once: int) -> None:
         self._jobs, self._at_once = jobs, at_once
-        self._console = Console(stderr=True, highlight=False)
+        self._console = plain_console(stderr=True)
         self._names = _names(jobs)
         self._live: Live | None = None
         self._primary = "loss"
@@ -83,7 +83,7 @@ class SweepView:
             left = metrics.seconds_left if job.state == RUNNING else None
             table.add_row(
                 str(job.number),
-                Text(self._names[job.number]),
+                self._names[job.number],
                 Text(job.state, style=_STYLES.get(job.state, "green")),
                 number(metrics.step) if metrics.step is not None else "",
                 valid,
@@ -103,7 +103,7 @@ def _names(jobs: Sequence[Job]) -> dict[int, str]:
 
 def print_results(jobs: Sequence[Job]) -> None:
     """The results as a table on stdout, then every failure with its reason and its log."""
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table(box=None, pad_edge=False)
     for name in ("job", "overrides", "state", "validation", "test", "bytes", "seconds"):
         table.add_column(name, justify="left" if name in ("overrides", "state") else "right")
@@ -120,7 +120,7 @@ def print_results(jobs: Sequence[Job]) -> None:
                 number(summary["train"]["seconds"]),
             ]
         state = Text(job.state, style=_STYLES.get(job.state, "green"))
-        table.add_row(str(job.number), Text(names[job.number]), state, *values)
+        table.add_row(str(job.number), names[job.number], state, *values)
     console.print(table)
     done, failed = results(jobs)
     left = len(jobs) - done - failed
