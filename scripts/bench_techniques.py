@@ -9,21 +9,17 @@ The teacher of `distill` is the untrained model itself: its forward pass costs w
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from in_turn import options_and_overrides, race
 
 from tfx.commands.running import build_model
 from tfx.commands.teacher import make_teachers
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
-from tfx.data.batching import training_batches
+from tfx.data.batching import Batch
 from tfx.data.prepare import prepare_data
 from tfx.model.device import choose_device
 from tfx.run.console import RunConsole
@@ -50,18 +46,14 @@ ARMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=15)
-    options, overrides = parser.parse_known_args()
-
+    options, overrides = options_and_overrides(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.safetensors"
         base = compose([*overrides, "trainer.budget.steps=1000000"])
         device = choose_device(base.trainer.device)
         data = prepare_data(base.dataset, base.model.context)
         checkpoint.save(teacher, build_model(base, data, device, None), data.tokenizer, base.evaluation)
-        trainers = {}
+        arms = {}
         for name, choice in ARMS.items():
             words = [word.format(teacher=teacher) for word in choice]
             config = compose([*overrides, *words, "trainer.budget.steps=1000000"])
@@ -69,34 +61,14 @@ def main() -> None:
             teachers = make_teachers(config, stack, device, RunConsole())
             stack.data_prepared(teachers, data, device)
             student = build_model(config, data, device, None)
-            trainers[name] = Trainer(config, student, data, device, Observer(), stack)
+            arms[name] = partial(_step, Trainer(config, student, data, device, Observer(), stack))
             student.train()
-        batches = training_batches(
-            data.splits["train"],
-            data.tokenizer,
-            batch_tokens=base.dataset.batch_tokens,
-            context=base.model.context,
-            seed=base.seed,
-        )
-        speeds: dict[str, list[float]] = {name: [] for name in trainers}
-        for turn in range(options.rounds + 1):
-            work = [next(batches) for _ in range(options.steps)]
-            for name, trainer in trainers.items():
-                start = time.perf_counter()
-                for batch in work:
-                    trainer._prepare(_PROGRESS)
-                    trainer._step([batch], 1.0, _PROGRESS)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn:  # the first round warms up
-                    speeds[name].append(sum(batch.tokens for batch in work) / (time.perf_counter() - start))
+        race(arms, base, data, options.rounds, options.steps)
 
-    table = Table("arm", "tokens/s (median)", "ratio to baseline (median)", "lowest", "highest")
-    for name, values in speeds.items():
-        ratios = [value / own for value, own in zip(values, speeds["baseline"], strict=True)]
-        cells = (statistics.median(ratios), min(ratios), max(ratios))
-        table.add_row(name, f"{statistics.median(values):,.0f}", *(f"{cell:.3f}" for cell in cells))
-    Console().print(table)
+
+def _step(trainer: Trainer, batch: Batch) -> None:
+    trainer._prepare(_PROGRESS)
+    trainer._step([batch], 1.0, _PROGRESS)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ The arms of tfx differ in precision only, so that what each part brings can be s
 
 from __future__ import annotations
 
-import argparse
 import math
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from in_turn import options_and_overrides, race
 from torch import Tensor, nn
 
 from tfx.commands.running import build_model
 from tfx.config.compose import compose
 from tfx.config.schema import ModelConfig
-from tfx.data.batching import Batch, training_batches
+from tfx.data.batching import Batch
 from tfx.data.prepare import prepare_data
 from tfx.errors import UserError
 from tfx.model.device import choose_device
@@ -73,10 +69,7 @@ class Peer(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=15)
-    options, overrides = parser.parse_known_args()
+    options, overrides = options_and_overrides(__doc__)
 
     base = compose([*overrides, "trainer.budget.steps=1000000"])
     if base.dataset.task != "seq2seq":
@@ -106,32 +99,7 @@ def main() -> None:
         student.train()
         arms[f"tfx, {precision}, {name}"] = lambda batch, trainer=trainer: trainer._step([batch], 1.0, 0.5)
 
-    batches = training_batches(
-        data.splits["train"],
-        data.tokenizer,
-        batch_tokens=base.dataset.batch_tokens,
-        context=base.model.context,
-        seed=base.seed,
-    )
-    speeds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(options.rounds + 1):
-        work = [next(batches) for _ in range(options.steps)]
-        for name, step in arms.items():
-            start = time.perf_counter()
-            for batch in work:
-                step(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first round warms up
-                speeds[name].append(sum(batch.tokens for batch in work) / (time.perf_counter() - start))
-
-    table = Table("arm", "tokens/s (median)", "ratio to the peer (median)", "lowest", "highest")
-    own = speeds["plain PyTorch, fp32"]
-    for name, values in speeds.items():
-        ratios = [value / other for value, other in zip(values, own, strict=True)]
-        cells = (statistics.median(ratios), min(ratios), max(ratios))
-        table.add_row(name, f"{statistics.median(values):,.0f}", *(f"{cell:.2f}" for cell in cells))
-    Console().print(table)
+    race(arms, base, data, options.rounds, options.steps)
 
 
 if __name__ == "__main__":
