@@ -466,17 +466,32 @@ def test_what_an_experiment_says_of_model_and_data_counts_where_a_model_is_taken
     words = ["experiment=recipe", "evaluation=greedy", "evaluation.latency_inputs=2", f"hydra.run.dir={run}"]
     for setting, said in (
         ("model: {width: 32}", "model.width=32"),
+        ("model: {width: 128}", "model.width=128"),  # the default, and another than the run's
+        ("defaults: [override /model: seq2seq_small]", "model.encoder_layers=6"),
         ("dataset: {tokenizer: {kind: char}}", "dataset.tokenizer.kind"),
     ):
         (place / "recipe.yaml").write_text(f"{head}{setting}\n")
         assert main(["train", *words, "--config-dir", str(place.parent)]) == 2
         assert said in capsys.readouterr().err
         assert not run.exists()
-    (place / "recipe.yaml").write_text(f"{head}model: {{dropout: 0.3}}\ndataset: {{batch_tokens: 300}}\n")
+    (place / "recipe.yaml").write_text(f"{head}model: {{dropout: 0.3}}\ndataset: {{batch_tokens: 300, name: mine}}\n")
     assert main(["train", *words, "--config-dir", str(place.parent)]) == 0
     saved = (run / "config.yaml").read_text()
-    for setting in ("dropout: 0.3", "width: 64", "batch_tokens: 300", "train: 40"):
+    for setting in ("dropout: 0.3", "width: 64", "batch_tokens: 300", "name: mine", "train: 40"):
         assert setting in saved, setting
+
+
+def test_a_default_that_an_experiment_names_counts_and_one_that_nobody_names_does_not(folder, dense):
+    from tfx.config.compose import compose
+
+    start = folder / "default"
+    words = [f"init_from={dense}", "model.dropout=0.3", "dataset.batch_tokens=300", "trainer.budget.steps=0"]
+    assert main(["train", *words, "evaluation=greedy", "evaluation.latency_inputs=2", f"hydra.run.dir={start}"]) == 0
+    config = compose([f"init_from={start}", "+technique=[distill,quantize]", "experiment=small"])
+    assert (config.model.dropout, config.dataset.batch_tokens) == (0.05, 300)
+    config = compose([f"init_from={start}", "dataset.name=mine"])
+    assert (config.model.dropout, config.dataset.batch_tokens, config.dataset.limit.train) == (0.3, 300, 40)
+    assert config.dataset.name == "mine"
 
 
 @pytest.mark.parametrize("form", ["technique", "+technique"])

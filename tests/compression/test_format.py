@@ -463,6 +463,7 @@ FORGERIES = {
     "merges twice": lambda d, c: c.update(tokenizer=compress(TOKENIZER.to_json().encode())),
     "merges of no tokenizer": lambda d, c: c.update(tokenizer=compress(b"[]")),
     "merges of another kind": lambda d, c: c.update(tokenizer=compress(b'{"model": {"vocab": [], "merges": []}}')),
+    "merges beside a long text": lambda d, c: c.update(tokenizer=compress(b" " * (33 << 20))),
     "merges of a deep one": lambda d, c: c.update(tokenizer=compress(b"[" * 200000)),
 }
 

@@ -45,11 +45,30 @@ def test_runs_that_start_from_the_seeds_of_one_config_are_seeds_of_one_arm(tmp_p
     assert sorted(arm["seeds"] for arm in family["arms"]) == [[0, 1], [0, 1], [2], [2], [3], [3], [4], [4]]
 
 
-def test_a_run_that_starts_from_itself_ends_the_chain(tmp_path, run_writer, capsys):
-    folder = run_writer(tmp_path / "run")
-    (folder / "config.yaml").write_text(f"init_from: {folder}\n{(folder / 'config.yaml').read_text()}")
-    (family,) = facts(capsys, folder)["families"]
-    assert len(family["arms"]) == 1
+def test_a_start_from_another_seed_is_no_difference_to_name(tmp_path, run_writer, capsys):
+    origins = [run_writer(tmp_path / f"dense{seed}", seed=seed) for seed in (1, 2)]
+    for share, seeds in ((1, (0, 1)), (2, (1,))):
+        for seed in seeds:
+            folder = run_writer(tmp_path / "runs" / f"{share}-{seed}", seed=seed)
+            words = f"init_from: {origins[seed]}\nshare: {share}\n"
+            (folder / "config.yaml").write_text(words + (folder / "config.yaml").read_text())
+    (family,) = facts(capsys, tmp_path / "runs")["families"]
+    assert [arm["arm"] for arm in family["arms"]] == ["no technique", "no technique share=2"]
+
+
+def test_runs_that_start_from_themselves_or_each_other_end_the_chain(tmp_path, run_writer, capsys, monkeypatch):
+    from tfx.report import runs
+
+    read, files = runs._read_config, []
+    monkeypatch.setattr(runs, "_read_config", lambda file: files.append(file) or read(file))
+    names = ("init_from", "reference")
+    for number in range(20):
+        folder = run_writer(tmp_path / str(number))
+        others = "".join(f"{name}: {tmp_path / str(number + i)}\n" for i, name in enumerate(names))
+        (folder / "config.yaml").write_text(others + (folder / "config.yaml").read_text())
+    (family,) = facts(capsys, tmp_path)["families"]
+    assert sum(len(arm["seeds"]) for arm in family["arms"]) == 20
+    assert len(files) <= 20 * 21
 
 
 def test_the_baseline_can_be_named_by_label_or_by_run(sweep, capsys):

@@ -34,7 +34,7 @@ from tfx.compression.container import (
 )
 from tfx.compression.grid import Grid
 from tfx.compression.int8 import use_int8
-from tfx.compression.merges import MOST_MERGES_BYTES, join_merges, split_merges
+from tfx.compression.merges import MOST_MERGES_BYTES, MOST_TEXT_BYTES, join_merges, split_merges
 from tfx.compression.streams import Streams, read_layout, read_streams, write_streams
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
@@ -325,13 +325,12 @@ def _generation(record: dict[str, Any]) -> EvaluationConfig:
 
 
 def _read_tokenizer(file: Path, handle: Any) -> Tokenizer:
-    text = decompress(file, "tokenizer", read_bytes(file, handle, _TOKENIZER), _MOST_TOKENIZER_BYTES)
-    merges = read_bytes(file, handle, _MERGES)
+    packed, merges = (read_bytes(file, handle, name) for name in (_TOKENIZER, _MERGES))
+    data = decompress(file, "tokenizer", packed, MOST_TEXT_BYTES if merges else _MOST_TOKENIZER_BYTES)
+    planes = decompress(file, "merges", merges, MOST_MERGES_BYTES) if merges else b""
     try:
-        whole = text.decode()
-        if merges:
-            whole = join_merges(whole, decompress(file, "merges", merges, MOST_MERGES_BYTES))
-        return Tokenizer.from_json(whole)
+        text = join_merges(data.decode(), planes) if merges else data.decode()
+        return Tokenizer.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError) as error:
         raise damaged(file, f"its tokenizer is not readable ({error})") from None
 

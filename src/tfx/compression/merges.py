@@ -12,8 +12,9 @@ import numpy as np
 
 _PLANES = 4  # bytes of an id
 MOST_MERGES_BYTES = 2 * _PLANES << 20
-# Each merge may double a piece: a forged file could ask for any memory.
-_MOST_CHARACTERS = 64 << 20
+# Each merge may double a piece, so a forged file could ask for any memory; 250,000 real pieces have 2 M characters.
+_MOST_CHARACTERS = 4 << 20
+MOST_TEXT_BYTES = 32 << 20
 
 
 def split_merges(text: str) -> tuple[str, bytes]:
@@ -43,7 +44,9 @@ def split_merges(text: str) -> tuple[str, bytes]:
 
 
 def join_merges(text: str, planes: bytes) -> str:
-    """The tokenizer's whole JSON; raises `ValueError` where the bytes are not merges of its pieces."""
+    """The tokenizer's whole JSON; raises `ValueError` where the bytes are not merges of its pieces, or too many."""
+    if len(text) > MOST_TEXT_BYTES:
+        raise ValueError("it is too long to have merges beside it")
     content = json.loads(text)
     model = content["model"]
     count, rest = divmod(len(planes), 2 * _PLANES)

@@ -20,6 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -282,13 +283,20 @@ def flags_last(arguments: Sequence[str]) -> list[str]:
     return [*overrides, *flags]
 
 
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Inside, Hydra is there to compose: the command line's, which allows no second and knows the user's own folder."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with hydra.initialize_config_module("tfx.conf", version_base="1.3"):
+            yield
+
+
 def _compose(overrides: Sequence[str]) -> DictConfig:
     _register()
     try:
-        if GlobalHydra.instance().is_initialized():
-            # Inside a job of the command line's Hydra, which allows no second one and knows the user's own folder.
-            return hydra.compose(_PRIMARY, _in_place(overrides))
-        with hydra.initialize_config_module("tfx.conf", version_base="1.3"):
+        with _hydra():
             return hydra.compose(_PRIMARY, _in_place(overrides))
     except Exception as error:  # Hydra raises any kind where the input is wrong
         raise explain(error) from error
@@ -345,7 +353,7 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
     """
     origin = Path(str(values["init_from"])).expanduser()
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
-    keys += [key for key in _set_by_experiment(values) if key not in keys]
+    keys += [key for key in _said_by_experiments(typed) if key not in keys]
     tokenizer = next((key for key in keys if key.startswith("dataset.tokenizer")), None)
     if tokenizer is not None:
         raise UserError(f"init_from={origin} brings its tokenizer, and {tokenizer} names another: leave it out")
@@ -372,24 +380,29 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
         values["dataset"] = OmegaConf.to_container(dataset)
 
 
-def _set_by_experiment(values: dict[str, Any]) -> list[str]:
-    """Keys of model and dataset that differ from the defaults though nobody typed them, or were typed."""
-    plain = OmegaConf.to_container(_compose([]))
-    assert isinstance(plain, dict)
-    keys = [f"model.{name}" for name, value in values["model"].items() if value != plain["model"].get(name)]
-    if values["dataset"].get("name") != plain["dataset"]["name"]:
-        return [*keys, "dataset"]
-    before = dict(_flat(plain["dataset"], "dataset"))
-    return keys + [key for key, value in _flat(values["dataset"], "dataset") if value != before.get(key)]
+def _said_by_experiments(typed: Sequence[str]) -> list[str]:
+    """Keys and groups (``model.dropout``, ``dataset``) that the chosen experiments' files name, default or not."""
+    keys = []
+    with _hydra():
+        files = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+        for override in OverridesParser.create().parse_overrides([o for o in typed if "experiment=" in o]):
+            chosen = override.value() if override.key_or_group == "experiment" else []
+            for name in chosen if isinstance(chosen, list) else [chosen]:
+                found = files.load_config(f"experiment/{name}")
+                if found.header["package"] != "_global_":
+                    continue  # its keys are its own
+                keys += [group.group.removeprefix("/") for group in found.defaults_list if hasattr(group, "group")]
+                keys += _leaves(OmegaConf.to_container(found.config, resolve=False), "")
+    return keys
 
 
-def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(values: Any, prefix: str) -> Iterator[str]:
+    """The dotted keys of nested mappings."""
     for name, value in values.items():
-        key = f"{prefix}.{name}"
         if isinstance(value, dict):
-            yield from _flat(value, key)
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield key, value
+            yield f"{prefix}{name}"
 
 
 def _check_technique(name: str, values: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     """
     by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        key = (run.techniques, *sorted((name, repr(value)) for name, value in (run.config | run.others).items()))
+        key = (run.techniques, *sorted((name, repr(value)) for name, value in run.identity.items()))
         by_config[key].append(run)
     members = [sorted(arm, key=lambda run: (run.seed, str(run.path))) for arm in by_config.values()]
     return [Arm(label, arm) for label, arm in zip(_labels([arm[0] for arm in members]), members, strict=True)]
@@ -66,19 +66,19 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     """Techniques, and the settings that differ from those of the plainest config, or commonest for a technique."""
     common: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
-        for name, value in run.config.items():
+        for name, value in run.identity.items():
             common[name][repr(value)] += 1
-    plain = min(runs, key=lambda run: len(run.techniques)).config
+    plain = min(runs, key=lambda run: len(run.techniques)).identity
     labels = []
     for run in runs:
         words = []
-        for name, value in sorted(run.config.items()):
+        for name, value in sorted(run.identity.items()):
             if name.startswith("technique"):
                 differs = common[name].most_common(1)[0][0] != repr(value)
             else:
                 differs = name in plain and plain[name] != value
             if differs and value is not None and not name.endswith((".name", ".path")):
-                words.append(f"{'.'.join(name.split('.')[-2:])}={value}")
+                words.append(f"{'.'.join(name.split('.')[-2:])}={run.config[name]}")
         stack = "+".join(run.techniques) or "no technique"
         more = f" and {len(words) - _LABEL_KEYS} more" if len(words) > _LABEL_KEYS else ""
         labels.append(" ".join([stack, *words[:_LABEL_KEYS]]) + more)

@@ -77,7 +77,7 @@ def _design(arms: Sequence[Arm], baseline: Arm) -> _Design | None:
 
 def _apart(arm: Arm, technique: str) -> dict[str, Any]:
     """The settings of one technique; with no name, all but those of techniques and the budget."""
-    config = arm.runs[0].config
+    config = arm.runs[0].identity
     if technique:
         return {name: value for name, value in config.items() if name.startswith(f"technique.{technique}.")}
     return {name: value for name, value in config.items() if not name.startswith(("technique", "trainer.budget."))}

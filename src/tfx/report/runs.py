@@ -25,9 +25,8 @@ from tfx.run.directory import RunDirectory
 _MOST_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.
 _NOT_THE_RESULT = ("seed", "evaluation.attention_maps", "trainer.tensorboard")
-# Settings that name another run, and how long a chain of such runs is followed.
+# Settings that name another run.
 _OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
-_LONGEST_CHAIN = 8
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -48,6 +47,7 @@ class Run:
     """One completed run. ``config`` is flat (``trainer.budget.steps``), without its seed and what changes no result.
 
     ``others`` has, for settings that name another run which is still there, what that run was, its seed aside.
+    ``identity`` is the config with these in place of paths: what tells two configs apart.
     """
 
     path: Path
@@ -72,6 +72,10 @@ class Run:
     curve: list[dict[str, float]] = field(default_factory=list)
     statistics_NK: np.ndarray | None = None
     sentences: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.config | self.others
 
     @property
     def seconds(self) -> float:
@@ -163,7 +167,7 @@ def read_run(folder: Path) -> Run:
         stages=[_stage(row) for row in summary.get("stages") or []],
         reference=_object(reference, "reference") if reference is not None else None,
         environment=environment,
-        others=_other_runs(config, _LONGEST_CHAIN),
+        others=_other_runs(config, {}),
         origin=_origin(reference),
         curve=list(_curve(run.metrics)),
     )
@@ -182,21 +186,30 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _other_runs(config: dict[str, Any], chain: int) -> dict[str, str]:
+def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[str, str]:
     """For each setting that names another run, a digest of that run's config and of those that it names.
 
     Runs of several seeds often start from models of as many seeds: their paths differ, and their configs do not.
+    ``known`` has the digests so far, None for a run that is being followed, or cannot be: its path stands for it.
     """
     others = {}
     for name in _OTHER_RUNS:
-        file = RunDirectory(Path(str(config.get(name)))).config
-        try:
-            if chain and isinstance(config.get(name), str) and file.is_file():
-                other = _read_config(file)
-                other |= _other_runs(other, chain - 1)
-                others[name] = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16).hexdigest()
-        except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError, BrokenRunError):
-            continue  # its path stands for it
+        if not isinstance(config.get(name), str):
+            continue
+        file = RunDirectory(Path(config[name])).config
+        place = os.path.realpath(file)
+        if place not in known:
+            known[place] = None
+            try:
+                if file.is_file():
+                    other = _read_config(file)
+                    other |= _other_runs(other, known)
+                    digest = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16)
+                    known[place] = digest.hexdigest()
+            except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError, BrokenRunError):
+                continue
+        if (found := known[place]) is not None:
+            others[name] = found
     return others
 
 
