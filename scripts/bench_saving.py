@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import torch
+from in_turn import real_batches
 from rich.console import Console
 from rich.table import Table
 
 from tfx.commands.running import build_model, read_inputs
 from tfx.config.compose import compose
-from tfx.data.batching import training_batches
 from tfx.model.device import choose_device
 from tfx.run.console import size
 from tfx.techniques.stack import Stack
@@ -34,14 +34,7 @@ def main() -> None:
     origin, data = read_inputs(config)
     model = build_model(config, data, device, origin)
     trainer = Trainer(config, model, data, device, Observer(), Stack.from_config(config))
-    batches = training_batches(
-        data.splits["train"],
-        data.tokenizer,
-        batch_tokens=config.dataset.batch_tokens,
-        context=config.model.context,
-        seed=config.seed,
-    )
-    trainer._step([next(batches)], 1.0, 0.0)  # so that the optimizers have moments
+    trainer._step([next(real_batches(config, data))], 1.0, 0.0)  # so that the optimizers have moments
     still, whole = [], []
     with tempfile.TemporaryDirectory() as name:
         saver = StateSaver(Path(name), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from rich.console import Console
@@ -24,6 +24,17 @@ def options_and_overrides(doc: str) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args()
 
 
+def real_batches(config: Root, data: PreparedData) -> Iterator[Batch]:
+    """What `tfx train` would train on."""
+    return training_batches(
+        data.splits["train"],
+        data.tokenizer,
+        batch_tokens=config.dataset.batch_tokens,
+        context=config.model.context,
+        seed=config.seed,
+    )
+
+
 def race(
     arms: Mapping[str, Callable[[Batch], object]], config: Root, data: PreparedData, rounds: int, steps: int
 ) -> None:
@@ -31,13 +42,7 @@ def race(
 
     An arm is one optimizer step on a batch; a round is ``steps`` of them for each arm.
     """
-    batches = training_batches(
-        data.splits["train"],
-        data.tokenizer,
-        batch_tokens=config.dataset.batch_tokens,
-        context=config.model.context,
-        seed=config.seed,
-    )
+    batches = real_batches(config, data)
     speeds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):
         work = [next(batches) for _ in range(steps)]
