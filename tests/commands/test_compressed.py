@@ -464,12 +464,14 @@ def test_what_an_experiment_says_of_model_and_data_counts_where_a_model_is_taken
     place = folder / "own" / "experiment"
     place.mkdir(parents=True)
     head = f"# @package _global_\ninit_from: {dense}\ntrainer: {{budget: {{steps: 1}}}}\n"
+    (place / "inner.yaml").write_text("# @package _global_\nmodel: {width: 16}\n")
     run = folder / "recipe"
     words = ["experiment=recipe", "evaluation=greedy", "evaluation.latency_inputs=2", f"hydra.run.dir={run}"]
     for setting, said in (
         ("model: {width: 32}", "model.width=32"),
         ("model: {width: 128}", "model.width=128"),  # the default, and another than the run's
         ("defaults: [override /model: seq2seq_small]", "model.encoder_layers=6"),
+        ("defaults: [inner]", "model.width=16"),
         ("dataset: {tokenizer: {kind: char}}", "dataset.tokenizer.kind"),
     ):
         (place / "recipe.yaml").write_text(f"{head}{setting}\n")

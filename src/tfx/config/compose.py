@@ -18,6 +18,7 @@ import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -382,18 +383,28 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
 
 def _said_by_experiments(typed: Sequence[str]) -> list[str]:
     """Keys and groups (``model.dropout``, ``dataset``) that the chosen experiments' files name, default or not."""
-    keys = []
+    keys: list[str] = []
     with _hydra():
-        files = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
         for override in OverridesParser.create().parse_overrides([o for o in typed if "experiment=" in o]):
-            chosen = override.value() if override.key_or_group == "experiment" else []
-            for name in chosen if isinstance(chosen, list) else [chosen]:
-                found = files.load_config(f"experiment/{name}")
-                if found.header["package"] != "_global_":
-                    continue  # its keys are its own
-                keys += [group.group.removeprefix("/") for group in found.defaults_list if hasattr(group, "group")]
-                keys += _leaves(OmegaConf.to_container(found.config, resolve=False), "")
+            if override.key_or_group == "experiment":
+                chosen = override.value()
+                for name in chosen if isinstance(chosen, list) else [chosen]:
+                    keys += _said_by(f"experiment/{name}")
     return keys
+
+
+def _said_by(path: str) -> list[str]:
+    """The same for one file, and for those of its folder that its defaults list takes in."""
+    found = GlobalHydra.instance().config_loader().repository.load_config(path)  # type: ignore[attr-defined]
+    if found.header["package"] != "_global_":
+        return []  # its keys are its own
+    keys: list[str] = []
+    for default in found.defaults_list:
+        if isinstance(default, GroupDefault):
+            keys.append(str(default.group).removeprefix("/"))
+        elif default.path != "_self_":
+            keys += _said_by(f"{path.rpartition('/')[0]}/{default.path}")
+    return [*keys, *_leaves(OmegaConf.to_container(found.config, resolve=False), "")]
 
 
 def _leaves(values: Any, prefix: str) -> Iterator[str]:
