@@ -205,6 +205,7 @@ REDUCIBLE = {
 
 @pytest.mark.parametrize("kind", REDUCIBLE)
 @given(chosen=st.lists(st.sampled_from([*TEXTS[:4], "the mat", "cat 567", "12:30", ""]), max_size=3), other=UNICODE)
+@example(chosen=[], other=" ")
 @settings(max_examples=40, deadline=None)
 def test_a_reduced_tokenizer_makes_the_same_pieces_of_what_it_was_reduced_for(kind, chosen, other):
     whole = REDUCIBLE[kind]
@@ -221,7 +222,8 @@ def test_a_reduced_tokenizer_makes_the_same_pieces_of_what_it_was_reduced_for(ki
         whole.unk,
     ]
     if kind != "unigram":  # the alphabet stays: every text can still be encoded
-        assert smaller.decode(smaller.encode([other])[0]) == other
+        # A space that is put before the first word cannot be told from one that is there already.
+        assert smaller.decode(smaller.encode([other])[0]) == (other.lstrip(" ") if kind == "spaced" else other)
     assert smaller.reduced(range(len(kept)))[1] == list(range(len(kept)))
 
 
