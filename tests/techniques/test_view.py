@@ -190,13 +190,24 @@ def test_gptq_in_the_stack_keeps_masks_and_beats_rounding_on_what_the_model_puts
 RATE = ["+technique=quantize", "technique.quantize.rate=2.5", "technique.quantize.bits=6"]
 
 
+def train_step(model, stack, progress, gradients=None):
+    """One step's view and its gradients, without an optimizer; by default those of random sizes by tensor."""
+    stack.update(model, progress)
+    generator = torch.Generator().manual_seed(round(1000 * progress))
+    with stack.viewed(model, progress):
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            size = 3.0 ** (number % 5) if gradients is None else gradients(name)
+            parameter.grad = size * torch.randn(parameter.shape, generator=generator)
+    stack.adapt_gradients(model, progress)
+
+
 @pytest.mark.parametrize("granularity", ["null", "tensor", "channel"])
 @pytest.mark.parametrize("aware", ["true", "false"])
 def test_codes_take_the_rate_that_was_asked_for_and_the_file_gives_them_back(granularity, aware, tmp_path):
     words = [f"technique.quantize.granularity={granularity}", f"technique.quantize.aware={aware}"]
     _, model, stack = build(*RATE, *words)
-    stack.update(model, 0.8)
-    finish(model, stack)
+    train_step(model, stack, 0.8)
+    list(stack.finish(model, calibration_of(model)))
     bits = weights = 0.0
     for grid in stack.grids.values():
         counts = np.unique(grid.codes_RC.numpy(), return_counts=True)[1]
@@ -207,17 +218,75 @@ def test_codes_take_the_rate_that_was_asked_for_and_the_file_gives_them_back(gra
     assert stack.evidence()["quantize"]["entropy_bits"] == pytest.approx(bits / weights)
     tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)
     _, model, stack = build(*RATE, *words, vocabulary=tokenizer.vocab_size)
-    finish(model, stack)
+    list(stack.finish(model, calibration_of(model)))
     path = tmp_path / "compressed.safetensors"
     checkpoint.save(path, model, tokenizer, EvaluationConfig(), stack.storage())
     back = checkpoint.load(path).model.state_dict()
     assert all(torch.equal(back[name], weight) for name, weight in model.state_dict().items())
 
 
+def steps_of(stack):
+    return {name: float(grid.scale) for name, grid in stack.grids.items()}
+
+
+def test_aware_steps_of_a_rate_go_with_one_over_the_gradients_of_all_steps():
+    _, model, stack = build(*RATE, "technique.quantize.every=0.05", "technique.quantize.start=0")
+
+    def at(big):
+        return lambda name: (8.0 if big in name else 1.0) * (2.0 if "ffn" in name else 1.0)
+
+    for progress in (0.0, 0.1, 0.2):
+        train_step(model, stack, progress, at("embedding"))
+    for progress in (0.3, 0.4, 0.5):  # what came before still counts
+        train_step(model, stack, progress, at("attention.v"))
+    assert finish(model, stack) == ["quantize"]  # nothing asks for calibration
+    steps = steps_of(stack)
+    unit = steps["decoder.blocks.0.attention.q.weight"]
+    for name, step in steps.items():
+        square = 0.5 * (64 + 1) if "embedding" in name or "attention.v" in name else 1.0
+        expected = unit / (square**0.5 * (2.0 if "ffn" in name else 1.0))
+        assert step == pytest.approx(expected, rel=0.08)
+
+
+def test_gradients_of_weights_that_are_gone_do_not_count_for_a_rate():
+    words = ["+technique=[prune,quantize]", "technique.prune.start=0", "technique.prune.end=0.1", *RATE[1:]]
+    _, model, stack = build(*words, "technique.quantize.start=0.2")
+    name = "decoder.blocks.0.ffn.up.weight"
+    # Where the mask lets nothing through, gradients of the view are a hundred times the size.
+    stack.update(model, 0.15)
+    gone = stack.mask(name, model.get_parameter(name)).clone() == 0
+    stack.update(model, 0.3)
+    with stack.viewed(model, 0.3):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        model.get_parameter(name).grad[gone] = 100.0
+    stack.adapt_gradients(model, 0.3)
+    finish(model, stack)
+    steps = steps_of(stack)
+    assert steps[name] == pytest.approx(steps["decoder.blocks.0.attention.q.weight"], rel=0.01)
+
+
+def test_one_shot_steps_of_a_rate_go_with_one_over_the_gradients_on_calibration_data():
+    _, model, stack = build(*RATE, "technique.quantize.aware=false")
+    squares = {name: 0.0 for name, parameter in model.named_parameters() if parameter.ndim == 2}
+    (batch,) = calibration_of(model)._make(1)
+    logits_NV = model.eval().project(model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)).flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits_NV, batch.target_out_BT.flatten())
+    loss.backward()
+    for name in squares:
+        squares[name] = float(model.get_parameter(name).grad.square().mean())
+    model.zero_grad()
+    list(stack.finish(model, calibration_of(model)))
+    steps = steps_of(stack)
+    products = torch.tensor([steps[name] * squares[name] ** 0.5 for name in steps])
+    assert float(products.max() / products.min()) < 1.002
+    assert max(steps.values()) / min(steps.values()) > 2
+
+
 def test_scales_of_a_rate_are_the_same_after_resuming():
     words = [*RATE, "technique.quantize.every=0.05"]
     _, model, stack = build(*words)
-    stack.update(model, 0.8)
+    train_step(model, stack, 0.8)
     _, other, resumed = build(*words)
     resumed.load_state_dict(stack.state_dict())
     with torch.no_grad():
@@ -225,8 +294,8 @@ def test_scales_of_a_rate_are_the_same_after_resuming():
             parameter.mul_(1.5)
             same.mul_(1.5)
     for progress in (0.82, 0.9):  # the scales of before, and new ones
-        stack.update(model, progress)
-        resumed.update(other, progress)
+        train_step(model, stack, progress)
+        train_step(other, resumed, progress)
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 grids = [one.grid(name, weight.detach(), progress) for one in (stack, resumed)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tfx.data.batching import Batch
 from tfx.evaluation.scoring import run_batch
 from tfx.model.linear import Linear
+from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer
 
 
@@ -71,6 +72,29 @@ class Calibration:
                 handle.remove()
             model.train(was_training)
         return {name: sums[name] / max(1, counts[name]) for name in layers}
+
+    @torch.enable_grad()
+    def squared_gradients(self, names: Iterable[str]) -> dict[str, float]:
+        """The mean square of the gradient of each named weight, over its entries and the batches.
+
+        The loss is the negative log-likelihood of a batch's targets: up to a factor that all weights share, this is the
+        mean of the diagonal of the empirical Fisher information.
+        """
+        model = self._model
+        was_training = model.training
+        model.eval()
+        parameters = dict(model.named_parameters())
+        weights = {name: parameters[name] for name in names}
+        sums = dict.fromkeys(weights, 0.0)
+        for batch in self._batches:
+            losses = [(CrossEntropy(batch.targets_and_weights()), 1.0)]
+            hidden_ND = run_batch(model, batch).flatten(0, 1)
+            loss, _ = projected_losses(hidden_ND, model.output.weight, losses, dtype=torch.float32)
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            for name, gradient in zip(weights, gradients, strict=True):
+                sums[name] += float(gradient.double().square().mean()) / batch.targets
+        model.train(was_training)
+        return {name: total / max(1, len(self._batches)) for name, total in sums.items()}
 
 
 def _real(batch: Batch, name: str) -> Tensor | None:

@@ -135,6 +135,52 @@ def test_for_the_same_bits_it_is_closer_than_a_few_levels_over_the_range_of_grou
     assert errors[0] < 0.7 * errors[1]
 
 
+def test_at_a_rate_no_other_steps_make_a_loss_smaller_that_feels_each_matrix_differently():
+    """Against brute force: one matrix's step is changed, and all are scaled until the codes take as many bits."""
+    weights = drawn("normal")
+    sensitivities = dict(zip(weights, (30.0, 0.5, 1.0), strict=True))
+    kind = GridKind(8)
+
+    def loss_and_bits(steps):
+        loss = bits = 0.0
+        for name, weight in weights.items():
+            grid = encode(weight, torch.tensor([[steps[name]]]), None, kind)
+            loss += sensitivities[name] * float((grid.values() - weight).square().sum())
+            bits += entropy([grid]) * weight.numel()
+        return loss, bits
+
+    def at_rate(steps, bits):
+        fine, coarse = -6.0, 6.0
+        for _ in range(25):
+            middle = (fine + coarse) / 2
+            is_cheap = loss_and_bits({name: step * 2**middle for name, step in steps.items()})[1] <= bits
+            fine, coarse = (fine, middle) if is_cheap else (middle, coarse)
+        return loss_and_bits({name: step * 2**coarse for name, step in steps.items()})[0]
+
+    ours = {n: float(s) for n, s in scales_for_rate(weights, 3.0, GridKind(8, group=None), sensitivities).items()}
+    loss, bits = loss_and_bits(ours)
+    assert bits / sum(weight.numel() for weight in weights.values()) == pytest.approx(3.0, abs=0.01)
+    for name in weights:
+        for factor in (0.7, 1.4):
+            assert at_rate({**ours, name: ours[name] * factor}, bits) > 1.005 * loss
+    blind = {n: float(s) for n, s in scales_for_rate(weights, 3.0, GridKind(8, group=None)).items()}
+    assert at_rate(blind, bits) > 1.5 * loss
+
+
+def test_sensitivities_leave_the_steps_of_rows_to_their_spread_and_may_be_zero():
+    weights = drawn("normal")
+    kind = GridKind(8, group=0)
+    plain = scales_for_rate(weights, 2.0, kind)
+    felt = scales_for_rate(weights, 2.0, kind, dict(zip(weights, (1.0, 4.0, 0.0), strict=True)))
+    for name, scale in plain.items():
+        ratios = felt[name].float() / scale.float()
+        assert float(ratios.max() / ratios.min()) < 1.002
+    # Hardly anything is worth a bit where there is no gradient.
+    assert float((encode(weights["2"], felt["2"], None, kind).values() != 0).float().mean()) < 0.05
+    none = scales_for_rate(weights, 2.0, kind, dict.fromkeys(weights, 0.0))
+    assert all(torch.equal(none[name], scale) for name, scale in plain.items())
+
+
 def test_weights_that_are_mostly_zero_meet_any_rate_that_they_have():
     weights = {name: weight * (weight.abs() > weight.abs().median()) for name, weight in drawn("normal").items()}
     assert entropy(rated(weights, 1.5, 8, None).values()) == pytest.approx(1.5, abs=0.01)

@@ -5,6 +5,7 @@ Shapes: R rows, C columns, G groups of columns; scales are (1, 1), (R, 1) or (R,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from tfx.compression.grid import Grid, spread
 
 # The logarithm of the factor that meets a rate is found to this: 0.07 % of the factor, about what fp16 holds.
 _FACTOR_TOLERANCE = 2.0**-10
+
+# Relative to the most sensitive matrix: one without any gradient still has a step, if one of a hundred times the size.
+_LEAST_SENSITIVITY = 1e-4
 
 # Shares of the full range that clipping by error tries.
 _CLIPS = tuple(1.0 - 0.025 * step for step in range(25))
@@ -72,16 +76,26 @@ def entropy_bits(codes: Tensor) -> float:
     return float((counts * (counts.sum().log2() - counts.clamp(min=1).log2())).sum())
 
 
-def scales_for_rate(weights: Mapping[str, Tensor], rate: float, kind: GridKind) -> dict[str, Tensor]:
+def scales_for_rate(
+    weights: Mapping[str, Tensor], rate: float, kind: GridKind, sensitivities: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
     """Scales with which the codes of all matrices together take ``rate`` bits a weight at their order-0 entropy.
 
     Each scale is the same multiple of the root mean square of its unit. A uniform step whose codes are entropy coded
     is, at a rate, close to the smallest squared error that any scalar quantizer has (Gish & Pierce 1968, IEEE Trans.
     Inf. Theory 14(5), 676-683). Groups with a few levels each over their range are about as close at that rate alone,
     where weights are normal, and the bits of all their scales come on top.
+
+    With ``sensitivities``, the mean square of the gradient of each matrix, the loss counts instead of the squared
+    error. What rounding adds to the loss is in proportion to sensitivity * step^2, and the same holds of what one bit
+    more takes away: it is worth the same in every matrix where steps go with 1 / sqrt(sensitivity) (Choi 2017, arXiv
+    1612.01543, section 3). Within a matrix they still go with the root mean square of their unit.
     """
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
+    if sensitivities is not None:
+        steps = _relative_steps(weights, sensitivities)
+        spreads = {name: spread * steps[name] for name, spread in spreads.items()}
 
     def scales(log_factor: float) -> dict[str, Tensor]:
         return {name: _held(spread * 2.0**log_factor, kind.scale_dtype) for name, spread in spreads.items()}
@@ -102,6 +116,22 @@ def scales_for_rate(weights: Mapping[str, Tensor], rate: float, kind: GridKind) 
         middle = (fine + coarse) / 2
         fine, coarse = (fine, middle) if is_cheap(middle) else (middle, coarse)
     return scales(coarse)
+
+
+def _relative_steps(weights: Mapping[str, Tensor], sensitivities: Mapping[str, float]) -> dict[str, float]:
+    """What to multiply a step that goes with the root mean square by, for each matrix; in the mean about 1."""
+    most = max(sensitivities[name] for name in weights)
+    if most == 0.0:
+        return dict.fromkeys(weights, 1.0)
+    logs = {}
+    for name, weight in weights.items():
+        # A matrix of zeros takes any step.
+        square = max(float(weight.square().mean()), torch.finfo(torch.float32).tiny)
+        logs[name] = 0.5 * math.log2(square * max(sensitivities[name], _LEAST_SENSITIVITY * most))
+    mean = sum(logs[name] * weight.numel() for name, weight in weights.items()) / sum(
+        weight.numel() for weight in weights.values()
+    )
+    return {name: 2.0 ** (mean - log) for name, log in logs.items()}
 
 
 def _scale(low: Tensor, high: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | None]:

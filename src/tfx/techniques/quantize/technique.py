@@ -60,11 +60,11 @@ class QuantizeSettings(TechniqueSettings):
     )
     rate: float | None = setting(
         None,
-        "bits a weight that the codes shall take once entropy coded: scales are a multiple of the weights' root mean "
-        "square that meets it, and bits only bounds the codes; null: scales come from the range",
+        "bits a weight that the codes shall take once entropy coded, all tensors together: scales are finer where the "
+        "loss is more sensitive, and bits only bounds the codes; null: scales come from the range",
         minimum=0.5,
         maximum=6,
-        paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5)",
+        paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5); Choi 2017, arXiv 1612.01543",
     )
     group: int = setting(64, "inputs of a row that share a scale", minimum=1, maximum=65536)
     clip: bool = setting(True, "clip the range where that makes the squared error smaller")
@@ -82,7 +82,12 @@ class QuantizeSettings(TechniqueSettings):
         "int8: linear layers of 8 bits run on int8 kernels, and round their inputs to 8 bits as they come",
         choices=("none", "int8"),
     )
-    calibration: int = setting(16, "gptq: training batches that layers are calibrated on", minimum=1, maximum=100000)
+    calibration: int = setting(
+        16,
+        "training batches that gptq calibrates layers on, and a rate without aware training its sensitivities",
+        minimum=1,
+        maximum=100000,
+    )
     entropy: bool = setting(True, "code frequent values in fewer bits in the file", paper="Duda 2013, arXiv 1311.2540")
     scales: str = setting("fp16", "what the file keeps scales and codebooks in", choices=("fp16", "fp32"))
     store: str = setting("fp16", "what the file keeps tensors in that are not quantized", choices=("fp16", "fp32"))
@@ -108,6 +113,8 @@ class Quantize(Technique):
         # What is in force while training: scales and zero points, or codebooks, by tensor.
         self._scales: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._codebooks: dict[str, Tensor] = {}
+        # Of the weights of a rate, what the squares of their gradients while aware add up to.
+        self._sensitivities: dict[str, Tensor] = {}
         # Logarithms of what the learned scales are multiplied with.
         self._steps: nn.ParameterDict | None = None
         self._final: dict[str, Grid] = {}
@@ -242,7 +249,7 @@ class Quantize(Technique):
         return self._steps
 
     def rewired(self, rewiring: Rewiring) -> None:
-        self._scales, self._codebooks, self._due = {}, {}, -1
+        self._scales, self._codebooks, self._sensitivities, self._due = {}, {}, {}, -1
 
     def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
         settings = self.settings
@@ -263,7 +270,8 @@ class Quantize(Technique):
         """Scales and zero points of masked weights."""
         if self.settings.rate is None:
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
-        scales = scales_for_rate(weights, self.settings.rate, self.kind(""))
+        sensitivities = {name: float(total) for name, total in self._sensitivities.items()}
+        scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities or None)
         return {name: (scale, None) for name, scale in scales.items()}
 
     def _cluster(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -287,13 +295,27 @@ class Quantize(Technique):
         return scale, zero
 
     def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        if self._steps is None or name not in self._scales:
+        if name not in self._scales:
+            return gradient
+        if self.settings.rate is not None:
+            self._feel(name, weight, gradient)
+        if self._steps is None:
             return gradient
         kind = self.kind(name)
         scale, zero = self._scale(name)
         passed, by_scale = step_gradient(weight, gradient, scale, zero, kind)
         self._steps[_key(name)].grad = by_scale * scale.float()
         return passed
+
+    def _feel(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        """Adds to the sensitivity of a weight.
+
+        All steps count as much as the last: a matrix whose steps are coarse has small gradients for that, and following
+        them alone would make its steps coarser still.
+        """
+        kept = weight != 0
+        square = (gradient * kept).square().sum() / kept.sum().clamp(min=1)
+        self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square)) + square
 
     def settled(self) -> bool:
         return not self.aware or bool(self._scales or self._codebooks)
@@ -305,6 +327,10 @@ class Quantize(Technique):
         self._bits = {name: self.bits_of(name) for name in chosen}
         before = {name: weight.clone() for name, weight in chosen.items()}
         final: dict[str, Grid] = {}
+        if settings.rate is not None and not self._sensitivities:
+            calibration.request(settings.calibration)
+            measured = calibration.squared_gradients(chosen)
+            self._sensitivities = {name: torch.tensor(square) for name, square in measured.items()}
         # Those of a rate are chosen for all tensors together, before GPTQ moves the first weight.
         scales = {} if settings.rate is None else self._fit(chosen)
         if settings.method == "gptq":
@@ -360,12 +386,14 @@ class Quantize(Technique):
             "scales": {name: scale for name, (scale, _) in self._scales.items()},
             "zeros": {name: zero for name, (_, zero) in self._scales.items() if zero is not None},
             "codebooks": self._codebooks,
+            "sensitivities": self._sensitivities,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._due, self._aware_steps = state["due"], state["aware_steps"]
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
+        self._sensitivities = dict(state["sensitivities"])
 
 
 def step_gradient(
