@@ -199,6 +199,7 @@ def train_step(model, stack, progress, gradients=None):
             size = 3.0 ** (number % 5) if gradients is None else gradients(name)
             parameter.grad = size * torch.randn(parameter.shape, generator=generator)
     stack.adapt_gradients(model, progress)
+    stack.follow_gradients(model)
 
 
 @pytest.mark.parametrize("granularity", ["null", "tensor", "channel"])
@@ -261,6 +262,7 @@ def test_gradients_of_weights_that_are_gone_do_not_count_for_a_rate():
             parameter.grad = torch.ones_like(parameter)
         model.get_parameter(name).grad[gone] = 100.0
     stack.adapt_gradients(model, 0.3)
+    stack.follow_gradients(model)
     finish(model, stack)
     steps = steps_of(stack)
     assert steps[name] == pytest.approx(steps["decoder.blocks.0.attention.q.weight"], rel=0.01)

@@ -113,3 +113,21 @@ def test_where_nothing_could_be_chosen_the_log_says_so(run, asked):
     assert len(notes) == 1
     assert "before the whole stack had its final form" in notes[0]
     assert not run(LOSSES, *PRUNE, "technique.prune.end=1.0", "trainer.keep=last")[3]
+
+
+def test_a_refused_step_teaches_a_rate_nothing(run, monkeypatch):
+    adapt, calls = Stack.adapt_gradients, []
+
+    def broken(stack, model, progress):
+        calls.append(progress)
+        if len(calls) == 5:
+            model.embedding.weight.grad[0, 0] = float("nan")
+        adapt(stack, model, progress)
+
+    monkeypatch.setattr(Stack, "adapt_gradients", broken)
+    rate = ["+technique=quantize", "technique.quantize.rate=2", "technique.quantize.start=0"]
+    trainer, *_, notes = run(LOSSES, *rate, "trainer.instability.policy=skip")
+    assert len(notes) == 2
+    assert "examples" in notes[0]
+    sensitivities = trainer.stack.state_dict()["quantize"]["sensitivities"]
+    assert all(0 < float(square) < float("inf") for square in sensitivities.values())

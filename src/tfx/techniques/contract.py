@@ -266,6 +266,9 @@ class Technique:
         """Turns the gradient of the grid's values into that of the weight; by default straight through."""
         return gradient
 
+    def follow_gradient(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        """Sees the gradient of a masked weight where a step is taken: finite, clipped, 0 where the mask is."""
+
     def settled(self) -> bool:
         """Whether what the forward pass sees has its final form: fully pruned, on its grid.
 

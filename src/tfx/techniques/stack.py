@@ -291,6 +291,14 @@ class Stack:
                 parameter.grad.mul_(mask)
 
     @torch.no_grad()
+    def follow_gradients(self, model: Transformer) -> None:
+        """Shows the grids' techniques the gradients of a step that is taken; one that is refused teaches nothing."""
+        for technique in self.order["grid"]:
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    technique.follow_gradient(name, self._masked(name, parameter.detach()), parameter.grad)
+
+    @torch.no_grad()
     def finish(self, model: Transformer, calibration: Calibration) -> Iterator[Technique]:
         """Makes the view the model's weights for good, technique by technique; yields each as it has finished."""
         for technique in self.compressing:

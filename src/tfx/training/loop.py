@@ -258,6 +258,7 @@ class Trainer:
         if self.device.type == "cpu" or self.guard.config.policy != "stop":
             fault = self.guard.fault(float(nll) / targets, float(norm))
         if fault is None:
+            self.stack.follow_gradients(self.model)
             self.optimizers.step(factor * self.guard.learning_rate_factor)
             self._interval.add(nll, norm, batches)
             for name, total, count in reports:

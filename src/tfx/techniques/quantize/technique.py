@@ -295,11 +295,7 @@ class Quantize(Technique):
         return scale, zero
 
     def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        if name not in self._scales:
-            return gradient
-        if self.settings.rate is not None:
-            self._feel(name, weight, gradient)
-        if self._steps is None:
+        if self._steps is None or name not in self._scales:
             return gradient
         kind = self.kind(name)
         scale, zero = self._scale(name)
@@ -307,14 +303,12 @@ class Quantize(Technique):
         self._steps[_key(name)].grad = by_scale * scale.float()
         return passed
 
-    def _feel(self, name: str, weight: Tensor, gradient: Tensor) -> None:
-        """Adds to the sensitivity of a weight.
-
-        All steps count as much as the last: a matrix whose steps are coarse has small gradients for that, and following
-        them alone would make its steps coarser still.
-        """
-        kept = weight != 0
-        square = (gradient * kept).square().sum() / kept.sum().clamp(min=1)
+    def follow_gradient(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        if self.settings.rate is None or name not in self._scales:
+            return
+        # All steps count as much as the last: a matrix whose steps are coarse has small gradients for that, and to
+        # follow them alone would make its steps coarser still.
+        square = gradient.square().sum() / (weight != 0).sum().clamp(min=1)
         self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square)) + square
 
     def settled(self) -> bool:
