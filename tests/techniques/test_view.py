@@ -231,7 +231,8 @@ def steps_of(stack):
 
 
 def test_aware_steps_of_a_rate_go_with_one_over_the_gradients_of_all_steps():
-    _, model, stack = build(*RATE, "technique.quantize.every=0.05", "technique.quantize.start=0")
+    words = ["technique.quantize.every=1", "technique.quantize.start=0", "technique.quantize.bits=8"]
+    _, model, stack = build(*RATE, *words)
 
     def at(big):
         return lambda name: (8.0 if big in name else 1.0) * (2.0 if "ffn" in name else 1.0)
@@ -240,7 +241,13 @@ def test_aware_steps_of_a_rate_go_with_one_over_the_gradients_of_all_steps():
         train_step(model, stack, progress, at("embedding"))
     for progress in (0.3, 0.4, 0.5):  # what came before still counts
         train_step(model, stack, progress, at("attention.v"))
+    # However rarely scales are chosen: those in force follow the first gradients.
+    stack.update(model, 0.6)
+    first = stack.grid("embedding.weight", model.embedding.weight.detach(), 0.6)
     assert finish(model, stack) == ["quantize"]  # nothing asks for calibration
+    assert float(stack.grids["embedding.weight"].scale) == pytest.approx(
+        float(first.scale) * (64 / 32.5) ** 0.5, rel=0.3
+    )
     steps = steps_of(stack)
     unit = steps["decoder.blocks.0.attention.q.weight"]
     for name, step in steps.items():
@@ -251,7 +258,7 @@ def test_aware_steps_of_a_rate_go_with_one_over_the_gradients_of_all_steps():
 
 def test_gradients_of_weights_that_are_gone_do_not_count_for_a_rate():
     words = ["+technique=[prune,quantize]", "technique.prune.start=0", "technique.prune.end=0.1", *RATE[1:]]
-    _, model, stack = build(*words, "technique.quantize.start=0.2")
+    _, model, stack = build(*words, "technique.quantize.start=0.2", "technique.quantize.bits=8")
     name = "decoder.blocks.0.ffn.up.weight"
     # Where the mask lets nothing through, gradients of the view are a hundred times the size.
     stack.update(model, 0.15)
@@ -269,7 +276,7 @@ def test_gradients_of_weights_that_are_gone_do_not_count_for_a_rate():
 
 
 def test_one_shot_steps_of_a_rate_go_with_one_over_the_gradients_on_calibration_data():
-    _, model, stack = build(*RATE, "technique.quantize.aware=false")
+    _, model, stack = build(*RATE, "technique.quantize.aware=false", "technique.quantize.bits=8")
     squares = {name: 0.0 for name, parameter in model.named_parameters() if parameter.ndim == 2}
     (batch,) = calibration_of(model)._make(1)
     logits_NV = model.eval().project(model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)).flatten(0, 1)
@@ -283,6 +290,42 @@ def test_one_shot_steps_of_a_rate_go_with_one_over_the_gradients_on_calibration_
     products = torch.tensor([steps[name] * squares[name] ** 0.5 for name in steps])
     assert float(products.max() / products.min()) < 1.002
     assert max(steps.values()) / min(steps.values()) > 2
+
+
+def test_one_shot_sensitivities_leave_pruned_weights_out():
+    _, model, _ = build()
+    name = "decoder.blocks.0.ffn.up.weight"
+    calibration = calibration_of(model)
+    calibration.request(1)
+    with torch.no_grad():
+        model.get_parameter(name)[::2] = 0.0
+    (batch,) = calibration._batches
+    logits_NV = model.eval().project(model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)).flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits_NV, batch.target_out_BT.flatten(), reduction="sum").backward()
+    kept = model.get_parameter(name).grad[1::2]
+    expected = float(kept.square().mean()) / batch.targets
+    assert calibration.squared_gradients([name])[name] == pytest.approx(expected, rel=1e-3)
+
+
+def test_sensitivities_begin_anew_where_parts_have_left():
+    _, model, stack = build(*RATE)
+    train_step(model, stack, 0.8)
+    assert stack.state_dict()["quantize"]["sensitivities"]
+    for technique in stack.order["grid"]:
+        technique.rewired(None)
+    assert stack.state_dict()["quantize"]["sensitivities"] == {}
+
+
+def test_a_layer_that_no_step_has_used_yet_does_not_stop_the_choice_of_scales():
+    _, model, stack = build(*RATE, "technique.quantize.every=0.01", "technique.quantize.start=0")
+    stack.update(model, 0.1)
+    with stack.viewed(model, 0.1):
+        for name, parameter in model.named_parameters():
+            parameter.grad = None if ".blocks.1." in name else torch.ones_like(parameter)
+    stack.adapt_gradients(model, 0.1)
+    stack.follow_gradients(model)
+    stack.update(model, 0.2)
+    assert stack.grid("embedding.weight", model.embedding.weight.detach(), 0.2) is not None
 
 
 def test_scales_of_a_rate_are_the_same_after_resuming():

@@ -130,4 +130,5 @@ def test_a_refused_step_teaches_a_rate_nothing(run, monkeypatch):
     assert len(notes) == 2
     assert "examples" in notes[0]
     sensitivities = trainer.stack.state_dict()["quantize"]["sensitivities"]
+    assert sensitivities.keys() == {name for name, weight in trainer.model.named_parameters() if weight.ndim == 2}
     assert all(0 < float(square) < float("inf") for square in sensitivities.values())

@@ -75,7 +75,7 @@ class Calibration:
 
     @torch.enable_grad()
     def squared_gradients(self, names: Iterable[str]) -> dict[str, float]:
-        """The mean square of the gradient of each named weight, over its entries and the batches.
+        """The mean square of the gradient of each named weight, over its entries that are not 0 and the batches.
 
         The loss is the negative log-likelihood of a batch's targets: up to a factor that all weights share, this is the
         mean of the diagonal of the empirical Fisher information.
@@ -90,9 +90,10 @@ class Calibration:
             losses = [(CrossEntropy(batch.targets_and_weights()), 1.0)]
             hidden_ND = run_batch(model, batch).flatten(0, 1)
             loss, _ = projected_losses(hidden_ND, model.output.weight, losses, dtype=torch.float32)
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
             for name, gradient in zip(weights, gradients, strict=True):
-                sums[name] += float(gradient.double().square().mean()) / batch.targets
+                kept = weights[name] != 0
+                sums[name] += float((gradient * kept).double().square().sum() / kept.sum().clamp(min=1)) / batch.targets
         model.train(was_training)
         return {name: total / max(1, len(self._batches)) for name, total in sums.items()}
 

@@ -266,8 +266,13 @@ class Technique:
         """Turns the gradient of the grid's values into that of the weight; by default straight through."""
         return gradient
 
-    def follow_gradient(self, name: str, weight: Tensor, gradient: Tensor) -> None:
-        """Sees the gradient of a masked weight where a step is taken: finite, clipped, 0 where the mask is."""
+    def follow_gradient(
+        self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
+    ) -> None:
+        """Sees the gradient of a weight where a step is taken: clipped, and 0 where the mask is.
+
+        It is finite where the guard looks at each step. ``masked`` is as in `update`.
+        """
 
     def settled(self) -> bool:
         """Whether what the forward pass sees has its final form: fully pruned, on its grid.

@@ -296,7 +296,7 @@ class Stack:
         for technique in self.order["grid"]:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
-                    technique.follow_gradient(name, self._masked(name, parameter.detach()), parameter.grad)
+                    technique.follow_gradient(name, parameter.detach(), parameter.grad, self._masked)
 
     @torch.no_grad()
     def finish(self, model: Transformer, calibration: Calibration) -> Iterator[Technique]:

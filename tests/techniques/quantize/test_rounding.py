@@ -181,6 +181,19 @@ def test_sensitivities_leave_the_steps_of_rows_to_their_spread_and_may_be_zero()
     assert all(torch.equal(none[name], scale) for name, scale in plain.items())
 
 
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_a_matrix_of_zeros_or_a_very_sensitive_one_leaves_the_codes_their_room(bits):
+    weights = drawn("normal")
+    for sensitivities in ((1.0, 1.0, 1.0), (1e4, 1.0, 1.0)):
+        felt = dict(zip(weights, sensitivities, strict=True)) | {"zeros": 1.0}
+        everything = weights | {"zeros": torch.zeros(64, 64)}
+        scales = scales_for_rate(everything, 1.9, GridKind(bits, group=None), felt)
+        for name, weight in weights.items():
+            grid = encode(weight, scales[name], None, GridKind(bits, group=None))
+            assert float((grid.values() - weight).abs().max()) <= 0.51 * float(grid.scale)  # nothing is clamped
+        assert entropy(encode(w, scales[n], None, GridKind(bits)) for n, w in everything.items()) <= 1.91
+
+
 def test_weights_that_are_mostly_zero_meet_any_rate_that_they_have():
     weights = {name: weight * (weight.abs() > weight.abs().median()) for name, weight in drawn("normal").items()}
     assert entropy(rated(weights, 1.5, 8, None).values()) == pytest.approx(1.5, abs=0.01)

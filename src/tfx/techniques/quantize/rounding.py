@@ -19,6 +19,8 @@ _FACTOR_TOLERANCE = 2.0**-10
 
 # Relative to the most sensitive matrix: one without any gradient still has a step, if one of a hundred times the size.
 _LEAST_SENSITIVITY = 1e-4
+# How many times its root mean square the codes of a unit reach at least, however sensitive its matrix is.
+_REACH = 8.0
 
 # Shares of the full range that clipping by error tries.
 _CLIPS = tuple(1.0 - 0.025 * step for step in range(25))
@@ -81,24 +83,29 @@ def scales_for_rate(
 ) -> dict[str, Tensor]:
     """Scales with which the codes of all matrices together take ``rate`` bits a weight at their order-0 entropy.
 
-    Each scale is the same multiple of the root mean square of its unit. A uniform step whose codes are entropy coded
-    is, at a rate, close to the smallest squared error that any scalar quantizer has (Gish & Pierce 1968, IEEE Trans.
-    Inf. Theory 14(5), 676-683). Groups with a few levels each over their range are about as close at that rate alone,
-    where weights are normal, and the bits of all their scales come on top.
+    Without sensitivities each scale is the same multiple of the root mean square of its unit. A uniform step whose
+    codes are entropy coded is, at a rate, close to the smallest squared error that any scalar quantizer has (Gish &
+    Pierce 1968, IEEE Trans. Inf. Theory 14(5), 676-683). Groups with a few levels each over their range are about as
+    close at that rate alone, where weights are normal, and the bits of all their scales come on top.
 
     With ``sensitivities``, the mean square of the gradient of each matrix, the loss counts instead of the squared
     error. What rounding adds to the loss is in proportion to sensitivity * step^2, and the same holds of what one bit
     more takes away: it is worth the same in every matrix where steps go with 1 / sqrt(sensitivity) (Choi 2017, arXiv
-    1612.01543, section 3). Within a matrix they still go with the root mean square of their unit.
+    1612.01543, weighs errors so too). Within a matrix they still go with the root mean square of their unit, and no
+    step is so fine that codes of ``kind.bits`` reach less than `_REACH` times that.
     """
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
     if sensitivities is not None:
         steps = _relative_steps(weights, sensitivities)
+        least = {name: spread * (_REACH / 2 ** (kind.bits - 1)) for name, spread in spreads.items()}
         spreads = {name: spread * steps[name] for name, spread in spreads.items()}
 
     def scales(log_factor: float) -> dict[str, Tensor]:
-        return {name: _held(spread * 2.0**log_factor, kind.scale_dtype) for name, spread in spreads.items()}
+        chosen = {name: spread * 2.0**log_factor for name, spread in spreads.items()}
+        if sensitivities is not None:
+            chosen = {name: torch.maximum(scale, least[name]) for name, scale in chosen.items()}
+        return {name: _held(scale, kind.scale_dtype) for name, scale in chosen.items()}
 
     def is_cheap(log_factor: float) -> bool:
         at = scales(log_factor)
@@ -121,17 +128,16 @@ def scales_for_rate(
 def _relative_steps(weights: Mapping[str, Tensor], sensitivities: Mapping[str, float]) -> dict[str, float]:
     """What to multiply a step that goes with the root mean square by, for each matrix; in the mean about 1."""
     most = max(sensitivities[name] for name in weights)
-    if most == 0.0:
+    squares = {name: float(weight.square().mean()) for name, weight in weights.items()}
+    # A matrix of zeros takes any step, and says nothing of the others'.
+    counts = {name: weight.numel() for name, weight in weights.items() if squares[name] > 0.0}
+    if most == 0.0 or not counts:
         return dict.fromkeys(weights, 1.0)
-    logs = {}
-    for name, weight in weights.items():
-        # A matrix of zeros takes any step.
-        square = max(float(weight.square().mean()), torch.finfo(torch.float32).tiny)
-        logs[name] = 0.5 * math.log2(square * max(sensitivities[name], _LEAST_SENSITIVITY * most))
-    mean = sum(logs[name] * weight.numel() for name, weight in weights.items()) / sum(
-        weight.numel() for weight in weights.values()
-    )
-    return {name: 2.0 ** (mean - log) for name, log in logs.items()}
+    logs = {
+        name: 0.5 * math.log2(squares[name] * max(sensitivities[name], _LEAST_SENSITIVITY * most)) for name in counts
+    }
+    mean = sum(logs[name] * count for name, count in counts.items()) / sum(counts.values())
+    return {name: 2.0 ** (mean - logs.get(name, mean)) for name in weights}
 
 
 def _scale(low: Tensor, high: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | None]:

@@ -175,7 +175,7 @@ class Quantize(Technique):
                 "codebook, learned_step or layers: it chooses the scales, for entropy-coded codes"
             )
         if settings.bits < rate + 2:
-            # 2^(bits - rate) standard deviations at least, for weights that are about normal.
+            # Else codes reach less than 8 standard deviations of weights that are about normal.
             raise UserError(
                 f"technique.quantize.rate={rate:g} needs room for the codes of large weights: "
                 f"bits={math.ceil(rate + 2)} or more"
@@ -270,8 +270,10 @@ class Quantize(Technique):
         """Scales and zero points of masked weights."""
         if self.settings.rate is None:
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
-        sensitivities = {name: float(total) for name, total in self._sensitivities.items()}
-        scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities or None)
+        # Layers that layer dropout has skipped so far have none yet.
+        is_known = self._sensitivities.keys() >= weights.keys()
+        sensitivities = {name: float(self._sensitivities[name]) for name in weights} if is_known else None
+        scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities)
         return {name: (scale, None) for name, scale in scales.items()}
 
     def _cluster(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -303,12 +305,16 @@ class Quantize(Technique):
         self._steps[_key(name)].grad = by_scale * scale.float()
         return passed
 
-    def follow_gradient(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+    def follow_gradient(
+        self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
+    ) -> None:
         if self.settings.rate is None or name not in self._scales:
             return
+        if name not in self._sensitivities:
+            self._due = -1  # the scales in force were chosen without it
         # All steps count as much as the last: a matrix whose steps are coarse has small gradients for that, and to
         # follow them alone would make its steps coarser still.
-        square = gradient.square().sum() / (weight != 0).sum().clamp(min=1)
+        square = gradient.square().sum() / (masked(name, weight) != 0).sum().clamp(min=1)
         self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square)) + square
 
     def settled(self) -> bool:
@@ -321,7 +327,7 @@ class Quantize(Technique):
         self._bits = {name: self.bits_of(name) for name in chosen}
         before = {name: weight.clone() for name, weight in chosen.items()}
         final: dict[str, Grid] = {}
-        if settings.rate is not None and not self._sensitivities:
+        if settings.rate is not None and not self._sensitivities.keys() >= chosen.keys():
             calibration.request(settings.calibration)
             measured = calibration.squared_gradients(chosen)
             self._sensitivities = {name: torch.tensor(square) for name, square in measured.items()}
@@ -387,7 +393,7 @@ class Quantize(Technique):
         self._due, self._aware_steps = state["due"], state["aware_steps"]
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
-        self._sensitivities = dict(state["sensitivities"])
+        self._sensitivities = dict(state.get("sensitivities", {}))  # states of before 2026-11-25 have none
 
 
 def step_gradient(
