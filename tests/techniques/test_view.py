@@ -14,6 +14,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
+from tfx.techniques import calibration as calibration_module
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
 
@@ -305,6 +306,31 @@ def test_one_shot_sensitivities_leave_pruned_weights_out():
     kept = model.get_parameter(name).grad[1::2]
     expected = float(kept.square().mean()) / batch.targets
     assert calibration.squared_gradients([name])[name] == pytest.approx(expected, rel=1e-3)
+
+
+def test_calibration_batches_that_do_not_fit_are_cut_and_measure_the_same(monkeypatch):
+    _, model, _ = build()
+    names = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
+    made = []
+    calibration = calibration_of(model)
+    monkeypatch.setattr(calibration, "_make", lambda count, make=calibration._make: made.append(count) or make(count))
+    calibration.request(1)
+    calibration.request(1)
+    assert made == [1]
+    whole = calibration.squared_gradients(names)
+    run, sizes = calibration_module.run_batch, []
+
+    def short_of_memory(model, batch):
+        sizes.append(len(batch.rows))
+        if len(batch.rows) > 60:
+            raise torch.OutOfMemoryError
+        return run(model, batch)
+
+    monkeypatch.setattr(calibration_module, "run_batch", short_of_memory)
+    with pytest.warns(UserWarning, match="out of memory"):
+        assert calibration.squared_gradients(names) == pytest.approx(whole, rel=1e-3)
+    assert sizes == [200, 100, 50, 50, 50, 50]
+    assert model.training
 
 
 def test_sensitivities_begin_anew_where_parts_have_left():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tfx.data.batching import Batch
+from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import run_batch
 from tfx.model.linear import Linear
 from tfx.model.loss import CrossEntropy, projected_losses
@@ -23,8 +25,9 @@ class Calibration:
         self._batches: list[Batch] = []
 
     def request(self, count: int) -> None:
-        """Makes so many batches ready."""
-        self._batches = self._make(count)
+        """Makes so many batches ready, once."""
+        if len(self._batches) != count:
+            self._batches = self._make(count)
 
     def blocks(self) -> Iterator[dict[str, Linear]]:
         """The linear layers of each block by their name in the model, in the order of the forward pass.
@@ -73,12 +76,11 @@ class Calibration:
             model.train(was_training)
         return {name: sums[name] / max(1, counts[name]) for name in layers}
 
-    @torch.enable_grad()
     def squared_gradients(self, names: Iterable[str]) -> dict[str, float]:
         """The mean square of the gradient of each named weight, over its entries that are not 0 and the batches.
 
         The loss is the negative log-likelihood of a batch's targets: up to a factor that all weights share, this is the
-        mean of the diagonal of the empirical Fisher information.
+        mean of the diagonal of the empirical Fisher information. A batch that does not fit is cut, and warned of.
         """
         model = self._model
         was_training = model.training
@@ -86,16 +88,29 @@ class Calibration:
         parameters = dict(model.named_parameters())
         weights = {name: parameters[name] for name in names}
         sums = dict.fromkeys(weights, 0.0)
-        for batch in self._batches:
-            losses = [(CrossEntropy(batch.targets_and_weights()), 1.0)]
-            hidden_ND = run_batch(model, batch).flatten(0, 1)
-            loss, _ = projected_losses(hidden_ND, model.output.weight, losses, dtype=torch.float32)
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-            for name, gradient in zip(weights, gradients, strict=True):
-                kept = weights[name] != 0
-                sums[name] += float((gradient * kept).double().square().sum() / kept.sum().clamp(min=1)) / batch.targets
-        model.train(was_training)
+        try:
+            for batch in self._batches:
+                gradients = in_memory(batch.positions, partial(self._gradients, batch, list(weights.values())))
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                    kept = weight != 0
+                    square = (gradient * kept).double().square().sum() / kept.sum().clamp(min=1)
+                    sums[name] += float(square) / batch.targets
+        finally:
+            model.train(was_training)
         return {name: total / max(1, len(self._batches)) for name, total in sums.items()}
+
+    @torch.enable_grad()
+    def _gradients(self, batch: Batch, weights: list[nn.Parameter], positions: int) -> list[Tensor]:
+        """Of the summed loss of a batch, which is run in pieces of about so many positions."""
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for piece in batch.split(-(-batch.positions // positions)):
+            hidden_ND = run_batch(self._model, piece).flatten(0, 1)
+            losses = [(CrossEntropy(piece.targets_and_weights()), 1.0)]
+            loss, _ = projected_losses(hidden_ND, self._model.output.weight, losses, dtype=torch.float32)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                total += gradient
+        return sums
 
 
 def _real(batch: Batch, name: str) -> Tensor | None:
