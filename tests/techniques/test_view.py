@@ -273,7 +273,8 @@ def test_gradients_of_weights_that_are_gone_do_not_count_for_a_rate():
     stack.follow_gradients(model)
     finish(model, stack)
     steps = steps_of(stack)
-    assert steps[name] == pytest.approx(steps["decoder.blocks.0.attention.q.weight"], rel=0.01)
+    # Gradients of what is left are the same everywhere, in the embedding too, of which nothing is pruned.
+    assert list(steps.values()) == pytest.approx([steps["embedding.weight"]] * len(steps), rel=0.01)
 
 
 def test_one_shot_steps_of_a_rate_go_with_one_over_the_gradients_on_calibration_data():
