@@ -23,6 +23,8 @@ def test_a_file_of_an_earlier_version_gives_the_model_that_it_was_written_for(na
     file = FILES / f"{name}.safetensors"
     loaded = tfx.load(file)
     assert read_header(file).version == version
-    assert sum(float(parameter.detach().double().sum()) for parameter in loaded.model.parameters()) == pytest.approx(total)
+    assert sum(float(parameter.detach().double().sum()) for parameter in loaded.model.parameters()) == pytest.approx(
+        total
+    )
     greedy = replace(loaded.generation, method="greedy", new_tokens=12)
     assert generate(loaded.model, loaded.tokenizer, [text], greedy) == [output]
