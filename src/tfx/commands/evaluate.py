@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 from tfx.run.console import number, plain_console
 from tfx.run.directory import RunDirectory, model_file
 from tfx.run.files import write_json_lines
+from tfx.run.sheet import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints loss and text metrics of one split, with signatures."""
-    parser = argparse.ArgumentParser(
-        prog="tfx evaluate",
-        description="Scores a run's final file, or a model file on a data set named by overrides (dataset=…).",
+    parser = Arguments(
+        "evaluate",
+        "Scores a run's final file, or a model file on a data set named by overrides (dataset=…).",
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
     parser.add_argument("overrides", nargs="*", help="changes to the run's config: evaluation.beam=1, dataset=…")
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write the predictions as JSON lines")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load, read_header
     from tfx.config import compose
@@ -57,10 +56,12 @@ def main(arguments: Sequence[str]) -> int:
         facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
         print(json.dumps({**facts, "metrics": quality.metrics, "signatures": quality.signatures}, indent=2))
         return 0
-    table = Table(title=f"{loaded.path} on {config.dataset.name}, {split}", title_justify="left", title_style="bold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("signature", style="dim", overflow="fold")
+    table = Sheet(
+        Column("metric"),
+        Column("value", number=True),
+        Column("signature", style="dim"),
+        title=f"{loaded.path} on {config.dataset.name}, {split}",
+    )
     for name, value in quality.metrics.items():
         table.add_row(name, number(value), quality.signatures.get(name, ""))
     plain_console().print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,15 +9,16 @@ from itertools import islice
 from pathlib import Path
 
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 
 _LINES_AT_ONCE = 256
 
 
 def main(arguments: Sequence[str]) -> int:
     """Decodes the texts, or the lines of stdin; nothing else goes to stdout."""
-    parser = argparse.ArgumentParser(
-        prog="tfx generate",
-        description="Decodes each TEXT, or each line of stdin. Text to text: its output; a language model: the text "
+    parser = Arguments(
+        "generate",
+        "Decodes each TEXT, or each line of stdin. Text to text: its output; a language model: the text "
         "and its continuation, line ends written as \\n so that one line stays one line.",
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--new-tokens", type=int, help="how many a language model adds at most")
     parser.add_argument("--seed", type=int, default=1, help="of sampling (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load
     from tfx.config.compose import check_values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 from tfx.run.directory import RunDirectory
 from tfx.run.files import write_text
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the table, or the same facts as JSON or CSV, and writes the page."""
-    parser = argparse.ArgumentParser(
-        prog="tfx report", description="Compares the runs below the paths, from their files alone."
-    )
+    parser = Arguments("report", "Compares the runs below the paths, from their files alone.")
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, or folders of them"
     )
@@ -32,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="as JSON on stdout; a page only where --html names it")
     shown.add_argument("--csv", action="store_true", help="one line a config; a page only where --html names it")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     if options.margin is not None and not 0 < options.margin < float("inf"):
         raise UserError(f"--margin {options.margin} must be above 0, in the unit of the primary metric")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from tfx.commands.running import resume, status_of
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 from tfx.run.directory import RunDirectory
 from tfx.run.lock import locked
 
@@ -29,14 +29,14 @@ SAFE = (
 
 def main(arguments: Sequence[str]) -> int:
     """Takes the run up again, with settings that are safe to change."""
-    parser = argparse.ArgumentParser(
-        prog="tfx resume",
-        description="Goes on with a run from its last saved state, to the same bits as if it had never stopped.",
+    parser = Arguments(
+        "resume",
+        "Goes on with a run from its last saved state, to the same bits as if it had never stopped.",
         epilog=f"A longer budget and other settings that change nothing done so far may be given: {', '.join(SAFE)}.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.budget.steps=2000")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
 
     run = RunDirectory.open(options.run)
     with locked(run.path):

@@ -212,17 +212,26 @@ class _Run:
             training = self._train()
             summary = self._evaluate(training, self._compress(training), dense_bytes)
             write_json(self.run.summary, summary)
-            self._report()
-            self.console.result(closing_table(summary))
-            self.console.result(f"run: {self.run.path}")
-            return summary
         except BaseException as error:
             self._failed(error)
             if isinstance(error, Exception) and not isinstance(error, UserError):
                 raise ReportedError from error
             raise
+        else:
+            # The result stands: what fails from here on is no failure of the run.
+            self._report()
+            self._show(summary)
+            return summary
         finally:
             self.console.close()
+
+    def _show(self, summary: dict[str, Any]) -> None:
+        try:
+            self.console.result(closing_table(summary))
+            self.console.result(f"run: {self.run.path}")
+        except Exception as error:
+            self.console.failure(error)
+            self.console.note(f"the closing table cannot be shown: {type(error).__name__}: {error}")
 
     def _failed(self, error: BaseException) -> None:
         """Tells summary, log and user."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid
+from tfx.config.grammar import escaped
 from tfx.config.registry import entry_points, technique_class
 from tfx.config.schema import Root
 from tfx.data.batching import Batch
@@ -76,7 +77,7 @@ class Stack:
         techniques = []
         for name, values in config.technique.items():
             kind = technique_class(name)
-            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), values))
+            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), escaped(values)))
             techniques.append(kind(settings))
         return cls(techniques, config)
 
