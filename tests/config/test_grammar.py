@@ -13,7 +13,22 @@ from tfx.config.grammar import literal, quoted
 from tfx.errors import UserError
 
 TEXTS = ["1e5", "true", "null.csv", "0x10", "a b", " lead", "a,b", "[v2] (x).csv", "{q}: {c}", "it's", 'say "hi"']
-TEXTS += ["a\\", "a\\'", "50%", "#x", "a: b", "~t", "-1", "ü/名前.csv", "a\nb", "on", "2026-01-01", "$HOME", "a${b", "@x"]
+TEXTS += [
+    "a\\",
+    "a\\'",
+    "50%",
+    "#x",
+    "a: b",
+    "~t",
+    "-1",
+    "ü/名前.csv",
+    "a\nb",
+    "on",
+    "2026-01-01",
+    "$HOME",
+    "a${b",
+    "@x",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)

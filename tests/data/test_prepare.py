@@ -51,7 +51,7 @@ def test_pairs_become_ids_in_order(tmp_path):
     assert data.splits["valid"].texts["references"][:] == [[target] for _, target in TRAIN]
     assert data.splits["train"].texts is None
     assert data.test_split == "valid"
-    assert data.notes == []
+    assert data.notes == ["valid: 3 rows also stand in train, and are kept"]
 
 
 def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path):
@@ -80,7 +80,7 @@ def test_documents_are_closed_by_an_end_token_and_one_text_is_not(tmp_path):
         (tmp_path / "rows" / f"{split}.json").write_text(rows)
     config = DatasetConfig(path=str(tmp_path / "rows"), task="lm", format="json", tokenizer=CHAR)
     stream = prepare_data(config, context=4).splits["train"]
-    assert (stream.tokens == data.tokenizer.eos).tolist() == [False, False, True, True, False, True]
+    assert (stream.tokens == data.tokenizer.eos).tolist() == [False, False, True, False, True]
     assert stream.text_bytes == 4
 
 

@@ -212,7 +212,7 @@ class _Ablation:
             [job for job in self.jobs if job.folder.parent.name == name and job.objective is not None]
             for name in (whole, BASELINE)
         )
-        origin = Path(self.config.init_from).expanduser() if self.config.init_from is not None else None
+        origin = Path(self.config.init_from) if self.config.init_from is not None else None
         if not done or not plain or (origin is not None and not RunDirectory(origin).summary.is_file()):
             without = whole if not done else BASELINE
             why = f"{origin} is no run" if done and plain else f"{without} has no result"

@@ -15,13 +15,16 @@ from tfx.run.arguments import Arguments
 from tfx.run.directory import RunDirectory
 from tfx.run.lock import locked
 
-# What may be set anew: nothing that was done so far depends on it.
+# What may be set anew: nothing that was done so far depends on it. Data may have moved; that they are the same is
+# checked by their fingerprint.
 SAFE = (
     "trainer.budget.",
     "trainer.save.",
     "trainer.instability.",
     "trainer.log_every",
     "trainer.tensorboard",
+    "dataset.path",
+    "dataset.tokenizer.path",
     "max_quality_drop",
     "on_quality_drop",
 )

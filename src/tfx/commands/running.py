@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tfx.compression.checkpoint import LoadedModel
     from tfx.data.batching import Batch
     from tfx.data.prepare import PreparedData
-    from tfx.data.sources import Corpus
+    from tfx.data.sources import Corpus, SourceFile
     from tfx.data.tokenizer import Tokenizer
     from tfx.evaluation.quality import Quality
     from tfx.model.transformer import Transformer
@@ -129,7 +130,7 @@ class _Parts:
             _require_tensorboard()
         self.stack = Stack.from_config(config)
         if config.reference is not None:
-            model_file(Path(config.reference).expanduser())  # says before any training that it is not there
+            model_file(Path(config.reference))  # says before any training that it is not there
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
 
@@ -267,9 +268,9 @@ class _Run:
     def _reference(self) -> tuple[Path, str] | None:
         """The dense model that differences are taken against, and what it is to this run."""
         if self.config.reference is not None:
-            return Path(self.config.reference).expanduser(), "reference"
+            return Path(self.config.reference), "reference"
         if self.config.init_from is not None:
-            return Path(self.config.init_from).expanduser(), "init_from"
+            return Path(self.config.init_from), "init_from"
         return next(((teacher.path, "teacher") for teacher in self.teachers.values()), None)
 
     def _report(self) -> None:
@@ -451,7 +452,11 @@ class _Run:
                 "teacher_flops": sum(teacher.total_flops for teacher in self.teachers.values()),
             },
             "inference": measurer.inference,
-            "data": {"notes": data.notes, **{name: len(split) for name, split in data.splits.items()}},
+            "data": {
+                "notes": data.notes,
+                "files": {name: [asdict(file) for file in files] for name, files in data.files.items()},
+                **{name: len(split) for name, split in data.splits.items()},
+            },
             "quality_drops": measurer.drops,
             "evidence": evidence,
             "resumed": self.resumed,
@@ -479,7 +484,7 @@ def _origin(config: Root) -> LoadedModel | None:
 
     if config.init_from is None:
         return None
-    loaded = checkpoint.load(Path(config.init_from).expanduser(), kernels=False)
+    loaded = checkpoint.load(Path(config.init_from), kernels=False)
     family = loaded.model.architecture.family
     if family != config.dataset.task:
         raise UserError(
@@ -539,6 +544,7 @@ def _header(
     copies = 4 + (config.trainer.averaging.kind != "none")
     rows = [
         ("data", f"{config.dataset.name}: {splits} {unit}"),
+        *(("", f"{name}: {_files(files)}") for name, files in data.files.items()),
         ("tokenizer", f"{config.dataset.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
         (
             "model",
@@ -555,6 +561,12 @@ def _header(
         ("run", str(folder)),
     ]
     return rows + [("note", note) for note in data.notes]
+
+
+def _files(files: list[SourceFile]) -> str:
+    """The files of a split with their rows, as many as a line can take."""
+    shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
+    return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
 
 
 def _attended(test: Quality, data: PreparedData, count: int) -> list[tuple[str | None, str]]:

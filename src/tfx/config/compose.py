@@ -270,7 +270,7 @@ def from_scratch(config: Root) -> Root:
     """
     if config.init_from is None:
         return config
-    origin = Path(config.init_from).expanduser()
+    origin = Path(config.init_from)
     path = (origin if origin.is_dir() else origin.parent) / "tokenizer.json"
     if not path.is_file():
         raise UserError(
@@ -352,6 +352,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
         raise UserError("the config is a list, not groups of settings")
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
     _check_keys(values, Root, "")
+    _make_absolute(values, Root, "")
     if is_new and values.get("init_from") is not None:
         _inherit(values, typed)
     _choose_budget(values.setdefault("trainer", {}).setdefault("budget", {}), typed)
@@ -370,7 +371,7 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
 
     Raises `UserError` where the user names a model or tokenizer besides. A model file has no config to inherit.
     """
-    origin = Path(str(values["init_from"])).expanduser()
+    origin = Path(str(values["init_from"]))
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
     keys += [key for key in _said_by_experiments(typed) if key not in keys]
     tokenizer = next((key for key in keys if key.startswith("dataset.tokenizer")), None)
@@ -434,6 +435,21 @@ def _leaves(values: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+def _make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
+    """Paths as absolute ones, so that the run that saves them does not depend on the folder it was started in."""
+    for f in fields(schema):
+        value = values.get(f.name)
+        if is_dataclass(f.default_factory) and isinstance(value, dict):
+            _make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
+        elif f.metadata.get("path") and isinstance(value, str):
+            try:
+                values[f.name] = os.path.normpath(Path(value).expanduser().absolute())
+            except RuntimeError:
+                raise UserError(
+                    f"{prefix}{f.name}={value}: no home folder is known for it (is HOME set?): write the path in full"
+                ) from None
+
+
 def _check_technique(name: str, values: Any) -> dict[str, Any]:
     """All settings of a technique as plain values, checked like any others.
 
@@ -446,6 +462,7 @@ def _check_technique(name: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"technique.{name}={values} is not a group of settings: set {prefix}<name>=…")
     _check_keys(values, schema, prefix)
+    _make_absolute(values, schema, prefix)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), escaped(values))
         settings: Any = OmegaConf.to_object(merged)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfx.config.schema import DatasetConfig
-from tfx.data.sources import Corpus, load_corpus, writable_cache
+from tfx.data.sources import Corpus, SourceFile, load_corpus, writable_cache
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.run.files import write_text
@@ -102,6 +102,7 @@ class Stream:
 class PreparedData:
     """All that training and evaluation read. ``splits`` lacks ``test`` where the data have none.
 
+    ``files`` are those that each split was read from.
     ``reduced_from`` is the fingerprint of the tokenizer that ``tokenizer`` is a part of, where it is.
     """
 
@@ -111,6 +112,7 @@ class PreparedData:
     splits: dict[str, Any]
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    files: dict[str, list[SourceFile]] = field(default_factory=dict)
     reduced_from: str | None = None
 
     @property
@@ -157,7 +159,7 @@ def prepare_data(
             unknown = int((pairs.source.values == tokenizer.unk).sum() + (pairs.target.values == tokenizer.unk).sum())
         if unknown:
             notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
-    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes)
+    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files)
 
 
 def _fingerprint(*parts: str) -> str:
@@ -169,7 +171,7 @@ def _fingerprint(*parts: str) -> str:
 
 def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
     if config.tokenizer.path is not None:
-        return Tokenizer.load(Path(config.tokenizer.path).expanduser())
+        return Tokenizer.load(Path(config.tokenizer.path))
     settings = json.dumps(asdict(config.tokenizer), sort_keys=True)
     path = writable_cache("tokenizers") / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
     with making(path):
