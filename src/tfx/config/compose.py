@@ -577,7 +577,9 @@ def _check_combinations(config: Root) -> None:
 def explain(error: Exception) -> UserError:
     """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return UserError(f"{error.filename} cannot be made or read: {error.strerror}")
+        where = Path(str(error.filename)).absolute()
+        hint = "" if where.exists() else "; another folder for what is written is named with hydra.run.dir=…"
+        return UserError(f"{where} cannot be made or read: {error.strerror}{hint}")
     if isinstance(error, yaml.YAMLError):
         return UserError(f"a file of the config is not YAML: {_of_yaml(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
