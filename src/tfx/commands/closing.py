@@ -29,7 +29,7 @@ def _result(summary: dict[str, Any]) -> Sheet:
         Column("", wrap=False),
         Column("validation", number=True),
         Column("test" if summary["test_split"] == "test" else "test (none: valid)"),
-        title=f"{summary['model']} on {summary['dataset']}",
+        title=": ".join([*filter(None, [summary.get("name")]), f"{summary['model']} on {summary['dataset']}"]),
     )
     primary = summary["primary_metric"]
     for name in dict.fromkeys((primary, *summary["test"])):

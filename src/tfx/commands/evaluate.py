@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tfx.errors import UserError
 from tfx.run.arguments import Arguments
 from tfx.run.console import number, plain_console
 from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import write_json_lines
+from tfx.run.files import read_json, write_json_lines
 from tfx.run.sheet import Column, Sheet
 
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.config import compose
     from tfx.data.prepare import prepare_data
     from tfx.evaluation.metrics import check_metrics
-    from tfx.evaluation.quality import measure_quality
+    from tfx.evaluation.quality import measure_quality, quality_notes
 
     if options.path.is_dir():
         config = compose.change(compose.load(RunDirectory.open(options.path).config), options.overrides)
@@ -46,6 +47,13 @@ def main(arguments: Sequence[str]) -> int:
     check_metrics(config.dataset.metrics)
     loaded = load(options.path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
+    kept = RunDirectory(options.path).environment
+    before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
+    if before not in (None, data.corpus):
+        notes.insert(0, "these are not the data that the run was made with: files or settings of the data set differ")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     split = options.split if options.split in data.splits else data.test_split
     quality = measure_quality(
         loaded.model, data.splits[split], loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed

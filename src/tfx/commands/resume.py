@@ -25,6 +25,8 @@ SAFE = (
     "trainer.tensorboard",
     "dataset.path",
     "dataset.tokenizer.path",
+    "name",
+    "tags",
     "max_quality_drop",
     "on_quality_drop",
 )

@@ -141,6 +141,7 @@ class _Parts:
         """
         from tfx.commands.teacher import make_teachers
         from tfx.data.prepare import prepare_data
+        from tfx.evaluation.quality import quality_notes
 
         config, stack = self.config, self.stack
         if not config.dry_run:
@@ -156,6 +157,7 @@ class _Parts:
             whole = self.data.tokenizer.fingerprint
             self.data = prepare_data(config.dataset, self.dense.context, reduced[0], transform)
             self.data.reduced_from = whole
+        self.data.notes += quality_notes(self.data, config.dataset.metrics)
         stack.data_prepared(self.teachers, self.data, self.device)
         self.console.header(_header(config, self.data, self.model, self.device, self.folder, stack))
 
@@ -190,6 +192,8 @@ class _Run:
         self.facts: dict[str, Any] = {
             "format_version": SUMMARY_VERSION,
             "task": config.dataset.task,
+            "name": config.name,
+            "tags": config.tags,
             "model": config.model.name,
             "dataset": config.dataset.name,
             "techniques": self.stack.names,
@@ -294,7 +298,8 @@ class _Run:
     def _write_environment(self) -> None:
         from tfx.run.environment import describe_environment, environment_differences
 
-        fingerprints = {"data": self.data.fingerprint, "tokenizer": self.data.tokenizer.fingerprint}
+        fingerprints = {"data": self.data.fingerprint, "corpus": self.data.corpus}
+        fingerprints["tokenizer"] = self.data.tokenizer.fingerprint
         fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in self.teachers.items()}
         environment = describe_environment(self.device, fingerprints)
         if self.state is not None and self.run.environment.is_file():
@@ -545,7 +550,7 @@ def _header(
     rows = [
         ("data", f"{config.dataset.name}: {splits} {unit}"),
         *(("", f"{name}: {_files(files)}") for name, files in data.files.items()),
-        ("tokenizer", f"{config.dataset.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
+        ("tokenizer", f"{data.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
         (
             "model",
             f"{config.model.name}: {parameters:,} parameters ({embeddings / parameters:.0%} embeddings), "

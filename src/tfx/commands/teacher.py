@@ -106,6 +106,8 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
         model=model,
         trainer=trainer,
         dry_run=False,
+        name=None,
+        tags=[],
         reference=None,
         max_quality_drop=None,
     )

@@ -433,6 +433,8 @@ class Root:
 
     seed: int = setting(1, "seeds everything that is random", minimum=0, maximum=2**63 - 1)
     dry_run: bool = setting(False, "compose, check, print the plan and stop")
+    name: str | None = setting(None, "what the run is called in tables and reports; null: by what it is")
+    tags: list[str] = setting([], "words to find runs by: tfx report --where tags=WORD")
     init_from: str | None = setting(
         None,
         "a run directory or model file that weights, architecture and tokenizer come from; "
