@@ -507,9 +507,8 @@ def build_model(config: Root, data: PreparedData, device: torch.device, origin: 
     from tfx.model.transformer import Transformer, check_fits, initialise
 
     if origin is not None:
-        model = Transformer(origin.model.architecture, config.model)
-        model.load_state_dict(origin.model.state_dict())
-        return model.to(device)
+        model = Transformer.holding(origin.model.architecture, origin.model.state_dict(), config.model)
+        return model.train().to(device)
     architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
     check_fits(architecture, device)
     if config.dry_run:  # its plan needs names and shapes alone

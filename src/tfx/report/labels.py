@@ -119,7 +119,7 @@ def _shortest_names(keys: Sequence[str]) -> dict[str, str]:
     names = {}
     for key in keys:
         parts = key.split(".")
-        for count in range(1, len(parts) + 1):
+        for count in range(2 if parts[-1] == "name" else 1, len(parts) + 1):
             short = ".".join(parts[-count:])
             if not any(other != key and (other == short or other.endswith(f".{short}")) for other in keys):
                 break
