@@ -23,6 +23,7 @@ from tfx.run.signals import leaving_on_signals
 if TYPE_CHECKING:
     import torch
 
+    from tfx.commands.teacher import StandIn
     from tfx.compression.checkpoint import LoadedModel
     from tfx.data.batching import Batch
     from tfx.data.prepare import PreparedData
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
     from tfx.training.loop import TrainingResult
+
+
+# A model with more zeros than this was pruned.
+_MANY_ZEROS = 0.02
 
 
 class ReportedError(Exception):
@@ -59,9 +64,10 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
     console = RunConsole()
     if RunDirectory(folder).config.exists():
         RunDirectory.create(folder)  # says that it is not overwritten
-    parts = _Parts(config, console, folder)
+    parts = Parts(config, console, folder)
     if config.dry_run:
         parts.prepare()
+        parts.show()
         console.close()
         return None
     run = RunDirectory.create(folder)
@@ -76,26 +82,31 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
             raise
 
 
-def resume(config: Root, typed: Sequence[str], run: RunDirectory) -> dict[str, Any]:
+def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> dict[str, Any]:
     """Goes on with the run of ``config`` from its newest whole state, or from the start where there is none.
 
-    The caller holds the lock of the run directory.
+    With ``extends`` the run is finished, and goes on with a longer budget: its result stays until there is another, and
+    without a state `UserError` is raised. The caller holds the lock of the run directory.
     """
     from tfx.training.state import newest_state
 
     console = RunConsole()
-    parts = _Parts(config, console, run.path)
+    parts = Parts(config, console, run.path)
     state = newest_state(run.state, parts.device, console.note)
+    if state is None and extends:
+        raise UserError(
+            f"{run.path} is finished and has no saved state any more: it cannot go on, init_from={run.path} can"
+        )
     if state is None:
         console.note(f"{run.path} has no saved state: the run starts over")
         run.clear()
     else:
         run.tidy()
         console.note(f"going on after step {state['training']['clock']['steps']:,}")
-    return _Run(config, typed, run, console, parts, state=state).execute()
+    return _Run(config, typed, run, console, parts, state=state, extends=extends).execute()
 
 
-class _Parts:
+class Parts:
     """What a run is made of: device and stack at once, then teachers, data and model."""
 
     def __init__(self, config: Root, console: RunConsole, folder: Path) -> None:
@@ -134,20 +145,24 @@ class _Parts:
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
 
-    def prepare(self) -> None:
-        """Makes the rest, in a dry run without the teachers, and shows the header.
+    def prepare(self, stand_in: StandIn | None = None) -> None:
+        """Makes the rest, in a dry run without the teachers.
 
-        Raises `UserError` for data or settings that do not fit.
+        With ``stand_in`` teachers that are yet to be trained are what it returns, once there are data, and no text is
+        changed by them. Raises `UserError` for data or settings that do not fit.
         """
-        from tfx.commands.teacher import make_teachers
+        from tfx.commands.teacher import make_teachers, stand_in_teachers
         from tfx.data.prepare import prepare_data
         from tfx.evaluation.quality import quality_notes
 
         config, stack = self.config, self.stack
-        if not config.dry_run:
+        is_real = not config.dry_run and stand_in is None
+        if is_real:
             self.teachers = make_teachers(config, stack, self.device, self.console)
-        transform = stack.prepare_data if stack.order["prepare_data"] and not config.dry_run else None
+        transform = stack.prepare_data if stack.order["prepare_data"] and is_real else None
         origin, self.data = read_inputs(config, transform)
+        if stand_in is not None:
+            self.teachers = stand_in_teachers(config, stack, self.data, self.device, stand_in)
         self.model = build_model(config, self.data, self.device, origin)
         # Before anything is removed: what the size of the final file is compared with.
         self.dense = self.model.architecture
@@ -159,7 +174,12 @@ class _Parts:
             self.data.reduced_from = whole
         self.data.notes += quality_notes(self.data, config.dataset.metrics)
         stack.data_prepared(self.teachers, self.data, self.device)
-        self.console.header(_header(config, self.data, self.model, self.device, self.folder, stack))
+
+    def show(self) -> None:
+        """The header, and what training would give up of the model that it starts from."""
+        self.console.header(_header(self.config, self.data, self.model, self.device, self.folder, self.stack))
+        if (lost := _zeros_given_up(self.config, self.model, self.stack)) is not None:
+            self.console.note(lost)
 
     def _reduce(self, tokenizer: Tokenizer, ids: list[int]) -> None:
         """Leaves these tokens alone to the model, and to teachers of the same tokenizer."""
@@ -181,12 +201,13 @@ class _Run:
         typed: Sequence[str],
         run: RunDirectory,
         console: RunConsole,
-        parts: _Parts,
+        parts: Parts,
         state: dict[str, Any] | None = None,
         recorded: Sequence[float] = (),
+        extends: bool = False,
     ) -> None:
         self.config, self.typed, self.run, self.console = config, typed, run, console
-        self.parts, self.state, self.recorded = parts, state, recorded
+        self.parts, self.state, self.recorded, self.extends = parts, state, recorded, extends
         self.device, self.stack = parts.device, parts.stack
         self.prepared = False
         self.facts: dict[str, Any] = {
@@ -248,7 +269,11 @@ class _Run:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
         self.console.failure(error)
         try:
-            write_json(self.run.summary, {"status": status, "error": message, **self.facts})
+            # A run that went on from its end still has the result of then, and the files of it.
+            if self.extends:
+                self.console.note(f"{self.run.summary} is of the run as it was finished before")
+            else:
+                write_json(self.run.summary, {"status": status, "error": message, **self.facts})
         except OSError as trouble:
             self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
         if isinstance(error, UserError):
@@ -260,6 +285,7 @@ class _Run:
         from tfx.commands.measure import Measurer
 
         self.parts.prepare()
+        self.parts.show()
         self.data, self.model, self.teachers = self.parts.data, self.parts.model, self.parts.teachers
         self.facts["task"] = self.data.task
         self._write_environment()
@@ -571,6 +597,22 @@ def _files(files: list[SourceFile]) -> str:
     """The files of a split with their rows, as many as a line can take."""
     shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
     return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+
+
+def _zeros_given_up(config: Root, model: Transformer, stack: Stack) -> str | None:
+    """Says that training would fill the zeros of a pruned model; None where there are few, or something keeps them."""
+    from tfx.techniques.zeros import zero_share
+
+    budget = config.trainer.budget
+    if config.init_from is None or 0 in (budget.steps, budget.tokens, budget.seconds) or stack.order["mask"]:
+        return None
+    share = zero_share(model)
+    if share < _MANY_ZEROS:
+        return None
+    return (
+        f"{share:.0%} of the weights of init_from={config.init_from} are zero, and training fills them: the file will "
+        "be as large as that of a dense model; trainer.keep_zeros=true keeps them zero"
+    )
 
 
 def _attended(test: Quality, data: PreparedData, count: int) -> list[tuple[str | None, str]]:

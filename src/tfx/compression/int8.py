@@ -1,8 +1,9 @@
 """Linear layers on int8 kernels: 8-bit weights, and activations rounded to 8 bits as they come.
 
 On a CPU the kernel is the one behind `torch.ao.quantization.quantize_dynamic`: activations get one scale and zero
-point a call, from their minimum and maximum (of 7 bits where the processor cannot add up products of 8). On CUDA it is `torch._int_mm`, with a symmetric scale a row. Both
-lie behind functions of their own, because torch has announced that such names will move.
+point a call, from their minimum and maximum (of 7 bits where the processor cannot add up products of 8). On CUDA it
+is `torch._int_mm`, with a symmetric scale a row. Both lie behind functions of their own, because torch has announced
+that such names will move.
 """
 
 from __future__ import annotations

@@ -553,6 +553,10 @@ def _check_combinations(config: Root) -> None:
             f"model '{model.name}' is for {kind[model.family]} and dataset '{dataset.name}' for {kind[dataset.task]}: "
             f"choose a model for it, such as model={example[dataset.task]}"
         )
+    if config.trainer.keep_zeros and config.init_from is None:
+        raise UserError(
+            "trainer.keep_zeros keeps the zeros of a model that training starts from: name it with init_from=…"
+        )
     if len(config.optimizer.betas) != 2:
         raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
     if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:

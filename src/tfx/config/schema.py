@@ -337,6 +337,9 @@ class TrainerConfig:
     save: SaveConfig = group(SaveConfig)
     instability: InstabilityConfig = group(InstabilityConfig)
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
+    keep_zeros: bool = setting(
+        False, "weights that are zero in the model of init_from stay zero: what was pruned before stays pruned"
+    )
     keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
     validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fraction of the budget")
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)

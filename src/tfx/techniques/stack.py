@@ -23,7 +23,17 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring, removed_parts
 from tfx.model.transformer import Transformer
-from tfx.techniques.contract import HOOKS, VIEW_HOOKS, Moment, Objective, Teacher, TeacherNeed, Technique
+from tfx.techniques.contract import (
+    HOOKS,
+    VIEW_HOOKS,
+    Moment,
+    Objective,
+    Teacher,
+    TeacherNeed,
+    Technique,
+    TechniqueSettings,
+)
+from tfx.techniques.zeros import KeepZeros
 
 if TYPE_CHECKING:
     from tfx.techniques.calibration import Calibration
@@ -79,6 +89,8 @@ class Stack:
             kind = technique_class(name)
             settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), escaped(values)))
             techniques.append(kind(settings))
+        if config.trainer.keep_zeros:
+            techniques.append(KeepZeros(TechniqueSettings()))
         return cls(techniques, config)
 
     def __len__(self) -> int:
