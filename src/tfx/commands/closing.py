@@ -43,6 +43,7 @@ def _result(summary: dict[str, Any]) -> Sheet:
     )
     for name, value in (
         ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {seconds}"),
+        *_teacher(training),
         ("padding", f"{training['padding']:.1%}"),
         ("parameters", f"{summary['parameters']:,}"),
         ("file", f"{size(bytes_['file'])} ({content})"),
@@ -55,6 +56,14 @@ def _result(summary: dict[str, Any]) -> Sheet:
     for metric, signature in summary["signatures"].items():
         table.add_row(f"{metric} is", "", signature, style="dim")
     return table
+
+
+def _teacher(training: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the teacher's training cost, where there is a teacher of which that is known."""
+    if not training.get("teacher_steps"):
+        return []
+    cost = f"{training['teacher_steps']:,} steps, {training['teacher_tokens']:,} tokens"
+    return [("teacher", f"{cost}, {clock(training['teacher_seconds'])}")]
 
 
 def _stages(summary: dict[str, Any]) -> Sheet:

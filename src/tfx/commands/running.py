@@ -478,6 +478,7 @@ class _Run:
             "parameters": measurer.stages[-1]["parameters"],
             "train": training.to_dict()
             | {
+                "teacher_steps": sum(teacher.steps for teacher in self.teachers.values()),
                 "teacher_seconds": sum(teacher.total_seconds for teacher in self.teachers.values()),
                 "teacher_tokens": sum(teacher.tokens for teacher in self.teachers.values()),
                 "teacher_flops": sum(teacher.total_flops for teacher in self.teachers.values()),

@@ -97,6 +97,7 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
         generation=loaded.generation,
         path=path,
         sha256=sha256(file),
+        steps=int(cost.get("steps", 0)),
         seconds=cost.get("seconds", 0.0),
         tokens=int(cost.get("tokens", 0)),
         flops=cost.get("flops", 0.0),

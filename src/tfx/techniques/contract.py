@@ -113,6 +113,7 @@ class Teacher:
     generation: Any
     path: Path
     sha256: str
+    steps: int = 0
     seconds: float = 0.0
     tokens: int = 0
     flops: float = 0.0
