@@ -118,6 +118,59 @@ def test_a_finished_run_says_so_and_stays(dense, capsys):
     assert content(dense) == before
 
 
+def test_a_finished_run_goes_on_with_a_longer_budget_as_one_that_was_stopped_there(dense, capsys):
+    """The learning rate, validations and averages are those of the new budget, from the last step on."""
+    run, other = dense.with_name("on"), dense.with_name("on-stopped")
+    shutil.copytree(dense, run)
+    cut_back(dense, other, len(list(dense.glob("state/step-*"))))
+    for path in (run, other):
+        assert main(["resume", str(path), "trainer.budget.steps=20"]) == 0
+    assert content(run) == content(other)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["train"]["steps"] == 20
+    assert summary["resumed"] == [9]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "valid" and row["step"] > 9] == [10, 12, 14, 16, 18, 20, 20]
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 0
+    assert "it had trainer.budget.steps=20" in capsys.readouterr().err
+
+
+def test_a_result_stays_until_the_longer_run_has_one_of_its_own(dense, capsys, monkeypatch):
+    run = shutil.copytree(dense, dense.with_name("lost"))
+    before = (run / "summary.json").read_bytes()
+    step = loop.Trainer._step
+
+    def stops(self, *given):
+        if self.clock.steps == 11:
+            raise RuntimeError("the machine fails")
+        return step(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_step", stops)
+        assert main(["resume", str(run), "trainer.budget.steps=12"]) == 1
+    assert (run / "summary.json").read_bytes() == before
+    assert main(["resume", str(run)]) == 0  # its budget is the longer one now
+    assert json.loads((run / "summary.json").read_text())["train"]["steps"] == 12
+
+
+def test_what_cannot_go_on_says_why(dense, capsys):
+    gone = shutil.copytree(dense, dense.with_name("gone"))
+    for path in gone.glob("state/step-*"):
+        path.unlink()
+    early = shutil.copytree(dense, dense.with_name("early"))
+    summary = json.loads((early / "summary.json").read_text())
+    summary["train"]["stopped_early"] = True
+    (early / "summary.json").write_text(json.dumps(summary))
+    for run, words in ((gone, "its saved state is gone"), (early, "stopped early, by its validations")):
+        before, config = content(run), (run / "config.yaml").read_text()
+        capsys.readouterr()
+        assert main(["resume", str(run), "trainer.budget.steps=50"]) == 2
+        assert words in capsys.readouterr().err
+        assert content(run) == before
+        assert (run / "config.yaml").read_text() == config
+
+
 def test_a_run_that_another_process_holds_is_refused(dense, capsys):
     run = dense.with_name("held")
     cut_back(dense, run, 1)

@@ -9,7 +9,7 @@ from sacrebleu.significance import PairedTest
 from scipy import stats
 
 from tfx.evaluation.metrics import score_text
-from tfx.report.scores import SCORERS, scorer
+from tfx.report.scores import scorer
 from tfx.report.statistics import (
     compare,
     holm,
@@ -34,9 +34,9 @@ def test_summed_statistics_give_sacrebleus_corpus_scores(pairs):
     score = score_text(hypotheses, references, ["bleu", "bleu_lowercase", "chrf"])
     metrics = {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True), "chrf": CHRF()}
     for name, metric in metrics.items():
-        sums = np.sum([SCORERS[name].sentence(row) for row in score.sentences], axis=0, dtype=float)
+        sums = np.sum([scorer(name).sentence(row) for row in score.sentences], axis=0, dtype=float)
         expected = metric.corpus_score(hypotheses, streams).score
-        assert float(SCORERS[name].corpus(sums)) == pytest.approx(expected, abs=1e-9)
+        assert float(scorer(name).corpus(sums)) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 2.5, 4, 30, 1e6])
@@ -69,7 +69,7 @@ def test_resampling_sentences_gives_sacrebleus_paired_bootstrap():
     sampled = []
     for _, lines in systems:
         rows = score_text(lines, [[line] for line in references], ["bleu"]).sentences
-        table = np.asarray([SCORERS["bleu"].sentence(row) for row in rows])
+        table = np.asarray([scorer("bleu").sentence(row) for row in rows])
         sampled.append(resample_sentences(table, weights, scorer("bleu")))
     for values, expected in zip(sampled, result, strict=True):
         half = (np.quantile(values, 0.975) - np.quantile(values, 0.025)) / 2

@@ -68,7 +68,7 @@ def test_a_run_goes_on_when_nobody_listens(tmp_path, monkeypatch):
 def test_a_terminal_of_another_encoding_replaces_what_it_lacks(tmp_path, monkeypatch, capsys):
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", out)
-    assert main(["train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert main(["train", *TINY, "name=名前", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     trained(tmp_path / "run")
     out.flush()
     assert "exact_match" in out.buffer.getvalue().decode("latin-1")

@@ -96,3 +96,20 @@ def test_apply_keeps_the_average_and_does_not_tie_it_to_later_training():
     with torch.no_grad():
         model.weight.zero_()
     assert np.array_equal(averaged(model, averager), expected)
+
+
+def test_snapshots_of_what_was_the_end_are_forgotten_where_a_longer_budget_has_it_yet_to_come():
+    model = nn.Linear(1, 1, bias=False)
+    averager = Averager(AveragingConfig(kind="last", start=0.5, snapshots=2), model)
+    with torch.no_grad():
+        for value, progress in ((8.0, 0.75), (16.0, 1.0)):
+            model.weight.fill_(value)
+            averager.update(progress)
+        averager.go_back(1.0)
+        assert averager.updates == 2  # nothing changed
+        averager.go_back(0.4)
+        for value, progress in ((1.0, 0.75), (3.0, 1.0)):
+            model.weight.fill_(value)
+            averager.update(progress)
+        averager.apply()
+    assert float(model.weight) == 2.0

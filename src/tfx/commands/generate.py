@@ -124,7 +124,7 @@ class _Lines:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             self.fault = UserError(
-                f"stdin, line {number}: not UTF-8 (byte {byte:#04x}); the lines before it are decoded"
+                f"stdin, line {number + 1}: not UTF-8 (byte {byte:#04x}); lines before it are decoded"
             )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)

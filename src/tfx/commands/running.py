@@ -136,7 +136,8 @@ class Parts:
             torch.set_num_threads(config.trainer.threads)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+        # Also where it is not asked for: a process may have made another run before, as trials do.
+        torch.use_deterministic_algorithms(config.trainer.deterministic)
         if config.trainer.tensorboard:
             _require_tensorboard()
         self.stack = Stack.from_config(config)

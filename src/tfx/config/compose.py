@@ -582,7 +582,7 @@ def explain(error: Exception) -> UserError:
     """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         where = Path(str(error.filename)).absolute()
-        hint = "" if where.exists() else "; another folder for what is written is named with hydra.run.dir=…"
+        hint = "" if os.path.lexists(where) else "; another folder for what is written is named with hydra.run.dir=…"
         return UserError(f"{where} cannot be made or read: {error.strerror}{hint}")
     if isinstance(error, yaml.YAMLError):
         return UserError(f"a file of the config is not YAML: {_of_yaml(error)}")

@@ -61,8 +61,8 @@ class Arm:
 def group(runs: Sequence[Run]) -> list[Arm]:
     """Runs of one config become an arm, their seeds and those of the runs that they start from aside.
 
-    One run a seed counts: another of the same config and seed is no further sample of anything. Labels name what tells
-    the arms apart.
+    One run a seed counts: another of the same config and seed, from the same model, is no further sample of anything.
+    Labels name what tells the arms apart.
     """
     by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
@@ -70,9 +70,9 @@ def group(runs: Sequence[Run]) -> list[Arm]:
         by_config[key].append(run)
     arms = []
     for members in by_config.values():
-        by_seed: dict[int, list[Run]] = defaultdict(list)
+        by_seed: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
         for run in sorted(members, key=lambda run: (run.seed, len(str(run.path)), str(run.path))):
-            by_seed[run.seed].append(run)
+            by_seed[run.sample].append(run)
         arms.append(
             Arm("", [same[0] for same in by_seed.values()], [run for _, *more in by_seed.values() for run in more])
         )

@@ -266,8 +266,8 @@ def _warn(family: Family) -> None:
         if any(_unknown_teacher(run) for run in arm.runs):
             arm.warnings.append(Caution("a teacher of unknown cost", "it is not in the cost of training"))
         if arm.repetitions:
-            scores = {run.seed: run.test[family.metric] for run in arm.runs}
-            agree = all(run.test[family.metric] == scores[run.seed] for run in arm.repetitions)
+            scores = {run.sample: run.test[family.metric] for run in arm.runs}
+            agree = all(run.test[family.metric] == scores[run.sample] for run in arm.repetitions)
             arm.warnings.append(
                 Caution(
                     "runs again of a config and seed",

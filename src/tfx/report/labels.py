@@ -32,8 +32,12 @@ def label_arms(runs: Sequence[Run]) -> list[str]:
             words = [run.name, *(words if named[run.name] > 1 else [])]
         return " ".join(words)
 
+    # Another model is another model, whatever else tells it apart.
+    plain = min(runs, key=lambda run: len(run.techniques)).identity
+    models = [key for key in differing_keys(runs) if key.startswith("model.") and key not in chosen]
     shown = [
-        [key for key in chosen if key in run.identity and usual[run.techniques].get(key) != repr(run.identity[key])]
+        [key for key in models if repr(run.identity.get(key)) != repr(plain.get(key))]
+        + [key for key in chosen if key in run.identity and usual[run.techniques].get(key) != repr(run.identity[key])]
         for run in runs
     ]
     labels = [label(index, keys) for index, keys in enumerate(shown)]
@@ -41,7 +45,7 @@ def label_arms(runs: Sequence[Run]) -> list[str]:
         # The usual value of one is what another lacks.
         telling = [key for key in chosen if len({repr(runs[index].identity.get(key)) for index in same}) > 1]
         for index in same:
-            labels[index] = label(index, [key for key in chosen if key in shown[index] or key in telling])
+            labels[index] = label(index, list(dict.fromkeys([*shown[index], *telling])))
     for same in _alike(labels):
         for number, index in enumerate(same, 1):
             labels[index] = f"{labels[index]} ({number})"

@@ -77,6 +77,11 @@ class Run:
     sentences: str = ""
 
     @property
+    def sample(self) -> tuple[Any, ...]:
+        """What makes it a sample of its own among the runs of its config: its seed, and what it starts from."""
+        return (self.seed, *(str(self.config.get(name)) for name in _OTHER_RUNS))
+
+    @property
     def identity(self) -> dict[str, Any]:
         return self.config | self.others
 
@@ -107,6 +112,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
             left_out.append(LeftOut(folder, str(error)))
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
             left_out.append(LeftOut(folder, " ".join(f"unreadable: {type(error).__name__}: {error}".split())[:300]))
+    _without_own_seeds(runs)
     if not runs:
         why = f": {left_out[0].path}: {left_out[0].reason}" if left_out else ""
         raise UserError(f"no completed run lies below {', '.join(map(str, paths))}{why}")
@@ -172,7 +178,7 @@ def read_run(folder: Path) -> Run:
         environment=environment,
         name=str(summary.get("name") or ""),
         tags=tuple(map(str, summary.get("tags") or ())),
-        others=_other_runs(config, int(summary["seed"]), {}),
+        others=_other_runs(config, {}),
         origin=_origin(reference),
         curve=list(_curve(run.metrics)),
     )
@@ -191,11 +197,11 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _other_runs(config: dict[str, Any], seed: int, known: dict[str, str | None]) -> dict[str, str]:
+def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[str, str]:
     """For each setting that names another run, a digest of that run's config and of those that it names.
 
     Runs of several seeds often start from models of as many seeds: their paths differ, and their configs do not. Where
-    such a model is not there any more, its path stands for it, with the run's own seed in its name left out.
+    such a model is not there any more, its path stands for it.
     ``known`` has the digests so far, None for a run that is being followed, or cannot be.
     """
     others = {}
@@ -209,7 +215,7 @@ def _other_runs(config: dict[str, Any], seed: int, known: dict[str, str | None])
             try:
                 if file.is_file():
                     other = _read_config(file)
-                    other |= _other_runs(other, -1, known)
+                    other |= _other_runs(other, known)
                     digest = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16)
                     known[place] = digest.hexdigest()
             except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError, BrokenRunError):
@@ -217,10 +223,25 @@ def _other_runs(config: dict[str, Any], seed: int, known: dict[str, str | None])
         if (found := known[place]) is not None:
             others[name] = found
         elif not file.is_file():
-            path = Path(config[name])
-            own = rf"(^|[^0-9A-Za-z]|seed){seed}(?![0-9A-Za-z])"
-            others[name] = str(path.with_name(re.sub(own, r"\1{seed}", path.name)))
+            others[name] = config[name]
     return others
+
+
+def _without_own_seeds(runs: Sequence[Run]) -> None:
+    """Leaves a run's own seed out of the names of models that are not there any more, so that seeds make one arm.
+
+    A name that runs of several seeds share has none of theirs in it.
+    """
+    seeds: dict[str, set[int]] = {}
+    for run in runs:
+        for place in run.others.values():
+            seeds.setdefault(place, set()).add(run.seed)
+    for run in runs:
+        own = rf"(^|[^0-9A-Za-z]|seed){run.seed}(?![0-9A-Za-z])"
+        for name, place in run.others.items():
+            if len(seeds[place]) == 1 and place == run.config.get(name):
+                path = Path(place)
+                run.others[name] = str(path.with_name(re.sub(own, r"\1{seed}", path.name)))
 
 
 def _origin(reference: Any) -> dict[str, float]:

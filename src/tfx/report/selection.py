@@ -107,19 +107,25 @@ def _studies(runs: Sequence[Run], root: Path) -> dict[int, str]:
         # Days and times are no studies: seeds of one config may lie in several.
         if len(parts) > 1 and not re.match(r"\d{4}-\d\d-\d\d", parts[0]):
             by_folder.setdefault(Path(parts[0]), []).append(run)
-    studies = {folder: members for folder, members in by_folder.items() if len(members) > 1}
+    # A folder of one config is an arm of something larger, as those of an ablation are.
+    studies = {folder: members for folder, members in by_folder.items() if len({_config(run) for run in members}) > 1}
+    if len(studies) < 2:
+        return {}
     # Folders that share a config are one study: each is put to the first that has one of its configs.
     joined = {folder: folder for folder in studies}
     owner: dict[Any, Path] = {}
     for folder, members in studies.items():
         for run in members:
-            key = (run.techniques, *sorted((name, repr(value)) for name, value in run.identity.items()))
-            one, other = joined[folder], joined[owner.setdefault(key, folder)]
+            one, other = joined[folder], joined[owner.setdefault(_config(run), folder)]
             joined = {each: other if first == one else first for each, first in joined.items()}
     names = {
         first: " and ".join(str(each) for each, found in joined.items() if found == first) for first in joined.values()
     }
     return {id(run): names[joined[folder]] for folder, members in studies.items() for run in members}
+
+
+def _config(run: Run) -> tuple[Any, ...]:
+    return (run.techniques, *sorted((name, repr(value)) for name, value in run.identity.items()))
 
 
 def _shown(value: Any) -> str:

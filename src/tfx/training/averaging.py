@@ -85,6 +85,18 @@ class Averager:
             pairs = zip(state["average"], self._parameters, strict=True)
             self.average = [average.to(parameter.device) for average, parameter in pairs]
 
+    def go_back(self, progress: float) -> None:
+        """A state was loaded, and less of the budget may be spent than when it was saved: snapshots of what was its
+        last part are forgotten where that is yet to come.
+        """
+        if self.config.kind != "last":
+            return
+        if progress < self.config.start:
+            self.updates, self._due, self.average = 0, 0, None
+        else:
+            gap = (1.0 - self.config.start) / self.config.snapshots
+            self._due = min(self._due, int((progress - self.config.start) / gap + 1e-9))
+
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
         torch._foreach_copy_([parameter.detach() for parameter in self._parameters], values)

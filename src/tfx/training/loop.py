@@ -425,7 +425,11 @@ class Trainer:
         self._interval.load_state_dict(state["interval"])
         for name in _COUNTERS:
             setattr(self, f"_{name}", state[name])
-        # A longer budget goes on after what was the end.
+        # With a longer budget less of it is spent: validations and snapshots are due anew, and the end was none.
+        progress = self.clock.progress
+        due = int(progress / self.config.trainer.validate_every + 1e-9) + 1
+        self._next_validation = min(self._next_validation, due)
+        self.averager.go_back(progress)
         self._ended = self._ended and (self._stopped or self.clock.progress >= 1.0)
 
     # --- the account --------------------------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""Arms are told apart by their names, one run a seed counts, and a report can be asked for a part of the runs."""
+
+import json
+
+import pytest
+import yaml
+
+from tfx.cli import main
+
+
+def configured(run, **settings):
+    """Adds settings (``a__b=1``) to the saved config of a run."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name, value in settings.items():
+        *path, last = name.split("__")
+        place = config
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return run
+
+
+def facts(capsys, *words):
+    capsys.readouterr()
+    assert main(["report", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["families"]
+
+
+@pytest.fixture
+def arms(run_writer, tmp_path):
+    """Three rates with two seeds each, beside a baseline; all differ from it in much else, too."""
+    for seed in (1, 2):
+        configured(run_writer(tmp_path / f"base{seed}", seed=seed), optimizer__lr=0.001)
+        for rate in (1.5, 1.9, 2.5):
+            run = run_writer(tmp_path / f"r{rate}-{seed}", techniques=("quantize",), seed=seed, quality=0.2 * rate)
+            configured(run, technique__quantize__rate=rate, optimizer__lr=0.002, model__dropout=0.05)
+            configured(run, init_from=f"gone/dense_{seed}", technique__quantize__bits=5)
+    return tmp_path
+
+
+def test_an_arm_is_named_by_what_tells_it_from_the_others(arms, capsys):
+    (family,) = facts(capsys, arms)
+    names = {arm["arm"]: arm["seeds"] for arm in family["arms"]}
+    # Seeds that start from the models of their seeds are one arm, though these are gone.
+    assert names["no technique"] == [1, 2]
+    assert sorted(seeds for seeds in names.values()) == [[1, 2]] * 4
+    rates = [name for name in names if name.startswith("quantize")]
+    assert len(set(rates)) == 3
+    assert sum("rate=" in name for name in rates) >= 2
+    assert all("more" not in name and len(name) < 60 for name in names)
+
+
+def test_a_name_is_shown_and_filters_find_it(arms, run_writer, capsys):
+    for seed in (1, 2):
+        run = run_writer(arms / f"named{seed}", techniques=("prune",), seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"name": "the small one", "tags": ["paper", "small"]}))
+    (family,) = facts(capsys, arms)
+    assert [arm["tags"] for arm in family["arms"] if arm["arm"] == "the small one"] == [["paper", "small"]]
+    (family,) = facts(capsys, arms, "--where", "tags=paper")
+    assert [arm["name"] for arm in family["arms"]] == ["the small one"]
+    (family,) = facts(capsys, arms, "--where", "technique.quantize.rate<2", "--where", "seed=2")
+    assert [arm["seeds"] for arm in family["arms"]] == [[2], [2]]
+    families = facts(capsys, arms, "--group-by", "technique.quantize.rate")
+    assert sorted(family["section"][0] for family in families) == [
+        "technique.quantize.rate=1.5",
+        "technique.quantize.rate=1.9",
+        "technique.quantize.rate=2.5",
+        "technique.quantize.rate=null",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--where", "technique.quantize.rat=1"], "no run has a key 'technique.quantize.rat': did you mean"),
+        (["--where", "nonsense"], "--where nonsense is no condition: write key=value"),
+        (["--where", "seed=77"], "no run is left by --where seed=77"),
+        (["--group-by", "sead"], "--group-by: no run has a key 'sead': did you mean 'seed'?"),
+    ],
+)
+def test_a_filter_that_fits_nothing_is_one_line(words, says, arms, capsys):
+    assert main(["report", str(arms), *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_and_its_repetition_are_one_sample(run_writer, tmp_path, capsys):
+    for name, lr in (("a", 0.001), ("b", 0.002)):
+        for copy in ("", "-reproduced"):
+            configured(run_writer(tmp_path / f"{name}{copy}", seed=1), optimizer__lr=lr)
+    (family,) = facts(capsys, tmp_path)
+    assert [(arm["runs"], arm["spread"], len(arm["repetitions"])) for arm in family["arms"]] == [(1, None, 1)] * 2
+    assert any(line.startswith("runs again of a config and seed (2 of 2 configs)") for line in family["warnings"])
+    assert all(arm["p"] is None or not arm["seeds_resampled"] for arm in family["arms"])
+
+
+def test_one_seed_from_two_models_is_two_samples(run_writer, tmp_path, capsys):
+    for number in (7, 8):
+        run = run_writer(tmp_path / f"from{number}", techniques=("quantize",), seed=1)
+        other = configured(run_writer(tmp_path / f"dense{number}", seed=number))
+        configured(run, init_from=str(other))
+    (family,) = facts(capsys, tmp_path)
+    assert {arm["arm"]: arm["runs"] for arm in family["arms"]} == {"no technique": 2, "quantize": 2}
+
+
+def test_folders_of_several_configs_are_tables_of_their_own(run_writer, tmp_path, capsys):
+    for study in ("early", "late"):
+        for rate in (1, 2):
+            run = run_writer(tmp_path / study / f"rate{rate}", techniques=("quantize",))
+            configured(run, technique__quantize__rate=rate, model__dropout=0.1 if study == "early" else 0.2)
+    assert sorted(family["section"][0] for family in facts(capsys, tmp_path)) == ["early", "late"]
+    assert len(facts(capsys, tmp_path / "early", tmp_path / "late")) == 1

@@ -1,0 +1,77 @@
+"""The zeros of a pruned model stay, where that is asked for, whatever is done to it; else they go with a word."""
+
+import json
+
+import pytest
+import torch
+
+from tfx.cli import main
+from tfx.compression.checkpoint import load
+
+TINY = ["model.width=32", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"]
+DATA = [f"dataset.limit.{split}=30" for split in ("train", "valid", "test")] + ["evaluation=greedy"]
+DATA += ["evaluation.latency_inputs=1", "trainer.budget.steps=4", "dataset.batch_tokens=256"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    path = tmp_path_factory.mktemp("zeros")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFX_CACHE", str(path / "cache"))
+        patch.chdir(path)
+        words = ["technique=prune", "technique.prune.sparsity=0.7", "technique.prune.start=0", "hydra.run.dir=pruned"]
+        assert main(["train", *TINY, *DATA, *words]) == 0
+        yield path
+
+
+def zeros(run) -> dict[str, torch.Tensor]:
+    model = load(run, kernels=False).model
+    return {name: weight == 0 for name, weight in model.named_parameters() if weight.ndim == 2}
+
+
+def trained_on(here, name: str, *words: str) -> dict:
+    own = [*DATA, "init_from=pruned", f"hydra.run.dir={name}", "optimizer.weight_decay=0.3"]
+    assert main(["train", *own, *words]) == 0
+    return json.loads((here / name / "summary.json").read_text())
+
+
+STACKS = {
+    "alone": [],
+    "adam": ["optimizer=adam", "trainer.accumulation=2", "trainer.averaging.kind=ema"],
+    "nearest": ["technique=quantize", "technique.quantize.group=32", "technique.quantize.start=0"],
+    "gptq": ["technique=quantize", "technique.quantize.group=32", "technique.quantize.method=gptq"],
+    "rate": ["technique=quantize", "technique.quantize.rate=3"],
+    "pruned": ["technique=prune", "technique.prune.sparsity=0.8"],
+}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_zeros_stay_through_every_training(stack, here):
+    summary = trained_on(here, stack, "trainer.keep_zeros=true", *STACKS[stack])
+    before, after = zeros(here / "pruned"), zeros(here / stack)
+    assert sum(int(mask.sum()) for mask in before.values()) > 1000
+    for name, mask in before.items():
+        assert bool(after[name][mask].all()), name
+    # The weights that were not zero have moved.
+    own, other = (load(here / run, kernels=False).model.state_dict() for run in ("pruned", stack))
+    assert any(not torch.equal(own[name], other[name]) for name in before)
+    assert summary["evidence"]["keep_zeros"]["zeros_kept"] == sum(int(mask.sum()) for mask in before.values())
+    assert (here / stack / "compressed.safetensors").is_file()
+
+
+def test_zeros_that_go_are_named_and_the_file_grows(here, capsys):
+    summary = trained_on(here, "filled")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of the weights of init_from=" in said
+    assert "are zero, and training fills them" in said
+    assert "trainer.keep_zeros=true keeps them zero" in said
+    kept = trained_on(here, "kept", "trainer.keep_zeros=true")
+    assert kept["bytes"]["weights"] < 0.6 * summary["bytes"]["weights"]
+    capsys.readouterr()
+    trained_on(here, "one_shot", "trainer.budget.steps=0", "technique=quantize", "technique.quantize.group=32")
+    assert "training fills them" not in capsys.readouterr().err
+
+
+def test_without_a_model_to_start_from_there_is_nothing_to_keep(here, capsys):
+    assert main(["train", *TINY, *DATA, "trainer.keep_zeros=true"]) == 2
+    assert "trainer.keep_zeros keeps the zeros of" in capsys.readouterr().err
