@@ -385,3 +385,11 @@ def test_a_setting_changes_something(key, world):
         plans = [dict(each, plan=None) for each in (before, after)]  # a plan that repeats a setting proves nothing
         before, after = plans
     assert before != after, f"{key}={value} changes nothing"
+
+
+@pytest.mark.parametrize("context", [[], WILD, AWARE, DISTILL, SHUFFLE, PRUNE, LM], ids=str)
+def test_looking_twice_sees_the_same(context, world):
+    """Else anything would seem to change something."""
+    before = world.look(context)
+    del world.seen[tuple(context)]
+    assert world.look(context) == before

@@ -78,6 +78,34 @@ def test_names_of_the_config_come_first(tmp_path):
     assert notes == ["files of no split left out: train.csv"]
 
 
+@pytest.mark.parametrize("name", ["testset.csv", "devset.csv", "tst.csv", "devtest.csv", "valset2.csv"])
+def test_a_file_of_another_split_is_never_training_data(name, tmp_path):
+    with pytest.raises(UserError, match="holds no training split"):
+        found(tmp_path, ["data.csv", name])
+
+
+def test_held_out_data_are_for_the_user_to_place(tmp_path):
+    with pytest.raises(UserError, match=r"eval\.csv, holdout\.csv: named like data held out, and of no split"):
+        found(tmp_path, ["data.csv", "eval.csv", "holdout.csv"])
+
+
+def test_files_that_tell_no_split_are_training_data_and_named(tmp_path):
+    splits, notes = found(tmp_path, ["a.csv", "b.csv"])
+    assert splits == {"train": ["a.csv", "b.csv"]}
+    assert notes == ["train: 2 files joined, for no name tells a split: a.csv, b.csv"]
+    splits, notes = found(tmp_path, ["my_test.csv"], path=str(tmp_path / "my_test.csv"))
+    assert splits == {"train": ["my_test.csv"]}
+    assert notes == ["my_test.csv is named like test data, and is trained on: dataset.path names it alone"]
+
+
+def test_names_of_several_words_are_names_of_splits(tmp_path):
+    names = ["test_2016_flickr.lc.csv", "test_2017_flickr.lc.csv", "my_corpus-0.csv", "my_corpus-1.csv"]
+    chosen = SplitConfig(train=["my_corpus"], test=["test_2016_flickr", "test"])
+    splits, notes = found(tmp_path, names, splits=chosen)
+    assert splits == {"train": names[2:], "test": names[:1]}
+    assert "files of no split left out: test_2017_flickr.lc.csv" in notes
+
+
 def test_a_test_file_alone_is_no_training_data(tmp_path):
     with pytest.raises(UserError, match=r"holds no training split: no file is named train"):
         found(tmp_path, ["my_test.csv", "other.csv"])
@@ -120,6 +148,7 @@ def test_a_compressed_file_is_read_as_it_is(name, tmp_path):
         (zipped(a="1", b="2"), r"holds 2 files \(a, b\), and one is needed"),
         (gzip.compress("ü".encode("latin-1")), r"a\.gz, line 1: not UTF-8"),
     ],
+    ids=["cut gzip", "cut xz", "no zip", "two files", "latin-1"],
 )
 def test_a_damaged_archive_is_one_line(data, message, tmp_path):
     (tmp_path / "a.gz").write_bytes(data)
@@ -141,3 +170,8 @@ def test_a_damaged_archive_is_one_line(data, message, tmp_path):
 def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
     (tmp_path / "a").write_bytes(data)
     assert read_lines(tmp_path / "a") == lines
+
+
+def test_a_text_that_begins_like_an_archive_is_a_text(tmp_path):
+    (tmp_path / "a.txt").write_text("BZhang was here\n")
+    assert read_lines(tmp_path / "a.txt") == ["BZhang was here"]

@@ -93,7 +93,7 @@ def test_values_of_typed_columns_are_no_python(value, text):
     assert text_of(value) == text
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, [1], b"\xff", {}])
+@pytest.mark.parametrize("value", [{"a": 1}, [1], b"\xff", {}, float("inf"), datetime.timedelta(1), object()])
 def test_what_is_no_text_is_refused(value):
     with pytest.raises(ValueError, match=r"no text|decode"):
         text_of(value)

@@ -97,13 +97,14 @@ def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bo
         raise UserError(
             f"{run.path} is finished and has no saved state any more: it cannot go on, init_from={run.path} can"
         )
+    known = read_json(run.environment) if run.environment.is_file() else None
     if state is None:
         console.note(f"{run.path} has no saved state: the run starts over")
         run.clear()
     else:
         run.tidy()
         console.note(f"going on after step {state['training']['clock']['steps']:,}")
-    return _Run(config, typed, run, console, parts, state=state, extends=extends).execute()
+    return _Run(config, typed, run, console, parts, state=state, extends=extends, known=known).execute()
 
 
 class Parts:
@@ -206,7 +207,9 @@ class _Run:
         state: dict[str, Any] | None = None,
         recorded: Sequence[float] = (),
         extends: bool = False,
+        known: dict[str, Any] | None = None,
     ) -> None:
+        self.known = known
         self.config, self.typed, self.run, self.console = config, typed, run, console
         self.parts, self.state, self.recorded, self.extends = parts, state, recorded, extends
         self.device, self.stack = parts.device, parts.stack
@@ -329,13 +332,16 @@ class _Run:
         fingerprints["tokenizer"] = self.data.tokenizer.fingerprint
         fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in self.teachers.items()}
         environment = describe_environment(self.device, fingerprints)
-        if self.state is not None and self.run.environment.is_file():
-            differences = environment_differences(read_json(self.run.environment), environment)
+        if self.known is not None:
+            differences = environment_differences(self.known, environment)
             for name, (before, now) in differences.items():
                 self.console.note(
                     f"{name} was {before} and is {now}: the result may differ from an uninterrupted run's"
                 )
-            if any(name.startswith("fingerprints.") for name in differences):
+            # Of what an earlier version did not record nothing can be said.
+            if any(
+                name.startswith("fingerprints.") and before is not None for name, (before, _) in differences.items()
+            ):
                 raise UserError(f"the data, tokenizer or teacher of {self.run.path} changed since: it cannot go on")
         write_text(self.run.tokenizer, self.data.tokenizer.to_json())
         write_json(self.run.environment, environment)

@@ -21,9 +21,11 @@ _SUFFIXES = {
 # Words by which a name tells its split besides those of the config (`dataset.splits`).
 _WORDS = {
     "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev", "devel", "development"),
-    "test": ("test", "testing"),
+    "valid": ("valid", "validation", "val", "dev", "devel", "development", "devset", "valset", "validset"),
+    "test": ("test", "testing", "testset", "tst", "devtest"),
 }
+# Words of data that are not for training, whichever split they are meant for.
+_HELD_OUT = ("eval", "evaluation", "evalset", "heldout", "holdout")
 
 
 def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]:
@@ -36,6 +38,9 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
     given = Path(config.path)
     try:
         if given.is_file():
+            told = _split_of(config, _stem(config, given))
+            if told in ("valid", "test"):
+                notes.append(f"{given.name} is named like {told} data, and is trained on: dataset.path names it alone")
             return {"train": _both_sides(config, [given])}
         found = _below(config, given) if given.is_dir() else _matching(given)
     except OSError as error:
@@ -53,6 +58,14 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
     found = _once(found, notes)
     splits, unused = _by_name(config, found)
     if not splits:
+        held = [path for path in found if set(_parts(_stem(config, path))) & set(_HELD_OUT)]
+        if held and len(held) < len(found):
+            raise UserError(
+                f"{_names(held)}: named like data held out, and of no split: name them with dataset.splits.valid or "
+                "dataset.splits.test, and the rest with dataset.splits.train"
+            )
+        if len({_stem(config, path) for path in found}) > 1:
+            notes.append(f"train: {len(found)} files joined, for no name tells a split: {_names(found)}")
         return {"train": _both_sides(config, found)}
     if unused:
         notes.append(f"files of no split left out: {_names(unused)}")
@@ -139,7 +152,7 @@ def _of_first_name(config: DatasetConfig, split: str, paths: list[Path]) -> list
     """Of ``valid.*`` and ``dev.*``, both for validation, those that come first in the config's names."""
     for name in _lower(getattr(config.splits, split)):
         chosen = [path for path in paths if _stem(config, path).lower() == name]
-        chosen = chosen or [path for path in paths if name in _parts(_stem(config, path))]
+        chosen = chosen or [path for path in paths if _last_place(_parts(_stem(config, path)), name) is not None]
         if chosen:
             return chosen
     return paths
@@ -151,10 +164,14 @@ def _split_of(config: DatasetConfig, name: str) -> str | None:
     Of several words the one that is a name of the config's counts, then the last one.
     """
     parts = _parts(name)
-    for part in reversed(parts):
-        for split in SPLITS:
-            if part in _lower(getattr(config.splits, split)):
-                return split
+    named = [
+        (place, split)
+        for split in SPLITS
+        for own in getattr(config.splits, split)
+        if (place := _last_place(parts, own)) is not None
+    ]
+    if named:
+        return max(named, key=lambda found: found[0])[1]
     for part in reversed(parts):
         for split, words in _WORDS.items():
             if any(re.fullmatch(rf"(news|discuss)?{word}\d*", part) for word in words):
@@ -165,6 +182,13 @@ def _split_of(config: DatasetConfig, name: str) -> str | None:
 def _parts(name: str) -> list[str]:
     """The words of a name in lower case: parted by signs, and where a capital follows a small letter."""
     return [part.lower() for part in re.split(r"[^0-9A-Za-z\u0080-\uffff]+|(?<=[a-z])(?=[A-Z])", name) if part]
+
+
+def _last_place(parts: list[str], name: str) -> int | None:
+    """Where the words of a name stand last in those of a file, one behind the other; None where they do not."""
+    words = _parts(name)
+    places = [place for place in range(len(parts)) if words and parts[place : place + len(words)] == words]
+    return places[-1] if places else None
 
 
 def _lower(names: list[str]) -> list[str]:

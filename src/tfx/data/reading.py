@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,7 +16,8 @@ from tfx.errors import UserError
 
 # A name may end in one of these behind its own suffix; what a file is, its first bytes say.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-_GZIP, _BZIP2, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_GZIP, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")  # a text may well begin with the first three
 
 
 def plain_name(path: Path) -> str:
@@ -41,7 +43,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         if data.startswith(_GZIP):
             return gzip.decompress(data)
-        if data.startswith(_BZIP2):
+        if _BZIP2.match(data):
             return bz2.decompress(data)
         if data.startswith(_XZ):
             return lzma.decompress(data)

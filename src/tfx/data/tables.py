@@ -14,6 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def text_of(value: Any) -> str:
         raise ValueError(f"an object is no text{inner}")
     if isinstance(value, list | tuple):
         raise ValueError("a list is no text: name a column that holds texts")
-    return str(value)
+    if isinstance(value, int | Decimal) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    raise ValueError(f"{str(value)[:40]} ({type(value).__name__}) is no text")
 
 
 def references_of(value: Any) -> list[str]:

@@ -13,7 +13,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...body.rows].map((row) => [key(row.cells[column].textContent), row]);
-      rows.sort(([a], [b]) => compare(a, b) * (down ? -1 : 1));
+      rows.sort(([a], [b]) => (a === Infinity || b === Infinity ? compare(a, b) : compare(a, b) * (down ? -1 : 1)));
       body.append(...rows.map(([, row]) => row));
     });
   });
@@ -25,14 +25,14 @@ function key(text) {
   if (trimmed === "–" || trimmed === "") return Infinity;
   const clock = trimmed.match(/^(\d+):(\d\d)(?::(\d\d))?$/);
   if (clock) return clock.slice(1).filter(Boolean).reduce((sum, part) => 60 * sum + Number(part), 0);
-  const number = trimmed.match(/^[<+]?\s*(-?[\d,]*\.?\d+(?:e[-+]?\d+)?)\s*(kB|MB|GB|B)?/i);
+  const number = trimmed.match(/^[<+]?\s*(-?[\d,]*\.?\d+(?:e[-+]?\d+)?)\s*(kB|MB|GB|B)?(?=$|[\s%x±])/i);
   if (!number) return trimmed;
   const scale = { kb: 1e3, mb: 1e6, gb: 1e9 }[(number[2] || "").toLowerCase()] || 1;
   return Number(number[1].replaceAll(",", "")) * scale;
 }
 
 function compare(a, b) {
-  if (typeof a === "number" && typeof b === "number") return a - b;
+  if (typeof a === "number" && typeof b === "number") return a < b ? -1 : Number(a > b);
   if (typeof a === "number") return -1;
   if (typeof b === "number") return 1;
   return a.localeCompare(b);
