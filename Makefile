@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types format clean
+.PHONY: help install demo test test-slow lint types format docs clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,8 @@ types: $(VENV)/.installed-dev ## mypy on src/
 format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+docs: $(VENV)/.installed-docs ## the documentation as a site, in build/site
+	$(BIN)/properdocs build --strict
 clean: ## remove the virtual environment and caches, never outputs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/tfx.egg-info
 
@@ -37,4 +39,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[test,lint]'
+	@touch $@
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
 	@touch $@
