@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tfx.cli import main
 from tfx.errors import UserError
 from tfx.report.comparison import compare_runs
 from tfx.report.kept import KeptRun, keep, read_kept, write_kept
@@ -43,6 +44,13 @@ def test_kept_runs_of_several_seeds_that_start_from_kept_runs_of_one_config_are_
     small = next(arm for arm in compare_runs([root / "kept"]).families[0].arms if arm.runs[0].techniques)
     assert [run.seed for run in small.runs] == [1, 2]
     assert small.runs[0].config["init_from"] == str(root / "kept" / "study" / "dense" / "seed1")
+
+
+def test_the_page_of_a_file_of_kept_runs_lies_beside_it(study, capsys):
+    _, _, file = study
+    assert main(["report", str(file)]) == 0
+    assert "exact_match" in capsys.readouterr().out
+    assert (file.parent / "report.html").is_file()
 
 
 def test_kept_runs_that_only_their_notes_tell_apart_are_two_arms(study):

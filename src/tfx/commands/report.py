@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="tfx report", description="Compares the runs below the paths, from their files alone."
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, or folders of them"
+        "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, folders of them, or *.runs.jsonl"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="the page; default: report.html in the first path")
     parser.add_argument("--baseline", metavar="CONFIG|RUN", help="what differences are taken against")
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
 
     html = options.html
     if html is None and not (options.json or options.csv):
-        html = RunDirectory(options.paths[0]).report
+        first = options.paths[0]
+        html = RunDirectory(first.parent if first.is_file() else first).report
     comparison = report(options.paths, html, baseline=options.baseline, margin=options.margin)
     if options.json:
         print(json.dumps(comparison.facts(), indent=2, allow_nan=False, ensure_ascii=False))

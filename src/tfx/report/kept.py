@@ -46,7 +46,8 @@ class KeptRun:
 def keep(folder: Path, name: str, note: str = "", names: Mapping[str, str] | None = None) -> KeptRun:
     """What is kept of a run directory: of its training rows about twenty, all others.
 
-    ``names`` has the kept runs' names for paths in its config and summary. Raises `UserError` where it is no run directory or has no summary.
+    ``names`` has the kept runs' names for paths in its config and summary. Raises `UserError` where it is no run
+    directory or has no summary.
     """
     run = RunDirectory.open(folder)
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))

@@ -129,7 +129,7 @@ def _places(path: Path) -> Iterator[Path]:
         yield path
         return
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder: name run directories, sweeps, or folders that hold them")
+        raise UserError(f"{path} is not a folder: name run directories, sweeps, folders that hold them, or *{SUFFIX}")
     for name, below, files in os.walk(path):
         below[:] = sorted(folder for folder in below if not folder.startswith("."))
         if RunDirectory(Path(name)).summary.name in files or RunDirectory(Path(name)).config.name in files:
