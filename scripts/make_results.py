@@ -285,7 +285,7 @@ TABLES["training-speed"] = lambda: benchmark(
 TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)
 TABLES["precision"] = lambda: benchmark("precision", [("what", "what", ""), ("tokens/s", "tokens_per_second", ",.0f")])
 TABLES["precision-parts"] = lambda: benchmark(
-    "precision-parts", [("what", "what", ""), ("fp32, plain", "fp32", ""), ("faster", "faster", ""), ("by", "how", "")]
+    "precision-parts", [("what", "what", ""), ("before", "before", ""), ("after", "after", ""), ("by", "how", "")]
 )
 TABLES["soft-targets"] = lambda: benchmark("soft-targets", [("loss", "what", ""), ("ms", "milliseconds", ",.0f")])
 TABLES["saving"] = lambda: benchmark(
@@ -888,7 +888,7 @@ def tried() -> str:
             f"{TRIALS}/dense-2m-no-decay",
         ),
         ("60 % pruned and 3 bits, 2.5 M tokens", f"{TRIALS}/from-5m-prune60-3bit-2.5m", "dense", dense5),
-        ("the same with logits", f"{TRIALS}/from-5m-prune60-3bit-logits-2.5m", "dense", dense5),
+        ("the same with logits of a better teacher", f"{TRIALS}/from-5m-prune60-3bit-logits-2.5m", "dense", dense5),
         ("the same on its own outputs", f"{TRIALS}/from-5m-prune60-3bit-outputs-2.5m", "dense", dense5),
         ("70 % pruned and 3 bits on its own outputs", f"{TRIALS}/from-5m-prune70-3bit-outputs-2.5m", "dense", dense5),
         ("2 bits in groups on its own outputs", f"{TRIALS}/from-5m-2bit-outputs-2.5m", "dense", dense5),

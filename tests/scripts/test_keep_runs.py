@@ -44,4 +44,5 @@ def test_a_file_with_a_line_that_cannot_be_read_is_left_as_it_is(tmp_path, keep_
     file.write_text("{\n")
     with pytest.raises(SystemExit):
         keep_runs([str(file), f"dense/seed1={tmp_path / 'a'}"])
-    assert file.read_text() == "{\n" and ":1" in capsys.readouterr().err
+    assert file.read_text() == "{\n"
+    assert ":1" in capsys.readouterr().err
