@@ -1,6 +1,5 @@
 """docs/RESULTS.md: its tables are what the files under docs/results give, and nothing is kept that no table needs."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,52 +11,61 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_results", ROOT / "scripts" / "make_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        import make_results
+
+        yield make_results
 
 
 @pytest.fixture(scope="module")
-def made(script):
+def files(script):
+    from results import files
+
+    return files
+
+
+@pytest.fixture(scope="module")
+def made(script, files):
     """The page made anew, and the names of the kept runs and printed files that its tables read."""
     read = set()
-    arm, printed = script.arm, script.printed
+    arm, printed = files.arm, files.printed
 
     def reading_arm(*names):
         runs = arm(*names)
-        read.update(name for name, run in script.kept_runs().items() if any(run is other for other in runs))
+        read.update(name for name, run in files.kept_runs().items() if any(run is other for other in runs))
         return runs
 
     def reading_printed(name):
         read.add(name)
         return printed(name)
 
-    script.arm, script.printed = reading_arm, reading_printed
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (files, *script.SUBJECTS):
+            for name, reading in (("arm", reading_arm), ("printed", reading_printed)):
+                if hasattr(module, name):
+                    patch.setattr(module, name, reading)
         return script.make(script.PAGE.read_text(encoding="utf-8")), read
-    finally:
-        script.arm, script.printed = arm, printed
 
 
 def test_the_page_is_what_the_files_give(script, made):
     assert made[0] == script.PAGE.read_text(encoding="utf-8"), "run python scripts/make_results.py"
 
 
-def test_every_kept_run_and_printed_file_stands_behind_a_table(script, made):
-    printed = {path.stem for path in (script.FOLDER / "benchmarks").iterdir()}
-    assert {*script.kept_runs(), *printed} == made[1]
+def test_every_kept_run_and_printed_file_stands_behind_a_table(files, made):
+    printed = {path.stem for path in (files.FOLDER / "benchmarks").iterdir()}
+    assert {*files.kept_runs(), *printed} == made[1]
 
 
-def test_what_was_printed_says_by_what_where_and_when(script):
-    for path in (script.FOLDER / "benchmarks").iterdir():
+def test_what_was_printed_says_by_what_where_and_when(files):
+    for path in (files.FOLDER / "benchmarks").iterdir():
         content = json.loads(path.read_text(encoding="utf-8"))
         assert {"command", "machine", "date", "source", "rows"} <= content.keys(), path
 
 
-def test_kept_runs_that_others_name_are_kept(script):
-    names = set(script.kept_runs())
-    for name, run in script.kept_runs().items():
+def test_kept_runs_that_others_name_are_kept(files):
+    names = set(files.kept_runs())
+    for name, run in files.kept_runs().items():
         teacher = run.config["technique"].get("distill", {}).get("teacher")
         for other in (run.config.get("init_from"), run.config.get("reference"), teacher):
             assert other is None or other in names or "cache/teachers" in other, name
