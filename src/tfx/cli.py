@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tfx.errors import UserError, suggest
+from tfx.run.output import LostOutputError, lost, streams
 
 COMMANDS = {
     "train": "build data, model and stack; train; evaluate; write a run directory",
@@ -41,8 +42,34 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0 done, 2 input at fault, 1 anything else."""
+    """Runs one command and returns the exit status: 0 done, 2 input at fault, 1 anything else.
+
+    A reader of stdout that leaves (``| head``) ends a command that only prints; a run goes on, and is no failure.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with streams() as output:
+        try:
+            status = _run(words)
+        except UserError as error:
+            print(f"tfx: {error}", file=sys.stderr)
+            status = 2
+        except LostOutputError:
+            status = 1
+        finally:
+            trouble = lost(output)
+        if output.replaced:
+            print(
+                f"tfx: {output.replaced:,} characters are not in the encoding of stdout ({output.encoding}) and were "
+                "written as '?': set PYTHONIOENCODING=utf-8",
+                file=sys.stderr,
+            )
+        if trouble is not None:
+            print(f"tfx: {trouble}", file=sys.stderr)
+            status = status or 1
+    return status
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
@@ -54,17 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-sc", "--shell-completion"):
         words = _complete(words)
     name = words[0]
-    try:
-        if name not in COMMANDS:
-            raise UserError(f"command '{name}' is unknown{suggest(name, COMMANDS)}")
-        return importlib.import_module(f"tfx.commands.{name}").main(words[1:])
-    except UserError as error:
-        print(f"tfx: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader of a pipe has left (`tfx list | head`); nothing more can be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    if name not in COMMANDS:
+        raise UserError(f"command '{name}' is unknown{suggest(name, COMMANDS)}")
+    return importlib.import_module(f"tfx.commands.{name}").main(words[1:])
 
 
 def _complete(words: list[str]) -> list[str]:

@@ -25,18 +25,21 @@ class UserError(Exception):
         super().__init__(line)
 
 
-def suggest(word: str, choices: Iterable[str]) -> str:
-    """Returns ``": did you mean 'x'?"`` for the closest choice, else the list of choices, else ``""``."""
+def suggest(word: str, choices: Iterable[str], see: str = "") -> str:
+    """Returns ``": did you mean 'x'?"`` for the closest choice, else the list of choices, else ``""``.
+
+    Where the list is long, ``see`` names what explains it.
+    """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f": did you mean '{close[0]}'?"
-    # A long list of what there is helps less than the command that explains it.
     if len(known) > _MOST_LISTED:
-        return ": see `tfx train --help`"
+        # A long list of what there is helps less than the command that explains it.
+        return f": {see}" if see else f": choose one of {', '.join(known[:_MOST_LISTED])} … ({len(known):,} in all)"
     return f": choose one of {', '.join(known)}" if known else ""
 
 
 def unknown(kind: str, word: str, choices: Iterable[str]) -> UserError:
     """The error for a ``word`` that is none of the ``choices`` of its ``kind``."""
-    return UserError(f"{kind} '{word}' is unknown{suggest(word, choices)}")
+    return UserError(f"{kind} '{word}' is unknown{suggest(word, choices, see='see `tfx train --help`')}")

@@ -3,7 +3,7 @@
 import pytest
 
 from tfx.cli import main
-from tfx.config.compose import flags_last, load
+from tfx.config.compose import load, split_flags
 from tfx.config.schema import DEFAULT_BUDGET_SECONDS
 
 
@@ -16,14 +16,14 @@ from tfx.config.schema import DEFAULT_BUDGET_SECONDS
     ],
 )
 def test_flags_stand_anywhere(words):
-    assert flags_last(words) == ["seed=1,2", "model.width=16", "-m"]
+    assert split_flags(words) == (["seed=1,2", "model.width=16"], ["-m"])
 
 
 def test_a_flag_keeps_its_value():
     words = ["a=1", "--config-dir", "here", "b=2", "-cn", "config"]
     words += ["--info", "c=3", "-c", "job", "--config-dir=x", "d=4"]
     flags = ["--config-dir", "here", "-cn", "config", "--info", "-c", "job", "--config-dir=x"]
-    assert flags_last(words) == ["a=1", "b=2", "c=3", "d=4", *flags]
+    assert split_flags(words) == (["a=1", "b=2", "c=3", "d=4"], flags)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

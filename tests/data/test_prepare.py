@@ -51,7 +51,7 @@ def test_pairs_become_ids_in_order(tmp_path):
     assert data.splits["valid"].texts["references"][:] == [[target] for _, target in TRAIN]
     assert data.splits["train"].texts is None
     assert data.test_split == "valid"
-    assert data.notes == []
+    assert data.notes == ["valid: 3 rows also stand in train, and are kept"]
 
 
 def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path):
@@ -61,7 +61,8 @@ def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path):
     text = text_config(tmp_path, "aabb\n", "abßßc")
     data = prepare_data(text, context=4)
     assert data.tokenizer.decode(data.splits["valid"].tokens) == "ab<unk><unk><unk>"
-    assert data.notes == ["valid: 3 tokens that the tokenizer does not know"]
+    assert data.notes[0].startswith("valid: 5 bytes of characters that the tokenizer does not know: bits")
+    assert data.notes[1:] == ["valid: 3 tokens that the tokenizer does not know"]
 
 
 def test_the_bpe_of_pairs_learns_no_merge_from_valid(tmp_path):
@@ -80,7 +81,7 @@ def test_documents_are_closed_by_an_end_token_and_one_text_is_not(tmp_path):
         (tmp_path / "rows" / f"{split}.json").write_text(rows)
     config = DatasetConfig(path=str(tmp_path / "rows"), task="lm", format="json", tokenizer=CHAR)
     stream = prepare_data(config, context=4).splits["train"]
-    assert (stream.tokens == data.tokenizer.eos).tolist() == [False, False, True, True, False, True]
+    assert (stream.tokens == data.tokenizer.eos).tolist() == [False, False, True, False, True]
     assert stream.text_bytes == 4
 
 
@@ -222,7 +223,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path, cache, work, how):
     prepare_data(pairs_config(tmp_path), context=64)
     entries = list((cache / "tokenized").iterdir())
     assert len(entries) == 2
-    damage(next(entry for entry in entries if entry.name.endswith("train")), how)
+    damage(next(entry for entry in entries if "-train-" in entry.name), how)
     work.clear()
     assert decoded(prepare_data(pairs_config(tmp_path), context=64), "train") == TRAIN
     assert work == ["tokenize"]

@@ -357,10 +357,11 @@ def test_a_number_with_a_point_keeps_its_spelling(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
-def test_a_row_without_text_is_empty_and_zero_is_not(tmp_path, kind):
-    made = table(tmp_path, kind, [{"text": 0}, {"text": None}, {"text": 3}])
+def test_a_row_without_text_is_left_out_and_zero_is_not(tmp_path, kind):
+    made = table(tmp_path, kind, [{"text": 0}, {"text": None}, {"text": 3}, {"text": 4}])
     corpus = load(tmp_path, **made, task="lm", valid_fraction=0.4)
-    assert [row for dataset in corpus.splits.values() for row in dataset["text"][:]] == ["0", "", "3"]
+    assert [row for dataset in corpus.splits.values() for row in dataset["text"][:]] == ["0", "3", "4"]
+    assert "train: 1 rows without text left out" in corpus.notes
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])

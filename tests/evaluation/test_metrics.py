@@ -1,5 +1,6 @@
 """Metrics are those of the reference implementations: sacreBLEU, ROUGE by hand, SQuAD's published script."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from tfx.errors import UserError
 from tfx.evaluation import metrics
-from tfx.evaluation.metrics import check_metrics, exact_match_normalized, score_text, token_f1
-from tfx.report.scores import LOSS_METRICS, higher_is_better
+from tfx.evaluation.metrics import _RougeWords, check_metrics, exact_match_normalized, score_text, token_f1
+from tfx.evaluation.scripts import misfits
+from tfx.report.scores import LOSS_METRICS, higher_is_better, scorer
 
 HYPOTHESES = ["the cat sat on the mat .", "A quick brown fox", "", "nothing in common here", "the the the the the the"]
 REFERENCES = [
@@ -21,6 +23,8 @@ REFERENCES = [
     ["wholly other words"],
     ["the cat is on the mat"],
 ]
+# Those of which all is installed: flores200 needs a model from elsewhere.
+HERE = [name for name in metrics.TEXT_METRICS if name != "bleu_flores200"]
 SINGLE = [row[:1] for row in REFERENCES]
 
 
@@ -58,11 +62,11 @@ def test_the_counts_of_sentences_add_up_to_corpus_bleu(name, references):
 
 def test_perfect_output_scores_full_marks():
     texts = ["the cat sat on the mat .", "a quick brown fox jumps ."]
-    score = score_text(texts, [[text] for text in texts], metrics.TEXT_METRICS)
-    percent = {"bleu", "bleu_lowercase", "chrf"}
-    assert score.metrics == pytest.approx({name: 100.0 if name in percent else 1.0 for name in metrics.TEXT_METRICS})
+    score = score_text(texts, [[text] for text in texts], HERE)
+    percent = {name for name in HERE if name.startswith(("bleu", "chrf"))}
+    assert score.metrics == pytest.approx({name: 100.0 if name in percent else 1.0 for name in HERE})
     assert set(score.signatures) == percent
-    assert all(set(sentence) == set(metrics.TEXT_METRICS) for sentence in score.sentences)
+    assert all(set(sentence) == set(HERE) for sentence in score.sentences)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_exact_match_heeds_case_but_not_surrounding_space():
 
 
 def test_an_unknown_metric_is_refused_with_a_suggestion():
-    check_metrics(metrics.TEXT_METRICS)
+    check_metrics(HERE)
     with pytest.raises(UserError, match="metric 'blue' is unknown: did you mean 'bleu'"):
         check_metrics(["chrf", "blue"])
 
@@ -134,3 +138,55 @@ def test_rouge_without_its_library_is_refused_with_the_remedy(monkeypatch):
 def test_only_the_metrics_of_the_loss_are_better_when_lower():
     assert all(map(higher_is_better, metrics.TEXT_METRICS))
     assert not any(map(higher_is_better, LOSS_METRICS))
+
+
+# --- scripts without spaces, and other alphabets ----------------------------------------------------
+
+CHINESE = ["我们明天早上去图书馆。", "这只狗在河边睡觉。"]
+CHINESE_REFERENCES = [["我们明天上午去图书馆。"], ["那只狗在河边睡着了。"]]
+
+
+@pytest.mark.parametrize(("name", "tokenize"), [("bleu_zh", "zh"), ("bleu_char", "char"), ("bleu_ja", "ja-mecab")])
+def test_bleu_of_a_script_without_spaces_is_that_of_sacrebleu(name, tokenize):
+    score = score_text(CHINESE, CHINESE_REFERENCES, [name])
+    expected = BLEU(tokenize=tokenize).corpus_score(CHINESE, [[row[0] for row in CHINESE_REFERENCES]]).score
+    assert score.metrics[name] == pytest.approx(expected)
+    assert f"tok:{tokenize}" in score.signatures[name]
+    sums = np.sum([sentence[name] for sentence in score.sentences], axis=0, dtype=float)
+    assert float(scorer(name).corpus(sums)) == pytest.approx(expected)
+
+
+def test_bleu_that_needs_a_model_says_so_in_a_line():
+    pytest.importorskip("sacrebleu")
+    if importlib.util.find_spec("sentencepiece") is not None:
+        pytest.skip("sentencepiece is installed")
+    with pytest.raises(UserError, match=r"metric bleu_flores200 needs an extra: pip install 'tfx\[flores\]'"):
+        check_metrics(["bleu_flores200"])
+
+
+def test_a_metric_that_does_not_fit_the_script_is_named():
+    (line,) = misfits(["bleu", "chrf", "bleu_zh"], CHINESE_REFERENCES)
+    assert line.startswith("bleu counts words between spaces, and 100% of the references' letters")
+    assert misfits(["bleu"], [["a cat"], ["ein Kätzchen"], ["кошка"]]) == []
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "rouge_1", "f1"),
+    [
+        ("мама мыла раму", "мама мыла окно", 2 / 3, 2 / 3),
+        ("किताब अच्छी है", "किताब अच्छी थी", 2 / 3, 2 / 3),
+        ("猫坐垫子", "猫睡垫子", 3 / 4, 3 / 4),
+        ("แมว", "แมว", 1.0, 1.0),
+        ("The cats sat", "the cat sat", 1.0, 0.5),  # ROUGE stems English
+    ],
+)
+def test_words_of_every_script_count(hypothesis, reference, rouge_1, f1):
+    score = score_text([hypothesis], [[reference]], ["rouge_1", "f1"])
+    assert score.metrics == pytest.approx({"rouge_1": rouge_1, "f1": f1}, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["The Café's 3.5 runners-up, naïvely running", "a_b c-d (e) 12th Straße", "ÀB cœur"])
+def test_latin_words_of_rouge_are_those_of_the_reference_implementation(text):
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    assert _RougeWords().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)

@@ -13,7 +13,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.generation import decode_sources, generate
 from tfx.evaluation.quality import measure_quality
 from tfx.evaluation.scoring import score_loss
-from tfx.evaluation.speed import measure_speed, memory_bytes
+from tfx.evaluation.speed import Candidate, measure_speed, memory_bytes
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
 
@@ -95,12 +95,20 @@ def test_outputs_do_not_depend_on_the_batch_and_keep_their_order(pairs, method):
     assert alone == ["" if not text else output for text, output in zip(SOURCES, outputs[0], strict=True)]
 
 
-def test_generate_gives_one_line_for_each_text_and_none_for_an_empty_one():
+def test_text_to_text_gives_one_line_for_each_text_and_none_for_an_empty_one():
     config = EvaluationConfig(method="greedy", new_tokens=5)
-    outputs = generate(build("lm"), TOKENIZER, ["the cat", "", "a"], config)
+    outputs = generate(build("seq2seq"), TOKENIZER, ["the cat", "", "a"], config)
     assert len(outputs) == 3
     assert outputs[1] == ""
-    assert all(0 < len(output) <= 5 for output in (outputs[0], outputs[2]))
+
+
+def test_a_language_model_goes_on_from_nothing_and_says_from_where():
+    told: list[str] = []
+    config = EvaluationConfig(method="greedy", new_tokens=5)
+    outputs = generate(build("lm"), TOKENIZER, ["the cat", "", "a"], config, note=told.append)
+    assert all(0 < len(output) <= 5 for output in outputs)
+    assert len(told) == 1
+    assert told[0].startswith("line 2: no text to continue: the model goes on from ")
 
 
 def test_quality_keeps_for_each_sentence_what_its_metrics_are_made_of(pairs):
@@ -130,7 +138,10 @@ def test_speed_is_positive_and_memory_is_counted_by_weight(family, pairs):
     model = build(family)
     tokens = np.asarray(TOKENIZER.encode(["the cat sat on the mat " * 4])[0], dtype=np.uint16)
     split = pairs if family == "seq2seq" else Stream(tokens, len(tokens))
-    speed = measure_speed(model, split, TOKENIZER, EvaluationConfig(method="greedy", latency_inputs=3))
+    candidates = {"a": Candidate(model, split, TOKENIZER), "b": Candidate(build(family), split, TOKENIZER)}
+    measured = measure_speed(candidates, EvaluationConfig(method="greedy", latency_inputs=3))
+    assert list(measured) == ["a", "b"]
+    speed = measured["a"]
     assert 0 < speed["latency_ms"]["p50"] <= speed["latency_ms"]["p95"]
     assert speed["tokens_per_second"] > 0
     assert speed["memory_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())

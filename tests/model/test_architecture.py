@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
@@ -28,6 +29,18 @@ def test_a_language_model_has_no_encoder_and_no_cross_attention():
 def test_an_architecture_survives_json(config):
     architecture = Architecture.from_config(config, 100)
     assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
+
+
+def test_a_field_that_an_older_file_lacks_has_its_default():
+    @dataclass(frozen=True)
+    class Later(Architecture):
+        norm_epsilon: float = 1e-5
+
+    old = Architecture.from_config(ModelConfig(), 100).to_dict()
+    assert Later.from_dict(old).norm_epsilon == 1e-5
+    assert Later.from_dict({**old, "norm_epsilon": 1e-6}).norm_epsilon == 1e-6
+    with pytest.raises(UserError, match="does not know its norm_epsilon"):
+        Architecture.from_dict({**old, "norm_epsilon": 1e-6})
 
 
 MANY_HEADS = {"heads": 2048, "kv_heads": 2048, "cross_heads": 0, "cross_kv_heads": 0, "ffn": 1}

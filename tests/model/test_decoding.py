@@ -311,10 +311,10 @@ def test_sampling_follows_its_seed_and_its_distribution():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(4000, -1)
     config = EvaluationConfig(method="sample")
     torch.manual_seed(1)
-    draws = make_picker(config, 1, CPU)(logits)
+    draws = make_picker(config, 1, CPU, range(4000))(logits, list(range(4000)))
     torch.manual_seed(2)
-    assert torch.equal(make_picker(config, 1, CPU)(logits), draws)
-    assert not torch.equal(make_picker(config, 2, CPU)(logits), draws)
+    assert torch.equal(make_picker(config, 1, CPU, range(4000))(logits, list(range(4000))), draws)
+    assert not torch.equal(make_picker(config, 2, CPU, range(4000))(logits, list(range(4000))), draws)
     shares = draws.bincount(minlength=3) / 4000
     for share, p in zip(shares.tolist(), [0.5, 0.3, 0.2], strict=True):
         assert abs(share - p) < 6 * math.sqrt(p * (1 - p) / 4000)
@@ -333,4 +333,19 @@ def test_sampling_from_what_is_not_finite_is_a_user_error(value):
     logits = torch.zeros(2, 5)
     logits[1, 3] = value
     with pytest.raises(UserError, match="no finite numbers"):
-        make_picker(EvaluationConfig(method="sample"), 0, CPU)(logits)
+        make_picker(EvaluationConfig(method="sample"), 0, CPU, (0, 1))(logits, [0, 1])
+
+
+def test_what_is_sampled_for_an_input_depends_on_its_stream_alone(model, sources):
+    source, mask = sources
+    config = EvaluationConfig(method="sample")
+
+    def sample(rows: list[int], streams: list[int], seed: int = 1) -> list[list[int]]:
+        batch = torch.tensor(rows)
+        return translate(model, source[batch], mask[batch], torch.full((len(rows),), 9), ENDS, config, seed, streams)
+
+    together = sample([0, 0, 0, 0, 0], [0, 1, 2, 3, 400])
+    assert [sample([0], [stream])[0] for stream in (0, 1, 2, 3, 400)] == together
+    assert len({tuple(output) for output in together}) >= 4  # two draws of one output are no fault
+    # Another seed is no shift of this one.
+    assert sample([0, 0, 0], [0, 1, 2], seed=2) != sample([0, 0, 0], [1, 2, 3], seed=1)

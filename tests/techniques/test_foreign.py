@@ -8,13 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tfx.cli import main
 from tfx.config import registry
 from tfx.config.compose import compose
 from tfx.config.describe import choices, technique_settings
+from tfx.data.batching import Batch
 from tfx.errors import UserError
+from tfx.techniques.contract import Moment
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -50,7 +56,7 @@ def tfx(site, here, *arguments):
 
 def test_the_readmes_technique_is_listed_trained_and_proved(site, tmp_path):
     listed = json.loads(tfx(site, tmp_path, "list", "technique", "--json").stdout)["technique"]["drop_tokens"]
-    assert listed.splitlines()[0] == "replaces source tokens by padding, as noise"
+    assert listed.splitlines()[0] == "replaces input tokens by padding, as noise"
     assert [line.partition(":")[0] for line in listed.splitlines()[1:]] == ["cost", "paper"]
     tiny = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     limits = [f"dataset.limit.{split}=20" for split in ("train", "valid", "test")]
@@ -64,10 +70,64 @@ def test_the_readmes_technique_is_listed_trained_and_proved(site, tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["techniques"] == ["drop_tokens", "shuffle"]
-    assert summary["evidence"]["drop_tokens"]["tokens_dropped"] > 0
+    assert summary["evidence"]["drop_tokens"]["share_dropped"] > 0.1
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["technique"]["drop_tokens"]
     # The YAML's, the user's, and the class's, in this order.
     assert settings == {"share": 0.2, "end": 0.9, "start": 0.0, "allow_noop": False}
+
+
+TASKS = {
+    "seq2seq": ["model.encoder_layers=1"],
+    "lm": ["model=gpt_nano", "dataset=stdlib", "model.context=16", "dataset.tokenizer.kind=char"],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_readmes_technique_resumes_to_the_same_bits_on_both_tasks(task, package, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    tiny = ["model.decoder_layers=1", "model.width=16", "model.heads=2", "model.ffn_width=32", "evaluation=greedy"]
+    tiny += [f"dataset.limit.{split}=20" for split in ("train", "valid", "test")] + ["evaluation.latency_inputs=1"]
+    words = [*TASKS[task], *tiny, "technique=drop_tokens", "trainer.budget.steps=6", "trainer.accumulation=2"]
+    words += ["trainer.save.every_steps=2", "trainer.save.keep=9", "dataset.batch_tokens=64", "trainer.precision=fp32"]
+    words += ["technique.drop_tokens.start=0.3", "technique.drop_tokens.end=0.9"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", *words, f"hydra.run.dir={whole}"]) == 0
+    shutil.copytree(whole, cut)
+    for file in [*cut.glob("*.safetensors"), cut / "summary.json", *sorted((cut / "state").glob("step-*"))[1:]]:
+        file.unlink()
+    assert main(["resume", str(cut)]) == 0
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    evidence = [json.loads((run / "summary.json").read_text())["evidence"] for run in (whole, cut)]
+    assert evidence[0] == evidence[1]
+    assert 0.1 < evidence[0]["drop_tokens"]["share_dropped"] < 0.3
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a number is fetched from a tensor: on a GPU that waits for all that was asked of it before."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["drop_tokens", "shuffle", "mixup"])
+@pytest.mark.parametrize("task", TASKS)
+def test_transforming_a_batch_waits_for_no_device_and_stays_on_it(name, task, package):
+    kind = registry.technique_class(name)
+    technique = kind(kind.Settings(**({"share": 1.0} if name == "shuffle" else {})))
+    tokens = torch.arange(4, 28).view(4, 6)
+    tokens[1:, 4:] = 0
+    source = tokens if task == "seq2seq" else None
+    mask = tokens > 0 if task == "seq2seq" else None
+    rows = np.arange(4)
+    batch = Batch(tokens, tokens, source, mask, rows, tokens=24, positions=24, targets=24, special=(0, 1, 2))
+    # What is made without the batch's device would be made on another one.
+    with torch.device("meta"), NoWaiting():
+        changed = technique.transform_batch(batch, Moment(seed=1, step=3, batch=0, progress=0.25))
+    for field in ("target_in_BT", "source_BS"):
+        value = getattr(changed, field)
+        assert value is None or value.device.type == "cpu"
+    assert changed is not batch
 
 
 # --- where something is wrong, without a process for each ---------------------------------------------

@@ -16,6 +16,7 @@ from tfx.report.statistics import minimum_detectable_difference
 from tfx.run.console import clock, plain_console, size
 from tfx.run.directory import RunDirectory
 from tfx.run.files import read_json, write_json, write_text
+from tfx.run.sheet import Column, Sheet, settings_sheet
 from tfx.run.signals import StoppedBySignal, leaving_on_signals
 from tfx.sweep.ablation import BASELINE, ArmCost, Rates, arm_name, match_budgets, plan_subsets
 from tfx.sweep.jobs import ENDED_BADLY, Job
@@ -211,7 +212,7 @@ class _Ablation:
             [job for job in self.jobs if job.folder.parent.name == name and job.objective is not None]
             for name in (whole, BASELINE)
         )
-        origin = Path(self.config.init_from).expanduser() if self.config.init_from is not None else None
+        origin = Path(self.config.init_from) if self.config.init_from is not None else None
         if not done or not plain or (origin is not None and not RunDirectory(origin).summary.is_file()):
             without = whole if not done else BASELINE
             why = f"{origin} is no run" if done and plain else f"{without} has no result"
@@ -264,13 +265,16 @@ class _Ablation:
 
     def _show(self, plan: _Plan) -> None:
         """The arms, what they cost, and what so many seeds can show."""
-        from rich.table import Table
-
         console = plain_console(stderr=not self.config.dry_run)
         seeds = self.settings.seeds
-        table = Table(box=None, pad_edge=False)
-        for column in ("arm", "runs", "tokens a run", "TFLOPs a run", "training a run"):
-            table.add_column(column, justify="left" if column == "arm" else "right")
+        table = Sheet(
+            Column("arm"),
+            Column("runs", number=True),
+            Column("tokens a run", number=True),
+            Column("TFLOPs a run", number=True, spare=1),
+            Column("training a run", number=True, spare=2),
+            lines=False,
+        )
         for name, tokens in plan.tokens.items():
             cost = plan.costs[name]
             seconds = clock(tokens * cost.rates.seconds)
@@ -335,8 +339,6 @@ def _with_teacher_budget(config: Root, technique: str, tokens: int) -> Root:
 
 def print_help() -> None:
     """Prints what it does and its own settings; the rest are those of `tfx train`."""
-    from rich.table import Table
-
     console = plain_console()
     usage = "usage: tfx ablate '+technique=[a,b,…]' [seeds=N] [design=…] [match=…] [overrides of tfx train]\n"
     console.print(usage, markup=False, soft_wrap=True)
@@ -346,10 +348,6 @@ def print_help() -> None:
     console.print("at one budget, and reports what each adds alone and given the others. Where one compresses, also a")
     console.print("narrower dense model in 8 bits of the same bytes. `dry_run=true` tries each arm and shows the plan;")
     console.print("the same command with the `hydra.sweep.dir` of an earlier one runs what is left of it.\n")
-    table = Table(box=None, pad_edge=False)
-    for column in ("key", "default", "what it is"):
-        table.add_column(column, overflow="fold")
     launcher = ((key, f) for key, f in describe.settings(LauncherConfig, "hydra.launcher.") if f.metadata)
-    for key, f in (*describe.settings(AblateConfig), *launcher):
-        table.add_row(key, str(describe.default_of(f)), describe.explain_field(f))
-    console.print(table)
+    keys = (*describe.settings(AblateConfig), *launcher)
+    console.print(settings_sheet([(key, describe.default_of(f), describe.explain_field(f)) for key, f in keys]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from tfx.run.console import clock, number, size
+from tfx.run.sheet import Column, Sheet
 
 # Ratios of latencies on a few inputs: what lies between is noise, and neither faster nor slower.
 _FASTER, _SLOWER = 0.95, 1.1
@@ -23,17 +23,19 @@ def closing_table(summary: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _result(summary: dict[str, Any]) -> Table:
+def _result(summary: dict[str, Any]) -> Sheet:
     training, bytes_, speed = summary["train"], summary["bytes"], summary["inference"]["file"]
-    table = Table(title=f"{summary['model']} on {summary['dataset']}", title_justify="left", title_style="bold")
-    table.add_column("")
-    table.add_column("validation", justify="right")
-    table.add_column("test" if summary["test_split"] == "test" else "test (none: valid)", justify="right")
+    table = Sheet(
+        Column("", wrap=False),
+        Column("validation", number=True),
+        Column("test" if summary["test_split"] == "test" else "test (none: valid)"),
+        title=": ".join([*filter(None, [summary.get("name")]), f"{summary['model']} on {summary['dataset']}"]),
+    )
     primary = summary["primary_metric"]
     for name in dict.fromkeys((primary, *summary["test"])):
         style = "bold" if name == primary else None
         table.add_row(name, number(summary["valid"].get(name)), number(summary["test"].get(name)), style=style)
-    table.add_section()
+    table.end_section()
     unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
     seconds = f"{clock(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
     content = (
@@ -55,19 +57,17 @@ def _result(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _stages(summary: dict[str, Any]) -> Table:
+def _stages(summary: dict[str, Any]) -> Sheet:
     """A row a stage: what it did to quality, size and speed."""
     primary, dense = summary["primary_metric"], summary["bytes"]["dense_fp32"]
     unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
     base = summary["stages"][0]
-    table = Table(
+    spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
+    table = Sheet(
+        Column("stage"),
+        *(Column(name, number=True, spare=order) for name, order in spare.items()),
         title=f"stages: {primary} on validation data, differences to '{base['name']}', ms {unit}",
-        title_justify="left",
-        title_style="bold",
     )
-    table.add_column("stage", no_wrap=True)
-    for column in ("quality", "diff", "weights", "non-zero", "size", "ratio", "ms"):
-        table.add_column(column, justify="right", no_wrap=True)
     for row in summary["stages"]:
         value = row["valid"][primary]
         table.add_row(

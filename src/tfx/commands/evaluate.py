@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 from tfx.run.console import number, plain_console
 from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import write_json_lines
+from tfx.run.files import read_json, write_json_lines
+from tfx.run.sheet import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints loss and text metrics of one split, with signatures."""
-    parser = argparse.ArgumentParser(
-        prog="tfx evaluate",
-        description="Scores a run's final file, or a model file on a data set named by overrides (dataset=…).",
+    parser = Arguments(
+        "evaluate",
+        "Scores a run's final file, or a model file on a data set named by overrides (dataset=…).",
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
     parser.add_argument("overrides", nargs="*", help="changes to the run's config: evaluation.beam=1, dataset=…")
@@ -27,13 +27,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write the predictions as JSON lines")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load, read_header
     from tfx.config import compose
     from tfx.data.prepare import prepare_data
     from tfx.evaluation.metrics import check_metrics
-    from tfx.evaluation.quality import measure_quality
+    from tfx.evaluation.quality import measure_quality, quality_notes
 
     if options.path.is_dir():
         config = compose.change(compose.load(RunDirectory.open(options.path).config), options.overrides)
@@ -47,6 +47,13 @@ def main(arguments: Sequence[str]) -> int:
     check_metrics(config.dataset.metrics)
     loaded = load(options.path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
+    kept = RunDirectory(options.path).environment
+    before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
+    if before not in (None, data.corpus):
+        notes.insert(0, "these are not the data that the run was made with: files or settings of the data set differ")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     split = options.split if options.split in data.splits else data.test_split
     quality = measure_quality(
         loaded.model, data.splits[split], loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed
@@ -57,10 +64,12 @@ def main(arguments: Sequence[str]) -> int:
         facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
         print(json.dumps({**facts, "metrics": quality.metrics, "signatures": quality.signatures}, indent=2))
         return 0
-    table = Table(title=f"{loaded.path} on {config.dataset.name}, {split}", title_justify="left", title_style="bold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("signature", style="dim", overflow="fold")
+    table = Sheet(
+        Column("metric"),
+        Column("value", number=True),
+        Column("signature", style="dim"),
+        title=f"{loaded.path} on {config.dataset.name}, {split}",
+    )
     for name, value in quality.metrics.items():
         table.add_row(name, number(value), quality.signatures.get(name, ""))
     plain_console().print(table)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
+from tfx.run.console import plain_console
 
 _LINES_AT_ONCE = 256
 
 
 def main(arguments: Sequence[str]) -> int:
     """Decodes the texts, or the lines of stdin; nothing else goes to stdout."""
-    parser = argparse.ArgumentParser(
-        prog="tfx generate",
-        description="Decodes each TEXT, or each line of stdin. Text to text: its output; a language model: the text "
+    parser = Arguments(
+        "generate",
+        "Decodes each TEXT, or each line of stdin. Text to text: its output; a language model: the text "
         "and its continuation, line ends written as \\n so that one line stays one line.",
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--new-tokens", type=int, help="how many a language model adds at most")
     parser.add_argument("--seed", type=int, default=1, help="of sampling (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load
     from tfx.config.compose import check_values
@@ -47,19 +50,82 @@ def main(arguments: Sequence[str]) -> int:
         if config.method == "beam":
             raise UserError("--method beam is for text to text: a language model decodes by greedy or sample")
         config = replace(config, method="sample" if config.method == "auto" else config.method)
-    lines = iter(options.texts) if options.texts else _stdin_lines()
+    notes = plain_console(stderr=True)
+    for option in _without_effect(options, config, is_lm):
+        notes.print(f"note: {option}")
+    for number, text in enumerate(options.texts, start=1):
+        _check_utf8(text, number)
+    source = _Lines()
+    lines = iter(options.texts) if options.texts else source.read()
+    done = 0
     while batch := list(islice(lines, _LINES_AT_ONCE)):
-        outputs = generate(loaded.model, loaded.tokenizer, batch, config, seed=options.seed)
+        outputs = generate(
+            loaded.model,
+            loaded.tokenizer,
+            batch,
+            config,
+            seed=options.seed,
+            first=done,
+            note=lambda message: notes.print(f"note: {message}"),
+        )
+        done += len(batch)
         for text, output in zip(batch, outputs, strict=True):
             shown = (text + output).replace("\\", "\\\\").replace("\n", "\\n") if is_lm else output
             sys.stdout.write(shown.replace("\r", " ") + "\n")
         sys.stdout.flush()
+    if source.fault is not None:
+        raise source.fault
     return 0
 
 
-def _stdin_lines() -> Iterator[str]:
+def _without_effect(options: Any, config: EvaluationConfig, is_lm: bool) -> list[str]:
+    """Says which options of the command line change nothing, and why."""
+    method = config.method
+    if method == "auto":
+        method = "beam" if config.beam > 1 else "greedy"
+    found = []
+    if method != "sample":
+        given = [name for name in ("temperature", "top_k", "top_p") if getattr(options, name) is not None]
+        given += ["seed"] if options.seed != 1 else []
+        found += [
+            f"--{name.replace('_', '-')} has no effect: decoding is by {method}, not by --method sample"
+            for name in given
+        ]
+    if options.beam is not None and (is_lm or method == "sample" or options.method == "greedy"):
+        found.append(f"--beam has no effect: decoding is by {method}")
+    if options.new_tokens is not None and not is_lm:
+        found.append("--new-tokens has no effect: an output of text to text ends by itself")
+    return found
+
+
+def _check_utf8(text: str, number: int) -> None:
     try:
-        for line in sys.stdin.buffer:
-            yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise UserError(f"stdin is not UTF-8: {error}") from None
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"text {number} on the command line is not UTF-8: convert it") from None
+
+
+class _Lines:
+    """The lines of stdin. What is wrong with one ends them, and is kept in ``fault``: those before it are whole."""
+
+    def __init__(self) -> None:
+        self.fault: UserError | None = None
+
+    def read(self) -> Iterator[str]:
+        """Each line without its end, and the first one without a byte order mark."""
+        if sys.stdin is None:
+            raise UserError("stdin is closed: give the texts as arguments, or as lines on stdin")
+        number = 0
+        try:
+            for line in sys.stdin.buffer:
+                text = line.decode("utf-8" if number else "utf-8-sig")
+                number += 1
+                yield text.removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            self.fault = UserError(
+                f"stdin, line {number}: not UTF-8 (byte {byte:#04x}); the lines before it are decoded"
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.fault = UserError(f"stdin cannot be read behind line {number}: {reason}")

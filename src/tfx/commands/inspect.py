@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from rich.table import Table
-
+from tfx.run.arguments import Arguments
 from tfx.run.console import plain_console
+from tfx.run.sheet import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints per tensor shape, codec, bits per weight, sparsity and bytes, and totals that add up to the file."""
-    parser = argparse.ArgumentParser(prog="tfx inspect", description="What a model file holds, tensor by tensor.")
+    parser = Arguments("inspect", "What a model file holds, tensor by tensor.")
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load, read_header, tensor_rows, unique_tensors
     from tfx.run.directory import model_file
@@ -46,11 +45,15 @@ def main(arguments: Sequence[str]) -> int:
         }
         print(json.dumps(content, indent=2))
         return 0
-    table = Table(title=str(file), title_justify="left", title_style="bold")
-    for column, justify in (("tensor", "left"), ("shape", "left"), ("codec", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for column in ("bits/weight", "sparsity", "bytes"):
-        table.add_column(column, justify="right")
+    table = Sheet(
+        Column("tensor"),
+        Column("shape", spare=3, wrap=False),
+        Column("codec", spare=4),
+        Column("bits/weight", number=True, spare=1),
+        Column("sparsity", number=True, spare=2),
+        Column("bytes", number=True),
+        title=str(file),
+    )
     for row in rows:
         table.add_row(
             row["name"],
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{row['sparsity']:.1%}",
             f"{row['bytes']:,}",
         )
-    table.add_section()
+    table.end_section()
     for name, bytes_ in (
         (f"weights ({parameters:,} parameters)", header.bytes.weights),
         ("tokenizer", header.bytes.tokenizer),

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from tfx.config.describe import GROUPS, choices
 from tfx.errors import unknown
+from tfx.run.arguments import Arguments
 from tfx.run.console import plain_console
+from tfx.run.sheet import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints every group's choices with one line each, or those of the groups that are named."""
-    parser = argparse.ArgumentParser(prog="tfx list", description="The models, data sets, techniques … there are.")
+    parser = Arguments("list", "The models, data sets, techniques … there are.")
     parser.add_argument("groups", nargs="*", help="only these: " + ", ".join(GROUPS))
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     wanted = []
     for word in options.groups:
         # `tfx list models` reads better than `tfx list model`.
@@ -32,9 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     console = plain_console()
     for group, entries in found.items():
-        table = Table(title=group, title_justify="left", title_style="bold", show_header=False, box=None)
-        table.add_column(no_wrap=True, style="cyan")
-        table.add_column()
+        table = Sheet(Column("", wrap=False, style="cyan"), Column(""), title=group, lines=False)
         for name, text in entries.items():
             table.add_row(f"{group}={name}", text)
         if not entries:

@@ -19,7 +19,7 @@ from tfx.data.prepare import Pairs, PreparedData, prepare_data
 from tfx.errors import UserError
 from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.scoring import run_batch
-from tfx.evaluation.speed import measure_speed
+from tfx.evaluation.speed import Candidate, measure_speed
 from tfx.model.transformer import Transformer
 from tfx.run.console import RunConsole, number
 from tfx.run.directory import RunDirectory, model_file
@@ -87,10 +87,14 @@ class Measurer:
         self.console.decoding(what, done, total)
         raise_if_signalled()
 
-    def speed(self, loaded: checkpoint.LoadedModel, data: PreparedData | None = None) -> dict[str, Any]:
-        """Latency, throughput and memory of a model on the inputs of the test split; ``data`` as for `quality`."""
-        split = (data or self.data).splits[self.data.test_split]
-        return measure_speed(loaded.model, split, loaded.tokenizer, self.config.evaluation)
+    def speeds(self, **models: tuple[checkpoint.LoadedModel, PreparedData]) -> dict[str, dict[str, Any]]:
+        """Latency, throughput and memory of models, in turn, each on the inputs of the test split of its own data."""
+        split = self.data.test_split
+        candidates = {
+            name: Candidate(loaded.model, data.splits[split], loaded.tokenizer)
+            for name, (loaded, data) in models.items()
+        }
+        return measure_speed(candidates, self.config.evaluation)
 
     # --- the reference --------------------------------------------------------------------------------
 
@@ -101,22 +105,20 @@ class Measurer:
         loaded = checkpoint.load(file, str(self.device))
         if (loaded.model.architecture.family == "seq2seq") != (self.data.task == "seq2seq"):
             raise UserError(f"reference {path} is of another task than dataset '{self.data.name}'")
-        data = self.data
-        is_other = loaded.tokenizer.fingerprint != data.tokenizer.fingerprint
+        is_other = loaded.tokenizer.fingerprint != self.data.tokenizer.fingerprint
         # With a part of its tokens, the text is the same tokens wherever they are enough.
-        is_part = loaded.tokenizer.fingerprint == data.reduced_from
+        is_part = loaded.tokenizer.fingerprint == self.data.reduced_from
         if is_other and not is_part and self.primary in ("loss", "perplexity"):
             raise UserError(
                 f"reference {path} has another tokenizer than the run, so their {self.primary} is of different "
                 "tokens: give the run the reference's (dataset.tokenizer.path=REFERENCE_RUN/tokenizer.json)"
             )
-        if is_other or _longest(data) > loaded.model.architecture.context:
-            data = self._reference_data(loaded, f"{name} {path}")
+        data, notes = self._data_for(loaded, f"{name} {path}")
+        if notes:
+            self.console.note(f"{name} {path} is measured in its own way: {'; '.join(notes)}")
         bytes_ = checkpoint.read_header(file).bytes
         valid = self.quality(loaded, "valid", data).metrics
         test = valid if data.test_split == "valid" else self.quality(loaded, "test", data).metrics
-        speed = self.speed(loaded, data)
-        self.inference["reference"] = speed
         self.reference = {
             "name": name,
             "path": str(path),
@@ -128,35 +130,50 @@ class Measurer:
         }
         if path.is_dir() and (cost := RunDirectory(path).training_cost()):
             self.reference["train"] = cost
-        self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, speed)
+        # Its speed is taken at the end, in turn with that of the file.
+        self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, latency=0.0)
 
-    def _reference_data(self, loaded: checkpoint.LoadedModel, what: str) -> PreparedData:
-        """The run's data in the tokens and the context of its reference; says where that leaves less of them."""
+    def _data_for(self, loaded: checkpoint.LoadedModel, what: str) -> tuple[PreparedData, list[str]]:
+        """The run's data in the tokens and the context of another model, and where that leaves less of them."""
+        same = loaded.tokenizer.fingerprint == self.data.tokenizer.fingerprint
+        if same and _longest(self.data) <= loaded.model.architecture.context:
+            return self.data, []
         try:
             data = prepare_data(self.config.dataset, loaded.model.architecture.context, loaded.tokenizer)
         except UserError as error:
             raise UserError(f"{what} cannot be measured on the run's data: {error}") from error
-        less = [note for note in data.notes if note not in self.data.notes and not note.startswith("train:")]
-        if less:
-            self.console.note(f"{what} is measured in its own way: {'; '.join(less)}")
-        return data
+        return data, [note for note in data.notes if note not in self.data.notes and not note.startswith("train:")]
 
     def measure_inference(self, loaded: checkpoint.LoadedModel, plain: Path) -> None:
-        """Speed and memory of the final file, and of the same model as plain tensors in fp32 and bf16."""
-        self.inference["file"] = self.speed(loaded)
-        if loaded.path == plain:
-            self.inference["plain_fp32"] = self.inference["file"]
-        else:
-            self.inference["plain_fp32"] = self.speed(checkpoint.load(plain, str(self.device)))
+        """Speed and memory of the final file, of its model as plain tensors in fp32 and bf16, and of the reference.
+
+        They take turns, so that a machine that is slower for a while is so for all of them.
+        """
         reduced = checkpoint.load(plain, str(self.device))
         reduced.model.bfloat16()
-        self.inference["plain_bf16"] = self.speed(reduced)
+        models = {"file": (loaded, self.data), "plain_bf16": (reduced, self.data)}
+        if loaded.path != plain:
+            models["plain_fp32"] = (checkpoint.load(plain, str(self.device)), self.data)
+        if self.reference is not None:
+            path = Path(self.reference["path"])
+            other = checkpoint.load(model_file(path), str(self.device))
+            models["reference"] = (other, self._data_for(other, f"{self.reference['name']} {path}")[0])
+        self.inference = self.speeds(**models)
+        self.inference.setdefault("plain_fp32", self.inference["file"])
+        for row in self.stages:
+            if row["name"] in ("reference", "file") or row is self.stages[-2]:
+                # The last stage before it was measured on the file.
+                measured = "reference" if row["name"] == "reference" else "file"
+                row["latency_ms"] = self.inference[measured]["latency_ms"]["p50"]
 
     # --- stages ---------------------------------------------------------------------------------------
 
     def dense_bytes(self, architecture: Architecture) -> int:
         """Weights and header of a model as a plain fp32 file, which is written, measured and removed."""
-        with self._temporary(Transformer(architecture)) as file:
+        with torch.device("meta"):
+            shapes = Transformer(architecture).state_dict()
+        zeros = {name: torch.zeros(shape.shape) for name, shape in shapes.items()}
+        with self._temporary(Transformer.holding(architecture, zeros)) as file:
             account = checkpoint.read_header(file).bytes
         return account.weights + account.header
 
@@ -235,11 +252,12 @@ class Measurer:
         valid: dict[str, float],
         size: int,
         seconds: float,
-        speed: dict[str, Any] | None = None,
+        latency: float | None = None,
         counts: tuple[int, int] | None = None,
     ) -> None:
         parameters, nonzero = counts or count_parameters(loaded.model)
-        speed = speed or self.speed(loaded)
+        if latency is None:
+            latency = self.speeds(stage=(loaded, self.data))["stage"]["latency_ms"]["p50"]
         self.stages.append(
             {
                 "name": name,
@@ -248,7 +266,7 @@ class Measurer:
                 "parameters": parameters,
                 "nonzero_parameters": nonzero,
                 "seconds": seconds,
-                "latency_ms": speed["latency_ms"]["p50"],
+                "latency_ms": latency,
             }
         )
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 from tfx.run.directory import RunDirectory
 from tfx.run.files import write_text
 
@@ -20,19 +20,28 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the table, or the same facts as JSON or CSV, and writes the page."""
-    parser = argparse.ArgumentParser(
-        prog="tfx report", description="Compares the runs below the paths, from their files alone."
-    )
+    parser = Arguments("report", "Compares the runs below the paths, from their files alone.")
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, folders of them, or *.runs.jsonl"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="the page; default: report.html in the first path")
     parser.add_argument("--baseline", metavar="CONFIG|RUN", help="what differences are taken against")
     parser.add_argument("--margin", type=float, metavar="X", help="test who loses less than X of the primary metric")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only runs of which this is true, by any setting, name, tags, seed, …; also !=, <, >, <=, >=; repeatable",
+    )
+    parser.add_argument(
+        "--group-by", action="append", default=[], metavar="KEY", help="a table for each value of a key; repeatable"
+    )
+    parser.add_argument("--details", action="store_true", help="say of each warning which configs it is about")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="as JSON on stdout; a page only where --html names it")
     shown.add_argument("--csv", action="store_true", help="one line a config; a page only where --html names it")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     if options.margin is not None and not 0 < options.margin < float("inf"):
         raise UserError(f"--margin {options.margin} must be above 0, in the unit of the primary metric")
 
@@ -40,27 +49,32 @@ def main(arguments: Sequence[str]) -> int:
     if html is None and not (options.json or options.csv):
         first = options.paths[0]
         html = RunDirectory(first.parent if first.is_file() else first).report
-    comparison = report(options.paths, html, baseline=options.baseline, margin=options.margin)
+    comparison = report(
+        options.paths,
+        html,
+        baseline=options.baseline,
+        margin=options.margin,
+        where=options.where,
+        group_by=options.group_by,
+    )
     if options.json:
         print(json.dumps(comparison.facts(), indent=2, allow_nan=False, ensure_ascii=False))
     elif options.csv:
         _write_csv(comparison)
     else:
-        print_comparison(comparison)
+        print_comparison(comparison, details=options.details)
         print(f"page: {html}")
     return 0
 
 
-def report(
-    paths: Sequence[Path], html: Path | None, *, baseline: str | None = None, margin: float | None = None
-) -> Comparison:
-    """Compares the runs below the paths and writes the page to ``html``, None: nowhere.
+def report(paths: Sequence[Path], html: Path | None, **choices: Any) -> Comparison:
+    """Compares the runs below the paths, with the choices of `compare_runs`, and writes the page; None: nowhere.
 
-    Raises `UserError` where no completed run is found, the baseline is unknown or the page cannot be written.
+    Raises `UserError` where no completed run is found, a choice fits none, or the page cannot be written.
     """
     from tfx.report.comparison import compare_runs
 
-    comparison = compare_runs(paths, baseline=baseline, margin=margin)
+    comparison = compare_runs(paths, **choices)
     if html is not None:
         from tfx.report.page import render
 
@@ -72,52 +86,52 @@ def report(
     return comparison
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """The table on stdout; warnings and what was left out on stderr."""
-    from rich.table import Table
-
+def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
+    """The tables on stdout; warnings and what was left out on stderr."""
     from tfx.report.page import CONTRIBUTION_COLUMNS, contribution_rows, table_columns, table_rows
     from tfx.run.console import plain_console
+    from tfx.run.sheet import Column, Sheet
 
     console, notes = plain_console(), plain_console(stderr=True)
-    if not console.is_terminal:
-        console = plain_console(width=160)
-    # A narrow terminal has no room for costs; the page has them all.
-    costs = ["p (Holm)", "file", "latency", "training"] if console.width >= 120 else ["p (Holm)", "file"]
     for family in comparison.families:
-        table = Table(title=f"{family.dataset}: {family.metric}", title_justify="left", title_style="bold")
-        table.add_column("config", overflow="fold", min_width=12)
-        for column in ("runs", family.metric, "difference", *costs):
-            table.add_column(column, justify="right", overflow="fold")
-        table.add_column("verdict", overflow="fold", min_width=10)
+        columns = table_columns(family)
+        # What is needed least goes first where the terminal is narrow; the page has all.
+        spare = {"runs": 3, "difference": 0, "95 %": 5, "p (Holm)": 2, "p not worse": 2, "file": 1}
+        spare |= {"latency": 6, "training": 7, "verdict": 4}
+        shown = [name for name in columns if name in spare or name == family.metric]
+        numbers = (Column(name, number=name != "verdict", spare=spare.get(name, 0)) for name in shown)
+        table = Sheet(Column("config"), *numbers, title=family.title)
         for arm, row in zip(family.arms, table_rows(family), strict=True):
-            cells = dict(zip(table_columns(family), row, strict=True))
-            difference = cells["difference"] + (f" ({cells['95 %']})" if arm.difference else "")
-            shown = [cells["config"], cells["runs"], cells[family.metric], difference]
-            shown += [cells[name] for name in (*costs, "verdict")]
-            table.add_row(*shown, style="bold" if arm is family.baseline else None)
+            cells = dict(zip(columns, row, strict=True))
+            style = "bold" if arm is family.baseline else None
+            table.add_row(cells["config"], *(cells[name] for name in shown), style=style)
         console.print(table)
         if family.contributions:
-            adds = Table(title=f"what each technique adds to {family.metric}", title_justify="left")
-            for name in CONTRIBUTION_COLUMNS:
-                adds.add_column(name, overflow="fold")
+            adds = Sheet(
+                *(Column(name, spare=index) for index, name in enumerate(CONTRIBUTION_COLUMNS)),
+                title=f"what each technique adds to {family.metric}",
+            )
             for texts in contribution_rows(family):
                 adds.add_row(*texts)
             console.print(adds)
         for warning in family.warnings:
-            notes.print(f"warning: {warning}", soft_wrap=True)
+            notes.print(f"{family.title}, read with care: {warning}")
+        for line in family.details if details else ():
+            notes.print(f"  {line}")
     for item in comparison.left_out:
-        notes.print(f"left out: {item.path}: {item.reason}", soft_wrap=True)
+        notes.print(f"left out: {item.path}: {item.reason}")
 
 
 def _write_csv(comparison: Comparison) -> None:
-    skipped = ("on_front", "metrics", "warnings", "paths", "seeds")
+    skipped = ("on_front", "metrics", "warnings", "paths", "seeds", "tags", "repetitions")
     writer = None
     for family in comparison.facts()["families"]:
         for arm in family["arms"]:
-            row = {key: family[key] for key in ("dataset", "metric", "baseline")}
+            row = {"section": " ".join(family["section"])}
+            row |= {key: family[key] for key in ("dataset", "metric", "baseline")}
             row |= {key: value for key, value in arm.items() if key not in skipped}
             row["seeds"] = " ".join(map(str, arm["seeds"]))
+            row["tags"] = " ".join(arm["tags"])
             if writer is None:
                 writer = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
                 writer.writeheader()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -12,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from tfx.commands.running import status_of, train
 from tfx.config import compose
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 from tfx.run.console import number, plain_console
 from tfx.run.directory import RunDirectory
 from tfx.run.environment import environment_differences, flat
 from tfx.run.files import read_json, sha256, write_json
+from tfx.run.sheet import Column, Sheet
 
 # What is measured in seconds is never the same twice.
 _TIMES = ("seconds", "tokens_per_second", "latency_ms")
@@ -29,9 +28,9 @@ _TOLERANCE = 0.02
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0 where the runs agree: to the bit in one environment, else within the tolerance."""
-    parser = argparse.ArgumentParser(
-        prog="tfx reproduce",
-        description="Runs the config that RUN saved in another directory, and compares them. In the same environment "
+    parser = Arguments(
+        "reproduce",
+        "Runs the config that RUN saved in another directory, and compares them. In the same environment "
         "(versions, hardware, threads, data) they must agree to the bit, else every metric within the tolerance.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         help=f"in another environment: largest relative difference of a metric (default {_TOLERANCE:g})",
     )
     parser.add_argument("--json", action="store_true", help="the comparison as JSON on stdout")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     if not 0 <= options.tolerance < math.inf:
         raise UserError(f"--tolerance={options.tolerance:g} is no relative difference: give 0 or more")
 
@@ -170,9 +169,13 @@ def _free(path: Path) -> Path:
 def _print(found: dict[str, Any]) -> None:
     console = plain_console()
     old, new = found["runs"]
-    table = Table(title=f"{old} and {new}", title_justify="left", title_style="bold")
-    for column in ("metric", "before", "now", "relative difference"):
-        table.add_column(column, justify="left" if column == "metric" else "right", overflow="fold")
+    table = Sheet(
+        Column("metric"),
+        Column("before", number=True),
+        Column("now", number=True),
+        Column("relative difference", number=True, spare=1),
+        title=f"{old} and {new}",
+    )
     # The curves are compared as a whole: a row each would be a thousand.
     curves = {name: pair for name, pair in found["metrics"].items() if " at step " in name and "(final)" not in name}
     for name, (before, now) in found["metrics"].items():

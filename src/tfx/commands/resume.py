@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,42 +11,68 @@ from tfx.commands.running import resume, status_of
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.errors import UserError
+from tfx.run.arguments import Arguments
 from tfx.run.directory import RunDirectory
 from tfx.run.lock import locked
 
-# What may be set anew: nothing that was done so far depends on it.
+# What may be set anew: nothing that was done so far depends on it. Data may have moved; that they are the same is
+# checked by their fingerprint.
 SAFE = (
     "trainer.budget.",
     "trainer.save.",
     "trainer.instability.",
     "trainer.log_every",
     "trainer.tensorboard",
+    "dataset.path",
+    "dataset.tokenizer.path",
+    "name",
+    "tags",
     "max_quality_drop",
     "on_quality_drop",
 )
 
 
+# A budget of seconds ends with the step in which it is spent.
+_LAST_STEP = 1.0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Takes the run up again, with settings that are safe to change."""
-    parser = argparse.ArgumentParser(
-        prog="tfx resume",
-        description="Goes on with a run from its last saved state, to the same bits as if it had never stopped.",
+    parser = Arguments(
+        "resume",
+        "Goes on with a run from its last saved state, to the same bits as if it had never stopped.",
         epilog=f"A longer budget and other settings that change nothing done so far may be given: {', '.join(SAFE)}.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.budget.steps=2000")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
 
     run = RunDirectory.open(options.run)
     with locked(run.path):
-        # An unreadable summary is of a run that did not complete.
-        if run.summary.is_file() and run.read_summary().get("status") == "completed":
-            print(f"{run.path} is finished: `tfx train init_from={run.path} …` trains its model on", file=sys.stderr)
-            return 0
         saved = compose.load(run.config)
         config = _changed(saved, options.overrides)
-        status, _ = status_of(lambda: resume(config, [*run.read_overrides(), *options.overrides], run))
+        summary = run.read_summary() if run.summary.is_file() else {}
+        is_finished = summary.get("status") == "completed"
+        if is_finished and not _is_longer(config.trainer.budget, summary["train"]):
+            name, value = _budget(config.trainer.budget)
+            print(
+                f"{run.path} is finished: a longer budget goes on with it (it had trainer.budget.{name}={value:g}), "
+                f"`tfx train init_from={run.path} …` trains its model on",
+                file=sys.stderr,
+            )
+            return 0
+        typed = [*run.read_overrides(), *options.overrides]
+        status, _ = status_of(lambda: resume(config, typed, run, extends=is_finished))
     return status
+
+
+def _is_longer(budget: BudgetConfig, spent: dict[str, Any]) -> bool:
+    """Whether a budget goes beyond what a finished run has spent; raises `UserError` where that stopped early."""
+    name, value = _budget(budget)
+    left = value > spent[name] + (_LAST_STEP if name == "seconds" else 0)
+    if left and spent.get("stopped_early"):
+        raise UserError("the run stopped early, by its validations: a longer budget does not go on with it")
+    return left
 
 
 def _changed(saved: Root, overrides: Sequence[str]) -> Root:

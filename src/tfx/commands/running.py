@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +23,21 @@ from tfx.run.signals import leaving_on_signals
 if TYPE_CHECKING:
     import torch
 
+    from tfx.commands.teacher import StandIn
     from tfx.compression.checkpoint import LoadedModel
     from tfx.data.batching import Batch
     from tfx.data.prepare import PreparedData
-    from tfx.data.sources import Corpus
+    from tfx.data.sources import Corpus, SourceFile
     from tfx.data.tokenizer import Tokenizer
     from tfx.evaluation.quality import Quality
     from tfx.model.transformer import Transformer
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
     from tfx.training.loop import TrainingResult
+
+
+# A model with more zeros than this was pruned.
+_MANY_ZEROS = 0.02
 
 
 class ReportedError(Exception):
@@ -58,9 +64,10 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
     console = RunConsole()
     if RunDirectory(folder).config.exists():
         RunDirectory.create(folder)  # says that it is not overwritten
-    parts = _Parts(config, console, folder)
+    parts = Parts(config, console, folder)
     if config.dry_run:
         parts.prepare()
+        parts.show()
         console.close()
         return None
     run = RunDirectory.create(folder)
@@ -75,26 +82,31 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
             raise
 
 
-def resume(config: Root, typed: Sequence[str], run: RunDirectory) -> dict[str, Any]:
+def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> dict[str, Any]:
     """Goes on with the run of ``config`` from its newest whole state, or from the start where there is none.
 
-    The caller holds the lock of the run directory.
+    With ``extends`` the run is finished, and goes on with a longer budget: its result stays until there is another, and
+    without a state `UserError` is raised. The caller holds the lock of the run directory.
     """
     from tfx.training.state import newest_state
 
     console = RunConsole()
-    parts = _Parts(config, console, run.path)
+    parts = Parts(config, console, run.path)
     state = newest_state(run.state, parts.device, console.note)
+    if state is None and extends:
+        raise UserError(
+            f"{run.path} is finished and has no saved state any more: it cannot go on, init_from={run.path} can"
+        )
     if state is None:
         console.note(f"{run.path} has no saved state: the run starts over")
         run.clear()
     else:
         run.tidy()
         console.note(f"going on after step {state['training']['clock']['steps']:,}")
-    return _Run(config, typed, run, console, parts, state=state).execute()
+    return _Run(config, typed, run, console, parts, state=state, extends=extends).execute()
 
 
-class _Parts:
+class Parts:
     """What a run is made of: device and stack at once, then teachers, data and model."""
 
     def __init__(self, config: Root, console: RunConsole, folder: Path) -> None:
@@ -129,23 +141,28 @@ class _Parts:
             _require_tensorboard()
         self.stack = Stack.from_config(config)
         if config.reference is not None:
-            model_file(Path(config.reference).expanduser())  # says before any training that it is not there
+            model_file(Path(config.reference))  # says before any training that it is not there
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
 
-    def prepare(self) -> None:
-        """Makes the rest, in a dry run without the teachers, and shows the header.
+    def prepare(self, stand_in: StandIn | None = None) -> None:
+        """Makes the rest, in a dry run without the teachers.
 
-        Raises `UserError` for data or settings that do not fit.
+        With ``stand_in`` teachers that are yet to be trained are what it returns, once there are data, and no text is
+        changed by them. Raises `UserError` for data or settings that do not fit.
         """
-        from tfx.commands.teacher import make_teachers
+        from tfx.commands.teacher import make_teachers, stand_in_teachers
         from tfx.data.prepare import prepare_data
+        from tfx.evaluation.quality import quality_notes
 
         config, stack = self.config, self.stack
-        if not config.dry_run:
+        is_real = not config.dry_run and stand_in is None
+        if is_real:
             self.teachers = make_teachers(config, stack, self.device, self.console)
-        transform = stack.prepare_data if stack.order["prepare_data"] and not config.dry_run else None
+        transform = stack.prepare_data if stack.order["prepare_data"] and is_real else None
         origin, self.data = read_inputs(config, transform)
+        if stand_in is not None:
+            self.teachers = stand_in_teachers(config, stack, self.data, self.device, stand_in)
         self.model = build_model(config, self.data, self.device, origin)
         # Before anything is removed: what the size of the final file is compared with.
         self.dense = self.model.architecture
@@ -155,8 +172,14 @@ class _Parts:
             whole = self.data.tokenizer.fingerprint
             self.data = prepare_data(config.dataset, self.dense.context, reduced[0], transform)
             self.data.reduced_from = whole
+        self.data.notes += quality_notes(self.data, config.dataset.metrics)
         stack.data_prepared(self.teachers, self.data, self.device)
-        self.console.header(_header(config, self.data, self.model, self.device, self.folder, stack))
+
+    def show(self) -> None:
+        """The header, and what training would give up of the model that it starts from."""
+        self.console.header(_header(self.config, self.data, self.model, self.device, self.folder, self.stack))
+        if (lost := _zeros_given_up(self.config, self.model, self.stack)) is not None:
+            self.console.note(lost)
 
     def _reduce(self, tokenizer: Tokenizer, ids: list[int]) -> None:
         """Leaves these tokens alone to the model, and to teachers of the same tokenizer."""
@@ -178,17 +201,20 @@ class _Run:
         typed: Sequence[str],
         run: RunDirectory,
         console: RunConsole,
-        parts: _Parts,
+        parts: Parts,
         state: dict[str, Any] | None = None,
         recorded: Sequence[float] = (),
+        extends: bool = False,
     ) -> None:
         self.config, self.typed, self.run, self.console = config, typed, run, console
-        self.parts, self.state, self.recorded = parts, state, recorded
+        self.parts, self.state, self.recorded, self.extends = parts, state, recorded, extends
         self.device, self.stack = parts.device, parts.stack
         self.prepared = False
         self.facts: dict[str, Any] = {
             "format_version": SUMMARY_VERSION,
             "task": config.dataset.task,
+            "name": config.name,
+            "tags": config.tags,
             "model": config.model.name,
             "dataset": config.dataset.name,
             "techniques": self.stack.names,
@@ -212,17 +238,26 @@ class _Run:
             training = self._train()
             summary = self._evaluate(training, self._compress(training), dense_bytes)
             write_json(self.run.summary, summary)
-            self._report()
-            self.console.result(closing_table(summary))
-            self.console.result(f"run: {self.run.path}")
-            return summary
         except BaseException as error:
             self._failed(error)
             if isinstance(error, Exception) and not isinstance(error, UserError):
                 raise ReportedError from error
             raise
+        else:
+            # The result stands: what fails from here on is no failure of the run.
+            self._report()
+            self._show(summary)
+            return summary
         finally:
             self.console.close()
+
+    def _show(self, summary: dict[str, Any]) -> None:
+        try:
+            self.console.result(closing_table(summary))
+            self.console.result(f"run: {self.run.path}")
+        except Exception as error:
+            self.console.failure(error)
+            self.console.note(f"the closing table cannot be shown: {type(error).__name__}: {error}")
 
     def _failed(self, error: BaseException) -> None:
         """Tells summary, log and user."""
@@ -234,7 +269,11 @@ class _Run:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
         self.console.failure(error)
         try:
-            write_json(self.run.summary, {"status": status, "error": message, **self.facts})
+            # A run that went on from its end still has the result of then, and the files of it.
+            if self.extends:
+                self.console.note(f"{self.run.summary} is of the run as it was finished before")
+            else:
+                write_json(self.run.summary, {"status": status, "error": message, **self.facts})
         except OSError as trouble:
             self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
         if isinstance(error, UserError):
@@ -246,6 +285,7 @@ class _Run:
         from tfx.commands.measure import Measurer
 
         self.parts.prepare()
+        self.parts.show()
         self.data, self.model, self.teachers = self.parts.data, self.parts.model, self.parts.teachers
         self.facts["task"] = self.data.task
         self._write_environment()
@@ -258,9 +298,9 @@ class _Run:
     def _reference(self) -> tuple[Path, str] | None:
         """The dense model that differences are taken against, and what it is to this run."""
         if self.config.reference is not None:
-            return Path(self.config.reference).expanduser(), "reference"
+            return Path(self.config.reference), "reference"
         if self.config.init_from is not None:
-            return Path(self.config.init_from).expanduser(), "init_from"
+            return Path(self.config.init_from), "init_from"
         return next(((teacher.path, "teacher") for teacher in self.teachers.values()), None)
 
     def _report(self) -> None:
@@ -284,7 +324,8 @@ class _Run:
     def _write_environment(self) -> None:
         from tfx.run.environment import describe_environment, environment_differences
 
-        fingerprints = {"data": self.data.fingerprint, "tokenizer": self.data.tokenizer.fingerprint}
+        fingerprints = {"data": self.data.fingerprint, "corpus": self.data.corpus}
+        fingerprints["tokenizer"] = self.data.tokenizer.fingerprint
         fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in self.teachers.items()}
         environment = describe_environment(self.device, fingerprints)
         if self.state is not None and self.run.environment.is_file():
@@ -442,7 +483,11 @@ class _Run:
                 "teacher_flops": sum(teacher.total_flops for teacher in self.teachers.values()),
             },
             "inference": measurer.inference,
-            "data": {"notes": data.notes, **{name: len(split) for name, split in data.splits.items()}},
+            "data": {
+                "notes": data.notes,
+                "files": {name: [asdict(file) for file in files] for name, files in data.files.items()},
+                **{name: len(split) for name, split in data.splits.items()},
+            },
             "quality_drops": measurer.drops,
             "evidence": evidence,
             "resumed": self.resumed,
@@ -470,7 +515,7 @@ def _origin(config: Root) -> LoadedModel | None:
 
     if config.init_from is None:
         return None
-    loaded = checkpoint.load(Path(config.init_from).expanduser(), kernels=False)
+    loaded = checkpoint.load(Path(config.init_from), kernels=False)
     family = loaded.model.architecture.family
     if family != config.dataset.task:
         raise UserError(
@@ -488,9 +533,8 @@ def build_model(config: Root, data: PreparedData, device: torch.device, origin: 
     from tfx.model.transformer import Transformer, check_fits, initialise
 
     if origin is not None:
-        model = Transformer(origin.model.architecture, config.model)
-        model.load_state_dict(origin.model.state_dict())
-        return model.to(device)
+        model = Transformer.holding(origin.model.architecture, origin.model.state_dict(), config.model)
+        return model.train().to(device)
     architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
     check_fits(architecture, device)
     if config.dry_run:  # its plan needs names and shapes alone
@@ -530,7 +574,8 @@ def _header(
     copies = 4 + (config.trainer.averaging.kind != "none")
     rows = [
         ("data", f"{config.dataset.name}: {splits} {unit}"),
-        ("tokenizer", f"{config.dataset.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
+        *(("", f"{name}: {_files(files)}") for name, files in data.files.items()),
+        ("tokenizer", f"{data.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
         (
             "model",
             f"{config.model.name}: {parameters:,} parameters ({embeddings / parameters:.0%} embeddings), "
@@ -546,6 +591,28 @@ def _header(
         ("run", str(folder)),
     ]
     return rows + [("note", note) for note in data.notes]
+
+
+def _files(files: list[SourceFile]) -> str:
+    """The files of a split with their rows, as many as a line can take."""
+    shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
+    return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+
+
+def _zeros_given_up(config: Root, model: Transformer, stack: Stack) -> str | None:
+    """Says that training would fill the zeros of a pruned model; None where there are few, or something keeps them."""
+    from tfx.techniques.zeros import zero_share
+
+    budget = config.trainer.budget
+    if config.init_from is None or 0 in (budget.steps, budget.tokens, budget.seconds) or stack.order["mask"]:
+        return None
+    share = zero_share(model)
+    if share < _MANY_ZEROS:
+        return None
+    return (
+        f"{share:.0%} of the weights of init_from={config.init_from} are zero, and training fills them: the file will "
+        "be as large as that of a dense model; trainer.keep_zeros=true keeps them zero"
+    )
 
 
 def _attended(test: Quality, data: PreparedData, count: int) -> list[tuple[str | None, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,13 @@ from tfx.run.lock import locked, making
 if TYPE_CHECKING:
     import torch
 
+    from tfx.data.prepare import PreparedData
     from tfx.model.transformer import Transformer
     from tfx.techniques.contract import Teacher, TeacherNeed
     from tfx.techniques.stack import Stack
+
+    # Makes a teacher that is not trained, from the config that would train it and the run's data.
+    StandIn = Callable[[Root, TeacherNeed, PreparedData, torch.device], Teacher]
 
 _VERSION = 1
 
@@ -39,6 +44,25 @@ def make_teachers(config: Root, stack: Stack, device: torch.device, console: Run
     teachers = {}
     for technique, need in stack.teacher_needs():
         teacher = _make(config, need, device, console)
+        technique.receive_teacher(teacher, None, device)
+        teachers[technique.name] = teacher
+    return teachers
+
+
+def stand_in_teachers(
+    config: Root,
+    stack: Stack,
+    data: PreparedData,
+    device: torch.device,
+    stand_in: StandIn,
+) -> dict[str, Teacher]:
+    """As `make_teachers`; one that would have to be trained first is what ``stand_in`` makes of its config."""
+    teachers = {}
+    for technique, need in stack.teacher_needs():
+        if need.path is not None:
+            teacher = read_teacher(config, need.path, device)
+        else:
+            teacher = stand_in(teacher_config(config, need), need, data, device)
         technique.receive_teacher(teacher, None, device)
         teachers[technique.name] = teacher
     return teachers
@@ -100,12 +124,14 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
     if budget == BudgetConfig():
         own = asdict(config.trainer.budget)
         budget = BudgetConfig(**{name: None if value is None else 2 * value for name, value in own.items()})
-    trainer = replace(config.trainer, budget=budget)
+    trainer = replace(config.trainer, budget=budget, keep_zeros=False)
     return replace(
         config,
         model=model,
         trainer=trainer,
         dry_run=False,
+        name=None,
+        tags=[],
         reference=None,
         max_quality_drop=None,
     )

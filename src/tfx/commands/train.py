@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tfx.commands.running import status_of, train
 from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
 from tfx.run.signals import StoppedBySignal
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 class JobFailedError(Exception):
@@ -68,13 +64,14 @@ def print_help(techniques: Sequence[str] = ()) -> None:
     from rich.text import Text
 
     from tfx.run.console import plain_console
+    from tfx.run.sheet import settings_sheet
 
     console = plain_console()
     for name in techniques:
         rows = list(describe.technique_settings(name))
         console.print(f"technique={name}", style="bold")
         console.print(describe.choices("technique")[name] + "\n")
-        console.print(_settings_table(rows))
+        console.print(settings_sheet(rows))
         console.print()
     if techniques:
         return
@@ -89,16 +86,4 @@ def print_help(techniques: Sequence[str] = ()) -> None:
     sweep = ((key, field) for key, field in describe.settings(LauncherConfig, "hydra.launcher.") if field.metadata)
     rows = [(key, describe.default_of(field), describe.explain_field(field)) for key, field in describe.settings()]
     rows += [(key, describe.default_of(field), describe.explain_field(field)) for key, field in sweep]
-    console.print(_settings_table(rows))
-
-
-def _settings_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
-    """Rows of key, default and doc."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=True)
-    for column in ("key", "default", "what it is"):
-        table.add_column(column, overflow="fold")
-    for key, default, doc in rows:
-        table.add_row(key, str(default), doc)
-    return table
+    console.print(settings_sheet(rows))

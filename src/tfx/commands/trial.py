@@ -13,17 +13,18 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tfx.commands.running import build_model, read_inputs
-from tfx.commands.teacher import make_ready, read_teacher, teacher_config
+from tfx.commands.running import Parts, build_model
+from tfx.commands.teacher import make_ready
 from tfx.config.schema import BudgetConfig, EarlyStoppingConfig, Root
 from tfx.errors import UserError
+from tfx.run.console import RunConsole
 from tfx.sweep.ablation import Rates
 
 if TYPE_CHECKING:
     import torch
 
     from tfx.data.prepare import PreparedData
-    from tfx.techniques.contract import Teacher
+    from tfx.techniques.contract import Teacher, TeacherNeed
 
 # The first steps pay for compilation and for memory that is taken the first time.
 _WARM_UP = 2
@@ -94,45 +95,32 @@ def _trainer_of(config: Root, steps: int) -> Any:
 
 
 def _try(config: Root, short: Root, rates_of: Any) -> Trial:
-    import torch
-
-    from tfx.model.device import choose_device
-    from tfx.techniques.stack import Stack
     from tfx.training.loop import Observer, Trainer
 
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    device = choose_device(config.trainer.device)
-    stack = Stack.from_config(config)
-    origin, data = read_inputs(config)
-    teachers: dict[str, TeacherTrial] = {}
-    given: dict[str, Teacher] = {}
-    for technique, need in stack.teacher_needs():
-        if need.path is None:
-            taught = teacher_config(config, need)
-            teachers[technique.name] = TeacherTrial(need.budget, rates_of(taught))
-            teacher = _stand_in(taught, data, device)
-        else:
-            teacher = read_teacher(config, need.path, device)
-        technique.receive_teacher(teacher, None, device)
-        given[technique.name] = teacher
-    model = build_model(config, data, device, origin)
-    stack.data_prepared(given, data, device)
-    stack.plan_for(model)
+    def stand_in(teacher: Root, need: TeacherNeed, data: PreparedData, device: torch.device) -> Teacher:
+        made.append(TeacherTrial(need.budget, rates_of(teacher)))
+        return _stand_in(teacher, data, device)
+
+    made: list[TeacherTrial] = []
+    parts = Parts(config, RunConsole(), Path())
+    needed = [technique.name for technique, need in parts.stack.teacher_needs() if need.path is None]
+    parts.prepare(stand_in)
+    taught = dict(zip(needed, made, strict=True))
+    parts.stack.plan_for(parts.model)
     ends: list[float] = []
 
     class Stopwatch(Observer):
         def stepped(self, row: dict[str, float], *, seconds: float, **place: Any) -> None:
             ends.append(seconds)
 
-    result = Trainer(short, model, data, device, Stopwatch(), stack).train()
+    result = Trainer(short, parts.model, parts.data, parts.device, Stopwatch(), parts.stack).train()
     a_step = result.tokens / result.steps
     rates = Rates(
         seconds=median(after - before for before, after in pairwise(ends[_WARM_UP - 1 :])) / a_step,
         flops=result.flops / result.tokens,
         steps=1 / a_step,
     )
-    return Trial(rates, bool(stack.compressing), teachers)
+    return Trial(rates, bool(parts.stack.compressing), taught)
 
 
 def _stand_in(config: Root, data: PreparedData, device: torch.device) -> Teacher:

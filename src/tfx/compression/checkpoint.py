@@ -48,6 +48,7 @@ FORMAT_VERSION = 3
 _DENSE, _FIRST_COMPRESSED = 1, 2
 _TOKENIZER, _MERGES = "tokenizer", "merges"
 _DESCRIPTION, _PACKED, _CODED = "description", "packed", "coded"
+_ALIGNMENT = 64
 _STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MOST_TOKENIZER_BYTES = 256 << 20
@@ -196,9 +197,8 @@ def _dense_head(header: dict[str, Any]) -> bytes:
 
 
 def runnable(model: Transformer, storage: Storage) -> Transformer:
-    """A copy of a model in memory that runs exactly as what is read back from its compressed file."""
-    twin = Transformer(model.architecture).to(model.embedding.weight.device)
-    twin.load_state_dict(model.state_dict())
+    """A model of the same weights that runs exactly as what is read back from its compressed file."""
+    twin = Transformer.holding(model.architecture, model.state_dict())
     if storage.int8:
         use_int8(twin, storage.grids, unique_tensors(twin)[1])
     return twin.eval()
@@ -229,12 +229,18 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     tokenizer = _read_tokenizer(file, handle)
     if tokenizer.vocab_size > header.architecture.vocab_size:
         raise damaged(file, f"its tokenizer has {tokenizer.vocab_size:,} ids, more than the model's embedding")
-    model = Transformer(header.architecture)
-    model.load_state_dict(state | {alias: state[name] for alias, name in aliases.items()})
+    state = {name: _aligned(tensor) for name, tensor in state.items()}
+    model = Transformer.holding(header.architecture, state | {alias: state[name] for alias, name in aliases.items()})
     model.eval().to(target)
     if kernels and header.raw.get("activations") == "int8":
         use_int8(model, grids, aliases)
     return LoadedModel(model, tokenizer, header.generation, file, tensors)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor as fp32 where vector instructions read it fastest: a file is mapped wherever its header ends."""
+    plain = tensor.float()
+    return plain if plain.is_contiguous() and plain.data_ptr() % _ALIGNMENT == 0 else plain.clone()
 
 
 def tensor_rows(loaded: LoadedModel) -> list[dict[str, Any]]:

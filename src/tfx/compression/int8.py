@@ -1,14 +1,16 @@
 """Linear layers on int8 kernels: 8-bit weights, and activations rounded to 8 bits as they come.
 
 On a CPU the kernel is the one behind `torch.ao.quantization.quantize_dynamic`: activations get one scale and zero
-point a call, from their minimum and maximum. On CUDA it is `torch._int_mm`, with a symmetric scale a row. Both
-lie behind functions of their own, because torch has announced that such names will move.
+point a call, from their minimum and maximum (of 7 bits where the processor cannot add up products of 8). On CUDA it
+is `torch._int_mm`, with a symmetric scale a row. Both lie behind functions of their own, because torch has announced
+that such names will move.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from tfx.compression.grid import Grid
 
 # torch._int_mm takes more rows than this, and widths that are multiples of 8.
 _LEAST_ROWS = 17
+_WIDTH_MULTIPLE = 8
 
 
 def fits_int8(grid: Grid) -> bool:
@@ -43,13 +46,13 @@ class Int8Linear(nn.Module):
         # The bytes of the weight in memory, however the kernel keeps them.
         self.memory_bytes = codes.numel() + 4 * scale.numel() + (0 if bias is None else 4 * bias.numel())
         self._packed = _pack_cpu(codes, scale, bias) if codes.device.type == "cpu" else None
-        self._plain = (codes, scale, bias) if self._packed is None else None
+        self._plain = (pad_codes(codes), scale, bias) if self._packed is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., R), in fp32."""
         if self._plain is not None:
-            return _linear_cuda(x, *self._plain)
-        return torch.ops.quantized.linear_dynamic(x.float(), self._packed, False)
+            return linear_int8(x, *self._plain)
+        return torch.ops.quantized.linear_dynamic(x.float(), self._packed, kernel_saturates())
 
 
 def use_int8(model: nn.Module, grids: Mapping[str, Grid], tied: Mapping[str, str]) -> int:
@@ -71,6 +74,20 @@ def use_int8(model: nn.Module, grids: Mapping[str, Grid], tied: Mapping[str, str
     return count
 
 
+@cache
+def kernel_saturates() -> bool:
+    """Whether the CPU kernel adds up two products in 16 bits, where two large ones do not fit.
+
+    So it does on processors without instructions for 8-bit products (VNNI). It must then be given activations of 7
+    bits (torch's ``reduce_range``), or its results are wrong. Found by trying, once a process.
+    """
+    ones = torch.full((4, 64), 127, dtype=torch.int8)
+    packed = _pack_cpu(ones, torch.ones(4), None)
+    x = torch.full((1, 64), 255.0)
+    x[0, 0] = 0.0
+    return not torch.allclose(torch.ops.quantized.linear_dynamic(x, packed, False), x @ ones.float().t(), rtol=1e-3)
+
+
 def _pack_cpu(codes_RC: Tensor, scale_R: Tensor, bias_R: Tensor | None) -> Tensor:
     zeros = torch.zeros(len(scale_R), dtype=torch.long)
     with warnings.catch_warnings():
@@ -80,16 +97,21 @@ def _pack_cpu(codes_RC: Tensor, scale_R: Tensor, bias_R: Tensor | None) -> Tenso
     return torch.ops.quantized.linear_prepack(weight, bias_R)
 
 
-def _linear_cuda(x: Tensor, codes_RC: Tensor, scale_R: Tensor, bias_R: Tensor | None) -> Tensor:
+def pad_codes(codes_RC: Tensor) -> Tensor:
+    """Codes with zeros around them, so that both widths are ones that the CUDA kernel takes."""
+    rows, columns = codes_RC.shape
+    return nn.functional.pad(codes_RC, (0, -columns % _WIDTH_MULTIPLE, 0, -rows % _WIDTH_MULTIPLE))
+
+
+def linear_int8(x: Tensor, padded_RC: Tensor, scale_R: Tensor, bias_R: Tensor | None) -> Tensor:
+    """The linear layer of codes that `pad_codes` made, by `torch._int_mm`: (..., C) to (..., R)."""
     x_NC = x.reshape(-1, x.shape[-1]).float()
     rows, columns = x_NC.shape
     step_N1 = x_NC.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
     rounded = (x_NC / step_N1).round().to(torch.int8)
     # Rows and widths that the kernel takes; zeros add nothing.
-    missing = -columns % 8
-    rounded = nn.functional.pad(rounded, (0, missing, 0, max(0, _LEAST_ROWS - rows)))
-    weight = nn.functional.pad(codes_RC, (0, missing, 0, -len(codes_RC) % 8))
-    y_NR = torch._int_mm(rounded, weight.t())[:rows, : len(codes_RC)].float() * step_N1 * scale_R
+    rounded = nn.functional.pad(rounded, (0, padded_RC.shape[1] - columns, 0, max(0, _LEAST_ROWS - rows)))
+    y_NR = torch._int_mm(rounded, padded_RC.t())[:rows, : len(scale_R)].float() * step_N1 * scale_R
     if bias_R is not None:
         y_NR = y_NR + bias_R
     return y_NR.view(*x.shape[:-1], -1)

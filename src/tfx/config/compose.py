@@ -22,11 +22,12 @@ from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
+from tfx.config.grammar import check_words, escaped, literal, not_grammar, parse
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
 from tfx.config.schema import DEFAULT_BUDGET_SECONDS, RATES, BudgetConfig, LauncherConfig, Root
 from tfx.errors import UserError, unknown
@@ -40,6 +41,7 @@ defaults:
   - _self_
   - override hydra/output: tfx
   - override hydra/launcher: tfx
+  - override hydra/hydra_logging: tfx
   - override hydra/job_logging: none
 hydra:
   output_subdir: null
@@ -106,7 +108,8 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         settings = HydraConfig.get()
         try:
             # As they were typed: Hydra's list would resolve what interpolations they hold.
-            typed = [str(word) for word in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
+            found = [str(word) for word in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
+            typed = [as_typed.get(word, word) for word in found]
             # A run's own config, named by --config-name, is whole already.
             is_new = settings.job.config_name == _PRIMARY
             return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)
@@ -120,8 +123,14 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             _remove_empty(Path(settings.runtime.output_dir))
 
     job.__module__ = "tfx"  # Hydra takes the job's name from here
+    overrides, flags = split_flags(_in_place(arguments))
+    sweep = any(flag in ("-m", "--multirun") for flag in flags)
+    if not sweep:
+        check_words(overrides)
+    as_typed = {literal(word, sweep=sweep): word for word in overrides}
     before = sys.argv
-    sys.argv = [before[0], *flags_last(_in_place(arguments))]
+    sys.argv = [before[0], *as_typed, *flags]
+    added = None
     try:
         added = get_args_parser().parse_args(sys.argv[1:]).config_dir
         for file in sorted(Path(added).glob("**/*.yaml")) if added else ():
@@ -135,11 +144,21 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
                 _remove_empty(Path(str(frame.f_locals["output_dir"])).absolute())
         if _is_ours(error):
             raise
-        raise explain(error) from error
+        if isinstance(error, OverrideParseException):
+            raise not_grammar(str(error.override), error) from error
+        raise _misnamed(error, added) or explain(error) from error
     finally:
         sys.argv = before
     if fault is not None:
         raise fault
+
+
+def _misnamed(error: Exception, added: str | None) -> UserError | None:
+    """The error for a choice whose file in the user's own folder ends in ``.yml``: Hydra knows ``.yaml`` alone."""
+    if added is None or not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
+        return None
+    file = Path(added) / f"{error.missing_cfg_file}.yml"
+    return UserError(f"{file} is not looked for: rename it to {file.stem}.yaml") if file.is_file() else None
 
 
 def is_foreign_job() -> bool:
@@ -223,27 +242,25 @@ def check_yaml(path: Path) -> None:
 def change(config: Root, overrides: Sequence[str]) -> Root:
     """A saved config with ``overrides`` on top: values (a.b=1), or whole groups (dataset=multi30k) chosen anew."""
     _register()
-    saved: Any = OmegaConf.structured(config)
+    saved: Any = OmegaConf.merge(OmegaConf.structured(Root), escaped(asdict(config)))
     groups = {f.name for f in fields(Root) if is_dataclass(f.default_factory)} | {"technique"}
     chosen = [o for o in overrides if o.lstrip("+").split("=", 1)[0] in groups]
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"'{override}' is not an override: write key=value")
+    check_words(overrides)
     if chosen:
         composed = _compose(chosen)
         for override in chosen:
             name = override.lstrip("+").split("=", 1)[0]
             saved[name] = composed[name]
     values = [o.lstrip("+") for o in overrides if o not in chosen]
-    merged = saved
-    for value in values:
+    for override in values:
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([value]))
-        except yaml.YAMLError as error:
-            raise UserError(f"'{value}' is not an override: {_of_yaml(error)}") from error
+            key, value = parse(override)
+            OmegaConf.update(saved, key, value)
+        except UserError:
+            raise
         except Exception as error:  # as Hydra, it lets errors of any kind through
             raise explain(error) from error
-    return check(merged, values)
+    return check(saved, values)
 
 
 def from_scratch(config: Root) -> Root:
@@ -253,7 +270,7 @@ def from_scratch(config: Root) -> Root:
     """
     if config.init_from is None:
         return config
-    origin = Path(config.init_from).expanduser()
+    origin = Path(config.init_from)
     path = (origin if origin.is_dir() else origin.parent) / "tokenizer.json"
     if not path.is_file():
         raise UserError(
@@ -266,7 +283,7 @@ def from_scratch(config: Root) -> Root:
 
 def to_yaml(config: Root) -> str:
     """The resolved config as YAML; it reruns with no other file."""
-    return _SAVED_HEAD + OmegaConf.to_yaml(OmegaConf.structured(config))
+    return _SAVED_HEAD + OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config))))
 
 
 def _in_place(overrides: Sequence[str]) -> list[str]:
@@ -274,14 +291,14 @@ def _in_place(overrides: Sequence[str]) -> list[str]:
     return [override.removeprefix("+") if override.startswith("+technique=") else override for override in overrides]
 
 
-def flags_last(arguments: Sequence[str]) -> list[str]:
-    """The overrides, then the flags with their values: Hydra's parser refuses overrides on both sides of a flag."""
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides, and the flags with their values: Hydra's parser refuses overrides on both sides of a flag."""
     overrides: list[str] = []
     flags: list[str] = []
     for before, word in zip(["", *arguments], arguments, strict=False):
         is_value = before in _FLAGS_WITH_VALUE and (before not in ("-i", "--info") or "=" not in word)
         (flags if word.startswith("-") or is_value else overrides).append(word)
-    return [*overrides, *flags]
+    return overrides, flags
 
 
 @contextmanager
@@ -296,9 +313,10 @@ def _hydra() -> Iterator[None]:
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
     _register()
+    check_words(overrides)
     try:
         with _hydra():
-            return hydra.compose(_PRIMARY, _in_place(overrides))
+            return hydra.compose(_PRIMARY, [literal(word) for word in _in_place(overrides)])
     except Exception as error:  # Hydra raises any kind where the input is wrong
         raise explain(error) from error
 
@@ -334,11 +352,12 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
         raise UserError("the config is a list, not groups of settings")
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
     _check_keys(values, Root, "")
+    _make_absolute(values, Root, "")
     if is_new and values.get("init_from") is not None:
         _inherit(values, typed)
     _choose_budget(values.setdefault("trainer", {}).setdefault("budget", {}), typed)
     try:
-        config: Root = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Root), values))  # type: ignore[assignment]
+        config: Root = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Root), escaped(values)))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise explain(error) from error
     check_values(config, "")
@@ -352,7 +371,7 @@ def _inherit(values: dict[str, Any], typed: Sequence[str]) -> None:
 
     Raises `UserError` where the user names a model or tokenizer besides. A model file has no config to inherit.
     """
-    origin = Path(str(values["init_from"])).expanduser()
+    origin = Path(str(values["init_from"]))
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
     keys += [key for key in _said_by_experiments(typed) if key not in keys]
     tokenizer = next((key for key in keys if key.startswith("dataset.tokenizer")), None)
@@ -416,6 +435,21 @@ def _leaves(values: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+def _make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
+    """Paths as absolute ones, so that the run that saves them does not depend on the folder it was started in."""
+    for f in fields(schema):
+        value = values.get(f.name)
+        if is_dataclass(f.default_factory) and isinstance(value, dict):
+            _make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
+        elif f.metadata.get("path") and isinstance(value, str):
+            try:
+                values[f.name] = os.path.normpath(Path(value).expanduser().absolute())
+            except RuntimeError:
+                raise UserError(
+                    f"{prefix}{f.name}={value}: no home folder is known for it (is HOME set?): write the path in full"
+                ) from None
+
+
 def _check_technique(name: str, values: Any) -> dict[str, Any]:
     """All settings of a technique as plain values, checked like any others.
 
@@ -428,8 +462,9 @@ def _check_technique(name: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"technique.{name}={values} is not a group of settings: set {prefix}<name>=…")
     _check_keys(values, schema, prefix)
+    _make_absolute(values, schema, prefix)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), escaped(values))
         settings: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{prefix}{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
@@ -440,7 +475,7 @@ def _check_technique(name: str, values: Any) -> dict[str, Any]:
         value = getattr(settings, f.name)
         if isinstance(value, BudgetConfig) and sum(getattr(value, key) is not None for key in _BUDGETS) > 1:
             raise UserError(f"{prefix}{f.name} is one budget: name one of {', '.join(_BUDGETS)}")
-    return OmegaConf.to_container(merged)  # type: ignore[return-value]
+    return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 
 
 def _check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
@@ -518,6 +553,10 @@ def _check_combinations(config: Root) -> None:
             f"model '{model.name}' is for {kind[model.family]} and dataset '{dataset.name}' for {kind[dataset.task]}: "
             f"choose a model for it, such as model={example[dataset.task]}"
         )
+    if config.trainer.keep_zeros and config.init_from is None:
+        raise UserError(
+            "trainer.keep_zeros keeps the zeros of a model that training starts from: name it with init_from=…"
+        )
     if len(config.optimizer.betas) != 2:
         raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
     if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:
@@ -542,7 +581,9 @@ def _check_combinations(config: Root) -> None:
 def explain(error: Exception) -> UserError:
     """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return UserError(f"{error.filename} cannot be made or read: {error.strerror}")
+        where = Path(str(error.filename)).absolute()
+        hint = "" if where.exists() else "; another folder for what is written is named with hydra.run.dir=…"
+        return UserError(f"{where} cannot be made or read: {error.strerror}{hint}")
     if isinstance(error, yaml.YAMLError):
         return UserError(f"a file of the config is not YAML: {_of_yaml(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -553,6 +594,9 @@ def explain(error: Exception) -> UserError:
         cause = cause.__cause__
     text = str(cause)
     key = getattr(cause, "full_key", None)
+    if isinstance(cause, InterpolationResolutionError | GrammarParseError):
+        first = text.strip().splitlines()[0]
+        return UserError(f"{key}: {first}; to mean a text with ${{ in it, write \\${{ there, in single quotes: '\\${{'")
     if "is not in struct" in text or "not in '" in text:
         name = key or re.findall(r"'([^']*)'", text)[0]
         return unknown("key", name, _all_keys())

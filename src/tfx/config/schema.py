@@ -21,10 +21,12 @@ def setting(
     below: float | None = None,
     unit: str = "",
     paper: str = "",
+    path: bool = False,
 ) -> Any:
     """A dataclass field with what a reader of ``--help`` and the range check must know.
 
-    ``minimum`` and ``maximum`` are allowed themselves, ``above`` and ``below`` are not.
+    ``minimum`` and ``maximum`` are allowed themselves, ``above`` and ``below`` are not. A ``path`` is taken from the
+    folder that the command runs in, and saved as an absolute one.
     """
     metadata = {
         "doc": doc,
@@ -35,6 +37,7 @@ def setting(
         "below": below,
         "unit": unit,
         "paper": paper,
+        "path": path,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -130,7 +133,7 @@ class TokenizerConfig:
     )
     vocab_size: int = setting(8000, "entries, special tokens included (char: the most)", minimum=8, maximum=1000000)
     split_digits: bool = setting(False, "each digit is a token of its own")
-    path: str | None = setting(None, "a tokenizer.json to use as it is, instead of training one")
+    path: str | None = setting(None, "a tokenizer.json to use as it is, instead of training one", path=True)
 
 
 @dataclass
@@ -162,7 +165,7 @@ class DatasetConfig:
         "how the data is read: an embedded set, aligned files, plain text, or a table",
         choices=("normalize", "stdlib", "parallel", "text", "json", "csv", "parquet"),
     )
-    path: str | None = setting(None, "local folder, file or glob; null: the embedded or hub data")
+    path: str | None = setting(None, "local folder, file or glob; null: the embedded or hub data", path=True)
     hub: str | None = setting(None, "repository on the Hugging Face hub")
     hub_config: str | None = setting(None, "configuration of the hub repository")
     hub_revision: str | None = setting(None, "commit or tag of the hub repository")
@@ -334,6 +337,9 @@ class TrainerConfig:
     save: SaveConfig = group(SaveConfig)
     instability: InstabilityConfig = group(InstabilityConfig)
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
+    keep_zeros: bool = setting(
+        False, "weights that are zero in the model of init_from stay zero: what was pruned before stays pruned"
+    )
     keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
     validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fraction of the budget")
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
@@ -430,15 +436,19 @@ class Root:
 
     seed: int = setting(1, "seeds everything that is random", minimum=0, maximum=2**63 - 1)
     dry_run: bool = setting(False, "compose, check, print the plan and stop")
+    name: str | None = setting(None, "what the run is called in tables and reports; null: by what it is")
+    tags: list[str] = setting([], "words to find runs by: tfx report --where tags=WORD")
     init_from: str | None = setting(
         None,
         "a run directory or model file that weights, architecture and tokenizer come from; "
         "a run also brings its dataset where none is named",
+        path=True,
     )
     reference: str | None = setting(
         None,
         "a run directory or model file, the dense model that differences are taken against; "
         "null: that of init_from, else the teacher",
+        path=True,
     )
     max_quality_drop: float | None = setting(
         None,

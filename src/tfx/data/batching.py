@@ -238,7 +238,8 @@ def _shuffled_buckets(pairs: Pairs, batch_tokens: int, rng: np.random.Generator)
 def _reordered(split: Pairs | Stream, order: list[np.ndarray], epoch: int, reorder: Reorder) -> list[np.ndarray]:
     if isinstance(split, Stream):
         return order  # windows are all of one length
-    lengths = np.asarray([split.target.lengths[rows].mean() for rows in order])
+    by_row = split.target.lengths  # of all rows, made anew at each call
+    lengths = np.asarray([by_row[rows].mean() for rows in order])
     return [order[i] for i in reorder(lengths, epoch, np.arange(len(order)))]
 
 

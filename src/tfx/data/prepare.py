@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfx.config.schema import DatasetConfig
-from tfx.data.sources import Corpus, load_corpus, writable_cache
+from tfx.data.sources import Corpus, SourceFile, load_corpus, writable_cache
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.run.files import write_text
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1
+# Of what a cache entry holds.
+_LAYOUT = 2
 _ROWS = 10_000
 
 
@@ -89,10 +91,14 @@ class Pairs:
 
 @dataclass
 class Stream:
-    """A tokenized split of language-model data: one array of ids, and the UTF-8 bytes of the text in it."""
+    """A tokenized split of language-model data: one array of ids, and the UTF-8 bytes of the text in it.
+
+    ``unknown_bytes`` of them are of characters that the tokenizer does not know.
+    """
 
     tokens: np.ndarray
     text_bytes: int
+    unknown_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -102,6 +108,8 @@ class Stream:
 class PreparedData:
     """All that training and evaluation read. ``splits`` lacks ``test`` where the data have none.
 
+    ``files`` are those that each split was read from.
+    ``corpus`` is the fingerprint of the text as it was read, whatever the tokenizer.
     ``reduced_from`` is the fingerprint of the tokenizer that ``tokenizer`` is a part of, where it is.
     """
 
@@ -111,6 +119,8 @@ class PreparedData:
     splits: dict[str, Any]
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    files: dict[str, list[SourceFile]] = field(default_factory=dict)
+    corpus: str = ""
     reduced_from: str | None = None
 
     @property
@@ -132,6 +142,7 @@ def prepare_data(
     a model that exists already). Raises `UserError` for whatever is wrong with the data.
     """
     corpus = load_corpus(config)
+    source = corpus.fingerprint
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus)
     if transform is not None:
@@ -141,14 +152,19 @@ def prepare_data(
     notes = list(corpus.notes)
     splits: dict[str, Any] = {}
     for name, dataset in corpus.splits.items():
-        folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}"
+        folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}-{_LAYOUT}"
         with making(folder):
             arrays = _cached(folder, partial(_tokenize, corpus.task, dataset, tokenizer))
         if corpus.task == "lm":
-            splits[name] = Stream(arrays["tokens"], int(arrays["text_bytes"][0]))
+            splits[name] = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), int(arrays["unknown_bytes"][0]))
             if len(splits[name]) < 2:
                 raise UserError(f"the {name} split of dataset '{config.name}' has a single token: give it more text")
             unknown = int((splits[name].tokens == tokenizer.unk).sum())
+            if unknown:
+                notes.append(
+                    f"{name}: {splits[name].unknown_bytes:,} bytes of characters that the tokenizer does not know: "
+                    "bits_per_byte counts 8 bits for each, besides what the model takes for them; the loss does not"
+                )
         else:
             pairs = Pairs(
                 Ragged(arrays["source"], arrays["source_offsets"]), Ragged(arrays["target"], arrays["target_offsets"])
@@ -157,7 +173,7 @@ def prepare_data(
             unknown = int((pairs.source.values == tokenizer.unk).sum() + (pairs.target.values == tokenizer.unk).sum())
         if unknown:
             notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
-    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes)
+    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source)
 
 
 def _fingerprint(*parts: str) -> str:
@@ -169,7 +185,7 @@ def _fingerprint(*parts: str) -> str:
 
 def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
     if config.tokenizer.path is not None:
-        return Tokenizer.load(Path(config.tokenizer.path).expanduser())
+        return Tokenizer.load(Path(config.tokenizer.path))
     settings = json.dumps(asdict(config.tokenizer), sort_keys=True)
     path = writable_cache("tokenizers") / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
     with making(path):
@@ -206,15 +222,19 @@ def _tokenize(task: str, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np
             arrays[side] = np.concatenate([part.values for part in parts])
             arrays[f"{side}_offsets"] = _offsets(np.concatenate([part.lengths for part in parts]))
         return arrays
-    text_bytes = 0
+    text_bytes = unknown_bytes = 0
     pieces: list[np.ndarray] = []
     for texts, ids in _encoded(dataset, "text", tokenizer):
         text_bytes += sum(len(text.encode()) for text in texts)
+        unknown_bytes += sum(
+            tokenizer.unknown_bytes(text) for text, own in zip(texts, ids, strict=True) if tokenizer.unk in own
+        )
         if len(dataset) > 1:
             for document in ids:
                 document.append(tokenizer.eos)
         pieces.append(Ragged.from_lists(ids, dtype).values)
-    return {"tokens": np.concatenate(pieces), "text_bytes": np.asarray([text_bytes], dtype=np.int64)}
+    counts = {"text_bytes": text_bytes, "unknown_bytes": unknown_bytes}
+    return {"tokens": np.concatenate(pieces)} | {name: np.asarray([n], dtype=np.int64) for name, n in counts.items()}
 
 
 def _encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:

@@ -1,44 +1,62 @@
 """Where examples come from: embedded generators, local files, the Hugging Face hub.
 
 Whatever the source, a `Corpus` comes out: `datasets.Dataset` splits with the columns ``source``, ``target``
-and ``references`` (text to text), or ``text`` (language modelling), and a fingerprint of their content.
+and ``references`` (text to text), or ``text`` (language modelling), and a fingerprint of their content. Nothing is
+dropped, changed or joined without a note that says what and how many.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
-import glob
 import hashlib
-import io
-import json
 import os
 import string
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfx.config.schema import DatasetConfig
+from tfx.data.files import SPLITS, find_files
+from tfx.data.reading import COMPRESSED, file_digest, read_bytes, read_lines, read_text
+from tfx.data.tables import csv_rows as _csv_rows
+from tfx.data.tables import json_rows as _json_rows
+from tfx.data.tables import references_of, text_of
 from tfx.errors import UserError, suggest
 from tfx.run.directory import cache_folder
+from tfx.run.files import write_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SPLITS = ("train", "valid", "test")
 _EMBEDDED_SEED = 1
-_VERSION = 1
+# Of how each format is read; the fingerprint covers it. Tables have been read as JSON writes their values since 2.
+_VERSIONS = {"json": 2, "csv": 2, "parquet": 2}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a split and the rows in it: lines of aligned files, else records; None for a text as a whole."""
+
+    file: str
+    rows: int | None
 
 
 @dataclass
 class Corpus:
-    """Text before tokenizing. ``splits`` lacks ``test`` where the data have none; ``notes`` say what was done."""
+    """Text before tokenizing. ``splits`` lacks ``test`` where the data have none; ``notes`` say what was done.
+
+    ``files`` are those that each split was read from, where they are local.
+    """
 
     task: str
     splits: dict[str, Dataset]
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    files: dict[str, list[SourceFile]] = field(default_factory=dict)
 
 
 def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
@@ -47,7 +65,7 @@ def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
 
     train = Dataset.from_dict({"source": corpus.splits["train"]["source"], "target": targets})
     fingerprint = hashlib.sha256(f"{corpus.fingerprint}\0{tag}".encode()).hexdigest()
-    return Corpus(corpus.task, corpus.splits | {"train": train}, fingerprint, corpus.notes)
+    return Corpus(corpus.task, corpus.splits | {"train": train}, fingerprint, corpus.notes, corpus.files)
 
 
 def load_corpus(config: DatasetConfig) -> Corpus:
@@ -58,18 +76,29 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     # What goes wrong is raised, too: the library's log lines would only stand above our message.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     _check_task(config)
+    notes: list[str] = []
+    files: dict[str, list[SourceFile]] = {}
     if config.path is not None:
-        raw, content = _read_local(config)
+        raw, content, files = _read_local(config, notes)
     elif config.hub is not None:
         raw, content = _read_hub(config)
     elif config.format in _EMBEDDED:
         raw, content = _generate(config)
     else:
         raise UserError(f"dataset '{config.name}' needs its files: name a folder, file or glob with dataset.path=…")
-    settings = repr([_VERSION, content, config.task, config.format, config.source, config.target, config.text])
+    settings = repr(
+        [
+            _VERSIONS.get(config.format, 1),
+            content,
+            config.task,
+            config.format,
+            config.source,
+            config.target,
+            config.text,
+        ]
+    )
     settings += repr([config.join, config.empty, config.limit, config.valid_fraction, config.splits])
     fingerprint = hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
-    notes: list[str] = []
     # Only the hub and parquet files come as they are; all else was read into the canonical columns.
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
     if config.task == "lm" and is_raw and len(raw["train"]) == 1:  # one text, which may have to be cut in two
@@ -86,13 +115,17 @@ def load_corpus(config: DatasetConfig) -> Corpus:
             splits[name] = _to_pairs(config, name, dataset, fingerprint, notes, is_raw=is_raw)
         else:
             texts = _to_texts(config, dataset, fingerprint + name, is_raw=is_raw)
-            splits[name] = texts if config.join is None else _text_dataset([config.join.join(texts["text"])])
+            if config.join is not None:
+                splits[name] = _text_dataset([config.join.join(texts["text"])])
+            else:
+                splits[name] = _without_empty(name, texts, notes)
         if not _has_text(config, splits[name]):
             raise UserError(
                 f"the {name} split of dataset '{config.name}' is empty ({_where(config)}): "
                 f"give it text, or name other data with dataset.splits.{name}"
             )
-    return Corpus(config.task, splits, fingerprint, notes)
+    notes += _repetitions(splits)
+    return Corpus(config.task, splits, fingerprint, notes, files)
 
 
 # What each format is read as; the tables can be either.
@@ -174,25 +207,30 @@ def _read_hub(config: DatasetConfig) -> tuple[dict[str, Dataset], str]:
     return splits, repr([(name, dataset._fingerprint) for name, dataset in splits.items()])
 
 
-def _read_local(config: DatasetConfig) -> tuple[dict[str, Dataset], str]:
+def _read_local(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Dataset], str, dict[str, list[SourceFile]]]:
+    """Splits as they are in their files, a digest of their content, and the files."""
     from datasets import Dataset
 
     digest = hashlib.sha256()
     splits: dict[str, Dataset] = {}
-    for split, paths in _find_files(config).items():
+    files: dict[str, list[SourceFile]] = {}
+    for split, paths in find_files(config, notes).items():
         content = hashlib.sha256()
         for path in paths:
-            content.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + _file_digest(path))
+            content.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + file_digest(path))
         digest.update(split.encode() + content.digest())
+        counts: list[int] | list[None]
         if config.format == "parallel":
-            splits[split] = Dataset.from_dict(_read_parallel(config, paths))
+            sides, counts = _read_parallel(config, paths)
+            splits[split] = Dataset.from_dict(sides)
         elif config.format == "text":
-            splits[split] = _text_dataset([_read_text(path) for path in paths])
+            splits[split], counts = _text_dataset([read_text(path) for path in paths]), [None] * len(paths)
         elif config.format == "parquet":
-            splits[split] = _read_parquet(paths, content.hexdigest())
+            splits[split], counts = _read_parquet(paths, content.hexdigest())
         else:
-            splits[split] = _read_rows(config, paths)
-    return splits, digest.hexdigest()
+            splits[split], counts = _read_rows(config, paths, notes)
+        files[split] = [SourceFile(path.name, count) for path, count in zip(paths, counts, strict=True)]
+    return splits, digest.hexdigest(), files
 
 
 def writable_cache(name: str) -> Path:
@@ -211,135 +249,13 @@ def writable_cache(name: str) -> Path:
 
 # --- local files ------------------------------------------------------------------------------------
 
-_SUFFIXES = {
-    "text": (".txt", ".text", ".tokens", ".md", ".raw", ""),
-    "json": (".json", ".jsonl", ".ndjson"),
-    "csv": (".csv", ".tsv"),
-    "parquet": (".parquet",),
-}
 
-
-def _find_files(config: DatasetConfig) -> dict[str, list[Path]]:
-    """The files of each split: by their names, or all of them as the training split where no name tells."""
-    assert config.path is not None
-    given = Path(config.path).expanduser()
-    try:
-        if given.is_dir():
-            found = sorted(path for path in given.iterdir() if path.is_file() and not path.name.startswith("."))
-            found = [path for path in found if _belongs(config, path)]
-        elif given.is_file():
-            return {"train": _both_sides(config, [given])}
-        else:
-            # Links can lead to one file by many names: the first counts.
-            names = sorted(glob.glob(str(given), recursive=True), reverse=True)
-            found = sorted({os.path.realpath(name): Path(name) for name in names if Path(name).is_file()}.values())
-    except OSError as error:
-        raise UserError(f"dataset.path={config.path} cannot be read: {error.strerror}") from error
-    if not found:
-        if given.is_dir():
-            raise UserError(
-                f"dataset.path={config.path} holds no file for dataset.format={config.format} "
-                f"({', '.join('*' + suffix for suffix in _suffixes(config))})"
-            )
-        raise UserError(f"dataset.path={config.path} does not exist, and matches no file as a glob")
-    splits: dict[str, list[Path]] = {}
-    for split in SPLITS:
-        for name in getattr(config.splits, split):
-            exact = [path for path in found if _stem(config, path) == name]
-            sharded = [path for path in found if _stem(config, path).startswith((f"{name}-", f"{name}.", f"{name}_"))]
-            if exact or sharded:
-                splits[split] = _both_sides(config, exact or sharded)
-                break
-    if not splits:
-        return {"train": _both_sides(config, found)}
-    if "train" not in splits:
-        raise UserError(
-            f"dataset.path={config.path} holds no training split: no file is named {' or '.join(config.splits.train)} "
-            "(set dataset.splits.train to the name it has)"
-        )
-    return splits
-
-
-def _suffixes(config: DatasetConfig) -> tuple[str, ...]:
-    if config.format == "parallel":
-        return tuple(f".{side.removeprefix('.')}" for side in (config.source, config.target))
-    return _SUFFIXES[config.format]
-
-
-def _belongs(config: DatasetConfig, path: Path) -> bool:
-    if config.format == "parallel":
-        return path.name.endswith(_suffixes(config))
-    return path.suffix.lower() in _suffixes(config) and not path.name.lower().startswith(("readme", "license"))
-
-
-def _stem(config: DatasetConfig, path: Path) -> str:
-    if config.format == "parallel":
-        for suffix in _suffixes(config):
-            if path.name.endswith(suffix):
-                return path.name.removesuffix(suffix)
-    return path.name.removesuffix(path.suffix)
-
-
-def _both_sides(config: DatasetConfig, paths: list[Path]) -> list[Path]:
-    """Aligned files: source and target in turn, also where only one of them was named; else the paths as given."""
-    if config.format != "parallel":
-        return paths
-    suffixes = dict(zip(("source", "target"), _suffixes(config), strict=True))
-    for side, suffix in suffixes.items():
-        if "/" in suffix or os.sep in suffix:
-            raise UserError(f"dataset.{side}={getattr(config, side)} is not the suffix of a file: it names a folder")
-    if suffixes["source"] == suffixes["target"]:
-        raise UserError(f"dataset.source and dataset.target are both '{config.source}': name the suffix of each side")
-    both = []
-    for stem in dict.fromkeys(path.with_name(_stem(config, path)) for path in paths):
-        for side, suffix in suffixes.items():
-            path = stem.with_name(stem.name + suffix)
-            if not path.is_file():
-                raise UserError(
-                    f"{path} is missing: dataset.{side}={getattr(config, side)} names the suffix of that side"
-                )
-            both.append(path)
-    return both
-
-
-def _file_digest(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _read_text(path: Path) -> str:
-    """A whole UTF-8 file, a byte order mark removed; raises `UserError` for other encodings and binary files."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if b"\0" in data:
-        line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise UserError(f"{path}, line {line}: a NUL byte; the file is binary or UTF-16, and UTF-8 text is needed")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x}): convert the file to UTF-8"
-        ) from None
-
-
-def _read_lines(path: Path) -> list[str]:
-    # Only \n and \r\n end a line: str.splitlines would also cut at U+2028 and misalign the two sides.
-    lines = _read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
-
-
-def _read_parallel(config: DatasetConfig, paths: list[Path]) -> dict[str, list[str]]:
+def _read_parallel(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[str]], list[int]]:
+    """Both sides, and the lines of each file."""
     sides: dict[str, list[str]] = {"source": [], "target": []}
+    counts = []
     for source, target in zip(paths[::2], paths[1::2], strict=True):
-        lines = _read_lines(source), _read_lines(target)
+        lines = read_lines(source), read_lines(target)
         if len(lines[0]) != len(lines[1]):
             raise UserError(
                 f"{source} has {len(lines[0]):,} lines and {target} has {len(lines[1]):,}: "
@@ -347,98 +263,64 @@ def _read_parallel(config: DatasetConfig, paths: list[Path]) -> dict[str, list[s
             )
         sides["source"] += lines[0]
         sides["target"] += lines[1]
-    return sides
+        counts += [len(lines[0]), len(lines[1])]
+    return sides, counts
 
 
-def _read_parquet(paths: list[Path], content: str) -> Dataset:
+def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
+    import pyarrow.parquet
     from datasets import load_dataset
 
     # A cache folder named by the content: the library's own key is the path and the time of the last change.
     cache = writable_cache(f"files/{content[:32]}")
+    plain = [_unpacked(path, cache) for path in paths]
     try:
-        return load_dataset(
-            "parquet", data_files=[str(path.resolve()) for path in paths], split="train", cache_dir=str(cache)
+        found = load_dataset(
+            "parquet", data_files=[str(path.resolve()) for path in plain], split="train", cache_dir=str(cache)
         )
+        return found, [pyarrow.parquet.read_metadata(path).num_rows for path in plain]
     except Exception as error:  # the reader raises arrow and value errors of many kinds
         raise UserError(
             f"{paths[0]} is not readable as dataset.format=parquet: {_first_line(error.__cause__ or error)}"
         ) from error
 
 
-def _read_rows(config: DatasetConfig, paths: list[Path]) -> Dataset:
-    """The canonical columns of JSON or CSV files.
+def _unpacked(path: Path, cache: Path) -> Path:
+    """A file that Arrow can open: the file itself, or where it is compressed as a whole its content in the cache."""
+    if path.suffix.lower() not in COMPRESSED:
+        return path
+    plain = cache / path.name.removesuffix(path.suffix)
+    if not plain.is_file():
+        write_bytes(plain, read_bytes(path))
+    return plain
 
-    They are not read with the `datasets` library, which guesses types and so changes text: "007" would become
-    7, "NA" nothing, and a column of dates that of times of the day.
-    """
+
+def _read_rows(config: DatasetConfig, paths: list[Path], notes: list[str]) -> tuple[Dataset, list[int]]:
+    """The canonical columns of JSON or CSV files, and the rows of each file."""
     from datasets import Dataset
 
     settings = ("source", "target") if config.task == "seq2seq" else ("text",)
     readers = {setting: _Reader(config, setting) for setting in settings}
     columns: dict[str, list[Any]] = {setting: [] for setting in settings}
     known: dict[str, None] = {}
+    counts = []
     rows_of = _json_rows if config.format == "json" else _csv_rows
     for path in paths:
-        for row in rows_of(path):
+        before = len(columns[settings[0]])
+        for line, row in rows_of(path, notes):
             known.update(dict.fromkeys(row))
             for setting, reader in readers.items():
-                value = reader.value(row)
-                columns[setting].append(_references(value) if setting == "target" else _text(value))
+                try:
+                    value = reader.value(row)
+                    columns[setting].append(references_of(value) if setting == "target" else text_of(value))
+                except ValueError as error:
+                    raise UserError(f"{path}, line {line}: dataset.{setting}={reader.spec}: {error}") from None
+        counts.append(len(columns[settings[0]]) - before)
     if columns[settings[0]]:
         for reader in readers.values():
             reader.check(list(known))
-    return _text_dataset(columns["text"]) if config.task == "lm" else Dataset.from_dict(columns)
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, or of one list; a number with a point keeps its spelling."""
-    text = _read_text(path)
-    is_list = text.lstrip()[:1] == "["
-    for number, line in enumerate([text] if is_list else text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line, parse_float=str)
-            if "\\u" in line:  # a lone surrogate can be written in JSON, and nowhere else
-                json.dumps(found, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{path}, line {number}: half of a surrogate pair (\\ud800…) is not text: mend it"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            at = error.lineno + number - 1 if isinstance(error, json.JSONDecodeError) else number
-            raise UserError(
-                f"{path}, line {at}: not JSON ({error}): a file holds one object a line, or one list of objects"
-            ) from None
-        for row in found if is_list else [found]:
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}, line {number}: {json.dumps(row)[:40]} is not an object: "
-                    'a file holds one {"column": value} a line, or one list of them'
-                )
-            yield row
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a comma or tab separated file with a header, every cell as it is written."""
-    csv.field_size_limit(2**31 - 1)
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=separator, strict=True)
-    try:
-        header = next(reader, [])
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells under a header of {len(header)}: "
-                    'put text with separators, quotes or line ends between double quotes ("")'
-                )
-            if cells:
-                yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: {error}: a cell that begins with a double quote ends with one, "
-            "and those inside it are doubled"
-        ) from None
+    dataset = _text_dataset(columns["text"]) if config.task == "lm" else Dataset.from_dict(columns)
+    return dataset, counts
 
 
 def _first_line(error: BaseException) -> str:
@@ -453,7 +335,7 @@ class _Reader:
     """Reads from a row what ``dataset.<setting>`` names: a column, a path a.b, or a '{template}' of those."""
 
     def __init__(self, config: DatasetConfig, setting: str, *, column: str | None = None) -> None:
-        self._setting = f"dataset.{setting}"
+        self.setting = f"dataset.{setting}"
         self._where = config.path or config.hub
         self.spec: str = column or getattr(config, setting)
         self._pieces: list[tuple[str, str | None]] = []
@@ -477,7 +359,7 @@ class _Reader:
         for path in paths:
             column = path if path in columns else path.split(".")[0]
             if column not in columns:
-                raise UserError(f"{self._setting}: column '{column}' is not in {self._where}{suggest(column, columns)}")
+                raise UserError(f"{self.setting}: column '{column}' is not in {self._where}{suggest(column, columns)}")
             needed.append(column)
         return needed
 
@@ -485,7 +367,7 @@ class _Reader:
         """The value in a row; None where it is missing."""
         if self._pieces and self.spec not in row:
             return "".join(
-                literal + ("" if name is None else _text(self._follow(row, name))) for literal, name in self._pieces
+                literal + ("" if name is None else text_of(self._follow(row, name))) for literal, name in self._pieces
             )
         return self._follow(row, self.spec)
 
@@ -497,19 +379,13 @@ class _Reader:
         for key in keys:
             if value is None:
                 return None
+            if isinstance(value, list):
+                raise ValueError(f"'{path}' leads through a list ('{key}' is asked of it), and a path through objects")
             if not isinstance(value, dict) or key not in value:
                 inside = suggest(key, value) if isinstance(value, dict) else ""
-                raise UserError(f"{self._setting}: '{path}' is not in {self._where} (no '{key}'){inside}")
+                raise UserError(f"{self.setting}: '{path}' is not in {self._where} (no '{key}'){inside}")
             value = value[key]
         return value
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _references(value: Any) -> list[str]:
-    return [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
 
 
 def _readers(config: DatasetConfig, dataset: Dataset, is_raw: bool, *settings: str) -> tuple[list[_Reader], Dataset]:
@@ -552,9 +428,21 @@ def _to_texts(config: DatasetConfig, dataset: Dataset, key: str, *, is_raw: bool
     (reader,), needed = _readers(config, dataset, is_raw, "text")
 
     def make(batch: Any, indices: list[int]) -> dict[str, list[str]]:
-        return {"text": [_text(reader.value(row)) for row in _rows(batch)]}
+        return {"text": [_as_text(reader, row, index) for row, index in zip(_rows(batch), indices, strict=True)]}
 
     return _map(needed, make, {"text": Value("large_string")}, key)
+
+
+def _as_text(reader: _Reader, row: dict[str, Any], index: int) -> str:
+    return str(_checked(reader, row, index, text_of))
+
+
+def _checked(reader: _Reader, row: dict[str, Any], index: int, convert: Callable[[Any], Any]) -> Any:
+    """A value of a row as text or texts; raises `UserError` with the number of the row where it is neither."""
+    try:
+        return convert(reader.value(row))
+    except ValueError as error:
+        raise UserError(f"{reader.setting}={reader.spec}, row {index + 1}: {error}") from None
 
 
 def _to_pairs(
@@ -566,15 +454,16 @@ def _to_pairs(
     (source_reader, target_reader), needed = _readers(config, dataset, is_raw, "source", "target")
 
     def make(batch: Any, indices: list[int]) -> dict[str, list[Any]]:
-        pairs: dict[str, list[Any]] = {"source": [], "target": [], "references": []}
+        pairs: dict[str, list[Any]] = {"source": [], "target": [], "references": [], "stripped": []}
         for row, index in zip(_rows(batch), indices, strict=True):
-            source = _text(source_reader.value(row)).strip()
-            references = [text.strip() for text in _references(target_reader.value(row))]
+            written = [_as_text(source_reader, row, index), *_checked(target_reader, row, index, references_of)]
+            source, *references = (text.strip() for text in written)
             references = [text for text in references if text]
             if source and references:
                 pairs["source"].append(source)
                 pairs["target"].append(references[0])
                 pairs["references"].append(references)
+                pairs["stripped"].append(any(text != text.strip() for text in written))
             elif config.empty == "error":
                 raise UserError(
                     f"the {split} split of dataset '{config.name}', example {index + 1}: the "
@@ -583,11 +472,57 @@ def _to_pairs(
                 )
         return pairs
 
-    features = {"source": Value("string"), "target": Value("string"), "references": List(Value("string"))}
-    pairs = _map(needed, make, features, key + split)
+    texts = {"source": Value("string"), "target": Value("string"), "references": List(Value("string"))}
+    pairs = _map(needed, make, texts | {"stripped": Value("bool")}, key + split)
+    if not len(dataset):
+        return pairs
     if len(pairs) < len(dataset):
         notes.append(f"{split}: {len(dataset) - len(pairs):,} pairs with an empty side dropped")
+    if stripped := int(np.sum(pairs["stripped"])):
+        notes.append(f"{split}: {stripped:,} pairs with white space around a text, which is removed")
+    pairs = pairs.remove_columns("stripped")
+    if split != "train" and (decomposed := sum(map(_is_decomposed, pairs["target"]))):
+        notes.append(
+            f"{split}: {decomposed:,} targets are not in Unicode's composed form (NFC); texts are compared character "
+            "by character, so that an output in another form does not match"
+        )
     return pairs
+
+
+def _is_decomposed(text: str) -> bool:
+    return not unicodedata.is_normalized("NFC", text)
+
+
+def _without_empty(split: str, texts: Dataset, notes: list[str]) -> Dataset:
+    """The documents that hold text: an empty one would be nothing but an end token."""
+    if len(texts) < 2:
+        return texts
+    kept = [row for row, text in enumerate(texts["text"]) if text]
+    if len(kept) == len(texts):
+        return texts
+    notes.append(f"{split}: {len(texts) - len(kept):,} rows without text left out")
+    return texts.select(kept)
+
+
+def _repetitions(splits: dict[str, Dataset]) -> list[str]:
+    """Says how many rows stand twice in a split, and how many of one that is scored also stand in training."""
+    notes = []
+    keys: dict[str, np.ndarray] = {}
+    for split, dataset in splits.items():
+        if len(dataset) < 2:
+            continue
+        columns = [name for name in ("source", "target", "text") if name in dataset.column_names]
+        batches = dataset.select_columns(columns).iter(batch_size=10_000)
+        rows = (hash(row) for batch in batches for row in zip(*(batch[name] for name in columns), strict=True))
+        keys[split] = np.fromiter(rows, np.int64, len(dataset))
+        if doubled := len(dataset) - len(np.unique(keys[split])):
+            notes.append(f"{split}: {doubled:,} rows are repetitions of others in it, and are kept")
+    for split in ("valid", "test"):
+        for other in ("train", "valid"):
+            both = split in keys and other in keys and split != other
+            if both and (shared := int(np.isin(keys[split], keys[other]).sum())):
+                notes.append(f"{split}: {shared:,} rows also stand in {other}, and are kept")
+    return notes
 
 
 def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[str]) -> None:
@@ -612,5 +547,11 @@ def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[st
         notes.append(f"valid: the last {share} of the text")
         return
     cut = end(len(train))
+    if cut == 0 and len(train):
+        raise UserError(
+            f"dataset '{config.name}' has too few training examples ({len(train)}): dataset.valid_fraction="
+            f"{config.valid_fraction:g} cuts all of them off for validation; give more, or "
+            "name a validation split with dataset.splits.valid"
+        )
     splits["train"], splits["valid"] = train.select(range(cut)), train.select(range(cut, len(train)))
     notes.append(f"valid: the last {share} of the training examples")

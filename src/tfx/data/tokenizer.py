@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -51,6 +52,7 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
+        self._encoder = _without_special_names(backend)
         self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) or 0 for token in SPECIAL)
         self._specials = {self.pad, self.bos, self.eos}
         # A tokenizer that prepends a space to the text gives it back when it decodes.
@@ -125,11 +127,36 @@ class Tokenizer:
 
     def _encode_into(self, ids: list[list[int]], rows: list[int], pieces: list[str]) -> None:
         try:
-            encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+            encodings = self._encoder.encode_batch_fast(pieces, add_special_tokens=False)
         except TypeError:  # what the library says of a lone surrogate
             raise UserError("a text holds half of a surrogate pair (U+D800 to U+DFFF): it is not UTF-8") from None
         for row, encoding in zip(rows, encodings, strict=True):
             ids[row] += encoding.ids
+
+    def unknown_bytes(self, text: str) -> int:
+        """UTF-8 bytes of the characters that are nothing but the unknown token."""
+        count = 0
+        for piece in _pieces(text):
+            encoding = self._encoder.encode(piece, add_special_tokens=False)
+            spans = zip(encoding.ids, encoding.offsets, strict=True)
+            count += sum(len(piece[start:end].encode()) for token, (start, end) in spans if token == self.unk)
+        return count
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words: byte-level BPE, BPE, unigram, WordPiece, words or characters."""
+        content = json.loads(self.to_json())
+        model, text = content["model"]["type"], json.dumps(content["pre_tokenizer"])
+        if model == "BPE":
+            return "byte-level BPE" if '"ByteLevel"' in text else "BPE"
+        if model == "WordLevel":
+            return "characters" if '"Isolated"' in text else "words"
+        return {"Unigram": "unigram"}.get(model, model)
+
+    @property
+    def changes(self) -> list[str]:
+        """What it does to a text before it encodes it (lower case, composed forms), by the library's names."""
+        return _normalizers(json.loads(self.to_json())["normalizer"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; padding, begin and end tokens are left out."""
@@ -174,6 +201,46 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """The token's own spelling, for tables."""
         return self._backend.id_to_token(token_id) or "?"
+
+
+def _without_special_names(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer to encode with: special tokens have names there that no text holds.
+
+    The library does not look for them in a text any more (`encode_special_tokens`), but its models do: to a unigram
+    model ``<eos>`` is a piece like any other, and the likeliest one.
+    """
+    content = json.loads(backend.to_str())
+    vocabulary = content["model"].get("vocab") or {}
+    hidden = {token["content"]: f"\ufdd0{token['id']}\ufdd1" for token in content["added_tokens"] if token["special"]}
+    if content["model"]["type"] == "BPE" and not content["model"].get("ignore_merges"):
+        return backend  # its pieces are reached by merges, and none leads to these
+    if isinstance(vocabulary, dict):
+        content["model"]["vocab"] = {hidden.get(piece, piece): index for piece, index in vocabulary.items()}
+    else:
+        content["model"]["vocab"] = [[hidden.get(piece, piece), score] for piece, score in vocabulary]
+    if "unk_token" in content["model"]:
+        unknown = content["model"]["unk_token"]
+        content["model"]["unk_token"] = hidden.get(unknown, unknown)
+    for token in content["added_tokens"]:
+        token["content"] = hidden.get(token["content"], token["content"])
+    content["post_processor"] = None  # it names special tokens, and is not asked for
+    encoder = tokenizers.Tokenizer.from_str(json.dumps(content))
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def _normalizers(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    if found["type"] == "Sequence":
+        return [name for inner in found["normalizers"] for name in _normalizers(inner)]
+    if found["type"] == "BertNormalizer":
+        parts = {"lowercase": "Lowercase", "strip_accents": "StripAccents", "clean_text": "CleanText"}
+        # Accents are stripped with the case unless the file says otherwise.
+        stripped = found.get("strip_accents")
+        found = found | {"strip_accents": found.get("lowercase") if stripped is None else stripped}
+        return [name for key, name in parts.items() if found.get(key)]
+    return [] if found["type"] == "Prepend" else [str(found["type"])]
 
 
 @contextmanager

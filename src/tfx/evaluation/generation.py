@@ -23,11 +23,13 @@ def decode_sources(
     config: EvaluationConfig,
     *,
     seed: int,
+    streams: Sequence[int] | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> list[str]:
     """The output text of an encoder-decoder for each tokenized source, in order.
 
-    ``progress`` is called with the number of sentences done and their total.
+    A source is sampled from the stream of its number in ``streams``, by default its place. ``progress`` is called with
+    the number of sentences done and their total.
     """
     model.eval()
     device = model.embedding.weight.device
@@ -44,7 +46,8 @@ def decode_sources(
         batch = collate_pairs(Pairs(sources, no_targets), group, tokenizer).to(device)
         assert batch.source_BS is not None
         limit_B = torch.from_numpy(limits[group]).to(device)
-        ids = translate(model, batch.source_BS, batch.source_mask_BS, limit_B, ends, config, seed)
+        own = [int(row) if streams is None else streams[row] for row in group]
+        ids = translate(model, batch.source_BS, batch.source_mask_BS, limit_B, ends, config, seed, own)
         for row, sequence in zip(group, ids, strict=True):
             outputs[row] = tokenizer.decode(sequence)
         done += len(group)
@@ -54,30 +57,76 @@ def decode_sources(
 
 
 def generate(
-    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], config: EvaluationConfig, *, seed: int = 1
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    config: EvaluationConfig,
+    *,
+    seed: int = 1,
+    first: int = 0,
+    note: Callable[[str], Any] = lambda message: None,
 ) -> list[str]:
     """One output for each text, in order: its transduction, or for a language model its continuation.
 
-    A text longer than the model's context is cut. Line ends inside an output become spaces where the model
-    is text to text; a language model's continuation keeps them. An empty text gives an empty output.
+    ``first`` is the number of the first text among all that are decoded with this seed: each has random draws of its
+    own. ``note`` hears in a line what is done to an input: a text longer than the model's context is cut, characters
+    are not known, a language model goes on from a line end where there is no text. Line ends inside an output become
+    spaces where the model is text to text; a language model's continuation keeps them, and joins the text as it would
+    stand in one. A text to text model makes nothing of an empty text.
     """
     model.eval()
-    context = model.architecture.context
     ids = tokenizer.encode(texts)
+    for row, own in enumerate(ids):
+        if unknown := own.count(tokenizer.unk):
+            note(f"line {first + row + 1}: {unknown:,} tokens of characters that the tokenizer does not know")
     if model.architecture.is_seq2seq:
-        full = [row for row, text in enumerate(texts) if text.strip()]
-        sources = Ragged.from_lists([ids[row][: context - 1] for row in full], np.int64)
-        outputs = [""] * len(texts)
-        for row, text in zip(full, decode_sources(model, sources, tokenizer, config, seed=seed), strict=True):
-            outputs[row] = " ".join(text.split("\n"))
-        return outputs
-    device = model.embedding.weight.device
+        return _transduce(model, tokenizer, texts, ids, config, seed, first, note)
+    context = model.architecture.context
     outputs = []
-    for row, prompt in enumerate(ids):
+    for row, own in enumerate(ids):
+        prompt = own
         if not prompt:
-            outputs.append("")
-            continue
-        pick = make_picker(config, seed + row, device)
+            prompt = tokenizer.encode(["\n"])[0]
+            if tokenizer.unk in prompt or not prompt:
+                prompt = [tokenizer.eos]
+            what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
+            note(f"line {first + row + 1}: no text to continue: the model goes on from {what}")
+        if len(prompt) > context:
+            note(f"line {first + row + 1}: of {len(prompt):,} tokens the model reads the last {context:,}, its context")
+        pick = make_picker(config, seed, model.embedding.weight.device, [first + row])
         added = continue_text(model, prompt, config.new_tokens, tokenizer.eos, pick)
-        outputs.append(tokenizer.decode(added))
+        outputs.append(_joined(tokenizer, own, added))
     return outputs
+
+
+def _transduce(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    ids: list[list[int]],
+    config: EvaluationConfig,
+    seed: int,
+    first: int,
+    note: Callable[[str], Any],
+) -> list[str]:
+    longest = model.architecture.context - 1
+    full = [row for row, text in enumerate(texts) if text.strip()]
+    for row in full:
+        if len(ids[row]) > longest:
+            note(
+                f"line {first + row + 1}: of {len(ids[row]):,} tokens the first {longest:,} are read, the model's "
+                "context; the rest is cut"
+            )
+    sources = Ragged.from_lists([ids[row][:longest] for row in full], np.int64)
+    streams = [first + row for row in full]
+    outputs = [""] * len(texts)
+    found = decode_sources(model, sources, tokenizer, config, seed=seed, streams=streams)
+    for row, text in zip(full, found, strict=True):
+        outputs[row] = " ".join(text.split("\n"))
+    return outputs
+
+
+def _joined(tokenizer: Tokenizer, prompt: list[int], added: list[int]) -> str:
+    """What the added tokens put behind the prompt, as both are decoded in one piece."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *added])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(added)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfx.errors import UserError, unknown
+from tfx.evaluation.scripts import rouge_words, split_characters
 from tfx.report.scores import SCORERS
 
 
@@ -28,6 +29,11 @@ BLEU_VARIANTS: dict[str, dict[str, Any]] = {
     "bleu": {},
     # Most papers before 2018 lowercased; sacreBLEU's own tokenization stands in for theirs.
     "bleu_lowercase": {"lowercase": True},
+    # For scripts without spaces between words: sacreBLEU's own tokenizers.
+    "bleu_zh": {"tokenize": "zh"},
+    "bleu_ja": {"tokenize": "ja-mecab"},
+    "bleu_char": {"tokenize": "char"},
+    "bleu_flores200": {"tokenize": "flores200"},
 }
 ROUGE_VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 TEXT_METRICS = (*BLEU_VARIANTS, "chrf", *ROUGE_VARIANTS, "exact_match", "exact_match_normalized", "f1")
@@ -40,6 +46,8 @@ def check_metrics(names: Sequence[str]) -> None:
             raise unknown("metric", name, TEXT_METRICS)
         if name in ROUGE_VARIANTS:
             _rouge_scorer([name])
+        if name in BLEU_VARIANTS:
+            _bleu(name)
 
 
 def score_text(hypotheses: list[str], references: list[list[str]], names: Sequence[str]) -> TextScore:
@@ -75,11 +83,11 @@ def _add_mean(score: TextScore, name: str, values: list[float]) -> None:
 
 
 def _add_sacrebleu(score: TextScore, name: str, hypotheses: list[str], references: list[list[str]]) -> None:
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics import CHRF
 
     most = max(len(row) for row in references)
     streams = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
-    metric = CHRF() if name == "chrf" else BLEU(**BLEU_VARIANTS[name])
+    metric = CHRF() if name == "chrf" else _bleu(name)
     score.metrics[name] = metric.corpus_score(hypotheses, streams).score
     score.signatures[name] = str(metric.get_signature())
     # The counts of a sentence add up to those of a corpus: what resampling sentences needs.
@@ -87,10 +95,26 @@ def _add_sacrebleu(score: TextScore, name: str, hypotheses: list[str], reference
         for sentence, hypothesis, row in zip(score.sentences, hypotheses, references, strict=True):
             sentence[name] = chrf_counts(hypothesis, row)
         return
-    single = BLEU(**BLEU_VARIANTS[name], effective_order=True)
+    single = _bleu(name, effective_order=True)
     for sentence, hypothesis, row in zip(score.sentences, hypotheses, references, strict=True):
         result = single.sentence_score(hypothesis, row)
         sentence[name] = [result.sys_len, result.ref_len, *result.counts, *result.totals]
+
+
+def _bleu(name: str, **options: Any) -> Any:
+    """sacreBLEU's metric; raises `UserError` where its tokenizer needs a package or a model that is not there."""
+    from sacrebleu.metrics import BLEU
+
+    try:
+        return BLEU(**BLEU_VARIANTS[name], **options)
+    except (ImportError, RuntimeError) as error:
+        extra = {"bleu_ja": "ja", "bleu_flores200": "flores"}[name]
+        raise UserError(f"metric {name} needs an extra: pip install 'tfx[{extra}]'") from error
+    except Exception as error:  # its download raises errors of many kinds
+        raise UserError(
+            f"metric {name} needs a model that sacreBLEU cannot download ({type(error).__name__}): put it in "
+            "~/.sacrebleu/models, or take bleu_char"
+        ) from error
 
 
 def chrf_counts(hypothesis: str, references: Sequence[str]) -> list[int]:
@@ -122,7 +146,20 @@ def _rouge_scorer(names: Sequence[str]) -> Any:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise UserError("ROUGE needs an extra: pip install 'tfx[rouge]'") from None
-    return RougeScorer([ROUGE_VARIANTS[name] for name in names], use_stemmer=True)
+    return RougeScorer([ROUGE_VARIANTS[name] for name in names], tokenizer=_RougeWords())
+
+
+class _RougeWords:
+    """The default tokenizer of ROUGE, stemming included, which also knows letters that are not Latin."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stemmer = PorterStemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text; those of more than three Latin letters are stemmed."""
+        return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in rouge_words(text)]
 
 
 def exact_match(hypothesis: str, reference: str) -> float:
@@ -131,9 +168,12 @@ def exact_match(hypothesis: str, reference: str) -> float:
 
 
 def _answer_tokens(text: str) -> list[str]:
-    """SQuAD's normalisation (Rajpurkar 2016, arXiv 1606.05250): case, punctuation and articles do not count."""
+    """SQuAD's normalisation (Rajpurkar 2016, arXiv 1606.05250): case, punctuation and articles do not count.
+
+    Letters of scripts without spaces are words of their own (as in MLQA, Lewis 2020, arXiv 1910.07475).
+    """
     text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+    return split_characters(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match_normalized(hypothesis: str, reference: str) -> float:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
-from tfx.data.prepare import Pairs, Ragged, Stream
+from tfx.data.prepare import Pairs, PreparedData, Ragged, Stream
 from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.generation import decode_sources
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.metrics import score_text
 from tfx.evaluation.scoring import score_loss
+from tfx.evaluation.scripts import misfits
 from tfx.model.transformer import Transformer
 
 
@@ -23,6 +24,19 @@ class Quality:
     metrics: dict[str, float]
     signatures: dict[str, str] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
+    """What is to be known of the data before their numbers are believed: metrics that do not fit, texts that change."""
+    notes = []
+    split = data.splits[data.test_split]
+    if isinstance(split, Pairs) and split.texts is not None:
+        notes += misfits(metrics, split.texts[:2_000]["references"])
+    if changes := data.tokenizer.changes:
+        notes.append(
+            f"the tokenizer changes texts before it encodes them ({', '.join(changes)}), and outputs with them"
+        )
+    return notes
 
 
 def measure_quality(

@@ -27,16 +27,21 @@ class LossScore:
     total_nll: float
     total_targets: int
     text_bytes: int | None
+    unknown_bytes: int
     nll: np.ndarray
     targets: np.ndarray
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``loss`` in nats a token, ``perplexity``, and for streams ``bits_per_byte`` of the text."""
+        """``loss`` in nats a token, ``perplexity``, and for streams ``bits_per_byte`` of the text.
+
+        The model's code for an unknown character does not say which one it is. So that the bits are those of a code
+        that gives the text back, each of its bytes costs 8 more.
+        """
         loss = self.total_nll / max(1, self.total_targets)
         values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         if self.text_bytes:
-            values["bits_per_byte"] = self.total_nll / math.log(2) / self.text_bytes
+            values["bits_per_byte"] = (self.total_nll / math.log(2) + 8 * self.unknown_bytes) / self.text_bytes
         return values
 
 
@@ -87,8 +92,9 @@ def score_loss(
         nll[place] = by_row
         targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
     model.train(was_training)
-    text_bytes = None
+    text_bytes, unknown_bytes = None, 0
     if isinstance(split, Stream):
         # The first token is never predicted: its bytes are left out of the denominator.
         text_bytes = split.text_bytes - len(tokenizer.decode([int(split.tokens[0])]).encode())
-    return LossScore(total, count, text_bytes, nll, targets)
+        unknown_bytes = split.unknown_bytes
+    return LossScore(total, count, text_bytes, unknown_bytes, nll, targets)

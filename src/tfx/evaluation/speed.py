@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,51 +20,88 @@ from tfx.model.transformer import Transformer
 _NEW_TOKENS = 32
 
 
-def measure_speed(
-    model: Transformer, split: Pairs | Stream, tokenizer: Tokenizer, config: EvaluationConfig
-) -> dict[str, Any]:
-    """Returns ``latency_ms`` (p50, p95), ``tokens_per_second`` and ``memory_bytes``.
+@dataclass(frozen=True)
+class Candidate:
+    """A model whose speed is asked for, with the split that its inputs are from, in its own tokens."""
+
+    model: Transformer
+    split: Pairs | Stream
+    tokenizer: Tokenizer
+
+
+def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig) -> dict[str, dict[str, Any]]:
+    """Returns for each candidate ``latency_ms`` (p50, p95), ``tokens_per_second`` and ``memory_bytes``.
 
     Text to text: a sentence at a time for the latency, and all of them batched for the throughput, of output
     tokens, with the run's own decoding. Language model: greedy decoding of 32 tokens behind a prompt; the
-    latency is that of one token. The first ``latency_inputs`` inputs of the split, after a warm-up.
+    latency is that of one token. The first ``latency_inputs`` inputs of the split, after a warm-up. The candidates take
+    turns input by input, so that whatever else the machine does meets them all alike.
     """
+    works = {name: _work(candidate, config) for name, candidate in candidates.items()}
+    for work in works.values():
+        work.one(0)
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for place in range(max(work.count for work in works.values())):
+        order = list(works)
+        # Whoever comes behind another finds its caches: nobody does so always.
+        for name in order[place % len(order) :] + order[: place % len(order)]:
+            work = works[name]
+            if place < work.count:
+                times[name].append(_timed(lambda work=work, place=place: work.one(place), work.device)[1] / work.units)
+    measured = {}
+    for name, work in works.items():
+        tokens, seconds = work.throughput(times[name])
+        measured[name] = {
+            "latency_ms": {
+                "p50": float(np.percentile(times[name], 50) * 1e3),
+                "p95": float(np.percentile(times[name], 95) * 1e3),
+            },
+            "tokens_per_second": tokens / seconds,
+            "memory_bytes": memory_bytes(candidates[name].model),
+        }
+    return measured
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is timed of one model: ``one(i)`` decodes the i-th of ``count`` inputs, which is so many ``units``."""
+
+    one: Callable[[int], Any]
+    count: int
+    units: int
+    device: torch.device
+    throughput: Callable[[list[float]], tuple[int, float]]
+
+
+def _work(candidate: Candidate, config: EvaluationConfig) -> _Work:
+    model, split, tokenizer = candidate.model, candidate.split, candidate.tokenizer
     device = model.embedding.weight.device
     model.eval()
-    count = min(config.latency_inputs, len(split))
-    times: list[float] = []
     if isinstance(split, Pairs):
+        pairs, count = split, min(config.latency_inputs, len(split))
 
         def decode(first: int, last: int) -> list[str]:
-            offsets = split.source.offsets[first : last + 1]
-            return decode_sources(model, Ragged(split.source.values, offsets), tokenizer, config, seed=0)
+            offsets = pairs.source.offsets[first : last + 1]
+            return decode_sources(model, Ragged(pairs.source.values, offsets), tokenizer, config, seed=0)
 
-        decode(0, 1)
-        for row in range(count):
-            times.append(_timed(lambda row=row: decode(row, row + 1), device)[1])
-        outputs, seconds = _timed(lambda: decode(0, count), device)
-        tokens = sum(len(ids) + 1 for ids in tokenizer.encode(outputs))
-    else:
-        greedy = make_picker(EvaluationConfig(method="greedy"), 0, device)
-        length = max(1, min(len(split), model.architecture.context) // 2)
-        starts = np.linspace(0, max(0, len(split) - length - 1), min(count, 8)).astype(int)
-        prompts = [split.tokens[start : start + length].astype(np.int64).tolist() for start in starts]
+        def batched(times: list[float]) -> tuple[int, float]:
+            outputs, seconds = _timed(lambda: decode(0, count), device)
+            return sum(len(ids) + 1 for ids in tokenizer.encode(outputs)), seconds
 
-        def extend(prompt: list[int]) -> list[int]:
-            return continue_text(model, prompt, _NEW_TOKENS, -1, greedy)
+        return _Work(lambda place: decode(place, place + 1), count, 1, device, batched)
+    greedy = make_picker(EvaluationConfig(method="greedy"), 0, device)
+    length = max(1, min(len(split), model.architecture.context) // 2)
+    most = max(1, min(config.latency_inputs, len(split) - length))
+    starts = np.linspace(0, max(0, len(split) - length - 1), most).astype(int)
+    prompts = [split.tokens[start : start + length].astype(np.int64).tolist() for start in starts]
 
-        extend(prompts[0])
-        for prompt in prompts:
-            times.append(_timed(lambda prompt=prompt: extend(prompt), device)[1] / _NEW_TOKENS)
-        tokens, seconds = _NEW_TOKENS * len(prompts), sum(times) * _NEW_TOKENS
-    return {
-        "latency_ms": {
-            "p50": float(np.percentile(times, 50) * 1e3),
-            "p95": float(np.percentile(times, 95) * 1e3),
-        },
-        "tokens_per_second": tokens / seconds,
-        "memory_bytes": memory_bytes(model),
-    }
+    def extend(place: int) -> list[int]:
+        return continue_text(model, prompts[place], _NEW_TOKENS, -1, greedy)
+
+    def one_by_one(times: list[float]) -> tuple[int, float]:
+        return _NEW_TOKENS * len(times), sum(times) * _NEW_TOKENS
+
+    return _Work(extend, len(prompts), _NEW_TOKENS, device, one_by_one)
 
 
 def memory_bytes(model: Transformer) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import MISSING, asdict, astuple, dataclass, fields
 from typing import Any
 
 from tfx.config.schema import ModelConfig
@@ -93,9 +93,14 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """The inverse of `to_dict`; raises `UserError` on a record that is not one, or that no config can make."""
+        """The inverse of `to_dict`; what an older record lacks has its default.
+
+        Raises `UserError` on a record that is not one, that no config can make, or that a newer tfx has added to.
+        """
         try:
-            known = {f.name: values[f.name] for f in fields(cls)}
+            if newer := sorted(values.keys() - {f.name for f in fields(cls)}):
+                raise ValueError(f"this version of tfx does not know its {', '.join(newer)}")
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.default is MISSING}
             for stack in ("encoder", "decoder"):
                 if len(known[stack]) > _MOST_BLOCKS:
                     raise ValueError(f"{stack} of {len(known[stack]):,} blocks")
@@ -103,7 +108,7 @@ class Architecture:
             architecture = cls(**known)
             architecture._check()
             return architecture
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the architecture in the file's header is not readable: {error}") from error
 
     def _check(self) -> None:

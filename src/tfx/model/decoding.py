@@ -5,7 +5,7 @@ Shapes: B sentences, K hypotheses a sentence, S source positions, T output posit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,8 @@ class Ends:
     pad: int
 
 
-Picker = Callable[[Tensor], Tensor]
-"""Chooses the next token (B,) from logits (B, V)."""
+Picker = Callable[[Tensor, list[int]], Tensor]
+"""Chooses the next token (B,) from logits (B, V); the list says which inputs of the batch the rows belong to."""
 
 
 def output_limit(source_length: int, config: EvaluationConfig, context: int) -> int:
@@ -45,15 +45,17 @@ def translate(
     ends: Ends,
     config: EvaluationConfig,
     seed: int = 0,
+    streams: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Outputs of an encoder-decoder for a batch of sources, without begin and end tokens.
 
-    ``limits`` is the longest output of each. ``seed`` matters for sampling only.
+    ``limits`` is the longest output of each. ``seed`` and ``streams`` matter for sampling only (`make_picker`).
     """
     memory_BSD = model.encode(source_BS, source_mask_BS)
     if config.method in ("beam", "auto") and config.beam > 1:
         return _beam_search(model, memory_BSD, source_mask_BS, limits_B, ends, config)
-    return _step_by_step(model, memory_BSD, source_mask_BS, limits_B, ends, make_picker(config, seed, source_BS.device))
+    pick = make_picker(config, seed, source_BS.device, streams or range(len(source_BS)))
+    return _step_by_step(model, memory_BSD, source_mask_BS, limits_B, ends, pick)
 
 
 @torch.inference_mode()
@@ -71,7 +73,7 @@ def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: i
         if caches[0].own.length + len(pending) > context:
             caches, pending = model.new_caches(), tokens[-(context // 2) :]
         hidden = model.decode(torch.tensor([pending], device=device), caches=caches)
-        token = int(pick(model.project(hidden[:, -1])))
+        token = int(pick(model.project(hidden[:, -1]), [0]))
         if token == eos:
             break
         tokens.append(token)
@@ -79,20 +81,26 @@ def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: i
     return tokens[len(prompt) :]
 
 
-def make_picker(config: EvaluationConfig, seed: int, device: torch.device) -> Picker:
+def make_picker(config: EvaluationConfig, seed: int, device: torch.device, streams: Sequence[int] = (0,)) -> Picker:
     """Greedy choice, or sampling with temperature, top-k (Fan 2018) and top-p (Holtzman 2020).
 
+    Each input draws from a stream of its own, keyed by the seed and its number in ``streams`` (by its place in the
+    batch): what is drawn for it does not depend on what else is decoded, and no stream is another one shifted.
     Sampling raises `UserError` where the model's outputs are not finite.
     """
     if config.method != "sample":
-        return lambda logits: logits.argmax(-1)
-    generator = torch.Generator(device).manual_seed(derive_seed(seed, "sample"))
+        return lambda logits, rows: logits.argmax(-1)
+    generators = [torch.Generator(device).manual_seed(derive_seed(seed, "sample", stream)) for stream in streams]
 
-    def pick(logits: Tensor) -> Tensor:
+    def pick(logits: Tensor, rows: list[int]) -> Tensor:
         probabilities = sampling_distribution(logits.float(), config.temperature, config.top_k, config.top_p)
         if not bool(probabilities.isfinite().all()):
             raise UserError("the model gives no finite numbers: its file is forged, or its training has diverged")
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+        # The first of exponential clocks to ring, with the probabilities as their rates, is a draw from these.
+        times = torch.empty_like(probabilities)
+        for row, time in zip(rows, times, strict=True):
+            time.exponential_(generator=generators[row])
+        return (probabilities / times.clamp_(min=1e-30)).argmax(-1)
 
     return pick
 
@@ -131,7 +139,7 @@ def _step_by_step(
     step = 0
     while alive.numel():
         hidden = model.decode(token_B.unsqueeze(1), memory_BSD, source_mask_BS, caches)
-        token_B = pick(model.project(hidden[:, 0]))
+        token_B = pick(model.project(hidden[:, 0]), alive.tolist())
         step += 1
         for row, token in zip(alive.tolist(), token_B.tolist(), strict=True):
             if token != ends.eos:

@@ -6,7 +6,9 @@ Shapes: B batch, S source positions, T target positions, D model width, V vocabu
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -69,14 +71,36 @@ class Transformer(nn.Module):
             self.encoder = Stack(architecture, architecture.encoder, **dropouts)
         self.decoder = Stack(architecture, architecture.decoder, **dropouts)
         self.output = nn.Linear(width, vocab, bias=False)
-        if architecture.tied_embeddings != "none":
-            self.output.weight = self.embedding.weight
+        self._tie()
         self.dropout = Dropout(rates.dropout)
         self.token_dropout = TokenDropout(rates.token_dropout)
         self.position = nn.Embedding(architecture.context, width) if architecture.positions == "learned" else None
+        self._make_tables()
+
+    @classmethod
+    def holding(
+        cls, architecture: Architecture, state: Mapping[str, Tensor], config: ModelConfig | None = None
+    ) -> Transformer:
+        """A model whose weights are these very tensors, by all their names; none is drawn first or copied."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's words on tensors without elements
+            model = cls(architecture, config)
+        model.load_state_dict(state, assign=True)
+        model._tie()
+        device = model.embedding.weight.device
+        with torch.device(device):
+            model._make_tables()
+        return model
+
+    def _tie(self) -> None:
+        if self.architecture.tied_embeddings != "none":
+            self.output.weight = self.embedding.weight
+
+    def _make_tables(self) -> None:
+        architecture = self.architecture
         sinusoids = cos = sin = None
         if architecture.positions == "sinusoidal":
-            sinusoids = sinusoidal_table(architecture.context, width)
+            sinusoids = sinusoidal_table(architecture.context, architecture.width)
         elif architecture.positions == "rotary":
             cos, sin = rotary_table(architecture.context, architecture.head_width)
         self.register_buffer("sinusoids", sinusoids, persistent=False)

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from tfx.report.labels import label_arms
 from tfx.report.runs import Run
 from tfx.report.scores import higher_is_better, scorer
 from tfx.report.statistics import Difference, compare, resample_sentences, seed_interval, sentence_weights
 
-_LABEL_KEYS = 3
+
+@dataclass(frozen=True)
+class Caution:
+    """What makes an arm hard to compare: its kind, what that means for the reader, and the particulars."""
+
+    kind: str
+    consequence: str
+    details: str = ""
 
 
 @dataclass
 class Arm:
-    """One config, run with one or more seeds."""
+    """One config, run with one or more seeds; ``repetitions`` are runs whose seed is in ``runs`` already."""
 
     label: str
     runs: list[Run]
+    repetitions: list[Run] = field(default_factory=list)
     difference: Difference | None = None
     p_holm: float | None = None
     p_worse_holm: float | None = None
     fronts: dict[str, bool] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Caution] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -52,43 +61,24 @@ class Arm:
 def group(runs: Sequence[Run]) -> list[Arm]:
     """Runs of one config become an arm, their seeds and those of the runs that they start from aside.
 
-    Labels name what tells the arms apart.
+    One run a seed counts: another of the same config and seed is no further sample of anything. Labels name what tells
+    the arms apart.
     """
     by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
         key = (run.techniques, *sorted((name, repr(value)) for name, value in run.identity.items()))
         by_config[key].append(run)
-    members = [sorted(arm, key=lambda run: (run.seed, str(run.path))) for arm in by_config.values()]
-    return [Arm(label, arm) for label, arm in zip(_labels([arm[0] for arm in members]), members, strict=True)]
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Techniques, and the settings that differ from those of the plainest config, or commonest for a technique."""
-    common: dict[str, Counter[str]] = defaultdict(Counter)
-    for run in runs:
-        for name, value in run.identity.items():
-            common[name][repr(value)] += 1
-    plain = min(runs, key=lambda run: len(run.techniques)).identity
-    labels = []
-    for run in runs:
-        words = []
-        for name, value in sorted(run.identity.items()):
-            if name.startswith("technique"):
-                differs = common[name].most_common(1)[0][0] != repr(value)
-            else:
-                differs = name in plain and plain[name] != value
-            if differs and value is not None and not name.endswith((".name", ".path")):
-                words.append(f"{'.'.join(name.split('.')[-2:])}={run.config[name]}")
-        stack = "+".join(run.techniques) or "no technique"
-        more = f" and {len(words) - _LABEL_KEYS} more" if len(words) > _LABEL_KEYS else ""
-        labels.append(" ".join([stack, *words[:_LABEL_KEYS]]) + more)
-    counts = Counter(labels)
-    numbers: Counter[str] = Counter()
-    for index, label in enumerate(labels):
-        if counts[label] > 1:
-            numbers[label] += 1
-            labels[index] = f"{label} ({numbers[label]})"
-    return labels
+    arms = []
+    for members in by_config.values():
+        by_seed: dict[int, list[Run]] = defaultdict(list)
+        for run in sorted(members, key=lambda run: (run.seed, len(str(run.path)), str(run.path))):
+            by_seed[run.seed].append(run)
+        arms.append(
+            Arm("", [same[0] for same in by_seed.values()], [run for _, *more in by_seed.values() for run in more])
+        )
+    for arm, label in zip(arms, label_arms([arm.runs[0] for arm in arms]), strict=True):
+        arm.label = label
+    return arms
 
 
 class Sentences:

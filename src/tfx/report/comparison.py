@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from tfx.errors import unknown
-from tfx.report.arms import Arm, Sentences, difference_between, group
+from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
 from tfx.report.contributions import Contribution, contribution_facts, contributions
 from tfx.report.runs import LeftOut, Run, find_runs
 from tfx.report.scores import higher_is_better
+from tfx.report.selection import matching, sections
 from tfx.report.statistics import holm, pareto_front
 
 _SAME_BUDGET = 0.02  # batches end where they end: budgets within 2 % count as the same
@@ -33,16 +34,27 @@ SCALES = {"bytes": 1e-6, "flops": 1e-12}
 
 @dataclass
 class Family:
-    """Arms that answer the same question: one data set, task and primary metric."""
+    """Arms that answer the same question: one data set, task and primary metric.
 
+    ``words`` say what else its runs have in common that those of other families have not. ``warnings`` are a line
+    each, ``details`` name the arms that they are about.
+    """
+
+    words: tuple[str, ...]
     dataset: str
     task: str
     metric: str
     arms: list[Arm]
     baseline: Arm
     margin: float | None
-    warnings: list[str]
+    warnings: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
     contributions: list[Contribution] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What its table is about."""
+        return f"{', '.join([*self.words, self.dataset])}: {self.metric}"
 
     @property
     def others(self) -> list[Arm]:
@@ -62,6 +74,7 @@ class Comparison:
         return {
             "families": [
                 {
+                    "section": list(family.words),
                     "dataset": family.dataset,
                     "task": family.task,
                     "metric": family.metric,
@@ -69,6 +82,7 @@ class Comparison:
                     "baseline": family.baseline.label,
                     "margin": family.margin,
                     "warnings": family.warnings,
+                    "details": family.details,
                     "arms": [arm_facts(arm) for arm in family.arms],
                     "contributions": [contribution_facts(row) for row in family.contributions],
                 }
@@ -83,6 +97,8 @@ def arm_facts(arm: Arm) -> dict[str, Any]:
     interval, difference = arm.interval, arm.difference
     return {
         "arm": arm.label,
+        "name": arm.runs[0].name,
+        "tags": sorted({tag for run in arm.runs for tag in run.tags}),
         "runs": len(arm.runs),
         "seeds": [run.seed for run in arm.runs],
         "mean": float(np.mean(arm.scores)),
@@ -103,27 +119,33 @@ def arm_facts(arm: Arm) -> dict[str, Any]:
             name: arm.mean(lambda run, name=name: run.test.get(name))  # type: ignore[misc]
             for name in arm.runs[0].test
         },
-        "warnings": arm.warnings,
+        "repetitions": [str(run.path) for run in arm.repetitions],
+        "warnings": [warning.kind for warning in arm.warnings],
         "paths": [str(run.path) for run in arm.runs],
     }
 
 
-def compare_runs(paths: Sequence[Path], *, baseline: str | None = None, margin: float | None = None) -> Comparison:
-    """Finds, groups and compares the runs below the paths.
+def compare_runs(
+    paths: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    margin: float | None = None,
+    where: Sequence[str] = (),
+    group_by: Sequence[str] = (),
+) -> Comparison:
+    """Finds, groups and compares the runs below the paths: those that meet ``where``, in sections by ``group_by``.
 
     ``baseline`` names an arm by its label or by one of its run directories; None: the arm without techniques
     that has the most runs. ``margin`` is what an arm may lose and still count as not worse, in the metric's
     own unit. Raises `UserError` where there is nothing to compare or the baseline is unknown.
     """
     runs, left_out = find_runs(paths)
-    by_question: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        by_question[run.dataset, run.task, run.metric].append(run)
     families = []
-    for (dataset, task, metric), members in by_question.items():
+    for words, members in sections(matching(runs, where), paths, group_by):
         arms = group(members)
-        chosen = _choose_baseline(arms, baseline)
-        families.append(Family(dataset, task, metric, arms, chosen or _plainest(arms), margin, []))
+        one = members[0]
+        chosen = _choose_baseline(arms, baseline) or _plainest(arms)
+        families.append(Family(words, one.dataset, one.task, one.metric, arms, chosen, margin))
     if baseline is not None and not any(_choose_baseline(family.arms, baseline) for family in families):
         raise unknown("baseline", baseline, [arm.label for family in families for arm in family.arms])
     for family in families:
@@ -153,7 +175,7 @@ def _test_differences(family: Family) -> None:
     sentences = Sentences(family.baseline)
     for arm in family.others:
         if not sentences.shared_by(arm):
-            arm.warnings.append("no sentence statistics in common with the baseline: only seeds are resampled")
+            arm.warnings.append(Caution("no sentences in common with the baseline", "only seeds are resampled"))
         arm.difference = difference_between(arm, family.baseline, sentences, family.margin)
     tested = [(arm, arm.difference) for arm in family.others if arm.difference is not None]
     for (arm, _), p in zip(tested, holm([difference.p for _, difference in tested]), strict=True):
@@ -226,43 +248,52 @@ def _warn(family: Family) -> None:
         for arm in family.arms:
             found = sorted({read(run) for run in arm.runs} - {expected})
             if found:
-                shown = ", ".join(_short(value) for value in found[:2])
-                found_that = f"{what} ({shown}; baseline: {_short(expected)}): {consequence}"
+                details = f"{', '.join(_short(value) for value in found[:2])}; baseline: {_short(expected)}"
                 if what == "other data" and _same_test((arm, base)):
-                    found_that = "other training data: part of the difference may be theirs"
-                arm.warnings.append(found_that)
+                    arm.warnings.append(Caution("other training data", "part of the difference may be theirs"))
+                else:
+                    arm.warnings.append(Caution(what, consequence, details))
     expected_tokens = base.mean(lambda run: run.train.get("tokens")) or 0.0
     expected_flops = base.mean(lambda run: run.flops) or 0.0
     for arm in family.others:
         tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
         if not _alike(tokens, expected_tokens) and not _alike(arm.mean(lambda run: run.flops) or 0.0, expected_flops):
+            details = f"{tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}"
             arm.warnings.append(
-                f"another budget ({tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}): "
-                "the difference is not that of the techniques alone"
+                Caution("another budget", "the difference is not that of the techniques alone", details)
             )
     for arm in family.arms:
         if any(_unknown_teacher(run) for run in arm.runs):
-            arm.warnings.append("what its teacher cost is not known, and not in the cost of training")
+            arm.warnings.append(Caution("a teacher of unknown cost", "it is not in the cost of training"))
+        if arm.repetitions:
+            scores = {run.seed: run.test[family.metric] for run in arm.runs}
+            agree = all(run.test[family.metric] == scores[run.seed] for run in arm.repetitions)
+            arm.warnings.append(
+                Caution(
+                    "runs again of a config and seed",
+                    "they are no further samples, and not counted",
+                    f"{len(arm.repetitions)}, with {'the same' if agree else 'another'} {family.metric}",
+                )
+            )
     single = [arm.label for arm in family.arms if len(arm.runs) == 1]
     if len(family.arms) > 1 and len(single) == len(family.arms):
         family.warnings.append(
             "Every config has one run: intervals resample sentences only and say nothing of another training. "
             "Run each with three seeds or more."
         )
-    by_text: dict[str, list[str]] = defaultdict(list)
+    by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
     for arm in family.arms:
-        for warning in arm.warnings:
-            by_text[warning].append(arm.label)
-    family.warnings += [f"{_listed(arms)}: {text}." for text, arms in by_text.items()]
+        for caution in arm.warnings:
+            details = f" ({caution.details})" if caution.details else ""
+            by_kind[caution.kind, caution.consequence].append(f"{caution.kind}: {arm.label}{details}")
+    for (kind, consequence), lines in by_kind.items():
+        count = f" ({len(lines)} of {len(family.arms)} configs)" if len(family.arms) > 1 else ""
+        family.warnings.append(f"{kind}{count}: {consequence}.")
+        family.details += lines
 
 
 def _short(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:12]}…"
-
-
-def _listed(labels: Iterable[str], most: int = 4) -> str:
-    names = list(labels)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def verdict(arm: Arm, family: Family) -> str:

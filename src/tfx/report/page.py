@@ -1,7 +1,12 @@
-"""One self-contained HTML page: no script, no request; every text of a run is escaped by the template."""
+"""One self-contained HTML page: no request, one small script that sorts tables; a run's texts are escaped.
+
+The page allows that very script alone, by its digest.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ from tfx.report import plots
 from tfx.report.arms import Arm
 from tfx.report.comparison import COSTS, SCALES, Comparison, Family, verdict
 from tfx.report.contributions import KINDS
+from tfx.report.labels import differing_keys
 from tfx.report.plots import Plot, Point, number
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
 from tfx.report.scores import higher_is_better
@@ -39,7 +45,10 @@ def render(comparison: Comparison) -> str:
     title = f"{first.model} on {names}" if runs == 1 else f"{runs} runs on {names}"
     configs = sum(len(family.arms) for family in families)
     subtitle = str(first.path) if runs == 1 else f"{configs} configs; {len(comparison.left_out)} folders left out"
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=title,
         subtitle=subtitle,
         families=[_family(family) for family in families],
@@ -136,8 +145,9 @@ def _family(family: Family) -> dict[str, Any]:
             if any(tensor["sparsity"] > 0 for tensor in tensors):
                 heat_maps.append(plots.heat_map(arm.label, tensors, "sparsity", "Sparsity"))
     return {
-        "title": f"{family.dataset}: {metric}",
+        "title": family.title,
         "warnings": family.warnings,
+        "details": family.details,
         "conclusions": _conclusions(family),
         "caption": f"{metric} on the {split} split, {better} is better"
         + (f"; signature {signature}" if signature else ""),
@@ -155,6 +165,7 @@ def _family(family: Family) -> dict[str, Any]:
         "heat_maps": heat_maps,
         "examples": [example for arm in detailed if (example := _examples(arm, family)) is not None],
         "attention": _attention(detailed[0].runs[0] if len(arms) == 1 else detailed[-1].runs[0]),
+        "settings": _settings(arms),
         "run_columns": ["config", "folder", "seed", *arms[0].runs[0].test, "steps", "tokens", "seconds"],
         "run_rows": [
             [
@@ -168,6 +179,19 @@ def _family(family: Family) -> dict[str, Any]:
             for run in arm.runs
         ],
     }
+
+
+def _settings(arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """Every setting in which the configs differ, a row each; None where there is one config."""
+    keys = differing_keys([arm.runs[0] for arm in arms])
+    if len(arms) < 2 or not keys:
+        return None
+    rows = [[arm.label, *(_value(arm.runs[0].config.get(key)) for key in keys)] for arm in arms]
+    return {"columns": ["config", *keys], "rows": rows}
+
+
+def _value(value: Any) -> str:
+    return "–" if value is None else str(value)[:80]
 
 
 def _conclusions(family: Family) -> list[str]:

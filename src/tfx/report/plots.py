@@ -86,7 +86,7 @@ def _render(figure: Figure, title: str, description: str) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = _with_tips(re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL))
     key = f"p{zlib.crc32((svg + title).encode()):x}"
     svg = re.sub(r'\bid="', f'id="{key}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{key}-", svg)
@@ -101,6 +101,23 @@ def _render(figure: Figure, title: str, description: str) -> str:
         f'<desc id="{key}-d">{escape(description)}</desc>'
     )
     return head + svg[svg.index(">") + 1 :]
+
+
+_TIP = "tip-"
+
+
+def _tip(text: str) -> str:
+    """The id of a part of a figure that is to show this text under the pointer."""
+    return _TIP + text.encode().hex()
+
+
+def _with_tips(svg: str) -> str:
+    """Puts the texts of `_tip` where browsers look for what to show: a title inside the part."""
+
+    def title(found: re.Match[str]) -> str:
+        return f"<g><title>{escape(bytes.fromhex(found[1]).decode())}</title>"
+
+    return re.sub(rf'<g id="{_TIP}([0-9a-f]+)">', title, svg)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -171,6 +188,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
                 color=color,
                 markerfacecolor=color if point.on_front else _PAPER,
                 markersize=7,
+                gid=_tip(f"{point.label}: {number(point.quality)} at {number(point.cost)} ({cost_label})"),
             )
             if point.on_front or point.is_baseline or len(points) <= 24:
                 axes.annotate(
@@ -215,6 +233,7 @@ def curves(series: Sequence[tuple[str, list[list[tuple[float, float]]]]], metric
                     linewidth=1.3,
                     alpha=1.0,
                     label=_cut(label, 40) if number_ == 0 else None,
+                    gid=_tip(f"{label}, run {number_ + 1}"),
                 )
         if len(series) > 1:
             axes.legend(fontsize=8, labelcolor=_INK)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from tfx.run.directory import RunDirectory
 
 _MOST_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.
-_NOT_THE_RESULT = ("seed", "evaluation.attention_maps", "trainer.tensorboard")
+_NOT_THE_RESULT = ("seed", "name", "tags", "evaluation.attention_maps", "trainer.tensorboard")
 # Settings that name another run.
 _OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -47,7 +48,7 @@ class LeftOut:
 class Run:
     """One completed run. ``config`` is flat (``trainer.budget.steps``), without its seed and what changes no result.
 
-    ``others`` has, for settings that name another run which is still there, what that run was, its seed aside.
+    ``others`` has, for settings that name another run, what that run was, its seed aside.
     ``identity`` is the config with these in place of paths: what tells two configs apart.
     """
 
@@ -68,6 +69,8 @@ class Run:
     stages: list[dict[str, Any]]
     reference: dict[str, Any] | None
     environment: dict[str, Any]
+    name: str = ""
+    tags: tuple[str, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     origin: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -203,7 +206,9 @@ def _run(path: Path, summary: dict[str, Any], config: dict[str, Any], environmen
         stages=[_stage(row) for row in summary.get("stages") or []],
         reference=_object(reference, "reference") if reference is not None else None,
         environment=environment,
-        others=_other_runs(config, {}),
+        name=str(summary.get("name") or ""),
+        tags=tuple(map(str, summary.get("tags") or ())),
+        others=_other_runs(config, int(summary["seed"]), {}),
         origin=_origin(reference),
     )
     if "file" not in result.bytes:
@@ -241,11 +246,12 @@ def _config_of(folder: Path) -> dict[str, Any] | None:
     return None if kept is None else _kept_config(*kept)
 
 
-def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[str, str]:
+def _other_runs(config: dict[str, Any], seed: int, known: dict[str, str | None]) -> dict[str, str]:
     """For each setting that names another run, a digest of that run's config and of those that it names.
 
-    Runs of several seeds often start from models of as many seeds: their paths differ, and their configs do not.
-    ``known`` has the digests so far, None for a run that is being followed, or cannot be: its path stands for it.
+    Runs of several seeds often start from models of as many seeds: their paths differ, and their configs do not. Where
+    such a model is not there any more, its path stands for it, with the run's own seed in its name left out.
+    ``known`` has the digests so far, None for a run that is being followed, or cannot be.
     """
     others = {}
     for name in _OTHER_RUNS:
@@ -258,13 +264,16 @@ def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[st
             try:
                 other = _config_of(folder)
                 if other is not None:
-                    other |= _other_runs(other, known)
+                    other |= _other_runs(other, -1, known)
                     digest = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16)
                     known[place] = digest.hexdigest()
             except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError, BrokenRunError):
                 continue
         if (found := known[place]) is not None:
             others[name] = found
+        elif not RunDirectory(folder).config.is_file():
+            own = rf"(^|[^0-9A-Za-z]|seed){seed}(?![0-9A-Za-z])"
+            others[name] = str(folder.with_name(re.sub(own, r"\1{seed}", folder.name)))
     return others
 
 

@@ -32,7 +32,9 @@ class Scorer:
 
 
 def scorer(metric: str) -> Scorer:
-    """The scorer of a metric; metrics not listed in `SCORERS` are means over sentences."""
+    """The scorer of a metric: BLEU, whatever its tokenizer, those of `SCORERS`, and means over sentences."""
+    if metric.startswith("bleu"):
+        return Scorer(_counts(metric, 10), _bleu)
     return SCORERS.get(metric) or Scorer(lambda row: [float(row[metric]), 1.0], _mean)
 
 
@@ -85,8 +87,6 @@ def _nll(row: dict[str, Any]) -> list[float]:
 
 
 SCORERS = {
-    "bleu": Scorer(_counts("bleu", 10), _bleu),
-    "bleu_lowercase": Scorer(_counts("bleu_lowercase", 10), _bleu),
     "chrf": Scorer(_counts("chrf", 18), _chrf),
     "loss": Scorer(_nll, _mean),
     "perplexity": Scorer(_nll, _perplexity),

@@ -14,7 +14,9 @@ from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+
+from tfx.run.output import LostOutputError
+from tfx.run.sheet import Column, Sheet
 
 
 def clock(seconds: float) -> str:
@@ -44,9 +46,19 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def plain_console(**options: Any) -> Console:
-    """A console that shows texts as they are: a name in brackets is no markup, a number has no colour of its own."""
-    return Console(highlight=False, markup=False, emoji=False, **options)
+# Wide enough for any table: what goes to a pipe, a file or a log is read by programs and by search, and is never cut.
+UNLIMITED = 100_000
+
+
+def plain_console(*, stderr: bool = False, file: TextIO | None = None) -> Console:
+    """A console that shows texts as they are: a name in brackets is no markup, a number has no colour of its own.
+
+    It is as wide as the terminal; a pipe or a file has no width, whatever the environment says of one.
+    """
+    target = file or (sys.stderr if stderr else sys.stdout)
+    width = None if target is not None and target.isatty() else UNLIMITED
+    colors: dict[str, Any] = {} if file is None else {"color_system": None}
+    return Console(highlight=False, markup=False, emoji=False, stderr=stderr, file=file, width=width, **colors)
 
 
 class RunConsole:
@@ -64,7 +76,7 @@ class RunConsole:
     def open_log(self, path: Path) -> None:
         """From now on everything is also written to ``path``, what was shown before included."""
         self._file = open(path, "a", encoding="utf-8")
-        self._log = plain_console(file=self._file, width=140, color_system=None)
+        self._log = plain_console(file=self._file)
         for item in self._before_log:
             self._log.print(item)
         self._before_log.clear()
@@ -84,12 +96,10 @@ class RunConsole:
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
         """What is about to run: names and values."""
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="bold")
-        table.add_column()
+        sheet = Sheet(Column("", style="bold", wrap=False), Column(""), lines=False)
         for name, value in rows:
-            table.add_row(name, value)
-        self._show(table)
+            sheet.add_row(name, value)
+        self._show(sheet)
 
     def failure(self, error: BaseException) -> None:
         """Writes the traceback to the log; the terminal gets it only where there is no log yet."""
@@ -143,7 +153,9 @@ class RunConsole:
     def result(self, table: RenderableType) -> None:
         """The result that was asked for: on stdout, and in the log."""
         self._stop_live()
-        plain_console().print(table)
+        # Nobody may be there to read it: that is the command's exit status, and no fault of the run.
+        with suppress(LostOutputError):
+            plain_console().print(table)
         if self._log is not None:
             with suppress(OSError):
                 self._log.print(table)

@@ -207,9 +207,15 @@ def model_file(path: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """``$TFX_CACHE``, else the user's cache folder; holds tokenized data and tokenizers."""
-    given = os.environ.get("TFX_CACHE")
-    if given:
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tfx"
+    """``$TFX_CACHE``, else the user's cache folder; holds tokenized data and tokenizers.
+
+    Raises `UserError` where the system knows of no home folder.
+    """
+    try:
+        if given := os.environ.get("TFX_CACHE"):
+            return Path(given).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        # The specification of that variable says that a relative path is not valid.
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "tfx"
+    except RuntimeError:
+        raise UserError("there is no home folder for the cache: name a folder with the variable TFX_CACHE") from None

@@ -56,8 +56,15 @@ def making(entry: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[
         yield
         return
     path = cache_folder() / "locks" / f"{entry.parent.name}-{entry.name}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Users who share a cache lock each other's files: opening one to write would need leave of who made it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {path.parent} cannot be written ({error.strerror}): name another one with TFX_CACHE"
+        ) from error
+    with os.fdopen(descriptor) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tfx.run.console import clock, number, plain_console
+from tfx.run.sheet import Column, Sheet
 from tfx.sweep.jobs import ENDED_BADLY, RUNNING, WAITING, Job, results
 
 _REFRESH_SECONDS = 0.5
@@ -104,9 +105,16 @@ def _names(jobs: Sequence[Job]) -> dict[int, str]:
 def print_results(jobs: Sequence[Job]) -> None:
     """The results as a table on stdout, then every failure with its reason and its log."""
     console = plain_console()
-    table = Table(box=None, pad_edge=False)
-    for name in ("job", "overrides", "state", "validation", "test", "bytes", "seconds"):
-        table.add_column(name, justify="left" if name in ("overrides", "state") else "right")
+    table = Sheet(
+        Column("job", number=True),
+        Column("overrides"),
+        Column("state", wrap=False),
+        Column("validation", number=True),
+        Column("test", number=True, spare=1),
+        Column("bytes", number=True, spare=2),
+        Column("seconds", number=True, spare=3),
+        lines=False,
+    )
     names = _names(jobs)
     for job in jobs:
         summary = job.summary

@@ -39,7 +39,7 @@ class DistillSettings(TechniqueSettings):
     """Settings of `Distill`."""
 
     teacher: str | None = setting(
-        None, "a run directory or model file; null: init_from, else one is trained first, and cached"
+        None, "a run directory or model file; null: init_from, else one is trained first, and cached", path=True
     )
     teacher_model: str | None = setting(
         None, "model choice of a teacher that is trained first; null: the run's own model"
@@ -289,7 +289,7 @@ class Distill(Technique):
             # A run that starts from a finished model has its teacher there.
             path = config.init_from
         return TeacherNeed(
-            None if path is None else Path(path).expanduser(), self.settings.teacher_model, self.settings.teacher_budget
+            None if path is None else Path(path), self.settings.teacher_model, self.settings.teacher_budget
         )
 
     def _uses_logits(self) -> bool:

@@ -59,7 +59,7 @@ class PruneSettings(TechniqueSettings):
     end: float = setting(0.7, "where the sparsity is reached", above=0, maximum=1, unit="fraction of the budget")
     sparsity: float = setting(0.5, "share of the pruned tensors' weights that is zero at the end", minimum=0, below=1)
     threshold: float | None = setting(
-        None, "weights of a smaller magnitude go, instead of those that a sparsity asks for", minimum=0
+        None, "weights of a smaller magnitude go, instead of those that a sparsity asks for", above=0
     )
     pattern: str | None = setting(
         None,
@@ -287,13 +287,15 @@ class Prune(Technique):
     def _check_pattern(self) -> None:
         """A pattern and a threshold each decide alone what goes."""
         settings = self.settings
-        given = "a pattern" if settings.pattern is not None else "a threshold" if settings.threshold else None
+        given = (
+            "a pattern" if settings.pattern is not None else "a threshold" if settings.threshold is not None else None
+        )
         if given and settings.scope != PruneSettings.scope:
             raise UserError(
                 f"technique.prune.scope={settings.scope} compares magnitudes, and with {given} nothing is compared: "
                 "leave one of the two out"
             )
-        if settings.threshold and settings.initial:
+        if settings.threshold is not None and settings.initial:
             raise UserError(
                 "technique.prune.initial is where a sparsity begins, and a threshold has none: leave it out"
             )
@@ -335,7 +337,7 @@ class Prune(Technique):
             used.append("reduce_tokenizer")
         if replace(self.settings.structure, vocabulary=False) != StructureSettings():
             used.append("rewire")
-        if self.settings.sparsity > 0 or self.settings.threshold:
+        if self.settings.sparsity > 0 or self.settings.threshold is not None:
             used.append("mask")
         return tuple(used)
 
@@ -372,7 +374,11 @@ class Prune(Technique):
         chosen = self.chosen(model)
         pruned = sum(weight.numel() for weight in chosen.values())
         whole = sum(parameter.numel() for parameter in model.parameters())
-        what = f"threshold {self.settings.threshold:g}" if self.settings.threshold else f"{self.settings.sparsity:.0%}"
+        what = (
+            f"threshold {self.settings.threshold:g}"
+            if self.settings.threshold is not None
+            else f"{self.settings.sparsity:.0%}"
+        )
         line = f"{what} of {pruned:,} weights, {pruned / whole:.0%} of the model"
         return [*lines, line + left_alone(model, chosen)]
 
@@ -406,7 +412,7 @@ class Prune(Technique):
         settings = self.settings
         if settings.rewind is not None and progress >= settings.rewind and not self._early and not self._reached:
             self._early = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        if progress < settings.start or self._reached or not (settings.sparsity or settings.threshold):
+        if progress < settings.start or self._reached or not (settings.sparsity or settings.threshold is not None):
             return
         due = int((min(progress, settings.end) - settings.start) / settings.every + 1e-9)
         reached = progress >= settings.end or settings.schedule == "once"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid
+from tfx.config.grammar import escaped
 from tfx.config.registry import entry_points, technique_class
 from tfx.config.schema import Root
 from tfx.data.batching import Batch
@@ -22,7 +23,17 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring, removed_parts
 from tfx.model.transformer import Transformer
-from tfx.techniques.contract import HOOKS, VIEW_HOOKS, Moment, Objective, Teacher, TeacherNeed, Technique
+from tfx.techniques.contract import (
+    HOOKS,
+    VIEW_HOOKS,
+    Moment,
+    Objective,
+    Teacher,
+    TeacherNeed,
+    Technique,
+    TechniqueSettings,
+)
+from tfx.techniques.zeros import KeepZeros
 
 if TYPE_CHECKING:
     from tfx.techniques.calibration import Calibration
@@ -76,8 +87,10 @@ class Stack:
         techniques = []
         for name, values in config.technique.items():
             kind = technique_class(name)
-            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), values))
+            settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.Settings), escaped(values)))
             techniques.append(kind(settings))
+        if config.trainer.keep_zeros:
+            techniques.append(KeepZeros(TechniqueSettings()))
         return cls(techniques, config)
 
     def __len__(self) -> int:

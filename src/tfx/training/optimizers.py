@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from tfx.config.schema import OptimizerConfig
 from tfx.model.rewiring import Became
+from tfx.model.roles import Role, parameter_roles
+
+_DECAYED = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
 
 
 class Optimizers:
@@ -60,14 +63,15 @@ class Optimizers:
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
     """Builds what ``config`` names for the parameters of ``model``.
 
-    Weight decay acts on matrices only, not on norms and biases. Muon (Jordan 2024) takes the matrices of
-    the blocks; embeddings and vectors go to AdamW. Its update is scaled to the RMS of AdamW's (Liu 2025,
-    arXiv 2502.16982), so that learning rates of the two are of one kind.
+    Weight decay acts on matrices and embeddings only, not on norms, biases and what a technique trains of its own. Muon
+    (Jordan 2024) takes the matrices of the blocks; embeddings and vectors go to AdamW. Its update is scaled to the RMS
+    of AdamW's (Liu 2025, arXiv 2502.16982), so that learning rates of the two are of one kind.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
-    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
-    hidden = [parameter for name, parameter in named if parameter.ndim == 2 and ".blocks." in name]
+    roles = parameter_roles(model)
+    matrices = [parameter for name, parameter in named if roles[name] in _DECAYED]
+    vectors = [parameter for name, parameter in named if roles[name] not in _DECAYED]
+    hidden = [parameter for name, parameter in named if roles[name] is Role.MATRIX]
     betas = (config.betas[0], config.betas[1])
     fused = device.type in ("cpu", "cuda")
 

@@ -19,6 +19,9 @@ _FACTOR_TOLERANCE = 2.0**-10
 
 # Relative to the most sensitive matrix: one without any gradient still has a step, if one of a hundred times the size.
 _LEAST_SENSITIVITY = 1e-4
+# Steps of more times the root mean square of their unit leave a matrix of zeros: at this one 2 % of normal weights stay
+# on each side. A layer must not go by accident, as the queries and keys of an attention that becomes uniform would.
+_COARSEST = 4.0
 # How many times its root mean square the codes of a unit reach at least, however sensitive its matrix is.
 _REACH = 8.0
 
@@ -92,19 +95,20 @@ def scales_for_rate(
     error. What rounding adds to the loss is in proportion to sensitivity * step^2, and the same holds of what one bit
     more takes away: it is worth the same in every matrix where steps go with 1 / sqrt(sensitivity) (Choi 2017, arXiv
     1612.01543, weighs errors so too). Within a matrix they still go with the root mean square of their unit, and no
-    step is so fine that codes of ``kind.bits`` reach less than `_REACH` times that.
+    step is so fine that codes of ``kind.bits`` reach less than `_REACH` times that, or coarser than `_COARSEST` times.
     """
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
     if sensitivities is not None:
         steps = _relative_steps(weights, sensitivities)
         least = {name: spread * (_REACH / 2 ** (kind.bits - 1)) for name, spread in spreads.items()}
+        most = {name: spread * _COARSEST for name, spread in spreads.items()}
         spreads = {name: spread * steps[name] for name, spread in spreads.items()}
 
     def scales(log_factor: float) -> dict[str, Tensor]:
         chosen = {name: spread * 2.0**log_factor for name, spread in spreads.items()}
         if sensitivities is not None:
-            chosen = {name: torch.maximum(scale, least[name]) for name, scale in chosen.items()}
+            chosen = {name: scale.clamp(least[name], most[name]) for name, scale in chosen.items()}
         return {name: _held(scale, kind.scale_dtype) for name, scale in chosen.items()}
 
     def is_cheap(log_factor: float) -> bool:
@@ -117,7 +121,7 @@ def scales_for_rate(
     reach = 2.0**-4
     while is_cheap(fine) and fine > -16.0:
         fine, reach = fine - reach, 2 * reach
-    while not is_cheap(coarse):
+    while not is_cheap(coarse) and coarse < 16.0:
         coarse, reach = coarse + reach, 2 * reach
     while coarse - fine > _FACTOR_TOLERANCE:
         middle = (fine + coarse) / 2

@@ -38,7 +38,7 @@ class QuantizeSettings(TechniqueSettings):
         below=1,
         unit="fraction of the budget",
     )
-    bits: int = setting(4, "bits of a weight", minimum=2, maximum=8)
+    bits: int | None = setting(None, "bits of a weight; null: 4, or with a rate 8", minimum=2, maximum=8)
     layers: list[str] = setting(
         [], "other bits by pattern of tensor names ('embedding.*:8', '*.ffn.*:3'); the last that matches counts"
     )
@@ -106,6 +106,7 @@ class Quantize(Technique):
         super().__init__(settings)
         gptq_asked = settings.method == "gptq"
         self.aware = not gptq_asked if settings.aware is None else settings.aware
+        self.bits = (4 if settings.rate is None else 8) if settings.bits is None else settings.bits
         self.granularity = settings.granularity or ("group" if settings.rate is None else "tensor")
         self._due = -1
         self._aware_steps = 0
@@ -128,6 +129,11 @@ class Quantize(Technique):
             pattern, _, bits = rule.rpartition(":")
             if not pattern or bits not in ("2", "3", "4", "5", "6", "7", "8"):
                 raise UserError(f"technique.quantize.layers: '{rule}' is not pattern:bits with 2 to 8 bits")
+        if settings.end != 1.0:
+            raise UserError(
+                f"technique.quantize.end={settings.end:g}: the file is on its grid, so training keeps it to the end; "
+                "technique.quantize.start says from where on"
+            )
         if settings.method == "gptq" and self.aware:
             raise UserError(
                 "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
@@ -142,7 +148,7 @@ class Quantize(Technique):
         if settings.rate is not None:
             self._check_rate(settings.rate)
         if settings.activations == "int8" and (
-            settings.bits != 8
+            self.bits != 8
             or self.granularity == "group"
             or settings.range != "symmetric"
             or settings.method == "codebook"
@@ -174,12 +180,17 @@ class Quantize(Technique):
                 "technique.quantize.rate needs range=symmetric, granularity=tensor or channel, entropy=true and no "
                 "codebook, learned_step or layers: it chooses the scales, for entropy-coded codes"
             )
-        if settings.bits < rate + 2:
+        if self.bits < rate + 2:
             # Else codes reach less than 8 standard deviations of weights that are about normal.
             raise UserError(
                 f"technique.quantize.rate={rate:g} needs room for the codes of large weights: "
                 f"bits={math.ceil(rate + 2)} or more"
             )
+
+    def when(self, hook: str) -> str:
+        if hook != "grid":
+            return super().when(hook)
+        return f"from {self.settings.start:.0%} on, and in the file" if self.aware else "once training is over"
 
     def conflicts(self) -> dict[str, str]:
         if not self.settings.learned_step:
@@ -192,7 +203,7 @@ class Quantize(Technique):
     def bits_of(self, name: str) -> int:
         """Bits of a tensor, by the last pattern that matches its name."""
         rules = (rule.rpartition(":") for rule in reversed(self.settings.layers))
-        return next((int(bits) for pattern, _, bits in rules if fnmatch(name, pattern)), self.settings.bits)
+        return next((int(bits) for pattern, _, bits in rules if fnmatch(name, pattern)), self.bits)
 
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
         """The weights that are quantized, by name.
@@ -372,6 +383,7 @@ class Quantize(Technique):
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
             "entropy_bits": sum(entropy_bits(grid.codes_RC) for grid in self._final.values()) / max(1, whole),
+            "empty_matrices": float(sum(not grid.values().any() for grid in self._final.values())),
             "relative_error": self._error,
             "aware_steps": float(self._aware_steps),
         }

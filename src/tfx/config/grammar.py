@@ -1,0 +1,167 @@
+"""What a user types as ``key=value``, in the words of Hydra's grammar: texts are taken as they were typed.
+
+Hydra reads a value as a small language: ``1e5`` is a number, ``{a}`` a mapping, ``a,b`` a choice, and a path with a
+bracket an error. Where the schema says that a setting is a text, none of this is meant, and the value is quoted.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+from omegaconf import grammar_parser
+from omegaconf.errors import OmegaConfBaseException
+
+from tfx.config.registry import entry_points, technique_class
+from tfx.config.schema import Root
+from tfx.errors import UserError
+
+# Texts of Hydra's own that users set.
+_HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+_SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list)\(.*\)", re.DOTALL)
+
+
+def literal(word: str, *, sweep: bool = False) -> str:
+    """An override as Hydra is to read it: quoted where its setting is a text, or a list of texts, else as it is.
+
+    What is quoted already, null, and in a sweep what names several values, stay as they are.
+    """
+    key, equals, value = word.partition("=")
+    kind = _kind(key.lstrip("+"))
+    if not equals or kind is None or value == "" or _is_quoted(word):
+        return word
+    kind, optional = kind
+    if optional and value.lower() == "null":
+        return word
+    if sweep and (("," in value and kind is str) or _SWEEP_FUNCTION.fullmatch(value)):
+        return word
+    if kind is str:
+        return f"{key}={quoted(value if _interpolates(value) else escaped(value))}"
+    items = _plain_items(value)
+    return word if items is None else f"{key}=[{','.join(map(quoted, items))}]"
+
+
+def _interpolates(value: str) -> bool:
+    """Whether OmegaConf would replace a part of a text (``${seed}``); one that it cannot read is meant as it stands."""
+    try:
+        return "${" in value and grammar_parser.parse(value) is not None
+    except OmegaConfBaseException:
+        return False
+
+
+def _is_quoted(word: str) -> bool:
+    """Whether the value is one text in quotes already."""
+    if word.partition("=")[2][0] not in "'\"":
+        return False
+    try:
+        return isinstance(OverridesParser.create().parse_override(word)._value, QuotedString)
+    except HydraException:
+        return False
+
+
+def quoted(text: str) -> str:
+    """A text in single quotes, as Hydra reads it back."""
+    # Backslashes are themselves, but for those before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
+
+
+def _plain_items(value: str) -> list[str] | None:
+    """The items of ``[a,b]`` where each is a bare word; None for anything else."""
+    if not (value.startswith("[") and value.endswith("]")) or re.search(r"['\"{}()\\]|\$\{", value):
+        return None
+    inner = value[1:-1]
+    if "[" in inner or "]" in inner:
+        return None
+    return [item.strip() for item in inner.split(",")] if inner.strip() else []
+
+
+@cache
+def _kind(key: str) -> tuple[Any, bool] | None:
+    """Whether the setting of a key is a text (`str`) or a list of texts (`list`), and whether it may be null."""
+    if key in _HYDRA_TEXTS:
+        return str, False
+    names = key.split(".")
+    schema: Any = Root
+    if names[0] == "technique" and len(names) > 2:
+        if names[1] not in entry_points():
+            return None
+        try:
+            schema = technique_class(names[1]).Settings
+        except UserError:
+            return None
+        names = names[2:]
+    for name in names[:-1]:
+        inner = {f.name: f.default_factory for f in fields(schema)}.get(name)
+        if not is_dataclass(inner):
+            return None
+        schema = inner
+    found = get_type_hints(schema).get(names[-1])
+    arguments = get_args(found)
+    optional = type(None) in arguments
+    if optional and get_origin(found) in (Union, type(int | None)):
+        (found,) = [kind for kind in arguments if kind is not type(None)]
+    if found is str:
+        return str, optional
+    return (list, optional) if found == list[str] else None
+
+
+def parse(word: str) -> tuple[str, Any]:
+    """Key and value of one override, by Hydra's grammar and the schema. Raises `UserError`."""
+    check_words([word])
+    try:
+        override = OverridesParser.create().parse_override(literal(word))
+        return str(override.key_or_group), override.value()
+    except HydraException as error:
+        raise not_grammar(word, error) from error
+
+
+def check_words(words: Sequence[str], command: str = "") -> None:
+    """Raises `UserError` for a word that is no override, or that names several values without a sweep."""
+    before = ""
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            hint = f"; if it belongs to the word before it, quote both: {shlex.quote(f'{before} {word}')}"
+            raise UserError(f"'{word}' is not an override: write key=value{hint if '=' in before else ''}")
+        before = word
+        if word.startswith("~"):
+            continue
+        try:
+            override = OverridesParser.create().parse_override(literal(word))
+        except HydraException as error:
+            raise not_grammar(word, error) from error
+        if override.is_sweep_override():
+            raise UserError(f"{word} names several values: sweep over them with `tfx train -m {shlex.quote(word)}`")
+
+
+def not_grammar(word: str, error: Exception) -> UserError:
+    """The error for an override that Hydra cannot read, with the form to type."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    key, _, value = word.partition("=")
+    return UserError(f"{word} cannot be read ({first}): if its value is one text, type {in_shell(key, quoted(value))}")
+
+
+def in_shell(key: str, value: str) -> str:
+    """An override in the quotes of a POSIX shell; double ones where they do, for the value's own are single."""
+    word = f"{key}={value}"
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
+
+
+# --- texts that OmegaConf would read as more than a text ------------------------------------------------
+
+
+def escaped(value: Any) -> Any:
+    """Plain values whose texts OmegaConf gives back as they are: it reads ``${`` as the start of an interpolation."""
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    if isinstance(value, str) and "${" in value:
+        return re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + "\\${", value)
+    return value

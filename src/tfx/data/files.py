@@ -1,0 +1,216 @@
+"""Which local files make up which split: by their names, whatever their case and wherever the split stands in them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from tfx.config.schema import DatasetConfig
+from tfx.data.reading import COMPRESSED, plain_name
+from tfx.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+_SUFFIXES = {
+    "text": (".txt", ".text", ".tokens", ".md", ".raw", ""),
+    "json": (".json", ".jsonl", ".ndjson"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet",),
+}
+# Words by which a name tells its split besides those of the config (`dataset.splits`).
+_WORDS = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev", "devel", "development"),
+    "test": ("test", "testing"),
+}
+
+
+def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]:
+    """The files of each split; all of them are training data where no name tells a split.
+
+    Aligned files come as source and target in turn. What is left out is said in ``notes``. Raises `UserError` where
+    there are no files, or none for training.
+    """
+    assert config.path is not None
+    given = Path(config.path)
+    try:
+        if given.is_file():
+            return {"train": _both_sides(config, [given])}
+        found = _below(config, given) if given.is_dir() else _matching(given)
+    except OSError as error:
+        raise UserError(f"dataset.path={config.path} cannot be read: {error.strerror}") from error
+    if not found:
+        if given.is_dir():
+            raise UserError(
+                f"dataset.path={config.path} holds no file for dataset.format={config.format} "
+                f"({', '.join('*' + suffix for suffix in _suffixes(config))})"
+            )
+        raise UserError(
+            f"dataset.path={config.path} does not exist, and matches no file as a glob: name where the data are with "
+            "dataset.path=…"
+        )
+    found = _once(found, notes)
+    splits, unused = _by_name(config, found)
+    if not splits:
+        return {"train": _both_sides(config, found)}
+    if unused:
+        notes.append(f"files of no split left out: {_names(unused)}")
+    if "train" not in splits:
+        raise UserError(
+            f"dataset.path={config.path} holds no training split: no file is named {' or '.join(config.splits.train)} "
+            "(set dataset.splits.train to the name it has)"
+        )
+    for split, paths in splits.items():
+        count = len({_stem(config, path) for path in paths})
+        if count > 1:
+            notes.append(f"{split}: {count} files joined: {_names(paths)}")
+    return {split: _both_sides(config, splits[split]) for split in SPLITS if split in splits}
+
+
+def _below(config: DatasetConfig, folder: Path) -> list[Path]:
+    """The files of a folder; where it has none, those of folders in it that are named like splits."""
+    found = _belonging(config, folder)
+    if found:
+        return found
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(inner) == 1 and _split_of(config, inner[0].name) is None:
+        return _below(config, inner[0])  # a folder around the data, as archives have one
+    return [path for sub in inner if _split_of(config, sub.name) is not None for path in _belonging(config, sub)]
+
+
+def _belonging(config: DatasetConfig, folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [path for path in files if _belongs(config, path)]
+
+
+def _matching(pattern: Path) -> list[Path]:
+    # Links can lead to one file by many names: the first counts.
+    names = sorted(glob.glob(str(pattern), recursive=True), reverse=True)
+    return sorted({os.path.realpath(name): Path(name) for name in names if Path(name).is_file()}.values())
+
+
+def _once(paths: list[Path], notes: list[str]) -> list[Path]:
+    """Each file once where it lies there plain and compressed."""
+    kept: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: (path.suffix.lower() in COMPRESSED, path)):
+        kept.setdefault(path.with_name(plain_name(path)), path)
+    if len(kept) < len(paths):
+        copies = [path for path in paths if path not in kept.values()]
+        notes.append(f"compressed copies of other files left out: {_names(copies)}")
+    return sorted(kept.values())
+
+
+def _names(paths: list[Path]) -> str:
+    shown = ", ".join(dict.fromkeys(path.name for path in paths[:6]))
+    return shown + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+
+def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Splits and their files, and the files that are in none of them.
+
+    A file that is named just like its split comes before those that only have its name in theirs: with ``train.csv``
+    there, ``train_old.csv`` is another thing.
+    """
+    in_folders = len({path.parent for path in paths}) > 1
+    exact: dict[str, list[Path]] = {}
+    loose: dict[str | None, list[Path]] = {}
+    for path in paths:
+        stem = _stem(config, path)
+        split = next((s for s in SPLITS if stem.lower() in _lower(getattr(config.splits, s))), None)
+        if split is not None:
+            exact.setdefault(split, []).append(path)
+        else:
+            split = _split_of(config, stem) or (_split_of(config, path.parent.name) if in_folders else None)
+            loose.setdefault(split, []).append(path)
+    splits = {}
+    for split in SPLITS:
+        found = exact.get(split) or loose.get(split)
+        if found is not None:
+            splits[split] = _of_first_name(config, split, found)
+    used = {path for found in splits.values() for path in found}
+    return splits, [path for path in paths if path not in used]
+
+
+def _of_first_name(config: DatasetConfig, split: str, paths: list[Path]) -> list[Path]:
+    """Of ``valid.*`` and ``dev.*``, both for validation, those that come first in the config's names."""
+    for name in _lower(getattr(config.splits, split)):
+        chosen = [path for path in paths if _stem(config, path).lower() == name]
+        chosen = chosen or [path for path in paths if name in _parts(_stem(config, path))]
+        if chosen:
+            return chosen
+    return paths
+
+
+def _split_of(config: DatasetConfig, name: str) -> str | None:
+    """The split that a name tells: ``my_test``, ``corpus.train``, ``newstest2013``, ``Test``, ``dev-00000-of-00002``.
+
+    Of several words the one that is a name of the config's counts, then the last one.
+    """
+    parts = _parts(name)
+    for part in reversed(parts):
+        for split in SPLITS:
+            if part in _lower(getattr(config.splits, split)):
+                return split
+    for part in reversed(parts):
+        for split, words in _WORDS.items():
+            if any(re.fullmatch(rf"(news|discuss)?{word}\d*", part) for word in words):
+                return split
+    return None
+
+
+def _parts(name: str) -> list[str]:
+    """The words of a name in lower case: parted by signs, and where a capital follows a small letter."""
+    return [part.lower() for part in re.split(r"[^0-9A-Za-z\u0080-\uffff]+|(?<=[a-z])(?=[A-Z])", name) if part]
+
+
+def _lower(names: list[str]) -> list[str]:
+    return [name.lower() for name in names]
+
+
+def _suffixes(config: DatasetConfig) -> tuple[str, ...]:
+    if config.format == "parallel":
+        return tuple(f".{side.removeprefix('.')}" for side in (config.source, config.target))
+    return _SUFFIXES[config.format]
+
+
+def _belongs(config: DatasetConfig, path: Path) -> bool:
+    name = plain_name(path)
+    if config.format == "parallel":
+        return name.endswith(_suffixes(config))
+    return Path(name).suffix.lower() in _suffixes(config) and not name.lower().startswith(("readme", "license"))
+
+
+def _stem(config: DatasetConfig, path: Path) -> str:
+    name = plain_name(path)
+    if config.format == "parallel":
+        for suffix in _suffixes(config):
+            if name.endswith(suffix):
+                return name.removesuffix(suffix)
+    return name.removesuffix(Path(name).suffix)
+
+
+def _both_sides(config: DatasetConfig, paths: list[Path]) -> list[Path]:
+    """Aligned files: source and target in turn, also where only one of them was named; else the paths as given."""
+    if config.format != "parallel":
+        return paths
+    suffixes = dict(zip(("source", "target"), _suffixes(config), strict=True))
+    for side, suffix in suffixes.items():
+        if "/" in suffix or os.sep in suffix:
+            raise UserError(f"dataset.{side}={getattr(config, side)} is not the suffix of a file: it names a folder")
+    if suffixes["source"] == suffixes["target"]:
+        raise UserError(f"dataset.source and dataset.target are both '{config.source}': name the suffix of each side")
+    both = []
+    for stem in dict.fromkeys(path.with_name(_stem(config, path)) for path in paths):
+        for side, suffix in suffixes.items():
+            plain = stem.with_name(stem.name + suffix)
+            there = [path for path in (plain, *(plain.with_name(plain.name + c) for c in COMPRESSED)) if path.is_file()]
+            if not there:
+                raise UserError(
+                    f"{plain} is missing: dataset.{side}={getattr(config, side)} names the suffix of that side"
+                )
+            both.append(there[0])
+    return both

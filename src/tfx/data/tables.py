@@ -1,0 +1,240 @@
+"""Rows of JSON, CSV and TSV files, every value as it is written, and the text of a value.
+
+They are not read with the `datasets` library, which guesses types and so changes text: "007" would become 7, "NA"
+nothing, and a column of dates that of times of the day.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfx.data.reading import plain_name, read_text
+from tfx.errors import UserError
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def text_of(value: Any) -> str:
+    """The text of a value: numbers and booleans as JSON writes them, missing ones (null, NaN) as nothing.
+
+    Raises `ValueError` for what is no text: an object, a list, bytes that are not UTF-8.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8")  # its error is a ValueError
+    if isinstance(value, dict):
+        inner = f": name one of its values by a path, such as {next(iter(value))}" if value else ""
+        raise ValueError(f"an object is no text{inner}")
+    if isinstance(value, list | tuple):
+        raise ValueError("a list is no text: name a column that holds texts")
+    return str(value)
+
+
+def references_of(value: Any) -> list[str]:
+    """The texts of a target: of a list each, else one. Raises `ValueError` as `text_of`."""
+    return [text_of(item) for item in value] if isinstance(value, list) else [text_of(value)]
+
+
+# --- JSON -------------------------------------------------------------------------------------------
+
+
+def json_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, or of one list, each with the line that it begins in.
+
+    A number keeps its spelling. Raises `UserError` with the line of what is not JSON, no object, or a
+    text with half of a surrogate pair; an object in which a key stands twice.
+    """
+    text = read_text(path)
+    is_list = text.lstrip()[:1] == "["
+    for line, row in (_list_items if is_list else _json_lines)(path, text):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, line {line}: {_as_json(row)[:40]} is not an object: "
+                'a file holds one {"column": value} a line, or one list of them'
+            )
+        yield line, row
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, _parsed(path, number, line, lambda line=line: _DECODER.decode(line))
+
+
+def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    place, line, counted = text.index("[") + 1, 1, 0
+    place = _after_space(text, place)
+    if text[place : place + 1] == "]":
+        place += 1
+    else:
+        while True:
+            line, counted = line + text.count("\n", counted, place), place
+            item, end = _parsed(path, line, text, lambda at=place: _DECODER.raw_decode(text, at), place)
+            if "\\u" in text[place:end]:
+                _parsed(path, line, text[place:end], lambda item=item: item)
+            yield line, item
+            place = _after_space(text, end)
+            if text[place : place + 1] not in (",", "]"):
+                line += text.count("\n", counted, place)
+                raise UserError(f"{path}, line {line}: not JSON: ',' or ']' is missing in the list of objects")
+            place += 1
+            if text[place - 1] == "]":
+                break
+            place = _after_space(text, place)
+    if text[place:].strip():
+        line = 1 + text.count("\n", 0, _after_space(text, place))
+        raise UserError(
+            f"{path}, line {line}: there is more behind the list: a file holds one list, or an object a line"
+        )
+
+
+def _after_space(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return place if match is None else match.end()
+
+
+def _parsed(path: Path, number: int, source: str, parse: Any, start: int | None = None) -> Any:
+    try:
+        found = parse()
+        # A lone surrogate can be written in JSON, and nowhere else.
+        if start is None and "\\u" in source and _LONE_SURROGATE.search(json.dumps(found, ensure_ascii=False)):
+            raise UserError(f"{path}, line {number}: half of a surrogate pair (\\ud800…) is not text: mend it")
+        return found
+    except (ValueError, RecursionError) as error:
+        at = number
+        if isinstance(error, json.JSONDecodeError):
+            at = error.lineno if start is not None else error.lineno + number - 1
+        raise UserError(
+            f"{path}, line {at}: not JSON ({error}): a file holds one object a line, or one list of objects"
+        ) from None
+
+
+def _as_json(value: Any) -> str:
+    """A value as it stood in the file: numbers were read as texts."""
+    return value if isinstance(value, _Number) else json.dumps(value)
+
+
+class _Number(str):
+    """A number as it is spelled."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        double = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key '{double}' stands twice in one object")
+    return found
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        return math.nan  # what writers without a null make of a missing value
+    raise ValueError(f"{name} is no value of JSON")
+
+
+_DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_constant, object_pairs_hook=_object)
+
+
+# --- CSV and TSV ------------------------------------------------------------------------------------
+
+
+def csv_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a comma or tab separated file with a header, each with the line that it ends in.
+
+    In a CSV file a cell may stand in double quotes. In a TSV file each line is a row, and a quotation mark is one,
+    unless all that begin a cell also end it, as spreadsheets write them. Raises `UserError` with the line of a row that
+    does not fit the header.
+    """
+    notes = [] if notes is None else notes
+    text = read_text(path)
+    if plain_name(path).lower().endswith(".tsv"):
+        rows = _tab_rows(path, text, notes)
+    else:
+        rows = _quoted_rows(path, text, ",", notes)
+    header: list[str] | None = None
+    blank = 0
+    for line, cells in rows:
+        if header is None:
+            header = cells
+            doubled = [name for name, count in Counter(header).items() if count > 1 and name.strip()]
+            if doubled:
+                raise UserError(f"{path}, line {line}: two columns are named '{doubled[0]}': rename one of them")
+            continue
+        if not cells or (len(header) > 1 and cells == [""]):
+            blank += 1
+            continue
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(cells)} cells under a header of {len(header)}: "
+                'put text with separators, quotes or line ends between double quotes ("")'
+            )
+        yield line, dict(zip(header, cells, strict=True))
+    if blank:
+        notes.append(f"{path.name}: {blank:,} blank lines left out")
+
+
+def _quoted_rows(path: Path, text: str, separator: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    longer, before, first = 0, 0, 0
+    try:
+        for cells in reader:
+            if reader.line_num > before + 1:
+                longer, first = longer + 1, first or before + 1
+            before = reader.line_num
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}: a cell that begins with a double quote ends with one, "
+            "and those inside it are doubled"
+        ) from None
+    if longer:
+        notes.append(
+            f"{path.name}: {longer:,} rows of more than one line, the first from line {first} on, for their cells in "
+            "quotes hold line ends"
+        )
+
+
+def _tab_rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    rows = [line.split("\t") for line in lines]
+    begun = [cell for cells in rows for cell in cells if cell.startswith('"')]
+    if begun and all(_is_quoted(cell) for cell in begun):
+        rows = [[cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells] for cells in rows]
+        notes.append(f"{path.name}: {len(begun):,} cells stand in double quotes, which are taken off")
+    elif begun and any(len(cells) != len(rows[0]) and cells != [""] for cells in rows):
+        # Cells with tabs or line ends in them, in quotes: only if the whole file reads as such.
+        kept: list[str] = []
+        try:
+            whole = list(_quoted_rows(path, text, "\t", kept))
+        except UserError:
+            whole = []
+        if whole and all(len(cells) in (0, len(whole[0][1])) for _, cells in whole):
+            notes += kept
+            yield from whole
+            return
+    elif begun:
+        notes.append(f"{path.name}: {len(begun):,} cells begin with a quotation mark, which is taken as text")
+    yield from enumerate(rows, start=1)
+
+
+def _is_quoted(cell: str) -> bool:
+    inner = cell[1:-1]
+    return len(cell) > 1 and cell.endswith('"') and '"' not in inner.replace('""', "")

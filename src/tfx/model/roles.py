@@ -1,0 +1,39 @@
+"""What each parameter of a model is there for: what it is treated by, rather than by its name or shape."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from torch import nn
+
+
+class Role(Enum):
+    """The kinds of parameters; one of a technique that is no layer's (a learned scale) is its own affair."""
+
+    EMBEDDING = "embedding"
+    MATRIX = "matrix of a block"
+    HEAD = "matrix outside of the blocks"
+    BIAS = "bias"
+    NORM = "norm"
+    OTHER = "of a technique"
+
+
+def parameter_roles(module: nn.Module) -> dict[str, Role]:
+    """The role of each parameter by its name in ``module``; of a tied one that of its first place."""
+    roles: dict[str, Role] = {}
+    for prefix, layer in module.named_modules():
+        for name, _ in layer.named_parameters(prefix, recurse=False):
+            roles[name] = _role(layer, name)
+    return {name: roles[name] for name, _ in module.named_parameters()}
+
+
+def _role(layer: nn.Module, name: str) -> Role:
+    if isinstance(layer, nn.Embedding):
+        return Role.EMBEDDING
+    if isinstance(layer, nn.Linear):
+        if name.endswith("bias"):
+            return Role.BIAS
+        return Role.MATRIX if ".blocks." in f".{name}" else Role.HEAD
+    if isinstance(layer, nn.ParameterDict | nn.ParameterList):
+        return Role.OTHER
+    return Role.BIAS if name.endswith("bias") else Role.NORM

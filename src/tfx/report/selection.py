@@ -1,0 +1,126 @@
+"""Which runs a report is about, and which of them belong together: by any setting, name or tag."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfx.errors import UserError, suggest
+from tfx.report.runs import Run
+
+_CONDITION = re.compile(r"([\w.]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
+# What a run has besides its settings.
+_FACTS: dict[str, Callable[[Run], Any]] = {
+    "seed": lambda run: run.seed,
+    "name": lambda run: run.name,
+    "tags": lambda run: run.tags,
+    "task": lambda run: run.task,
+    "model": lambda run: run.model,
+    "dataset": lambda run: run.dataset,
+    "techniques": lambda run: run.techniques,
+    "metric": lambda run: run.metric,
+}
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<": lambda a, b: a < b,
+    ">": lambda a, b: a > b,
+    "<=": lambda a, b: a <= b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+def value_of(run: Run, key: str) -> Any:
+    """A fact or a setting of a run; None where it has none of that name."""
+    return _FACTS[key](run) if key in _FACTS else run.config.get(key)
+
+
+def check_key(runs: Iterable[Run], key: str, option: str) -> None:
+    """Raises `UserError` for a key that no run has."""
+    known = {*_FACTS, *(name for run in runs for name in run.config)}
+    if key not in known:
+        raise UserError(f"{option}: no run has a key '{key}'{suggest(key, known, see='see config.yaml of a run')}")
+
+
+def matching(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
+    """The runs that meet every condition: ``key=value``, ``!=``, and of numbers ``<``, ``>``, ``<=``, ``>=``.
+
+    Of tags and techniques one must be the value. Raises `UserError` where a condition is none, or no run is left.
+    """
+    left = list(runs)
+    for condition in conditions:
+        match = _CONDITION.fullmatch(condition)
+        if match is None:
+            raise UserError(f"--where {condition} is no condition: write key=value, or with !=, <, >, <=, >=")
+        key, sign, wanted = match.groups()
+        check_key(runs, key, "--where")
+        left = [run for run in left if _meets(value_of(run, key), sign, wanted)]
+    if not left:
+        raise UserError(f"no run is left by --where {' --where '.join(conditions)}")
+    return left
+
+
+def _meets(value: Any, sign: str, wanted: str) -> bool:
+    if sign in _COMPARE:
+        try:
+            return _COMPARE[sign](float(value), float(wanted))
+        except (TypeError, ValueError):
+            return False
+    values = value if isinstance(value, tuple) else (value,)
+    return any(_is(each, wanted) for each in values) == (sign == "=")
+
+
+def _is(value: Any, wanted: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return wanted.lower() == ("null" if value is None else str(value).lower())
+    try:
+        return float(value) == float(wanted)
+    except (TypeError, ValueError):
+        return str(value) == wanted
+
+
+def sections(
+    runs: Sequence[Run], paths: Sequence[Path], group_by: Sequence[str]
+) -> list[tuple[tuple[str, ...], list[Run]]]:
+    """The runs by what they answer: data set, task and metric, and the values of the keys of ``group_by``.
+
+    Without such keys, runs that lie below one path in folders of several runs, as studies do, are a section a folder;
+    folders that share a config are one study. Each comes with the words that tell it from the others.
+    """
+    studies = {} if group_by or len(paths) > 1 else _studies(runs, paths[0])
+    for key in group_by:
+        check_key(runs, key, "--group-by")
+    found: dict[tuple[Any, ...], tuple[tuple[str, ...], list[Run]]] = {}
+    for run in runs:
+        words = tuple(f"{key}={_shown(value_of(run, key))}" for key in group_by)
+        if study := studies.get(id(run)):
+            words = (study,)
+        found.setdefault((run.dataset, run.task, run.metric, words), (words, []))[1].append(run)
+    return list(found.values())
+
+
+def _studies(runs: Sequence[Run], root: Path) -> dict[int, str]:
+    """By run the study that it is of; nothing where all are of one."""
+    by_folder: dict[Path, list[Run]] = {}
+    for run in runs:
+        parts = run.path.relative_to(root).parts if run.path.is_relative_to(root) else ()
+        # Days and times are no studies: seeds of one config may lie in several.
+        if len(parts) > 1 and not re.match(r"\d{4}-\d\d-\d\d", parts[0]):
+            by_folder.setdefault(Path(parts[0]), []).append(run)
+    studies = {folder: members for folder, members in by_folder.items() if len(members) > 1}
+    # Folders that share a config are one study: each is put to the first that has one of its configs.
+    joined = {folder: folder for folder in studies}
+    owner: dict[Any, Path] = {}
+    for folder, members in studies.items():
+        for run in members:
+            key = (run.techniques, *sorted((name, repr(value)) for name, value in run.identity.items()))
+            one, other = joined[folder], joined[owner.setdefault(key, folder)]
+            joined = {each: other if first == one else first for each, first in joined.items()}
+    names = {
+        first: " and ".join(str(each) for each, found in joined.items() if found == first) for first in joined.values()
+    }
+    return {id(run): names[joined[folder]] for folder, members in studies.items() for run in members}
+
+
+def _shown(value: Any) -> str:
+    return "+".join(map(str, value)) or "none" if isinstance(value, tuple) else "null" if value is None else str(value)

@@ -1,0 +1,117 @@
+"""`tfx generate`: one line for one line, whatever comes in; what is done to an input is said on stderr."""
+
+import io
+import sys
+
+import pytest
+
+from tfx.cli import main
+
+TINY = [
+    "model.width=16",
+    "model.heads=2",
+    "model.ffn_width=32",
+    "model.decoder_layers=1",
+    "evaluation.latency_inputs=1",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    data = [
+        "dataset=text",
+        "dataset.path=text.txt",
+        "model=gpt_nano",
+        "model.context=16",
+        "dataset.tokenizer.kind=char",
+    ]
+    assert main(["train", *data, *TINY, "trainer.budget.steps=3", f"hydra.run.dir={folder / 'lm'}"]) == 0
+    limits = [f"dataset.limit.{split}=20" for split in ("train", "valid", "test")]
+    words = ["model.encoder_layers=1", "model.context=32", "evaluation=greedy", "trainer.budget.steps=3", *limits]
+    assert main(["train", *words, *TINY, f"hydra.run.dir={folder / 'pairs'}"]) == 0
+    return folder
+
+
+def generate(runs, monkeypatch, capsys, *words, stdin: bytes | None = b""):
+    monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
+    capsys.readouterr()
+    status = main(["generate", *words])
+    return status, *capsys.readouterr()
+
+
+def test_a_bad_byte_ends_the_input_and_loses_no_line_before_it(runs, monkeypatch, capsys):
+    text = b"".join(b"one two %d\n" % i for i in range(299)) + b"caf\xe9\nmore\n"
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=text)
+    assert (status, out.count("\n")) == (2, 299)
+    assert err.endswith("tfx: stdin, line 300: not UTF-8 (byte 0xe9); lines before it are decoded\n")
+
+
+@pytest.mark.parametrize(("stdin", "says"), [(None, "stdin is closed: give the texts as arguments")])
+def test_without_an_input_it_says_what_to_do(stdin, says, runs, monkeypatch, capsys):
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=stdin)
+    assert (status, out) == (2, "")
+    assert says in err
+
+
+def test_an_argument_that_is_not_utf8_is_named(runs, monkeypatch, capsys):
+    status, _, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), "good", "caf\udce9")
+    assert status == 2
+    assert "text 2 on the command line is not UTF-8" in err
+
+
+def test_a_byte_order_mark_is_no_text(runs, monkeypatch, capsys):
+    marked = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"\xef\xbb\xbffive past nine\n")
+    plain = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"five past nine\n")
+    assert marked == plain
+
+
+def test_samples_are_independent_and_follow_their_line(runs, monkeypatch, capsys):
+    def lines(count: int, *words: str) -> list[str]:
+        words = (str(runs / "lm"), "--new-tokens", "12", *words)
+        return generate(runs, monkeypatch, capsys, *words, stdin=b"line\n" * count)[1].splitlines()
+
+    many = lines(300)
+    assert len(set(many)) > 290
+    assert lines(3) == many[:3]
+    assert lines(3, "--seed", "2") != many[1:4]
+    assert not set(lines(3, "--seed", "2")) & set(many[:4])
+
+
+def test_what_is_done_to_an_input_is_said(runs, monkeypatch, capsys):
+    status, out, err = generate(
+        runs, monkeypatch, capsys, str(runs / "lm"), "", "li\u732bne", "line " * 20, "--new-tokens", "3"
+    )
+    assert (status, out.count("\n")) == (0, 3)
+    assert "note: line 1: no text to continue: the model goes on from a line end" in err
+    assert "note: line 2: 1 tokens of characters that the tokenizer does not know" in err
+    assert "note: line 3: of 100 tokens the model reads the last 16, its context" in err
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), "nine " * 60)
+    assert (status, out.count("\n")) == (0, 1)
+    assert "tokens the first 31 are read, the model's context; the rest is cut" in err
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "says"),
+    [
+        ("pairs", ["--temperature", "0.5"], "--temperature has no effect: decoding is by greedy"),
+        ("pairs", ["--seed", "3"], "--seed has no effect"),
+        ("pairs", ["--new-tokens", "3"], "--new-tokens has no effect"),
+        ("pairs", ["--method", "greedy", "--beam", "3"], "--beam has no effect: decoding is by greedy"),
+        ("lm", ["--method", "greedy", "--top-k", "3"], "--top-k has no effect"),
+    ],
+)
+def test_an_option_without_effect_is_named(run, words, says, runs, monkeypatch, capsys):
+    status, _, err = generate(runs, monkeypatch, capsys, str(runs / run), *words, "five")
+    assert status == 0
+    assert f"note: {says}" in err
+
+
+def test_options_stand_anywhere(runs, monkeypatch, capsys):
+    between = generate(runs, monkeypatch, capsys, str(runs / "pairs"), "--beam", "1", "five past nine")
+    before = generate(runs, monkeypatch, capsys, "--beam", "1", str(runs / "pairs"), "five past nine")
+    assert between == before
+    assert between[0] == 0
+    assert main(["evaluate", str(runs / "pairs"), "--split", "valid", "evaluation.beam=1", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(runs / "pairs"), "--splitt", "valid"]) == 2
+    assert "option '--splitt' is unknown: did you mean '--split'?" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""What a user types is what the run gets, keeps, and reads back."""
+
+import os
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfx.cli import main
+from tfx.config import compose
+from tfx.config.grammar import literal, quoted
+from tfx.errors import UserError
+
+TEXTS = ["1e5", "true", "null.csv", "0x10", "a b", " lead", "a,b", "[v2] (x).csv", "{q}: {c}", "it's", 'say "hi"']
+TEXTS += [
+    "a\\",
+    "a\\'",
+    "50%",
+    "#x",
+    "a: b",
+    "~t",
+    "-1",
+    "ü/名前.csv",
+    "a\nb",
+    "on",
+    "2026-01-01",
+    "$HOME",
+    "a${b",
+    "@x",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_of_the_config_is_what_was_typed_and_what_is_read_back(text, tmp_path):
+    config = compose.compose([f"dataset.name={text}", f"dataset.source={text}"])
+    assert (config.dataset.name, config.dataset.source) == (text, text)
+    file = tmp_path / "config.yaml"
+    file.write_text(compose.to_yaml(config), encoding="utf-8")
+    assert compose.load(file) == config
+    assert compose.change(config, [f"dataset.target={text}"]).dataset.target == text
+    assert compose.change(config, []) == config
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\x00\x85\u2028\u2029"), min_size=1))
+@settings(deadline=None, max_examples=200)
+def test_any_text_in_quotes_is_read_as_itself(text):
+    assert OverridesParser.create().parse_override(f"dataset.path={quoted(text)}").value() == text
+
+
+def test_an_interpolation_is_resolved_and_its_escape_is_not():
+    assert compose.compose(["dataset.name=s${seed}"]).dataset.name == "s1"
+    assert compose.compose(["dataset.name=s\\${seed}"]).dataset.name == "s${seed}"
+    with pytest.raises(UserError, match=r"key 'b' not found; to mean a text with \$\{ in it, write \\\$\{"):
+        compose.compose(["dataset.name=a${b}"])
+
+
+@pytest.mark.parametrize(
+    ("word", "read"),
+    [
+        ("dataset.name='a b'", "dataset.name='a b'"),  # quoted already
+        ("reference=null", "reference=null"),
+        ("seed=3", "seed=3"),
+        ("model=gpt_nano", "model=gpt_nano"),
+        ("dataset.metrics=[bleu,1e5]", "dataset.metrics=['bleu','1e5']"),
+        ("technique.quantize.skip=[a.*,true]", "technique.quantize.skip=['a.*','true']"),
+        ("hydra.run.dir=/tmp/a,b", "hydra.run.dir='/tmp/a,b'"),
+    ],
+)
+def test_only_texts_are_quoted(word, read):
+    assert literal(word) == read
+
+
+def test_a_sweep_keeps_its_choices():
+    assert literal("dataset.name=a,b", sweep=True) == "dataset.name=a,b"
+    assert literal("dataset.name=choice(a,b)", sweep=True) == "dataset.name=choice(a,b)"
+    assert literal("dataset.name=1e5", sweep=True) == "dataset.name='1e5'"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=1,2"], "tfx: seed=1,2 names several values: sweep over them with `tfx train -m seed=1,2`"),
+        (
+            ["dataset.source={a}", "{b}"],
+            "tfx: '{b}' is not an override: write key=value; if it belongs to the word before it, quote both: "
+            "'dataset.source={a} {b}'",
+        ),
+        (["model.width={a"], "if its value is one text, type \"model.width='{a'\""),
+        (["-m", "model.width={a", "seed=1,2"], "tfx: model.width={a cannot be read"),
+    ],
+)
+def test_what_hydra_cannot_read_is_one_line_with_the_form_to_type(words, message, capsys):
+    assert main(["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_yaml_file_of_another_ending_is_named(tmp_path, capsys):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yml").write_text("name: mine\n")
+    assert main(["train", "--config-dir", str(tmp_path), "dataset=mine", "dry_run=true"]) == 2
+    expected = f"tfx: {tmp_path / 'dataset' / 'mine.yml'} is not looked for: rename it to mine.yaml{os.linesep}"
+    assert capsys.readouterr().err == expected

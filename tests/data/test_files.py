@@ -1,0 +1,143 @@
+"""Which files become which split: names of all kinds, and nothing joined or left out without a word."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tfx.config.schema import DatasetConfig, SplitConfig
+from tfx.data.files import find_files
+from tfx.data.reading import read_lines, read_text
+from tfx.errors import UserError
+
+
+def found(folder: Path, names: list[str], **options) -> tuple[dict[str, list[str]], list[str]]:
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    notes: list[str] = []
+    config = DatasetConfig(**{"path": str(folder), "format": "csv", **options})
+    splits = find_files(config, notes)
+    return {split: [str(path.relative_to(folder)) for path in paths] for split, paths in splits.items()}, notes
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["Train.csv", "Test.csv"], {"train": ["Train.csv"], "test": ["Test.csv"]}),
+        (["TRAIN.CSV", "DEV.CSV"], {"train": ["TRAIN.CSV"], "valid": ["DEV.CSV"]}),
+        (["a_training.csv", "a_test.csv"], {"train": ["a_training.csv"], "test": ["a_test.csv"]}),
+        (["myTrain.csv", "myTest2.csv"], {"train": ["myTrain.csv"], "test": ["myTest2.csv"]}),
+        (["train/a.csv", "test/a.csv"], {"train": ["train/a.csv"], "test": ["test/a.csv"]}),
+        (["inner/train.csv", "inner/val.csv"], {"train": ["inner/train.csv"], "valid": ["inner/val.csv"]}),
+        (["a.csv", "contest.csv", "latest.csv"], {"train": ["a.csv", "contest.csv", "latest.csv"]}),
+        (["train-00000-of-00002.csv", "train-00001-of-00002.csv", "dev-00000-of-00001.csv"],
+         {"train": ["train-00000-of-00002.csv", "train-00001-of-00002.csv"], "valid": ["dev-00000-of-00001.csv"]}),
+    ],
+)  # fmt: skip
+def test_a_split_is_known_by_its_name_wherever_it_stands(names, splits, tmp_path):
+    assert found(tmp_path, names)[0] == splits
+
+
+def test_aligned_files_of_campaigns_are_known(tmp_path):
+    names = [f"{stem}.{side}" for stem in ("news-train", "newsdev2016", "newstest2013") for side in ("en", "de")]
+    splits, _ = found(tmp_path, names, format="parallel", source="en", target="de")
+    assert splits == {
+        "train": ["news-train.en", "news-train.de"],
+        "valid": ["newsdev2016.en", "newsdev2016.de"],
+        "test": ["newstest2013.en", "newstest2013.de"],
+    }
+
+
+def test_what_is_joined_or_left_out_is_said(tmp_path):
+    names = ["train.csv", "train_old.csv", "notes.csv", "valid.csv", "dev.csv", "test_a.csv", "test_b.csv"]
+    splits, notes = found(tmp_path, names)
+    assert splits == {"train": ["train.csv"], "valid": ["valid.csv"], "test": ["test_a.csv", "test_b.csv"]}
+    assert notes == [
+        "files of no split left out: dev.csv, notes.csv, train_old.csv",
+        "test: 2 files joined: test_a.csv, test_b.csv",
+    ]
+
+
+def test_a_compressed_copy_is_not_read_twice(tmp_path):
+    splits, notes = found(tmp_path, ["train.csv", "train.csv.gz", "valid.csv.xz"])
+    assert splits == {"train": ["train.csv"], "valid": ["valid.csv.xz"]}
+    assert notes == ["compressed copies of other files left out: train.csv.gz"]
+
+
+def test_names_of_the_config_come_first(tmp_path):
+    names = SplitConfig(train=["big"], valid=["small"])
+    splits, notes = found(tmp_path, ["big.csv", "small.csv", "train.csv"], splits=names)
+    assert splits == {"train": ["big.csv"], "valid": ["small.csv"]}
+    assert notes == ["files of no split left out: train.csv"]
+
+
+def test_a_test_file_alone_is_no_training_data(tmp_path):
+    with pytest.raises(UserError, match=r"holds no training split: no file is named train"):
+        found(tmp_path, ["my_test.csv", "other.csv"])
+
+
+# --- bytes to text ----------------------------------------------------------------------------------
+
+TEXT = "eins\nzwei ü\n"
+
+
+def zipped(**files: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt.gz", "a.txt.bz2", "a.txt.xz", "a.txt.zip", "a.txt.zst", "a.txt", "named_wrongly"]
+)
+def test_a_compressed_file_is_read_as_it_is(name, tmp_path):
+    data = TEXT.encode()
+    file = tmp_path / name
+    if name.endswith("zst"):
+        with pa.output_stream(str(file), compression="zstd") as stream:
+            stream.write(data)
+    else:
+        pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zip": lambda _: zipped(inner=TEXT)}
+        file.write_bytes(pack.get(name.rpartition(".")[2], gzip.compress if "." not in name else bytes)(data))
+    assert read_text(file) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(TEXT.encode() * 100)[:-20], "is compressed and cannot be unpacked"),
+        (lzma.compress(TEXT.encode())[:-20], "is compressed and cannot be unpacked"),
+        (b"PK\x03\x04 no archive", "is compressed and cannot be unpacked"),
+        (zipped(a="1", b="2"), r"holds 2 files \(a, b\), and one is needed"),
+        (gzip.compress("ü".encode("latin-1")), r"a\.gz, line 1: not UTF-8"),
+    ],
+)
+def test_a_damaged_archive_is_one_line(data, message, tmp_path):
+    (tmp_path / "a.gz").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_text(tmp_path / "a.gz")
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"a\rb\rc", ["a", "b", "c"]),
+        (b"a\rb\r", ["a", "b"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\rb\nc\n", ["a\rb", "c"]),
+        ("a\u2028b\n".encode(), ["a\u2028b"]),
+        (b"", []),
+    ],
+)
+def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
+    (tmp_path / "a").write_bytes(data)
+    assert read_lines(tmp_path / "a") == lines
