@@ -1,6 +1,6 @@
 """Draws the stages of one run as an SVG: the bytes of each stage, and its quality on validation data.
 
-python scripts/picture.py docs/results/demo/summary.json docs/guide/demo.svg
+python scripts/picture.py RUN/summary.json docs/guide/demo.svg
 """
 
 import json

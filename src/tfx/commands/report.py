@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the table, or the same facts as JSON or CSV, and writes the page."""
     parser = Arguments("report", "Compares the runs below the paths, from their files alone.")
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, or folders of them"
+        "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, folders of them, or *.runs.jsonl"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="the page; default: report.html in the first path")
     parser.add_argument("--baseline", metavar="CONFIG|RUN", help="what differences are taken against")
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
 
     html = options.html
     if html is None and not (options.json or options.csv):
-        html = RunDirectory(options.paths[0]).report
+        first = options.paths[0]
+        html = RunDirectory(first.parent if first.is_file() else first).report
     comparison = report(
         options.paths,
         html,

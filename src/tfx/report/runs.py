@@ -1,4 +1,4 @@
-"""Run directories as a report reads them: found below paths, checked, the broken ones named and left out.
+"""Runs as a report reads them: found below paths, checked, the broken ones named and left out.
 
 Nothing here is trusted: a value of the wrong type, a missing file or a config that unfolds without end makes
 the directory a broken one. YAML is read by the safe loader, so nothing in it is ever executed.
@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from tfx.errors import UserError
+from tfx.report.kept import SUFFIX, KeptRun, kept_config, kept_files, read_kept
 from tfx.report.scores import scorer
 from tfx.run.directory import RunDirectory
 
@@ -100,14 +101,16 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
-    """All completed runs at and below the paths, each once, in the order of their names.
+    """All completed runs at and below the paths, kept ones too, each once, in the order of their names.
 
     Raises `UserError` where a path does not exist or no completed run is found.
     """
     runs, left_out = [], []
-    for folder in _folders(paths):
+    for folder, kept in _found(paths):
         try:
-            runs.append(read_run(folder))
+            if isinstance(kept, str):
+                raise BrokenRunError(kept)
+            runs.append(read_run(folder) if kept is None else read_kept_run(folder, kept))
         except (BrokenRunError, UserError) as error:
             left_out.append(LeftOut(folder, str(error)))
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
@@ -119,18 +122,30 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     return runs, left_out
 
 
-def _folders(paths: Sequence[Path]) -> Iterator[Path]:
+def _found(paths: Sequence[Path]) -> Iterator[tuple[Path, KeptRun | str | None]]:
+    """Run directories, with None, and kept runs by the paths that they stand for, or why they cannot be read."""
     seen = set()
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path} is not a folder: name run directories, sweeps, or folders that hold them")
-        for name, below, files in os.walk(path):
-            below[:] = sorted(folder for folder in below if not folder.startswith("."))
-            if RunDirectory(Path(name)).summary.name in files or RunDirectory(Path(name)).config.name in files:
-                below.clear()
-                if (real := os.path.realpath(name)) not in seen:
-                    seen.add(real)
-                    yield Path(name)
+    for place in (place for path in paths for place in _places(path)):
+        for folder, kept in [(place, None)] if place.is_dir() else read_kept(place):
+            if (real := os.path.realpath(folder)) not in seen:
+                seen.add(real)
+                yield folder, kept
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Run directories and files of kept runs at and below a path."""
+    if path.name.endswith(SUFFIX) and path.is_file():
+        yield path
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder: name run directories, sweeps, folders that hold them, or *{SUFFIX}")
+    for name, below, files in os.walk(path):
+        below[:] = sorted(folder for folder in below if not folder.startswith("."))
+        if RunDirectory(Path(name)).summary.name in files or RunDirectory(Path(name)).config.name in files:
+            below.clear()
+            yield Path(name)
+        else:
+            yield from kept_files(Path(name), files)
 
 
 def read_run(folder: Path) -> Run:
@@ -139,27 +154,48 @@ def read_run(folder: Path) -> Run:
     if not run.summary.is_file():
         raise BrokenRunError(f"has no {run.summary.name}: not finished")
     summary = run.read_summary()
+    _check_completed(summary)
+    if not run.config.is_file():
+        raise BrokenRunError(f"has no {run.config.name}")
+    environment = {}
+    if run.environment.is_file():
+        environment = _object(json.loads(run.environment.read_text(encoding="utf-8")), run.environment.name)
+    result = _run(folder, summary, _read_config(run.config), environment)
+    result.curve = list(_curve(run.metrics))
+    _read_statistics(result, run.predictions)
+    return result
+
+
+def read_kept_run(path: Path, kept: KeptRun) -> Run:
+    """A kept run, as `read_run` gives one whose directory holds neither environment nor predictions."""
+    summary = _object(kept.summary, "summary")
+    _check_completed(summary)
+    config = _kept_config(path.parents[len(Path(kept.name).parts)], kept.settings)
+    result = _run(path, summary, config, {})
+    result.curve = [_numbers(row) for row in kept.metrics if row.get("split") == "valid" and not row.get("final")]
+    return result
+
+
+def _check_completed(summary: dict[str, Any]) -> None:
     status = summary.get("status")
     if status != "completed":
         error = " ".join(str(summary.get("error", "")).split())
         raise BrokenRunError(f"status is {str(status)!r}{': ' + error if error else ''}"[:300])
-    if not run.config.is_file():
-        raise BrokenRunError(f"has no {run.config.name}")
-    config = _read_config(run.config)
+
+
+def _run(path: Path, summary: dict[str, Any], config: dict[str, Any], environment: dict[str, Any]) -> Run:
+    """A run without its curve and its sentences; ``config`` is flat."""
     metric = str(summary["primary_metric"])
     test = _numbers(summary["test"])
     if metric not in test:
         raise BrokenRunError(f"its test has no {metric}, which it names as primary_metric")
-    environment = {}
-    if run.environment.is_file():
-        environment = _object(json.loads(run.environment.read_text(encoding="utf-8")), run.environment.name)
-        for part in ("fingerprints", "hardware", "packages"):
-            _object(environment.setdefault(part, {}), part)
+    for part in ("fingerprints", "hardware", "packages"):
+        _object(environment.setdefault(part, {}), part)
     inference = summary.get("inference") or {}
     latency = ((inference.get("file") or {}).get("latency_ms") or {}).get("p50")
     reference = summary.get("reference")
     result = Run(
-        path=folder,
+        path=path,
         seed=int(summary["seed"]),
         config=config,
         task=str(summary["task"]),
@@ -180,21 +216,40 @@ def read_run(folder: Path) -> Run:
         tags=tuple(map(str, summary.get("tags") or ())),
         others=_other_runs(config, {}),
         origin=_origin(reference),
-        curve=list(_curve(run.metrics)),
     )
     if "file" not in result.bytes:
         raise BrokenRunError("its bytes have no 'file'")
-    _read_statistics(result, run.predictions)
     return result
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     """A saved config, flat, without what tells no two configs apart."""
-    content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    config = dict(_flat(_object(content, file.name)))
+    return _flat_config(yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader), file.name)
+
+
+def _kept_config(folder: Path, content: Any) -> dict[str, Any]:
+    """A kept run's config, flat; other kept runs that it names by their path from ``folder`` get their whole path."""
+    config = _flat_config(content, "config")
+    for name in _OTHER_RUNS:
+        if isinstance(config.get(name), str) and kept_config(folder / config[name]) is not None:
+            config[name] = str(folder / config[name])
+    return config
+
+
+def _flat_config(content: Any, what: str) -> dict[str, Any]:
+    config = dict(_flat(_object(content, what)))
     for name in _NOT_THE_RESULT:
         config.pop(name, None)
     return config
+
+
+def _config_of(folder: Path) -> dict[str, Any] | None:
+    """The config of a run directory, or of the kept run that stands in its place; None where there is neither."""
+    file = RunDirectory(folder).config
+    if file.is_file():
+        return _read_config(file)
+    kept = kept_config(folder)
+    return None if kept is None else _kept_config(*kept)
 
 
 def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[str, str]:
@@ -208,13 +263,13 @@ def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[st
     for name in _OTHER_RUNS:
         if not isinstance(config.get(name), str):
             continue
-        file = RunDirectory(Path(config[name])).config
-        place = os.path.realpath(file)
+        folder = Path(config[name])
+        place = os.path.realpath(folder)
         if place not in known:
             known[place] = None
             try:
-                if file.is_file():
-                    other = _read_config(file)
+                other = _config_of(folder)
+                if other is not None:
                     other |= _other_runs(other, known)
                     digest = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16)
                     known[place] = digest.hexdigest()
@@ -222,7 +277,7 @@ def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[st
                 continue
         if (found := known[place]) is not None:
             others[name] = found
-        elif not file.is_file():
+        elif not RunDirectory(folder).config.is_file():
             others[name] = config[name]
     return others
 

@@ -1,0 +1,154 @@
+"""Dense models: quality, weight decay, and how fast they train, save and decode."""
+
+from typing import Any
+
+from results.files import (
+    BASE,
+    TABLES,
+    TRIALS,
+    arm,
+    benchmark,
+    by_seed,
+    kept_runs,
+    mean,
+    megatokens,
+    printed,
+    rows_of,
+    table,
+)
+
+
+@table("repeats")
+def repeats() -> str:
+    rows = [
+        [what, by_seed(runs, "valid"), by_seed(runs, "test")]
+        for what, runs in (
+            ("first version", arm("small-files-trials/decay-rate1.9-2m-bits5-repeat")),
+            ("second version", arm("small-files/rate1.9/seed2")),
+        )
+    ]
+    return rows_of(["the same config and seed, by two versions of the code", "valid BLEU", "test BLEU"], rows)
+
+
+@table("multi30k")
+def multi30k() -> str:
+    rows: list[list[Any]] = []
+    for what, name in (
+        ("1,200 s, no weight decay, dropout 0.15", "multi30k-dense/1200s"),
+        ("12.8 M tokens, weight decay 0.3, dropout 0.1", "multi30k-dense/12.8m-decay0.3-dropout0.1"),
+    ):
+        runs = arm(name)
+        cells = [
+            f"{mean(runs, split, metric):.2f}"
+            for split in ("valid", "test")
+            for metric in ("bleu", "chrf", "perplexity")
+        ]
+        rows.append([what, megatokens(runs[0]), *cells])
+    rows += [
+        [row["what"], None, None, None, None, row["test_bleu"], None, None]
+        for row in printed("peers")["rows"]
+        if row["study"] == "multi30k"
+    ]
+    splits = [f"{split} {metric}" for split in ("valid", "test") for metric in ("BLEU", "chrF", "perplexity")]
+    return rows_of(["settings", "tokens", *splits], rows)
+
+
+@table("starts")
+def starts() -> str:
+    names = sorted({name.rsplit("/", 1)[0] for name in kept_runs() if name.startswith("multi30k-dense/")})
+    rows = []
+    for name in [*names, f"{TRIALS}/from-5m-dense-2.5m"]:
+        runs = arm(name)
+        rows.append([f"`{name}`", megatokens(runs[0]), by_seed(runs, "valid"), by_seed(runs, "test")])
+    return rows_of(["model", "tokens of its last training", "valid BLEU by seed", "test BLEU by seed"], rows)
+
+
+@table("weight-decay")
+def weight_decay() -> str:
+    rows = []
+    for what, name in (
+        ("`optimizer.weight_decay=0`, dropout 0.15", "multi30k-dense/6m"),
+        ("0.3 (the default)", "multi30k-dense/6m-decay0.3"),
+        ("0.3 and `model.dropout=0.05`", BASE),
+    ):
+        runs = arm(name)
+        rows.append([what, by_seed(runs, "valid", "loss", 3), by_seed(runs, "valid"), by_seed(runs, "test")])
+    return rows_of(["settings", "valid loss by seed", "valid BLEU", "test BLEU"], rows)
+
+
+@table("normalize")
+def normalize() -> str:
+    rows = [
+        [
+            row["settings"],
+            f"{row['steps']:,}",
+            f"{row['tokens']:.1f} M",
+            f"{row['valid']:.3f}",
+            f"{row['test']:.3f}",
+            "no",
+        ]
+        for row in printed("normalize")["rows"]
+    ]
+    (run,) = arm("normalize/dense-4.5m-decay0.3")
+    rows.append(
+        [
+            "`trainer.budget.tokens=4500000` (a decay of 0.3, the default)",
+            f"{run.summary['train']['steps']:,}",
+            f"{run.summary['train']['tokens'] / 1e6:.1f} M",
+            *(f"{run.summary[split]['exact_match']:.3f}" for split in ("valid", "test")),
+            "yes",
+        ]
+    )
+    return rows_of(["`tfx train …`", "steps", "tokens", "exact match, valid", "test", "run kept"], rows)
+
+
+@table("tinyshakespeare")
+def tinyshakespeare() -> str:
+    rows: list[list[Any]] = []
+    for what, name in (
+        ("no weight decay", "gpt-nano"),
+        ("a decay of 0.3 (the default), one thread", "gpt-nano-decay0.3"),
+    ):
+        (run,) = arm(f"tinyshakespeare/{name}")
+        train, valid = run.summary["train"], run.summary["valid"]
+        cells = [f"{valid['loss']:.3f}", f"{valid['bits_per_byte']:.3f}", f"{train['seconds']:.0f} s"]
+        rows.append([what, *cells, f"{train['tokens_per_second']:,.0f}"])
+    rows += [
+        [row["what"], row["valid_loss"], None, None, None]
+        for row in printed("peers")["rows"]
+        if row["study"] == "tinyshakespeare"
+    ]
+    return rows_of(["settings", "valid loss", "bits a byte", "training", "tokens/s"], rows)
+
+
+# Speed.
+
+PAIRED = (
+    ("arm", "arm", ""),
+    ("tokens/s (median)", "tokens_per_second", ",.0f"),
+    ("ratio", "ratio", ".3f"),
+    ("lowest", "lowest", ".3f"),
+    ("highest", "highest", ".3f"),
+)
+TABLES["training-speed"] = lambda: benchmark(
+    "training-speed", [(title, key, how.replace("3", "2")) for title, key, how in PAIRED]
+)
+TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)
+TABLES["precision"] = lambda: benchmark("precision", [("what", "what", ""), ("tokens/s", "tokens_per_second", ",.0f")])
+TABLES["precision-parts"] = lambda: benchmark(
+    "precision-parts", [("what", "what", ""), ("before", "before", ""), ("after", "after", ""), ("by", "how", "")]
+)
+TABLES["soft-targets"] = lambda: benchmark("soft-targets", [("loss", "what", ""), ("ms", "milliseconds", ",.0f")])
+TABLES["saving"] = lambda: benchmark(
+    "saving",
+    [
+        ("model", "model", ""),
+        ("training stands still, s", "stands_still_s", ".3f"),
+        ("until it is on the disk, s", "on_disk_s", ".3f"),
+        ("share of five minutes, %", "share_percent", ".3f"),
+        ("with the writing, %", "share_with_writing_percent", ".3f"),
+    ],
+)
+TABLES["decoding"] = lambda: benchmark(
+    "decoding", [("arm", "arm", ""), ("batch 1", "batch_1", ".2f"), ("batch 32", "batch_32", ".2f")]
+)
