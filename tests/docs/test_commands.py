@@ -67,8 +67,9 @@ def place(tmp_path_factory):
         data = ["dataset=multi30k", "dataset.path=path/to/multi30k", "dataset.tokenizer.vocab_size=300"]
         run = here / "outputs" / "RUN"
         assert main(["train", *data, *tiny, f"hydra.run.dir={run}"]) == 0
-        for name in ("RUN", "BETTER_RUN", "flag_1"):
+        for name in ("RUN", "BETTER_RUN", "TEACHER", "flag_1"):
             (here / name).symlink_to(run)
+        (here / "docs").symlink_to(ROOT / "docs")
         (here / "runs").mkdir()
         (here / "runs" / "multi30k1200").symlink_to(run)
         yield here
@@ -128,8 +129,8 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
         words = ["RUN"]
     if command == "resume" and not words:
         words = ["RUN"]
-    if command == "report" and not words:
-        words = ["outputs"]
+    if command == "report":
+        words = [*(words or ["outputs"]), "--html", str(place / "page.html")]
     assert main([command, *words]) == 0, capsys.readouterr().err
     shutil.rmtree(place / "outputs" / "RUN-reproduced", ignore_errors=True)
     shutil.rmtree(place / "RUN-reproduced", ignore_errors=True)

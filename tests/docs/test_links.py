@@ -25,9 +25,9 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of the headings of a page, with a number behind those that stand there already."""
-    found: set[str] = set()
+    """The anchors of a page: those it names, and of its headings, with a number behind those that are there already."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    found: set[str] = set(re.findall(r'<a id="([^"]+)"></a>', text))
     for title in re.findall(r"^#{1,6} +(.+)$", text, re.M):
         words = re.sub(r"[^\w\s-]", "", title.lower()).strip()
         name = re.sub(r"\s", "-", words)
