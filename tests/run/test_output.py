@@ -34,6 +34,14 @@ class Broken(io.StringIO):
         return super().write(text)
 
 
+def run_with(words: list[str], **streams) -> int:
+    """Runs a command with other standard streams; they are back before anything else captures them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stream in streams.items():
+            patch.setattr(sys, name, stream)
+        return main(words)
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
@@ -49,8 +57,7 @@ def trained(folder) -> dict:
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EPIPE, 0), (errno.ENOSPC, 1)])
 def test_a_run_is_whole_where_its_table_cannot_be_printed(number, status, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", Broken(number))
-    assert main(["train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == status
+    assert run_with(["train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"], stdout=Broken(number)) == status
     trained(tmp_path / "run")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfx: ")]
     assert said == (
@@ -59,16 +66,14 @@ def test_a_run_is_whole_where_its_table_cannot_be_printed(number, status, tmp_pa
 
 
 def test_a_run_goes_on_when_nobody_listens(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Broken(errno.EPIPE, good=2))
-    monkeypatch.setattr(sys, "stdout", None)
-    assert main(["train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 1  # nobody got the table
+    words = ["train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]
+    assert run_with(words, stderr=Broken(errno.EPIPE, good=2), stdout=None) == 1  # nobody got the table
     trained(tmp_path / "run")
 
 
 def test_a_terminal_of_another_encoding_replaces_what_it_lacks(tmp_path, monkeypatch, capsys):
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
-    monkeypatch.setattr(sys, "stdout", out)
-    assert main(["train", *TINY, "name=名前", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert run_with(["train", *TINY, "name=名前", f"hydra.run.dir={tmp_path / 'run'}"], stdout=out) == 0
     trained(tmp_path / "run")
     out.flush()
     assert "exact_match" in out.buffer.getvalue().decode("latin-1")
@@ -86,11 +91,9 @@ def test_a_page_or_table_that_fails_leaves_the_result(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--version"], ["train", "--help"], ["--help"]])
 def test_a_command_that_only_prints_says_that_it_could_not(words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", Broken(errno.ENOSPC))
-    assert main(words) == 1
+    assert run_with(words, stdout=Broken(errno.ENOSPC)) == 1
     assert capsys.readouterr().err == FULL + "\n"
-    monkeypatch.setattr(sys, "stdout", None)
-    assert main(words) == 1
+    assert run_with(words, stdout=None) == 1
     assert capsys.readouterr().err == CLOSED + "\n"
 
 

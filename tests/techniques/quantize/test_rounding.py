@@ -229,3 +229,13 @@ def test_gradients_of_learned_steps_equal_those_of_autograd(symmetric):
     torch.testing.assert_close(passed, w.grad)
     strength = (4 * (3 if symmetric else 7)) ** -0.5
     torch.testing.assert_close(by_scale, s.grad * strength)
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_no_matrix_becomes_empty_however_little_it_matters(kind):
+    generator = torch.Generator().manual_seed(1)
+    draw = torch.randn if kind == "normal" else torch.rand
+    weights = {name: draw(64, 64, generator=generator) - (kind == "uniform") * 0.5 for name in ("q", "v")}
+    grid = GridKind(8, group=None)
+    scales = scales_for_rate(weights, 1.0, grid, {"q": 1e-12, "v": 1.0})
+    assert all(encode(weight, scales[name], None, grid).values().any() for name, weight in weights.items())

@@ -103,11 +103,10 @@ def scales_for_rate(
         steps = _relative_steps(weights, sensitivities)
         least = {name: spread * (_REACH / 2 ** (kind.bits - 1)) for name, spread in spreads.items()}
         # Where weights are even, as they are at first, the largest of them is nearer than that.
-        most = {
-            name: torch.minimum(spread * _COARSEST, 1.9 * kind.units(weights[name]).abs().amax(-1))
-            for name, spread in spreads.items()
-        }
-        least = {name: torch.minimum(least[name], most[name]) for name in least}
+        most = {}
+        for name, spread in spreads.items():
+            peaks = kind.units(weights[name]).abs().amax(-1) / spread.clamp(min=1e-30)
+            most[name] = spread * max(_REACH / 2 ** (kind.bits - 1), min(_COARSEST, 1.9 * float(peaks.max())))
         spreads = {name: spread * steps[name] for name, spread in spreads.items()}
 
     def scales(log_factor: float) -> dict[str, Tensor]:
