@@ -27,9 +27,9 @@ class LossScore:
     total_nll: float
     total_targets: int
     text_bytes: int | None
-    unknown_bytes: int
     nll: np.ndarray
     targets: np.ndarray
+    unknown_bytes: int = 0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -97,4 +97,4 @@ def score_loss(
         # The first token is never predicted: its bytes are left out of the denominator.
         text_bytes = split.text_bytes - len(tokenizer.decode([int(split.tokens[0])]).encode())
         unknown_bytes = split.unknown_bytes
-    return LossScore(total, count, text_bytes, unknown_bytes, nll, targets)
+    return LossScore(total, count, text_bytes, nll, targets, unknown_bytes)
