@@ -41,7 +41,7 @@ STACKS = {
     "nearest": ["technique=quantize", "technique.quantize.group=32", "technique.quantize.start=0"],
     "gptq": ["technique=quantize", "technique.quantize.group=32", "technique.quantize.method=gptq"],
     "rate": ["technique=quantize", "technique.quantize.rate=3"],
-    "pruned": ["technique=prune", "technique.prune.sparsity=0.8"],
+    "pruned_further": ["technique=prune", "technique.prune.sparsity=0.8"],
 }
 
 
