@@ -16,10 +16,10 @@ from in_turn import real_batches
 from rich.console import Console
 from rich.table import Table
 
-from tfx.commands.running import build_model, read_inputs
 from tfx.config.compose import compose
 from tfx.model.device import choose_device
-from tfx.run.console import size
+from tfx.record.console import size
+from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.stack import Stack
 from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver, saved_states

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tfx.commands.closing import closing_table
+from tfx.run.closing import closing_table
 
 SPEED = {"latency_ms": {"p50": 10.0, "p95": 14.0}, "tokens_per_second": 800.0, "memory_bytes": 1000}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tfx.cli import main
-from tfx.run.lock import locked
+from tfx.record.lock import locked
 from tfx.training import loop
 
 TINY = [

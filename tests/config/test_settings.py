@@ -10,14 +10,15 @@ from itertools import islice
 import pytest
 import torch
 
-from tfx.commands.running import Parts
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.config.describe import settings, technique_settings
 from tfx.config.registry import entry_points
 from tfx.data.batching import training_batches
 from tfx.evaluation.quality import measure_quality
-from tfx.run.console import RunConsole
+from tfx.record.console import RunConsole
+from tfx.run.setup import Parts, Setup
+from tfx.run.teacher import make_teachers
 from tfx.techniques.calibration import Calibration
 from tfx.training.loop import Observer, Trainer
 
@@ -285,6 +286,10 @@ def world(tmp_path_factory):
         yield world
 
 
+def _no_training(config, folder):
+    raise AssertionError("each teacher here is named")
+
+
 class World:
     """Runs in memory, each set of overrides once."""
 
@@ -309,9 +314,9 @@ class World:
         base += [] if brings else ["dataset.tokenizer.kind=char"]
         base += [f"model.{name}={value}" for name, value in shape.items() if not (brings or (is_lm and "enc" in name))]
         base += [] if any(key.startswith("trainer.budget") for key in keys) else ["trainer.budget.steps=4"]
-        parts = Parts(compose([*base, *words]), RunConsole(), self.here / "none")
-        parts.prepare()
-        return parts
+        setup = Setup(compose([*base, *words]))
+        teachers = make_teachers(setup.config, setup.stack, setup.device, RunConsole(), train=_no_training)
+        return setup.prepare(teachers)
 
     def trained(self, overrides: list[str]):
         parts, told = self.parts(overrides), Recorder()

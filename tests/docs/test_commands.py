@@ -14,7 +14,7 @@ from tfx.cli import COMMANDS, main
 from tfx.commands import ablate, resume, trial
 from tfx.config.compose import compose, split_flags
 from tfx.data import normalize, stdlib
-from tfx.sweep.ablation import Rates
+from tfx.experiments.design import Rates
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

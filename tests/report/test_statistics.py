@@ -9,7 +9,7 @@ from sacrebleu.significance import PairedTest
 from scipy import stats
 
 from tfx.evaluation.metrics import score_text
-from tfx.report.scores import scorer
+from tfx.record.vocabulary import scorer
 from tfx.report.statistics import (
     compare,
     holm,

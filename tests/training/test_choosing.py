@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tfx.commands.running import build_model, read_inputs
 from tfx.config.compose import compose
 from tfx.evaluation.scoring import LossScore
+from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
 from tfx.training import loop

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.console import number, plain_console
-from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import read_json, write_json_lines
-from tfx.run.sheet import Column, Sheet
+from tfx.record.arguments import Arguments
+from tfx.record.console import number, plain_console
+from tfx.record.directory import RunDirectory, model_file
+from tfx.record.files import read_json, write_json_lines
+from tfx.record.sheet import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.console import plain_console
+from tfx.record.arguments import Arguments
+from tfx.record.console import plain_console
 
 _LINES_AT_ONCE = 256
 

@@ -11,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tfx.commands.running import status_of, train
 from tfx.config import compose
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.console import number, plain_console
-from tfx.run.directory import RunDirectory
-from tfx.run.environment import environment_differences, flat
-from tfx.run.files import read_json, sha256, write_json
-from tfx.run.sheet import Column, Sheet
+from tfx.record.arguments import Arguments
+from tfx.record.console import number, plain_console
+from tfx.record.directory import RunDirectory
+from tfx.record.environment import environment_differences, flat
+from tfx.record.files import read_json, sha256, write_json
+from tfx.record.sheet import Column, Sheet
+from tfx.run.life import status_of, train
 
 # What is measured in seconds is never the same twice.
 _TIMES = ("seconds", "tokens_per_second", "latency_ms")

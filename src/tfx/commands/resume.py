@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfx.commands.running import resume, status_of
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.directory import RunDirectory
-from tfx.run.lock import locked
+from tfx.record.arguments import Arguments
+from tfx.record.directory import RunDirectory
+from tfx.record.lock import locked
+from tfx.run.life import resume, status_of
 
 # What may be set anew: nothing that was done so far depends on it. Data may have moved; that they are the same is
 # checked by their fingerprint.

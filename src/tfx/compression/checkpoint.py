@@ -42,7 +42,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.device import choose_device
 from tfx.model.transformer import Transformer
-from tfx.run.directory import model_file
+from tfx.record.directory import model_file
 
 FORMAT_VERSION = 3
 _DENSE, _FIRST_COMPRESSED = 1, 2

@@ -24,8 +24,8 @@ from tfx.config.schema import DatasetConfig
 from tfx.data.sources import Corpus, SourceFile, load_corpus, writable_cache
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.run.files import write_text
-from tfx.run.lock import making
+from tfx.record.files import write_text
+from tfx.record.lock import making
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,7 @@ from torch import nn
 
 from tfx.config.schema import TrainerConfig
 from tfx.errors import UserError
-from tfx.run.environment import installed_memory
+from tfx.record.environment import installed_memory
 
 
 def choose_device(name: str) -> torch.device:

@@ -23,7 +23,7 @@ from tfx.model.device import memory_bytes
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, Stack
 from tfx.model.positions import distances, rotary_table, sinusoidal_table
-from tfx.run.seeds import derive_seed
+from tfx.record.seeds import derive_seed
 
 
 class Mixing(Protocol):

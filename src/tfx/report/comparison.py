@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tfx.errors import unknown
+from tfx.record.vocabulary import higher_is_better
 from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
 from tfx.report.contributions import Contribution, contribution_facts, contributions
 from tfx.report.runs import LeftOut, Run, find_runs
-from tfx.report.scores import higher_is_better
 from tfx.report.selection import matching, sections
 from tfx.report.statistics import holm, pareto_front
 

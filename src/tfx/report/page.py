@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tfx.errors import UserError
+from tfx.record.console import clock, size
+from tfx.record.files import write_text
+from tfx.record.vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
 from tfx.report.comparison import COSTS, SCALES, Comparison, Family, verdict
@@ -20,15 +24,22 @@ from tfx.report.contributions import KINDS
 from tfx.report.labels import differing_keys
 from tfx.report.plots import Plot, Point, number
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
-from tfx.report.scores import higher_is_better
 from tfx.report.statistics import RESAMPLES
-from tfx.run.console import clock, size
 
 _MOST_ARMS_IN_DETAIL = 6
 _MOST_DIFFERENCES = 40
 _MOST_EXAMPLES = 8
 _MOST_ATTENTION = 2
 _MOST_TEXT = 600
+
+
+def write_page(comparison: Comparison, file: Path) -> None:
+    """Writes the page whole or not at all; raises `UserError` where it cannot be written."""
+    text = render(comparison)
+    try:
+        write_text(file, text)
+    except OSError as error:
+        raise UserError(f"the page {file} cannot be written: {error.strerror}; name another with --html") from error
 
 
 def render(comparison: Comparison) -> str:

@@ -20,9 +20,9 @@ import numpy as np
 import yaml
 
 from tfx.errors import UserError
+from tfx.record.directory import RunDirectory
+from tfx.record.vocabulary import scorer
 from tfx.report.kept import SUFFIX, KeptRun, kept_config, kept_files, read_kept
-from tfx.report.scores import scorer
-from tfx.run.directory import RunDirectory
 
 _MOST_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.

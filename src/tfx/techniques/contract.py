@@ -26,7 +26,7 @@ from tfx.model.architecture import Architecture
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
-from tfx.run.seeds import derive_seed
+from tfx.record.seeds import derive_seed
 
 if TYPE_CHECKING:
     from pathlib import Path

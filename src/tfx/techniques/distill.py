@@ -29,8 +29,8 @@ from tfx.model.linear import Linear, reduce_rows
 from tfx.model.loss import LogitSlice
 from tfx.model.rewiring import evenly_spaced
 from tfx.model.transformer import Transformer
-from tfx.run.files import read_json, replacing, write_json
-from tfx.run.lock import making
+from tfx.record.files import read_json, replacing, write_json
+from tfx.record.lock import making
 from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings, Work
 
 

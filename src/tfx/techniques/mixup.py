@@ -9,7 +9,7 @@ import torch
 
 from tfx.config.schema import setting
 from tfx.data.batching import Batch, Mix
-from tfx.run.seeds import derive_seed
+from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import Mean, Moment, Technique, TechniqueSettings
 
 

@@ -26,9 +26,9 @@ from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
-from tfx.report.scores import LOSS_METRICS
-from tfx.run.seeds import derive_seed
-from tfx.run.signals import StoppedBySignal, deferring_signals, raise_if_signalled
+from tfx.record.seeds import derive_seed
+from tfx.record.signals import StoppedBySignal, deferring_signals, raise_if_signalled
+from tfx.record.vocabulary import LOSS_METRICS
 from tfx.techniques.contract import Moment, Objective
 from tfx.techniques.stack import Stack
 from tfx.training.averaging import Averager

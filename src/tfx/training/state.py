@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tfx.errors import UserError
-from tfx.run.files import replacing
+from tfx.record.files import replacing
 
 VERSION = 1
 _KEY = "tfx_state"

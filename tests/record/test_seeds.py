@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tfx.run.seeds import derive_seed
+from tfx.record.seeds import derive_seed
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from tfx.run.console import clock, number, size
-from tfx.run.sheet import Column, Sheet
+from tfx.record.console import clock, number, size
+from tfx.record.sheet import Column, Sheet
 
 # Ratios of latencies on a few inputs: what lies between is noise, and neither faster nor slower.
 _FASTER, _SLOWER = 0.95, 1.1

@@ -21,10 +21,10 @@ from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.scoring import run_batch
 from tfx.evaluation.speed import Candidate, measure_speed
 from tfx.model.transformer import Transformer
-from tfx.run.console import RunConsole, number
-from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import sha256
-from tfx.run.signals import raise_if_signalled
+from tfx.record.console import RunConsole, number
+from tfx.record.directory import RunDirectory, model_file
+from tfx.record.files import sha256
+from tfx.record.signals import raise_if_signalled
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from tfx.config.schema import LauncherConfig
-from tfx.sweep.jobs import Job, Metrics
-from tfx.sweep.pool import Machine
+from tfx.experiments.jobs import Job, Metrics
+from tfx.experiments.pool import Machine
 
 TINY = [
     "model.width=16",

@@ -13,12 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tfx.commands.running import Parts, build_model
-from tfx.commands.teacher import make_ready
 from tfx.config.schema import BudgetConfig, EarlyStoppingConfig, Root
 from tfx.errors import UserError
-from tfx.run.console import RunConsole
-from tfx.sweep.ablation import Rates
+from tfx.experiments.design import Rates
+from tfx.run.setup import Setup, build_model
+from tfx.run.teacher import make_ready, stand_in_teachers
 
 if TYPE_CHECKING:
     import torch
@@ -102,9 +101,9 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
         return _stand_in(teacher, data, device)
 
     made: list[TeacherTrial] = []
-    parts = Parts(config, RunConsole(), Path())
-    needed = [technique.name for technique, need in parts.stack.teacher_needs() if need.path is None]
-    parts.prepare(stand_in)
+    setup = Setup(config)
+    needed = [technique.name for technique, need in setup.stack.teacher_needs() if need.path is None]
+    parts = setup.prepare(stand_ins=lambda data: stand_in_teachers(config, setup.stack, data, setup.device, stand_in))
     taught = dict(zip(needed, made, strict=True))
     parts.stack.plan_for(parts.model)
     ends: list[float] = []

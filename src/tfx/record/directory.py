@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tfx.errors import UserError
-from tfx.run.files import read_json
+from tfx.record.files import read_json
 
 # The version of what is in `summary.json`.
 SUMMARY_VERSION = 1

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from tfx.run.output import LostOutputError
-from tfx.run.sheet import Column, Sheet
+from tfx.record.output import LostOutputError
+from tfx.record.sheet import Column, Sheet
 
 
 def clock(seconds: float) -> str:

@@ -17,15 +17,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tfx.config.compose import check_values
 from tfx.config.schema import LauncherConfig
-from tfx.sweep.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
-from tfx.sweep.pool import Machine, run_jobs
+from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
+from tfx.experiments.pool import Machine, run_jobs
 
 # Hydra's own keys of a sweep; every other one (hydra.searchpath, …) is a job's too.
 _OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 
 
 class LocalLauncher(Launcher):
-    """Runs the jobs of a sweep on this machine, each in a process of its own (`tfx.sweep.pool`)."""
+    """Runs the jobs of a sweep on this machine, each in a process of its own (`tfx.experiments.pool`)."""
 
     # Hydra takes launchers from its own packages and from `hydra_plugins` alone, and goes by the name (`register`).
     __module__ = "hydra_plugins.tfx"

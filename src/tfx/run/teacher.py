@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from tfx.config import compose
 from tfx.config.schema import BudgetConfig, Root
-from tfx.run.console import RunConsole
-from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import sha256
-from tfx.run.lock import locked, making
+from tfx.record.console import RunConsole
+from tfx.record.directory import RunDirectory, model_file
+from tfx.record.files import sha256
+from tfx.record.lock import making
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tfx.techniques.contract import Teacher, TeacherNeed
     from tfx.techniques.stack import Stack
 
+    # Trains a run of its own in a folder, or goes on with the one there.
+    TrainRun = Callable[[Root, Path], None]
     # Makes a teacher that is not trained, from the config that would train it and the run's data.
     StandIn = Callable[[Root, TeacherNeed, PreparedData, torch.device], Teacher]
 
@@ -39,13 +41,18 @@ def check_need(config: Root, need: TeacherNeed) -> None:
         teacher_config(config, need)
 
 
-def make_teachers(config: Root, stack: Stack, device: torch.device, console: RunConsole) -> dict[str, Teacher]:
-    """The teachers of a stack by technique, each already given to its technique."""
+def make_teachers(
+    config: Root, stack: Stack, device: torch.device, console: RunConsole, train: TrainRun
+) -> dict[str, Teacher]:
+    """The teachers of a stack by technique, each already given to its technique.
+
+    ``train`` trains those that are not named and not in the cache.
+    """
     teachers = {}
     for technique, need in stack.teacher_needs():
-        teacher = _make(config, need, device, console)
-        technique.receive_teacher(teacher, None, device)
-        teachers[technique.name] = teacher
+        path = _trained(config, need, console, train) if need.path is None else need.path
+        teachers[technique.name] = read_teacher(config, path, device)
+        technique.receive_teacher(teachers[technique.name], None, device)
     return teachers
 
 
@@ -68,17 +75,16 @@ def stand_in_teachers(
     return teachers
 
 
-def _make(config: Root, need: TeacherNeed, device: torch.device, console: RunConsole) -> Teacher:
-    if need.path is not None:
-        return read_teacher(config, need.path, device)
+def _trained(config: Root, need: TeacherNeed, console: RunConsole, train: TrainRun) -> Path:
+    """The cache entry of a teacher, which is trained where there is none; another process's is waited for."""
     path = _cached_folder(config, need)
     with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
-        if not RunDirectory(path).model.is_file():
-            console.note(f"no teacher is named: training one first, kept in {path}")
-            _train(teacher_config(config, need), path)
-        else:
+        if RunDirectory(path).model.is_file():
             console.note(f"the teacher is in the cache: {path}")
-    return read_teacher(config, path, device)
+        else:
+            console.note(f"no teacher is named: training one first, kept in {path}")
+            _train_beside(teacher_config(config, need), path, train)
+    return path
 
 
 def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
@@ -147,21 +153,14 @@ def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     return writable_cache("teachers") / hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _train(config: Root, folder: Path) -> None:
+def _train_beside(config: Root, folder: Path, train: TrainRun) -> None:
     """Trains beside the cache entry and renames it, so that an entry is whole or not there.
 
-    A training that was interrupted is gone on with. The caller holds the cache entry's lock.
+    A training that was interrupted goes on. The caller holds the cache entry's lock.
     """
-    from tfx.commands.running import resume, train
-
     beside = folder.with_name(f".{folder.name}.training")
-    run = RunDirectory(beside)
     try:
-        if not run.config.is_file():
-            train(config, [], beside)
-        elif not run.training_cost():
-            with locked(beside):
-                resume(config, [], run)
+        train(config, beside)
     except Exception:
         shutil.rmtree(beside, ignore_errors=True)
         raise

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tfx.errors import UserError
-from tfx.run.directory import RunDirectory, cache_folder
+from tfx.record.directory import RunDirectory, cache_folder
 
 
 @contextmanager

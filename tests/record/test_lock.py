@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from tfx.errors import UserError
-from tfx.run.lock import locked
+from tfx.record.lock import locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tfx.run.lock import locked
+from tfx.record.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -41,7 +41,7 @@ def test_the_lock_ends_with_its_block(tmp_path):
 COUNT = """
 import sys, time
 from pathlib import Path
-from tfx.run.lock import making
+from tfx.record.lock import making
 counter = Path(sys.argv[1])
 for _ in range(20):
     with making(counter):

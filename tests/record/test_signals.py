@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from tfx.run.signals import StoppedBySignal, leaving_on_signals
+from tfx.record.signals import StoppedBySignal, leaving_on_signals
 
 STUBBORN = """
 import time
-from tfx.run.signals import leaving_on_signals
+from tfx.record.signals import leaving_on_signals
 with leaving_on_signals():
     try:
         print("ready", flush=True)

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tfx.run.console import clock, number, plain_console
-from tfx.run.sheet import Column, Sheet
-from tfx.sweep.jobs import ENDED_BADLY, RUNNING, WAITING, Job, results
+from tfx.experiments.jobs import ENDED_BADLY, RUNNING, WAITING, Job, results
+from tfx.record.console import clock, number, plain_console
+from tfx.record.sheet import Column, Sheet
 
 _REFRESH_SECONDS = 0.5
 _STYLES = {RUNNING: "cyan", WAITING: "dim"} | dict.fromkeys(ENDED_BADLY, "red")

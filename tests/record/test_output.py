@@ -84,7 +84,7 @@ def test_a_page_or_table_that_fails_leaves_the_result(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("no table today")
 
-    monkeypatch.setattr("tfx.commands.running.closing_table", fail)
+    monkeypatch.setattr("tfx.run.life.closing_table", fail)
     assert main(["train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     trained(tmp_path / "run")
 
@@ -118,7 +118,7 @@ def test_a_shell_hears_of_it_without_a_traceback(redirect, status, said):
 def test_a_narrow_terminal_loses_no_number(width):
     from rich.console import Console
 
-    from tfx.run.sheet import Column, Sheet
+    from tfx.record.sheet import Column, Sheet
 
     sheet = Sheet(
         Column("tensor"),
@@ -137,8 +137,8 @@ def test_a_narrow_terminal_loses_no_number(width):
 
 
 def test_into_a_file_nothing_is_cut(tmp_path, monkeypatch, capsys):
-    from tfx.run.console import plain_console
-    from tfx.run.sheet import Column, Sheet
+    from tfx.record.console import plain_console
+    from tfx.record.sheet import Column, Sheet
 
     monkeypatch.setenv("COLUMNS", "20")
     sheet = Sheet(Column("name"), Column("signature"), title="t")

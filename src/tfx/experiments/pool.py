@@ -21,10 +21,10 @@ from types import FrameType
 from typing import Any
 
 from tfx.config.schema import LauncherConfig
-from tfx.run.lock import locked
-from tfx.run.signals import StoppedBySignal
-from tfx.sweep.jobs import ENDED_BADLY, RUNNING, SKIPPED, Job
-from tfx.sweep.table import SweepView
+from tfx.experiments.jobs import ENDED_BADLY, RUNNING, SKIPPED, Job
+from tfx.experiments.table import SweepView
+from tfx.record.lock import locked
+from tfx.record.signals import StoppedBySignal
 
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfx.config.schema import BudgetConfig
-from tfx.sweep.ablation import ArmCost, Rates, arm_name, match_budgets, plan_subsets
+from tfx.experiments.design import ArmCost, Rates, arm_name, match_budgets, plan_subsets
 
 NAMES = ["distill", "mixup", "prune", "quantize"]
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tfx.errors import UserError
-from tfx.run.directory import RunDirectory
-from tfx.run.files import read_json, replacing, write_json, write_json_lines, write_text
+from tfx.record.directory import RunDirectory
+from tfx.record.files import read_json, replacing, write_json, write_json_lines, write_text
 
 
 @pytest.mark.parametrize("before", ["old", None])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.errors import UserError
-from tfx.run.directory import RunDirectory
+from tfx.record.directory import RunDirectory
 
 WAITING, RUNNING, DONE, SKIPPED, PLANNED, FAILED, INTERRUPTED = (
     "waiting",
