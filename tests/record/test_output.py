@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -145,3 +146,16 @@ def test_into_a_file_nothing_is_cut(tmp_path, monkeypatch, capsys):
     sheet.add_row("x" * 300, "nrefs:1|" * 40)
     plain_console().print(sheet)
     assert f"│ {'x' * 300} │ {'nrefs:1|' * 40} │" in capsys.readouterr().out
+
+
+def test_a_command_closes_no_handler_of_logging_that_a_library_has_made(tmp_path):
+    class Closing(logging.StreamHandler):
+        def close(self) -> None:
+            self.stream.close()
+            super().close()
+
+    stream = io.StringIO()
+    handler = Closing(stream)
+    assert run_with(["train", "dry_run=true", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert not stream.closed
+    handler.close()

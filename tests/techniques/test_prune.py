@@ -174,9 +174,9 @@ def test_what_stays_returns_to_its_values_at_rewind_and_zeros_stay(schedule):
         progress = step / 10
         if progress == 0.2:
             early = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        stack.update(model, progress)
+        stack.view.update(model, progress)
         if progress == reached:
-            masks = {name: stack.mask(name, weight) for name, weight in model.named_parameters()}
+            masks = {name: stack.view.mask(name, weight) for name, weight in model.named_parameters()}
             assert all(torch.equal(weight, early[name]) for name, weight in model.named_parameters())
         move(model)
     list(stack.finish(model, Calibration(model, None)))
@@ -184,7 +184,7 @@ def test_what_stays_returns_to_its_values_at_rewind_and_zeros_stay(schedule):
     assert pruned
     for name in pruned:
         weight = dict(model.named_parameters())[name]
-        assert torch.equal(stack.mask(name, weight), masks[name])
+        assert torch.equal(stack.view.mask(name, weight), masks[name])
         assert not bool(weight[~masks[name]].any())
     # All that stays had moved since, and was set back: of tensors that are not pruned, all of it.
     survivors = sum(weight.numel() for weight in model.parameters()) - sum(int((~masks[name]).sum()) for name in pruned)
@@ -194,7 +194,7 @@ def test_what_stays_returns_to_its_values_at_rewind_and_zeros_stay(schedule):
 def test_without_rewinding_nothing_is_counted_as_rewound():
     model, stack = built()
     for step in range(10):
-        stack.update(model, step / 10)
+        stack.view.update(model, step / 10)
         move(model)
     assert stack.evidence()["prune"]["weights_rewound"] == 0
 
@@ -210,11 +210,11 @@ def test_a_threshold_zeroes_what_is_below_it_and_what_is_gone_stays_gone(shots):
     assert all(mask.any() and not mask.all() for mask in expected.values())
     if shots == "ramp":
         for step in range(2, 10):
-            stack.update(model, step / 10)
+            stack.view.update(model, step / 10)
             for name, weight in matrices_of(model):
                 if step <= 7:  # after the end the masks stay as they are
                     expected[name] &= weight.detach().abs() >= 0.1
-                assert torch.equal(stack.mask(name, weight), expected[name])
+                assert torch.equal(stack.view.mask(name, weight), expected[name])
             move(model)
     list(stack.finish(model, Calibration(model, None)))
     for name, weight in matrices_of(model):

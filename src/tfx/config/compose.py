@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -41,7 +42,7 @@ defaults:
   - _self_
   - override hydra/output: tfx
   - override hydra/launcher: tfx
-  - override hydra/hydra_logging: tfx
+  - override hydra/hydra_logging: none
   - override hydra/job_logging: none
 hydra:
   output_subdir: null
@@ -135,7 +136,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         added = get_args_parser().parse_args(sys.argv[1:]).config_dir
         for file in sorted(Path(added).glob("**/*.yaml")) if added else ():
             check_yaml(file)
-        with _full_errors():
+        with _full_errors(), _hydra_on_stderr():
             hydra.main(version_base="1.3", config_path=_CONF, config_name=_PRIMARY)(job)()
     except Exception as error:
         for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -333,6 +334,26 @@ def _full_errors() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _hydra_on_stderr() -> Iterator[None]:
+    """What Hydra says goes to stderr: stdout is for what was asked for.
+
+    Its own way to configure logging would close the handlers of every library first, and with them files of theirs.
+    """
+    logger, handler = logging.getLogger("hydra"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("[%(asctime)s][HYDRA] %(message)s"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 # --- checks -----------------------------------------------------------------------------------------

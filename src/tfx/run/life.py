@@ -78,7 +78,7 @@ def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bo
     state = newest_state(run.state, setup.device, console.note)
     if state is None and extends:
         raise UserError(
-            f"{run.path} is finished and has no saved state any more: it cannot go on, init_from={run.path} can"
+            f"{run.path} is finished and its saved state is gone: train its model on with init_from={run.path}"
         )
     known = read_json(run.environment) if run.environment.is_file() else None
     if state is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
-from tfx.compression.grid import Grid
+from tfx.compression.grid import Grid, straight_through
 from tfx.config.schema import BudgetConfig, Root, setting
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
@@ -50,9 +50,6 @@ HOOKS = {
 
 # The hooks that run once, before the first step: `start` and `end` say nothing of them.
 BEFORE_TRAINING = ("prepare_data", "reduce_tokenizer", "prepare_model")
-
-# The hooks that make the view of the weights which the forward pass, averages and the file share.
-VIEW_HOOKS = ("mask", "grid")
 
 
 @dataclass
@@ -263,9 +260,10 @@ class Technique:
         """The masked weight on its grid, at this time; None: as it is. Zero must stay zero."""
         return None
 
-    def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        """Turns the gradient of the grid's values into that of the weight; by default straight through."""
-        return gradient
+    def see(self, name: str, weight: Tensor, progress: float) -> Tensor:
+        """What the forward pass sees of a masked weight, differentiable in it: its grid's values, straight through."""
+        grid = self.grid(name, weight.detach(), progress)
+        return weight if grid is None else straight_through(weight, grid.values())
 
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -242,7 +243,7 @@ class Trainer:
             # Kept weights of the larger model are no candidates any more.
             self._best = None
         if progress < 1.0:
-            self.stack.update(self.model, progress)
+            self.stack.view.update(self.model, progress)
 
     def _step(self, batches: list[Batch], factor: float, progress: float) -> None:
         """One optimizer step, or the policy's measure where it must not be taken."""
@@ -251,14 +252,13 @@ class Trainer:
         while (gradients := self._gradients(batches, targets, progress)) is None:
             batches = self._smaller(batches)
         nll, reports = gradients
-        self.stack.adapt_gradients(self.model, progress)
         limit = self.config.optimizer.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
         fault = None
         if self.device.type == "cpu" or self.guard.config.policy != "stop":
             fault = self.guard.fault(float(nll) / targets, float(norm))
         if fault is None:
-            self.stack.follow_gradients(self.model)
+            self.stack.view.follow_gradients(self.model)
             self.optimizers.step(factor * self.guard.learning_rate_factor)
             self._interval.add(nll, norm, batches)
             for name, total, count in reports:
@@ -281,14 +281,15 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         reports: list[_Report] = []
         try:
-            with self.stack.viewed(self.model, progress):
-                for index, batch in enumerate(batches):
-                    moment = Moment(self.config.seed, self.clock.steps, index, progress)
-                    changed = self.stack.transform_batch(batch.to(self.device), moment)
-                    loss, nll = self._loss(changed, moment, reports)
-                    # Averaged over the targets of the whole step, however they are spread over its batches.
-                    (loss / targets).backward()
-                    total += nll
+            seen = self.stack.view.see(self.model, progress)
+            for index, batch in enumerate(batches):
+                moment = Moment(self.config.seed, self.clock.steps, index, progress)
+                changed = self.stack.transform_batch(batch.to(self.device), moment)
+                loss, nll = seen.run(partial(self._loss, changed, moment, reports))
+                # Averaged over the targets of the whole step, however they are spread over its batches.
+                (loss / targets).backward()
+                total += nll
+            seen.pass_back()
         except torch.OutOfMemoryError:
             if all(len(batch.rows) == 1 for batch in batches):
                 raise
@@ -364,18 +365,21 @@ class Trainer:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
         stopping = self.config.trainer.early_stopping
         with self.averager.applied():
-            with self.stack.viewed(self.model, self.clock.progress):
-                score = in_memory(
-                    self.config.evaluation.batch_tokens,
-                    lambda tokens: score_loss(
+            with torch.no_grad():
+                seen = self.stack.view.see(self.model, self.clock.progress)
+            score = in_memory(
+                self.config.evaluation.batch_tokens,
+                lambda tokens: seen.run(
+                    lambda: score_loss(
                         self.model,
                         self.data.splits["valid"],
                         self.data.tokenizer,
                         batch_tokens=tokens,
                         device=self.device,
                         between=raise_if_signalled,
-                    ),
-                )
+                    )
+                ),
+            )
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
             if not self.stack.settled():

@@ -307,14 +307,12 @@ class Quantize(Technique):
             scale = (scale.float() * self._steps[_key(name)].detach().exp()).to(scale.dtype)
         return scale, zero
 
-    def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
+    def see(self, name: str, weight: Tensor, progress: float) -> Tensor:
         if self._steps is None or name not in self._scales:
-            return gradient
-        kind = self.kind(name)
+            return super().see(name, weight, progress)
         scale, zero = self._scale(name)
-        passed, by_scale = step_gradient(weight, gradient, scale, zero, kind)
-        self._steps[_key(name)].grad = by_scale * scale.float()
-        return passed
+        values = encode(weight.detach(), scale, zero, self.kind(name)).values()
+        return _LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
 
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
@@ -406,6 +404,24 @@ class Quantize(Technique):
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
         self._sensitivities = dict(state.get("sensitivities", {}))  # states of before 2026-11-25 have none
+
+
+class _LearnedStep(torch.autograd.Function):
+    """The values of a grid whose scales are exp(step) times what they were chosen as (Esser 2020)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, step: Tensor, values: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
+    ) -> Tensor:
+        ctx.save_for_backward(weight, scale, zero)
+        ctx.kind = kind
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, zero = ctx.saved_tensors
+        passed, by_scale = step_gradient(weight, gradients[0], scale, zero, ctx.kind)
+        return passed, by_scale * scale.float(), None, None, None, None
 
 
 def step_gradient(
