@@ -34,13 +34,13 @@ def main() -> None:
     origin, data = read_inputs(config)
     model = build_model(config, data, device, origin)
     trainer = Trainer(config, model, data, device, Observer(), Stack.from_config(config))
-    trainer._step([next(real_batches(config, data))], 1.0, 0.0)  # so that the optimizers have moments
+    trainer.stepper.take([next(real_batches(config, data))], 1.0, 0, 0.0)  # so that the optimizers have moments
     still, whole = [], []
     with tempfile.TemporaryDirectory() as name:
         saver = StateSaver(Path(name), 1)
         for step in range(options.rounds):
             start = time.perf_counter()
-            saver.save(step, trainer._state())
+            saver.save(step, trainer.state())
             still.append(time.perf_counter() - start)
             saver.wait()
             whole.append(time.perf_counter() - start)

@@ -68,8 +68,8 @@ def main() -> None:
 
 
 def _step(trainer: Trainer, batch: Batch) -> None:
-    trainer._prepare(_PROGRESS)
-    trainer._step([batch], 1.0, _PROGRESS)
+    trainer.prepare(_PROGRESS)
+    trainer.stepper.take([batch], 1.0, 0, _PROGRESS)
 
 
 if __name__ == "__main__":

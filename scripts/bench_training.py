@@ -97,7 +97,7 @@ def main() -> None:
         student = build_model(config, data, device, None)
         trainer = Trainer(config, student, data, device, Observer(), Stack.from_config(config))
         student.train()
-        arms[f"tfx, {precision}, {name}"] = lambda batch, trainer=trainer: trainer._step([batch], 1.0, 0.5)
+        arms[f"tfx, {precision}, {name}"] = lambda batch, trainer=trainer: trainer.stepper.take([batch], 1.0, 0, 0.5)
 
     race(arms, base, data, options.rounds, options.steps)
 

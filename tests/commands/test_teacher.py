@@ -102,7 +102,7 @@ def test_a_teacher_of_another_tokenizer_teaches_by_its_outputs_which_are_made_on
     def again(*_, **__):
         raise AssertionError("decoded a second time")
 
-    monkeypatch.setattr("tfx.techniques.distill.decode_sources", again)
+    monkeypatch.setattr("tfx.techniques.distill.cache.decode_sources", again)
     assert train(folder / "outputs-2", *PAIRS, *words) == 0
     second = summary_of(folder / "outputs-2")
     assert second["test"] == first["test"]

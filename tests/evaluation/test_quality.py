@@ -13,7 +13,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.generation import decode_sources, generate
 from tfx.evaluation.quality import measure_quality
 from tfx.evaluation.scoring import score_loss
-from tfx.evaluation.speed import Candidate, measure_speed, memory_bytes
+from tfx.evaluation.speed import Candidate, measure_speed, weight_bytes
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
 
@@ -145,4 +145,4 @@ def test_speed_is_positive_and_memory_is_counted_by_weight(family, pairs):
     assert 0 < speed["latency_ms"]["p50"] <= speed["latency_ms"]["p95"]
     assert speed["tokens_per_second"] > 0
     assert speed["memory_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert memory_bytes(model.bfloat16()) * 2 == speed["memory_bytes"]
+    assert weight_bytes(model.bfloat16()) * 2 == speed["memory_bytes"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx.config.schema import BudgetConfig
+from tfx.config.schema import Budget
 from tfx.experiments.design import ArmCost, Rates, arm_name, match_budgets, plan_subsets
 
 NAMES = ["distill", "mixup", "prune", "quantize"]
@@ -32,11 +32,11 @@ def test_arms_are_named_by_their_stack():
 @pytest.mark.parametrize(
     ("budget", "tokens"),
     [
-        (BudgetConfig(tokens=123), 123),
-        (BudgetConfig(steps=3), 300),
-        (BudgetConfig(seconds=0.5), 50),
-        (BudgetConfig(steps=0), 0),
-        (BudgetConfig(), None),
+        (Budget(tokens=123), 123),
+        (Budget(steps=3), 300),
+        (Budget(seconds=0.5), 50),
+        (Budget(steps=0), 0),
+        (Budget(), None),
     ],
 )
 def test_every_budget_has_its_tokens(budget, tokens):

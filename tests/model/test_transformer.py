@@ -210,8 +210,8 @@ def test_a_model_that_the_memory_cannot_hold_is_refused_before_memory_is_taken(m
     with pytest.raises(UserError, match=r"needs at least .* GB to train, and cpu has .*: lower model\.width"):
         check_fits(Architecture.from_config(largest, 8000), torch.device("cpu"))
     small = Architecture.from_config(ModelConfig(), 100)
-    monkeypatch.setattr(transformer, "memory_bytes", lambda device: 12 * count_parameters(small))
+    monkeypatch.setattr(transformer, "device_memory", lambda device: 12 * count_parameters(small))
     check_fits(small, torch.device("cpu"))
-    monkeypatch.setattr(transformer, "memory_bytes", lambda device: 12 * count_parameters(small) - 1)
+    monkeypatch.setattr(transformer, "device_memory", lambda device: 12 * count_parameters(small) - 1)
     with pytest.raises(UserError, match="lower"):
         check_fits(small, torch.device("cpu"))

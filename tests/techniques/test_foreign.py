@@ -20,7 +20,7 @@ from tfx.config.compose import compose
 from tfx.config.describe import choices, technique_settings
 from tfx.data.batching import Batch
 from tfx.errors import UserError
-from tfx.techniques.contract import Moment
+from tfx.techniques.contract import Instant
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -123,7 +123,7 @@ def test_transforming_a_batch_waits_for_no_device_and_stays_on_it(name, task, pa
     batch = Batch(tokens, tokens, source, mask, rows, tokens=24, positions=24, targets=24, special=(0, 1, 2))
     # What is made without the batch's device would be made on another one.
     with torch.device("meta"), NoWaiting():
-        changed = technique.transform_batch(batch, Moment(seed=1, step=3, batch=0, progress=0.25))
+        changed = technique.transform_batch(batch, Instant(seed=1, step=3, batch=0, progress=0.25))
     for field in ("target_in_BT", "source_BS"):
         value = getattr(changed, field)
         assert value is None or value.device.type == "cpu"

@@ -17,17 +17,9 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.transformer import Transformer, initialise
 from tfx.techniques.calibration import Calibration
-from tfx.techniques.prune import (
-    PruneSettings,
-    StructureSettings,
-    magnitude_masks,
-    parse_pattern,
-    pattern_mask,
-    plan_structure,
-    reduced_architecture,
-    smallest,
-    sparsity_at,
-)
+from tfx.techniques.prune.magnitude import magnitude_masks, parse_pattern, pattern_mask, smallest
+from tfx.techniques.prune.structure import StructureSettings, plan_structure, reduced_architecture
+from tfx.techniques.prune.technique import PruneSettings, sparsity_at
 from tfx.techniques.stack import Stack
 
 TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)

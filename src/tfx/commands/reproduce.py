@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     config = compose.change(saved, options.overrides) if options.overrides else saved
     new = RunDirectory(options.folder or _free(old.path))
     recorded: list[float] = []
-    if config.trainer.budget.seconds is not None and config.trainer.budget == saved.trainer.budget:
+    if config.trainer.budget.unit == "seconds" and config.trainer.budget == saved.trainer.budget:
         # Seconds pass otherwise each time: the steps and ramps of the old run are repeated.
         recorded = read_json(old.progress) if old.progress.is_file() else []
     # What the run prints is not what was asked for.

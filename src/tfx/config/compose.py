@@ -30,7 +30,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 
 from tfx.config.grammar import check_words, escaped, literal, not_grammar, parse
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
-from tfx.config.schema import DEFAULT_BUDGET_SECONDS, RATES, BudgetConfig, LauncherConfig, Root
+from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, RATES, Budget, LauncherConfig, Root
 from tfx.errors import UserError, unknown
 
 _CONF = "pkg://tfx.conf"
@@ -47,7 +47,6 @@ defaults:
 hydra:
   output_subdir: null
 """
-_BUDGETS = ("steps", "tokens", "seconds")
 # Far above any config; aliases of aliases can unfold a short text to any size.
 _MOST_YAML_NODES = 100_000
 _LARGEST_INTEGER = 2**63 - 1
@@ -494,8 +493,8 @@ def _check_technique(name: str, values: Any) -> dict[str, Any]:
         raise UserError(f"{prefix}start={settings.start:g} must be below {prefix}end={settings.end:g}")
     for f in fields(settings):
         value = getattr(settings, f.name)
-        if isinstance(value, BudgetConfig) and sum(getattr(value, key) is not None for key in _BUDGETS) > 1:
-            raise UserError(f"{prefix}{f.name} is one budget: name one of {', '.join(_BUDGETS)}")
+        if isinstance(value, Budget) and sum(getattr(value, key) is not None for key in BUDGET_UNITS) > 1:
+            raise UserError(f"{prefix}{f.name} is one budget: name one of {', '.join(BUDGET_UNITS)}")
     return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 
 
@@ -518,13 +517,13 @@ def _choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
         match = re.fullmatch(r"\+*trainer\.budget\.(\w+)=(.*)", override)
         if match and match[2] not in ("null", "None", ""):
             assigned.append(match[1])
-    named = [name for name in _BUDGETS if name in assigned]
+    named = [name for name in BUDGET_UNITS if name in assigned]
     if not named:
-        named = [name for name in _BUDGETS if budget.get(name) is not None]
+        named = [name for name in BUDGET_UNITS if budget.get(name) is not None]
     if len(named) > 1:
         both = " and ".join(f"trainer.budget.{name}={budget.get(name)}" for name in named)
         raise UserError(f"a run has one budget, and {both} are named: keep one of them")
-    for name in _BUDGETS:
+    for name in BUDGET_UNITS:
         if named and name != named[0]:
             budget[name] = None
     if not named:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tfx.config.schema import AblateConfig, BudgetConfig, LauncherConfig, Root
+from tfx.config.schema import AblateConfig, Budget, LauncherConfig, Root
 from tfx.errors import UserError
 from tfx.experiments.design import BASELINE, ArmCost, Rates, arm_name, match_budgets, plan_subsets
 from tfx.experiments.jobs import ENDED_BADLY, Job
@@ -255,12 +255,12 @@ def _with_techniques(config: Root, names: Sequence[str]) -> Root:
 
 
 def _with_tokens(config: Root, tokens: int) -> Root:
-    return replace(config, trainer=replace(config.trainer, budget=BudgetConfig(tokens=tokens)))
+    return replace(config, trainer=replace(config.trainer, budget=Budget(tokens=tokens)))
 
 
 def _with_teacher_budget(config: Root, technique: str, tokens: int) -> Root:
     from tfx.config.registry import technique_class
 
-    names = [f.name for f in fields(technique_class(technique).Settings) if f.default_factory is BudgetConfig]
-    budget = {name: asdict(BudgetConfig(tokens=tokens)) for name in names}
+    names = [f.name for f in fields(technique_class(technique).Settings) if f.default_factory is Budget]
+    budget = {name: asdict(Budget(tokens=tokens)) for name in names}
     return replace(config, technique=config.technique | {technique: config.technique[technique] | budget})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tfx.config.schema import BudgetConfig
+from tfx.config.schema import Budget
 
 BASELINE = "baseline"
 
@@ -36,12 +36,12 @@ class Rates:
     flops: float
     steps: float
 
-    def tokens(self, budget: BudgetConfig) -> int | None:
+    def tokens(self, budget: Budget) -> int | None:
         """A budget in tokens, None where it names nothing. At least 1, but for a budget of zero."""
-        for given, a_token in ((budget.tokens, 1.0), (budget.steps, self.steps), (budget.seconds, self.seconds)):
-            if given is not None:
-                return max(1, round(given / a_token)) if given else 0
-        return None
+        if not budget.unit:
+            return None
+        a_token = {"tokens": 1.0, "steps": self.steps, "seconds": self.seconds}[budget.unit]
+        return 0 if budget.is_zero else max(1, round(budget.amount / a_token))
 
 
 @dataclass(frozen=True)

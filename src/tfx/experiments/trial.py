@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tfx.config.schema import BudgetConfig, EarlyStoppingConfig, Root
+from tfx.config.schema import Budget, EarlyStoppingConfig, Root
 from tfx.errors import UserError
 from tfx.experiments.design import Rates
 from tfx.run.setup import Setup, build_model
@@ -33,7 +33,7 @@ _WARM_UP = 2
 class TeacherTrial:
     """A teacher that is to be trained: the budget that is named for it (nothing: twice the run's), and its rates."""
 
-    budget: BudgetConfig
+    budget: Budget
     rates: Rates
 
 
@@ -85,7 +85,7 @@ def _try_all(configs: dict[str, Root], steps: int) -> dict[str, Trial]:
 def _trainer_of(config: Root, steps: int) -> Any:
     return replace(
         config.trainer,
-        budget=BudgetConfig(steps=steps),
+        budget=Budget(steps=steps),
         log_every=1,
         validate_every=1.0,
         early_stopping=EarlyStoppingConfig(),

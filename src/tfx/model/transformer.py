@@ -19,9 +19,9 @@ from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
-from tfx.model.device import memory_bytes
+from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
-from tfx.model.layers import BlockCache, Stack
+from tfx.model.layers import BlockCache, BlockStack
 from tfx.model.positions import distances, rotary_table, sinusoidal_table
 from tfx.record.seeds import derive_seed
 
@@ -64,12 +64,12 @@ class Transformer(nn.Module):
         }
         self.embedding = nn.Embedding(vocab, width)
         self.source_embedding = self.embedding
-        self.encoder: Stack | None = None
+        self.encoder: BlockStack | None = None
         if architecture.is_seq2seq:
             if architecture.tied_embeddings != "all":
                 self.source_embedding = nn.Embedding(vocab, width)
-            self.encoder = Stack(architecture, architecture.encoder, **dropouts)
-        self.decoder = Stack(architecture, architecture.decoder, **dropouts)
+            self.encoder = BlockStack(architecture, architecture.encoder, **dropouts)
+        self.decoder = BlockStack(architecture, architecture.decoder, **dropouts)
         self.output = nn.Linear(width, vocab, bias=False)
         self._tie()
         self.dropout = Dropout(rates.dropout)
@@ -231,7 +231,7 @@ def count_parameters(architecture: Architecture) -> int:
 
 def check_fits(architecture: Architecture, device: torch.device) -> None:
     """Raises `UserError` where weights, gradients and one moment of each in fp32 are more than the device has."""
-    parameters, available = count_parameters(architecture), memory_bytes(device)
+    parameters, available = count_parameters(architecture), device_memory(device)
     needed = 3 * 4 * parameters
     if available is not None and needed > available:
         raise UserError(

@@ -28,12 +28,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     if "test" not in data.splits:
         splits += " (no test split: the result is measured on valid)"
-    budget = config.trainer.budget
-    length = next(
-        f"{value:,g} {name}"
-        for name, value in (("steps", budget.steps), ("tokens", budget.tokens), ("seconds", budget.seconds))
-        if value is not None
-    )
+    length = str(config.trainer.budget)
     precision = choose_precision(config.trainer.precision, device).name
     # Weights, gradients and two moments in fp32; an average doubles the weights.
     copies = 4 + (config.trainer.averaging.kind != "none")
@@ -69,8 +64,7 @@ def zeros_given_up(parts: Parts) -> str | None:
     from tfx.techniques.zeros import zero_share
 
     config, model, stack = parts.config, parts.model, parts.stack
-    budget = config.trainer.budget
-    if config.init_from is None or 0 in (budget.steps, budget.tokens, budget.seconds) or stack.order["mask"]:
+    if config.init_from is None or config.trainer.budget.is_zero or stack.order["mask"]:
         return None
     share = zero_share(model)
     if share < _MANY_ZEROS:

@@ -18,7 +18,7 @@ from tfx.run.closing import closing_table
 if TYPE_CHECKING:
     from tfx.run.measure import Measurer
     from tfx.run.setup import Parts, Setup
-    from tfx.training.loop import TrainingResult
+    from tfx.training.accounts import TrainingResult
 
 
 class ReportedError(Exception):

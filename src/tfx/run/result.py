@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tfx.evaluation.quality import Quality
     from tfx.run.setup import Parts
     from tfx.techniques.stack import Stack
-    from tfx.training.loop import TrainingResult
+    from tfx.training.accounts import TrainingResult
 
 
 def facts_of(config: Root, stack: Stack) -> dict[str, Any]:

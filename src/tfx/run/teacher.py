@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config import compose
-from tfx.config.schema import BudgetConfig, Root
+from tfx.config.schema import Budget, Root
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import sha256
@@ -128,9 +128,8 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
     config = replace(compose.from_scratch(config), technique={})
     model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
     budget = need.budget
-    if budget == BudgetConfig():
-        own = asdict(config.trainer.budget)
-        budget = BudgetConfig(**{name: None if value is None else 2 * value for name, value in own.items()})
+    if budget == Budget():
+        budget = config.trainer.budget.times(2)
     trainer = replace(config.trainer, budget=budget, keep_zeros=False)
     return replace(
         config,

@@ -16,7 +16,7 @@ from tfx.training.state import StateSaver
 
 if TYPE_CHECKING:
     from tfx.run.setup import Parts
-    from tfx.training.loop import TrainingResult
+    from tfx.training.accounts import TrainingResult
 
 
 class Recorder(Observer):

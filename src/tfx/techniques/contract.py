@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid, straight_through
-from tfx.config.schema import BudgetConfig, Root, setting
+from tfx.config.schema import Budget, Root, setting
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
@@ -62,7 +62,7 @@ class TechniqueSettings:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Instant:
     """When a hook is called: the run's seed, the optimizer step, the batch inside it, and progress in [0, 1]."""
 
     seed: int
@@ -85,7 +85,7 @@ class TeacherNeed:
 
     path: Path | None
     model: str | None
-    budget: BudgetConfig
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -228,11 +228,11 @@ class Technique:
         """Returns the order of an epoch's batches, given their lengths and the shuffled order."""
         return order
 
-    def transform_batch(self, batch: Batch, moment: Moment) -> Batch:
+    def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Changes a training batch on the device; what was done travels in the batch."""
         return batch
 
-    def objective(self, objective: Objective, moment: Moment) -> None:
+    def objective(self, objective: Objective, moment: Instant) -> None:
         """Changes the terms of the loss."""
 
     def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:

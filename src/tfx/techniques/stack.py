@@ -24,7 +24,7 @@ from tfx.model.rewiring import Rewiring, removed_parts
 from tfx.model.transformer import Transformer
 from tfx.techniques.contract import (
     HOOKS,
-    Moment,
+    Instant,
     Objective,
     Teacher,
     TeacherNeed,
@@ -65,8 +65,7 @@ class Stack:
                 names = " and ".join(f"'{technique.name}'" for technique in self.order[hook])
                 raise UserError(f"techniques {names} each {what}: name one of them")
         self.view = View(self.order["mask"], self.order["grid"])
-        budget = config.trainer.budget
-        if 0 in (budget.steps, budget.tokens, budget.seconds):
+        if config.trainer.budget.is_zero:
             for technique in self._techniques:
                 if technique not in self.compressing and not technique.acts_before_training():
                     raise UserError(f"technique '{technique.name}' acts only while training, and the budget is zero")
@@ -201,13 +200,13 @@ class Stack:
             order = technique.order_batches(lengths, epoch, order)
         return order
 
-    def transform_batch(self, batch: Batch, moment: Moment) -> Batch:
+    def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Lets each technique change a training batch."""
         for technique in self.order["transform_batch"]:
             batch = technique.transform_batch(batch, moment)
         return batch
 
-    def objective(self, objective: Objective, moment: Moment) -> None:
+    def objective(self, objective: Objective, moment: Instant) -> None:
         """Lets each technique change the terms of the loss."""
         for technique in self.order["objective"]:
             technique.objective(objective, moment)

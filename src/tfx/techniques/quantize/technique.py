@@ -21,7 +21,7 @@ from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
-from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, fit, scales_for_rate
+from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, scales_for_rate, to_grid
 from tfx.techniques.selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -139,8 +139,7 @@ class Quantize(Technique):
                 "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
                 "training moves them for rounding to nearest: leave one of the two out"
             )
-        budget = config.trainer.budget
-        if 0 in (budget.steps, budget.tokens, budget.seconds) and (settings.aware or settings.learned_step):
+        if config.trainer.budget.is_zero and (settings.aware or settings.learned_step):
             name = "learned_step" if settings.learned_step else "aware"
             raise UserError(f"technique.quantize.{name}=true acts only while training, and the budget is zero")
         if settings.learned_step and (settings.method != "nearest" or not self.aware):
@@ -297,7 +296,7 @@ class Quantize(Technique):
         if name in self._codebooks:
             return encode_with(weight, self._codebooks[name])
         if name in self._scales:
-            return encode(weight, *self._scale(name), self.kind(name))
+            return to_grid(weight, *self._scale(name), self.kind(name))
         return None
 
     def _scale(self, name: str) -> tuple[Tensor, Tensor | None]:
@@ -311,7 +310,7 @@ class Quantize(Technique):
         if self._steps is None or name not in self._scales:
             return super().see(name, weight, progress)
         scale, zero = self._scale(name)
-        values = encode(weight.detach(), scale, zero, self.kind(name)).values()
+        values = to_grid(weight.detach(), scale, zero, self.kind(name)).values()
         return _LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
 
     def follow_gradient(
@@ -361,7 +360,7 @@ class Quantize(Technique):
                 scales = {name: self._scale(name) for name in rest}
             elif settings.rate is None:
                 scales = self._fit(rest)
-            final |= {name: encode(weight, *scales[name], self.kind(name)) for name, weight in rest.items()}
+            final |= {name: to_grid(weight, *scales[name], self.kind(name)) for name, weight in rest.items()}
         self._final = final
         wrong = sum(float((before[name] - grid.values()).square().sum()) for name, grid in final.items())
         whole = sum(float(weight.square().sum()) for weight in before.values())

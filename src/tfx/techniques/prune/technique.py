@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,37 +16,14 @@ from tfx.config.schema import Root, group, setting
 from tfx.data.prepare import Pairs, PreparedData
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.model.architecture import Architecture, BlockShape
-from tfx.model.attention import Attention
-from tfx.model.rewiring import BlockPlan, Rewiring, evenly_spaced, rewire_blocks, whole_block
+from tfx.model.architecture import Architecture
+from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer, count_parameters
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
+from tfx.techniques.prune.magnitude import magnitude_masks, parse_pattern, pattern_mask
+from tfx.techniques.prune.structure import StructureSettings, plan_structure, reduced_architecture
 from tfx.techniques.selection import left_alone, select_weights
-
-
-@dataclass
-class StructureSettings:
-    """Parts that are removed whole; the model becomes a smaller one."""
-
-    heads: float = setting(
-        0.0,
-        "share of the heads of each attention that is removed (with grouped queries: of its groups)",
-        minimum=0,
-        below=1,
-        paper="Michel 2019, arXiv 1905.10650",
-    )
-    ffn: float = setting(0.0, "share of the feed-forward units of each block that is removed", minimum=0, below=1)
-    encoder_layers: int | None = setting(
-        None,
-        "encoder layers that are kept, evenly spaced; null: all",
-        minimum=1,
-        paper="Fan 2020, arXiv 1909.11556; Sajjad 2023, arXiv 2004.03844",
-    )
-    decoder_layers: int | None = setting(None, "decoder layers that are kept, evenly spaced; null: all", minimum=1)
-    vocabulary: bool = setting(
-        False, "from the start on, tokens that the training split never uses, with their embeddings"
-    )
 
 
 @dataclass
@@ -90,9 +67,6 @@ class PruneSettings(TechniqueSettings):
     structure: StructureSettings = group(StructureSettings)
 
 
-# --- single weights ---------------------------------------------------------------------------------
-
-
 def sparsity_at(settings: PruneSettings, progress: float) -> float:
     """The sparsity at a progress: s_f + (s_i - s_f) (1 - t)^3 for t from 0 at start to 1 at end (Zhu & Gupta 2017)."""
     if progress < settings.start:
@@ -104,146 +78,9 @@ def sparsity_at(settings: PruneSettings, progress: float) -> float:
     return settings.sparsity + (settings.initial - settings.sparsity) * left
 
 
-def smallest(magnitude: Tensor, count: int) -> Tensor:
-    """True at the ``count`` smallest of each row of (R, C); among equals the first go first."""
-    gone = torch.zeros_like(magnitude, dtype=torch.bool)
-    if count <= 0:
-        return gone
-    threshold_R1 = magnitude.kthvalue(count, dim=1, keepdim=True).values
-    gone = magnitude < threshold_R1
-    tied = magnitude == threshold_R1
-    missing_R1 = count - gone.sum(1, keepdim=True)
-    return gone | (tied & (tied.cumsum(1) <= missing_R1))
-
-
-def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
-    """Masks, True where a weight stays, that zero this share of tensors by magnitude: of all, of each, of each row.
-
-    A vector is one row. The number of zeros is the product rounded to the nearest integer, in each unit of comparison.
-    """
-    if scope == "global":
-        flat = torch.cat([weight.abs().flatten() for weight in weights.values()])
-        gone = smallest(flat.unsqueeze(0), round(sparsity * flat.numel()))[0]
-        pieces = gone.split([weight.numel() for weight in weights.values()])
-        return {name: ~piece.view_as(weights[name]) for name, piece in zip(weights, pieces, strict=True)}
-    masks = {}
-    for name, weight in weights.items():
-        rows = weight.abs() if scope == "row" and weight.ndim == 2 else weight.abs().reshape(1, -1)
-        masks[name] = ~smallest(rows, round(sparsity * rows.shape[1])).view_as(weight)
-    return masks
-
-
-def pattern_mask(weight: Tensor, keep: int, of: int) -> Tensor:
-    """True at the ``keep`` largest of every ``of`` consecutive columns."""
-    groups = weight.abs().reshape(-1, of)
-    return ~smallest(groups, of - keep).view_as(weight)
-
-
 def _kept(sparsity: float, of: int) -> int:
     """How many of so many weights stay."""
     return of - round(sparsity * of)
-
-
-def parse_pattern(pattern: str) -> tuple[int, int]:
-    """``"2:4"`` as (2, 4). Raises `UserError` for anything that is not n:m with 0 < n < m."""
-    keep, _, of = pattern.partition(":")
-    if not (keep.isdecimal() and of.isdecimal() and 0 < int(keep) < int(of)):
-        raise UserError(f"technique.prune.pattern={pattern} is not n:m with 0 < n < m, as 2:4 is")
-    return int(keep), int(of)
-
-
-# --- whole parts ------------------------------------------------------------------------------------
-
-
-def plan_structure(model: Transformer, settings: StructureSettings) -> Rewiring:
-    """What stays: units and heads with the largest weights around them, and evenly spaced layers.
-
-    A unit counts the norm of its row of ``up`` (and ``gate``) times that of its column of ``down``; a head
-    the norm of its rows of ``v`` times that of its columns of ``o``. At least one of each stays.
-    """
-    plans: dict[str, list[BlockPlan]] = {"encoder": [], "decoder": []}
-    for stack, numbers in _kept_layers(model.architecture, settings).items():
-        for number in numbers:
-            block = getattr(model, stack).blocks[number]
-            whole = whole_block(number, getattr(model.architecture, stack)[number])
-            ffn = block.ffn
-            unit = ffn.up.weight.norm(dim=1) * ffn.down.weight.norm(dim=0)
-            if ffn.gate is not None:
-                unit = unit * ffn.gate.weight.norm(dim=1)
-            plans[stack].append(
-                BlockPlan(
-                    number,
-                    heads=_largest(_head_scores(block.attention), settings.heads),
-                    cross_heads=whole.cross_heads
-                    if block.cross is None
-                    else _largest(_head_scores(block.cross), settings.heads),
-                    units=_largest(unit, settings.ffn),
-                )
-            )
-    return rewire_blocks(model, plans["encoder"], plans["decoder"])
-
-
-def reduced_architecture(architecture: Architecture, settings: StructureSettings) -> Architecture:
-    """The architecture that `plan_structure` leaves, whatever the weights.
-
-    Raises `UserError` for more layers than there are, and for a share so small that nothing goes.
-    """
-    shapes: dict[str, tuple[BlockShape, ...]] = {}
-    taken = {"heads": 0, "ffn": 0}
-    for stack, numbers in _kept_layers(architecture, settings).items():
-        blocks = [getattr(architecture, stack)[number] for number in numbers]
-        smaller = [
-            shape.keeping(
-                _left(shape.kv_heads, settings.heads),
-                _left(shape.cross_kv_heads, settings.heads),
-                _left(shape.ffn, settings.ffn),
-            )
-            for shape in blocks
-        ]
-        for before, after in zip(blocks, smaller, strict=True):
-            taken["heads"] += before.heads + before.cross_heads - after.heads - after.cross_heads
-            taken["ffn"] += before.ffn - after.ffn
-        shapes[stack] = tuple(smaller)
-    for name, count in taken.items():
-        share = getattr(settings, name)
-        if share and not count:
-            what = "heads of any attention" if name == "heads" else "units of any feed-forward layer"
-            raise UserError(
-                f"technique.prune.structure.{name}={share:g} rounds to none of the {what} (one always stays): "
-                "name a larger share, or leave it out"
-            )
-    return replace(architecture, encoder=shapes["encoder"], decoder=shapes["decoder"])
-
-
-def _kept_layers(architecture: Architecture, settings: StructureSettings) -> dict[str, list[int]]:
-    """The numbers of the layers that stay, by stack. Raises `UserError` for more than there are."""
-    kept = {}
-    for stack in ("encoder", "decoder"):
-        name, layers = f"{stack}_layers", len(getattr(architecture, stack))
-        count = layers if getattr(settings, name) is None else getattr(settings, name)
-        if count > layers:
-            raise UserError(f"technique.prune.structure.{name}={count} is more than the model's {layers}")
-        kept[stack] = evenly_spaced(count, layers)
-    return kept
-
-
-def _head_scores(attention: Attention) -> Tensor:
-    """One score for each key/value head with the query heads that it serves."""
-    groups = attention.kv_heads
-    return attention.v.weight.reshape(groups, -1).norm(dim=1) * attention.o.weight.t().reshape(groups, -1).norm(dim=1)
-
-
-def _largest(scores: Tensor, removed: float) -> Tensor:
-    """The indices, in order, of what stays when this share with the smallest scores goes."""
-    return scores.detach().float().cpu().topk(_left(scores.numel(), removed)).indices.sort().values
-
-
-def _left(count: int, removed: float) -> int:
-    """How many stay when this share goes: at least one, where there is one."""
-    return max(min(1, count), count - round(removed * count))
-
-
-# --- the technique ----------------------------------------------------------------------------------
 
 
 class Prune(Technique):
@@ -317,10 +154,10 @@ class Prune(Technique):
 
     def _check_rewind(self, rewind: float, config: Root) -> None:
         """It needs training before it, and after the sparsity is reached."""
-        settings, budget = self.settings, config.trainer.budget
+        settings = self.settings
         if "mask" not in self.hooks():
             raise UserError("technique.prune.rewind is for single weights, and none are pruned: leave it out")
-        if 0 in (budget.steps, budget.tokens, budget.seconds):
+        if config.trainer.budget.is_zero:
             raise UserError("technique.prune.rewind returns to weights of this training, and the budget is zero")
         name, reached = ("start", settings.start) if settings.schedule == "once" else ("end", settings.end)
         if rewind >= reached:

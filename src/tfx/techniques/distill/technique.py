@@ -5,33 +5,23 @@ Shapes: N target positions, V vocabulary, K cached logits, D student width, E te
 
 from __future__ import annotations
 
-import hashlib
-import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tfx.config.schema import BudgetConfig, Root, group, setting
-from tfx.data.batching import Batch, collate_pairs
-from tfx.data.prepare import Pairs, PreparedData, Ragged
-from tfx.data.sources import Corpus, replace_targets, writable_cache
+from tfx.config.schema import Budget, Root, group, setting
+from tfx.data.prepare import Pairs, PreparedData
+from tfx.data.sources import Corpus, replace_targets
 from tfx.errors import UserError
-from tfx.evaluation.generation import decode_sources
-from tfx.evaluation.scoring import run_batch
-from tfx.model.architecture import Architecture
-from tfx.model.flops import decoding_flops, forward_flops
-from tfx.model.linear import Linear, reduce_rows
-from tfx.model.loss import LogitSlice
-from tfx.model.rewiring import evenly_spaced
+from tfx.model.linear import Linear
 from tfx.model.transformer import Transformer
-from tfx.record.files import read_json, replacing, write_json
-from tfx.record.lock import making
-from tfx.techniques.contract import Mean, Moment, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings, Work
+from tfx.techniques.contract import Instant, Mean, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
+from tfx.techniques.distill.cache import TopLogits, decoded_outputs
+from tfx.techniques.distill.layers import check_layers, copy_layers
+from tfx.techniques.distill.soft_targets import FromHidden, FromTopK, SoftTargets
 
 
 @dataclass
@@ -44,7 +34,7 @@ class DistillSettings(TechniqueSettings):
     teacher_model: str | None = setting(
         None, "model choice of a teacher that is trained first; null: the run's own model"
     )
-    teacher_budget: BudgetConfig = group(BudgetConfig)
+    teacher_budget: Budget = group(Budget)
     loss: str = setting(
         "forward_kl",
         "soft-target loss: KL(teacher || student), KL(student || teacher), Jensen-Shannon, or none",
@@ -76,141 +66,6 @@ class DistillSettings(TechniqueSettings):
     )
 
 
-# Of what the cache holds of a teacher: its outputs and its logits.
-_VERSION = 2
-# The logit of a token whose probability is 0: finite, so that 0 times it is 0.
-ABSENT = -1e30
-
-
-class SoftTargets:
-    """Divergence between temperature-softened teacher and student, times T squared, at each position (N,).
-
-    ``forward_kl`` is KL(p || q) with teacher p and student q, ``reverse_kl`` KL(q || p), ``jensen_shannon`` the
-    mean KL of both to their mixture. Gradients are those of the student's logits, in closed form. ``counts_N`` are
-    the weights of the positions, 0 for padding; None: 1 everywhere.
-    """
-
-    def __init__(self, kind: str, temperature: float, counts_N: Tensor | None) -> None:
-        self.kind, self.temperature, self._counts = kind, temperature, counts_N
-
-    def teacher_logits(self, rows: slice) -> Tensor:
-        """The teacher's logits (n, V) at a slice of positions, a new tensor."""
-        raise NotImplementedError
-
-    def __call__(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        loss_N, error_NV = self.divergence(piece, needs_error)
-        if self._counts is not None:
-            counts_N = self._counts[piece.rows]
-            loss_N = loss_N * counts_N
-            if error_NV is not None:
-                error_NV.mul_(counts_N.unsqueeze(1))
-        return loss_N, loss_N, error_NV
-
-    def divergence(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor | None]:
-        """At each position of a slice (n,), and its gradient for the student's logits (n, V)."""
-        return divergence(self.kind, self.teacher_logits(piece.rows), piece, self.temperature, needs_error)
-
-
-def divergence(
-    kind: str, teacher_NV: Tensor, piece: LogitSlice, temperature: float, needs_error: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """The divergence (N,) between teacher's and student's logits (N, V), times T^2, and its gradient for the latter.
-
-    A teacher logit of `ABSENT` (not among its cached ones) has probability 0, which ``reverse_kl`` has no value for.
-    The teacher's tensor is used up.
-    """
-    if temperature != 1.0:
-        teacher_NV = teacher_NV.div_(temperature)
-        piece = LogitSlice(piece.rows, piece.logits_NV / temperature)
-    scale = temperature**2
-    if kind == "forward_kl":
-        # Every pass over (N, V) counts: half of a small model's step is spent here. With log p = t - log Z_t,
-        # sum p (log p - log q) = p . t - log Z_t - (p . s - log Z_s).
-        log_normalizer_N1 = teacher_NV.logsumexp(1, keepdim=True)
-        p_NV = (teacher_NV - log_normalizer_N1).exp_()
-        loss_N = _dot(p_NV, teacher_NV.sub_(piece.logits_NV)) + (piece.log_normalizer_N1 - log_normalizer_N1).squeeze(1)
-        error_NV = torch.sub(piece.probabilities_NV, p_NV, out=p_NV) if needs_error else None
-    elif kind == "reverse_kl":
-        q_NV = piece.probabilities_NV
-        gap_NV = piece.logits_NV - piece.log_normalizer_N1 - teacher_NV.log_softmax(1)
-        loss_N = _dot(q_NV, gap_NV)
-        error_NV = gap_NV.sub_(loss_N.unsqueeze(1)).mul_(q_NV) if needs_error else None
-    else:
-        log_p_NV, q_NV = teacher_NV.log_softmax(1), piece.probabilities_NV
-        log_q_NV = piece.logits_NV - piece.log_normalizer_N1
-        log_m_NV = torch.logaddexp(log_p_NV, log_q_NV).sub_(math.log(2.0))
-        to_mixture_NV = log_q_NV.sub_(log_m_NV)
-        kl_q_N = _dot(q_NV, to_mixture_NV)
-        kl_p_N = _dot(log_p_NV.exp(), log_p_NV - log_m_NV)
-        loss_N = 0.5 * (kl_p_N + kl_q_N)
-        # d JS / d log q = q (log q - log m) / 2: the mixture's own derivatives cancel.
-        error_NV = to_mixture_NV.sub_(kl_q_N.unsqueeze(1)).mul_(q_NV).mul_(0.5) if needs_error else None
-    if error_NV is not None and temperature != 1.0:
-        error_NV.mul_(temperature)
-    return loss_N * scale, error_NV
-
-
-def _dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
-    """Row by row, without their product as a tensor."""
-    return torch.linalg.vecdot(a_NV, b_NV)
-
-
-class _FromHidden(SoftTargets):
-    """Teacher logits projected from its hidden states slice by slice, so that they too never exist as a whole."""
-
-    def __init__(
-        self,
-        kind: str,
-        temperature: float,
-        counts_N: Tensor | None,
-        hidden_NE: Tensor,
-        weight_VE: Tensor,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(kind, temperature, counts_N)
-        self._hidden, self._weight, self._dtype = hidden_NE, weight_VE.to(dtype), dtype
-
-    def teacher_logits(self, rows: slice) -> Tensor:
-        hidden = self._hidden[rows]
-        return (reduce_rows(hidden, self._dtype) @ self._weight.t())[: len(hidden)].float()
-
-
-class _FromTopK(SoftTargets):
-    """Teacher logits from a cache of the k largest: renormalised over them."""
-
-    def __init__(
-        self,
-        kind: str,
-        temperature: float,
-        counts_N: Tensor | None,
-        ids_NK: Tensor,
-        logits_NK: Tensor,
-        vocab: int,
-    ) -> None:
-        super().__init__(kind, temperature, counts_N)
-        self._ids, self._logits, self._vocab = ids_NK, logits_NK, vocab
-
-    def divergence(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor | None]:
-        if self.kind != "forward_kl":
-            return super().divergence(piece, needs_error)
-        # Where the teacher's probability is 0 the student's logit counts in the normaliser alone: no pass over
-        # (N, V) but those of the student's own softmax.
-        softened = piece if self.temperature == 1.0 else LogitSlice(piece.rows, piece.logits_NV / self.temperature)
-        ids_NK = self._ids[piece.rows]
-        log_p_NK = (self._logits[piece.rows] / self.temperature).log_softmax(1)
-        p_NK, log_q_NK = log_p_NK.exp(), softened.logits_NV.gather(1, ids_NK) - softened.log_normalizer_N1
-        loss_N = _dot(p_NK, log_p_NK - log_q_NK) * self.temperature**2
-        if not needs_error:
-            return loss_N, None
-        error_NV = softened.probabilities_NV.scatter_add(1, ids_NK, -p_NK)
-        return loss_N, error_NV if self.temperature == 1.0 else error_NV.mul_(self.temperature)
-
-    def teacher_logits(self, rows: slice) -> Tensor:
-        ids = self._ids[rows]
-        full = torch.full((len(ids), self._vocab), ABSENT, device=ids.device)
-        return full.scatter_(1, ids, self._logits[rows])
-
-
 class Distill(Technique):
     """Soft targets, hidden states, sequence-level targets, and initialisation, from one teacher."""
 
@@ -223,8 +78,7 @@ class Distill(Technique):
         super().__init__(settings)
         self.teacher: Teacher | None = None
         self._projection: nn.Linear | None = None
-        self._top_k: dict[str, np.ndarray] | None = None
-        self._offsets: np.ndarray | None = None
+        self._top_logits: TopLogits | None = None
         self._product_dtype = torch.float32
         self._divergence, self._hidden_error = Mean(), Mean()
         self._share = Mean()
@@ -256,7 +110,7 @@ class Distill(Technique):
                 f"technique.distill.teacher_model={settings.teacher_model} one that is to be trained: keep one of them"
             )
         need = self.teacher_need(config)
-        if need.path is not None and need.budget != BudgetConfig():
+        if need.path is not None and need.budget != Budget():
             key = "init_from" if settings.teacher is None else "technique.distill.teacher"
             raise UserError(
                 f"{key}={need.path} is a teacher that exists, and technique.distill.teacher_budget is for one that is "
@@ -324,7 +178,7 @@ class Distill(Technique):
             return
         self._check_teacher(teacher, data)
         if self.settings.cache_top_k is not None and self._uses_logits():
-            self._load_top_k(teacher, data, device)
+            self._top_logits = TopLogits.of(teacher, data, self.settings.cache_top_k, self._product_dtype, device)
 
     def _check_teacher(self, teacher: Teacher, data: PreparedData) -> None:
         """Raises `UserError` where the student's tokens mean nothing to a teacher whose inside it learns from."""
@@ -375,27 +229,10 @@ class Distill(Technique):
     def prepare_data(self, corpus: Corpus, config: Root) -> Corpus:
         teacher = self.teacher
         assert teacher is not None
-        sources = list(corpus.splits["train"]["source"])
         # The beam is the method's, however the teacher's own run was scored.
-        decoding = replace(teacher.generation, method="beam", beam=self.settings.beam)
-        shape = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
-        content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{shape}"
-        key = hashlib.sha256(content.encode()).hexdigest()[:32]
-        path = writable_cache("teacher-outputs") / f"{key}.json"
-        with making(path):
-            if not path.is_file():
-                start = time.perf_counter()
-                longest = teacher.model.architecture.context - 1
-                ids = [row[:longest] for row in teacher.tokenizer.encode(sources)]
-                encoded = Ragged.from_lists(ids, np.int64)
-                teacher.model.eval()
-                decoded = decode_sources(teacher.model, encoded, teacher.tokenizer, decoding, seed=0)
-                teacher.model.train()
-                seconds, flops = time.perf_counter() - start, _decoding_flops(teacher, ids, decoded, decoding.beam)
-                write_json(path, {"seconds": seconds, "flops": flops, "outputs": decoded})
-            # As JSON, an output may hold line ends of any kind.
-            made = read_json(path)
-        outputs, teacher.work["outputs"] = made["outputs"], Work(made["seconds"], made["flops"])
+        outputs, key = decoded_outputs(
+            teacher, corpus, replace(teacher.generation, method="beam", beam=self.settings.beam)
+        )
         before = list(corpus.splits["train"]["target"])
         # An empty output teaches nothing: there the reference stays.
         targets = [new or old for new, old in zip(outputs, before, strict=True)]
@@ -419,7 +256,7 @@ class Distill(Technique):
 
     # --- the loss -------------------------------------------------------------------------------------
 
-    def objective(self, objective: Objective, moment: Moment) -> None:
+    def objective(self, objective: Objective, moment: Instant) -> None:
         assert self.teacher is not None
         alpha = self.alpha(moment.progress)
         weight = self.settings.hidden if self.active(moment.progress) else 0.0
@@ -432,7 +269,7 @@ class Distill(Technique):
             counts_N = mass if objective.keep_N is None else mass[objective.keep_N]  # type: ignore[assignment, index]
         counts_N = counts_N.float()
         hidden_NE: Tensor | None = None
-        if self._top_k is None or weight:
+        if self._top_logits is None or weight:
             with torch.no_grad():
                 hidden_NE = objective.select(objective.forward(self.teacher.model, objective.batch))
         if alpha:
@@ -451,9 +288,9 @@ class Distill(Technique):
         kind, temperature = self.settings.loss, self.settings.temperature
         # Where the positions that count were picked, each of them counts one, unless examples are mixed.
         weights_N = None if objective.keep_N is not None and objective.batch.mix is None else counts_N
-        if self._top_k is not None:
-            ids, logits = self._cached_rows(objective.batch)
-            return _FromTopK(
+        if self._top_logits is not None:
+            ids, logits = self._top_logits.of_batch(objective.batch)
+            return FromTopK(
                 kind,
                 temperature,
                 weights_N,
@@ -463,68 +300,7 @@ class Distill(Technique):
             )
         assert hidden_NE is not None
         weight = self.teacher.model.output.weight
-        return _FromHidden(kind, temperature, weights_N, hidden_NE, weight, self._product_dtype)
-
-    # --- the cache of the teacher's largest logits ----------------------------------------------------
-
-    def _load_top_k(self, teacher: Teacher, data: PreparedData, device: torch.device) -> None:
-        k = min(self.settings.cache_top_k, teacher.model.architecture.vocab_size)
-        train = data.splits["train"]
-        assert isinstance(train, Pairs)
-        self._offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
-        if not teacher.sha256:  # what it will say is not known: any logits cost as much to learn from
-            size = (int(self._offsets[-1]), k)
-            self._top_k = {
-                "ids": np.broadcast_to(np.arange(k, dtype=np.int32), size),
-                "logits": np.broadcast_to(np.float16(0), size),
-            }
-            return
-        content = hashlib.sha256(
-            f"{_VERSION}\0{data.fingerprint}\0{teacher.sha256}\0{k}\0{self._product_dtype}".encode()
-        )
-        # Which of the data's pairs are trained on is another matter than what they are.
-        for side in (train.source, train.target):
-            content.update(side.lengths.tobytes())
-        key = content.hexdigest()[:32]
-        path = writable_cache("teacher-logits") / f"{key}.npz"
-        with making(path):
-            if not path.is_file():
-                begun, flops = time.perf_counter(), 0.0
-                total = int(self._offsets[-1])
-                ids = np.zeros((total, k), dtype=np.int32)
-                logits = np.zeros((total, k), dtype=np.float16)
-                for start in range(0, len(train), 128):
-                    rows = np.arange(start, min(start + 128, len(train)))
-                    batch = collate_pairs(train, rows, data.tokenizer).to(device)
-                    with torch.no_grad():
-                        top = teacher.model.project(run_batch(teacher.model, batch)).float().topk(k, dim=-1)
-                    assert batch.source_BS is not None
-                    shape = (batch.source_BS.shape[1], batch.target_in_BT.shape[1])
-                    flops += forward_flops(teacher.model.architecture, len(rows), *shape)
-                    real = (batch.target_out_BT >= 0).cpu()
-                    span = slice(int(self._offsets[start]), int(self._offsets[rows[-1] + 1]))
-                    ids[span] = top.indices.cpu()[real].numpy()
-                    logits[span] = top.values.cpu()[real].numpy()
-                with replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, ids=ids, logits=logits, seconds=time.perf_counter() - begun, flops=flops)
-        with np.load(path) as stored:
-            self._top_k = {"ids": stored["ids"], "logits": stored["logits"]}
-            teacher.work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
-
-    def _cached_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert self._top_k is not None
-        assert self._offsets is not None
-        rows, length = batch.target_out_BT.shape
-        width = self._top_k["ids"].shape[1]
-        ids = np.zeros((rows, length, width), dtype=np.int64)
-        # Padding repeats one id with equal logits; it counts nothing.
-        ids[:] = np.arange(width)
-        logits = np.zeros((rows, length, width), dtype=np.float32)
-        for i, row in enumerate(batch.rows):
-            span = slice(int(self._offsets[row]), int(self._offsets[row + 1]))
-            count = span.stop - span.start
-            ids[i, :count], logits[i, :count] = self._top_k["ids"][span], self._top_k["logits"][span]
-        return torch.from_numpy(ids), torch.from_numpy(logits)
+        return FromHidden(kind, temperature, weights_N, hidden_NE, weight, self._product_dtype)
 
     # --- proof ----------------------------------------------------------------------------------------
 
@@ -554,53 +330,3 @@ class Distill(Technique):
         self._divergence.restore(state["divergence"])
         self._hidden_error.restore(state["hidden_error"])
         self._share.restore(state["share"])
-
-
-def _decoding_flops(teacher: Teacher, sources: list[list[int]], outputs: list[str], beam: int) -> float:
-    """Of a search that ends each source as soon as its output is whole: it never ends sooner."""
-    lengths = [len(ids) for ids in teacher.tokenizer.encode(outputs)]
-    return sum(
-        decoding_flops(teacher.model.architecture, len(source) + 1, length + 1, beam)
-        for source, length in zip(sources, lengths, strict=True)
-    )
-
-
-def check_layers(theirs: Architecture, ours: Architecture) -> None:
-    """Raises `UserError` where widths or the kinds of layers of teacher and student differ."""
-    names = ("family", "width", "head_width", "vocab_size", "positions", "norm", "norm_position", "activation")
-    for name in (*names, "qk_norm", "bias"):
-        if getattr(theirs, name) != getattr(ours, name):
-            raise UserError(
-                f"technique.distill.initialise needs a teacher with the student's {name}: "
-                f"{getattr(theirs, name)} is not {getattr(ours, name)}"
-            )
-    for their_shapes, our_shapes in ((theirs.encoder, ours.encoder), (theirs.decoder, ours.decoder)):
-        numbers = evenly_spaced(len(our_shapes), len(their_shapes))
-        for shape, number in zip(our_shapes, numbers, strict=True):
-            if their_shapes[number] != shape:
-                raise UserError(
-                    "technique.distill.initialise needs layers of the same heads and feed-forward width: "
-                    f"{their_shapes[number]} is not {shape}"
-                )
-
-
-def copy_layers(teacher: Transformer, student: Transformer) -> int:
-    """Starts the student from evenly spaced teacher layers and its embeddings; returns the layers copied.
-
-    Raises `UserError` as `check_layers` does.
-    """
-    check_layers(teacher.architecture, student.architecture)
-    copied = 0
-    with torch.no_grad():
-        for ours, theirs in ((student.encoder, teacher.encoder), (student.decoder, teacher.decoder)):
-            if ours is None or theirs is None:
-                continue
-            for block, number in zip(ours.blocks, evenly_spaced(len(ours.blocks), len(theirs.blocks)), strict=True):
-                block.load_state_dict(theirs.blocks[number].state_dict())
-                copied += 1
-            ours.norm.load_state_dict(theirs.norm.state_dict())
-        for name in ("embedding", "source_embedding", "output", "position"):
-            theirs_part, ours_part = getattr(teacher, name), getattr(student, name)
-            if theirs_part is not None and ours_part is not None and ours_part.weight.shape == theirs_part.weight.shape:
-                ours_part.weight.copy_(theirs_part.weight)
-    return copied
