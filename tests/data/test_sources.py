@@ -473,6 +473,11 @@ def test_hub_tables_are_read_by_path_and_template(monkeypatch):
     corpus = load_corpus(DatasetConfig(hub="some/set", source="q: {translation.en}", target="answers.text"))
     assert {name: len(dataset) for name, dataset in corpus.splits.items()} == {"train": 3, "valid": 1}
     assert corpus.splits["train"][0] == {"source": "q: e", "target": "x", "references": ["x", "y"]}
+    assert {split: [(f.file, f.rows) for f in files] for split, files in corpus.files.items()} == {
+        "train": [("some/set: train", 3)],
+        "valid": [("some/set: validation", 1)],
+    }
+    assert corpus.notes[0] == "splits of some/set left out: other"
 
 
 def test_hub_lines_are_joined(monkeypatch):

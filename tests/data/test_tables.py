@@ -171,9 +171,44 @@ def test_a_corpus_names_its_files_its_repetitions_and_what_it_strips(tmp_path):
         "train": [("train.jsonl", 3)], "valid": [("dev.jsonl", 1)], "test": [("test.jsonl", 2)],
     }  # fmt: skip
     assert corpus.notes[0] == "train: 1 pairs with white space around a text, which is removed"
-    assert corpus.notes[1].startswith("valid: 1 targets are not in Unicode's composed form (NFC)")
+    assert corpus.notes[1].startswith("valid: 0 sources and the targets of 1 pairs are not in Unicode's composed form")
     assert corpus.notes[3] == "train: 1 rows are repetitions of others in it, and are kept"
     assert corpus.notes[4] == "test: 1 rows also stand in train, and are kept"
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_what_is_left_empty_out_or_unlike_is_counted_in_every_split(kind, tmp_path):
+    (tmp_path / "d").mkdir()
+    rows = [
+        {"a": "x", "b": None, "t": ["one", "two"]},
+        {"a": "y", "b": "z", "t": ["three", "", "e\u0301"]},
+        {"a": "e\u0301", "b": "z", "t": [" four"]},
+    ]
+    if kind == "json":
+        (tmp_path / "d" / "train.json").write_text(json.dumps(rows))
+    else:
+        Dataset.from_list(rows).to_parquet(tmp_path / "d" / "train.parquet")
+    config = DatasetConfig(path=str(tmp_path / "d"), format=kind, source="{a} {b}", target="t", valid_fraction=0.33)
+    for _ in range(2):  # the second time from the cache
+        corpus = load_corpus(config)
+        assert corpus.splits["train"]["references"] == [["one", "two"], ["three", "e\u0301"]]
+        assert corpus.notes[1:5] == [
+            "train: 1 rows lack a value of a template, and have nothing in its place",
+            "train: 1 pairs with white space around a text, which is removed",
+            "train: 1 pairs with empty references besides others, which are left out",
+            "train: 2 pairs have several targets, of which only the first trains",
+        ]
+        assert corpus.notes[5].startswith("train: 0 sources and the targets of 1 pairs are not in Unicode's composed")
+        assert corpus.notes[6] == "valid: 1 pairs with white space around a text, which is removed"
+        assert corpus.notes[7].startswith("valid: 1 sources and the targets of 0 pairs are not in Unicode's composed")
+        assert len(corpus.notes) == 8
+
+
+def test_bytes_that_are_read_as_text_are_counted(tmp_path):
+    Dataset.from_dict({"text": [b"a", b"\xc3\xa9", b"c"]}).to_parquet(tmp_path / "d.parquet")
+    corpus = load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", task="lm", valid_fraction=0.33))
+    assert corpus.splits["train"]["text"] == ["a", "\u00e9"]
+    assert "train: 2 rows hold bytes in the place of text, which are read as UTF-8" in corpus.notes
 
 
 def test_one_example_is_not_said_to_be_none(tmp_path):

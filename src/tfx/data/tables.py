@@ -50,11 +50,6 @@ def text_of(value: Any) -> str:
     raise ValueError(f"{str(value)[:40]} ({type(value).__name__}) is no text")
 
 
-def references_of(value: Any) -> list[str]:
-    """The texts of a target: of a list each, else one. Raises `ValueError` as `text_of`."""
-    return [text_of(item) for item in value] if isinstance(value, list) else [text_of(value)]
-
-
 # --- JSON -------------------------------------------------------------------------------------------
 
 
