@@ -12,7 +12,7 @@ import pytest
 
 from tfx.config.schema import DatasetConfig, SplitConfig
 from tfx.data.files import find_files
-from tfx.data.reading import read_lines, read_text
+from tfx.data.reading import read_text
 from tfx.errors import UserError
 
 
@@ -136,7 +136,7 @@ def test_a_compressed_file_is_read_as_it_is(name, tmp_path):
     else:
         pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zip": lambda _: zipped(inner=TEXT)}
         file.write_bytes(pack.get(name.rpartition(".")[2], gzip.compress if "." not in name else bytes)(data))
-    assert read_text(file) == TEXT
+    assert read_text(file).text == TEXT
 
 
 @pytest.mark.parametrize(
@@ -162,16 +162,16 @@ def test_a_damaged_archive_is_one_line(data, message, tmp_path):
         (b"a\rb\rc", ["a", "b", "c"]),
         (b"a\rb\r", ["a", "b"]),
         (b"a\r\nb\r\n", ["a", "b"]),
-        (b"a\rb\nc\n", ["a\rb", "c"]),
+        (b"a\rb\nc\n", ["a", "b", "c"]),
         ("a\u2028b\n".encode(), ["a\u2028b"]),
         (b"", []),
     ],
 )
 def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
     (tmp_path / "a").write_bytes(data)
-    assert read_lines(tmp_path / "a") == lines
+    assert read_text(tmp_path / "a").lines == lines
 
 
 def test_a_text_that_begins_like_an_archive_is_a_text(tmp_path):
     (tmp_path / "a.txt").write_text("BZhang was here\n")
-    assert read_lines(tmp_path / "a.txt") == ["BZhang was here"]
+    assert read_text(tmp_path / "a.txt").lines == ["BZhang was here"]

@@ -442,6 +442,52 @@ def test_whatever_changes_the_text_changes_the_fingerprint(tmp_path, change):
     assert load(tmp_path, files, format="json", task="lm", **change).fingerprint != same[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "fingerprint"),
+    [
+        ("a.json", '{"source": "007", "target": 1.50}\n{"source": 7, "target": "b"}\n', "95520fa6ff74bbad"),
+        ("c.tsv", "source\ttarget\na\tb\nc\td\n", "ea5a5a24ae338630"),
+        ("e.csv", "source,target\na,b\nc,d\n", "eca8b1e9e92b5c4a"),
+        ("f.txt", "one\ntwo\nthree\n", "1358bbebfc6bb28f"),
+    ],
+)
+def test_data_that_are_read_as_ever_keep_their_fingerprint(tmp_path, name, content, fingerprint):
+    kind = {".json": {"format": "json"}, ".txt": {"format": "text", "task": "lm"}}.get(Path(name).suffix)
+    folder = write(tmp_path, {name: content})
+    config = DatasetConfig(path=f"{folder}/{name}", valid_fraction=0.5, **(kind or {"format": "csv"}))
+    assert load_corpus(config).fingerprint[:16] == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "before"),
+    [
+        ("b.json", '{"source": "007", "target": true}\n{"source": "7", "target": "b"}\n', {}, "1f1e7e3149b3e1ee"),
+        ("d2.tsv", 'source\ttarget\n"a"\tb\nc\td\n', {"format": "csv"}, "8c0d4e5848c6f2c7"),
+        ("g.txt", "one\r\ntwo\rthree\n", {"format": "text", "task": "lm"}, "97a2ccb4d28137ec"),
+    ],
+)
+def test_data_that_are_read_otherwise_than_before_have_another_fingerprint(tmp_path, name, content, options, before):
+    folder = write(tmp_path, {name: content})
+    config = DatasetConfig(**{"path": f"{folder}/{name}", "format": "json", "valid_fraction": 0.5, **options})
+    assert load_corpus(config).fingerprint[:16] != before
+
+
+def test_line_ends_are_one_and_counted(tmp_path):
+    corpus = load(tmp_path, {"t.txt": "one\r\ntwo\rthree\n"}, format="text", task="lm")
+    assert "".join(text for dataset in corpus.splits.values() for text in dataset["text"]) == "one\ntwo\nthree\n"
+    assert corpus.notes[:2] == [
+        "t.txt: 1 lines end in \\r alone, which is read as a line end",
+        "t.txt: 1 lines end in \\r\\n, of which \\n is kept",
+    ]
+    assert pairs(load(tmp_path, parallel("a\rb\nc\n", "d\r\ne\r\nf\r\n"), **SIDES)) == [
+        ("a", "d"),
+        ("b", "e"),
+        ("c", "f"),
+    ]
+    with pytest.raises(UserError, match=r"has 3 lines and .* has 2: .*\(train.en: 1 lines end in \\r alone"):
+        load(tmp_path, parallel("a\rb\nc\n", "d\ne\n"), **SIDES)
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TFX_CACHE", str(tmp_path / "file"))

@@ -1,6 +1,8 @@
 """Rows of tables: every value as it is written, no row lost, no object learned as Python spells it."""
 
+import csv
 import datetime
+import io
 import json
 
 import pytest
@@ -40,6 +42,49 @@ def test_quotes_of_a_spreadsheet_are_taken_off_in_a_tsv_file(tmp_path):
     rows, notes = rows_of(tmp_path, "t.tsv", 'a\tb\n"say ""hi"""\tx\n"u, v"\ty\n')
     assert rows == [{"a": 'say "hi"', "b": "x"}, {"a": "u, v", "b": "y"}]
     assert notes == ["t.tsv: 2 cells stand in double quotes, which are taken off"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cell"),
+    [
+        (['"Stop!"\tx', "go\ty"], '"Stop!"'),
+        (['"Stop, now"\tx', "go\ty"], '"Stop, now"'),
+        (['"Stop!"\tx', '"say ""hi"""\ty'], '"Stop!"'),
+        (['"Stop!"\t"x"', '"go"\t"y"'], '"Stop!"'),  # all cells, but not the header
+        (['"Stop!"\tx', '"""go"""\ty', '"a"\t"b"'], '"Stop!"'),
+    ],
+)
+def test_quotes_of_a_sentence_stay_in_a_tsv_file(rows, cell, tmp_path):
+    read, notes = rows_of(tmp_path, "t.tsv", "a\tb\n" + "\n".join(rows))
+    assert read[0]["a"] == cell
+    assert notes[0].endswith("cells begin with a quotation mark, which is taken as text")
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC, csv.QUOTE_MINIMAL])
+def test_a_tsv_file_of_a_csv_writer_is_read_back(quoting, tmp_path):
+    rows = [{"a": 'say "hi"', "b": 1.5}, {"a": "x", "b": -2}, {"a": '"y"', "b": 3}]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ["a", "b"], delimiter="\t", quoting=quoting)
+    writer.writeheader()
+    writer.writerows(rows)
+    read, notes = rows_of(tmp_path, "t.tsv", buffer.getvalue())
+    assert [row["a"] for row in read] == ['say "hi"', "x", '"y"']
+    assert "cells stand in double quotes, which are taken off" in notes[0]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.json"])
+def test_a_carriage_return_ends_a_line_and_is_counted(name, tmp_path):
+    sep = "," if name.endswith("csv") else "\t"
+    text = {"t.json": '{"a": "1"}\r{"a": "2"}\r\n{"a": "3"}\n'}.get(name, f"a{sep}b\r1{sep}x\r\n2{sep}y\r3{sep}z\n")
+    rows, notes = rows_of(tmp_path, name, text)
+    assert [row["a"] for row in rows] == ["1", "2", "3"]
+    assert notes == [f"{name}: {1 if name == 't.json' else 2} lines end in \\r alone, which is read as a line end"]
+
+
+def test_a_carriage_return_in_a_quoted_cell_is_text(tmp_path):
+    rows, notes = rows_of(tmp_path, "t.csv", 'a,b\n"1\rx\r\ny",2\n')
+    assert rows == [{"a": "1\rx\r\ny", "b": "2"}]
+    assert not any("alone" in note for note in notes)
 
 
 def test_a_quoted_cell_with_a_line_end_is_read_and_said(tmp_path):

@@ -1,4 +1,8 @@
-"""Bytes to text: compressed files as they are, UTF-8 alone, and what ends a line."""
+"""Bytes to text: compressed files as they are, UTF-8 alone, and what ends a line.
+
+``\\n``, ``\\r\\n`` and ``\\r`` end a line in every file. `str.splitlines` would also cut at U+2028, and misalign two
+sides.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import lzma
 import re
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from tfx.errors import UserError
@@ -72,30 +77,53 @@ def _unpack_zip(path: Path, data: bytes) -> bytes:
         return archive.read(names[0])
 
 
-def read_text(path: Path) -> str:
-    """A whole UTF-8 file, a byte order mark removed; raises `UserError` for other encodings and binary files.
-
-    Where nothing but ``\\r`` ends a line, as on old Macs, ``\\n`` stands in its place.
-    """
+def decoded(path: Path) -> str:
+    """A whole UTF-8 file, a byte order mark removed; raises `UserError` for other encodings and binary files."""
     data = read_bytes(path)
-    if b"\n" not in data and b"\r" in data:
-        data = data.replace(b"\r", b"\n")
     if b"\0" in data:
-        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        line = _line(data, data.index(b"\0"))
         raise UserError(f"{path}, line {line}: a NUL byte; the file is binary or UTF-16, and UTF-8 text is needed")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = _line(data, error.start)
         raise UserError(
             f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x}): convert the file to UTF-8"
         ) from None
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, as `read_text` reads it."""
-    # Only \n, \r\n or in their absence \r end a line: str.splitlines would also cut at U+2028 and misalign two sides.
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+def _line(data: bytes, place: int) -> int:
+    before = data[:place]
+    return before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n") + 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file whose lines all end in ``\\n``: ``crlf`` of them ended in ``\\r\\n``, ``cr`` in ``\\r`` alone."""
+
+    text: str
+    crlf: int
+    cr: int
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines without their ends."""
+        lines = self.text.split("\n")
+        if lines[-1] == "":
+            lines.pop()
+        return lines
+
+
+def read_text(path: Path) -> Text:
+    """A file as `decoded` reads it, with one kind of line end."""
+    text = decoded(path)
+    crlf = text.count("\r\n")
+    cr = text.count("\r") - crlf
+    if crlf or cr:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return Text(text, crlf, cr)
+
+
+def cr_note(path: Path, count: int) -> list[str]:
+    """Says that so many lines end as few programs read them; nothing where none does."""
+    return [f"{path.name}: {count:,} lines end in \\r alone, which is read as a line end"] if count else []

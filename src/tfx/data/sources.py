@@ -21,7 +21,7 @@ import numpy as np
 
 from tfx.config.schema import DatasetConfig
 from tfx.data.files import SPLITS, find_files
-from tfx.data.reading import COMPRESSED, file_digest, read_bytes, read_lines, read_text
+from tfx.data.reading import COMPRESSED, cr_note, file_digest, read_bytes, read_text
 from tfx.data.tables import csv_rows as _csv_rows
 from tfx.data.tables import json_rows as _json_rows
 from tfx.data.tables import text_of
@@ -36,9 +36,9 @@ _EMBEDDED_SEED = 1
 # Of the columns that rows are kept in, in the cache of hub and parquet data.
 _LAYOUT = 2
 # What can be said of a row: a bit each, kept beside its text so that one pass is enough to count.
-_STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_FORM = (1 << bit for bit in range(7))
-# Of how each format is read; the fingerprint covers it. Tables have been read as JSON writes their values since 2.
-_VERSIONS = {"json": 2, "csv": 2, "parquet": 2}
+_STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_FORM, _RETOLD = (
+    1 << bit for bit in range(8)
+)
 
 
 @dataclass(frozen=True)
@@ -82,32 +82,25 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     _check_task(config)
     notes: list[str] = []
     files: dict[str, list[SourceFile]] = {}
+    # By which rules texts are read otherwise than when runs were first recorded. The fingerprint covers those that
+    # the data meet and no others, so that it changes with the text alone.
+    rules: set[str] = set()
     if config.path is not None:
-        raw, content, files = _read_local(config, notes)
+        raw, content, files = _read_local(config, notes, rules)
     elif config.hub is not None:
         raw, content, files = _read_hub(config, notes)
     elif config.format in _EMBEDDED:
         raw, content = _generate(config)
     else:
         raise UserError(f"dataset '{config.name}' needs its files: name a folder, file or glob with dataset.path=…")
-    settings = repr(
-        [
-            _VERSIONS.get(config.format, 1),
-            content,
-            config.task,
-            config.format,
-            config.source,
-            config.target,
-            config.text,
-        ]
-    )
+    settings = repr([1, content, config.task, config.format, config.source, config.target, config.text])
     settings += repr([config.join, config.empty, config.limit, config.valid_fraction, config.splits])
-    fingerprint = hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
+    key = hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
     # Only the hub and parquet files come as they are; all else was read into the canonical columns.
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
     if config.task == "lm" and is_raw and len(raw["train"]) == 1:  # one text, which may have to be cut in two
         raw = {
-            name: _to_texts(config, name, dataset, fingerprint, notes, is_raw=True)[0] for name, dataset in raw.items()
+            name: _to_texts(config, name, dataset, key, notes, rules, is_raw=True)[0] for name, dataset in raw.items()
         }
         is_raw = False
     _cut_valid(config, raw, notes)
@@ -119,9 +112,9 @@ def load_corpus(config: DatasetConfig) -> Corpus:
             notes.append(f"{name}: the first {cap:,} of {len(dataset):,} examples")
             dataset = dataset.select(range(cap))
         if config.task == "seq2seq":
-            splits[name], keys[name] = _to_pairs(config, name, dataset, fingerprint, notes, is_raw=is_raw)
+            splits[name], keys[name] = _to_pairs(config, name, dataset, key, notes, rules, is_raw=is_raw)
         else:
-            texts, own = _to_texts(config, name, dataset, fingerprint, notes, is_raw=is_raw)
+            texts, own = _to_texts(config, name, dataset, key, notes, rules, is_raw=is_raw)
             if config.join is not None:
                 splits[name] = _text_dataset([config.join.join(texts["text"])])
             else:
@@ -132,6 +125,7 @@ def load_corpus(config: DatasetConfig) -> Corpus:
                 f"give it text, or name other data with dataset.splits.{name}"
             )
     notes += _repetitions(keys)
+    fingerprint = hashlib.sha256(f"{key}\0{sorted(rules)}".encode()).hexdigest() if rules else key
     return Corpus(config.task, splits, fingerprint, notes, files)
 
 
@@ -221,7 +215,9 @@ def _read_hub(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Datase
     return splits, repr([(name, dataset._fingerprint) for name, dataset in splits.items()]), files
 
 
-def _read_local(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Dataset], str, dict[str, list[SourceFile]]]:
+def _read_local(
+    config: DatasetConfig, notes: list[str], rules: set[str]
+) -> tuple[dict[str, Dataset], str, dict[str, list[SourceFile]]]:
     """Splits as they are in their files, a digest of their content, and the files."""
     from datasets import Dataset
 
@@ -235,14 +231,14 @@ def _read_local(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Data
         digest.update(split.encode() + content.digest())
         counts: list[int] | list[None]
         if config.format == "parallel":
-            sides, counts = _read_parallel(config, paths)
+            sides, counts = _read_parallel(paths, notes, rules)
             splits[split] = Dataset.from_dict(sides)
         elif config.format == "text":
-            splits[split], counts = _text_dataset([read_text(path) for path in paths]), [None] * len(paths)
+            splits[split], counts = _read_texts(paths, notes, rules), [None] * len(paths)
         elif config.format == "parquet":
             splits[split], counts = _read_parquet(paths, content.hexdigest())
         else:
-            splits[split], counts = _read_rows(config, paths, notes)
+            splits[split], counts = _read_rows(config, paths, notes, rules)
         files[split] = [SourceFile(path.name, count) for path, count in zip(paths, counts, strict=True)]
     return splits, digest.hexdigest(), files
 
@@ -264,21 +260,39 @@ def writable_cache(name: str) -> Path:
 # --- local files ------------------------------------------------------------------------------------
 
 
-def _read_parallel(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[str]], list[int]]:
+def _read_parallel(paths: list[Path], notes: list[str], rules: set[str]) -> tuple[dict[str, list[str]], list[int]]:
     """Both sides, and the lines of each file."""
     sides: dict[str, list[str]] = {"source": [], "target": []}
     counts = []
-    for source, target in zip(paths[::2], paths[1::2], strict=True):
-        lines = read_lines(source), read_lines(target)
+    for pair in zip(paths[::2], paths[1::2], strict=True):
+        found = [read_text(path) for path in pair]
+        lines = [text.lines for text in found]
+        odd = [note for path, text in zip(pair, found, strict=True) for note in cr_note(path, text.cr)]
         if len(lines[0]) != len(lines[1]):
             raise UserError(
-                f"{source} has {len(lines[0]):,} lines and {target} has {len(lines[1]):,}: "
-                "aligned files have one line for each other"
+                f"{pair[0]} has {len(lines[0]):,} lines and {pair[1]} has {len(lines[1]):,}: "
+                f"aligned files have one line for each other{''.join(f' ({note})' for note in odd)}"
             )
+        notes += odd
+        if odd:
+            rules.add("line ends")
         sides["source"] += lines[0]
         sides["target"] += lines[1]
         counts += [len(lines[0]), len(lines[1])]
     return sides, counts
+
+
+def _read_texts(paths: list[Path], notes: list[str], rules: set[str]) -> Dataset:
+    texts = []
+    for path in paths:
+        found = read_text(path)
+        notes += cr_note(path, found.cr)
+        if found.crlf:  # here a line end is text like another
+            notes.append(f"{path.name}: {found.crlf:,} lines end in \\r\\n, of which \\n is kept")
+        if found.crlf or found.cr:
+            rules.add("line ends")
+        texts.append(found.text)
+    return _text_dataset(texts)
 
 
 def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
@@ -309,7 +323,9 @@ def _unpacked(path: Path, cache: Path) -> Path:
     return plain
 
 
-def _read_rows(config: DatasetConfig, paths: list[Path], notes: list[str]) -> tuple[Dataset, list[int]]:
+def _read_rows(
+    config: DatasetConfig, paths: list[Path], notes: list[str], rules: set[str]
+) -> tuple[Dataset, list[int]]:
     """The canonical columns of JSON or CSV files, and the rows of each file."""
     from datasets import Dataset
 
@@ -318,10 +334,9 @@ def _read_rows(config: DatasetConfig, paths: list[Path], notes: list[str]) -> tu
     columns: dict[str, list[Any]] = {setting: [] for setting in (*settings, "flags")}
     known: dict[str, None] = {}
     counts = []
-    rows_of = _json_rows if config.format == "json" else _csv_rows
     for path in paths:
         before = len(columns[settings[0]])
-        for line, row in rows_of(path, notes):
+        for line, row in _json_rows(path, notes) if config.format == "json" else _csv_rows(path, notes, rules):
             known.update(dict.fromkeys(row))
             flags = 0
             for setting, reader in readers.items():
@@ -408,8 +423,9 @@ class _Reader:
         return [self._text_of(item) for item in value]
 
     def _text_of(self, value: Any) -> str:
-        if isinstance(value, bytes):
-            self.flags |= _DECODED
+        if not isinstance(value, str) and value is not None:
+            self.flags |= _DECODED if isinstance(value, bytes) else 0
+            self.flags |= _RETOLD if text_of(value) != str(value) else 0
         return text_of(value)
 
     def _follow(self, row: dict[str, Any], path: str) -> Any:
@@ -485,7 +501,7 @@ def _text_dataset(texts: list[str]) -> Dataset:
 
 
 def _to_texts(
-    config: DatasetConfig, split: str, dataset: Dataset, key: str, notes: list[str], *, is_raw: bool
+    config: DatasetConfig, split: str, dataset: Dataset, key: str, notes: list[str], rules: set[str], *, is_raw: bool
 ) -> tuple[Dataset, np.ndarray]:
     """The column ``text`` alone, and a key of each row."""
     from datasets import Value
@@ -502,7 +518,7 @@ def _to_texts(
 
     features = {"text": Value("large_string"), "flags": Value("int16"), "key": Value("int64")}
     texts = _map(needed, make, features, key + split)
-    return _without_marks(split, texts, notes) if len(texts) else (texts, np.zeros(0, dtype=np.int64))
+    return _without_marks(split, texts, notes, rules) if len(texts) else (texts, np.zeros(0, dtype=np.int64))
 
 
 def _key(*texts: str) -> int:
@@ -511,9 +527,11 @@ def _key(*texts: str) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
-def _without_marks(split: str, dataset: Dataset, notes: list[str]) -> tuple[Dataset, np.ndarray]:
+def _without_marks(split: str, dataset: Dataset, notes: list[str], rules: set[str]) -> tuple[Dataset, np.ndarray]:
     """The texts without the columns ``flags``, which become notes, and ``key``, which is returned."""
     flags, keys = (np.asarray(dataset.data.column(name)) for name in ("flags", "key"))
+    if np.any(flags & _RETOLD):
+        rules.add("values as JSON writes them")
     notes += _said(split, lambda flag: int(((flags & flag) > 0).sum()))
     return dataset.remove_columns(["flags", "key"]), keys
 
@@ -539,7 +557,7 @@ def _said(split: str, count: Callable[[int], int]) -> Iterator[str]:
 
 
 def _to_pairs(
-    config: DatasetConfig, split: str, dataset: Dataset, key: str, notes: list[str], *, is_raw: bool
+    config: DatasetConfig, split: str, dataset: Dataset, key: str, notes: list[str], rules: set[str], *, is_raw: bool
 ) -> tuple[Dataset, np.ndarray]:
     """The columns source, target, references, and a key of each pair; empty sides are an error or dropped, as set."""
     from datasets import List, Value
@@ -577,7 +595,7 @@ def _to_pairs(
         return pairs, np.zeros(0, dtype=np.int64)
     if len(pairs) < len(dataset):
         notes.append(f"{split}: {len(dataset) - len(pairs):,} pairs with an empty side dropped")
-    return _without_marks(split, pairs, notes)
+    return _without_marks(split, pairs, notes, rules)
 
 
 def _is_decomposed(text: str) -> bool:
