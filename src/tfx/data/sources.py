@@ -49,6 +49,12 @@ class SourceFile:
     rows: int | None
 
 
+def describe_files(files: list[SourceFile]) -> str:
+    """Files with their rows, as many as a line can take."""
+    shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
+    return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+
+
 @dataclass
 class Corpus:
     """Text before tokenizing. ``splits`` lacks ``test`` where the data have none; ``notes`` say what was done.
@@ -240,6 +246,8 @@ def _read_local(
         else:
             splits[split], counts = _read_rows(config, paths, notes, rules)
         files[split] = [SourceFile(path.name, count) for path, count in zip(paths, counts, strict=True)]
+        if len(paths) > (2 if config.format == "parallel" else 1):
+            notes.append(f"{split}: {len(paths)} files joined: {describe_files(files[split])}")
     return splits, digest.hexdigest(), files
 
 
