@@ -143,12 +143,13 @@ def test_folders_that_are_not_read_are_named(names, splits, note, tmp_path):
     [
         (
             ["infos.csv", "data/train.csv"],
-            r"holds infos\.csv, of no split, and data/ .* dataset\.path=.*/data or .*'.*/\*\.csv'",
+            r"holds infos\.csv, which tells no training split, and data/, .* dataset\.path=.*/data or .*'.*/\*\.csv'",
         ),
         (
             ["a.csv", "test/b.csv"],
-            r"holds a\.csv, of no split, and test/ .* dataset\.path='.*/\*/\*\.csv' or .*'.*/\*\.csv'",
+            r"a\.csv, which tells no training split, and test/, .* dataset\.path='.*/\*\*/\*\.csv' or .*'.*/\*\.csv'",
         ),
+        (["dev.csv", "train/b.csv"], r"holds dev\.csv, which tells no training split, and train/, .*"),
         (["a/a.csv", "b/b.csv"], r"in folders alone that tell no split \(a/, b/\): name one of them"),
     ],
 )
@@ -221,6 +222,12 @@ def test_a_damaged_archive_is_one_line(data, message, tmp_path):
 def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
     (tmp_path / "a").write_bytes(data)
     assert read_text(tmp_path / "a").lines == lines
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "train.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(UserError, match=r"train\.csv is a link to .*gone\.csv, which is not there"):
+        found(tmp_path, ["valid.csv"])
 
 
 def test_a_text_that_begins_like_an_archive_is_a_text(tmp_path):

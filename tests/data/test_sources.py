@@ -353,6 +353,44 @@ def test_broken_tables_are_refused_with_file_and_line(tmp_path, name, content, s
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_is_named(tmp_path, separator):
+    content = f"source{separator}target\na{separator}b\n"
+    with pytest.raises(UserError, match=r"one column: .* separates nothing; commas do in \.csv, tabs in \.tsv"):
+        load(tmp_path, {"a.csv": content}, format="csv")
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ([{"source": "a", "target": 7}], "column 'target' is text in .*a.parquet and integer in b.parquet"),
+        ([{"source": "a", "target": "b", "z": "c"}], "column 'z' is missing in .*a.parquet and text in b.parquet"),
+    ],
+)
+def test_parquet_files_of_other_columns_are_not_joined(tmp_path, other, says):
+    for name, rows in (("a", [PAIR]), ("b", other)):
+        Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match=says):
+        load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", valid_fraction=0.5))
+
+
+def test_a_parquet_file_without_rows_adds_nothing(tmp_path):
+    Dataset.from_list([PAIR] * 2).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list([PAIR]).select([]).to_parquet(tmp_path / "b.parquet")
+    config = DatasetConfig(path=str(tmp_path), format="parquet", valid_fraction=0.5)
+    assert pairs(load_corpus(config)) == [("a", "b")] * 2
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(UserError, match="train split of dataset 'custom' is empty"):
+        load_corpus(config)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("parquet", "seq2seq"), ("text", "lm"), ("csv", "seq2seq")])
+def test_a_pointer_of_git_lfs_is_not_the_data(tmp_path, kind, task):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    with pytest.raises(UserError, match=r"is a pointer of Git LFS .*git lfs pull"):
+        load(tmp_path, {f"a.{kind}" if kind != "text" else "a.txt": pointer}, format=kind, task=task)
+
+
 def test_quoted_cells_hold_line_ends_and_separators(tmp_path):
     content = '\ufeffsource,target\r\n"a, ""b""","c\r\nd"\r\n\r\ne,f\r\n'
     assert pairs(load(tmp_path, {"a.csv": content}, format="csv")) == [('a, "b"', "c\r\nd"), ("e", "f")]

@@ -106,6 +106,13 @@ def test_two_columns_of_one_name_are_an_error(name, tmp_path):
         rows_of(tmp_path, name, sep.join("abb") + "\n" + sep.join("123") + "\n")
 
 
+def test_a_byte_order_mark_inside_is_said(tmp_path):
+    for name, text in (("t.csv", "a,b\n1,2\n\ufeffa,b\n"), ("t.json", '{"a": "1"}\n{"a": "x"}\n{"a": "\ufeff"}\n')):
+        rows, notes = rows_of(tmp_path, name, text)
+        assert rows[-1]["a"].startswith("\ufeff")
+        assert notes == [f"{name}: 1 byte order marks (U+FEFF) inside, the first in line 3, which are taken as text"]
+
+
 def test_blank_lines_are_counted(tmp_path):
     rows, notes = rows_of(tmp_path, "t.csv", "a,b\n1,2\n\n\n3,4\n")
     assert [row["a"] for row in rows] == ["1", "3"]

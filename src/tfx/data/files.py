@@ -100,26 +100,29 @@ def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:
 
 
 def _check_place(config: DatasetConfig, folder: Path, found: list[Path], holding: dict[Path, list[Path]]) -> None:
-    """Raises `UserError` where files tell no split and those of folders beside them do: either may be the data."""
-    if any(_splits_of(config, _stem(config, path)) for path in found):
+    """Raises `UserError` where files tell no training split and folders beside them do tell some: either may be it."""
+    if any("train" in _splits_of(config, _stem(config, path)) for path in found):
         return
     suffix = plain_name(found[0]).removeprefix(_stem(config, found[0]))
     for sub, files in holding.items():
         if _splits_of(config, sub.name):
-            inside = f"'{folder}/*/*{suffix}'"
+            inside = f"'{folder}/**/*{suffix}'"
         elif any(_splits_of(config, _stem(config, path)) for path in files):
             inside = str(sub)
         else:
             continue
         raise UserError(
-            f"dataset.path={folder} holds {_names(found)}, of no split, and {sub.name}/ with files of splits: "
-            f"name which is meant with dataset.path={inside} or dataset.path='{folder}/*{suffix}'"
+            f"dataset.path={folder} holds {_names(found)}, which tells no training split, and {sub.name}/, which tells "
+            f"some: name which is meant with dataset.path={inside} or dataset.path='{folder}/*{suffix}'"
         )
 
 
 def _belonging(config: DatasetConfig, folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if _belongs(config, path)]
+    named = [path for path in folder.iterdir() if _belongs(config, path) and not path.name.startswith(".")]
+    for path in named:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to {path.readlink()}, which is not there: mend it or take it away")
+    return sorted(path for path in named if path.is_file())
 
 
 def _matching(pattern: Path) -> list[Path]:

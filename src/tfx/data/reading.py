@@ -22,6 +22,7 @@ from tfx.errors import UserError
 # A name may end in one of these behind its own suffix; what a file is, its first bytes say.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _GZIP, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_LFS = b"version https://git-lfs.github.com/spec/"
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")  # a text may well begin with the first three
 
 
@@ -31,9 +32,12 @@ def plain_name(path: Path) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file as it lies there; raises `UserError` where it cannot be read."""
+    """SHA-256 of a file as it lies there; raises `UserError` where it cannot be read or only stands for another."""
     try:
         with open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise UserError(f"{path} is a pointer of Git LFS and not the data: get them with `git lfs pull`")
+            file.seek(0)
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -127,3 +131,11 @@ def read_text(path: Path) -> Text:
 def cr_note(path: Path, count: int) -> list[str]:
     """Says that so many lines end as few programs read them; nothing where none does."""
     return [f"{path.name}: {count:,} lines end in \\r alone, which is read as a line end"] if count else []
+
+
+def mark_note(path: Path, text: str) -> list[str]:
+    """Says that byte order marks stand in a text, as they do where files were put together; nothing where none does."""
+    count = text.count("\ufeff")
+    first = text.count("\n", 0, text.find("\ufeff")) + 1
+    where = f"the first in line {first:,}, which are taken as text"
+    return [f"{path.name}: {count:,} byte order marks (U+FEFF) inside, {where}"] if count else []

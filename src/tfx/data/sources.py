@@ -21,7 +21,7 @@ import numpy as np
 
 from tfx.config.schema import DatasetConfig
 from tfx.data.files import SPLITS, find_files
-from tfx.data.reading import COMPRESSED, cr_note, file_digest, read_bytes, read_text
+from tfx.data.reading import COMPRESSED, cr_note, file_digest, mark_note, read_bytes, read_text
 from tfx.data.tables import csv_rows as _csv_rows
 from tfx.data.tables import json_rows as _json_rows
 from tfx.data.tables import text_of
@@ -282,6 +282,8 @@ def _read_parallel(paths: list[Path], notes: list[str], rules: set[str]) -> tupl
                 f"aligned files have one line for each other{''.join(f' ({note})' for note in odd)}"
             )
         notes += odd
+        for path, text in zip(pair, found, strict=True):
+            notes += mark_note(path, text.text)
         if odd:
             rules.add("line ends")
         sides["source"] += lines[0]
@@ -294,7 +296,7 @@ def _read_texts(paths: list[Path], notes: list[str], rules: set[str]) -> Dataset
     texts = []
     for path in paths:
         found = read_text(path)
-        notes += cr_note(path, found.cr)
+        notes += cr_note(path, found.cr) + mark_note(path, found.text)
         if found.crlf:  # here a line end is text like another
             notes.append(f"{path.name}: {found.crlf:,} lines end in \\r\\n, of which \\n is kept")
         if found.crlf or found.cr:
@@ -305,20 +307,49 @@ def _read_texts(paths: list[Path], notes: list[str], rules: set[str]) -> Dataset
 
 def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
     import pyarrow.parquet
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
     # A cache folder named by the content: the library's own key is the path and the time of the last change.
     cache = writable_cache(f"files/{content[:32]}")
     plain = [_unpacked(path, cache) for path in paths]
     try:
-        found = load_dataset(
-            "parquet", data_files=[str(path.resolve()) for path in plain], split="train", cache_dir=str(cache)
-        )
-        return found, [pyarrow.parquet.read_metadata(path).num_rows for path in plain]
+        kinds = [pyarrow.parquet.read_schema(path) for path in plain]
+        counts = [pyarrow.parquet.read_metadata(path).num_rows for path in plain]
+        _check_alike(paths, [dict(zip(kind.names, map(_kind, kind.types), strict=True)) for kind in kinds])
+        filled = [str(path.resolve()) for path, count in zip(plain, counts, strict=True) if count]
+        if not filled:  # the library fails on them
+            return Dataset.from_dict({name: [] for name in kinds[0].names}), counts
+        return load_dataset("parquet", data_files=filled, split="train", cache_dir=str(cache)), counts
+    except UserError:
+        raise
     except Exception as error:  # the reader raises arrow and value errors of many kinds
         raise UserError(
             f"{paths[0]} is not readable as dataset.format=parquet: {_first_line(error.__cause__ or error)}"
         ) from error
+
+
+def _kind(kind: Any) -> str:
+    """What an Arrow type holds, however wide: the library turns one into the other where files differ in it."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if any(match(kind) for match in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)):
+        return "text"
+    return next((name for name in ("integer", "floating", "nested") if getattr(types, f"is_{name}")(kind)), str(kind))
+
+
+def _check_alike(paths: list[Path], columns: list[dict[str, str]]) -> None:
+    """Refuses files of one split with other columns or types: "007" would become 7 where the first has numbers."""
+    for path, own in zip(paths, columns, strict=True):
+        for name in [*columns[0], *own]:
+            kinds = [each.get(name, "missing") for each in (columns[0], own)]
+            if kinds[0] != kinds[1]:
+                raise UserError(
+                    f"column '{name}' is {kinds[0]} in {paths[0]} and {kinds[1]} in {path.name}: files of one split "
+                    "have the same columns; write them anew, or name those that belong together with dataset.path"
+                )
 
 
 def _unpacked(path: Path, cache: Path) -> Path:
@@ -404,7 +435,10 @@ class _Reader:
         for path in paths:
             column = path if path in columns else path.split(".")[0]
             if column not in columns:
-                raise UserError(f"{self.setting}: column '{column}' is not in {self._where}{suggest(column, columns)}")
+                found = suggest(column, columns)
+                if len(columns) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in columns[0]]):
+                    found += f" (one column: {marks[0]!r} separates nothing; commas do in .csv, tabs in .tsv files)"
+                raise UserError(f"{self.setting}: column '{column}' is not in {self._where}{found}")
             needed.append(column)
         return needed
 

@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tfx.data.reading import cr_note, decoded, plain_name, read_text
+from tfx.data.reading import cr_note, decoded, mark_note, plain_name, read_text
 from tfx.errors import UserError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -64,7 +64,7 @@ def json_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int,
     read = read_text(path)
     text = read.text
     if notes is not None:
-        notes += cr_note(path, read.cr)
+        notes += cr_note(path, read.cr) + mark_note(path, text)
     is_list = text.lstrip()[:1] == "["
     for line, row in (_list_items if is_list else _json_lines)(path, text):
         if not isinstance(row, dict):
@@ -194,7 +194,7 @@ def csv_rows(
                 'put text with separators, quotes or line ends between double quotes ("")'
             )
         yield line, dict(zip(header, cells, strict=True))
-    notes += cr_note(path, lone)
+    notes += cr_note(path, lone) + mark_note(path, text)
     if blank:
         notes.append(f"{path.name}: {blank:,} blank lines left out")
 
