@@ -65,7 +65,7 @@ def test_what_is_joined_or_left_out_is_said(tmp_path):
 def test_a_compressed_copy_is_not_read_twice(tmp_path):
     splits, notes = found(tmp_path, ["train.csv", "train.csv.gz", "valid.csv.xz"])
     assert splits == {"train": ["train.csv"], "valid": ["valid.csv.xz"]}
-    assert notes == ["compressed copies of other files left out: train.csv.gz"]
+    assert notes == ["compressed files left out, for others of their names lie there plain: train.csv.gz"]
 
 
 def test_names_of_the_config_come_first(tmp_path):

@@ -1,9 +1,11 @@
 """What can be wrong with data: each fault is one line that names the file and the remedy, or is read right."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
@@ -371,6 +373,23 @@ def test_parquet_files_of_other_columns_are_not_joined(tmp_path, other, says):
     for name, rows in (("a", [PAIR]), ("b", other)):
         Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
     with pytest.raises(UserError, match=says):
+        load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", valid_fraction=0.5))
+
+
+def test_compressed_parquet_files_of_one_name_are_each_read(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Dataset.from_list([{"source": name, "target": name}]).to_parquet(tmp_path / f"{name}.parquet")
+        packed = gzip.compress((tmp_path / f"{name}.parquet").read_bytes())
+        (tmp_path / name / "train.parquet.gz").write_bytes(packed)
+    config = DatasetConfig(path=f"{tmp_path}/*/train.parquet.gz", format="parquet", valid_fraction=0.5)
+    assert pairs(load_corpus(config)) == [("a", "a"), ("b", "b")]
+
+
+def test_two_parquet_columns_of_one_name_are_an_error(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["source", "target", "target"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: two columns are named 'target': rename one"):
         load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", valid_fraction=0.5))
 
 

@@ -99,6 +99,11 @@ def test_a_ragged_tsv_file_names_the_line(tmp_path):
         rows_of(tmp_path, "t.tsv", 'a\tb\n"c\td\ne\tf\tg\n')
 
 
+def test_a_line_cut_by_a_carriage_return_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"line 3: 1 cells under a header of 2.*t\.tsv: 1 lines end in \\r alone"):
+        rows_of(tmp_path, "t.tsv", "a\tb\n1\t2\nx\ry\tz\n")
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_two_columns_of_one_name_are_an_error(name, tmp_path):
     sep = "," if name.endswith("csv") else "\t"

@@ -71,8 +71,9 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
     if unused:
         notes.append(f"files of no split left out: {_names(unused)}")
     if "train" not in splits:
+        names = " or ".join(config.splits.train) or "as the empty list of dataset.splits.train says"
         raise UserError(
-            f"dataset.path={config.path} holds no training split: no file is named {' or '.join(config.splits.train)} "
+            f"dataset.path={config.path} holds no training split: no file is named {names} "
             "(set dataset.splits.train to the name it has)"
         )
     return {split: _both_sides(config, splits[split]) for split in SPLITS if split in splits}
@@ -138,7 +139,7 @@ def _once(paths: list[Path], notes: list[str]) -> list[Path]:
         kept.setdefault(path.with_name(plain_name(path)), path)
     if len(kept) < len(paths):
         copies = [path for path in paths if path not in kept.values()]
-        notes.append(f"compressed copies of other files left out: {_names(copies)}")
+        notes.append(f"compressed files left out, for others of their names lie there plain: {_names(copies)}")
     return sorted(kept.values())
 
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,6 +316,9 @@ def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
     try:
         kinds = [pyarrow.parquet.read_schema(path) for path in plain]
         counts = [pyarrow.parquet.read_metadata(path).num_rows for path in plain]
+        for path, kind in zip(paths, kinds, strict=True):
+            if doubled := [name for name, count in Counter(kind.names).items() if count > 1]:
+                raise UserError(f"{path}: two columns are named '{doubled[0]}': rename one of them")
         _check_alike(paths, [dict(zip(kind.names, map(_kind, kind.types), strict=True)) for kind in kinds])
         filled = [str(path.resolve()) for path, count in zip(plain, counts, strict=True) if count]
         if not filled:  # the library fails on them
@@ -356,7 +360,8 @@ def _unpacked(path: Path, cache: Path) -> Path:
     """A file that Arrow can open: the file itself, or where it is compressed as a whole its content in the cache."""
     if path.suffix.lower() not in COMPRESSED:
         return path
-    plain = cache / path.name.removesuffix(path.suffix)
+    # Files of several folders may have one name.
+    plain = cache / f"{file_digest(path).hex()[:32]}-{path.name.removesuffix(path.suffix)}"
     if not plain.is_file():
         write_bytes(plain, read_bytes(path))
     return plain

@@ -192,6 +192,7 @@ def csv_rows(
             raise UserError(
                 f"{path}, line {line}: {len(cells)} cells under a header of {len(header)}: "
                 'put text with separators, quotes or line ends between double quotes ("")'
+                + "".join(f" ({note})" for note in cr_note(path, lone))
             )
         yield line, dict(zip(header, cells, strict=True))
     notes += cr_note(path, lone) + mark_note(path, text)
