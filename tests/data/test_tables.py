@@ -111,11 +111,11 @@ def test_two_columns_of_one_name_are_an_error(name, tmp_path):
         rows_of(tmp_path, name, sep.join("abb") + "\n" + sep.join("123") + "\n")
 
 
-def test_a_byte_order_mark_inside_is_said(tmp_path):
-    for name, text in (("t.csv", "a,b\n1,2\n\ufeffa,b\n"), ("t.json", '{"a": "1"}\n{"a": "x"}\n{"a": "\ufeff"}\n')):
+def test_a_byte_order_mark_that_begins_a_line_is_said(tmp_path):
+    for name, text in (("t.csv", "a,b\n1,\ufeff2\n\ufeffa,b\n"), ("t.tsv", "a\tb\n1\t2\n\ufeffa\tb\n")):
         rows, notes = rows_of(tmp_path, name, text)
         assert rows[-1]["a"].startswith("\ufeff")
-        assert notes == [f"{name}: 1 byte order marks (U+FEFF) inside, the first in line 3, which are taken as text"]
+        assert notes == [f"{name}: 1 byte order marks (U+FEFF) begin lines, the first line 3, and are taken as text"]
 
 
 def test_blank_lines_are_counted(tmp_path):

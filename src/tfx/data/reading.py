@@ -134,8 +134,8 @@ def cr_note(path: Path, count: int) -> list[str]:
 
 
 def mark_note(path: Path, text: str) -> list[str]:
-    """Says that byte order marks stand in a text, as they do where files were put together; nothing where none does."""
-    count = text.count("\ufeff")
-    first = text.count("\n", 0, text.find("\ufeff")) + 1
-    where = f"the first in line {first:,}, which are taken as text"
-    return [f"{path.name}: {count:,} byte order marks (U+FEFF) inside, {where}"] if count else []
+    """Says that byte order marks begin lines, as they do where files were put together; nothing where none does."""
+    count = text.count("\n\ufeff")
+    first = text.count("\n", 0, text.find("\n\ufeff")) + 2
+    where = f"the first line {first:,}, and are taken as text"
+    return [f"{path.name}: {count:,} byte order marks (U+FEFF) begin lines, {where}"] if count else []

@@ -64,7 +64,7 @@ def json_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int,
     read = read_text(path)
     text = read.text
     if notes is not None:
-        notes += cr_note(path, read.cr) + mark_note(path, text)
+        notes += cr_note(path, read.cr)
     is_list = text.lstrip()[:1] == "["
     for line, row in (_list_items if is_list else _json_lines)(path, text):
         if not isinstance(row, dict):
