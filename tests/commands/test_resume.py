@@ -320,6 +320,26 @@ def test_reproduce_is_exact_and_names_what_differs(dense, capsys):
     assert "different" in printed
 
 
+def test_moved_data_are_the_same_data_and_others_are_not(folder, capsys):
+    run = folder / "unmoved"
+    texts = {"first.txt": "a text of ten words, and no more than that " * 40}
+    texts["moved/first.txt"] = texts["first.txt"]
+    texts["other.txt"] = texts["first.txt"].replace("ten", "few")
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    options = ["model=gpt_nano", "model.context=16", "dataset=text", "dataset.tokenizer.kind=char"]
+    assert train(run, *options, f"dataset.path={folder}/first.txt", "trainer.budget.steps=2") == 0
+    capsys.readouterr()
+    assert main(["reproduce", str(run), f"dataset.path={folder}/moved/first.txt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["config"]) == ("identical", {})
+    assert main(["reproduce", str(run), f"dataset.path={folder}/other.txt", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "different"
+    assert list(found["config"]) == ["dataset.path"]
+
+
 def test_seconds_are_reproduced_step_by_step(folder, capsys):
     run = folder / "timed"
     assert train(run, *PAIRS, "trainer.budget.seconds=0.5", "+technique=prune") == 0

@@ -12,7 +12,7 @@ import pytest
 
 from tfx.config.schema import DatasetConfig, SplitConfig
 from tfx.data.files import find_files
-from tfx.data.reading import read_lines, read_text
+from tfx.data.reading import read_text
 from tfx.errors import UserError
 
 
@@ -59,16 +59,13 @@ def test_what_is_joined_or_left_out_is_said(tmp_path):
     names = ["train.csv", "train_old.csv", "notes.csv", "valid.csv", "dev.csv", "test_a.csv", "test_b.csv"]
     splits, notes = found(tmp_path, names)
     assert splits == {"train": ["train.csv"], "valid": ["valid.csv"], "test": ["test_a.csv", "test_b.csv"]}
-    assert notes == [
-        "files of no split left out: dev.csv, notes.csv, train_old.csv",
-        "test: 2 files joined: test_a.csv, test_b.csv",
-    ]
+    assert notes == ["files of no split left out: dev.csv, notes.csv, train_old.csv"]
 
 
 def test_a_compressed_copy_is_not_read_twice(tmp_path):
     splits, notes = found(tmp_path, ["train.csv", "train.csv.gz", "valid.csv.xz"])
     assert splits == {"train": ["train.csv"], "valid": ["valid.csv.xz"]}
-    assert notes == ["compressed copies of other files left out: train.csv.gz"]
+    assert notes == ["compressed files left out, for others of their names lie there plain: train.csv.gz"]
 
 
 def test_names_of_the_config_come_first(tmp_path):
@@ -92,7 +89,7 @@ def test_held_out_data_are_for_the_user_to_place(tmp_path):
 def test_files_that_tell_no_split_are_training_data_and_named(tmp_path):
     splits, notes = found(tmp_path, ["a.csv", "b.csv"])
     assert splits == {"train": ["a.csv", "b.csv"]}
-    assert notes == ["train: 2 files joined, for no name tells a split: a.csv, b.csv"]
+    assert notes == ["train: no name tells a split, so that all 2 files are training data"]
     splits, notes = found(tmp_path, ["my_test.csv"], path=str(tmp_path / "my_test.csv"))
     assert splits == {"train": ["my_test.csv"]}
     assert notes == ["my_test.csv is named like test data, and is trained on: dataset.path names it alone"]
@@ -104,6 +101,61 @@ def test_names_of_several_words_are_names_of_splits(tmp_path):
     splits, notes = found(tmp_path, names, splits=chosen)
     assert splits == {"train": names[2:], "test": names[:1]}
     assert "files of no split left out: test_2017_flickr.lc.csv" in notes
+
+
+def test_a_split_of_no_names_is_left_out(tmp_path):
+    names = ["train.csv", "Test.csv", "val.csv"]
+    splits, notes = found(tmp_path, names, splits=SplitConfig(test=[]))
+    assert splits == {"train": ["train.csv"], "valid": ["val.csv"]}
+    assert notes == ["files of no split left out: Test.csv"]
+    (tmp_path / "train.csv").rename(tmp_path / "rest.csv")
+    (tmp_path / "val.csv").unlink()
+    with pytest.raises(UserError, match="holds no training split"):
+        found(tmp_path, [], splits=SplitConfig(test=[]))
+
+
+def test_a_name_of_two_splits_is_for_the_user_to_place(tmp_path):
+    both = r"test_for_train is named like train and like test data: .*=\[test_for_train\] or dataset\.splits\.test="
+    with pytest.raises(UserError, match=both):
+        found(tmp_path, ["test_for_train.csv", "train.csv"])
+    splits, notes = found(tmp_path, [], splits=SplitConfig(test=["test_for_train"]))
+    assert splits == {"train": ["train.csv"], "test": ["test_for_train.csv"]}
+    # With a file of each of the two there, it is neither.
+    splits, notes = found(tmp_path, ["test.csv"])
+    assert splits == {"train": ["train.csv"], "test": ["test.csv"]}
+    assert notes == ["files of no split left out: test_for_train.csv"]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "note"),
+    [
+        (["train.csv", "test/a.csv"], {"train": ["train.csv"]}, "folders left out: test/ (1 files)"),
+        (["train/a.csv", "other/a.csv"], {"train": ["train/a.csv"]}, "folders left out: other/ (1 files)"),
+        (["a.csv", "other/a.csv", "docs/a.pdf"], {"train": ["a.csv"]}, "folders left out: other/ (1 files)"),
+    ],
+)
+def test_folders_that_are_not_read_are_named(names, splits, note, tmp_path):
+    assert found(tmp_path, names) == (splits, [note])
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (
+            ["infos.csv", "data/train.csv"],
+            r"holds infos\.csv, which tells no training split, and data/, .* dataset\.path=.*/data or .*'.*/\*\.csv'",
+        ),
+        (
+            ["a.csv", "test/b.csv"],
+            r"a\.csv, which tells no training split, and test/, .* dataset\.path='.*/\*\*/\*\.csv' or .*'.*/\*\.csv'",
+        ),
+        (["dev.csv", "train/b.csv"], r"holds dev\.csv, which tells no training split, and train/, .*"),
+        (["a/a.csv", "b/b.csv"], r"in folders alone that tell no split \(a/, b/\): name one of them"),
+    ],
+)
+def test_data_in_two_places_are_for_the_user_to_place(names, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        found(tmp_path, names)
 
 
 def test_a_test_file_alone_is_no_training_data(tmp_path):
@@ -136,7 +188,7 @@ def test_a_compressed_file_is_read_as_it_is(name, tmp_path):
     else:
         pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zip": lambda _: zipped(inner=TEXT)}
         file.write_bytes(pack.get(name.rpartition(".")[2], gzip.compress if "." not in name else bytes)(data))
-    assert read_text(file) == TEXT
+    assert read_text(file).text == TEXT
 
 
 @pytest.mark.parametrize(
@@ -162,16 +214,22 @@ def test_a_damaged_archive_is_one_line(data, message, tmp_path):
         (b"a\rb\rc", ["a", "b", "c"]),
         (b"a\rb\r", ["a", "b"]),
         (b"a\r\nb\r\n", ["a", "b"]),
-        (b"a\rb\nc\n", ["a\rb", "c"]),
+        (b"a\rb\nc\n", ["a", "b", "c"]),
         ("a\u2028b\n".encode(), ["a\u2028b"]),
         (b"", []),
     ],
 )
 def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
     (tmp_path / "a").write_bytes(data)
-    assert read_lines(tmp_path / "a") == lines
+    assert read_text(tmp_path / "a").lines == lines
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "train.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(UserError, match=r"train\.csv is a link to .*gone\.csv, which is not there"):
+        found(tmp_path, ["valid.csv"])
 
 
 def test_a_text_that_begins_like_an_archive_is_a_text(tmp_path):
     (tmp_path / "a.txt").write_text("BZhang was here\n")
-    assert read_lines(tmp_path / "a.txt") == ["BZhang was here"]
+    assert read_text(tmp_path / "a.txt").lines == ["BZhang was here"]

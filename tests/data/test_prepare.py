@@ -72,8 +72,8 @@ def test_the_bpe_of_pairs_learns_no_merge_from_valid(tmp_path):
 
 
 def test_documents_are_closed_by_an_end_token_and_one_text_is_not(tmp_path):
-    data = prepare_data(text_config(tmp_path, "ab\r\n", "ab"), context=4)
-    assert data.tokenizer.decode(data.splits["train"].tokens) == "ab\r\n"
+    data = prepare_data(text_config(tmp_path, "ab\n", "ab"), context=4)
+    assert data.tokenizer.decode(data.splits["train"].tokens) == "ab\n"
     assert data.tokenizer.eos not in data.splits["train"].tokens
     (tmp_path / "rows").mkdir()
     rows = "".join(json.dumps({"text": text}) + "\n" for text in ["ab", "", "ä"])
@@ -88,10 +88,24 @@ def test_documents_are_closed_by_an_end_token_and_one_text_is_not(tmp_path):
 def test_a_text_longer_than_one_call_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("tfx.data.tokenizer._PIECE_CHARACTERS", 100)
     monkeypatch.setattr("tfx.data.tokenizer._CALL_CHARACTERS", 1000)
-    text = "".join(f"line {number} of a text\r\n" for number in range(500))
+    text = "".join(f"line {number} of a text\n" for number in range(500))
     data = prepare_data(text_config(tmp_path, text, text, tokenizer=TokenizerConfig(vocab_size=300)), context=4)
     assert data.tokenizer.decode(data.splits["train"].tokens) == text
     assert data.splits["train"].text_bytes == len(text)
+
+
+def test_a_fingerprint_tells_of_pieces_that_begin_with_no_space(tmp_path, monkeypatch):
+    options = {"tokenizer": TokenizerConfig(kind="unigram", vocab_size=40)}
+    prints = []
+    for size in (1 << 15, 16):
+        monkeypatch.setattr("tfx.data.tokenizer._PIECE_CHARACTERS", size)
+        prints.append(
+            [
+                prepare_data(text_config(tmp_path, text, "a text", **options), context=4).fingerprint
+                for text in ("a text\nof lines\n", "a text\nof lines\n" * 3)
+            ]
+        )
+    assert [before == after for before, after in zip(*prints, strict=True)] == [True, False]
 
 
 def test_a_text_of_one_token_is_refused(tmp_path):
@@ -228,6 +242,20 @@ def test_a_damaged_entry_is_made_anew(tmp_path, cache, work, how):
     assert decoded(prepare_data(pairs_config(tmp_path), context=64), "train") == TRAIN
     assert work == ["tokenize"]
     assert sorted((cache / "tokenized").iterdir()) == sorted(entries), "temporary files are left behind"
+
+
+@pytest.mark.parametrize("part", ["tokenized", "tokenizers"])
+def test_an_entry_of_another_user_is_named_with_the_remedy(tmp_path, cache, monkeypatch, part):
+    prepare_data(pairs_config(tmp_path), context=64)
+    entries = sorted((cache / part).iterdir())
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(*((np, "load") if part == "tokenized" else (Path, "read_text")), refuse)
+    with pytest.raises(UserError, match=rf"{part}/.* cannot be read.*Permission denied.*TFX_CACHE"):
+        prepare_data(pairs_config(tmp_path), context=64)
+    assert sorted((cache / part).iterdir()) == entries
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model"'])

@@ -1,9 +1,11 @@
 """What can be wrong with data: each fault is one line that names the file and the remedy, or is read right."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
@@ -133,6 +135,14 @@ def test_a_change_of_the_side_that_is_not_named_changes_the_fingerprint(tmp_path
 
 
 # --- finding files ----------------------------------------------------------------------------------
+
+
+def test_joined_files_are_named_with_their_rows(tmp_path):
+    files = {"a.json": lines(PAIR), "b.json": lines({"source": "c", "target": "d"}, {"source": "e", "target": "f"})}
+    assert load(tmp_path, files, format="json").notes[:2] == [
+        "train: no name tells a split, so that all 2 files are training data",
+        "train: 2 files joined: a.json (1 rows), b.json (2 rows)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +355,61 @@ def test_broken_tables_are_refused_with_file_and_line(tmp_path, name, content, s
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_is_named(tmp_path, separator):
+    content = f"source{separator}target\na{separator}b\n"
+    with pytest.raises(UserError, match=r"one column: .* separates nothing; commas do in \.csv, tabs in \.tsv"):
+        load(tmp_path, {"a.csv": content}, format="csv")
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ([{"source": "a", "target": 7}], "column 'target' is text in .*a.parquet and integer in b.parquet"),
+        ([{"source": "a", "target": "b", "z": "c"}], "column 'z' is missing in .*a.parquet and text in b.parquet"),
+    ],
+)
+def test_parquet_files_of_other_columns_are_not_joined(tmp_path, other, says):
+    for name, rows in (("a", [PAIR]), ("b", other)):
+        Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match=says):
+        load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", valid_fraction=0.5))
+
+
+def test_compressed_parquet_files_of_one_name_are_each_read(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Dataset.from_list([{"source": name, "target": name}]).to_parquet(tmp_path / f"{name}.parquet")
+        packed = gzip.compress((tmp_path / f"{name}.parquet").read_bytes())
+        (tmp_path / name / "train.parquet.gz").write_bytes(packed)
+    config = DatasetConfig(path=f"{tmp_path}/*/train.parquet.gz", format="parquet", valid_fraction=0.5)
+    assert pairs(load_corpus(config)) == [("a", "a"), ("b", "b")]
+
+
+def test_two_parquet_columns_of_one_name_are_an_error(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["source", "target", "target"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: two columns are named 'target': rename one"):
+        load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", valid_fraction=0.5))
+
+
+def test_a_parquet_file_without_rows_adds_nothing(tmp_path):
+    Dataset.from_list([PAIR] * 2).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list([PAIR]).select([]).to_parquet(tmp_path / "b.parquet")
+    config = DatasetConfig(path=str(tmp_path), format="parquet", valid_fraction=0.5)
+    assert pairs(load_corpus(config)) == [("a", "b")] * 2
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(UserError, match="train split of dataset 'custom' is empty"):
+        load_corpus(config)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("parquet", "seq2seq"), ("text", "lm"), ("csv", "seq2seq")])
+def test_a_pointer_of_git_lfs_is_not_the_data(tmp_path, kind, task):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    with pytest.raises(UserError, match=r"is a pointer of Git LFS .*git lfs pull"):
+        load(tmp_path, {f"a.{kind}" if kind != "text" else "a.txt": pointer}, format=kind, task=task)
+
+
 def test_quoted_cells_hold_line_ends_and_separators(tmp_path):
     content = '\ufeffsource,target\r\n"a, ""b""","c\r\nd"\r\n\r\ne,f\r\n'
     assert pairs(load(tmp_path, {"a.csv": content}, format="csv")) == [('a, "b"', "c\r\nd"), ("e", "f")]
@@ -442,6 +507,52 @@ def test_whatever_changes_the_text_changes_the_fingerprint(tmp_path, change):
     assert load(tmp_path, files, format="json", task="lm", **change).fingerprint != same[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "fingerprint"),
+    [
+        ("a.json", '{"source": "007", "target": 1.50}\n{"source": 7, "target": "b"}\n', "95520fa6ff74bbad"),
+        ("c.tsv", "source\ttarget\na\tb\nc\td\n", "ea5a5a24ae338630"),
+        ("e.csv", "source,target\na,b\nc,d\n", "eca8b1e9e92b5c4a"),
+        ("f.txt", "one\ntwo\nthree\n", "1358bbebfc6bb28f"),
+    ],
+)
+def test_data_that_are_read_as_ever_keep_their_fingerprint(tmp_path, name, content, fingerprint):
+    kind = {".json": {"format": "json"}, ".txt": {"format": "text", "task": "lm"}}.get(Path(name).suffix)
+    folder = write(tmp_path, {name: content})
+    config = DatasetConfig(path=f"{folder}/{name}", valid_fraction=0.5, **(kind or {"format": "csv"}))
+    assert load_corpus(config).fingerprint[:16] == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "before"),
+    [
+        ("b.json", '{"source": "007", "target": true}\n{"source": "7", "target": "b"}\n', {}, "1f1e7e3149b3e1ee"),
+        ("d2.tsv", 'source\ttarget\n"a"\tb\nc\td\n', {"format": "csv"}, "8c0d4e5848c6f2c7"),
+        ("g.txt", "one\r\ntwo\rthree\n", {"format": "text", "task": "lm"}, "97a2ccb4d28137ec"),
+    ],
+)
+def test_data_that_are_read_otherwise_than_before_have_another_fingerprint(tmp_path, name, content, options, before):
+    folder = write(tmp_path, {name: content})
+    config = DatasetConfig(**{"path": f"{folder}/{name}", "format": "json", "valid_fraction": 0.5, **options})
+    assert load_corpus(config).fingerprint[:16] != before
+
+
+def test_line_ends_are_one_and_counted(tmp_path):
+    corpus = load(tmp_path, {"t.txt": "one\r\ntwo\rthree\n"}, format="text", task="lm")
+    assert "".join(text for dataset in corpus.splits.values() for text in dataset["text"]) == "one\ntwo\nthree\n"
+    assert corpus.notes[:2] == [
+        "t.txt: 1 lines end in \\r alone, which is read as a line end",
+        "t.txt: 1 lines end in \\r\\n, of which \\n is kept",
+    ]
+    assert pairs(load(tmp_path, parallel("a\rb\nc\n", "d\r\ne\r\nf\r\n"), **SIDES)) == [
+        ("a", "d"),
+        ("b", "e"),
+        ("c", "f"),
+    ]
+    with pytest.raises(UserError, match=r"has 3 lines and .* has 2: .*\(train.en: 1 lines end in \\r alone"):
+        load(tmp_path, parallel("a\rb\nc\n", "d\ne\n"), **SIDES)
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TFX_CACHE", str(tmp_path / "file"))
@@ -473,6 +584,11 @@ def test_hub_tables_are_read_by_path_and_template(monkeypatch):
     corpus = load_corpus(DatasetConfig(hub="some/set", source="q: {translation.en}", target="answers.text"))
     assert {name: len(dataset) for name, dataset in corpus.splits.items()} == {"train": 3, "valid": 1}
     assert corpus.splits["train"][0] == {"source": "q: e", "target": "x", "references": ["x", "y"]}
+    assert {split: [(f.file, f.rows) for f in files] for split, files in corpus.files.items()} == {
+        "train": [("some/set: train", 3)],
+        "valid": [("some/set: validation", 1)],
+    }
+    assert corpus.notes[0] == "splits of some/set left out: other"
 
 
 def test_hub_lines_are_joined(monkeypatch):

@@ -1,6 +1,8 @@
 """Rows of tables: every value as it is written, no row lost, no object learned as Python spells it."""
 
+import csv
 import datetime
+import io
 import json
 
 import pytest
@@ -42,6 +44,49 @@ def test_quotes_of_a_spreadsheet_are_taken_off_in_a_tsv_file(tmp_path):
     assert notes == ["t.tsv: 2 cells stand in double quotes, which are taken off"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "cell"),
+    [
+        (['"Stop!"\tx', "go\ty"], '"Stop!"'),
+        (['"Stop, now"\tx', "go\ty"], '"Stop, now"'),
+        (['"Stop!"\tx', '"say ""hi"""\ty'], '"Stop!"'),
+        (['"Stop!"\t"x"', '"go"\t"y"'], '"Stop!"'),  # all cells, but not the header
+        (['"Stop!"\tx', '"""go"""\ty', '"a"\t"b"'], '"Stop!"'),
+    ],
+)
+def test_quotes_of_a_sentence_stay_in_a_tsv_file(rows, cell, tmp_path):
+    read, notes = rows_of(tmp_path, "t.tsv", "a\tb\n" + "\n".join(rows))
+    assert read[0]["a"] == cell
+    assert notes[0].endswith("cells begin with a quotation mark, which is taken as text")
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC, csv.QUOTE_MINIMAL])
+def test_a_tsv_file_of_a_csv_writer_is_read_back(quoting, tmp_path):
+    rows = [{"a": 'say "hi"', "b": 1.5}, {"a": "x", "b": -2}, {"a": '"y"', "b": 3}]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ["a", "b"], delimiter="\t", quoting=quoting)
+    writer.writeheader()
+    writer.writerows(rows)
+    read, notes = rows_of(tmp_path, "t.tsv", buffer.getvalue())
+    assert [row["a"] for row in read] == ['say "hi"', "x", '"y"']
+    assert "cells stand in double quotes, which are taken off" in notes[0]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.json"])
+def test_a_carriage_return_ends_a_line_and_is_counted(name, tmp_path):
+    sep = "," if name.endswith("csv") else "\t"
+    text = {"t.json": '{"a": "1"}\r{"a": "2"}\r\n{"a": "3"}\n'}.get(name, f"a{sep}b\r1{sep}x\r\n2{sep}y\r3{sep}z\n")
+    rows, notes = rows_of(tmp_path, name, text)
+    assert [row["a"] for row in rows] == ["1", "2", "3"]
+    assert notes == [f"{name}: {1 if name == 't.json' else 2} lines end in \\r alone, which is read as a line end"]
+
+
+def test_a_carriage_return_in_a_quoted_cell_is_text(tmp_path):
+    rows, notes = rows_of(tmp_path, "t.csv", 'a,b\n"1\rx\r\ny",2\n')
+    assert rows == [{"a": "1\rx\r\ny", "b": "2"}]
+    assert not any("alone" in note for note in notes)
+
+
 def test_a_quoted_cell_with_a_line_end_is_read_and_said(tmp_path):
     for name, sep in (("t.tsv", "\t"), ("t.csv", ",")):
         rows, notes = rows_of(tmp_path, name, f'a{sep}b\n"one\ntwo"{sep}x\nc{sep}d\n')
@@ -54,11 +99,23 @@ def test_a_ragged_tsv_file_names_the_line(tmp_path):
         rows_of(tmp_path, "t.tsv", 'a\tb\n"c\td\ne\tf\tg\n')
 
 
+def test_a_line_cut_by_a_carriage_return_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"line 3: 1 cells under a header of 2.*t\.tsv: 1 lines end in \\r alone"):
+        rows_of(tmp_path, "t.tsv", "a\tb\n1\t2\nx\ry\tz\n")
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_two_columns_of_one_name_are_an_error(name, tmp_path):
     sep = "," if name.endswith("csv") else "\t"
     with pytest.raises(UserError, match="line 1: two columns are named 'b': rename one"):
         rows_of(tmp_path, name, sep.join("abb") + "\n" + sep.join("123") + "\n")
+
+
+def test_a_byte_order_mark_that_begins_a_line_is_said(tmp_path):
+    for name, text in (("t.csv", "a,b\n1,\ufeff2\n\ufeffa,b\n"), ("t.tsv", "a\tb\n1\t2\n\ufeffa\tb\n")):
+        rows, notes = rows_of(tmp_path, name, text)
+        assert rows[-1]["a"].startswith("\ufeff")
+        assert notes == [f"{name}: 1 byte order marks (U+FEFF) begin lines, the first line 3, and are taken as text"]
 
 
 def test_blank_lines_are_counted(tmp_path):
@@ -171,9 +228,44 @@ def test_a_corpus_names_its_files_its_repetitions_and_what_it_strips(tmp_path):
         "train": [("train.jsonl", 3)], "valid": [("dev.jsonl", 1)], "test": [("test.jsonl", 2)],
     }  # fmt: skip
     assert corpus.notes[0] == "train: 1 pairs with white space around a text, which is removed"
-    assert corpus.notes[1].startswith("valid: 1 targets are not in Unicode's composed form (NFC)")
+    assert corpus.notes[1].startswith("valid: 0 sources and the targets of 1 pairs are not in Unicode's composed form")
     assert corpus.notes[3] == "train: 1 rows are repetitions of others in it, and are kept"
     assert corpus.notes[4] == "test: 1 rows also stand in train, and are kept"
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_what_is_left_empty_out_or_unlike_is_counted_in_every_split(kind, tmp_path):
+    (tmp_path / "d").mkdir()
+    rows = [
+        {"a": "x", "b": None, "t": ["one", "two"]},
+        {"a": "y", "b": "z", "t": ["three", "", "e\u0301"]},
+        {"a": "e\u0301", "b": "z", "t": [" four"]},
+    ]
+    if kind == "json":
+        (tmp_path / "d" / "train.json").write_text(json.dumps(rows))
+    else:
+        Dataset.from_list(rows).to_parquet(tmp_path / "d" / "train.parquet")
+    config = DatasetConfig(path=str(tmp_path / "d"), format=kind, source="{a} {b}", target="t", valid_fraction=0.33)
+    for _ in range(2):  # the second time from the cache
+        corpus = load_corpus(config)
+        assert corpus.splits["train"]["references"] == [["one", "two"], ["three", "e\u0301"]]
+        assert corpus.notes[1:5] == [
+            "train: 1 rows lack a value of a template, and have nothing in its place",
+            "train: 1 pairs with white space around a text, which is removed",
+            "train: 1 pairs with empty references besides others, which are left out",
+            "train: 2 pairs have several targets, of which only the first trains",
+        ]
+        assert corpus.notes[5].startswith("train: 0 sources and the targets of 1 pairs are not in Unicode's composed")
+        assert corpus.notes[6] == "valid: 1 pairs with white space around a text, which is removed"
+        assert corpus.notes[7].startswith("valid: 1 sources and the targets of 0 pairs are not in Unicode's composed")
+        assert len(corpus.notes) == 8
+
+
+def test_bytes_that_are_read_as_text_are_counted(tmp_path):
+    Dataset.from_dict({"text": [b"a", b"\xc3\xa9", b"c"]}).to_parquet(tmp_path / "d.parquet")
+    corpus = load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", task="lm", valid_fraction=0.33))
+    assert corpus.splits["train"]["text"] == ["a", "\u00e9"]
+    assert "train: 2 rows hold bytes in the place of text, which are read as UTF-8" in corpus.notes
 
 
 def test_one_example_is_not_said_to_be_none(tmp_path):

@@ -120,6 +120,17 @@ def test_a_long_text_is_encoded_in_pieces_and_comes_back(monkeypatch, filling):
     assert max(map(len, module._pieces(texts[1]))) <= 2000
 
 
+@pytest.mark.parametrize("filling", ["the cat\n", "thecat"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_piece_of_a_long_text_begins_with_no_space_of_its_own(monkeypatch, kind, filling):
+    tokenizer = train(kind, word_initial_space=True)
+    text = filling * 40
+    whole = tokenizer.decode(tokenizer.encode([text])[0])
+    monkeypatch.setattr(module, "_PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(module, "_CALL_CHARACTERS", 50)
+    assert tokenizer.decode(tokenizer.encode([text])[0]) == whole
+
+
 def test_a_text_that_is_not_utf8_is_refused():
     with pytest.raises(UserError, match="surrogate"):
         train().encode(["\ud800"])

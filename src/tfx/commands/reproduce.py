@@ -21,6 +21,8 @@ from tfx.record.files import read_json, sha256, write_json
 from tfx.record.sheet import Column, Sheet
 from tfx.run.life import status_of, train
 
+# Settings that say where something lies, and the fingerprint by which it is the same wherever that is.
+_PATHS = {"dataset.path": "fingerprints.corpus", "dataset.tokenizer.path": "fingerprints.tokenizer"}
 # What is measured in seconds is never the same twice.
 _TIMES = ("seconds", "tokens_per_second", "latency_ms")
 _TOLERANCE = 0.02
@@ -75,12 +77,15 @@ def main(arguments: Sequence[str]) -> int:
 def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str, Any]:
     """What differs between two completed runs: config, environment, files, and every metric side by side.
 
+    Where the data or the tokenizer lie makes no difference as long as their fingerprints agree.
     ``verdict`` is ``identical`` (every file and metric), ``within tolerance`` (in another environment), or
     ``different``.
     """
     configs = [flat(asdict(compose.load(run.config))) for run in (old, new)]
     environments = [read_json(run.environment) for run in (old, new)]
     environment = environment_differences(*environments)
+    recorded = [flat(each) for each in environments]
+    differing = [key for key in _different(*configs) if not _is_moved(key, *recorded)]
     metrics = [dict(_metrics(run)) for run in (old, new)]
     names = [*metrics[0], *(name for name in metrics[1] if name not in metrics[0])]
     pairs = {name: [side.get(name) for side in metrics] for name in names}
@@ -92,10 +97,9 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
     gaps = [_relative(*pair) for pair in pairs.values()]
     # Another version may record more, or less.
     worst = max((gap for gap in gaps if gap is not None), default=0.0)
-    same_config = configs[0] == configs[1]
-    if all(files.values()) and worst == 0.0 and None not in gaps and same_config:
+    if all(files.values()) and worst == 0.0 and None not in gaps and not differing:
         verdict = "identical"
-    elif environment and same_config and worst <= tolerance:
+    elif environment and not differing and worst <= tolerance:
         verdict = "within tolerance"
     else:
         verdict = "different"
@@ -104,7 +108,7 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
         "tolerance": tolerance if environment else 0.0,
         "largest_relative_difference": worst,
         "runs": [str(old.path), str(new.path)],
-        "config": {key: [each.get(key) for each in configs] for key in _different(*configs)},
+        "config": {key: [each.get(key) for each in configs] for key in differing},
         "environment": {name: list(pair) for name, pair in environment.items()},
         "identical_files": files,
         "metrics": pairs,
@@ -114,6 +118,12 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
 def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     names = [*before, *(name for name in now if name not in before)]
     return [name for name in names if before.get(name) != now.get(name)]
+
+
+def _is_moved(key: str, *recorded: dict[str, Any]) -> bool:
+    """Whether a setting is the place of what has one fingerprint in both environments."""
+    prints = [each.get(_PATHS.get(key, "")) for each in recorded]
+    return prints[0] is not None and prints[0] == prints[1]
 
 
 def _files(run: RunDirectory) -> list[Path]:

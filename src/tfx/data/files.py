@@ -32,17 +32,18 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
     """The files of each split; all of them are training data where no name tells a split.
 
     Aligned files come as source and target in turn. What is left out is said in ``notes``. Raises `UserError` where
-    there are no files, or none for training.
+    there are no files, or none for training, and where a name tells two splits or the data may lie in two places.
     """
     assert config.path is not None
     given = Path(config.path)
     try:
         if given.is_file():
-            told = _split_of(config, _stem(config, given))
-            if told in ("valid", "test"):
-                notes.append(f"{given.name} is named like {told} data, and is trained on: dataset.path names it alone")
+            told = [split for split in _splits_of(config, _stem(config, given)) if split != "train"]
+            if told:
+                like = " and ".join(told)
+                notes.append(f"{given.name} is named like {like} data, and is trained on: dataset.path names it alone")
             return {"train": _both_sides(config, [given])}
-        found = _below(config, given) if given.is_dir() else _matching(given)
+        found = _below(config, given, notes) if given.is_dir() else _matching(given)
     except OSError as error:
         raise UserError(f"dataset.path={config.path} cannot be read: {error.strerror}") from error
     if not found:
@@ -57,7 +58,7 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
         )
     found = _once(found, notes)
     splits, unused = _by_name(config, found)
-    if not splits:
+    if not splits and not any(_splits_of(config, _stem(config, path)) for path in found):
         held = [path for path in found if set(_parts(_stem(config, path))) & set(_HELD_OUT)]
         if held and len(held) < len(found):
             raise UserError(
@@ -65,36 +66,64 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
                 "dataset.splits.test, and the rest with dataset.splits.train"
             )
         if len({_stem(config, path) for path in found}) > 1:
-            notes.append(f"train: {len(found)} files joined, for no name tells a split: {_names(found)}")
+            notes.append(f"train: no name tells a split, so that all {len(found)} files are training data")
         return {"train": _both_sides(config, found)}
     if unused:
         notes.append(f"files of no split left out: {_names(unused)}")
     if "train" not in splits:
+        names = " or ".join(config.splits.train) or "as the empty list of dataset.splits.train says"
         raise UserError(
-            f"dataset.path={config.path} holds no training split: no file is named {' or '.join(config.splits.train)} "
+            f"dataset.path={config.path} holds no training split: no file is named {names} "
             "(set dataset.splits.train to the name it has)"
         )
-    for split, paths in splits.items():
-        count = len({_stem(config, path) for path in paths})
-        if count > 1:
-            notes.append(f"{split}: {count} files joined: {_names(paths)}")
     return {split: _both_sides(config, splits[split]) for split in SPLITS if split in splits}
 
 
-def _below(config: DatasetConfig, folder: Path) -> list[Path]:
+def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:
     """The files of a folder; where it has none, those of folders in it that are named like splits."""
     found = _belonging(config, folder)
-    if found:
-        return found
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(inner) == 1 and _split_of(config, inner[0].name) is None:
-        return _below(config, inner[0])  # a folder around the data, as archives have one
-    return [path for sub in inner if _split_of(config, sub.name) is not None for path in _belonging(config, sub)]
+    if not found and len(inner) == 1 and not _splits_of(config, inner[0].name):
+        return _below(config, inner[0], notes)  # a folder around the data, as archives have one
+    holding = {sub: files for sub in inner if (files := _belonging(config, sub))}
+    used = [] if found else [sub for sub in holding if _split_of(config, sub.name) is not None]
+    if found:
+        _check_place(config, folder, found, holding)
+    elif holding and not used:
+        folders = ", ".join(f"{sub.name}/" for sub in holding)
+        raise UserError(
+            f"dataset.path={folder} holds files for dataset.format={config.format} in folders alone that tell no split "
+            f"({folders}): name one of them, or the files as a glob, with dataset.path"
+        )
+    if unused := [f"{sub.name}/ ({len(files)} files)" for sub, files in holding.items() if sub not in used]:
+        notes.append(f"folders left out: {', '.join(unused)}")
+    return found or [path for sub in used for path in holding[sub]]
+
+
+def _check_place(config: DatasetConfig, folder: Path, found: list[Path], holding: dict[Path, list[Path]]) -> None:
+    """Raises `UserError` where files tell no training split and folders beside them do tell some: either may be it."""
+    if any("train" in _splits_of(config, _stem(config, path)) for path in found):
+        return
+    suffix = plain_name(found[0]).removeprefix(_stem(config, found[0]))
+    for sub, files in holding.items():
+        if _splits_of(config, sub.name):
+            inside = f"'{folder}/**/*{suffix}'"
+        elif any(_splits_of(config, _stem(config, path)) for path in files):
+            inside = str(sub)
+        else:
+            continue
+        raise UserError(
+            f"dataset.path={folder} holds {_names(found)}, which tells no training split, and {sub.name}/, which tells "
+            f"some: name which is meant with dataset.path={inside} or dataset.path='{folder}/*{suffix}'"
+        )
 
 
 def _belonging(config: DatasetConfig, folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if _belongs(config, path)]
+    named = [path for path in folder.iterdir() if _belongs(config, path) and not path.name.startswith(".")]
+    for path in named:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to {path.readlink()}, which is not there: mend it or take it away")
+    return sorted(path for path in named if path.is_file())
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -110,7 +139,7 @@ def _once(paths: list[Path], notes: list[str]) -> list[Path]:
         kept.setdefault(path.with_name(plain_name(path)), path)
     if len(kept) < len(paths):
         copies = [path for path in paths if path not in kept.values()]
-        notes.append(f"compressed copies of other files left out: {_names(copies)}")
+        notes.append(f"compressed files left out, for others of their names lie there plain: {_names(copies)}")
     return sorted(kept.values())
 
 
@@ -130,19 +159,23 @@ def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[P
     """
     in_folders = len({path.parent for path in paths}) > 1
     exact: dict[str, list[Path]] = {}
-    loose: dict[str | None, list[Path]] = {}
+    loose: dict[Path, list[str]] = {}
     for path in paths:
         stem = _stem(config, path)
         split = next((s for s in SPLITS if stem.lower() in _lower(getattr(config.splits, s))), None)
         if split is not None:
             exact.setdefault(split, []).append(path)
         else:
-            split = _split_of(config, stem) or (_split_of(config, path.parent.name) if in_folders else None)
-            loose.setdefault(split, []).append(path)
+            told = _splits_of(config, stem) or (_splits_of(config, path.parent.name) if in_folders else [])
+            # A split of no names, dataset.splits.test=[], is one that is not wanted.
+            loose[path] = told if all(getattr(config.splits, s) for s in told) else []
+    for path, told in loose.items():
+        if len(told) > 1 and not all(split in exact for split in told):
+            raise _ambiguous(_stem(config, path), told)
     splits = {}
     for split in SPLITS:
-        found = exact.get(split) or loose.get(split)
-        if found is not None:
+        found = exact.get(split) or [path for path, told in loose.items() if told == [split]]
+        if found:
             splits[split] = _of_first_name(config, split, found)
     used = {path for found in splits.values() for path in found}
     return splits, [path for path in paths if path not in used]
@@ -152,31 +185,42 @@ def _of_first_name(config: DatasetConfig, split: str, paths: list[Path]) -> list
     """Of ``valid.*`` and ``dev.*``, both for validation, those that come first in the config's names."""
     for name in _lower(getattr(config.splits, split)):
         chosen = [path for path in paths if _stem(config, path).lower() == name]
-        chosen = chosen or [path for path in paths if _last_place(_parts(_stem(config, path)), name) is not None]
+        chosen = chosen or [path for path in paths if _has(_parts(_stem(config, path)), name)]
         if chosen:
             return chosen
     return paths
 
 
 def _split_of(config: DatasetConfig, name: str) -> str | None:
-    """The split that a name tells: ``my_test``, ``corpus.train``, ``newstest2013``, ``Test``, ``dev-00000-of-00002``.
+    """The one split that a name tells; raises `UserError` where it tells two."""
+    told = _splits_of(config, name)
+    if len(told) > 1:
+        raise _ambiguous(name, told)
+    return told[0] if told else None
 
-    Of several words the one that is a name of the config's counts, then the last one.
+
+def _ambiguous(name: str, told: list[str]) -> UserError:
+    settings = " or ".join(f"dataset.splits.{split}=[{name}]" for split in told)
+    return UserError(f"{name} is named like {' and like '.join(told)} data: say which it is with {settings}")
+
+
+def _splits_of(config: DatasetConfig, name: str) -> list[str]:
+    """The splits that a name tells: ``my_test``, ``corpus.train``, ``newstest2013``, ``Test``, ``dev-00000-of-00002``.
+
+    A name of the config's of several words tells more than a word.
     """
     parts = _parts(name)
-    named = [
-        (place, split)
-        for split in SPLITS
-        for own in getattr(config.splits, split)
-        if (place := _last_place(parts, own)) is not None
+    own = [
+        (len(_parts(word)), split) for split in SPLITS for word in getattr(config.splits, split) if _has(parts, word)
     ]
-    if named:
-        return max(named, key=lambda found: found[0])[1]
-    for part in reversed(parts):
-        for split, words in _WORDS.items():
-            if any(re.fullmatch(rf"(news|discuss)?{word}\d*", part) for word in words):
-                return split
-    return None
+    longest = max(own, default=(0, ""))
+    if longest[0] > 1:
+        return [longest[1]]
+    told = {split for _, split in own}
+    for split, words in _WORDS.items():
+        if any(re.fullmatch(rf"(news|discuss)?{word}\d*", part) for part in parts for word in words):
+            told.add(split)
+    return [split for split in SPLITS if split in told]
 
 
 def _parts(name: str) -> list[str]:
@@ -184,11 +228,10 @@ def _parts(name: str) -> list[str]:
     return [part.lower() for part in re.split(r"[^0-9A-Za-z\u0080-\uffff]+|(?<=[a-z])(?=[A-Z])", name) if part]
 
 
-def _last_place(parts: list[str], name: str) -> int | None:
-    """Where the words of a name stand last in those of a file, one behind the other; None where they do not."""
+def _has(parts: list[str], name: str) -> bool:
+    """Whether the words of a name stand among those of a file, one behind the other."""
     words = _parts(name)
-    places = [place for place in range(len(parts)) if words and parts[place : place + len(words)] == words]
-    return places[-1] if places else None
+    return any(words and parts[place : place + len(words)] == words for place in range(len(parts)))
 
 
 def _lower(names: list[str]) -> list[str]:

@@ -148,7 +148,9 @@ def prepare_data(
     if transform is not None:
         # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
         corpus = transform(corpus)
-    fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint)
+    # Pieces of a long text once began with a space each; the fingerprint tells where none is added now.
+    pieces = ["pieces"] if tokenizer.goes_on(_longest(corpus)) else []
+    fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
     notes = list(corpus.notes)
     splits: dict[str, Any] = {}
     for name, dataset in corpus.splits.items():
@@ -176,6 +178,18 @@ def prepare_data(
     return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source)
 
 
+def _longest(corpus: Corpus) -> int:
+    """Characters of the longest text."""
+    import pyarrow.compute
+
+    columns = (dataset.data.column(name) for dataset in corpus.splits.values() for name in _columns(corpus))
+    return max(pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() for column in columns)
+
+
+def _columns(corpus: Corpus) -> list[str]:
+    return ["text"] if corpus.task == "lm" else ["source", "target"]
+
+
 def _fingerprint(*parts: str) -> str:
     return hashlib.sha256("\0".join([str(_VERSION), *parts]).encode()).hexdigest()
 
@@ -192,20 +206,22 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
         if path.is_file():
             try:
                 return Tokenizer.load(path)
-            except UserError:
+            except UserError as error:
+                if isinstance(error.__cause__, PermissionError):  # another user's: not ours to remove
+                    raise UserError(f"{error}: name a cache of your own with TFX_CACHE") from error
                 path.unlink()  # damaged: made anew
         texts = _training_texts(corpus)
         tokenizer = Tokenizer.train(config.tokenizer, texts, word_initial_space=corpus.task == "seq2seq")
         try:
             write_text(path, tokenizer.to_json())
         except OSError as error:
-            raise UserError(f"the cache folder {path.parent} cannot be written: {error.strerror}") from error
+            raise UserError(_unwritable(path.parent, error)) from error
         # Read back, so that the run that trained it and those that find it use the very same one.
         return Tokenizer.load(path)
 
 
 def _training_texts(corpus: Corpus) -> Iterator[str]:
-    columns = ["text"] if corpus.task == "lm" else ["source", "target"]
+    columns = _columns(corpus)
     for batch in corpus.splits["train"].select_columns(columns).iter(batch_size=_ROWS):
         yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
 
@@ -252,6 +268,10 @@ def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str
                 arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest}
                 if arrays and all(list(arrays[name].shape) == shape for name, shape in manifest.items()):
                     return arrays
+            except PermissionError as error:  # another user's: not ours to remove
+                raise UserError(
+                    f"the cache entry {folder} cannot be read ({error.strerror}): name your own cache with TFX_CACHE"
+                ) from error
             except (OSError, EOFError, ValueError, TypeError):
                 pass
             shutil.rmtree(folder, ignore_errors=True)
@@ -269,10 +289,16 @@ def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str
             os.rename(temporary, folder)
         except OSError as error:
             if not folder.is_dir():  # else another run was faster
-                raise UserError(f"the cache folder {folder.parent} cannot be written: {error.strerror}") from error
+                raise UserError(_unwritable(folder.parent, error)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    raise UserError(f"the cache folder {folder} is damaged and cannot be made anew: remove it")
+    raise UserError(
+        f"the cache folder {folder} is damaged and cannot be made anew: remove it, or name another cache with TFX_CACHE"
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"the cache folder {folder} cannot be written ({error.strerror}): name another one with TFX_CACHE"
 
 
 def _fit(config: DatasetConfig, name: str, pairs: Pairs, dataset: Dataset, context: int, notes: list[str]) -> Pairs:

@@ -1,4 +1,8 @@
-"""Bytes to text: compressed files as they are, UTF-8 alone, and what ends a line."""
+"""Bytes to text: compressed files as they are, UTF-8 alone, and what ends a line.
+
+``\\n``, ``\\r\\n`` and ``\\r`` end a line in every file. `str.splitlines` would also cut at U+2028, and misalign two
+sides.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import lzma
 import re
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from tfx.errors import UserError
@@ -17,6 +22,7 @@ from tfx.errors import UserError
 # A name may end in one of these behind its own suffix; what a file is, its first bytes say.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _GZIP, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_LFS = b"version https://git-lfs.github.com/spec/"
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")  # a text may well begin with the first three
 
 
@@ -26,9 +32,12 @@ def plain_name(path: Path) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file as it lies there; raises `UserError` where it cannot be read."""
+    """SHA-256 of a file as it lies there; raises `UserError` where it cannot be read or only stands for another."""
     try:
         with open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise UserError(f"{path} is a pointer of Git LFS and not the data: get them with `git lfs pull`")
+            file.seek(0)
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -72,30 +81,61 @@ def _unpack_zip(path: Path, data: bytes) -> bytes:
         return archive.read(names[0])
 
 
-def read_text(path: Path) -> str:
-    """A whole UTF-8 file, a byte order mark removed; raises `UserError` for other encodings and binary files.
-
-    Where nothing but ``\\r`` ends a line, as on old Macs, ``\\n`` stands in its place.
-    """
+def decoded(path: Path) -> str:
+    """A whole UTF-8 file, a byte order mark removed; raises `UserError` for other encodings and binary files."""
     data = read_bytes(path)
-    if b"\n" not in data and b"\r" in data:
-        data = data.replace(b"\r", b"\n")
     if b"\0" in data:
-        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        line = _line(data, data.index(b"\0"))
         raise UserError(f"{path}, line {line}: a NUL byte; the file is binary or UTF-16, and UTF-8 text is needed")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = _line(data, error.start)
         raise UserError(
             f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x}): convert the file to UTF-8"
         ) from None
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, as `read_text` reads it."""
-    # Only \n, \r\n or in their absence \r end a line: str.splitlines would also cut at U+2028 and misalign two sides.
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+def _line(data: bytes, place: int) -> int:
+    before = data[:place]
+    return before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n") + 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file whose lines all end in ``\\n``: ``crlf`` of them ended in ``\\r\\n``, ``cr`` in ``\\r`` alone."""
+
+    text: str
+    crlf: int
+    cr: int
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines without their ends."""
+        lines = self.text.split("\n")
+        if lines[-1] == "":
+            lines.pop()
+        return lines
+
+
+def read_text(path: Path) -> Text:
+    """A file as `decoded` reads it, with one kind of line end."""
+    text = decoded(path)
+    crlf = text.count("\r\n")
+    cr = text.count("\r") - crlf
+    if crlf or cr:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return Text(text, crlf, cr)
+
+
+def cr_note(path: Path, count: int) -> list[str]:
+    """Says that so many lines end as few programs read them; nothing where none does."""
+    return [f"{path.name}: {count:,} lines end in \\r alone, which is read as a line end"] if count else []
+
+
+def mark_note(path: Path, text: str) -> list[str]:
+    """Says that byte order marks begin lines, as they do where files were put together; nothing where none does."""
+    count = text.count("\n\ufeff")
+    first = text.count("\n", 0, text.find("\n\ufeff")) + 2
+    where = f"the first line {first:,}, and are taken as text"
+    return [f"{path.name}: {count:,} byte order marks (U+FEFF) begin lines, {where}"] if count else []

@@ -18,10 +18,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tfx.data.reading import plain_name, read_text
+from tfx.data.reading import cr_note, decoded, mark_note, plain_name, read_text
 from tfx.errors import UserError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
+_LONE_CR = re.compile(r"\r(?!\n)")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -50,11 +52,6 @@ def text_of(value: Any) -> str:
     raise ValueError(f"{str(value)[:40]} ({type(value).__name__}) is no text")
 
 
-def references_of(value: Any) -> list[str]:
-    """The texts of a target: of a list each, else one. Raises `ValueError` as `text_of`."""
-    return [text_of(item) for item in value] if isinstance(value, list) else [text_of(value)]
-
-
 # --- JSON -------------------------------------------------------------------------------------------
 
 
@@ -64,7 +61,10 @@ def json_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int,
     A number keeps its spelling. Raises `UserError` with the line of what is not JSON, no object, or a
     text with half of a surrogate pair; an object in which a key stands twice.
     """
-    text = read_text(path)
+    read = read_text(path)
+    text = read.text
+    if notes is not None:
+        notes += cr_note(path, read.cr)
     is_list = text.lstrip()[:1] == "["
     for line, row in (_list_items if is_list else _json_lines)(path, text):
         if not isinstance(row, dict):
@@ -158,22 +158,27 @@ _DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_consta
 # --- CSV and TSV ------------------------------------------------------------------------------------
 
 
-def csv_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(
+    path: Path, notes: list[str] | None = None, rules: set[str] | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a comma or tab separated file with a header, each with the line that it ends in.
 
     In a CSV file a cell may stand in double quotes. In a TSV file each line is a row, and a quotation mark is one,
-    unless all that begin a cell also end it, as spreadsheets write them. Raises `UserError` with the line of a row that
-    does not fit the header.
+    unless the file puts cells in quotes as programs do (`_is_written_in_quotes`). ``rules`` gets "tsv quotes" where a
+    mark that begins a cell is text. Raises `UserError` with the line of a row that does not fit the header.
     """
     notes = [] if notes is None else notes
-    text = read_text(path)
+    text = decoded(path)
+    lone = len(_LONE_CR.findall(text)) if "\r" in text else 0
     if plain_name(path).lower().endswith(".tsv"):
-        rows = _tab_rows(path, text, notes)
+        rows = _tab_rows(path, text, notes, set() if rules is None else rules)
     else:
         rows = _quoted_rows(path, text, ",", notes)
     header: list[str] | None = None
     blank = 0
     for line, cells in rows:
+        if lone:  # within quotes it is text, and ends no line
+            lone -= sum(len(_LONE_CR.findall(cell)) for cell in cells)
         if header is None:
             header = cells
             doubled = [name for name, count in Counter(header).items() if count > 1 and name.strip()]
@@ -187,8 +192,10 @@ def csv_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, 
             raise UserError(
                 f"{path}, line {line}: {len(cells)} cells under a header of {len(header)}: "
                 'put text with separators, quotes or line ends between double quotes ("")'
+                + "".join(f" ({note})" for note in cr_note(path, lone))
             )
         yield line, dict(zip(header, cells, strict=True))
+    notes += cr_note(path, lone) + mark_note(path, text)
     if blank:
         notes.append(f"{path.name}: {blank:,} blank lines left out")
 
@@ -215,13 +222,14 @@ def _quoted_rows(path: Path, text: str, separator: str, notes: list[str]) -> Ite
         )
 
 
-def _tab_rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+def _tab_rows(path: Path, text: str, notes: list[str], rules: set[str]) -> Iterator[tuple[int, list[str]]]:
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n") if text else []
     rows = [line.split("\t") for line in lines]
     begun = [cell for cells in rows for cell in cells if cell.startswith('"')]
-    if begun and all(_is_quoted(cell) for cell in begun):
+    if begun and _is_written_in_quotes(rows, begun):
         rows = [[cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells] for cells in rows]
         notes.append(f"{path.name}: {len(begun):,} cells stand in double quotes, which are taken off")
+        begun = []
     elif begun and any(len(cells) != len(rows[0]) and cells != [""] for cells in rows):
         # Cells with tabs or line ends in them, in quotes: only if the whole file reads as such.
         kept: list[str] = []
@@ -233,9 +241,24 @@ def _tab_rows(path: Path, text: str, notes: list[str]) -> Iterator[tuple[int, li
             notes += kept
             yield from whole
             return
-    elif begun:
+    if begun:
         notes.append(f"{path.name}: {len(begun):,} cells begin with a quotation mark, which is taken as text")
+        rules.add("tsv quotes")
     yield from enumerate(rows, start=1)
+
+
+def _is_written_in_quotes(rows: list[list[str]], begun: list[str]) -> bool:
+    """Whether the quotes that cells begin with are a program's, and not their authors'.
+
+    Programs put quotes around all cells of a file, or all but numbers, its header included; or around those that need
+    them: in a line these have a quotation mark inside, which is doubled, or (spreadsheets) a comma besides such others.
+    """
+    if not all(_is_quoted(cell) for cell in begun):
+        return False
+    if all(cell.startswith('"') or _NUMBER.fullmatch(cell) for cells in rows for cell in cells if cell):
+        return all(cell.startswith('"') for cell in rows[0])
+    doubled = [cell for cell in begun if '""' in cell[1:-1]]
+    return bool(doubled) and all("," in cell for cell in begun if '""' not in cell[1:-1])
 
 
 def _is_quoted(cell: str) -> bool:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,33 +112,54 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a very long text is encoded in pieces of whole lines."""
         ids: list[list[int]] = [[] for _ in texts]
-        rows: list[int] = []
-        pieces: list[str] = []
+        # Row and piece of those that begin their text, and of those that go on with it.
+        begun: list[tuple[int, str]] = []
+        continued: list[tuple[int, str]] = []
         characters = 0
         for row, text in enumerate(texts):
-            for piece in _pieces(text):
-                rows.append(row)
-                pieces.append(piece)
+            for place, piece in enumerate(_pieces(text)):
+                (continued if place else begun).append((row, piece))
                 characters += len(piece)
                 if characters >= _CALL_CHARACTERS:
-                    self._encode_into(ids, rows, pieces)
-                    rows, pieces, characters = [], [], 0
-        self._encode_into(ids, rows, pieces)
+                    self._encode_into(ids, begun, continued)
+                    begun, continued, characters = [], [], 0
+        self._encode_into(ids, begun, continued)
         return ids
 
-    def _encode_into(self, ids: list[list[int]], rows: list[int], pieces: list[str]) -> None:
-        try:
-            encodings = self._encoder.encode_batch_fast(pieces, add_special_tokens=False)
-        except TypeError:  # what the library says of a lone surrogate
-            raise UserError("a text holds half of a surrogate pair (U+D800 to U+DFFF): it is not UTF-8") from None
-        for row, encoding in zip(rows, encodings, strict=True):
-            ids[row] += encoding.ids
+    def _encode_into(
+        self, ids: list[list[int]], begun: list[tuple[int, str]], continued: list[tuple[int, str]]
+    ) -> None:
+        for found, encoder in ((begun, self._encoder), (continued, self._continuing if continued else self._encoder)):
+            try:
+                encodings = encoder.encode_batch_fast([piece for _, piece in found], add_special_tokens=False)
+            except TypeError:  # what the library says of a lone surrogate
+                raise UserError("a text holds half of a surrogate pair (U+D800 to U+DFFF): it is not UTF-8") from None
+            for (row, _), encoding in zip(found, encodings, strict=True):
+                ids[row] += encoding.ids
+
+    @cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        """The tokenizer of a piece that is not the first of its text: it puts no space before it."""
+        content = json.loads(self._encoder.to_str())
+        content["normalizer"], content["pre_tokenizer"] = map(
+            _without_first_space, (content["normalizer"], content["pre_tokenizer"])
+        )
+        encoder = tokenizers.Tokenizer.from_str(json.dumps(content))
+        encoder.encode_special_tokens = True
+        return encoder
+
+    def goes_on(self, characters: int) -> bool:
+        """Whether a text so long is encoded in pieces of which only the first is to begin with a space."""
+        if characters <= 2 * _PIECE_CHARACTERS:
+            return False
+        content = json.loads(self.to_json())
+        return any(part != _without_first_space(part) for part in (content["normalizer"], content["pre_tokenizer"]))
 
     def unknown_bytes(self, text: str) -> int:
         """UTF-8 bytes of the characters that are nothing but the unknown token."""
         count = 0
-        for piece in _pieces(text):
-            encoding = self._encoder.encode(piece, add_special_tokens=False)
+        for place, piece in enumerate(_pieces(text)):
+            encoding = (self._continuing if place else self._encoder).encode(piece, add_special_tokens=False)
             spans = zip(encoding.ids, encoding.offsets, strict=True)
             count += sum(len(piece[start:end].encode()) for token, (start, end) in spans if token == self.unk)
         return count
@@ -227,6 +249,19 @@ def _without_special_names(backend: tokenizers.Tokenizer) -> tokenizers.Tokenize
     encoder = tokenizers.Tokenizer.from_str(json.dumps(content))
     encoder.encode_special_tokens = True
     return encoder
+
+
+def _without_first_space(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer, as the library writes it, that puts no space before a text."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    for inner in ("normalizers", "pretokenizers"):
+        if inner in part:
+            kept = (_without_first_space(each) for each in part[inner])
+            return part | {inner: [each for each in kept if each is not None]}
+    if part["type"] == "ByteLevel":
+        return part | {"add_prefix_space": False}
+    return part | {"prepend_scheme": "never"} if part["type"] == "Metaspace" else part
 
 
 def _normalizers(found: dict[str, Any] | None) -> list[str]:
