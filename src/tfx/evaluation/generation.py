@@ -15,6 +15,37 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
 from tfx.model.transformer import Transformer
 
+# What each way to decode reads of the config.
+_READS = {"greedy": (), "beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
+
+
+def decoding_method(config: EvaluationConfig) -> str:
+    """How text to text is decoded with this config: greedy, beam or sample. A beam of one is greedy."""
+    if config.method in ("auto", "beam"):
+        return "beam" if config.beam > 1 else "greedy"
+    return config.method
+
+
+def describe_decoding(config: EvaluationConfig) -> str:
+    """The same with the settings that matter to it: ``beam (beam=5, length_penalty=1)``."""
+    method = decoding_method(config)
+    values = {name: getattr(config, name) for name in _READS[method]}
+    told = ", ".join(f"{name}={value:g}" for name, value in values.items() if value is not None)
+    return f"{method} ({told})" if told else method
+
+
+def ignored_settings(config: EvaluationConfig) -> dict[str, str]:
+    """Settings of decoding that change nothing with this config, and why: text to text, or a model that samples."""
+    method = decoding_method(config)
+    ignored = {name: f"decoding is by {method}" for kind, names in _READS.items() if kind != method for name in names}
+    if config.method in ("auto", "beam"):
+        ignored.pop("beam", "")  # a beam of one is what makes this greedy
+    if method != "sample":
+        ignored["seed"] = f"decoding is by {method}"
+    elif config.top_p == 1:
+        ignored["top_p"] = "1 is the mass of all tokens"
+    return ignored
+
 
 def decode_sources(
     model: Transformer,
