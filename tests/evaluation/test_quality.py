@@ -65,7 +65,7 @@ def test_the_loss_of_a_split_is_that_of_its_rows_one_by_one(pairs, batch_tokens)
 
 
 def test_the_loss_of_a_stream_counts_each_token_once_and_bytes_of_the_text():
-    text = "the cat sat on the mat and the dog sat on the log "
+    text = "the cat sat on the mat and the dog sat on the hog "
     tokens = np.asarray(TOKENIZER.encode([text])[0], dtype=np.uint16)
     model = build("lm")
     stream = Stream(tokens, len(text))
@@ -79,6 +79,39 @@ def test_the_loss_of_a_stream_counts_each_token_once_and_bytes_of_the_text():
             total += float(functional.cross_entropy(logits[0], window[1:], reduction="sum"))
     assert score.total_nll == pytest.approx(total, rel=1e-4)
     assert score.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / (len(text) - 1), rel=1e-4)
+
+
+BYTES = Tokenizer.train(TokenizerConfig(vocab_size=260), ["a"], word_initial_space=False)
+STREAMS = {
+    "known": (TOKENIZER, "the cat sat on the mat and the dog sat on the hog ", 0, 1),
+    "unknown": (TOKENIZER, "the cat sät on the mät and the 犬 sat on the hog ", 2 + 2 + 3, 1),
+    "the first unknown": (TOKENIZER, "犬 sat on the mat and the cät sat on the hog ", 2, 3),
+    "each unknown": (TOKENIZER, "犬ä" * 30, 5 * 30 - 3, 3),
+    "part of a character": (BYTES, "犬 sät on the mat and the dog sat on the hog", 0, 1),
+}
+
+
+@pytest.mark.parametrize("case", STREAMS)
+def test_bits_per_byte_are_those_of_all_tokens_but_the_first_and_8_for_each_byte_unknown(case):
+    tokenizer, text, unknown, first = STREAMS[case]
+    tokens = np.asarray(tokenizer.encode([text])[0], dtype=np.uint16)
+    config = ModelConfig(family="lm", encoder_layers=0, decoder_layers=1, width=16, heads=2, context=20)
+    model = Transformer(Architecture.from_config(config, tokenizer.vocab_size))
+    initialise(model, 3)
+    stream = Stream(tokens, len(text.encode()), np.asarray(tokenizer.unknown_bytes(text), dtype=np.int64))
+    quality = measure_quality(model, stream, tokenizer, EvaluationConfig(batch_tokens=80), [], seed=1)
+    bits = 0.0
+    with torch.no_grad():
+        for place in range(1, len(tokens)):
+            before = tokens[(place - 1) // 20 * 20 : place].astype(np.int64)
+            logits = model.project(model(torch.from_numpy(before)[None])[0, -1])
+            bits -= float(logits.log_softmax(-1)[int(tokens[place])]) / math.log(2)
+    expected = (bits + 8 * unknown) / (len(text.encode()) - first)
+    assert quality.metrics["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert quality.metrics["loss"] == pytest.approx(bits * math.log(2) / (len(tokens) - 1), rel=1e-5)
+    assert sum(row.get("unknown_bytes", 0) for row in quality.predictions) == unknown
+    if case == "unknown":  # each is charged to the window that predicts it
+        assert [row.get("unknown_bytes", 0) for row in quality.predictions] == [4, 3, 0]
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])

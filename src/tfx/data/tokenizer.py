@@ -133,14 +133,27 @@ class Tokenizer:
         for row, encoding in zip(rows, encodings, strict=True):
             ids[row] += encoding.ids
 
-    def unknown_bytes(self, text: str) -> int:
-        """UTF-8 bytes of the characters that are nothing but the unknown token."""
-        count = 0
+    def unknown_bytes(self, text: str) -> list[int]:
+        """UTF-8 bytes of the characters behind each unknown token of a text, in order."""
+        counts: list[int] = []
         for piece in _pieces(text):
             encoding = self._encoder.encode(piece, add_special_tokens=False)
             spans = zip(encoding.ids, encoding.offsets, strict=True)
-            count += sum(len(piece[start:end].encode()) for token, (start, end) in spans if token == self.unk)
-        return count
+            counts += [len(piece[start:end].encode()) for token, (start, end) in spans if token == self.unk]
+        return counts
+
+    def token_bytes(self, token_id: int) -> int:
+        """UTF-8 bytes of the text of a token at the start of a text; a token may be part of a character.
+
+        An unknown token has none: which characters it stands for is not in it.
+        """
+        if token_id == self.unk:
+            return 0
+        text, piece = self.decode([token_id]), self.token(token_id)
+        if "\ufffd" not in text or "\ufffd" in piece:
+            return len(text.encode())
+        # Part of a character, which is one byte, or one a letter of a byte-level piece.
+        return 1 if _BYTE.fullmatch(piece) else len(piece) - (self._strips_space and piece.startswith("Ġ"))
 
     @property
     def kind(self) -> str:
