@@ -379,7 +379,9 @@ class Quantize(Technique):
         sizes = {name: grid.codes_RC.numel() for name, grid in self._final.items()}
         whole = sum(sizes.values())
         bits = sum(size * self._bits[name] for name, size in sizes.items())
+        rate = self.settings.rate
         return {
+            **({} if rate is None else {"rate": rate}),
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
             "entropy_bits": sum(entropy_bits(grid.codes_RC) for grid in self._final.values()) / max(1, whole),
