@@ -15,6 +15,7 @@ from tfx.evaluation.quality import measure_quality
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.speed import Candidate, measure_speed, memory_bytes
 from tfx.model.architecture import Architecture
+from tfx.model.decoding import continue_text, make_picker
 from tfx.model.transformer import Transformer, initialise
 
 SOURCES = ["a b", "the cat sat on the mat", "", "one two three four", "dog", "a b c d e f g h"]
@@ -135,13 +136,31 @@ def test_text_to_text_gives_one_line_for_each_text_and_none_for_an_empty_one():
     assert outputs[1] == ""
 
 
-def test_a_language_model_goes_on_from_nothing_and_says_from_where():
+def test_a_language_model_begins_where_there_is_no_text_and_says_behind_what():
     told: list[str] = []
     config = EvaluationConfig(method="greedy", new_tokens=5)
     outputs = generate(build("lm"), TOKENIZER, ["the cat", "", "a"], config, note=told.append)
     assert all(0 < len(output) <= 5 for output in outputs)
     assert len(told) == 1
-    assert told[0].startswith("line 2: no text to continue: the model goes on from ")
+    assert told[0].startswith("line 2: no text to continue: the model begins behind ")
+
+
+@pytest.mark.parametrize(
+    ("letters", "ends_documents", "begins"),
+    [("abc\n", False, "a line end"), ("abc\n", True, "the end of a document"), ("abc", False, "the end of a document")],
+)
+def test_a_language_model_begins_behind_what_stood_before_a_document_in_training(letters, ends_documents, begins):
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=60), [letters], word_initial_space=False)
+    tokenizer.ends_documents = ends_documents
+    config = ModelConfig(family="lm", encoder_layers=0, decoder_layers=1, width=16, heads=2, context=20)
+    model = Transformer(Architecture.from_config(config, tokenizer.vocab_size))
+    initialise(model, 3)
+    told: list[str] = []
+    (output,) = generate(model, tokenizer, [""], EvaluationConfig(method="greedy", new_tokens=5), note=told.append)
+    assert told == [f"line 1: no text to continue: the model begins behind {begins}"]
+    first = tokenizer.eos if begins == "the end of a document" else tokenizer.encode(["\n"])[0][0]
+    pick = make_picker(EvaluationConfig(method="greedy"), 1, torch.device("cpu"))
+    assert output == tokenizer.decode(continue_text(model, [first], 5, tokenizer.eos, pick))
 
 
 def test_quality_keeps_for_each_sentence_what_its_metrics_are_made_of(pairs):

@@ -149,6 +149,7 @@ def prepare_data(
         # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
         corpus = transform(corpus)
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint)
+    tokenizer.ends_documents = corpus.task == "lm" and _has_documents(corpus.splits["train"])
     notes = list(corpus.notes)
     splits: dict[str, Any] = {}
     for name, dataset in corpus.splits.items():
@@ -231,12 +232,17 @@ def _tokenize(task: str, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np
         for text, own in zip(texts, ids, strict=True):
             if tokenizer.unk in own:
                 unknown_bytes += tokenizer.unknown_bytes(text)
-        if len(dataset) > 1:
+        if _has_documents(dataset):
             for document in ids:
                 document.append(tokenizer.eos)
         pieces.append(Ragged.from_lists(ids, dtype).values)
     counts = {"text_bytes": [text_bytes], "unknown_bytes": unknown_bytes}
     return {"tokens": np.concatenate(pieces)} | {name: np.asarray(n, dtype=np.int64) for name, n in counts.items()}
+
+
+def _has_documents(dataset: Dataset) -> bool:
+    """Whether it is more than one text: then an end token stands behind each."""
+    return len(dataset) > 1
 
 
 def _encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:

@@ -39,8 +39,11 @@ class Tokenizer:
     """Text to token ids and back.
 
     ``pad``, ``bos``, ``eos`` and ``unk`` are ids. The first three never appear in decoded text, and text that
-    happens to hold their names is ordinary text.
+    happens to hold their names is ordinary text. ``ends_documents`` tells of a language model's training text that an
+    end token stands behind each of its documents; where it is one text, there is none.
     """
+
+    ends_documents = False
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         missing = [token for token in SPECIAL if _special_id(backend, token) is None]
@@ -210,7 +213,9 @@ class Tokenizer:
             model["unk_id"] = numbers[by_id[model["unk_id"]]]
         content["added_tokens"] = [token | {"id": numbers[token["content"]]} for token in content["added_tokens"]]
         content["post_processor"] = None  # it holds ids, and adds special tokens that nothing here asks for
-        return Tokenizer.from_json(json.dumps(content)), kept
+        smaller = Tokenizer.from_json(json.dumps(content))
+        smaller.ends_documents = self.ends_documents
+        return smaller, kept
 
     def token(self, token_id: int) -> str:
         """The token's own spelling, for tables."""
