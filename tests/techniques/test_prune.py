@@ -135,6 +135,12 @@ def test_settings_that_would_be_ignored_are_refused(settings_, words):
         Stack.from_config(config)
 
 
+@pytest.mark.parametrize("threshold", ["0", "-0.1"])
+def test_a_threshold_that_no_weight_is_below_is_refused_in_one_line(threshold):
+    with pytest.raises(UserError, match=rf"technique\.prune\.threshold={threshold} is out of range: .*above 0"):
+        compose(["+technique=prune", f"technique.prune.threshold={threshold}"])
+
+
 @pytest.mark.parametrize("budget", ["steps", "tokens", "seconds"])
 def test_rewinding_without_training_is_refused(budget):
     with pytest.raises(UserError, match="budget is zero"):

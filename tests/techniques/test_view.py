@@ -7,6 +7,7 @@ import torch
 from tfx.compression import checkpoint
 from tfx.compression.grid import Grid
 from tfx.config import compose
+from tfx.config.describe import choices
 from tfx.config.schema import EvaluationConfig, TokenizerConfig
 from tfx.data.batching import collate_pairs
 from tfx.data.prepare import Pairs, Ragged
@@ -14,9 +15,11 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
+from tfx.run.closing import _missed_rate as missed_rate
 from tfx.techniques import calibration as calibration_module
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
+from tfx.training.optimizers import build_optimizers
 
 SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=2"]
 
@@ -403,6 +406,70 @@ def test_gptq_with_a_rate_takes_its_scales_and_puts_out_less_error():
     assert errors["gptq"] < errors["nearest"]
     assert scales["gptq"].keys() == scales["nearest"].keys()
     assert all(torch.equal(scales["gptq"][name], scale) for name, scale in scales["nearest"].items())
+
+
+def test_evidence_has_the_rate_that_was_asked_for_and_the_one_that_steps_allow():
+    words = ["technique.quantize.rate=0.5", "technique.quantize.bits=8", "technique.quantize.aware=false"]
+    _, model, stack = build(*RATE, *words)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:  # of two values each, which must not both become zero: a bit a weight
+                parameter.copy_(parameter.sign())
+    list(stack.finish(model, calibration_of(model)))
+    proof = stack.evidence()["quantize"]
+    assert (proof["rate"], proof["empty_matrices"]) == (0.5, 0.0)
+    assert proof["entropy_bits"] == pytest.approx(1.0, abs=0.02)
+    (line,) = missed_rate(stack.evidence())
+    assert f"the codes take {proof['entropy_bits']:.3g} bits a weight, not the 0.5 of technique.quantize.rate" in line
+    _, model, stack = build("+technique=quantize", "technique.quantize.group=16")
+    finish(model, stack)
+    assert "rate" not in stack.evidence()["quantize"]
+    assert missed_rate(stack.evidence()) == []
+
+
+@pytest.mark.parametrize(("words", "bits"), [([], 4), (["technique.quantize.rate=2"], 8)])
+def test_codes_have_4_bits_and_with_a_rate_8_unless_others_are_asked_for(words, bits):
+    _, model, stack = build("+technique=quantize", "technique.quantize.group=16", *words)
+    list(stack.finish(model, calibration_of(model)))
+    assert {grid.bits for grid in stack.grids.values()} == {bits}
+    assert stack.evidence()["quantize"]["bits"] == bits
+
+
+@pytest.mark.parametrize("method", ["nearest", "codebook"])
+@pytest.mark.parametrize("empty", [[], ["ffn.up"], ["ffn.up", "attention.q", "attention.k"]])
+def test_evidence_counts_the_matrices_that_have_nothing_but_zeros(method, empty):
+    _, model, stack = build("+technique=quantize", "technique.quantize.group=16", f"technique.quantize.method={method}")
+    with torch.no_grad():
+        for name in empty:
+            model.get_parameter(f"encoder.blocks.0.{name}.weight").zero_()
+        model.get_parameter("encoder.blocks.0.ffn.down.weight")[1:].zero_()  # not all of it
+    finish(model, stack)
+    assert stack.evidence()["quantize"]["empty_matrices"] == len(empty)
+
+
+@pytest.mark.parametrize("end", ["0.8", "0.99"])
+def test_an_end_before_the_end_is_refused_in_one_line(end):
+    with pytest.raises(UserError, match=rf"^technique\.quantize\.end={end}: .*technique\.quantize\.start says"):
+        build("+technique=quantize", f"technique.quantize.end={end}")
+
+
+@pytest.mark.parametrize("optimizer", sorted(choices("optimizer")))
+def test_weight_decay_leaves_learned_steps_alone(optimizer):
+    words = ["technique.quantize.learned_step=true", "technique.quantize.group=16", f"optimizer={optimizer}"]
+    config, model, stack = build("+technique=quantize", *words, "optimizer.weight_decay=5")
+    trained = torch.nn.ModuleList([model, stack.prepare_model(model)])
+    optimizers = build_optimizers(config.optimizer, trained, torch.device("cpu"))
+    steps = list(trained[1].parameters())
+    with torch.no_grad():
+        for step in steps:
+            step.fill_(0.5)
+    for parameter in trained.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = model.embedding.weight.detach().clone()
+    optimizers.step(1.0)
+    assert steps
+    assert all(bool((step == 0.5).all()) for step in steps)
+    assert not torch.equal(model.embedding.weight, before)  # which does decay
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, BlockStack
 from tfx.model.positions import distances, rotary_table, sinusoidal_table
+from tfx.model.roles import Role, parameter_roles
 from tfx.record.seeds import derive_seed
 
 
@@ -252,17 +253,18 @@ def initialise(model: Transformer, seed: int) -> None:
         "encoder": 2 * len(model.architecture.encoder),
         "decoder": sum(3 if shape.cross_heads else 2 for shape in model.architecture.decoder),
     }
+    roles = parameter_roles(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             generator = torch.Generator().manual_seed(derive_seed(seed, f"init/{name}"))
             value = torch.empty(parameter.shape)
-            if "embedding" in name or name.startswith(("output", "position")):
+            if roles[name] in (Role.EMBEDDING, Role.HEAD):
                 value.normal_(std=model.architecture.width**-0.5, generator=generator)
-            elif parameter.ndim == 2:
+            elif roles[name] is Role.MATRIX:
                 bound = math.sqrt(6.0 / sum(parameter.shape))
                 if name.endswith(("o.weight", "down.weight")) and model.architecture.norm_position == "pre":
                     bound /= math.sqrt(writes[name.split(".", 1)[0]])
                 value.uniform_(-bound, bound, generator=generator)
             else:
-                value.fill_(0.0 if name.endswith("bias") else 1.0)
+                value.fill_(0.0 if roles[name] is Role.BIAS else 1.0)
             parameter.copy_(value)

@@ -6,6 +6,7 @@ those sentences together. So resampling sentences is a matrix product, and nothi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,10 +87,15 @@ def _nll(row: dict[str, Any]) -> list[float]:
     return [row["nll"], row["targets"]]
 
 
+def _bits(row: dict[str, Any]) -> list[float]:
+    """Bits of a window as bits_per_byte counts them: 8 for each byte of unknown characters besides the model's."""
+    return [row["nll"] / math.log(2) + 8 * row.get("unknown_bytes", 0), row["targets"]]
+
+
 SCORERS = {
     "chrf": Scorer(_counts("chrf", 18), _chrf),
     "loss": Scorer(_nll, _mean),
     "perplexity": Scorer(_nll, _perplexity),
-    # Proportional to the loss: the factor, tokens to a byte, is the same for every resampling of one text.
-    "bits_per_byte": Scorer(_nll, _mean),
+    # Bits a token: the factor, tokens to a byte, is taken to be the same for every resampling of one text.
+    "bits_per_byte": Scorer(_bits, _mean),
 }

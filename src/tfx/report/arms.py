@@ -104,8 +104,9 @@ class Sentences:
             if self._weights_RN is None:
                 self._weights_RN = sentence_weights(len(run.statistics_NK))
             sampled_R = resample_sentences(run.statistics_NK, self._weights_RN, scorer(run.metric))
-            if run.metric == "bits_per_byte":  # in the unit of the summary, not in nats a token
-                sampled_R = sampled_R * (run.test[run.metric] / run.test["loss"])
+            if run.metric == "bits_per_byte":  # in the unit of the summary, not in bits a token
+                whole = scorer(run.metric).corpus(run.statistics_NK.sum(0, dtype=np.float64))
+                sampled_R = sampled_R * (run.test[run.metric] / float(whole))
             self._sampled[id(run)] = sampled_R
         return self._sampled[id(run)]
 

@@ -10,6 +10,8 @@ from rich.text import Text
 from tfx.record.console import clock, number, size
 from tfx.record.sheet import Column, Sheet
 
+# Of a rate: what the last weight of a matrix, or scales in fp16, may leave between what was asked for and the codes.
+_NEAR = 0.02
 # Ratios of latencies on a few inputs: what lies between is noise, and neither faster nor slower.
 _FASTER, _SLOWER = 0.95, 1.1
 
@@ -19,7 +21,8 @@ def closing_table(summary: dict[str, Any]) -> Group:
     parts: list[Any] = [_result(summary)]
     if any(row["name"] not in ("reference", "trained", "file") for row in summary["stages"]):
         parts += ["", _stages(summary)]
-    parts += [Text(line, style="yellow") for line in [*_slower(summary), *summary["quality_drops"]]]
+    lines = [*_slower(summary), *_missed_rate(summary["evidence"]), *summary["quality_drops"]]
+    parts += [Text(line, style="yellow") for line in lines]
     return Group(*parts)
 
 
@@ -110,3 +113,21 @@ def _slower(summary: dict[str, Any]) -> list[str]:
             what = "slower" if ms > _SLOWER * other else "no faster"
             lines.append(f"smaller is {what} here: {ms:.1f} ms with the file, {other:.1f} ms with {label}")
     return lines
+
+
+def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
+    """Says where codes take more or fewer bits than the rate that was asked for, and why."""
+    proof = evidence.get("quantize", {})
+    if "rate" not in proof:
+        return []
+    wanted, reached = proof["rate"], proof["entropy_bits"]
+    if abs(reached - wanted) <= _NEAR * wanted:
+        return []
+    why = (
+        "no step is so coarse that a matrix goes; ask for a higher rate, prune more, or skip fewer tensors"
+        if reached > wanted
+        else "steps are bounded by technique.quantize.bits and by what the weights hold; ask for a lower rate"
+    )
+    return [
+        f"quantize: the codes take {reached:.3g} bits a weight, not the {wanted:g} of technique.quantize.rate: {why}"
+    ]

@@ -16,6 +16,7 @@ from tfx.compression.grid import Grid, spread
 from tfx.config.schema import Root, setting
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
+from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
@@ -234,7 +235,8 @@ class Quantize(Technique):
         if self.settings.rate is not None:
             kind += f", coded in {self.settings.rate:g} bits a weight"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
-        beyond = [name for name in chosen if ".blocks." not in name]
+        roles = parameter_roles(model)
+        beyond = [name for name in chosen if roles[name] is not Role.MATRIX]
         if self.settings.method == "gptq" and beyond:
             line += f"; rounded to nearest, outside of the blocks that GPTQ walks: {', '.join(beyond)}"
         return [line + left_alone(model, chosen)]
@@ -376,7 +378,9 @@ class Quantize(Technique):
         sizes = {name: grid.codes_RC.numel() for name, grid in self._final.items()}
         whole = sum(sizes.values())
         bits = sum(size * self._bits[name] for name, size in sizes.items())
+        rate = self.settings.rate
         return {
+            **({} if rate is None else {"rate": rate}),
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
             "entropy_bits": sum(entropy_bits(grid.codes_RC) for grid in self._final.values()) / max(1, whole),
