@@ -53,7 +53,7 @@ def test_a_start_from_another_seed_is_no_difference_to_name(tmp_path, run_writer
             words = f"init_from: {origins[seed]}\nshare: {share}\n"
             (folder / "config.yaml").write_text(words + (folder / "config.yaml").read_text())
     (family,) = facts(capsys, tmp_path / "runs")["families"]
-    assert [arm["arm"] for arm in family["arms"]] == ["no technique", "no technique share=2"]
+    assert [arm["arm"] for arm in family["arms"]] == ["no technique", "share=2"]
 
 
 def test_runs_that_start_from_themselves_or_each_other_end_the_chain(tmp_path, run_writer, capsys, monkeypatch):
