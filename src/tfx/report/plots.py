@@ -107,27 +107,28 @@ def _render(figure: Figure, title: str, description: str) -> str:
 
 
 def _compact(svg: str) -> str:
-    """The same picture in half the text: hundredths of a point, no names that nothing refers to, no empty groups."""
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    """The same picture in half the text: tenths of a point, short names and no unused ones, no empty groups."""
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', svg)
+    short = {name: str(place) for place, name in enumerate(dict.fromkeys(used))}
+    svg = re.sub(r'((?:href="#|url\(#))([^")]+)', lambda found: found[1] + short[found[2]], svg)
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{short[found[1]]}"' if found[1] in short else "", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # said once for all
     svg = re.sub(r' (?:d|x|y|width|height|transform|viewBox)="[^"]*"', _shortened, svg)
     svg = re.sub(r'(?<=style=")[^"]*', lambda found: re.sub(r"([:;]) ", r"\1", found[0]), svg)
     svg = re.sub(r">\s+<", "><", svg)
     parts, kept = [], []
-    for part in re.split(r"(<g>(?!<title>)|<g[^>]*>|</g>)", svg):
+    for part in re.split(r"(<g><title>|<g[^>]*>|</g>)", svg):
         if part.startswith("<g"):
             kept.append(part != "<g>")
-        if part == "<g>" and not kept[-1]:
-            continue
-        parts.append(part if part != "</g>" or kept.pop() else "")
+        if part != "<g>" and (part != "</g>" or kept.pop()):
+            parts.append(part)
     return "".join(parts)
 
 
 def _shortened(attribute: re.Match[str]) -> str:
-    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), attribute[0])
-    return re.sub(r"\s*([MLCQz])\s*", r"\1", text) if text.startswith(" d=") else text
+    text = re.sub(r"\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), attribute[0])
+    return re.sub(r"\s*([MLCQz\"])\s*", r"\1", text) if text.startswith(" d=") else text
 
 
 _TIP = "tip-"
