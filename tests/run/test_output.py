@@ -145,3 +145,19 @@ def test_into_a_file_nothing_is_cut(tmp_path, monkeypatch, capsys):
     sheet.add_row("x" * 300, "nrefs:1|" * 40)
     plain_console().print(sheet)
     assert f"│ {'x' * 300} │ {'nrefs:1|' * 40} │" in capsys.readouterr().out
+
+
+def test_a_word_is_not_broken_for_a_column_that_can_be_spared():
+    from rich.console import Console
+
+    from tfx.run.sheet import Column, Sheet
+
+    sheet = Sheet(Column("config"), Column("latency", number=True, spare=1), lines=False)
+    sheet.add_row("distill+quantize weight_decay=0.3", "32.7 ms")
+    out = io.StringIO()
+    Console(file=out, width=24).print(sheet)
+    assert [line.strip() for line in out.getvalue().splitlines()][1:] == [
+        "distill+quantize",
+        "weight_decay=0.3",
+        "no room for: latency",
+    ]
