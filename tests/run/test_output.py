@@ -161,3 +161,14 @@ def test_a_word_is_not_broken_for_a_column_that_can_be_spared():
         "weight_decay=0.3",
         "no room for: latency",
     ]
+
+
+def test_into_a_pipe_no_line_ends_in_spaces(capsys):
+    from tfx.run.console import plain_console
+    from tfx.run.sheet import Column, Sheet
+
+    sheet = Sheet(Column("name"), Column("what it is"), lines=False)
+    sheet.add_row("a", "short")
+    sheet.add_row("b", "of more words")
+    plain_console().print(sheet)
+    assert capsys.readouterr().out.splitlines() == ["name  what it is", "a     short", "b     of more words"]

@@ -54,8 +54,8 @@ class SweepView:
     def ended(self, job: Job) -> None:
         """A job's process has ended."""
         objective = job.objective
-        result = f"  validation {number(objective)}" if objective is not None else f"  {job.reason}"
-        self._line(f"job {job.number} {job.state}{result}")
+        result = f"validation {number(objective)}" if objective is not None else job.reason
+        self._line(f"job {job.number} {job.state}  {result}".rstrip())
 
     def note(self, message: str) -> None:
         """One line, live table or not."""
