@@ -9,10 +9,14 @@ import sys
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
+from tfx.config import grammar
 from tfx.config.schema import LauncherConfig
+from tfx.errors import UserError
 from tfx.experiments.jobs import Job, Metrics
-from tfx.experiments.pool import Machine
+from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.table import print_results
 
 TINY = [
     "model.width=16",
@@ -113,7 +117,7 @@ def _places(folder, names) -> list[int]:
     return [found.index(name) for name in names]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGKILL, -9)])
 def test_no_job_outlives_its_sweep(here, number, status):
     with open(here / "out", "w") as out:
         running = subprocess.Popen(command("s", "seed=1", "trainer.budget.seconds=300"), stdout=out, stderr=out)
@@ -132,7 +136,7 @@ def test_no_job_outlives_its_sweep(here, number, status):
     for child in children:
         while _runs(child):  # ends, or the test does not
             time.sleep(0.05)
-    if number == signal.SIGINT:
+    if number == signal.SIGHUP:
         assert json.loads((here / "s" / "0" / "summary.json").read_text())["status"] == "interrupted"
 
 
@@ -182,3 +186,75 @@ def test_a_job_without_a_summary_gives_the_signal_or_its_last_line_as_reason(tmp
     assert (job.state, job.reason) == ("failed", "no such thing")
     job.end(-signal.SIGKILL)
     assert (job.state, job.reason) == ("interrupted", "killed by SIGKILL")
+
+
+COMPLETED = {
+    "status": "completed",
+    "primary_metric": "bleu",
+    "valid": {"bleu": 20.0},
+    "test": {"bleu": 21.0},
+    "bytes": {"file": 1000},
+    "train": {"seconds": 5.0},
+}
+
+
+def made(folder, overrides: list[str], summary: str) -> Job:
+    """A job whose folder an earlier sweep left."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 1\n")
+    (folder / "overrides.yaml").write_text(json.dumps(overrides))
+    (folder / "summary.json").write_text(summary)
+    return Job(0, overrides, folder)
+
+
+def test_a_job_that_has_its_result_is_done_however_its_process_ended(tmp_path):
+    job = made(tmp_path / "0", [], json.dumps(COMPLETED))
+    for status in (1, -signal.SIGKILL):
+        job.end(status)
+        assert (job.state, job.reason, job.objective) == ("done", "", 20.0)
+
+
+def test_what_may_be_a_result_is_not_removed(tmp_path):
+    job = made(tmp_path / "0", ["seed=1"], '{"status": "comp')
+    with pytest.raises(
+        UserError, match=r"summary\.json is not readable JSON.*nothing was removed: mend the file, or move"
+    ):
+        job.take_over()
+    assert sorted(file.name for file in job.folder.iterdir()) == ["config.yaml", "overrides.yaml", "summary.json"]
+
+
+def test_a_job_that_failed_starts_over_and_other_files_of_its_folder_stay(tmp_path):
+    job = made(tmp_path / "0", [], '{"status": "failed"}')
+    (job.folder / "notes.txt").write_text("mine")
+    assert job.take_over() == "train"
+    assert [file.name for file in job.folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["it's", "a\\b", "a\\'b\\", "${seed}", "{x},[y] =z"])
+def test_a_job_gets_its_folder_whatever_the_name(tmp_path, monkeypatch, name):
+    given = []
+
+    class Ended:
+        pid = 0
+
+        def __init__(self, arguments, **settings):
+            given.extend(arguments)
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    job = Job(0, [], tmp_path / name)
+    run_jobs([job], tmp_path, LauncherConfig(), Machine(1, 1, ()))
+    (word,) = [word for word in given if word.startswith("hydra.run.dir=")]
+    assert OmegaConf.create({"folder": grammar.parse(word)[1]}).folder == str(job.folder)
+
+
+def test_the_table_shows_the_names_of_runs(tmp_path, capsys):
+    named = made(tmp_path / "0", ["seed=1"], json.dumps(COMPLETED | {"name": "from-yaml"}))
+    named.end(0)
+    print_results([named, Job(1, ["seed=2", "name='to be'"], tmp_path / "1")])
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert header[:4] == ["job", "name", "overrides", "state"]
+    assert rows[0][:4] == ["0", "from-yaml", "seed=1", "done"]
+    assert rows[1] == ["1", "to", "be", "seed=2", "waiting"]

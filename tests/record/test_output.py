@@ -159,3 +159,30 @@ def test_a_command_closes_no_handler_of_logging_that_a_library_has_made(tmp_path
     assert run_with(["train", "dry_run=true", *TINY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     assert not stream.closed
     handler.close()
+
+
+def test_a_word_is_not_broken_for_a_column_that_can_be_spared():
+    from rich.console import Console
+
+    from tfx.record.sheet import Column, Sheet
+
+    sheet = Sheet(Column("config"), Column("latency", number=True, spare=1), lines=False)
+    sheet.add_row("distill+quantize weight_decay=0.3", "32.7 ms")
+    out = io.StringIO()
+    Console(file=out, width=24).print(sheet)
+    assert [line.strip() for line in out.getvalue().splitlines()][1:] == [
+        "distill+quantize",
+        "weight_decay=0.3",
+        "no room for: latency",
+    ]
+
+
+def test_into_a_pipe_no_line_ends_in_spaces(capsys):
+    from tfx.record.console import plain_console
+    from tfx.record.sheet import Column, Sheet
+
+    sheet = Sheet(Column("name"), Column("what it is"), lines=False)
+    sheet.add_row("a", "short")
+    sheet.add_row("b", "of more words")
+    plain_console().print(sheet)
+    assert capsys.readouterr().out.splitlines() == ["name  what it is", "a     short", "b     of more words"]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -22,7 +23,7 @@ with leaving_on_signals():
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_raised_with_its_status_and_the_handlers_come_back(number, status):
     before = signal.getsignal(number)
     with pytest.raises(StoppedBySignal, match=number.name) as caught, leaving_on_signals():
@@ -42,3 +43,27 @@ def test_the_second_signal_leaves_at_once():
     finally:
         process.kill()
         process.communicate()
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with leaving_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
+def closing():
+    try:
+        yield
+    finally:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_terminal_that_closes_says_so_twice_and_the_run_still_leaves_in_order():
+    with pytest.raises(StoppedBySignal) as caught, leaving_on_signals(), closing():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert caught.value.status == 129

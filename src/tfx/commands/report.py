@@ -91,6 +91,8 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
             style = "bold" if arm is family.baseline else None
             table.add_row(cells["config"], *(cells[name] for name in shown), style=style)
         console.print(table)
+        if family.usual:
+            console.print(f"what a config does not name: {family.usual}")
         if family.contributions:
             adds = Sheet(
                 *(Column(name, spare=index) for index, name in enumerate(CONTRIBUTION_COLUMNS)),
@@ -99,10 +101,10 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
             for texts in contribution_rows(family):
                 adds.add_row(*texts)
             console.print(adds)
-        for warning in family.warnings:
-            notes.print(f"{family.title}, read with care: {warning}")
-        for line in family.details if details else ():
-            notes.print(f"  {line}")
+    for warning in comparison.warnings:
+        notes.print(f"read with care: {warning}")
+    for line in comparison.details if details else ():
+        notes.print(f"  {line}")
     for item in comparison.left_out:
         notes.print(f"left out: {item.path}: {item.reason}")
 

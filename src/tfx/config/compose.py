@@ -10,7 +10,7 @@ import secrets
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,12 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     as_typed = {literal(word, sweep=sweep): word for word in overrides}
     before = sys.argv
     sys.argv = [before[0], *as_typed, *flags]
-    added = None
+    places: list[Path] = []
     try:
-        added = get_args_parser().parse_args(sys.argv[1:]).config_dir
+        flagged = get_args_parser().parse_args(sys.argv[1:])
+        added = flagged.config_dir
+        places = _own_places(added, flagged.config_path, overrides)
+        _check_endings(places)
         for file in sorted(Path(added).glob("**/*.yaml")) if added else ():
             check_yaml(file)
         with _full_errors(), _hydra_on_stderr():
@@ -146,19 +149,44 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             raise
         if isinstance(error, OverrideParseException):
             raise not_grammar(str(error.override), error) from error
-        raise _misnamed(error, added) or explain(error) from error
+        raise _misnamed(error, places) or explain(error) from error
     finally:
         sys.argv = before
     if fault is not None:
         raise fault
 
 
-def _misnamed(error: Exception, added: str | None) -> UserError | None:
-    """The error for a choice whose file in the user's own folder ends in ``.yml``: Hydra knows ``.yaml`` alone."""
-    if added is None or not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
+def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequence[str]) -> list[Path]:
+    """The user's own folders of configs: those of Hydra's flags, and of ``hydra.searchpath``."""
+    found = [config_dir, config_path]
+    for word in overrides:
+        if word.lstrip("+").startswith("hydra.searchpath="):
+            with suppress(UserError):
+                entries = parse(word)[1]
+                found += map(str, entries if isinstance(entries, list) else [entries])
+    return [Path(place.removeprefix("file://")) for place in found if place and not place.startswith("pkg://")]
+
+
+def _check_endings(places: Sequence[Path]) -> None:
+    """Raises `UserError` for a file ``.yml`` by the name of a choice that there is: the other would be taken unsaid."""
+    from tfx.config.describe import GROUPS, choices
+
+    for group in GROUPS:
+        for file in (file for place in places for file in sorted((place / group).glob("*.yml"))):
+            if file.stem in choices(group) or file.with_suffix(".yaml").exists():
+                raise _other_ending(file)
+
+
+def _misnamed(error: Exception, places: Sequence[Path]) -> UserError | None:
+    """The error for a choice whose file in the user's own folders ends in ``.yml``: Hydra knows ``.yaml`` alone."""
+    if not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
         return None
-    file = Path(added) / f"{error.missing_cfg_file}.yml"
-    return UserError(f"{file} is not looked for: rename it to {file.stem}.yaml") if file.is_file() else None
+    name = str(error.missing_cfg_file).removesuffix(".yml")
+    return next((_other_ending(file) for place in places if (file := place / f"{name}.yml").is_file()), None)
+
+
+def _other_ending(file: Path) -> UserError:
+    return UserError(f"{file} is not looked for: rename it to {file.stem}.yaml")
 
 
 def is_foreign_job() -> bool:
@@ -463,11 +491,29 @@ def _make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
             _make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
         elif f.metadata.get("path") and isinstance(value, str):
             try:
-                values[f.name] = os.path.normpath(Path(value).expanduser().absolute())
+                values[f.name] = str(_absolute(Path(value).expanduser()))
             except RuntimeError:
                 raise UserError(
                     f"{prefix}{f.name}={value}: no home folder is known for it (is HOME set?): write the path in full"
                 ) from None
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root without ``..``, which after a symbolic link leaves the folder that the link leads to."""
+    whole = path.absolute()
+    found = Path(whole.anchor)
+    for part in whole.parts[1:]:
+        if part != "..":
+            found /= part
+        else:
+            found = (Path(os.path.realpath(found)) if _is_link(found) else found).parent
+    return found
+
+
+def _is_link(path: Path) -> bool:
+    with suppress(OSError):  # a name that is too long
+        return path.is_symlink()
+    return False
 
 
 def _check_technique(name: str, values: Any) -> dict[str, Any]:

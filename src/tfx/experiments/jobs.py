@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tfx.config.grammar import parse
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
+from tfx.record.lock import locked
 
 WAITING, RUNNING, DONE, SKIPPED, PLANNED, FAILED, INTERRUPTED = (
     "waiting",
@@ -65,6 +66,14 @@ class Job:
             return {}
 
     @property
+    def run_name(self) -> str:
+        """The `name` of its run, as its summary has it, or as it is to be; empty: none."""
+        if name := self.summary.get("name"):
+            return str(name)
+        typed = [o for o in self.overrides if o.lstrip("+").partition("=")[0] == "name"]
+        return str(parse(typed[-1])[1] or "") if typed else ""
+
+    @property
     def objective(self) -> float | None:
         """Validation value of the primary metric; None where the run did not complete."""
         summary = self.summary
@@ -76,7 +85,8 @@ class Job:
         """Looks at what an earlier sweep left in the folder and returns how to go on: the command's name.
 
         None: the job is done. ``"resume"``: it did not get there and has a saved state. ``"train"``: it starts, in a
-        clean folder. Raises `UserError` where the folder holds a run of other overrides.
+        clean folder. Raises `UserError` where the folder holds a run of other overrides, what may be a result (a
+        summary that cannot be read), or a run that another process is working on.
         """
         if not self.run.config.is_file():
             return "train"
@@ -87,19 +97,33 @@ class Job:
                 f"this sweep ({' '.join(self.overrides) or 'none'}): give the command that it was made with, or "
                 "another hydra.sweep.dir"
             )
-        if self.summary.get("status") == "completed":
+        try:
+            summary = self.run.read_summary() if self.run.summary.exists() else {}
+        except UserError as error:
+            raise UserError(
+                f"{error}; job {self.number} of this sweep may have its result there, so nothing was removed: mend the "
+                f"file, or move {self.folder} away to run the job again"
+            ) from error
+        if summary.get("status") == "completed":
             return None
         # Also one that failed: a full disk may have room by now, and what fails again does so without the way there.
         if any(self.run.state.glob("step-*")):
             return "resume"
-        shutil.rmtree(self.folder)
+        with locked(self.folder):
+            self.run.remove()
         return "train"
 
     def end(self, status: int) -> None:
-        """Takes the exit status of the job's process (negative: the signal that killed it)."""
+        """Takes the exit status of the job's process (negative: the signal that killed it).
+
+        A result that is there counts, whatever befell the process after it, such as a log on a full disk.
+        """
         summary = self.summary
+        if summary.get("status") == "completed":
+            self.state = DONE
+            return
         if status == 0:
-            self.state = DONE if summary.get("status") == "completed" else PLANNED
+            self.state = PLANNED
             return
         stopped = status < 0 or status > 128
         self.state = INTERRUPTED if stopped else FAILED

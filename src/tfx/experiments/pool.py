@@ -20,11 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tfx.config.grammar import escaped, quoted
 from tfx.config.schema import LauncherConfig
 from tfx.experiments.jobs import ENDED_BADLY, RUNNING, SKIPPED, Job
 from tfx.experiments.table import SweepView
 from tfx.record.lock import locked
-from tfx.record.signals import StoppedBySignal
+from tfx.record.signals import StoppedBySignal, is_echo, leave_signals
 
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
@@ -77,7 +78,7 @@ def run_jobs(
     """Runs what is left of ``jobs`` in the sweep's ``folder``, and sets state and reason of each.
 
     Raises `UserError` where another process runs the sweep, or a job's folder holds another run; `StoppedBySignal`
-    at SIGINT and SIGTERM, once the jobs have been told and have ended.
+    at SIGINT, SIGTERM and SIGHUP, once the jobs have been told and have ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -133,7 +134,7 @@ class _Pool:
         if command == "resume":
             arguments = [command, str(job.folder)]
         else:
-            hydra = [f"hydra.run.dir={_quote(job.folder)}", f"hydra.job.num={job.number}"]
+            hydra = [f"hydra.run.dir={quoted(escaped(str(job.folder)))}", f"hydra.job.num={job.number}"]
             arguments = [command, *job.flags, *job.overrides, *hydra]
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab" if command == "resume" else "wb") as log:
@@ -199,22 +200,17 @@ def _die_with_parent() -> Callable[[], None] | None:
 
 @contextmanager
 def _handled(signals: list[int]) -> Iterator[None]:
-    """Collects SIGINT and SIGTERM in a list instead of ending the process."""
+    """Collects SIGINT, SIGTERM and SIGHUP in a list instead of ending the process."""
 
     def note(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
+        if not (signals and is_echo(number)):
+            signals.append(number)
 
     before: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in leave_signals():
         before[number] = signal.signal(number, note)
     try:
         yield
     finally:
         for handled, handler in before.items():
             signal.signal(handled, handler)
-
-
-def _quote(path: Path) -> str:
-    """A path as a quoted value of Hydra's override grammar."""
-    text = str(path)
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'" if not text.isalnum() else text

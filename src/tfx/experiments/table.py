@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Group
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from tfx.experiments.jobs import ENDED_BADLY, RUNNING, WAITING, Job, results
 from tfx.record.console import clock, number, plain_console
+from tfx.record.output import LostOutputError
 from tfx.record.sheet import Column, Sheet
 
 _REFRESH_SECONDS = 0.5
@@ -26,6 +28,7 @@ class SweepView:
         self._jobs, self._at_once = jobs, at_once
         self._console = plain_console(stderr=True)
         self._names = _names(jobs)
+        self._run_names = _run_names(jobs)
         self._live: Live | None = None
         self._primary = "loss"
         self._next = 0.0
@@ -45,13 +48,14 @@ class SweepView:
 
     def started(self, job: Job) -> None:
         """A job's process was started."""
-        self._line(f"job {job.number} started: {self._names[job.number]}")
+        words = (self._run_names.get(job.number), self._names[job.number])
+        self._line(f"job {job.number} started: {' '.join(filter(None, words))}")
 
     def ended(self, job: Job) -> None:
         """A job's process has ended."""
         objective = job.objective
-        result = f"  validation {number(objective)}" if objective is not None else f"  {job.reason}"
-        self._line(f"job {job.number} {job.state}{result}")
+        result = f"validation {number(objective)}" if objective is not None else job.reason
+        self._line(f"job {job.number} {job.state}  {result}".rstrip())
 
     def note(self, message: str) -> None:
         """One line, live table or not."""
@@ -73,8 +77,9 @@ class SweepView:
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for name in ("job", "overrides", "state", "step", "validation", "left"):
-            table.add_column(name, justify="left" if name in ("overrides", "state") else "right")
+        texts = ("name", "overrides", "state") if self._run_names else ("overrides", "state")
+        for name in ("job", *texts, "step", "validation", "left"):
+            table.add_column(name, justify="left" if name in texts else "right")
         rows = max(4, self._console.height - 4)
         # What runs is always seen; of the others as many as there is room for.
         shown = sorted(self._jobs, key=lambda job: (job.state != RUNNING, job.number))[:rows]
@@ -84,6 +89,7 @@ class SweepView:
             left = metrics.seconds_left if job.state == RUNNING else None
             table.add_row(
                 str(job.number),
+                *([self._run_names[job.number]] if self._run_names else []),
                 self._names[job.number],
                 Text(job.state, style=_STYLES.get(job.state, "green")),
                 number(metrics.step) if metrics.step is not None else "",
@@ -97,16 +103,39 @@ class SweepView:
 
 
 def _names(jobs: Sequence[Job]) -> dict[int, str]:
-    """By job number its name, else the overrides that not all jobs share: what a sweep is about."""
+    """By job number its name, else the overrides that not all jobs share: what a sweep is about.
+
+    The `name` of a run has a column of its own.
+    """
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return {job.number: job.name or " ".join(o for o in job.overrides if o not in shared) for job in jobs}
+    return {
+        job.number: job.name
+        or " ".join(o for o in job.overrides if o not in shared and o.lstrip("+").partition("=")[0] != "name")
+        for job in jobs
+    }
+
+
+def _run_names(jobs: Sequence[Job]) -> dict[int, str]:
+    """By job number the `name` of its run; empty where no run has one."""
+    names = {job.number: job.run_name for job in jobs}
+    return names if any(names.values()) else {}
 
 
 def print_results(jobs: Sequence[Job]) -> None:
-    """The results as a table on stdout, then every failure with its reason and its log."""
+    """The results as a table on stdout, then every failure with its reason and its log.
+
+    Nobody may be there to read it: that is the command's exit status, and no fault of the sweep.
+    """
+    with suppress(LostOutputError):
+        _print_results(jobs)
+
+
+def _print_results(jobs: Sequence[Job]) -> None:
     console = plain_console()
+    run_names = _run_names(jobs)
     table = Sheet(
         Column("job", number=True),
+        *([Column("name", wrap=False)] if run_names else []),
         Column("overrides"),
         Column("state", wrap=False),
         Column("validation", number=True),
@@ -128,7 +157,8 @@ def print_results(jobs: Sequence[Job]) -> None:
                 number(summary["train"]["seconds"]),
             ]
         state = Text(job.state, style=_STYLES.get(job.state, "green"))
-        table.add_row(str(job.number), names[job.number], state, *values)
+        texts = [run_names[job.number], names[job.number]] if run_names else [names[job.number]]
+        table.add_row(str(job.number), *texts, state, *values)
     console.print(table)
     done, failed = results(jobs)
     left = len(jobs) - done - failed

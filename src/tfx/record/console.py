@@ -5,6 +5,7 @@ Progress goes to stderr. Where stderr is no terminal there is no live line, only
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -53,12 +54,29 @@ UNLIMITED = 100_000
 def plain_console(*, stderr: bool = False, file: TextIO | None = None) -> Console:
     """A console that shows texts as they are: a name in brackets is no markup, a number has no colour of its own.
 
-    It is as wide as the terminal; a pipe or a file has no width, whatever the environment says of one.
+    It is as wide as the terminal; a pipe or a file has no width, whatever the environment says of one, and gets no
+    spaces at the end of a line.
     """
     target = file or (sys.stderr if stderr else sys.stdout)
-    width = None if target is not None and target.isatty() else UNLIMITED
-    colors: dict[str, Any] = {} if file is None else {"color_system": None}
-    return Console(highlight=False, markup=False, emoji=False, stderr=stderr, file=file, width=width, **colors)
+    settings: dict[str, Any] = {} if file is None else {"file": file, "color_system": None}
+    if target is None or not target.isatty():
+        settings |= {"width": UNLIMITED, "file": target and _Trimmed(target)}
+    return Console(highlight=False, markup=False, emoji=False, stderr=stderr, **settings)
+
+
+class _Trimmed:
+    """A stream that leaves out the spaces with which tables fill up their lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text; returns its length."""
+        self._stream.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class RunConsole:

@@ -10,8 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-# A folded text is readable from this width on.
-_NARROWEST = 12
+# A folded text is readable from this width on; words up to the second one are not broken for what can be spared.
+_NARROWEST, _LONGEST_WORD = 12, 24
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ class Sheet:
             texts = [column.name]
             texts += [line for cells, _ in self._rows for line in _plain(cells[index]).split("\n")]
             longest = max(map(cell_len, texts), default=0)
-            width += longest if column.number or not column.wrap else min(longest, _NARROWEST)
+            if column.wrap and not column.number:
+                word = max((cell_len(word) for text in texts for word in text.split()), default=0)
+                longest = min(longest, max(_NARROWEST, min(word, _LONGEST_WORD)))
+            width += longest
         return width + (3 * len(shown) + 1 if self._lines else 2 * len(shown))
 
     def _table(self, shown: Sequence[int]) -> Table:
