@@ -21,7 +21,7 @@ from tfx.compression.int8 import use_int8
 from tfx.config.compose import compose
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
-from tfx.techniques.prune import StructureSettings, plan_structure
+from tfx.techniques.prune.structure import StructureSettings, plan_structure
 from tfx.techniques.quantize.rounding import GridKind, nearest
 
 VOCABULARY = 8000

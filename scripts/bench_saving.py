@@ -16,10 +16,10 @@ from in_turn import real_batches
 from rich.console import Console
 from rich.table import Table
 
-from tfx.commands.running import build_model, read_inputs
 from tfx.config.compose import compose
 from tfx.model.device import choose_device
-from tfx.run.console import size
+from tfx.record.console import size
+from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.stack import Stack
 from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver, saved_states
@@ -34,13 +34,13 @@ def main() -> None:
     origin, data = read_inputs(config)
     model = build_model(config, data, device, origin)
     trainer = Trainer(config, model, data, device, Observer(), Stack.from_config(config))
-    trainer._step([next(real_batches(config, data))], 1.0, 0.0)  # so that the optimizers have moments
+    trainer.stepper.take([next(real_batches(config, data))], 1.0, 0, 0.0)  # so that the optimizers have moments
     still, whole = [], []
     with tempfile.TemporaryDirectory() as name:
         saver = StateSaver(Path(name), 1)
         for step in range(options.rounds):
             start = time.perf_counter()
-            saver.save(step, trainer._state())
+            saver.save(step, trainer.state())
             still.append(time.perf_counter() - start)
             saver.wait()
             whole.append(time.perf_counter() - start)

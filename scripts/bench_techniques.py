@@ -15,14 +15,15 @@ from pathlib import Path
 
 from in_turn import options_and_overrides, race
 
-from tfx.commands.running import build_model
-from tfx.commands.teacher import make_teachers
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.data.batching import Batch
 from tfx.data.prepare import prepare_data
 from tfx.model.device import choose_device
-from tfx.run.console import RunConsole
+from tfx.record.console import RunConsole
+from tfx.run.life import train_teacher
+from tfx.run.setup import build_model
+from tfx.run.teacher import make_teachers
 from tfx.techniques.stack import Stack
 from tfx.training.loop import Observer, Trainer
 
@@ -58,7 +59,7 @@ def main() -> None:
             words = [word.format(teacher=teacher) for word in choice]
             config = compose([*overrides, *words, "trainer.budget.steps=1000000"])
             stack = Stack.from_config(config)
-            teachers = make_teachers(config, stack, device, RunConsole())
+            teachers = make_teachers(config, stack, device, RunConsole(), train_teacher)
             stack.data_prepared(teachers, data, device)
             student = build_model(config, data, device, None)
             arms[name] = partial(_step, Trainer(config, student, data, device, Observer(), stack))
@@ -67,8 +68,8 @@ def main() -> None:
 
 
 def _step(trainer: Trainer, batch: Batch) -> None:
-    trainer._prepare(_PROGRESS)
-    trainer._step([batch], 1.0, _PROGRESS)
+    trainer.prepare(_PROGRESS)
+    trainer.stepper.take([batch], 1.0, 0, _PROGRESS)
 
 
 if __name__ == "__main__":

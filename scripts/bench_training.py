@@ -17,7 +17,6 @@ import torch
 from in_turn import options_and_overrides, race
 from torch import Tensor, nn
 
-from tfx.commands.running import build_model
 from tfx.config.compose import compose
 from tfx.config.schema import ModelConfig
 from tfx.data.batching import Batch
@@ -25,6 +24,7 @@ from tfx.data.prepare import prepare_data
 from tfx.errors import UserError
 from tfx.model.device import choose_device
 from tfx.model.positions import sinusoidal_table
+from tfx.run.setup import build_model
 from tfx.techniques.stack import Stack
 from tfx.training.loop import Observer, Trainer
 
@@ -97,7 +97,7 @@ def main() -> None:
         student = build_model(config, data, device, None)
         trainer = Trainer(config, student, data, device, Observer(), Stack.from_config(config))
         student.train()
-        arms[f"tfx, {precision}, {name}"] = lambda batch, trainer=trainer: trainer._step([batch], 1.0, 0.5)
+        arms[f"tfx, {precision}, {name}"] = lambda batch, trainer=trainer: trainer.stepper.take([batch], 1.0, 0, 0.5)
 
     race(arms, base, data, options.rounds, options.steps)
 

@@ -17,66 +17,59 @@ from tfx.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tfx"
-FLOORS = {
-    "errors": 0,
-    "config": 1,
-    "run": 1,
-    "data": 2,
-    "model": 2,
-    "sweep": 2,
-    "report": 2,
-    "compression": 3,
-    "evaluation": 3,
-    "techniques": 4,
-    "training": 5,
-    "commands": 6,
-    "cli": 7,
+PAGE = ROOT / "docs" / "guide" / "house.md"
+FLOORS = {name: int(floor) for floor, name in re.findall(r"^\| (-?\d+) \| `(\w+)` \|", PAGE.read_text(), re.M)}
+FILES = {
+    "tfx." + ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.parent != SOURCE or path.stem in FLOORS
 }
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem in FLOORS)
 
 
-def room(module: str) -> str:
-    return module.split(".")[1]
-
-
-def imports(tree: ast.AST) -> set[str]:
+def imports(path: Path) -> set[str]:
+    """The modules of tfx that a file imports anywhere, inside functions and for types alone included."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tfx."):
-            if node.module in ("tfx.config", "tfx.compression", "tfx.commands", "tfx.data"):
-                found |= {f"{node.module}.{name.name}" for name in node.names}
-            else:
-                found.add(node.module)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tfx":
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                found.add(inner if inner in FILES else node.module)
         elif isinstance(node, ast.Import):
             found |= {name.name for name in node.names if name.name.startswith("tfx.")}
-    return found
+    return found - {"tfx"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_a_file_imports_from_lower_floors_or_its_own_folder_only(path):
-    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    for module in imports(ast.parse(path.read_text(encoding="utf-8"))):
-        other = room(module)
-        assert other == own or FLOORS[other] < FLOORS[own], f"{path} imports {module}"
+IMPORTS = {name: imports(path) for name, path in FILES.items()}
 
 
-def test_modules_import_each_other_in_no_circle():
-    graph = {}
-    for path in FILES:
-        name = "tfx." + ".".join(path.relative_to(SOURCE).with_suffix("").parts)
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-        graph[name.removesuffix(".__init__")] = imports(top)
+def floor(module: str) -> int:
+    return FLOORS[module.split(".")[1]]
+
+
+def test_the_table_has_every_folder():
+    folders = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()}
+    assert folders <= FLOORS.keys()
+    assert {name for name in FLOORS if (SOURCE / name).is_dir()} == folders
+    assert all((SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file() for name in FLOORS)
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_file_imports_from_lower_floors_or_its_own_folder_only(name):
+    for other in IMPORTS[name]:
+        assert other.split(".")[1] == name.split(".")[1] or floor(other) < floor(name), f"{name} imports {other}"
+
+
+def test_files_import_each_other_in_no_circle():
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, f"circle: {' > '.join([*above, name])}"
+        assert name not in above, f"circle: {' > '.join([*above[above.index(name) :], name])}"
         if name not in done:
-            for other in graph.get(name, ()):
+            for other in IMPORTS.get(name, ()):
                 visit(other, (*above, name))
             done.add(name)
 
-    for name in graph:
+    for name in FILES:
         visit(name, ())
 
 

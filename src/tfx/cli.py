@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tfx.errors import UserError, suggest
-from tfx.run.output import LostOutputError, lost, streams
+from tfx.record.output import LostOutputError, lost, streams
 
 COMMANDS = {
     "train": "build data, model and stack; train; evaluate; write a run directory",

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tfx.commands.closing import closing_table
+from tfx.run.closing import closing_table
 
 SPEED = {"latency_ms": {"p50": 10.0, "p95": 14.0}, "tokens_per_second": 800.0, "memory_bytes": 1000}
 
@@ -128,3 +128,18 @@ def test_a_dense_model_has_no_stages_and_nothing_to_say_of_speed():
 def test_what_lost_too_much_stands_below():
     lost = "quantize lost 2 of bleu on validation data against 'trained', and max_quality_drop=1"
     assert lost in shown(quality_drops=[lost])
+
+
+@pytest.mark.parametrize(
+    ("rate", "reached", "says"),
+    [
+        (0.5, 0.68, "the codes take 0.68 bits a weight, not the 0.5 of technique.quantize.rate: no step is so coarse"),
+        (6.0, 4.2, "the codes take 4.2 bits a weight, not the 6 of technique.quantize.rate: steps are bounded"),
+        (2.0, 2.01, None),
+        (2.0, 1.99, None),
+    ],
+)
+def test_a_rate_that_is_missed_is_said(rate, reached, says):
+    text = " ".join(shown(evidence={"quantize": {"rate": rate, "entropy_bits": reached}}).split())
+    assert ("of technique.quantize.rate" in text) == (says is not None)
+    assert says is None or says in text

@@ -137,7 +137,7 @@ def test_a_new_process_reads_back_the_very_logits_of_the_model_in_memory(
     folder, family, overrides, monkeypatch, request
 ):
     """What was in memory is taken where the run compares it with the file, just before the file is kept."""
-    from tfx.commands.measure import Measurer
+    from tfx.run.measure import Measurer
 
     held = {}
     compare = Measurer._compare
@@ -263,7 +263,7 @@ def test_zeros_that_only_the_file_loses_stop_the_run(folder, dense, monkeypatch)
         return loaded
 
     monkeypatch.setattr(checkpoint, "load", altered)
-    monkeypatch.setattr("tfx.commands.measure.Measurer._compare", lambda *_: None)
+    monkeypatch.setattr("tfx.run.measure.Measurer._compare", lambda *_: None)
     error = failed(folder, dense, "altered", "+technique=prune")
     assert "after prune, read back from the file," in error
     assert "'decoder.blocks.0.ffn.up.weight'" in error
@@ -286,7 +286,7 @@ def test_weights_that_are_not_tied_any_more_stop_the_run(folder, dense, monkeypa
 @pytest.fixture
 def finished(monkeypatch):
     """The stack of the last run, as it was when its file was compared with the model in memory."""
-    from tfx.commands.measure import Measurer
+    from tfx.run.measure import Measurer
 
     held = {}
     compare = Measurer._compare
@@ -344,19 +344,13 @@ def test_a_pattern_holds_everywhere_in_the_file(folder, dense, stack):
 
 
 def test_calibration_is_a_slice_of_the_training_data_by_the_seed(folder):
-    from types import SimpleNamespace
-
-    from tfx.commands.running import _Run, build_model, read_inputs
     from tfx.config.compose import compose
+    from tfx.run.compress import calibration_batches
+    from tfx.run.setup import Setup
 
     def batches(seed):
-        config = compose([*SMALL, *PAIRS, "dataset.batch_tokens=128", f"seed={seed}"])
-        origin, data = read_inputs(config)
-        model = build_model(config, data, torch.device("cpu"), origin)
-        made = _Run._calibration_batches(
-            SimpleNamespace(config=config, data=data, model=model, device=torch.device("cpu")), 3
-        )
-        return made, data
+        parts = Setup(compose([*SMALL, *PAIRS, "dataset.batch_tokens=128", f"seed={seed}"])).prepare({})
+        return calibration_batches(parts, 3), parts.data
 
     (first, data), (same, _), (other, _) = batches(1), batches(1), batches(2)
     assert len(first) == 3
@@ -397,8 +391,8 @@ def test_speed_and_memory_of_reference_plain_tensors_and_file_are_measured(folde
     ],
 )
 def test_a_drop_is_a_loss_of_what_is_better_when_higher_and_a_gain_of_errors(metric, before, after, broken):
-    from tfx.commands.measure import BrokenInvariantError, Measurer
     from tfx.config.compose import compose
+    from tfx.run.measure import BrokenInvariantError, Measurer
 
     metrics = [] if metric == "loss" else [metric]
     config = compose([*SMALL, f"dataset.metrics={metrics}", "max_quality_drop=1.0"])

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from tfx.cli import main
+from tfx.commands.evaluate import _without_effect as without_effect
+from tfx.config.schema import EvaluationConfig
 
 TINY = [
     "model.width=16",
@@ -82,7 +84,7 @@ def test_what_is_done_to_an_input_is_said(runs, monkeypatch, capsys):
         runs, monkeypatch, capsys, str(runs / "lm"), "", "li\u732bne", "line " * 20, "--new-tokens", "3"
     )
     assert (status, out.count("\n")) == (0, 3)
-    assert "note: line 1: no text to continue: the model goes on from a line end" in err
+    assert "note: line 1: no text to continue: the model begins behind a line end" in err
     assert "note: line 2: 1 tokens of characters that the tokenizer does not know" in err
     assert "note: line 3: of 100 tokens the model reads the last 16, its context" in err
     status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), "nine " * 60)
@@ -97,13 +99,75 @@ def test_what_is_done_to_an_input_is_said(runs, monkeypatch, capsys):
         ("pairs", ["--seed", "3"], "--seed has no effect"),
         ("pairs", ["--new-tokens", "3"], "--new-tokens has no effect"),
         ("pairs", ["--method", "greedy", "--beam", "3"], "--beam has no effect: decoding is by greedy"),
+        ("pairs", ["--beam", "3"], "--beam has no effect: decoding is by greedy"),
+        ("pairs", ["--seed", "1"], "--seed has no effect: decoding is by greedy"),
+        ("pairs", ["--method", "beam", "--beam", "1", "--seed", "1"], "--seed has no effect: decoding is by greedy"),
         ("lm", ["--method", "greedy", "--top-k", "3"], "--top-k has no effect"),
+        ("lm", ["--beam", "3"], "--beam has no effect: decoding is by sample"),
+        ("lm", ["--top-p", "1"], "--top-p has no effect: 1 is the mass of all tokens"),
+        ("lm", ["--top-k", "500"], "--top-k has no effect: the vocabulary has "),
     ],
 )
 def test_an_option_without_effect_is_named(run, words, says, runs, monkeypatch, capsys):
-    status, _, err = generate(runs, monkeypatch, capsys, str(runs / run), *words, "five")
+    status, _, err = generate(runs, monkeypatch, capsys, str(runs / run), *words, "line")
     assert status == 0
+    assert err.count("note: ") == 1
     assert f"note: {says}" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "used"),
+    [
+        ([], None),
+        (["--method", "beam", "--beam", "1"], None),
+        (["--method", "beam"], "beam (beam=5, length_penalty=1)"),
+        (["--method", "sample", "--top-k", "3", "--seed", "1"], "sample (temperature=1, top_k=3)"),
+    ],
+)
+def test_another_decoding_than_that_of_the_scores_is_named(words, used, runs, monkeypatch, capsys):
+    _, _, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), *words, "five")
+    expected = f"note: decoding is by {used}, and what the run was scored with is greedy" if used else ""
+    assert err.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("evaluation.beam=3", "decoding is by greedy"),
+        ("evaluation.temperature=3", "decoding is by greedy"),
+        ("seed=1", "decoding is by greedy"),
+        ("optimizer.lr=1", "the model is as its run left it"),
+        ("+technique=shuffle", "the model is as its run left it"),
+        ("dataset.tokenizer.kind=char", "the model has a tokenizer of its own"),
+        ("dataset.batch_tokens=9", "it is of training, timing or `tfx generate`"),
+        ("evaluation.new_tokens=9", "it is of training, timing or `tfx generate`"),
+        ("evaluation.method=greedy", None),
+        ("evaluation.batch_tokens=512", None),
+        ("evaluation.max_length_ratio=1", None),
+        ("dataset.metrics=[exact_match]", None),
+    ],
+)
+def test_a_change_that_changes_no_score_is_named(word, why):
+    config = EvaluationConfig(method="greedy")
+    key = word.lstrip("+").partition("=")[0]
+    assert without_effect([word], config, True) == ([] if why is None else [f"{key} has no effect: {why}"])
+    if key.startswith(("evaluation", "seed")) and key != "evaluation.batch_tokens":
+        assert without_effect([word], config, False) == [f"{key} has no effect: a language model is scored by its loss"]
+
+
+def test_a_beam_has_an_effect_where_it_is_what_makes_decoding_greedy():
+    assert without_effect(["evaluation.beam=1"], EvaluationConfig(beam=1), True) == []
+    assert without_effect(["evaluation.beam=3"], EvaluationConfig(beam=3), True) == []
+
+
+def test_scores_of_another_decoding_and_a_split_that_is_not_there_are_said(runs, capsys):
+    words = ["evaluate", str(runs / "pairs"), "--device", "cpu"]
+    assert main([*words, "evaluation.method=beam", "evaluation.beam=2", "seed=3"]) == 0
+    err = capsys.readouterr().err
+    assert "note: decoding is by beam (beam=2, length_penalty=1), and what the run was scored with is greedy" in err
+    assert "note: seed has no effect: decoding is by beam" in err
+    assert main(["evaluate", str(runs / "lm"), "--split", "test"]) == 2
+    assert "--split test: the data set has no such split, only train, valid" in capsys.readouterr().err
 
 
 def test_options_stand_anywhere(runs, monkeypatch, capsys):

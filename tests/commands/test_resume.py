@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tfx.cli import main
-from tfx.run.lock import locked
-from tfx.training import loop
+from tfx.record.lock import locked
+from tfx.training import step
 
 TINY = [
     *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.decoder_layers=1", "trainer.log_every=3"),
@@ -139,15 +139,15 @@ def test_a_finished_run_goes_on_with_a_longer_budget_as_one_that_was_stopped_the
 def test_a_result_stays_until_the_longer_run_has_one_of_its_own(dense, capsys, monkeypatch):
     run = shutil.copytree(dense, dense.with_name("lost"))
     before = (run / "summary.json").read_bytes()
-    step = loop.Trainer._step
+    take = step.Stepper.take
 
-    def stops(self, *given):
-        if self.clock.steps == 11:
+    def stops(self, batches, factor, number, progress):
+        if number == 11:
             raise RuntimeError("the machine fails")
-        return step(self, *given)
+        return take(self, batches, factor, number, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", stops)
+        patch.setattr(step.Stepper, "take", stops)
         assert main(["resume", str(run), "trainer.budget.steps=12"]) == 1
     assert (run / "summary.json").read_bytes() == before
     assert main(["resume", str(run)]) == 0  # its budget is the longer one now
@@ -277,14 +277,14 @@ def test_a_teacher_that_was_killed_goes_on_too(folder, monkeypatch):
 def test_a_batch_that_does_not_fit_is_cut_and_the_step_stays_the_same(folder, monkeypatch):
     words = [*PAIRS, "trainer.budget.steps=3", "model.dropout=0", "trainer.precision=fp32", "optimizer=adamw"]
     assert train(folder / "roomy", *words) == 0
-    plain = loop.run_batch
+    plain = step.run_batch
 
     def narrow(model, batch):
         if len(batch.rows) > 2:
             raise torch.OutOfMemoryError("too many rows")
         return plain(model, batch)
 
-    monkeypatch.setattr(loop, "run_batch", narrow)
+    monkeypatch.setattr(step, "run_batch", narrow)
     assert train(folder / "narrow", *words) == 0
     summaries = [json.loads((folder / name / "summary.json").read_text()) for name in ("roomy", "narrow")]
     assert summaries[1]["train"]["tokens"] == summaries[0]["train"]["tokens"]

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 
 import pytest
 
 from tfx.cli import main
 from tfx.compression import checkpoint
+from tfx.config.compose import compose
+from tfx.run.teacher import teacher_config
+from tfx.techniques.stack import Stack
 
 TINY = [
     "model.width=16",
@@ -64,6 +68,16 @@ def test_a_teacher_of_another_model_is_trained_first_also_where_the_model_is_the
     assert (student.width, len(student.decoder)) == (16, 1)
 
 
+@pytest.mark.parametrize("name", ["steps", "tokens", "seconds"])
+def test_a_teacher_is_trained_by_the_budget_that_is_named_for_it_else_by_twice_the_runs_own(name):
+    words = ["+technique=distill", "trainer.budget.steps=30"]
+    for override, expected in (([f"technique.distill.teacher_budget.{name}=7"], {name: 7}), ([], {"steps": 60})):
+        config = compose([*words, *override])
+        ((_, need),) = Stack.from_config(config).teacher_needs()
+        budget = asdict(teacher_config(config, need).trainer.budget)
+        assert {unit: value for unit, value in budget.items() if value is not None} == expected
+
+
 def test_a_teacher_trained_first_knows_the_tokens_of_the_run_that_its_student_starts_from(folder, char, capsys):
     # The data named anew would have a tokenizer of their own.
     words = ["dataset=normalize", *PAIRS, "+technique=distill", "technique.distill.teacher_model=seq2seq_tiny"]
@@ -102,7 +116,7 @@ def test_a_teacher_of_another_tokenizer_teaches_by_its_outputs_which_are_made_on
     def again(*_, **__):
         raise AssertionError("decoded a second time")
 
-    monkeypatch.setattr("tfx.techniques.distill.decode_sources", again)
+    monkeypatch.setattr("tfx.techniques.distill.cache.decode_sources", again)
     assert train(folder / "outputs-2", *PAIRS, *words) == 0
     second = summary_of(folder / "outputs-2")
     assert second["test"] == first["test"]

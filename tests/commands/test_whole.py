@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tfx.cli import main
-from tfx.run.signals import StoppedBySignal
+from tfx.record.signals import StoppedBySignal
 
 TINY = [
     "model.width=16",
@@ -23,6 +23,7 @@ TINY = [
     "evaluation.latency_inputs=2",
     "evaluation.beam=2",
     "evaluation.new_tokens=12",
+    "evaluation.attention_maps=2",
 ]
 PAIRS = ["model.encoder_layers=1", *(f"dataset.limit.{split}=20" for split in ("train", "valid", "test"))]
 
@@ -70,6 +71,7 @@ def test_a_run_leaves_every_file_and_a_summary_whose_numbers_agree(name, request
     loss = sum(row["nll"] for row in kept) / sum(row["targets"] for row in kept)
     assert loss == pytest.approx(summary["test"]["loss"], rel=1e-4)
     assert "<svg" in (run / "report.html").read_text()
+    assert len(json.loads((run / "attention.json").read_text())) == 2
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all({"split", "step", "tokens", "seconds"} <= row.keys() for row in rows)
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3]

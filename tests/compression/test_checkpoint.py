@@ -59,6 +59,17 @@ def test_what_is_loaded_is_what_was_saved_to_the_bit(family, tied, tmp_path):
     assert account.weights == 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("storage", [None, checkpoint.Storage()], ids=["plain", "compressed"])
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_file_says_whether_an_end_token_stood_behind_each_document_of_training(storage, ends, tmp_path):
+    tokenizer = Tokenizer.from_json(TOKENIZER.to_json())
+    tokenizer.ends_documents = ends
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, build("lm", "all"), tokenizer, EvaluationConfig(), storage)
+    assert checkpoint.load(path).tokenizer.ends_documents == ends
+    assert ("ends_documents" in checkpoint.read_header(path).raw) == ends  # as in files of older writers
+
+
 def test_a_reader_made_from_the_specification_alone_agrees(file):
     tensors = safetensors.numpy.load(file.read_bytes())
     length = int.from_bytes(file.read_bytes()[:8], "little")

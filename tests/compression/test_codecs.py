@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfx.compression.codecs import Layout, decode, encode
+from tfx.compression.codecs import Layout, decode_tensor, encode_tensor
 from tfx.compression.grid import Grid
 
 FLOATS = {"f16": torch.float16, "f32": torch.float32}
@@ -23,7 +23,7 @@ def back(layout, shape, sequences):
         assert not len(sequence.symbols) or int(sequence.symbols.max()) < 2**width
         return sequence.symbols
 
-    value = decode(Layout.from_dict(layout.to_dict(), shape), shape, take)
+    value = decode_tensor(Layout.from_dict(layout.to_dict(), shape), shape, take)
     assert next(remaining, None) is None
     return value
 
@@ -51,7 +51,7 @@ def test_dense_tensors_of_any_shape_and_sparsity_come_back_to_the_bit(shape, zer
     generator = torch.Generator().manual_seed(seed)
     dtype = FLOATS[floats]
     value = (torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) >= zero)).to(dtype)
-    layout, sequences = encode(value.float(), dtype, price)
+    layout, sequences = encode_tensor(value.float(), dtype, price)
     found = back(layout, shape, sequences)
     assert found.dtype == dtype
     assert found.shape == shape
@@ -81,7 +81,7 @@ def grids(draw):
 @given(grids(), prices)
 @settings(max_examples=400, deadline=None)
 def test_grids_of_any_bits_grouping_and_sparsity_come_back_as_the_same_values(grid, price):
-    layout, sequences = encode(grid, torch.float32, price)
+    layout, sequences = encode_tensor(grid, torch.float32, price)
     found = back(layout, tuple(grid.codes_RC.shape), sequences)
     assert isinstance(found, Grid)
     assert torch.equal(found.values(), grid.values())
@@ -94,11 +94,12 @@ def test_every_kind_of_sparsity_was_among_them():
     rare = torch.zeros(40)
     rare[7] = 1.0
     kinds = {
-        name: encode(rare, torch.float16, preferring(name))[0].sparsity for name in ("stored", "short", "constant")
+        name: encode_tensor(rare, torch.float16, preferring(name))[0].sparsity
+        for name in ("stored", "short", "constant")
     }
     assert set(kinds.values()) == {"none", "gaps"}
     half = torch.tensor([0.0, 1.0] * 20)
-    assert encode(half, torch.float16, preferring("short"))[0].sparsity == "mask"
+    assert encode_tensor(half, torch.float16, preferring("short"))[0].sparsity == "mask"
 
 
 @pytest.mark.parametrize(("sparsity", "widths"), [("mask", {1, 4, 8}), ("gaps", {2, 3, 4, 5, 6, 7, 8}), ("none", {0})])

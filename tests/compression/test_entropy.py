@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx.compression.entropy import MOST_TABLE_BYTE, PRECISION, Decoder, encode, fit_table, frequencies
+from tfx.compression.entropy import MOST_TABLE_BYTE, PRECISION, Decoder, encode_symbols, fit_table, frequencies
 
 
 def gaussian(bits: int, spread: float, count: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def entropy_bits(symbols: np.ndarray) -> float:
 def test_codes_of_a_realistic_histogram_take_at_most_one_percent_more_than_their_entropy(bits, spread, count):
     symbols = gaussian(bits, spread, count)
     table = fit_table(np.bincount(symbols, minlength=2**bits))
-    assert 8 * len(encode([(symbols, table)])) < 1.01 * entropy_bits(symbols)
+    assert 8 * len(encode_symbols([(symbols, table)])) < 1.01 * entropy_bits(symbols)
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=2, max_size=256).filter(any))
@@ -46,7 +46,7 @@ def test_sequences_come_back_in_order_each_under_its_table(kinds):
         # A table that some of the symbols are strange to must still code them.
         histogram = np.bincount(symbols[: count // 2], minlength=2**width) + np.eye(1, 2**width, dtype=int)[0]
         parts.append((symbols, fit_table(histogram)))
-    decoder = Decoder(encode(parts))
+    decoder = Decoder(encode_symbols(parts))
     for symbols, table in parts:
         np.testing.assert_array_equal(decoder.take(table, len(symbols)), symbols)
     assert decoder.is_empty()
@@ -58,7 +58,7 @@ def test_the_coders_bits_are_the_ones_in_every_file_written_so_far():
     tables = [fit_table(np.bincount(s, minlength=n)) for s, n in ((first, 4), (second, 256))]
     assert tables[0].tolist() == GOLDEN_TABLE
     assert frequencies(tables[0]).tolist() == GOLDEN_FREQUENCIES
-    assert encode([(first, tables[0]), (second, tables[1])]).hex() == GOLDEN_WORDS
+    assert encode_symbols([(first, tables[0]), (second, tables[1])]).hex() == GOLDEN_WORDS
 
 
 def test_words_that_no_coder_makes_are_refused():

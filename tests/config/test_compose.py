@@ -3,7 +3,7 @@
 import pytest
 
 from tfx.cli import main
-from tfx.config.compose import load, split_flags
+from tfx.config.compose import compose, load, split_flags
 from tfx.config.schema import DEFAULT_BUDGET_SECONDS
 
 
@@ -41,3 +41,19 @@ def test_a_saved_config_without_a_budget_has_the_default(tmp_path):
     for content in ("seed: 3", "trainer: {}", "trainer: {budget: {steps: null}}"):
         file.write_text(content)
         assert load(file).trainer.budget.seconds == DEFAULT_BUDGET_SECONDS
+
+
+def test_a_path_through_a_link_stays_what_it_is(tmp_path, monkeypatch):
+    """``link/..`` is the folder above what the link leads to, and no folder on the way changes its name for it."""
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far" / "inner")
+    monkeypatch.chdir(tmp_path)
+    for typed, meant in (
+        ("near/link/../data", "far/data"),
+        ("near/link/data/..", "near/link"),
+        ("near/./gone/../data", "near/data"),
+        ("near/link", "near/link"),
+    ):
+        config = compose([f"dataset.path={typed}"])
+        assert config.dataset.path == str(tmp_path / meant)

@@ -1,6 +1,6 @@
 """What a user types is what the run gets, keeps, and reads back."""
 
-import os
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -97,9 +97,22 @@ def test_what_hydra_cannot_read_is_one_line_with_the_form_to_type(words, message
     assert error.count("\n") == 1
 
 
-def test_a_yaml_file_of_another_ending_is_named(tmp_path, capsys):
-    (tmp_path / "dataset").mkdir()
-    (tmp_path / "dataset" / "mine.yml").write_text("name: mine\n")
-    assert main(["train", "--config-dir", str(tmp_path), "dataset=mine", "dry_run=true"]) == 2
-    expected = f"tfx: {tmp_path / 'dataset' / 'mine.yml'} is not looked for: rename it to mine.yaml{os.linesep}"
-    assert capsys.readouterr().err == expected
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("dataset/mine.yml", ["--config-dir", ".", "dataset=mine"]),
+        ("own.yml", ["--config-dir", ".", "--config-name", "own"]),
+        ("own.yml", ["--config-dir", ".", "--config-name", "own.yml"]),
+        ("own.yml", ["--config-path", "{here}", "--config-name", "own"]),
+        ("experiment/mine.yml", ["hydra.searchpath=[file://{here}]", "experiment=mine"]),
+        ("experiment/mine.yml", ["hydra.searchpath=[{here}]", "experiment=mine"]),
+        ("dataset/multi30k.yml", ["--config-dir", "."]),  # there is another of that name
+    ],
+)
+def test_a_yaml_file_of_another_ending_is_named(file, words, here, capsys):
+    (here / file).parent.mkdir(exist_ok=True)
+    (here / file).write_text("name: mine\n")
+    assert main(["train", "dry_run=true", *(word.format(here=here) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"{file} is not looked for: rename it to {Path(file).stem}.yaml\n")
+    assert error.count("\n") == 1

@@ -10,14 +10,16 @@ from itertools import islice
 import pytest
 import torch
 
-from tfx.commands.running import Parts
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.config.describe import settings, technique_settings
 from tfx.config.registry import entry_points
 from tfx.data.batching import training_batches
-from tfx.evaluation.quality import measure_quality
-from tfx.run.console import RunConsole
+from tfx.record.console import RunConsole
+from tfx.record.directory import RunDirectory
+from tfx.run.measure import Measurer
+from tfx.run.setup import Parts, Setup
+from tfx.run.teacher import make_teachers
 from tfx.techniques.calibration import Calibration
 from tfx.training.loop import Observer, Trainer
 
@@ -105,6 +107,7 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "trainer.keep": ("best", WILD),
     "trainer.validate_every": ("0.2", []),
     "trainer.log_every": ("1", []),
+    "evaluation.decode_valid": ("3", []),
     "evaluation.temperature": ("9", SAMPLE),
     "evaluation.top_k": ("1", SAMPLE),
     "evaluation.top_p": ("0.05", SAMPLE),
@@ -210,16 +213,15 @@ ELSEWHERE = {
     "evaluation.max_length_ratio": "tests/model/test_decoding.py: of models whose outputs are long enough",
     "evaluation.new_tokens": "tests/evaluation/test_quality.py: of generate alone",
     "evaluation.batch_tokens": "the same numbers in less memory",
-    "evaluation.decode_valid": "tests/commands: how much of validation is decoded",
-    "evaluation.attention_maps": "tests/evaluation/test_attention.py: one more file",
+    "evaluation.attention_maps": "tests/commands/test_whole.py: one more file",
     "evaluation.latency_inputs": "tests/evaluation/test_quality.py: how much is timed",
     "technique": "the list of techniques",
     "technique.distill.sequence_level": "tests/techniques/test_distill.py: the outputs of a teacher that has learned",
     "technique.distill.beam": "tests/techniques/test_distill.py: of such outputs",
     "technique.distill.teacher_model": "tests/commands/test_teacher.py: trains a teacher first",
-    "technique.distill.teacher_budget.steps": "tests/commands/test_teacher.py: trains a teacher first",
-    "technique.distill.teacher_budget.tokens": "tests/commands/test_teacher.py: trains a teacher first",
-    "technique.distill.teacher_budget.seconds": "tests/commands/test_teacher.py: trains a teacher first",
+    "technique.distill.teacher_budget.steps": "tests/commands/test_teacher.py: of a teacher that is trained first",
+    "technique.distill.teacher_budget.tokens": "tests/commands/test_teacher.py: of a teacher that is trained first",
+    "technique.distill.teacher_budget.seconds": "tests/commands/test_teacher.py: of a teacher that is trained first",
     "technique.quantize.end": "refused: the grid stays",
     **{f"technique.{name}.allow_noop": "tests/techniques/test_stack.py: an error or not" for name in entry_points()},
 }
@@ -285,6 +287,10 @@ def world(tmp_path_factory):
         yield world
 
 
+def _no_training(config, folder):
+    raise AssertionError("each teacher here is named")
+
+
 class World:
     """Runs in memory, each set of overrides once."""
 
@@ -309,9 +315,9 @@ class World:
         base += [] if brings else ["dataset.tokenizer.kind=char"]
         base += [f"model.{name}={value}" for name, value in shape.items() if not (brings or (is_lm and "enc" in name))]
         base += [] if any(key.startswith("trainer.budget") for key in keys) else ["trainer.budget.steps=4"]
-        parts = Parts(compose([*base, *words]), RunConsole(), self.here / "none")
-        parts.prepare()
-        return parts
+        setup = Setup(compose([*base, *words]))
+        teachers = make_teachers(setup.config, setup.stack, setup.device, RunConsole(), train=_no_training)
+        return setup.prepare(teachers)
 
     def trained(self, overrides: list[str]):
         parts, told = self.parts(overrides), Recorder()
@@ -345,15 +351,8 @@ class World:
         if key not in self.seen:
             parts, told, result, file = self.trained(overrides)
             loaded = checkpoint.load(file)
-            config = parts.config
-            quality = measure_quality(
-                loaded.model,
-                parts.data.splits["valid"],
-                loaded.tokenizer,
-                config.evaluation,
-                config.dataset.metrics,
-                seed=1,
-            )
+            run = RunDirectory(self.here / "none")
+            quality = Measurer(parts.config, parts.data, parts.device, run, RunConsole()).quality(loaded, "valid")
             self.seen[key] = {
                 "data": {name: len(split) for name, split in parts.data.splits.items()},
                 "notes": parts.data.notes,
@@ -370,7 +369,11 @@ class World:
                 "tensors": [(row.name, row.shape, row.codec, row.bytes) for row in loaded.tensors],
                 "quality": quality.metrics,
                 "hypotheses": [row.get("hypothesis") for row in quality.predictions],
-                "evidence": parts.stack.evidence(),
+                # A rate is there as it was asked for: what repeats a setting proves nothing.
+                "evidence": {
+                    name: {key: value for key, value in proof.items() if key != "rate"}
+                    for name, proof in parts.stack.evidence().items()
+                },
             }
         return self.seen[key]
 

@@ -75,12 +75,15 @@ def test_documents_are_closed_by_an_end_token_and_one_text_is_not(tmp_path):
     data = prepare_data(text_config(tmp_path, "ab\n", "ab"), context=4)
     assert data.tokenizer.decode(data.splits["train"].tokens) == "ab\n"
     assert data.tokenizer.eos not in data.splits["train"].tokens
+    assert not data.tokenizer.ends_documents
     (tmp_path / "rows").mkdir()
     rows = "".join(json.dumps({"text": text}) + "\n" for text in ["ab", "", "ä"])
     for split in ("train", "valid"):
         (tmp_path / "rows" / f"{split}.json").write_text(rows)
     config = DatasetConfig(path=str(tmp_path / "rows"), task="lm", format="json", tokenizer=CHAR)
-    stream = prepare_data(config, context=4).splits["train"]
+    documents = prepare_data(config, context=4, tokenizer=data.tokenizer)
+    stream = documents.splits["train"]
+    assert documents.tokenizer.ends_documents
     assert (stream.tokens == data.tokenizer.eos).tolist() == [False, False, True, False, True]
     assert stream.text_bytes == 4
 

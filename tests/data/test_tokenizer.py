@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from tfx.config.schema import TokenizerConfig
 from tfx.data import tokenizer as module
@@ -161,6 +161,80 @@ def test_special_tokens_of_other_tools_are_recognised(tmp_path, names):
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (2, 3, 4, 5)
     assert tokenizer.vocab_size == 6
     assert tokenizer.encode(["dog cow"])[0] == [1, 5]
+
+
+SPECIALS = ("<pad>", "[CLS]", "</s>", "<unk>")
+TYPED = "<pad> [CLS] </s> <unk> a[CLS]b</s><pad>c"
+
+
+def typed_kinds() -> dict[str, tokenizers.Tokenizer]:
+    """A tokenizer of each kind that knows every character of `TYPED`, and its special tokens as pieces of its model."""
+    letters = sorted(set(TYPED) - {" "})
+    pieces = {piece: index for index, piece in enumerate([*SPECIALS, *letters, *(f"##{c}" for c in letters)])}
+    joined = {piece: index for index, piece in enumerate([*SPECIALS, *letters, "</", "</s"])}
+    scores = [(piece, 0.0) for piece in SPECIALS] + [(piece, -9.0) for piece in letters]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    kinds = {
+        "word level": tokenizers.Tokenizer(models.WordLevel(pieces, unk_token="<unk>")),
+        "WordPiece": tokenizers.Tokenizer(models.WordPiece(pieces, unk_token="<unk>")),
+        "unigram": tokenizers.Tokenizer(models.Unigram(scores, unk_id=3)),
+        "BPE": tokenizers.Tokenizer(models.BPE(joined, [("<", "/"), ("</", "s"), ("</s", ">")], unk_token="<unk>")),
+        "whole words": tokenizers.Tokenizer(models.BPE(joined, [], unk_token="<unk>", ignore_merges=True)),
+        "byte level": tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate([*SPECIALS, *alphabet])}, [])),
+    }
+    for kind, backend in kinds.items():
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if kind == "byte level":
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = decoders.ByteLevel()
+    return kinds
+
+
+@pytest.mark.parametrize("kind", typed_kinds())
+@pytest.mark.parametrize("added", ["special", "plain", "normalized", "none"])
+def test_no_text_becomes_a_special_token_whether_the_file_marks_it_or_not(kind, added):
+    backend = typed_kinds()[kind]
+    if added != "none":
+        options = {"special": added == "special", "normalized": added == "normalized"}
+        # The library knows a token as special from how it was added first.
+        add = backend.add_special_tokens if added == "special" else backend.add_tokens
+        add([tokenizers.AddedToken(name, **options) for name in SPECIALS])
+    tokenizer = Tokenizer.from_json(backend.to_str())
+    special = (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk)
+    assert special == (0, 1, 2, 3)
+    ids = tokenizer.encode([TYPED])[0]
+    if kind == "word level":  # a word that it does not have is unknown, whatever it spells
+        assert ids == [tokenizer.unk] * 5
+        assert tokenizer.unknown_bytes(TYPED) == [len(word) for word in TYPED.split()]
+    else:
+        assert not set(special) & set(ids)
+        assert tokenizer.decode(ids).replace(" ", "").replace("##", "") == TYPED.replace(" ", "")
+    for name in SPECIALS[:3]:
+        assert backend.token_to_id(name) not in tokenizer.encode([name])[0]
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert again.encode([TYPED])[0] == ids
+
+
+def test_added_tokens_that_are_not_special_are_found_in_a_text():
+    backend = typed_kinds()["BPE"]
+    backend.add_tokens(["a[CLS]"])
+    tokenizer = Tokenizer.from_json(backend.to_str())
+    assert [tokenizer.token(i) for i in tokenizer.encode(["a[CLS]b"])[0]] == ["a[CLS]", "b"]
+
+
+@pytest.mark.parametrize("kind", ["BPE", "unigram"])
+def test_special_tokens_that_a_file_does_not_mark_stay_in_a_reduced_tokenizer(kind):
+    tokenizer = Tokenizer.from_json(typed_kinds()[kind].to_str())
+    smaller, kept = tokenizer.reduced(tokenizer.encode(["abc"])[0])
+    assert [kept[i] for i in (smaller.pad, smaller.bos, smaller.eos, smaller.unk)] == [0, 1, 2, 3]
+    assert len(kept) == smaller.vocab_size
+
+
+def test_a_file_names_its_unknown_token_as_it_likes():
+    backend = tokenizers.Tokenizer(models.WordLevel({"cat": 0, "??": 1}, unk_token="??"))
+    tokenizer = Tokenizer.from_json(backend.to_str())
+    assert tokenizer.unk == 1
+    assert tokenizer.unknown_bytes("dog") == [3]
 
 
 def test_special_tokens_that_a_file_lacks_are_added(tmp_path):

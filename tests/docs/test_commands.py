@@ -14,7 +14,7 @@ from tfx.cli import COMMANDS, main
 from tfx.commands import ablate, resume, trial
 from tfx.config.compose import compose, split_flags
 from tfx.data import normalize, stdlib
-from tfx.sweep.ablation import Rates
+from tfx.experiments.design import Rates
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -114,7 +114,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
         words += [] if "dry_run=true" in words else ["dry_run=true"]
     if command == "ablate":  # its trials train: here they cost what they cost
         rates = Rates(seconds=1e-4, flops=1e6, steps=1e-3)
-        known = {"distill": trial.TeacherTrial(ablate.BudgetConfig(), rates)}
+        known = {"distill": trial.TeacherTrial(ablate.Budget(), rates)}
         monkeypatch.setattr(
             trial,
             "try_configs",

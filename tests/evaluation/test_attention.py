@@ -66,3 +66,14 @@ def test_every_layer_is_recorded_with_its_tokens(family, positions):
         assert weights_HTS.sum(-1) == pytest.approx(1, abs=0.02)
         if layer["name"].startswith("decoder") and "self" in layer["name"]:
             assert not np.triu(weights_HTS, 1).any()
+
+
+@pytest.mark.parametrize("family", ["seq2seq", "lm"])
+def test_texts_are_cut_to_a_context_that_is_shorter_than_a_map(family):
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), TEXTS, word_initial_space=False)
+    layers = {"encoder_layers": 1 if family == "seq2seq" else 0, "decoder_layers": 1}
+    config = ModelConfig(family=family, width=16, heads=2, ffn_width=16, context=8, positions="learned", **layers)
+    model = Transformer(Architecture.from_config(config, tokenizer.vocab_size), config)
+    (row,) = record_attention(model, tokenizer, [(TEXTS[0] if family == "seq2seq" else None, TEXTS[0])])
+    assert len(row["tokens_target"]) == 8
+    assert len(row["tokens_source"]) == (8 if family == "seq2seq" else 0)

@@ -7,13 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF
 
 from tfx.errors import UserError
 from tfx.evaluation import metrics
 from tfx.evaluation.metrics import _RougeWords, check_metrics, exact_match_normalized, score_text, token_f1
 from tfx.evaluation.scripts import misfits
-from tfx.report.scores import LOSS_METRICS, higher_is_better, scorer
+from tfx.record.vocabulary import LOSS_METRICS, higher_is_better, scorer
 
 HYPOTHESES = ["the cat sat on the mat .", "A quick brown fox", "", "nothing in common here", "the the the the the the"]
 REFERENCES = [
@@ -164,10 +166,32 @@ def test_bleu_that_needs_a_model_says_so_in_a_line():
         check_metrics(["bleu_flores200"])
 
 
-def test_a_metric_that_does_not_fit_the_script_is_named():
-    (line,) = misfits(["bleu", "chrf", "bleu_zh"], CHINESE_REFERENCES)
-    assert line.startswith("bleu counts words between spaces, and 100% of the references' letters")
-    assert misfits(["bleu"], [["a cat"], ["ein Kätzchen"], ["кошка"]]) == []
+SCRIPTS = {
+    "Han": ("这只狗在河边睡觉。", ["bleu_zh"]),
+    "kana": ("ひらがなとカタカナのラーメン", ["bleu_ja"]),
+    "Han, kana": ("明日の朝、図書館に行きます。", ["bleu_ja"]),
+    "Thai": ("แมวนอนบนเสื่อ", []),
+    "Lao": ("ແມວນອນຢູ່", []),
+    "Khmer": ("ឆ្មាដេកលើ", []),
+    "Burmese": ("ကြောင်အိပ်", []),
+    "Tibetan": ("ཞི་མི་ཉལ", []),
+    "Han, Thai": ("这只狗 แมว", []),
+}
+
+
+@pytest.mark.parametrize("scripts", SCRIPTS)
+def test_a_metric_that_does_not_fit_the_script_is_named_with_those_that_do(scripts):
+    text, better = SCRIPTS[scripts]
+    lines = misfits(["bleu", "chrf", "bleu_zh", "bleu_ja", "bleu_char", "bleu_flores200"], [[text]])
+    assert [line.split()[0] for line in lines] == [n for n in ("bleu", "bleu_zh", "bleu_ja") if n not in better]
+    for line in lines:
+        assert f"does not fit 100% of the references' letters, which are of scripts without spaces ({scripts})" in line
+        assert line.endswith(f": {', '.join([*better, 'bleu_char', 'bleu_flores200 or chrf'])} fit")
+
+
+@pytest.mark.parametrize("text", ["ein Kätzchen", "кошка", "고양이가 잔다", "बिल्ली", "قطة", "a cat (猫) on a mat"])
+def test_scripts_with_spaces_fit_every_metric(text):
+    assert misfits(["bleu", "bleu_zh", "bleu_ja"], [[text]]) == []
 
 
 @pytest.mark.parametrize(
@@ -190,3 +214,30 @@ def test_latin_words_of_rouge_are_those_of_the_reference_implementation(text):
     from rouge_score.tokenizers import DefaultTokenizer
 
     assert _RougeWords().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+ASCII = st.text(st.characters(max_codepoint=127))
+
+
+@given(ASCII)
+@example("x2 + y_2 = 3.5e-7; don't\tDo\nTHIS")
+@settings(max_examples=100, deadline=None)
+def test_rouge_of_plain_text_is_that_of_the_reference_implementation(text):
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    assert _RougeWords().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        # Signs of no script stand between words, as they do in the reference implementation.
+        ("5 µm² and ½ cup, x³ ① ªº ⅷ", ["5", "m", "and", "cup", "x"]),
+        ("5 мкм² и ½", ["5", "мкм", "и"]),
+        ("ラーメン", ["ラ", "ー", "メ", "ン"]),
+        ("قـطة ٣٤", ["قـطة", "٣٤"]),
+        ("猫3匹", ["猫", "3", "匹"]),
+    ],
+)
+def test_words_of_rouge_by_script(text, words):
+    assert _RougeWords().tokenize(text) == words

@@ -13,8 +13,9 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.generation import decode_sources, generate
 from tfx.evaluation.quality import measure_quality
 from tfx.evaluation.scoring import score_loss
-from tfx.evaluation.speed import Candidate, measure_speed, memory_bytes
+from tfx.evaluation.speed import Candidate, measure_speed, weight_bytes
 from tfx.model.architecture import Architecture
+from tfx.model.decoding import continue_text, make_picker
 from tfx.model.transformer import Transformer, initialise
 
 SOURCES = ["a b", "the cat sat on the mat", "", "one two three four", "dog", "a b c d e f g h"]
@@ -65,7 +66,7 @@ def test_the_loss_of_a_split_is_that_of_its_rows_one_by_one(pairs, batch_tokens)
 
 
 def test_the_loss_of_a_stream_counts_each_token_once_and_bytes_of_the_text():
-    text = "the cat sat on the mat and the dog sat on the log "
+    text = "the cat sat on the mat and the dog sat on the hog "
     tokens = np.asarray(TOKENIZER.encode([text])[0], dtype=np.uint16)
     model = build("lm")
     stream = Stream(tokens, len(text))
@@ -79,6 +80,39 @@ def test_the_loss_of_a_stream_counts_each_token_once_and_bytes_of_the_text():
             total += float(functional.cross_entropy(logits[0], window[1:], reduction="sum"))
     assert score.total_nll == pytest.approx(total, rel=1e-4)
     assert score.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / (len(text) - 1), rel=1e-4)
+
+
+BYTES = Tokenizer.train(TokenizerConfig(vocab_size=260), ["a"], word_initial_space=False)
+STREAMS = {
+    "known": (TOKENIZER, "the cat sat on the mat and the dog sat on the hog ", 0, 1),
+    "unknown": (TOKENIZER, "the cat sät on the mät and the 犬 sat on the hog ", 2 + 2 + 3, 1),
+    "the first unknown": (TOKENIZER, "犬 sat on the mat and the cät sat on the hog ", 2, 3),
+    "each unknown": (TOKENIZER, "犬ä" * 30, 5 * 30 - 3, 3),
+    "part of a character": (BYTES, "犬 sät on the mat and the dog sat on the hog", 0, 1),
+}
+
+
+@pytest.mark.parametrize("case", STREAMS)
+def test_bits_per_byte_are_those_of_all_tokens_but_the_first_and_8_for_each_byte_unknown(case):
+    tokenizer, text, unknown, first = STREAMS[case]
+    tokens = np.asarray(tokenizer.encode([text])[0], dtype=np.uint16)
+    config = ModelConfig(family="lm", encoder_layers=0, decoder_layers=1, width=16, heads=2, context=20)
+    model = Transformer(Architecture.from_config(config, tokenizer.vocab_size))
+    initialise(model, 3)
+    stream = Stream(tokens, len(text.encode()), np.asarray(tokenizer.unknown_bytes(text), dtype=np.int64))
+    quality = measure_quality(model, stream, tokenizer, EvaluationConfig(batch_tokens=80), [], seed=1)
+    bits = 0.0
+    with torch.no_grad():
+        for place in range(1, len(tokens)):
+            before = tokens[(place - 1) // 20 * 20 : place].astype(np.int64)
+            logits = model.project(model(torch.from_numpy(before)[None])[0, -1])
+            bits -= float(logits.log_softmax(-1)[int(tokens[place])]) / math.log(2)
+    expected = (bits + 8 * unknown) / (len(text.encode()) - first)
+    assert quality.metrics["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert quality.metrics["loss"] == pytest.approx(bits * math.log(2) / (len(tokens) - 1), rel=1e-5)
+    assert sum(row.get("unknown_bytes", 0) for row in quality.predictions) == unknown
+    if case == "unknown":  # each is charged to the window that predicts it
+        assert [row.get("unknown_bytes", 0) for row in quality.predictions] == [4, 3, 0]
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
@@ -102,13 +136,31 @@ def test_text_to_text_gives_one_line_for_each_text_and_none_for_an_empty_one():
     assert outputs[1] == ""
 
 
-def test_a_language_model_goes_on_from_nothing_and_says_from_where():
+def test_a_language_model_begins_where_there_is_no_text_and_says_behind_what():
     told: list[str] = []
     config = EvaluationConfig(method="greedy", new_tokens=5)
     outputs = generate(build("lm"), TOKENIZER, ["the cat", "", "a"], config, note=told.append)
     assert all(0 < len(output) <= 5 for output in outputs)
     assert len(told) == 1
-    assert told[0].startswith("line 2: no text to continue: the model goes on from ")
+    assert told[0].startswith("line 2: no text to continue: the model begins behind ")
+
+
+@pytest.mark.parametrize(
+    ("letters", "ends_documents", "begins"),
+    [("abc\n", False, "a line end"), ("abc\n", True, "the end of a document"), ("abc", False, "the end of a document")],
+)
+def test_a_language_model_begins_behind_what_stood_before_a_document_in_training(letters, ends_documents, begins):
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=60), [letters], word_initial_space=False)
+    tokenizer.ends_documents = ends_documents
+    config = ModelConfig(family="lm", encoder_layers=0, decoder_layers=1, width=16, heads=2, context=20)
+    model = Transformer(Architecture.from_config(config, tokenizer.vocab_size))
+    initialise(model, 3)
+    told: list[str] = []
+    (output,) = generate(model, tokenizer, [""], EvaluationConfig(method="greedy", new_tokens=5), note=told.append)
+    assert told == [f"line 1: no text to continue: the model begins behind {begins}"]
+    first = tokenizer.eos if begins == "the end of a document" else tokenizer.encode(["\n"])[0][0]
+    pick = make_picker(EvaluationConfig(method="greedy"), 1, torch.device("cpu"))
+    assert output == tokenizer.decode(continue_text(model, [first], 5, tokenizer.eos, pick))
 
 
 def test_quality_keeps_for_each_sentence_what_its_metrics_are_made_of(pairs):
@@ -145,4 +197,4 @@ def test_speed_is_positive_and_memory_is_counted_by_weight(family, pairs):
     assert 0 < speed["latency_ms"]["p50"] <= speed["latency_ms"]["p95"]
     assert speed["tokens_per_second"] > 0
     assert speed["memory_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert memory_bytes(model.bfloat16()) * 2 == speed["memory_bytes"]
+    assert weight_bytes(model.bfloat16()) * 2 == speed["memory_bytes"]

@@ -139,9 +139,9 @@ def test_the_optimizers_state_of_what_stays_is_kept(optimizer):
         [BlockPlan(1, torch.arange(4), torch.arange(0), units)],
         [BlockPlan(n, torch.tensor([0, 2]), torch.arange(4), torch.arange(24)) for n in range(2)],
     )
-    became = rewiring.apply(model)
-    optimizers.rewire(became)
-    averager.rewire(became)
+    parameter_map = rewiring.apply(model)
+    optimizers.rewire(parameter_map)
+    averager.rewire(parameter_map)
     now = dict(model.named_parameters())
     states = {id(p): part.state[p] for part in optimizers.parts for p in part.state}
     for name, parameter in now.items():
@@ -180,8 +180,8 @@ def test_kept_tokens_have_the_logits_that_they_had(family, tied):
     old = torch.tensor(kept)
     with torch.no_grad():
         before = model.project(model(old[target], None if source is None else old[source]))
-        became = keep_tokens(model, kept).apply(model)
+        parameter_map = keep_tokens(model, kept).apply(model)
         after = model.project(model(target, source))
     assert model.architecture.vocab_size == model.output.weight.shape[0] == len(kept)
     torch.testing.assert_close(after, before[..., old], rtol=0, atol=1e-6)
-    assert len(became.follow(model.parameters())) == len(list(model.parameters()))
+    assert len(parameter_map.follow(model.parameters())) == len(list(model.parameters()))

@@ -147,6 +147,16 @@ def weights(norm_position="pre", seed=1, **settings):
     return dict(model.named_parameters())
 
 
+def test_first_weights_go_by_what_they_are_there_for_and_not_by_their_name(make_model):
+    model = make_model(dtype=torch.float32)
+    model.decoder.table = torch.nn.Embedding(4000, 4)
+    model.decoder.norm.gain = torch.nn.Parameter(torch.zeros(3, 5))
+    initialise(model, 1)
+    # Of variance 1 / D, where Xavier's would be 2 / (rows + columns).
+    assert float(model.decoder.table.weight.detach().std()) == pytest.approx(model.architecture.width**-0.5, rel=0.05)
+    assert bool((model.decoder.norm.gain == 1).all())
+
+
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 def test_one_more_decoder_layer_changes_no_other_initial_weight(norm_position):
     less, more = weights(norm_position, decoder_layers=2), weights(norm_position, decoder_layers=3)
@@ -210,8 +220,8 @@ def test_a_model_that_the_memory_cannot_hold_is_refused_before_memory_is_taken(m
     with pytest.raises(UserError, match=r"needs at least .* GB to train, and cpu has .*: lower model\.width"):
         check_fits(Architecture.from_config(largest, 8000), torch.device("cpu"))
     small = Architecture.from_config(ModelConfig(), 100)
-    monkeypatch.setattr(transformer, "memory_bytes", lambda device: 12 * count_parameters(small))
+    monkeypatch.setattr(transformer, "device_memory", lambda device: 12 * count_parameters(small))
     check_fits(small, torch.device("cpu"))
-    monkeypatch.setattr(transformer, "memory_bytes", lambda device: 12 * count_parameters(small) - 1)
+    monkeypatch.setattr(transformer, "device_memory", lambda device: 12 * count_parameters(small) - 1)
     with pytest.raises(UserError, match="lower"):
         check_fits(small, torch.device("cpu"))

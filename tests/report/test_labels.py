@@ -113,3 +113,43 @@ def test_folders_of_several_configs_are_tables_of_their_own(run_writer, tmp_path
             configured(run, technique__quantize__rate=rate, model__dropout=0.1 if study == "early" else 0.2)
     assert sorted(family["section"][0] for family in facts(capsys, tmp_path)) == ["early", "late"]
     assert len(facts(capsys, tmp_path / "early", tmp_path / "late")) == 1
+
+
+def test_what_names_leave_out_is_said_and_what_all_have_is_not(run_writer, tmp_path, capsys):
+    for rate, lr in ((1.9, 0.001), (2.5, 0.001), (2.5, 0.002)):
+        run = run_writer(tmp_path / f"{rate}-{lr}", techniques=("quantize",))
+        configured(run, technique__quantize__rate=rate, technique__quantize__bits=4, optimizer__lr=lr)
+    (family,) = facts(capsys, tmp_path)
+    assert [arm["arm"] for arm in family["arms"]] == ["rate=1.9", "quantize", "lr=0.002"]
+    assert family["usual"] == "rate=2.5 lr=0.001"
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_tells_arms_apart_and_is_not_taken_for_the_usual_one(
+    run_writer, tmp_path, capsys
+):
+    for beam in (None, 5):
+        run = run_writer(tmp_path / f"beam{beam}", techniques=("distill",))
+        if beam:
+            configured(run, technique__distill__beam=beam)
+        note = f"{'more' if beam else 'less'} of the same, in many more words"
+        configured(run_writer(tmp_path / f"plain{beam}"), note=note)
+    (family,) = facts(capsys, tmp_path)
+    assert sorted(arm["arm"] for arm in family["arms"]) == [
+        "distill",
+        "distill beam=5",
+        "no technique note=less of the same, in many more …",
+        "no technique note=more of the same, in many more …",
+    ]
+
+
+def test_a_model_of_the_seed_of_each_run_is_named_for_all_of_them(run_writer, tmp_path, capsys):
+    for seed in (1, 2):
+        origin = run_writer(tmp_path / "dense" / f"seed{seed}", seed=seed)
+        for name in ("dense", None):
+            run = run_writer(tmp_path / "runs" / f"{name}{seed}", techniques=("quantize",), seed=seed)
+            configured(run, init_from=str(origin) if name else None)
+    (family,) = facts(capsys, tmp_path / "runs")
+    assert {arm["arm"]: arm["seeds"] for arm in family["arms"]} == {
+        "quantize": [1, 2],
+        "init_from=dense/seed{seed}": [1, 2],
+    }

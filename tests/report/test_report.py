@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +55,7 @@ def test_a_start_from_another_seed_is_no_difference_to_name(tmp_path, run_writer
             words = f"init_from: {origins[seed]}\nshare: {share}\n"
             (folder / "config.yaml").write_text(words + (folder / "config.yaml").read_text())
     (family,) = facts(capsys, tmp_path / "runs")["families"]
-    assert [arm["arm"] for arm in family["arms"]] == ["no technique", "no technique share=2"]
+    assert [arm["arm"] for arm in family["arms"]] == ["no technique", "share=2"]
 
 
 def test_runs_that_start_from_themselves_or_each_other_end_the_chain(tmp_path, run_writer, capsys, monkeypatch):
@@ -284,3 +286,45 @@ def test_a_browser_shows_the_page_without_an_error_or_a_request(scheme, sweep, t
         if url.startswith(("file:", "http")) and not url.startswith(page) and not _BROWSERS_OWN.search(url)
     ]  # fmt: skip
     assert not requests
+
+
+def test_every_text_under_the_pointer_is_of_one_part_of_a_plot_and_a_curve_has_the_name_of_its_run(sweep):
+    assert main(["report", str(sweep)]) == 0
+    page = (sweep / "report.html").read_text()
+    tips = re.findall(r"(<\w+>)<title>([^<]*)</title>", page.split("<main>")[1])
+    assert {tag for tag, _ in tips} == {"<g>"}
+    assert f"no technique: {sweep / 'base1'}, seed 1" in [text for _, text in tips]
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ET.fromstring(svg)
+        names = set(re.findall(r'\bid="([^"]+)"', svg))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= names
+
+
+def test_warnings_of_several_tables_are_one_line_a_kind(sweep, run_writer, tmp_path, capsys):
+    row = {"source": "x", "reference": "y", "hypothesis": "y", "nll": 1.0, "targets": 1, "exact_match": 1.0}
+    run_writer(sweep / "other", techniques=("quantize",), fingerprint="b", rows=[row])
+    for seed in (1, 2):
+        run_writer(sweep / f"elsewhere{seed}", seed=seed, summary={"dataset": "elsewhere"})
+    run_writer(
+        sweep / "elsewhere3", techniques=("prune",), fingerprint="b", rows=[row], summary={"dataset": "elsewhere"}
+    )
+    capsys.readouterr()
+    assert main(["report", str(sweep), "--details"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "other data" in line]
+    assert lines == [
+        "read with care: other data (2 of 5 configs, 2 of 2 tables): the quality is not comparable.",
+        "  made-up: exact_match: other data: quantize (b; baseline: a)",
+        "  elsewhere: exact_match: other data: prune (b; baseline: a)",
+    ]
+    assert (sweep / "report.html").read_text().count("Read with care") == 1
+
+
+def test_links_to_folders_are_followed_and_no_folder_counts_twice(sweep, run_writer, tmp_path_factory, capsys):
+    far = run_writer(tmp_path_factory.mktemp("far") / "away", techniques=("quantize",)).parent
+    (sweep / "a link").symlink_to(far)
+    (far / "back").symlink_to(sweep)
+    (sweep / "base again").symlink_to(sweep / "base1")
+    (family,) = facts(capsys, sweep)["families"]
+    found = [Path(path) for arm in family["arms"] for path in (*arm["paths"], *arm["repetitions"])]
+    names = [f"{name}{seed}" for name in ("base", "prune") for seed in (1, 2, 3)]
+    assert sorted(str(path.relative_to(sweep)) for path in found) == ["a link/away", *names]

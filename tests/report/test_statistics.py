@@ -9,7 +9,9 @@ from sacrebleu.significance import PairedTest
 from scipy import stats
 
 from tfx.evaluation.metrics import score_text
-from tfx.report.scores import scorer
+from tfx.record.vocabulary import scorer
+from tfx.report.arms import Arm, Sentences, group
+from tfx.report.runs import read_run
 from tfx.report.statistics import (
     compare,
     holm,
@@ -52,6 +54,25 @@ def test_the_interval_over_seeds_is_scipys():
     expected = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert seed_interval(values) == pytest.approx(expected)
     assert seed_interval([1.0]) is None
+
+
+def test_resampled_bits_per_byte_are_those_of_the_drawn_windows_and_their_unknown_bytes(run_writer, tmp_path):
+    random = np.random.default_rng(5)
+    rows = [{"nll": float(random.uniform(20, 40)), "targets": 16, "unknown_bytes": 3 * (i % 4)} for i in range(40)]
+    rows = [row if row["unknown_bytes"] else {"nll": row["nll"], "targets": 16} for row in rows]
+    bits = np.asarray([row["nll"] / np.log(2) + 8 * row.get("unknown_bytes", 0) for row in rows])
+    # Two bytes to a token, in each window.
+    summary = {"primary_metric": "bits_per_byte", "test": {"loss": 2.0, "bits_per_byte": bits.sum() / (40 * 32)}}
+    run = read_run(run_writer(tmp_path / "run", rows=rows, summary=summary))
+    (arm,) = group([run])
+    sampled_SR = Sentences(arm).resampled(arm)
+    weights_RN = sentence_weights(40)
+    assert sampled_SR[0] == pytest.approx(weights_RN @ bits / (40 * 32), rel=1e-5)
+    # A model that is a tenth of a bit a byte better is so in each sample, however much is charged to both.
+    better = [row | {"nll": row["nll"] - 0.1 * 32 * np.log(2)} for row in rows]
+    summary["test"] = {"loss": 1.9, "bits_per_byte": bits.sum() / (40 * 32) - 0.1}
+    other = read_run(run_writer(tmp_path / "other", rows=better, summary=summary))
+    assert sampled_SR - Sentences(arm).resampled(Arm("", [other])) == pytest.approx(0.1, abs=1e-4)
 
 
 def test_resampling_sentences_gives_sacrebleus_paired_bootstrap():

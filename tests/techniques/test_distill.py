@@ -21,8 +21,10 @@ from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, LogitSlice, projected_losses
 from tfx.model.transformer import Transformer, initialise
-from tfx.techniques.contract import Moment, Objective, Teacher
-from tfx.techniques.distill import ABSENT, Distill, DistillSettings, SoftTargets, copy_layers, divergence
+from tfx.techniques.contract import Instant, Objective, Teacher
+from tfx.techniques.distill.layers import copy_layers
+from tfx.techniques.distill.soft_targets import ABSENT, SoftTargets, divergence
+from tfx.techniques.distill.technique import Distill, DistillSettings
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -121,7 +123,7 @@ def test_padding_counts_nothing_in_loss_and_gradient():
 
 TOKENS = SimpleNamespace(pad=0, bos=1, eos=2, fingerprint="tokens")
 CPU = torch.device("cpu")
-HALFWAY = Moment(seed=1, step=5, batch=0, progress=0.5)
+HALFWAY = Instant(seed=1, step=5, batch=0, progress=0.5)
 
 
 def some_pairs(*lengths: tuple[int, int], seed: int = 0) -> Pairs:
@@ -334,7 +336,7 @@ def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, mon
     longest = [1 + max(lengths) for lengths in zip(*LENGTHS, strict=True)]
     assert made.flops == first.teacher.total_flops == forward_flops(teacher.architecture, len(LENGTHS), *longest)
     with monkeypatch.context() as patch:
-        patch.setattr("tfx.techniques.distill.run_batch", None)
+        patch.setattr("tfx.techniques.distill.cache.run_batch", None)
         second = taught(settings, teacher, data_of(PAIRS))
     assert torch.equal(soft_loss(first, student, [0, 3]), soft_loss(second, student, [0, 3]))
     assert second.teacher.work["logits"] == made
@@ -360,7 +362,7 @@ def test_outputs_with_line_ends_of_any_kind_are_read_back_as_they_were_written(c
     tokenizer = SimpleNamespace(encode=lambda texts: [[4, 5]] * len(texts))
     targets = []
     for decode in (lambda *_, **__: list(written), None):
-        monkeypatch.setattr("tfx.techniques.distill.decode_sources", decode)
+        monkeypatch.setattr("tfx.techniques.distill.cache.decode_sources", decode)
         train = Dataset.from_dict({"source": list("abcd"), "target": ["three\r\nfour"] * 4})
         technique = Distill(DistillSettings(loss="none", sequence_level=True))
         technique.receive_teacher(a_teacher(model, tokenizer=tokenizer), None, CPU)
@@ -381,7 +383,7 @@ def test_the_beam_is_the_methods_own_also_where_the_teacher_was_scored_greedily(
         seen.append((generation.method, generation.beam, generation.length_penalty))
         return ["out"] * len(sources.lengths)
 
-    monkeypatch.setattr("tfx.techniques.distill.decode_sources", decode)
+    monkeypatch.setattr("tfx.techniques.distill.cache.decode_sources", decode)
     teacher = a_teacher(small(2), tokenizer=SimpleNamespace(encode=lambda texts: [[4, 5]] * len(texts)))
     teacher.generation = EvaluationConfig(method="greedy", length_penalty=0.3)
     for beam in (5, 2, 5):

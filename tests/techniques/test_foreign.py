@@ -20,7 +20,7 @@ from tfx.config.compose import compose
 from tfx.config.describe import choices, technique_settings
 from tfx.data.batching import Batch
 from tfx.errors import UserError
-from tfx.techniques.contract import Moment
+from tfx.techniques.contract import Instant
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -123,11 +123,56 @@ def test_transforming_a_batch_waits_for_no_device_and_stays_on_it(name, task, pa
     batch = Batch(tokens, tokens, source, mask, rows, tokens=24, positions=24, targets=24, special=(0, 1, 2))
     # What is made without the batch's device would be made on another one.
     with torch.device("meta"), NoWaiting():
-        changed = technique.transform_batch(batch, Moment(seed=1, step=3, batch=0, progress=0.25))
+        changed = technique.transform_batch(batch, Instant(seed=1, step=3, batch=0, progress=0.25))
     for field in ("target_in_BT", "source_BS"):
         value = getattr(changed, field)
         assert value is None or value.device.type == "cpu"
     assert changed is not batch
+
+
+def check_drop_tokens(task):
+    """Outside of its time the README's technique leaves a batch alone; inside, it pads out words only."""
+    kind = registry.technique_class("drop_tokens")
+    technique = kind(kind.Settings(share=0.5, start=0.3, end=0.9))
+    tokens = torch.arange(144).view(4, 36) % 9
+    other = torch.full_like(tokens, 8)
+    source, target = (tokens, other) if task == "seq2seq" else (None, tokens)
+    batch = Batch(target, other, source, None, np.arange(4), tokens=144, positions=144, targets=144, special=(3, 1, 2))
+    for progress in (0.0, 0.29, 0.9, 1.0):
+        assert technique.transform_batch(batch, Instant(seed=1, step=3, batch=0, progress=progress)) is batch
+    changed = technique.transform_batch(batch, Instant(seed=1, step=3, batch=0, progress=0.3))
+    after = changed.target_in_BT if source is None else changed.source_BS
+    moved = after != tokens
+    assert set(after[moved].tolist()) == {3}
+    assert set(tokens[moved].tolist()) == {0, 4, 5, 6, 7, 8}
+    assert technique.evidence() == {"share_dropped": pytest.approx(int(moved.sum()) / 96)}
+    assert torch.equal(changed.target_out_BT, other)
+    assert source is None or torch.equal(changed.target_in_BT, target)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_readmes_technique_drops_words_in_its_time(task, package):
+    check_drop_tokens(task)
+
+
+@pytest.mark.parametrize(
+    ("line", "broken"),
+    [
+        ("if not self.active(moment.progress):", "if False:"),
+        ("for token in batch.special:", "for token in batch.special[1:]:"),
+        ("for token in batch.special:", "for token in batch.special[:2]:"),
+        ("tokens.masked_fill(drop, batch.special[0])", "tokens.masked_fill(drop, batch.special[1])"),
+        ("< self.settings.share) & ~special", "< self.settings.share)"),
+        ('"target_in_BT" if batch.source_BS is None else "source_BS"', '"target_out_BT"'),
+    ],
+)
+def test_what_is_easily_forgotten_in_a_technique_is_found(line, broken, package):
+    path = package / "my_package" / "techniques.py"
+    code = path.read_text()
+    assert code.count(line) == 1
+    path.write_text(code.replace(line, broken))
+    with pytest.raises(AssertionError):
+        check_drop_tokens("seq2seq")
 
 
 # --- where something is wrong, without a process for each ---------------------------------------------

@@ -15,11 +15,11 @@ from tfx.model.architecture import Architecture
 from tfx.model.attention import Bias
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer, initialise
-from tfx.techniques.contract import Moment
+from tfx.techniques.contract import Instant
 from tfx.techniques.mixup import Mixup, MixupSettings
 
 TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefghijklm"], word_initial_space=False)
-MOMENT = Moment(seed=1, step=3, batch=0, progress=0.5)
+MOMENT = Instant(seed=1, step=3, batch=0, progress=0.5)
 
 
 def batch_of(lengths: list[tuple[int, int]]) -> Batch:

@@ -17,17 +17,9 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.transformer import Transformer, initialise
 from tfx.techniques.calibration import Calibration
-from tfx.techniques.prune import (
-    PruneSettings,
-    StructureSettings,
-    magnitude_masks,
-    parse_pattern,
-    pattern_mask,
-    plan_structure,
-    reduced_architecture,
-    smallest,
-    sparsity_at,
-)
+from tfx.techniques.prune.magnitude import magnitude_masks, parse_pattern, pattern_mask, smallest
+from tfx.techniques.prune.structure import StructureSettings, plan_structure, reduced_architecture
+from tfx.techniques.prune.technique import PruneSettings, sparsity_at
 from tfx.techniques.stack import Stack
 
 TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)
@@ -143,6 +135,12 @@ def test_settings_that_would_be_ignored_are_refused(settings_, words):
         Stack.from_config(config)
 
 
+@pytest.mark.parametrize("threshold", ["0", "-0.1"])
+def test_a_threshold_that_no_weight_is_below_is_refused_in_one_line(threshold):
+    with pytest.raises(UserError, match=rf"technique\.prune\.threshold={threshold} is out of range: .*above 0"):
+        compose(["+technique=prune", f"technique.prune.threshold={threshold}"])
+
+
 @pytest.mark.parametrize("budget", ["steps", "tokens", "seconds"])
 def test_rewinding_without_training_is_refused(budget):
     with pytest.raises(UserError, match="budget is zero"):
@@ -174,9 +172,9 @@ def test_what_stays_returns_to_its_values_at_rewind_and_zeros_stay(schedule):
         progress = step / 10
         if progress == 0.2:
             early = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        stack.update(model, progress)
+        stack.view.update(model, progress)
         if progress == reached:
-            masks = {name: stack.mask(name, weight) for name, weight in model.named_parameters()}
+            masks = {name: stack.view.mask(name, weight) for name, weight in model.named_parameters()}
             assert all(torch.equal(weight, early[name]) for name, weight in model.named_parameters())
         move(model)
     list(stack.finish(model, Calibration(model, None)))
@@ -184,7 +182,7 @@ def test_what_stays_returns_to_its_values_at_rewind_and_zeros_stay(schedule):
     assert pruned
     for name in pruned:
         weight = dict(model.named_parameters())[name]
-        assert torch.equal(stack.mask(name, weight), masks[name])
+        assert torch.equal(stack.view.mask(name, weight), masks[name])
         assert not bool(weight[~masks[name]].any())
     # All that stays had moved since, and was set back: of tensors that are not pruned, all of it.
     survivors = sum(weight.numel() for weight in model.parameters()) - sum(int((~masks[name]).sum()) for name in pruned)
@@ -194,7 +192,7 @@ def test_what_stays_returns_to_its_values_at_rewind_and_zeros_stay(schedule):
 def test_without_rewinding_nothing_is_counted_as_rewound():
     model, stack = built()
     for step in range(10):
-        stack.update(model, step / 10)
+        stack.view.update(model, step / 10)
         move(model)
     assert stack.evidence()["prune"]["weights_rewound"] == 0
 
@@ -210,11 +208,11 @@ def test_a_threshold_zeroes_what_is_below_it_and_what_is_gone_stays_gone(shots):
     assert all(mask.any() and not mask.all() for mask in expected.values())
     if shots == "ramp":
         for step in range(2, 10):
-            stack.update(model, step / 10)
+            stack.view.update(model, step / 10)
             for name, weight in matrices_of(model):
                 if step <= 7:  # after the end the masks stay as they are
                     expected[name] &= weight.detach().abs() >= 0.1
-                assert torch.equal(stack.mask(name, weight), expected[name])
+                assert torch.equal(stack.view.mask(name, weight), expected[name])
             move(model)
     list(stack.finish(model, Calibration(model, None)))
     for name, weight in matrices_of(model):

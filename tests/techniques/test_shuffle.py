@@ -12,14 +12,14 @@ from tfx.data.batching import IGNORE, Batch, collate_pairs, collate_windows, tra
 from tfx.data.prepare import Pairs, Ragged, Stream
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.techniques.contract import Moment
+from tfx.techniques.contract import Instant
 from tfx.techniques.shuffle import Shuffle, ShuffleSettings, permutation
 from tfx.techniques.stack import Stack
 
 TOKENIZER = Tokenizer.train(
     TokenizerConfig(kind="char", vocab_size=64), ["abcdefghijklmnopqrstuvwxyz"], word_initial_space=False
 )
-MOMENT = Moment(seed=1, step=3, batch=0, progress=0.5)
+MOMENT = Instant(seed=1, step=3, batch=0, progress=0.5)
 
 
 def pairs_batch() -> Batch:
@@ -145,7 +145,7 @@ def test_each_label_follows_its_input_and_padding_and_special_tokens_stay(length
         pairs = Pairs(*(Ragged.from_lists(rows, np.int64) for rows in sides))
         batch = collate_pairs(pairs, np.arange(len(lengths)), TOKENIZER)
     technique = Shuffle(ShuffleSettings(mode=mode, share=1.0, side=side))
-    shuffled = technique.transform_batch(batch, Moment(1, step, 0, 0.5))
+    shuffled = technique.transform_batch(batch, Instant(1, step, 0, 0.5))
 
     def sequences(of: Batch) -> list[list[int]]:
         rows = zip(of.target_in_BT.tolist(), of.target_out_BT.tolist(), strict=True)
@@ -172,7 +172,7 @@ def test_the_same_moment_gives_the_same_batch_and_evidence_counts_what_moved():
     first, second = (Shuffle(ShuffleSettings(share=1.0, end=1.0)) for _ in range(2))
     a, b = first.transform_batch(batch, MOMENT), second.transform_batch(batch, MOMENT)
     assert torch.equal(a.source_BS, b.source_BS)
-    later = second.transform_batch(batch, Moment(1, 4, 0, 0.5))
+    later = second.transform_batch(batch, Instant(1, 4, 0, 0.5))
     assert not torch.equal(a.source_BS, later.source_BS)
     moved = (a.source_BS != batch.source_BS).sum().item()
     assert first.evidence()["tokens_moved"] >= moved / 21 > 0

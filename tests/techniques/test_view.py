@@ -7,6 +7,7 @@ import torch
 from tfx.compression import checkpoint
 from tfx.compression.grid import Grid
 from tfx.config import compose
+from tfx.config.describe import choices
 from tfx.config.schema import EvaluationConfig, TokenizerConfig
 from tfx.data.batching import collate_pairs
 from tfx.data.prepare import Pairs, Ragged
@@ -14,9 +15,11 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
+from tfx.run.closing import _missed_rate as missed_rate
 from tfx.techniques import calibration as calibration_module
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
+from tfx.training.optimizers import build_optimizers
 
 SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=2"]
 
@@ -42,35 +45,46 @@ def finish(model, stack):
     return [technique.name for technique in stack.finish(model, Calibration(model, no_batches))]
 
 
+def give(model, stack, progress, gradients):
+    """The weights get what these gradients, by name and weight, of what is seen of them come to."""
+    model.zero_grad()
+    seen = stack.view.see(model, progress)
+    for name, parameter in model.named_parameters():
+        seen.leaves.get(name, parameter).grad = gradients(name, parameter)
+    seen.pass_back()
+
+
 PRUNE = ["+technique=prune", "technique.prune.embeddings=true"]
 BOTH = ["+technique=[quantize,prune]", "technique.quantize.group=16", "technique.prune.embeddings=true"]
 
 
 def test_the_forward_pass_sees_masked_weights_and_gets_its_own_back():
     _, model, stack = build(*PRUNE)
-    stack.update(model, 0.9)
+    stack.view.update(model, 0.9)
     own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    with stack.viewed(model, 0.9):
+    seen = stack.view.see(model, 0.9)
+
+    def look():
         for name, parameter in model.named_parameters():
-            mask = stack.mask(name, parameter)
+            mask = stack.view.mask(name, parameter)
             if parameter.ndim == 2:
                 assert int((parameter == 0).sum()) == round(0.5 * parameter.numel())
                 assert torch.equal(parameter, own[name] * mask)
             else:
                 assert mask is None
         assert model.output.weight is model.embedding.weight
+        return "looked"
+
+    assert seen.run(look) == "looked"
     assert all(torch.equal(own[name], parameter) for name, parameter in model.named_parameters())
 
 
 def test_gradients_of_what_is_gone_are_zero_and_the_rest_passes_straight_through():
     _, model, stack = build(*BOTH)
-    stack.update(model, 0.9)
-    with stack.viewed(model, 0.9):
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-    stack.adapt_gradients(model, 0.9)
+    stack.view.update(model, 0.9)
+    give(model, stack, 0.9, lambda name, weight: torch.ones_like(weight))
     for name, parameter in model.named_parameters():
-        mask = stack.mask(name, parameter)
+        mask = stack.view.mask(name, parameter)
         expected = torch.ones_like(parameter) if mask is None else mask.float()
         assert torch.equal(parameter.grad, expected)
 
@@ -79,8 +93,8 @@ def test_what_is_gone_stays_gone_however_the_optimizer_moves_it():
     _, model, stack = build(*PRUNE, "technique.prune.every=0.1")
     before = None
     for progress in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9):
-        stack.update(model, progress)
-        gone = {name: ~stack.mask(name, p) for name, p in model.named_parameters() if p.ndim == 2}
+        stack.view.update(model, progress)
+        gone = {name: ~stack.view.mask(name, p) for name, p in model.named_parameters() if p.ndim == 2}
         if before is not None:
             assert all(bool(gone[name][before[name]].all()) for name in gone)
         before = gone
@@ -96,14 +110,14 @@ def test_what_is_gone_stays_gone_however_the_optimizer_moves_it():
 def test_zeros_survive_the_grid_and_the_grid_is_what_is_left():
     _, model, stack = build(*BOTH)
     for progress in (0.2, 0.7, 0.75):
-        stack.update(model, progress)
+        stack.view.update(model, progress)
     assert finish(model, stack) == ["prune", "quantize"]
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             assert isinstance(stack.grids[name], Grid)
             assert torch.equal(parameter, stack.grids[name].values())
             assert int((parameter == 0).sum()) >= round(0.5 * parameter.numel())
-            assert not bool(parameter[~stack.mask(name, parameter)].any())
+            assert not bool(parameter[~stack.view.mask(name, parameter)].any())
         else:
             assert torch.equal(parameter, parameter.half().float())
 
@@ -111,7 +125,7 @@ def test_zeros_survive_the_grid_and_the_grid_is_what_is_left():
 def test_without_training_one_shot_gives_the_same_as_a_ramp_on_still_weights():
     _, ramped, stack = build(*BOTH, "technique.quantize.aware=false")
     for step in range(10):
-        stack.update(ramped, step / 10)
+        stack.view.update(ramped, step / 10)
     finish(ramped, stack)
     _, once, other = build(*BOTH, "technique.quantize.aware=false", "trainer.budget.steps=0")
     finish(once, other)
@@ -121,13 +135,11 @@ def test_without_training_one_shot_gives_the_same_as_a_ramp_on_still_weights():
 
 def test_aware_training_sees_the_grid_only_from_its_start():
     _, model, stack = build("+technique=quantize", "technique.quantize.group=16")
-    stack.update(model, 0.6)
-    with stack.viewed(model, 0.6):
-        assert len(model.embedding.weight.unique()) > 200
-    stack.update(model, 0.7)
-    with stack.viewed(model, 0.7):
-        levels = model.embedding.weight.view(-1, 16)
-        assert all(len(row.unique()) <= 16 for row in levels)
+    stack.view.update(model, 0.6)
+    assert stack.view.see(model, 0.6).values == {}
+    stack.view.update(model, 0.7)
+    levels = stack.view.see(model, 0.7).values["embedding.weight"].view(-1, 16)
+    assert all(len(row.unique()) <= 16 for row in levels)
 
 
 def test_learned_steps_move_and_are_what_the_file_gets():
@@ -135,19 +147,19 @@ def test_learned_steps_move_and_are_what_the_file_gets():
         "+technique=quantize", "technique.quantize.learned_step=true", "technique.quantize.group=16"
     )
     extra = stack.prepare_model(model)
-    stack.update(model, 0.8)
-    with stack.viewed(model, 0.8):
-        for parameter in model.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-    stack.adapt_gradients(model, 0.8)
+    stack.view.update(model, 0.8)
+
+    def noise(name, weight):
+        return torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+
+    give(model, stack, 0.8, noise)
     steps = list(extra.parameters())
     assert all(step.grad is not None and bool(step.grad.any()) for step in steps)
     with torch.no_grad():
         for step in steps:
             step.fill_(0.1)
-    shown = {}
-    with stack.viewed(model, 0.8):
-        shown = {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim == 2}
+    shown = stack.view.see(model, 0.8).values
+    assert shown.keys() == {name for name, p in model.named_parameters() if p.ndim == 2}
     finish(model, stack)
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in shown.items())
 
@@ -193,14 +205,16 @@ RATE = ["+technique=quantize", "technique.quantize.rate=2.5", "technique.quantiz
 
 def train_step(model, stack, progress, gradients=None):
     """One step's view and its gradients, without an optimizer; by default those of random sizes by tensor."""
-    stack.update(model, progress)
+    stack.view.update(model, progress)
     generator = torch.Generator().manual_seed(round(1000 * progress))
-    with stack.viewed(model, progress):
-        for number, (name, parameter) in enumerate(model.named_parameters()):
-            size = 3.0 ** (number % 5) if gradients is None else gradients(name)
-            parameter.grad = size * torch.randn(parameter.shape, generator=generator)
-    stack.adapt_gradients(model, progress)
-    stack.follow_gradients(model)
+    numbers = {name: number for number, (name, _) in enumerate(model.named_parameters())}
+
+    def random(name, weight):
+        size = 3.0 ** (numbers[name] % 5) if gradients is None else gradients(name)
+        return size * torch.randn(weight.shape, generator=generator)
+
+    give(model, stack, progress, random)
+    stack.view.follow_gradients(model)
 
 
 @pytest.mark.parametrize("granularity", ["null", "tensor", "channel"])
@@ -243,8 +257,8 @@ def test_aware_steps_of_a_rate_go_with_one_over_the_gradients_of_all_steps():
     for progress in (0.3, 0.4, 0.5):  # what came before still counts
         train_step(model, stack, progress, at("attention.v"))
     # However rarely scales are chosen: those in force follow the first gradients.
-    stack.update(model, 0.6)
-    first = stack.grid("embedding.weight", model.embedding.weight.detach(), 0.6)
+    stack.view.update(model, 0.6)
+    first = stack.view.grid("embedding.weight", model.embedding.weight.detach(), 0.6)
     assert finish(model, stack) == ["quantize"]  # nothing asks for calibration
     assert float(stack.grids["embedding.weight"].scale) == pytest.approx(
         float(first.scale) * (64 / 32.5) ** 0.5, rel=0.3
@@ -262,15 +276,15 @@ def test_gradients_of_weights_that_are_gone_do_not_count_for_a_rate():
     _, model, stack = build(*words, "technique.quantize.start=0.2", "technique.quantize.bits=8")
     name = "decoder.blocks.0.ffn.up.weight"
     # Where the mask lets nothing through, gradients of the view are a hundred times the size.
-    stack.update(model, 0.15)
-    gone = stack.mask(name, model.get_parameter(name)).clone() == 0
-    stack.update(model, 0.3)
-    with stack.viewed(model, 0.3):
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        model.get_parameter(name).grad[gone] = 100.0
-    stack.adapt_gradients(model, 0.3)
-    stack.follow_gradients(model)
+    stack.view.update(model, 0.15)
+    gone = stack.view.mask(name, model.get_parameter(name)).clone() == 0
+    stack.view.update(model, 0.3)
+
+    def large_where_gone(tensor, weight):
+        return torch.where(gone, 100.0, 1.0) if tensor == name else torch.ones_like(weight)
+
+    give(model, stack, 0.3, large_where_gone)
+    stack.view.follow_gradients(model)
     finish(model, stack)
     steps = steps_of(stack)
     # Gradients of what is left are the same everywhere, in the embedding too, of which nothing is pruned.
@@ -345,14 +359,11 @@ def test_sensitivities_begin_anew_where_parts_have_left():
 
 def test_a_layer_that_no_step_has_used_yet_does_not_stop_the_choice_of_scales():
     _, model, stack = build(*RATE, "technique.quantize.every=0.01", "technique.quantize.start=0")
-    stack.update(model, 0.1)
-    with stack.viewed(model, 0.1):
-        for name, parameter in model.named_parameters():
-            parameter.grad = None if ".blocks.1." in name else torch.ones_like(parameter)
-    stack.adapt_gradients(model, 0.1)
-    stack.follow_gradients(model)
-    stack.update(model, 0.2)
-    assert stack.grid("embedding.weight", model.embedding.weight.detach(), 0.2) is not None
+    stack.view.update(model, 0.1)
+    give(model, stack, 0.1, lambda name, weight: None if ".blocks.1." in name else torch.ones_like(weight))
+    stack.view.follow_gradients(model)
+    stack.view.update(model, 0.2)
+    assert stack.view.grid("embedding.weight", model.embedding.weight.detach(), 0.2) is not None
 
 
 def test_scales_of_a_rate_are_the_same_after_resuming():
@@ -370,7 +381,7 @@ def test_scales_of_a_rate_are_the_same_after_resuming():
         train_step(other, resumed, progress)
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
-                grids = [one.grid(name, weight.detach(), progress) for one in (stack, resumed)]
+                grids = [one.view.grid(name, weight.detach(), progress) for one in (stack, resumed)]
                 assert torch.equal(grids[0].scale, grids[1].scale)
     finish(model, stack)
     finish(other, resumed)
@@ -395,6 +406,70 @@ def test_gptq_with_a_rate_takes_its_scales_and_puts_out_less_error():
     assert errors["gptq"] < errors["nearest"]
     assert scales["gptq"].keys() == scales["nearest"].keys()
     assert all(torch.equal(scales["gptq"][name], scale) for name, scale in scales["nearest"].items())
+
+
+def test_evidence_has_the_rate_that_was_asked_for_and_the_one_that_steps_allow():
+    words = ["technique.quantize.rate=0.5", "technique.quantize.bits=8", "technique.quantize.aware=false"]
+    _, model, stack = build(*RATE, *words)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:  # of two values each, which must not both become zero: a bit a weight
+                parameter.copy_(parameter.sign())
+    list(stack.finish(model, calibration_of(model)))
+    proof = stack.evidence()["quantize"]
+    assert (proof["rate"], proof["empty_matrices"]) == (0.5, 0.0)
+    assert proof["entropy_bits"] == pytest.approx(1.0, abs=0.02)
+    (line,) = missed_rate(stack.evidence())
+    assert f"the codes take {proof['entropy_bits']:.3g} bits a weight, not the 0.5 of technique.quantize.rate" in line
+    _, model, stack = build("+technique=quantize", "technique.quantize.group=16")
+    finish(model, stack)
+    assert "rate" not in stack.evidence()["quantize"]
+    assert missed_rate(stack.evidence()) == []
+
+
+@pytest.mark.parametrize(("words", "bits"), [([], 4), (["technique.quantize.rate=2"], 8)])
+def test_codes_have_4_bits_and_with_a_rate_8_unless_others_are_asked_for(words, bits):
+    _, model, stack = build("+technique=quantize", "technique.quantize.group=16", *words)
+    list(stack.finish(model, calibration_of(model)))
+    assert {grid.bits for grid in stack.grids.values()} == {bits}
+    assert stack.evidence()["quantize"]["bits"] == bits
+
+
+@pytest.mark.parametrize("method", ["nearest", "codebook"])
+@pytest.mark.parametrize("empty", [[], ["ffn.up"], ["ffn.up", "attention.q", "attention.k"]])
+def test_evidence_counts_the_matrices_that_have_nothing_but_zeros(method, empty):
+    _, model, stack = build("+technique=quantize", "technique.quantize.group=16", f"technique.quantize.method={method}")
+    with torch.no_grad():
+        for name in empty:
+            model.get_parameter(f"encoder.blocks.0.{name}.weight").zero_()
+        model.get_parameter("encoder.blocks.0.ffn.down.weight")[1:].zero_()  # not all of it
+    finish(model, stack)
+    assert stack.evidence()["quantize"]["empty_matrices"] == len(empty)
+
+
+@pytest.mark.parametrize("end", ["0.8", "0.99"])
+def test_an_end_before_the_end_is_refused_in_one_line(end):
+    with pytest.raises(UserError, match=rf"^technique\.quantize\.end={end}: .*technique\.quantize\.start says"):
+        build("+technique=quantize", f"technique.quantize.end={end}")
+
+
+@pytest.mark.parametrize("optimizer", sorted(choices("optimizer")))
+def test_weight_decay_leaves_learned_steps_alone(optimizer):
+    words = ["technique.quantize.learned_step=true", "technique.quantize.group=16", f"optimizer={optimizer}"]
+    config, model, stack = build("+technique=quantize", *words, "optimizer.weight_decay=5")
+    trained = torch.nn.ModuleList([model, stack.prepare_model(model)])
+    optimizers = build_optimizers(config.optimizer, trained, torch.device("cpu"))
+    steps = list(trained[1].parameters())
+    with torch.no_grad():
+        for step in steps:
+            step.fill_(0.5)
+    for parameter in trained.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = model.embedding.weight.detach().clone()
+    optimizers.step(1.0)
+    assert steps
+    assert all(bool((step == 0.5).all()) for step in steps)
+    assert not torch.equal(model.embedding.weight, before)  # which does decay
 
 
 @pytest.mark.parametrize(
@@ -466,11 +541,11 @@ def test_structure_goes_and_the_optimizer_can_go_on():
 
 def test_masks_follow_a_removal():
     _, model, stack = build(*PRUNE, "technique.prune.structure.ffn=0.5")
-    stack.update(model, 0.3)
+    stack.view.update(model, 0.3)
     for rewiring in stack.rewire(model, 0.3):
         rewiring.apply(model)
     for name, parameter in model.named_parameters():
-        mask = stack.mask(name, parameter)
+        mask = stack.view.mask(name, parameter)
         assert mask is None or mask.shape == parameter.shape
 
 
@@ -568,7 +643,7 @@ def test_what_fits_only_once_parts_have_left_is_taken_and_trained():
     for progress in (0.0, 0.3, 0.6):
         for rewiring in stack.rewire(model, progress):
             rewiring.apply(model)
-        stack.update(model, progress)
+        stack.view.update(model, progress)
     assert finish(model, stack) == ["prune", "quantize"]
     assert stack.evidence()["quantize"]["aware_steps"] == 2
 

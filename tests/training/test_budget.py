@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tfx.config.schema import BudgetConfig
+from tfx.config.schema import Budget
 from tfx.training import budget
 from tfx.training.budget import Clock
 
@@ -16,7 +16,7 @@ def now(monkeypatch):
 
 
 def test_steps_are_counted():
-    clock = Clock(BudgetConfig(steps=4))
+    clock = Clock(Budget(steps=4))
     seen = []
     while clock.progress < 1:
         seen.append((clock.progress, clock.middle_of_step()))
@@ -26,7 +26,7 @@ def test_steps_are_counted():
 
 
 def test_tokens_are_counted_and_the_middle_is_taken_from_the_step_before():
-    clock = Clock(BudgetConfig(tokens=100))
+    clock = Clock(Budget(tokens=100))
     assert clock.middle_of_step() == 0.0
     clock.advance(40)
     assert clock.progress == pytest.approx(0.4)
@@ -37,7 +37,7 @@ def test_tokens_are_counted_and_the_middle_is_taken_from_the_step_before():
 
 
 def test_seconds_are_counted_while_steps_run(now):
-    clock = Clock(BudgetConfig(seconds=10.0))
+    clock = Clock(Budget(seconds=10.0))
     now[0] += 2.0
     clock.advance(5)
     assert clock.progress == pytest.approx(0.2)
@@ -50,7 +50,7 @@ def test_seconds_are_counted_while_steps_run(now):
 
 
 def test_a_pause_counts_neither_inside_nor_after(now):
-    clock = Clock(BudgetConfig(seconds=10.0))
+    clock = Clock(Budget(seconds=10.0))
     now[0] += 3.0
     clock.advance(1)
     with clock.paused():
@@ -67,7 +67,7 @@ def test_a_pause_counts_neither_inside_nor_after(now):
 
 
 def test_the_clock_goes_on_after_an_error_inside_a_pause(now):
-    clock = Clock(BudgetConfig(seconds=10.0))
+    clock = Clock(Budget(seconds=10.0))
 
     def validate():
         with clock.paused():
@@ -81,12 +81,12 @@ def test_the_clock_goes_on_after_an_error_inside_a_pause(now):
 
 
 def test_a_pause_inside_a_pause_is_refused(now):
-    clock = Clock(BudgetConfig(seconds=10.0))
+    clock = Clock(Budget(seconds=10.0))
     with clock.paused(), pytest.raises(AssertionError, match="paused already"), clock.paused():
         pass
 
 
-@pytest.mark.parametrize("config", [BudgetConfig(steps=0), BudgetConfig(tokens=0), BudgetConfig(seconds=0.0)])
+@pytest.mark.parametrize("config", [Budget(steps=0), Budget(tokens=0), Budget(seconds=0.0)])
 def test_a_zero_budget_is_spent_at_once(config):
     clock = Clock(config)
     assert clock.progress == 1.0
@@ -95,15 +95,15 @@ def test_a_zero_budget_is_spent_at_once(config):
 
 def test_a_clock_without_a_budget_is_a_mistake_of_the_program():
     with pytest.raises(AssertionError, match="exactly one value"):
-        Clock(BudgetConfig())
+        Clock(Budget())
 
 
 def test_a_recorded_history_is_repeated_whatever_the_time(now):
-    first = Clock(BudgetConfig(seconds=10.0))
+    first = Clock(Budget(seconds=10.0))
     for passed in (1.0, 4.0, 7.0):
         now[0] += passed
         first.advance(3)
-    again = Clock(BudgetConfig(seconds=10.0), first.history)
+    again = Clock(Budget(seconds=10.0), first.history)
     seen = []
     for _ in range(3):
         now[0] += 0.5
@@ -113,7 +113,7 @@ def test_a_recorded_history_is_repeated_whatever_the_time(now):
     assert seen[1][1] == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("config", [BudgetConfig(steps=8), BudgetConfig(tokens=80), BudgetConfig(seconds=8.0)])
+@pytest.mark.parametrize("config", [Budget(steps=8), Budget(tokens=80), Budget(seconds=8.0)])
 def test_a_clock_goes_on_where_another_stood(config, now):
     first = Clock(config)
     for _ in range(3):
@@ -126,6 +126,6 @@ def test_a_clock_goes_on_where_another_stood(config, now):
     assert (second.steps, second.tokens, second.progress) == (3, 30, pytest.approx(3 / 8))
     assert second.middle_of_step() == first.middle_of_step()
     assert second.seconds == pytest.approx(3.0)  # the time between the two counts for neither
-    longer = Clock(BudgetConfig(**{name: value and 2 * value for name, value in vars(config).items()}))
+    longer = Clock(Budget(**{name: value and 2 * value for name, value in vars(config).items()}))
     longer.load_state_dict(state)
     assert longer.progress == pytest.approx(3 / 16)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from tfx.commands.running import build_model, read_inputs
 from tfx.config.compose import compose
 from tfx.evaluation.scoring import LossScore
+from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
+from tfx.techniques.view import SeenWeights
 from tfx.training import loop
 from tfx.training.loop import Observer, Trainer
 
@@ -116,15 +117,15 @@ def test_where_nothing_could_be_chosen_the_log_says_so(run, asked):
 
 
 def test_a_refused_step_teaches_a_rate_nothing(run, monkeypatch):
-    adapt, calls = Stack.adapt_gradients, []
+    pass_back, calls = SeenWeights.pass_back, []
 
-    def broken(stack, model, progress):
-        calls.append(progress)
+    def broken(seen):
+        calls.append(seen)
         if len(calls) == 5:
-            model.embedding.weight.grad[0, 0] = float("nan")
-        adapt(stack, model, progress)
+            seen.leaves["embedding.weight"].grad[0, 0] = float("nan")
+        pass_back(seen)
 
-    monkeypatch.setattr(Stack, "adapt_gradients", broken)
+    monkeypatch.setattr(SeenWeights, "pass_back", broken)
     rate = ["+technique=quantize", "technique.quantize.rate=2", "technique.quantize.start=0"]
     trainer, *_, notes = run(LOSSES, *rate, "trainer.instability.policy=skip")
     assert len(notes) == 2

@@ -1,14 +1,14 @@
 """When a state is due: by steps, by the clock, or by whichever comes first."""
 
 from tfx.config.schema import SaveConfig
-from tfx.training import loop
+from tfx.training import state
 
 
 def due(monkeypatch, minutes_at_step, **config) -> list[int]:
     """The steps after which a state is saved, given the time at each."""
     now = [0.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    saving = loop._Saving(SaveConfig(**config), 0)
+    monkeypatch.setattr(state.time, "monotonic", lambda: now[0])
+    saving = state.SaveSchedule(SaveConfig(**config), 0)
     found = []
     for step, minutes in enumerate(minutes_at_step, 1):
         now[0] = 60.0 * minutes

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from tfx.commands.report import print_comparison, report
+from tfx.commands.report import print_comparison
 from tfx.config import describe
-from tfx.config.schema import AblateConfig, BudgetConfig, LauncherConfig, Root
+from tfx.config.schema import AblateConfig, LauncherConfig, Root
 from tfx.errors import UserError
-from tfx.report.statistics import minimum_detectable_difference
-from tfx.run.console import clock, plain_console, size
-from tfx.run.directory import RunDirectory
-from tfx.run.files import read_json, write_json, write_text
-from tfx.run.sheet import Column, Sheet, settings_sheet
-from tfx.run.signals import StoppedBySignal, leaving_on_signals
-from tfx.sweep.ablation import BASELINE, ArmCost, Rates, arm_name, match_budgets, plan_subsets
-from tfx.sweep.jobs import ENDED_BADLY, Job
-from tfx.sweep.pool import Machine, run_jobs
-from tfx.sweep.table import print_results
+from tfx.experiments.ablation import Ablation, Request
+from tfx.experiments.table import print_results
+from tfx.record.console import plain_console
+from tfx.record.directory import RunDirectory
+from tfx.record.sheet import settings_sheet
+from tfx.record.signals import StoppedBySignal, leaving_on_signals
 
 _OWN = tuple(f.name for f in fields(AblateConfig))
-_DENSE = "dense_int8"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,23 +33,29 @@ def main(arguments: Sequence[str]) -> int:
     request = _compose([word for word in arguments if word not in own])
     if request is None:
         return 0
-    ablation = _Ablation(request, settings)
+    ablation = Ablation(request, settings)
     try:
         with leaving_on_signals():
-            return ablation.run()
+            status = ablation.run()
+            if ablation.jobs:
+                print_results(ablation.jobs)
+            if any(job.objective is not None for job in ablation.jobs):
+                _report(request.folder)
+            return status
     except StoppedBySignal as stopped:
         print_results(ablation.jobs)
         return stopped.status
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What Hydra made of the command line: the config with all techniques, and where and how its jobs run."""
+def _report(folder: Path) -> None:
+    from tfx.report.comparison import compare_runs
+    from tfx.report.page import write_page
 
-    config: Root
-    typed: list[str]
-    folder: Path
-    launcher: LauncherConfig
+    page = RunDirectory(folder).report
+    comparison = compare_runs([folder])
+    write_page(comparison, page)
+    print_comparison(comparison)
+    print(f"page: {page}")
 
 
 def _settings(words: Sequence[str]) -> AblateConfig:
@@ -73,13 +73,13 @@ def _settings(words: Sequence[str]) -> AblateConfig:
     return settings
 
 
-def _compose(words: Sequence[str]) -> _Request | None:
+def _compose(words: Sequence[str]) -> Request | None:
     """None where Hydra was asked to show something instead."""
     from hydra.core.hydra_config import HydraConfig
 
     from tfx.config.compose import check_values, run_with_hydra
 
-    found: list[_Request] = []
+    found: list[Request] = []
 
     def keep(config: Root, typed: list[str], directory: str) -> None:
         hydra = HydraConfig.get()
@@ -90,251 +90,10 @@ def _compose(words: Sequence[str]) -> _Request | None:
         check_values(launcher, "hydra.launcher.")
         if not config.technique:
             raise UserError("no technique is named: tfx ablate '+technique=[prune,quantize]' compares what each adds")
-        found.append(_Request(config, typed, Path(str(hydra.sweep.dir)).absolute(), launcher))
+        found.append(Request(config, typed, Path(str(hydra.sweep.dir)).absolute(), launcher))
 
     run_with_hydra(keep, words)
     return found[0] if found else None
-
-
-# --- the plan ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Plan:
-    """What is kept in `ablation.json`: the same command goes on with the same arms. ``flops`` is what an arm costs."""
-
-    typed: list[str]
-    design: str
-    match: str
-    tokens: dict[str, int]
-    costs: dict[str, ArmCost]
-    compresses: bool
-    flops: float
-
-    @property
-    def same(self) -> tuple[Any, ...]:
-        """What another ablation in the same folder would differ in. More seeds are the same ablation."""
-        return (self.typed, self.design, self.match)
-
-    @classmethod
-    def read(cls, path: Path) -> _Plan:
-        """The inverse of writing it as JSON; raises `UserError` where it is not readable."""
-        values = read_json(path)
-        try:
-            costs = {
-                name: ArmCost(**cost | {"rates": Rates(**cost["rates"])}) for name, cost in values["costs"].items()
-            }
-            return cls(**values | {"costs": costs})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is not the plan of an ablation: {error}") from error
-
-
-class _Ablation:
-    """One ablation in its folder."""
-
-    def __init__(self, request: _Request, settings: AblateConfig) -> None:
-        self.config, self.folder, self.settings = request.config, request.folder, settings
-        self.typed, self.launcher = request.typed, request.launcher
-        self.machine = Machine.of(request.launcher, request.config.trainer.device)
-        self.jobs: list[Job] = []
-
-    def run(self) -> int:
-        """Returns the exit status."""
-        path = self.folder / "ablation.json"
-        if path.is_file():
-            plan = _Plan.read(path)
-            asked = (self.typed, self.settings.design, self.settings.match)
-            if plan.same != asked:
-                raise UserError(
-                    f"{self.folder} holds another ablation ({' '.join(plan.typed)} design={plan.design} "
-                    f"match={plan.match}): give the command that it was made with, or another hydra.sweep.dir"
-                )
-        else:
-            plan, arms = self._make_plan()
-            if not self.config.dry_run:
-                for name, config in arms.items():
-                    self._write_arm(name, config)
-                write_json(path, asdict(plan))
-        self._show(plan)
-        if self.config.dry_run:
-            return 0
-        self._run_arms([name for name in plan.tokens if name != _DENSE])
-        stopped = self.launcher.on_failure == "stop" and any(job.state in ENDED_BADLY for job in self.jobs)
-        if plan.compresses and not stopped and self._plan_dense(plan, path):
-            self._run_arms([_DENSE])
-        print_results(self.jobs)
-        if any(job.objective is not None for job in self.jobs):
-            page = RunDirectory(self.folder).report
-            print_comparison(report([self.folder], page))
-            print(f"page: {page}")
-        return int(any(job.state in ENDED_BADLY for job in self.jobs))
-
-    def _make_plan(self) -> tuple[_Plan, dict[str, Root]]:
-        """Tries each arm for a few steps, and turns the budget into tokens."""
-        from tfx.commands.trial import try_configs
-
-        steps, config = self.settings.trial_steps, replace(self.config, dry_run=False)
-        subsets = {arm_name(s): s for s in plan_subsets(list(config.technique), self.settings.design)}
-        configs = {name: _with_techniques(config, subset) for name, subset in subsets.items()}
-        plain_console(stderr=True).print(f"trying {len(configs)} arms for {steps} steps each")
-        trials = try_configs(configs, steps, self.machine.environment(0))
-        tokens = trials[BASELINE].rates.tokens(config.trainer.budget)
-        assert tokens is not None  # a checked config has a budget
-        costs = {}
-        for name, trial in trials.items():
-            teachers = []
-            for technique, teacher in trial.teachers.items():
-                # Named in tokens, so that it is one teacher a seed, whatever each arm's own budget is.
-                count = teacher.rates.tokens(teacher.budget)
-                count = 2 * tokens if count is None else count
-                configs[name] = _with_teacher_budget(configs[name], technique, count)
-                teachers.append((count, count * teacher.rates.seconds, count * teacher.rates.flops))
-            costs[name] = ArmCost(trial.rates, *(sum(parts) for parts in zip(*teachers, strict=True)))
-        spent = match_budgets(self.settings.match, tokens, costs)
-        arms = {name: _with_tokens(configs[name], spent[name]) for name in configs}
-        compresses = any(trial.compresses for trial in trials.values())
-        flops = max(costs[name].flops(spent[name]) for name in costs)
-        plan = _Plan(self.typed, self.settings.design, self.settings.match, spent, costs, compresses, flops)
-        return plan, arms
-
-    def _plan_dense(self, plan: _Plan, path: Path) -> bool:
-        """Chooses the width of the narrower dense model by the bytes of the runs with all techniques; whether it could.
-
-        It trains on as many tokens as they do, those of the model that they start from included.
-        """
-        from tfx.commands.narrow import narrow_int8
-        from tfx.commands.trial import try_configs
-
-        if _DENSE in plan.tokens:
-            return True
-        whole = arm_name(list(self.config.technique))
-        done, plain = (
-            [job for job in self.jobs if job.folder.parent.name == name and job.objective is not None]
-            for name in (whole, BASELINE)
-        )
-        origin = Path(self.config.init_from) if self.config.init_from is not None else None
-        if not done or not plain or (origin is not None and not RunDirectory(origin).summary.is_file()):
-            without = whole if not done else BASELINE
-            why = f"{origin} is no run" if done and plain else f"{without} has no result"
-            plain_console(stderr=True).print(
-                f"no narrower dense model is trained for comparison: {why}", soft_wrap=True
-            )
-            return False
-        before = read_json(RunDirectory(origin).summary)["train"] if origin is not None else {"tokens": 0, "flops": 0.0}
-        bytes_ = [job.summary["bytes"]["weights"] + job.summary["bytes"]["header"] for job in done]
-        config = narrow_int8(replace(self.config, dry_run=False), plain[0].run.final, mean(bytes_))
-        if (config.model.width, config.technique) == (self.config.model.width, self.config.technique):
-            return False  # all techniques together are this very model
-        trial = try_configs({_DENSE: config}, self.settings.trial_steps, self.machine.environment(0))[_DENSE]
-        tokens = int(plan.tokens[whole] + before["tokens"])
-        if plan.match == "flops":
-            tokens = round((plan.flops + before["flops"]) / trial.rates.flops)
-        plan.tokens[_DENSE], plan.costs[_DENSE] = tokens, ArmCost(trial.rates)
-        self._write_arm(_DENSE, _with_tokens(config, tokens))
-        write_json(path, asdict(plan))
-        plain_console(stderr=True).print(
-            f"{_DENSE}: width {config.model.width} (the other arms: {self.config.model.width}), nearest to the "
-            f"{size(mean(bytes_))} of {whole}; {tokens:,} tokens",
-            soft_wrap=True,
-        )
-        return True
-
-    # --- runs -----------------------------------------------------------------------------------------
-
-    def _write_arm(self, name: str, config: Root) -> None:
-        from tfx.config.compose import to_yaml
-
-        file = self.folder / "arms" / f"{name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, to_yaml(config))
-
-    def _run_arms(self, names: Sequence[str]) -> None:
-        """All arms of a seed before the next seed, so that a sweep that is cut off has whole seeds."""
-        flags = ["--config-dir", str(self.folder / "arms"), "--config-name"]
-        jobs: list[Job] = []
-        for index in range(self.settings.seeds):
-            seed = self.config.seed + index
-            for name in names:
-                folder = self.folder / name / str(seed)
-                number = len(self.jobs) + len(jobs)
-                jobs.append(Job(number, [f"seed={seed}"], folder, [*flags, name], f"{name} seed={seed}"))
-        self.jobs += jobs
-        run_jobs(jobs, self.folder, self.launcher, self.machine)
-
-    # --- what is shown before -------------------------------------------------------------------------
-
-    def _show(self, plan: _Plan) -> None:
-        """The arms, what they cost, and what so many seeds can show."""
-        console = plain_console(stderr=not self.config.dry_run)
-        seeds = self.settings.seeds
-        table = Sheet(
-            Column("arm"),
-            Column("runs", number=True),
-            Column("tokens a run", number=True),
-            Column("TFLOPs a run", number=True, spare=1),
-            Column("training a run", number=True, spare=2),
-            lines=False,
-        )
-        for name, tokens in plan.tokens.items():
-            cost = plan.costs[name]
-            seconds = clock(tokens * cost.rates.seconds)
-            table.add_row(name, str(seeds), f"{tokens:,}", f"{cost.flops(tokens) / 1e12:,.3g}", seconds)
-        is_dense_to_come = plan.compresses and _DENSE not in plan.tokens
-        if is_dense_to_come:
-            table.add_row(_DENSE, str(seeds), "", "", "")
-        console.print(table)
-        for line in self._notes(plan, is_dense_to_come):
-            console.print(line, soft_wrap=True, highlight=False)
-
-    def _notes(self, plan: _Plan, is_dense_to_come: bool) -> list[str]:
-        seeds, arms = self.settings.seeds, len(plan.tokens) + is_dense_to_come
-        lines = []
-        if is_dense_to_come:
-            lines.append(
-                f"{_DENSE} is a narrower dense model in 8 bits of the same bytes: its width is chosen once the files "
-                "with all techniques are measured"
-            )
-        what = {
-            "tokens": "the student's tokens; what a teacher costs comes on top, and is in the TFLOPs",
-            "flops": "FLOPs of training, with the teacher's forward passes and its training",
-        }
-        lines.append(f"equal in all arms: {what[plan.match]}")
-        teacher = max(plan.costs.values(), key=lambda cost: cost.teacher_seconds)
-        own = sum(tokens * plan.costs[name].rates.seconds for name, tokens in plan.tokens.items())
-        whole = seeds * (own + teacher.teacher_seconds)
-        taught = clock(seeds * teacher.teacher_seconds)
-        lines.append(
-            f"about {clock(whole)} of training ({taught} of it for one teacher a seed), {self.machine.jobs} at a time; "
-            "by trials one by one, without start, validation and tests"
-        )
-        single, corrected = (minimum_detectable_difference(seeds, count) for count in (1, max(1, arms - 1)))
-        if single is None or corrected is None:
-            lines.append("one seed shows nothing of how another training would end: intervals resample sentences only")
-        else:
-            lines.append(
-                f"{seeds} seeds an arm show, at 5 % and with a power of 80 %, a difference of {single:.2g} standard "
-                f"deviations between seeds in one comparison, of {corrected:.2g} after Holm's correction for {arms - 1}"
-            )
-        return lines
-
-
-# --- pieces -----------------------------------------------------------------------------------------
-
-
-def _with_techniques(config: Root, names: Sequence[str]) -> Root:
-    return replace(config, technique={name: config.technique[name] for name in names})
-
-
-def _with_tokens(config: Root, tokens: int) -> Root:
-    return replace(config, trainer=replace(config.trainer, budget=BudgetConfig(tokens=tokens)))
-
-
-def _with_teacher_budget(config: Root, technique: str, tokens: int) -> Root:
-    from tfx.config.registry import technique_class
-
-    names = [f.name for f in fields(technique_class(technique).Settings) if f.default_factory is BudgetConfig]
-    budget = {name: asdict(BudgetConfig(tokens=tokens)) for name in names}
-    return replace(config, technique=config.technique | {technique: config.technique[technique] | budget})
 
 
 def print_help() -> None:

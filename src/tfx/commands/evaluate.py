@@ -7,12 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.console import number, plain_console
-from tfx.run.directory import RunDirectory, model_file
-from tfx.run.files import read_json, write_json_lines
-from tfx.run.sheet import Column, Sheet
+from tfx.record.arguments import Arguments
+from tfx.record.console import number, plain_console
+from tfx.record.directory import RunDirectory, model_file
+from tfx.record.files import read_json, write_json_lines
+from tfx.record.sheet import Column, Sheet
+
+# Settings of the data and of the evaluation that no score of this command depends on.
+_NOT_HERE = (
+    "dataset.batch_tokens",
+    "evaluation.new_tokens",
+    "evaluation.decode_valid",
+    "evaluation.attention_maps",
+    "evaluation.latency_inputs",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
     parser.add_argument("overrides", nargs="*", help="changes to the run's config: evaluation.beam=1, dataset=…")
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="default: test")
+    parser.add_argument("--split", choices=("train", "valid", "test"), help="default: test, else valid")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write the predictions as JSON lines")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
@@ -32,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.compression.checkpoint import load, read_header
     from tfx.config import compose
     from tfx.data.prepare import prepare_data
+    from tfx.evaluation.generation import describe_decoding
     from tfx.evaluation.metrics import check_metrics
     from tfx.evaluation.quality import measure_quality, quality_notes
 
@@ -48,13 +59,19 @@ def main(arguments: Sequence[str]) -> int:
     loaded = load(options.path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
+    notes += _without_effect(options.overrides, config.evaluation, loaded.model.architecture.is_seq2seq)
+    scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
+    if scored != used and loaded.model.architecture.is_seq2seq:
+        notes.append(f"decoding is by {used}, and what the run was scored with is {scored}")
     kept = RunDirectory(options.path).environment
     before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
     if before not in (None, data.corpus):
         notes.insert(0, "these are not the data that the run was made with: files or settings of the data set differ")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    split = options.split if options.split in data.splits else data.test_split
+    split = options.split or data.test_split
+    if split not in data.splits:
+        raise UserError(f"--split {split}: the data set has no such split, only {', '.join(data.splits)}")
     quality = measure_quality(
         loaded.model, data.splits[split], loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed
     )
@@ -74,3 +91,26 @@ def main(arguments: Sequence[str]) -> int:
         table.add_row(name, number(value), quality.signatures.get(name, ""))
     plain_console().print(table)
     return 0
+
+
+def _without_effect(overrides: Sequence[str], config: EvaluationConfig, is_seq2seq: bool) -> list[str]:
+    """Says which overrides change nothing here, and why."""
+    from tfx.evaluation.generation import ignored_settings
+
+    ignored = ignored_settings(config)
+    reasons = {name if name == "seed" else f"evaluation.{name}": why for name, why in ignored.items()}
+    reasons |= dict.fromkeys(_NOT_HERE, "it is of training, timing or `tfx generate`")
+    found = []
+    for word in overrides:
+        key = word.lstrip("+").partition("=")[0]
+        group = key.partition(".")[0]
+        why = reasons.get(key, "")
+        if group not in ("dataset", "evaluation", "seed"):
+            why = "the model is as its run left it"
+        elif key.startswith("dataset.tokenizer."):
+            why = "the model has a tokenizer of its own"
+        elif not is_seq2seq and group != "dataset" and key != "evaluation.batch_tokens":
+            why = "a language model is scored by its loss"
+        if why:
+            found.append(f"{key} has no effect: {why}")
+    return found

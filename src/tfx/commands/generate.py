@@ -11,8 +11,8 @@ from typing import Any
 
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.console import plain_console
+from tfx.record.arguments import Arguments
+from tfx.record.console import plain_console
 
 _LINES_AT_ONCE = 256
 
@@ -32,13 +32,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--top-k", type=int, help="of sampling: only the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="of sampling: the likeliest tokens up to this mass")
     parser.add_argument("--new-tokens", type=int, help="how many a language model adds at most")
-    parser.add_argument("--seed", type=int, default=1, help="of sampling (default 1)")
+    parser.add_argument("--seed", type=int, help="of sampling (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
     options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load
     from tfx.config.compose import check_values
-    from tfx.evaluation.generation import generate
+    from tfx.evaluation.generation import describe_decoding, generate
 
     loaded = load(options.path, options.device)
     names = ("method", "beam", "temperature", "top_k", "top_p", "new_tokens")
@@ -51,8 +51,11 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError("--method beam is for text to text: a language model decodes by greedy or sample")
         config = replace(config, method="sample" if config.method == "auto" else config.method)
     notes = plain_console(stderr=True)
-    for option in _without_effect(options, config, is_lm):
+    for option in _without_effect(options, config, loaded.tokenizer.vocab_size, is_lm):
         notes.print(f"note: {option}")
+    scored, used = describe_decoding(loaded.generation), describe_decoding(config)
+    if scored != used and not is_lm:
+        notes.print(f"note: decoding is by {used}, and what the run was scored with is {scored}")
     for number, text in enumerate(options.texts, start=1):
         _check_utf8(text, number)
     source = _Lines()
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             loaded.tokenizer,
             batch,
             config,
-            seed=options.seed,
+            seed=1 if options.seed is None else options.seed,
             first=done,
             note=lambda message: notes.print(f"note: {message}"),
         )
@@ -78,24 +81,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _without_effect(options: Any, config: EvaluationConfig, is_lm: bool) -> list[str]:
+def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, is_lm: bool) -> list[str]:
     """Says which options of the command line change nothing, and why."""
-    method = config.method
-    if method == "auto":
-        method = "beam" if config.beam > 1 else "greedy"
-    found = []
-    if method != "sample":
-        given = [name for name in ("temperature", "top_k", "top_p") if getattr(options, name) is not None]
-        given += ["seed"] if options.seed != 1 else []
-        found += [
-            f"--{name.replace('_', '-')} has no effect: decoding is by {method}, not by --method sample"
-            for name in given
-        ]
-    if options.beam is not None and (is_lm or method == "sample" or options.method == "greedy"):
-        found.append(f"--beam has no effect: decoding is by {method}")
-    if options.new_tokens is not None and not is_lm:
-        found.append("--new-tokens has no effect: an output of text to text ends by itself")
-    return found
+    from tfx.evaluation.generation import ignored_settings
+
+    reasons = ignored_settings(config)
+    if not is_lm:
+        reasons["new_tokens"] = "an output of text to text ends by itself"
+    if config.top_k is not None and config.top_k >= vocab_size:
+        reasons.setdefault("top_k", f"the vocabulary has {vocab_size:,} tokens")
+    return [
+        f"--{name.replace('_', '-')} has no effect: {reason}"
+        for name, reason in reasons.items()
+        if getattr(options, name, None) is not None
+    ]
 
 
 def _check_utf8(text: str, number: int) -> None:

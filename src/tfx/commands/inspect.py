@@ -8,9 +8,9 @@ from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from tfx.run.arguments import Arguments
-from tfx.run.console import plain_console
-from tfx.run.sheet import Column, Sheet
+from tfx.record.arguments import Arguments
+from tfx.record.console import plain_console
+from tfx.record.sheet import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load, read_header, tensor_rows, unique_tensors
-    from tfx.run.directory import model_file
+    from tfx.record.directory import model_file
 
     file = model_file(options.path)
     header, loaded = read_header(file), load(file, kernels=False)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from tfx.config.describe import GROUPS, choices
 from tfx.errors import unknown
-from tfx.run.arguments import Arguments
-from tfx.run.console import plain_console
-from tfx.run.sheet import Column, Sheet
+from tfx.record.arguments import Arguments
+from tfx.record.console import plain_console
+from tfx.record.sheet import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,12 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.directory import RunDirectory
-from tfx.run.files import write_text
+from tfx.record.arguments import Arguments
+from tfx.record.directory import RunDirectory
 
 if TYPE_CHECKING:
     from tfx.report.comparison import Comparison
@@ -42,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     shown.add_argument("--json", action="store_true", help="as JSON on stdout; a page only where --html names it")
     shown.add_argument("--csv", action="store_true", help="one line a config; a page only where --html names it")
     options = parser.read(arguments)
+    from tfx.report.comparison import compare_runs
+
     if options.margin is not None and not 0 < options.margin < float("inf"):
         raise UserError(f"--margin {options.margin} must be above 0, in the unit of the primary metric")
 
@@ -49,14 +50,17 @@ def main(arguments: Sequence[str]) -> int:
     if html is None and not (options.json or options.csv):
         first = options.paths[0]
         html = RunDirectory(first.parent if first.is_file() else first).report
-    comparison = report(
+    comparison = compare_runs(
         options.paths,
-        html,
         baseline=options.baseline,
         margin=options.margin,
         where=options.where,
         group_by=options.group_by,
     )
+    if html is not None:
+        from tfx.report.page import write_page
+
+        write_page(comparison, html)
     if options.json:
         print(json.dumps(comparison.facts(), indent=2, allow_nan=False, ensure_ascii=False))
     elif options.csv:
@@ -67,30 +71,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def report(paths: Sequence[Path], html: Path | None, **choices: Any) -> Comparison:
-    """Compares the runs below the paths, with the choices of `compare_runs`, and writes the page; None: nowhere.
-
-    Raises `UserError` where no completed run is found, a choice fits none, or the page cannot be written.
-    """
-    from tfx.report.comparison import compare_runs
-
-    comparison = compare_runs(paths, **choices)
-    if html is not None:
-        from tfx.report.page import render
-
-        text = render(comparison)
-        try:
-            write_text(html, text)
-        except OSError as error:
-            raise UserError(f"the page {html} cannot be written: {error.strerror}; name another with --html") from error
-    return comparison
-
-
 def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
     """The tables on stdout; warnings and what was left out on stderr."""
+    from tfx.record.console import plain_console
+    from tfx.record.sheet import Column, Sheet
     from tfx.report.page import CONTRIBUTION_COLUMNS, contribution_rows, table_columns, table_rows
-    from tfx.run.console import plain_console
-    from tfx.run.sheet import Column, Sheet
 
     console, notes = plain_console(), plain_console(stderr=True)
     for family in comparison.families:
@@ -106,6 +91,8 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
             style = "bold" if arm is family.baseline else None
             table.add_row(cells["config"], *(cells[name] for name in shown), style=style)
         console.print(table)
+        if family.usual:
+            console.print(f"what a config does not name: {family.usual}")
         if family.contributions:
             adds = Sheet(
                 *(Column(name, spare=index) for index, name in enumerate(CONTRIBUTION_COLUMNS)),
@@ -114,10 +101,10 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
             for texts in contribution_rows(family):
                 adds.add_row(*texts)
             console.print(adds)
-        for warning in family.warnings:
-            notes.print(f"{family.title}, read with care: {warning}")
-        for line in family.details if details else ():
-            notes.print(f"  {line}")
+    for warning in comparison.warnings:
+        notes.print(f"read with care: {warning}")
+    for line in comparison.details if details else ():
+        notes.print(f"  {line}")
     for item in comparison.left_out:
         notes.print(f"left out: {item.path}: {item.reason}")
 

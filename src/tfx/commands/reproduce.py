@@ -11,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tfx.commands.running import status_of, train
 from tfx.config import compose
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.console import number, plain_console
-from tfx.run.directory import RunDirectory
-from tfx.run.environment import environment_differences, flat
-from tfx.run.files import read_json, sha256, write_json
-from tfx.run.sheet import Column, Sheet
+from tfx.record.arguments import Arguments
+from tfx.record.console import number, plain_console
+from tfx.record.directory import RunDirectory
+from tfx.record.environment import environment_differences, flat
+from tfx.record.files import read_json, sha256, write_json
+from tfx.record.sheet import Column, Sheet
+from tfx.run.life import status_of, train
 
 # Settings that say where something lies, and the fingerprint by which it is the same wherever that is.
 _PATHS = {"dataset.path": "fingerprints.corpus", "dataset.tokenizer.path": "fingerprints.tokenizer"}
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     config = compose.change(saved, options.overrides) if options.overrides else saved
     new = RunDirectory(options.folder or _free(old.path))
     recorded: list[float] = []
-    if config.trainer.budget.seconds is not None and config.trainer.budget == saved.trainer.budget:
+    if config.trainer.budget.unit == "seconds" and config.trainer.budget == saved.trainer.budget:
         # Seconds pass otherwise each time: the steps and ramps of the old run are repeated.
         recorded = read_json(old.progress) if old.progress.is_file() else []
     # What the run prints is not what was asked for.

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfx.commands.running import resume, status_of
 from tfx.config import compose
-from tfx.config.schema import BudgetConfig, Root
+from tfx.config.schema import Budget, Root
 from tfx.errors import UserError
-from tfx.run.arguments import Arguments
-from tfx.run.directory import RunDirectory
-from tfx.run.lock import locked
+from tfx.record.arguments import Arguments
+from tfx.record.directory import RunDirectory
+from tfx.record.lock import locked
+from tfx.run.life import resume, status_of
 
 # What may be set anew: nothing that was done so far depends on it. Data may have moved; that they are the same is
 # checked by their fingerprint.
@@ -54,9 +54,10 @@ def main(arguments: Sequence[str]) -> int:
         summary = run.read_summary() if run.summary.is_file() else {}
         is_finished = summary.get("status") == "completed"
         if is_finished and not _is_longer(config.trainer.budget, summary["train"]):
-            name, value = _budget(config.trainer.budget)
+            budget = config.trainer.budget
             print(
-                f"{run.path} is finished: a longer budget goes on with it (it had trainer.budget.{name}={value:g}), "
+                f"{run.path} is finished: a longer budget goes on with it "
+                f"(it had trainer.budget.{budget.unit}={budget.amount:g}), "
                 f"`tfx train init_from={run.path} …` trains its model on",
                 file=sys.stderr,
             )
@@ -66,10 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _is_longer(budget: BudgetConfig, spent: dict[str, Any]) -> bool:
+def _is_longer(budget: Budget, spent: dict[str, Any]) -> bool:
     """Whether a budget goes beyond what a finished run has spent; raises `UserError` where that stopped early."""
-    name, value = _budget(budget)
-    left = value > spent[name] + (_LAST_STEP if name == "seconds" else 0)
+    left = budget.amount > spent[budget.unit] + (_LAST_STEP if budget.unit == "seconds" else 0)
     if left and spent.get("stopped_early"):
         raise UserError("the run stopped early, by its validations: a longer budget does not go on with it")
     return left
@@ -85,14 +85,10 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
                 "start another run for it, with init_from=RUN to begin with these weights"
             )
     config = compose.change(saved, overrides) if overrides else saved
-    (unit, before), (other, after) = _budget(saved.trainer.budget), _budget(config.trainer.budget)
-    if unit != other or after < before:
+    before, after = saved.trainer.budget, config.trainer.budget
+    if before.unit != after.unit or after.amount < before.amount:
         raise UserError(
-            f"trainer.budget.{other}={after:g}: a run goes on with its budget ({unit}={before:g}) or a longer one"
+            f"trainer.budget.{after.unit}={after.amount:g}: a run goes on with its budget "
+            f"({before.unit}={before.amount:g}) or a longer one"
         )
     return config
-
-
-def _budget(config: BudgetConfig) -> tuple[str, Any]:
-    values = {name: getattr(config, name) for name in ("steps", "tokens", "seconds")}
-    return next((name, value) for name, value in values.items() if value is not None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfx.commands.running import status_of, train
 from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
-from tfx.run.signals import StoppedBySignal
+from tfx.record.signals import StoppedBySignal
+from tfx.run.life import status_of, train
 
 
 class JobFailedError(Exception):
@@ -25,9 +25,9 @@ def main(arguments: Sequence[str]) -> int:
         print_help(_techniques(arguments))
         return 0
     from tfx.config.compose import is_foreign_job, run_with_hydra
-    from tfx.sweep import launcher
-    from tfx.sweep.jobs import ENDED_BADLY
-    from tfx.sweep.table import print_results
+    from tfx.experiments import launcher
+    from tfx.experiments.jobs import ENDED_BADLY
+    from tfx.experiments.table import print_results
 
     status = 0
 
@@ -63,8 +63,8 @@ def print_help(techniques: Sequence[str] = ()) -> None:
     """
     from rich.text import Text
 
-    from tfx.run.console import plain_console
-    from tfx.run.sheet import settings_sheet
+    from tfx.record.console import plain_console
+    from tfx.record.sheet import settings_sheet
 
     console = plain_console()
     for name in techniques:

@@ -42,7 +42,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.device import choose_device
 from tfx.model.transformer import Transformer
-from tfx.run.directory import model_file
+from tfx.record.directory import model_file
 
 FORMAT_VERSION = 3
 _DENSE, _FIRST_COMPRESSED = 1, 2
@@ -145,7 +145,13 @@ def save(
     Raises `ValueError` where a compressed file would give back other values than the model has.
     """
     stored, aliases = unique_tensors(model)
-    facts = {"architecture": model.architecture.to_dict(), "aliases": aliases, "generation": asdict(generation)}
+    facts: dict[str, Any] = {
+        "architecture": model.architecture.to_dict(),
+        "aliases": aliases,
+        "generation": asdict(generation),
+    }
+    if tokenizer.ends_documents:
+        facts["ends_documents"] = True
     text = tokenizer.to_json()
     if storage is None:
         _save_dense(path, stored, facts, text)
@@ -227,6 +233,7 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     read = _read_dense if header.version == _DENSE else _read_compressed
     state, tensors, grids = read(file, handle, metadata, header, shapes)
     tokenizer = _read_tokenizer(file, handle)
+    tokenizer.ends_documents = header.raw.get("ends_documents") is True
     if tokenizer.vocab_size > header.architecture.vocab_size:
         raise damaged(file, f"its tokenizer has {tokenizer.vocab_size:,} ids, more than the model's embedding")
     state = {name: _aligned(tensor) for name, tensor in state.items()}

@@ -1,6 +1,6 @@
 """One weight as sequences of small symbols, and back: sparsity, then floats or a grid of integer codes.
 
-A codec is a `Layout` and what it does to a tensor is the list of sequences that `encode` gives, in this order:
+A codec is a `Layout` and what it does to a tensor is the list of sequences that `encode_tensor` gives, in this order:
 
 1. where the tensor is not zero: a bitmask, or gaps between the stored elements (neither where all are stored);
 2. for a grid its scales or codebook as planes of bytes, then its zero points where they differ;
@@ -116,7 +116,7 @@ _MISSING = object()
 _DEFAULTS = {field.name: field.default for field in fields(Layout) if field.name not in ("kind", "floats")}
 
 
-def encode(value: Value, dtype: torch.dtype, size: Callable[[Sequence], float]) -> tuple[Layout, list[Sequence]]:
+def encode_tensor(value: Value, dtype: torch.dtype, size: Callable[[Sequence], float]) -> tuple[Layout, list[Sequence]]:
     """The smallest layout of a tensor, stored as ``dtype``, or of a grid; ``size`` gives the bits of a sequence.
 
     Raises `ValueError` where the layout cannot hold the value exactly. Negative zeros become zeros.
@@ -140,10 +140,10 @@ def encode(value: Value, dtype: torch.dtype, size: Callable[[Sequence], float]) 
     return min(candidates, key=lambda candidate: sum(size(sequence) for sequence in candidate[1]))
 
 
-def decode(layout: Layout, shape: tuple[int, ...], take: Callable[[int, int], Symbols]) -> Value:
+def decode_tensor(layout: Layout, shape: tuple[int, ...], take: Callable[[int, int], Symbols]) -> Value:
     """The tensor or grid of a layout; ``take(width, count)`` gives the next sequence.
 
-    Raises `ValueError` where the sequences are not what `encode` makes.
+    Raises `ValueError` where the sequences are not what `encode_tensor` makes.
     """
     size = prod(shape)
     is_stored = None

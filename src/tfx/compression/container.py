@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tfx.errors import UserError
-from tfx.run.files import replacing
+from tfx.record.files import replacing
 
 # The metadata's one key.
 KEY = "tfx"

@@ -54,7 +54,7 @@ def bits_per_symbol(table: Table) -> NDArray[np.float64]:
     return PRECISION - np.log2(frequencies(table))
 
 
-def encode(parts: Sequence[tuple[Symbols, Table]]) -> bytes:
+def encode_symbols(parts: Sequence[tuple[Symbols, Table]]) -> bytes:
     """Codes the parts one after the other, each under its table, as little-endian 32-bit words."""
     coder = constriction.stream.stack.AnsCoder()
     for symbols, table in reversed(parts):
@@ -63,7 +63,7 @@ def encode(parts: Sequence[tuple[Symbols, Table]]) -> bytes:
 
 
 class Decoder:
-    """Takes parts out of what `encode` made, in the same order."""
+    """Takes parts out of what `encode_symbols` made, in the same order."""
 
     def __init__(self, data: bytes) -> None:
         """Raises `ValueError` for what cannot be a coder's words."""

@@ -6,6 +6,7 @@ Shapes: R rows and C columns of a matrix, G groups of columns in a row, L = 2^bi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,3 +53,18 @@ def spread(per_group: Tensor, columns: int) -> Tensor:
     """Values (1, 1), (R, 1) or (R, G) as they apply to each of so many columns; broadcasts to (R, C)."""
     groups = per_group.shape[1]
     return per_group if groups == 1 else per_group.repeat_interleave(columns // groups, dim=1)
+
+
+def straight_through(weight: Tensor, values: Tensor) -> Tensor:
+    """``values`` in the forward pass; its gradient is that of ``weight`` (Bengio 2013, arXiv 1308.3432)."""
+    return _StraightThrough.apply(weight, values)  # type: ignore[no-any-return]
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None

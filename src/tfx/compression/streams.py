@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tfx.compression.codecs import Layout, Sequence, Value, decode, encode
-from tfx.compression.entropy import Decoder, Histogram, Table, bits_per_symbol, fit_table
-from tfx.compression.entropy import encode as encode_entropy
+from tfx.compression.codecs import Layout, Sequence, Value, decode_tensor, encode_tensor
+from tfx.compression.entropy import Decoder, Histogram, Table, bits_per_symbol, encode_symbols, fit_table
 from tfx.compression.packing import Symbols, pack, packed_size, unpack
 
 PACKED = -1
@@ -53,7 +52,7 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         histogram = _histogram(sequence)
         return min(packed, float(histogram @ bits_per_symbol(fit_table(histogram))) + _table_bits(histogram))
 
-    encoded = {name: encode(value, dtype, size) for name, value in values.items()}
+    encoded = {name: encode_tensor(value, dtype, size) for name, value in values.items()}
     sequences = [sequence for _, parts in encoded.values() for sequence in parts]
     tables, choices = _share_tables(sequences) if entropy else ([], [PACKED] * len(sequences))
     coded, packed = [], []
@@ -69,7 +68,7 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         shape = value.shape if isinstance(value, torch.Tensor) else value.codes_RC.shape
         coding = [next(remaining) for _ in parts]
         records.append({"name": name, "shape": list(shape), **layout.to_dict(), "tables": coding})
-    return Streams(b"".join(packed), encode_entropy(coded), records, [table.tobytes().hex() for table in tables])
+    return Streams(b"".join(packed), encode_symbols(coded), records, [table.tobytes().hex() for table in tables])
 
 
 def read_streams(streams: Streams) -> dict[str, Stored]:
@@ -83,7 +82,7 @@ def read_streams(streams: Streams) -> dict[str, Stored]:
     values, layouts, spent = [], [], []
     for record in streams.tensors:
         layouts.append(read_layout(record))
-        values.append(decode(layouts[-1], tuple(record["shape"]), reader.tensor(record["tables"])))
+        values.append(decode_tensor(layouts[-1], tuple(record["shape"]), reader.tensor(record["tables"])))
         spent.append((reader.packed_bytes, reader.coded_bits))
     reader.finish()
     # The coded stream is one number; each tensor's share of its bytes is that of the bits its symbols cost.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -9,7 +10,7 @@ import secrets
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 
 from tfx.config.grammar import check_words, escaped, literal, not_grammar, parse
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
-from tfx.config.schema import DEFAULT_BUDGET_SECONDS, RATES, BudgetConfig, LauncherConfig, Root
+from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, RATES, Budget, LauncherConfig, Root
 from tfx.errors import UserError, unknown
 
 _CONF = "pkg://tfx.conf"
@@ -41,12 +42,11 @@ defaults:
   - _self_
   - override hydra/output: tfx
   - override hydra/launcher: tfx
-  - override hydra/hydra_logging: tfx
+  - override hydra/hydra_logging: none
   - override hydra/job_logging: none
 hydra:
   output_subdir: null
 """
-_BUDGETS = ("steps", "tokens", "seconds")
 # Far above any config; aliases of aliases can unfold a short text to any size.
 _MOST_YAML_NODES = 100_000
 _LARGEST_INTEGER = 2**63 - 1
@@ -130,12 +130,15 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     as_typed = {literal(word, sweep=sweep): word for word in overrides}
     before = sys.argv
     sys.argv = [before[0], *as_typed, *flags]
-    added = None
+    places: list[Path] = []
     try:
-        added = get_args_parser().parse_args(sys.argv[1:]).config_dir
+        flagged = get_args_parser().parse_args(sys.argv[1:])
+        added = flagged.config_dir
+        places = _own_places(added, flagged.config_path, overrides)
+        _check_endings(places)
         for file in sorted(Path(added).glob("**/*.yaml")) if added else ():
             check_yaml(file)
-        with _full_errors():
+        with _full_errors(), _hydra_on_stderr():
             hydra.main(version_base="1.3", config_path=_CONF, config_name=_PRIMARY)(job)()
     except Exception as error:
         for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -146,19 +149,44 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             raise
         if isinstance(error, OverrideParseException):
             raise not_grammar(str(error.override), error) from error
-        raise _misnamed(error, added) or explain(error) from error
+        raise _misnamed(error, places) or explain(error) from error
     finally:
         sys.argv = before
     if fault is not None:
         raise fault
 
 
-def _misnamed(error: Exception, added: str | None) -> UserError | None:
-    """The error for a choice whose file in the user's own folder ends in ``.yml``: Hydra knows ``.yaml`` alone."""
-    if added is None or not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
+def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequence[str]) -> list[Path]:
+    """The user's own folders of configs: those of Hydra's flags, and of ``hydra.searchpath``."""
+    found = [config_dir, config_path]
+    for word in overrides:
+        if word.lstrip("+").startswith("hydra.searchpath="):
+            with suppress(UserError):
+                entries = parse(word)[1]
+                found += map(str, entries if isinstance(entries, list) else [entries])
+    return [Path(place.removeprefix("file://")) for place in found if place and not place.startswith("pkg://")]
+
+
+def _check_endings(places: Sequence[Path]) -> None:
+    """Raises `UserError` for a file ``.yml`` by the name of a choice that there is: the other would be taken unsaid."""
+    from tfx.config.describe import GROUPS, choices
+
+    for group in GROUPS:
+        for file in (file for place in places for file in sorted((place / group).glob("*.yml"))):
+            if file.stem in choices(group) or file.with_suffix(".yaml").exists():
+                raise _other_ending(file)
+
+
+def _misnamed(error: Exception, places: Sequence[Path]) -> UserError | None:
+    """The error for a choice whose file in the user's own folders ends in ``.yml``: Hydra knows ``.yaml`` alone."""
+    if not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
         return None
-    file = Path(added) / f"{error.missing_cfg_file}.yml"
-    return UserError(f"{file} is not looked for: rename it to {file.stem}.yaml") if file.is_file() else None
+    name = str(error.missing_cfg_file).removesuffix(".yml")
+    return next((_other_ending(file) for place in places if (file := place / f"{name}.yml").is_file()), None)
+
+
+def _other_ending(file: Path) -> UserError:
+    return UserError(f"{file} is not looked for: rename it to {file.stem}.yaml")
 
 
 def is_foreign_job() -> bool:
@@ -335,6 +363,26 @@ def _full_errors() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
+@contextmanager
+def _hydra_on_stderr() -> Iterator[None]:
+    """What Hydra says goes to stderr: stdout is for what was asked for.
+
+    Its own way to configure logging would close the handlers of every library first, and with them files of theirs.
+    """
+    logger, handler = logging.getLogger("hydra"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("[%(asctime)s][HYDRA] %(message)s"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
 # --- checks -----------------------------------------------------------------------------------------
 
 
@@ -443,11 +491,29 @@ def _make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
             _make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
         elif f.metadata.get("path") and isinstance(value, str):
             try:
-                values[f.name] = os.path.normpath(Path(value).expanduser().absolute())
+                values[f.name] = str(_absolute(Path(value).expanduser()))
             except RuntimeError:
                 raise UserError(
                     f"{prefix}{f.name}={value}: no home folder is known for it (is HOME set?): write the path in full"
                 ) from None
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root without ``..``, which after a symbolic link leaves the folder that the link leads to."""
+    whole = path.absolute()
+    found = Path(whole.anchor)
+    for part in whole.parts[1:]:
+        if part != "..":
+            found /= part
+        else:
+            found = (Path(os.path.realpath(found)) if _is_link(found) else found).parent
+    return found
+
+
+def _is_link(path: Path) -> bool:
+    with suppress(OSError):  # a name that is too long
+        return path.is_symlink()
+    return False
 
 
 def _check_technique(name: str, values: Any) -> dict[str, Any]:
@@ -473,8 +539,8 @@ def _check_technique(name: str, values: Any) -> dict[str, Any]:
         raise UserError(f"{prefix}start={settings.start:g} must be below {prefix}end={settings.end:g}")
     for f in fields(settings):
         value = getattr(settings, f.name)
-        if isinstance(value, BudgetConfig) and sum(getattr(value, key) is not None for key in _BUDGETS) > 1:
-            raise UserError(f"{prefix}{f.name} is one budget: name one of {', '.join(_BUDGETS)}")
+        if isinstance(value, Budget) and sum(getattr(value, key) is not None for key in BUDGET_UNITS) > 1:
+            raise UserError(f"{prefix}{f.name} is one budget: name one of {', '.join(BUDGET_UNITS)}")
     return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 
 
@@ -497,13 +563,13 @@ def _choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
         match = re.fullmatch(r"\+*trainer\.budget\.(\w+)=(.*)", override)
         if match and match[2] not in ("null", "None", ""):
             assigned.append(match[1])
-    named = [name for name in _BUDGETS if name in assigned]
+    named = [name for name in BUDGET_UNITS if name in assigned]
     if not named:
-        named = [name for name in _BUDGETS if budget.get(name) is not None]
+        named = [name for name in BUDGET_UNITS if budget.get(name) is not None]
     if len(named) > 1:
         both = " and ".join(f"trainer.budget.{name}={budget.get(name)}" for name in named)
         raise UserError(f"a run has one budget, and {both} are named: keep one of them")
-    for name in _BUDGETS:
+    for name in BUDGET_UNITS:
         if named and name != named[0]:
             budget[name] = None
     if not named:

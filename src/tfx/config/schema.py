@@ -248,13 +248,40 @@ class ScheduleConfig:
 DEFAULT_BUDGET_SECONDS = 200.0
 
 
+# The keys of a budget, of which one counts.
+BUDGET_UNITS = ("steps", "tokens", "seconds")
+
+
 @dataclass
-class BudgetConfig:
+class Budget:
     """How long to train: exactly one counts; with none named, 200 seconds."""
 
     steps: int | None = setting(None, "optimizer steps", minimum=0)
     tokens: int | None = setting(None, "real tokens of source and target, padding not counted", minimum=0)
     seconds: float | None = setting(None, "training time without validation and final evaluation", minimum=0, unit="s")
+
+    @property
+    def unit(self) -> str:
+        """What counts: ``steps``, ``tokens`` or ``seconds``; empty where none is named."""
+        return next((unit for unit in BUDGET_UNITS if getattr(self, unit) is not None), "")
+
+    @property
+    def amount(self) -> float:
+        """How much of its unit; 0 where none is named."""
+        return float(getattr(self, self.unit)) if self.unit else 0.0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether a unit is named, and none of it is given: nothing trains."""
+        return bool(self.unit) and self.amount == 0
+
+    def times(self, factor: int) -> Budget:
+        """So many times as long."""
+        values = {unit: getattr(self, unit) for unit in BUDGET_UNITS}
+        return Budget(**{unit: None if value is None else factor * value for unit, value in values.items()})
+
+    def __str__(self) -> str:
+        return f"{self.amount:,g} {self.unit}"
 
 
 @dataclass
@@ -312,7 +339,7 @@ class InstabilityConfig:
 class TrainerConfig:
     """How the model is trained."""
 
-    budget: BudgetConfig = group(BudgetConfig)
+    budget: Budget = group(Budget)
     device: str = setting("auto", "cpu, cuda, cuda:N, mps; auto: the best there is")
     precision: str = setting(
         "auto",

@@ -16,7 +16,7 @@ from torch import Tensor
 from tfx.data.prepare import Pairs, Stream
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.run.seeds import derive_seed
+from tfx.record.seeds import derive_seed
 
 IGNORE = -100
 

@@ -24,15 +24,15 @@ from tfx.config.schema import DatasetConfig
 from tfx.data.sources import Corpus, SourceFile, load_corpus, writable_cache
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.run.files import write_text
-from tfx.run.lock import making
+from tfx.record.files import write_text
+from tfx.record.lock import making
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _VERSION = 1
 # Of what a cache entry holds.
-_LAYOUT = 2
+_LAYOUT = 3
 _ROWS = 10_000
 
 
@@ -93,12 +93,12 @@ class Pairs:
 class Stream:
     """A tokenized split of language-model data: one array of ids, and the UTF-8 bytes of the text in it.
 
-    ``unknown_bytes`` of them are of characters that the tokenizer does not know.
+    ``unknown_bytes`` has those of the characters behind each token that is the unknown one, in order.
     """
 
     tokens: np.ndarray
     text_bytes: int
-    unknown_bytes: int = 0
+    unknown_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -151,6 +151,7 @@ def prepare_data(
     # Pieces of a long text once began with a space each; the fingerprint tells where none is added now.
     pieces = ["pieces"] if tokenizer.goes_on(_longest(corpus)) else []
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
+    tokenizer.ends_documents = corpus.task == "lm" and _has_documents(corpus.splits["train"])
     notes = list(corpus.notes)
     splits: dict[str, Any] = {}
     for name, dataset in corpus.splits.items():
@@ -158,13 +159,14 @@ def prepare_data(
         with making(folder):
             arrays = _cached(folder, partial(_tokenize, corpus.task, dataset, tokenizer))
         if corpus.task == "lm":
-            splits[name] = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), int(arrays["unknown_bytes"][0]))
+            splits[name] = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), arrays["unknown_bytes"])
             if len(splits[name]) < 2:
                 raise UserError(f"the {name} split of dataset '{config.name}' has a single token: give it more text")
-            unknown = int((splits[name].tokens == tokenizer.unk).sum())
+            unknown = len(splits[name].unknown_bytes)
             if unknown:
+                count = splits[name].unknown_bytes.sum()
                 notes.append(
-                    f"{name}: {splits[name].unknown_bytes:,} bytes of characters that the tokenizer does not know: "
+                    f"{name}: {count:,} bytes of characters that the tokenizer does not know: "
                     "bits_per_byte counts 8 bits for each, besides what the model takes for them; the loss does not"
                 )
         else:
@@ -238,19 +240,25 @@ def _tokenize(task: str, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np
             arrays[side] = np.concatenate([part.values for part in parts])
             arrays[f"{side}_offsets"] = _offsets(np.concatenate([part.lengths for part in parts]))
         return arrays
-    text_bytes = unknown_bytes = 0
+    text_bytes = 0
+    unknown_bytes: list[int] = []
     pieces: list[np.ndarray] = []
     for texts, ids in _encoded(dataset, "text", tokenizer):
         text_bytes += sum(len(text.encode()) for text in texts)
-        unknown_bytes += sum(
-            tokenizer.unknown_bytes(text) for text, own in zip(texts, ids, strict=True) if tokenizer.unk in own
-        )
-        if len(dataset) > 1:
+        for text, own in zip(texts, ids, strict=True):
+            if tokenizer.unk in own:
+                unknown_bytes += tokenizer.unknown_bytes(text)
+        if _has_documents(dataset):
             for document in ids:
                 document.append(tokenizer.eos)
         pieces.append(Ragged.from_lists(ids, dtype).values)
-    counts = {"text_bytes": text_bytes, "unknown_bytes": unknown_bytes}
-    return {"tokens": np.concatenate(pieces)} | {name: np.asarray([n], dtype=np.int64) for name, n in counts.items()}
+    counts = {"text_bytes": [text_bytes], "unknown_bytes": unknown_bytes}
+    return {"tokens": np.concatenate(pieces)} | {name: np.asarray(n, dtype=np.int64) for name, n in counts.items()}
+
+
+def _has_documents(dataset: Dataset) -> bool:
+    """Whether it is more than one text: then an end token stands behind each."""
+    return len(dataset) > 1
 
 
 def _encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:

@@ -27,8 +27,8 @@ from tfx.data.tables import csv_rows as _csv_rows
 from tfx.data.tables import json_rows as _json_rows
 from tfx.data.tables import text_of
 from tfx.errors import UserError, suggest
-from tfx.run.directory import cache_folder
-from tfx.run.files import write_bytes
+from tfx.record.directory import cache_folder
+from tfx.record.files import write_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset

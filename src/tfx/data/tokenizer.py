@@ -40,8 +40,11 @@ class Tokenizer:
     """Text to token ids and back.
 
     ``pad``, ``bos``, ``eos`` and ``unk`` are ids. The first three never appear in decoded text, and text that
-    happens to hold their names is ordinary text.
+    happens to hold their names is ordinary text. ``ends_documents`` tells of a language model's training text that an
+    end token stands behind each of its documents; where it is one text, there is none.
     """
+
+    ends_documents = False
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         missing = [token for token in SPECIAL if _special_id(backend, token) is None]
@@ -53,9 +56,9 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
-        self._encoder = _without_special_names(backend)
         self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) or 0 for token in SPECIAL)
         self._specials = {self.pad, self.bos, self.eos}
+        self._encoder = _without_special_names(backend, self._specials | {self.unk})
         # A tokenizer that prepends a space to the text gives it back when it decodes.
         probe = backend.decode(backend.encode("x", add_special_tokens=False).ids)
         self._strips_space = probe.startswith(" ")
@@ -155,14 +158,27 @@ class Tokenizer:
         content = json.loads(self.to_json())
         return any(part != _without_first_space(part) for part in (content["normalizer"], content["pre_tokenizer"]))
 
-    def unknown_bytes(self, text: str) -> int:
-        """UTF-8 bytes of the characters that are nothing but the unknown token."""
-        count = 0
+    def unknown_bytes(self, text: str) -> list[int]:
+        """UTF-8 bytes of the characters behind each unknown token of a text, in order."""
+        counts: list[int] = []
         for place, piece in enumerate(_pieces(text)):
             encoding = (self._continuing if place else self._encoder).encode(piece, add_special_tokens=False)
             spans = zip(encoding.ids, encoding.offsets, strict=True)
-            count += sum(len(piece[start:end].encode()) for token, (start, end) in spans if token == self.unk)
-        return count
+            counts += [len(piece[start:end].encode()) for token, (start, end) in spans if token == self.unk]
+        return counts
+
+    def token_bytes(self, token_id: int) -> int:
+        """UTF-8 bytes of the text of a token at the start of a text; a token may be part of a character.
+
+        An unknown token has none: which characters it stands for is not in it.
+        """
+        if token_id == self.unk:
+            return 0
+        text, piece = self.decode([token_id]), self.token(token_id)
+        if "\ufffd" not in text or "\ufffd" in piece:
+            return len(text.encode())
+        # Part of a character, which is one byte, or one a letter of a byte-level piece.
+        return 1 if _BYTE.fullmatch(piece) else len(piece) - (self._strips_space and piece.startswith("Ġ"))
 
     @property
     def kind(self) -> str:
@@ -195,7 +211,8 @@ class Tokenizer:
         content = json.loads(self.to_json())
         model = content["model"]
         by_id = {index: piece for piece, index in self._backend.get_vocab(with_added_tokens=True).items()}
-        stay = {by_id[index] for index in used} | {token["content"] for token in content["added_tokens"]}
+        stay = {by_id[index] for index in {*used, *self._specials, self.unk}}
+        stay |= {token["content"] for token in content["added_tokens"]}
         if model["type"] == "BPE":
             merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
             stay |= {piece for piece in model["vocab"] if len(piece) == 1 or _BYTE.fullmatch(piece)}
@@ -218,32 +235,39 @@ class Tokenizer:
             model["unk_id"] = numbers[by_id[model["unk_id"]]]
         content["added_tokens"] = [token | {"id": numbers[token["content"]]} for token in content["added_tokens"]]
         content["post_processor"] = None  # it holds ids, and adds special tokens that nothing here asks for
-        return Tokenizer.from_json(json.dumps(content)), kept
+        smaller = Tokenizer.from_json(json.dumps(content))
+        smaller.ends_documents = self.ends_documents
+        return smaller, kept
 
     def token(self, token_id: int) -> str:
         """The token's own spelling, for tables."""
         return self._backend.id_to_token(token_id) or "?"
 
 
-def _without_special_names(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer to encode with: special tokens have names there that no text holds.
+def _without_special_names(backend: tokenizers.Tokenizer, special: set[int]) -> tokenizers.Tokenizer:
+    """The tokenizer to encode with: special tokens, also ``special`` that a file does not mark, have names there that
+    no text holds.
 
-    The library does not look for them in a text any more (`encode_special_tokens`), but its models do: to a unigram
-    model ``<eos>`` is a piece like any other, and the likeliest one.
+    The library does not look for those that are marked in a text any more (`encode_special_tokens`), but it does for
+    the others that were added, and its models do: to a unigram model ``<eos>`` is a piece like any other, and the
+    likeliest one.
     """
     content = json.loads(backend.to_str())
-    vocabulary = content["model"].get("vocab") or {}
-    hidden = {token["content"]: f"\ufdd0{token['id']}\ufdd1" for token in content["added_tokens"] if token["special"]}
-    if content["model"]["type"] == "BPE" and not content["model"].get("ignore_merges"):
-        return backend  # its pieces are reached by merges, and none leads to these
+    model, added = content["model"], content["added_tokens"]
+    special = special | {token["id"] for token in added if token["special"]}
+    hidden = {str(backend.id_to_token(index)): f"\ufdd0{index}\ufdd1" for index in special}
+    vocabulary = model.get("vocab") or {}
     if isinstance(vocabulary, dict):
-        content["model"]["vocab"] = {hidden.get(piece, piece): index for piece, index in vocabulary.items()}
+        model["vocab"] = {hidden.get(piece, piece): index for piece, index in vocabulary.items()}
     else:
-        content["model"]["vocab"] = [[hidden.get(piece, piece), score] for piece, score in vocabulary]
-    if "unk_token" in content["model"]:
-        unknown = content["model"]["unk_token"]
-        content["model"]["unk_token"] = hidden.get(unknown, unknown)
-    for token in content["added_tokens"]:
+        model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in vocabulary]
+    if "merges" in model:
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in merges if not hidden.keys() & {*pair, "".join(pair)}]
+    if "unk_token" in model:
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    for token in added:
+        token["special"] = token["special"] or token["id"] in special
         token["content"] = hidden.get(token["content"], token["content"])
     content["post_processor"] = None  # it names special tokens, and is not asked for
     encoder = tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -298,11 +322,21 @@ def _no_backtrace() -> Iterator[None]:
 
 
 def _special_id(backend: tokenizers.Tokenizer, token: str) -> int | None:
-    for name in _ALIASES[token]:
+    names = _ALIASES[token]
+    if token == UNK:  # what the model itself puts for what it does not know goes before any name
+        names = (*_unknown_name(backend), *names)
+    for name in names:
         token_id = backend.token_to_id(name)
         if token_id is not None:
             return token_id
     return None
+
+
+def _unknown_name(backend: tokenizers.Tokenizer) -> tuple[str, ...]:
+    model = json.loads(backend.to_str())["model"]
+    if model.get("unk_id") is not None:
+        return (model["vocab"][model["unk_id"]][0],)
+    return (model["unk_token"],) if model.get("unk_token") else ()
 
 
 def _check_ids(backend: tokenizers.Tokenizer) -> None:

@@ -22,12 +22,13 @@ def record_attention(
 
     Returns the rows of `attention.json`: ``tokens_source``, ``tokens_target`` and ``layers``, each with its
     ``name`` (``encoder 0 self``, ``decoder 0 self``, ``decoder 0 cross``) and ``weights`` by head, query and key.
-    Queries and keys of the encoder are source tokens. Texts are cut to 32 tokens. The model is left in the mode
-    that it was in.
+    Queries and keys of the encoder are source tokens. Texts are cut to 32 tokens and the context. The model is left
+    in the mode that it was in.
     """
     was_training = model.training
     model.eval()
     device = model.embedding.weight.device
+    longest = min(_MOST_TOKENS, model.architecture.context)
     layers: list[dict[str, Any]] = []
 
     def recorder(name: str) -> Any:
@@ -47,12 +48,10 @@ def record_attention(
     rows = []
     try:
         for source, target in inputs:
-            source_ids = (
-                [*tokenizer.encode([source])[0][: _MOST_TOKENS - 1], tokenizer.eos] if source is not None else []
-            )
+            source_ids = [*tokenizer.encode([source])[0][: longest - 1], tokenizer.eos] if source is not None else []
             target_ids = tokenizer.encode([target])[0]
             target_ids = [tokenizer.bos, *target_ids] if source is not None else target_ids
-            target_ids = target_ids[:_MOST_TOKENS]
+            target_ids = target_ids[:longest]
             if not target_ids:
                 continue
             layers = []

@@ -15,6 +15,37 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
 from tfx.model.transformer import Transformer
 
+# What each way to decode reads of the config.
+_READS = {"greedy": (), "beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
+
+
+def decoding_method(config: EvaluationConfig) -> str:
+    """How text to text is decoded with this config: greedy, beam or sample. A beam of one is greedy."""
+    if config.method in ("auto", "beam"):
+        return "beam" if config.beam > 1 else "greedy"
+    return config.method
+
+
+def describe_decoding(config: EvaluationConfig) -> str:
+    """The same with the settings that matter to it: ``beam (beam=5, length_penalty=1)``."""
+    method = decoding_method(config)
+    values = {name: getattr(config, name) for name in _READS[method]}
+    told = ", ".join(f"{name}={value:g}" for name, value in values.items() if value is not None)
+    return f"{method} ({told})" if told else method
+
+
+def ignored_settings(config: EvaluationConfig) -> dict[str, str]:
+    """Settings of decoding that change nothing with this config, and why: text to text, or a model that samples."""
+    method = decoding_method(config)
+    ignored = {name: f"decoding is by {method}" for kind, names in _READS.items() if kind != method for name in names}
+    if config.method in ("auto", "beam"):
+        ignored.pop("beam", "")  # a beam of one is what makes this greedy
+    if method != "sample":
+        ignored["seed"] = f"decoding is by {method}"
+    elif config.top_p == 1:
+        ignored["top_p"] = "1 is the mass of all tokens"
+    return ignored
+
 
 def decode_sources(
     model: Transformer,
@@ -70,9 +101,9 @@ def generate(
 
     ``first`` is the number of the first text among all that are decoded with this seed: each has random draws of its
     own. ``note`` hears in a line what is done to an input: a text longer than the model's context is cut, characters
-    are not known, a language model goes on from a line end where there is no text. Line ends inside an output become
-    spaces where the model is text to text; a language model's continuation keeps them, and joins the text as it would
-    stand in one. A text to text model makes nothing of an empty text.
+    are not known, where there is no text a language model begins as the documents of its training did. Line ends
+    inside an output become spaces where the model is text to text; a language model's continuation keeps them, and
+    joins the text as it would stand in one. A text to text model makes nothing of an empty text.
     """
     model.eval()
     ids = tokenizer.encode(texts)
@@ -86,17 +117,23 @@ def generate(
     for row, own in enumerate(ids):
         prompt = own
         if not prompt:
-            prompt = tokenizer.encode(["\n"])[0]
-            if tokenizer.unk in prompt or not prompt:
-                prompt = [tokenizer.eos]
+            prompt = _beginning(tokenizer)
             what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
-            note(f"line {first + row + 1}: no text to continue: the model goes on from {what}")
+            note(f"line {first + row + 1}: no text to continue: the model begins behind {what}")
         if len(prompt) > context:
             note(f"line {first + row + 1}: of {len(prompt):,} tokens the model reads the last {context:,}, its context")
         pick = make_picker(config, seed, model.embedding.weight.device, [first + row])
         added = continue_text(model, prompt, config.new_tokens, tokenizer.eos, pick)
         outputs.append(_joined(tokenizer, own, added))
     return outputs
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """What stood before the first token of a document in training: an end token; for one single text, a line end."""
+    line_end = tokenizer.encode(["\n"])[0]
+    if tokenizer.ends_documents or not line_end or tokenizer.unk in line_end:
+        return [tokenizer.eos]
+    return line_end
 
 
 def _transduce(

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfx.errors import UserError, unknown
 from tfx.evaluation.scripts import rouge_words, split_characters
-from tfx.report.scores import SCORERS
+from tfx.record.vocabulary import SCORERS
 
 
 @dataclass

@@ -57,8 +57,8 @@ def measure_quality(
     )
     quality = Quality(score.metrics)
     losses = [
-        {"nll": round(float(nll), 4), "targets": int(targets)}
-        for nll, targets in zip(score.nll, score.targets, strict=True)
+        {"nll": round(float(nll), 4), "targets": int(targets)} | ({"unknown_bytes": int(unknown)} if unknown else {})
+        for nll, targets, unknown in zip(score.nll, score.targets, score.unknown_bytes, strict=True)
     ]
     if isinstance(split, Stream):
         quality.predictions = losses

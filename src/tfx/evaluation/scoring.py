@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,18 @@ _SLICE = 1024
 
 @dataclass
 class LossScore:
-    """Negative log-likelihood of a split. ``nll`` and ``targets`` are by row: a sentence, or a window of a stream."""
+    """Negative log-likelihood of a split. ``nll`` and ``targets`` are by row: a sentence, or a window of a stream.
+
+    ``text_bytes`` of a stream are those of its targets; ``unknown_bytes``, by row, those of them that are of
+    characters which the tokenizer does not know.
+    """
 
     total_nll: float
     total_targets: int
     text_bytes: int | None
     nll: np.ndarray
     targets: np.ndarray
-    unknown_bytes: int = 0
+    unknown_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -41,7 +45,8 @@ class LossScore:
         loss = self.total_nll / max(1, self.total_targets)
         values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         if self.text_bytes:
-            values["bits_per_byte"] = (self.total_nll / math.log(2) + 8 * self.unknown_bytes) / self.text_bytes
+            bits = self.total_nll / math.log(2) + 8 * int(self.unknown_bytes.sum())
+            values["bits_per_byte"] = bits / self.text_bytes
         return values
 
 
@@ -92,9 +97,12 @@ def score_loss(
         nll[place] = by_row
         targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
     model.train(was_training)
-    text_bytes, unknown_bytes = None, 0
+    text_bytes, unknown_bytes = None, np.zeros(rows, dtype=np.int64)
     if isinstance(split, Stream):
-        # The first token is never predicted: its bytes are left out of the denominator.
-        text_bytes = split.text_bytes - len(tokenizer.decode([int(split.tokens[0])]).encode())
-        unknown_bytes = split.unknown_bytes
+        # The first token is never predicted: its bytes are neither text that is scored nor charged.
+        places = np.flatnonzero(split.tokens == tokenizer.unk)
+        is_first = places == 0
+        first = tokenizer.token_bytes(int(split.tokens[0])) + int(split.unknown_bytes[is_first].sum())
+        text_bytes = split.text_bytes - first
+        np.add.at(unknown_bytes, (places[~is_first] - 1) // context, split.unknown_bytes[~is_first])
     return LossScore(total, count, text_bytes, nll, targets, unknown_bytes)

@@ -57,7 +57,7 @@ def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig)
                 "p95": float(np.percentile(times[name], 95) * 1e3),
             },
             "tokens_per_second": tokens / seconds,
-            "memory_bytes": memory_bytes(candidates[name].model),
+            "memory_bytes": weight_bytes(candidates[name].model),
         }
     return measured
 
@@ -104,7 +104,7 @@ def _work(candidate: Candidate, config: EvaluationConfig) -> _Work:
     return _Work(extend, len(prompts), _NEW_TOKENS, device, one_by_one)
 
 
-def memory_bytes(model: Transformer) -> int:
+def weight_bytes(model: Transformer) -> int:
     """Bytes of the weights in memory; a layer that keeps them in a form of its own says how many those are."""
     plain = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return plain + sum(int(getattr(module, "memory_bytes", 0)) for module in model.modules())

@@ -15,7 +15,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.model.layers import BlockCache
 from tfx.model.transformer import Transformer
-from tfx.run.seeds import derive_seed
+from tfx.record.seeds import derive_seed
 
 
 @dataclass(frozen=True)

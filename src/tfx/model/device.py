@@ -9,7 +9,7 @@ from torch import nn
 
 from tfx.config.schema import TrainerConfig
 from tfx.errors import UserError
-from tfx.run.environment import installed_memory
+from tfx.record.environment import installed_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def memory_bytes(device: torch.device) -> int | None:
+def device_memory(device: torch.device) -> int | None:
     """All memory of a device, whoever uses it now; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -121,7 +121,7 @@ class Block(nn.Module):
         return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
 
 
-class Stack(nn.Module):
+class BlockStack(nn.Module):
     """Blocks one after the other, with the closing norm that pre-norm needs.
 
     While training, ``layer_dropout`` skips whole blocks (LayerDrop, Fan 2020, arXiv 1909.11556), and

@@ -36,7 +36,7 @@ class Origin:
         return value
 
 
-class Became:
+class ParameterMap:
     """What became of each parameter of a model that was rewired: a smaller one and its origin, or None: it is gone."""
 
     def __init__(self, parts: Mapping[Tensor, tuple[nn.Parameter, Origin] | None]) -> None:
@@ -66,12 +66,12 @@ class Rewiring:
             name: origin.select(values[origin.name]) for name, origin in self.origins.items() if origin.name in values
         }
 
-    def apply(self, model: Transformer) -> Became:
+    def apply(self, model: Transformer) -> ParameterMap:
         """Makes the model smaller in place; returns what became of its parameters."""
         before = dict(model.named_parameters())
         reshape(model, self.architecture, self.carry(model.state_dict()))
         origins = {before[self.origins[name].name]: (new, self.origins[name]) for name, new in model.named_parameters()}
-        return Became({old: origins.get(old) for old in before.values()})
+        return ParameterMap({old: origins.get(old) for old in before.values()})
 
 
 def reshape(model: Transformer, architecture: Architecture, state: Mapping[str, Tensor]) -> None:

@@ -19,11 +19,12 @@ from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
-from tfx.model.device import memory_bytes
+from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
-from tfx.model.layers import BlockCache, Stack
+from tfx.model.layers import BlockCache, BlockStack
 from tfx.model.positions import distances, rotary_table, sinusoidal_table
-from tfx.run.seeds import derive_seed
+from tfx.model.roles import Role, parameter_roles
+from tfx.record.seeds import derive_seed
 
 
 class Mixing(Protocol):
@@ -64,12 +65,12 @@ class Transformer(nn.Module):
         }
         self.embedding = nn.Embedding(vocab, width)
         self.source_embedding = self.embedding
-        self.encoder: Stack | None = None
+        self.encoder: BlockStack | None = None
         if architecture.is_seq2seq:
             if architecture.tied_embeddings != "all":
                 self.source_embedding = nn.Embedding(vocab, width)
-            self.encoder = Stack(architecture, architecture.encoder, **dropouts)
-        self.decoder = Stack(architecture, architecture.decoder, **dropouts)
+            self.encoder = BlockStack(architecture, architecture.encoder, **dropouts)
+        self.decoder = BlockStack(architecture, architecture.decoder, **dropouts)
         self.output = nn.Linear(width, vocab, bias=False)
         self._tie()
         self.dropout = Dropout(rates.dropout)
@@ -231,7 +232,7 @@ def count_parameters(architecture: Architecture) -> int:
 
 def check_fits(architecture: Architecture, device: torch.device) -> None:
     """Raises `UserError` where weights, gradients and one moment of each in fp32 are more than the device has."""
-    parameters, available = count_parameters(architecture), memory_bytes(device)
+    parameters, available = count_parameters(architecture), device_memory(device)
     needed = 3 * 4 * parameters
     if available is not None and needed > available:
         raise UserError(
@@ -252,17 +253,18 @@ def initialise(model: Transformer, seed: int) -> None:
         "encoder": 2 * len(model.architecture.encoder),
         "decoder": sum(3 if shape.cross_heads else 2 for shape in model.architecture.decoder),
     }
+    roles = parameter_roles(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             generator = torch.Generator().manual_seed(derive_seed(seed, f"init/{name}"))
             value = torch.empty(parameter.shape)
-            if "embedding" in name or name.startswith(("output", "position")):
+            if roles[name] in (Role.EMBEDDING, Role.HEAD):
                 value.normal_(std=model.architecture.width**-0.5, generator=generator)
-            elif parameter.ndim == 2:
+            elif roles[name] is Role.MATRIX:
                 bound = math.sqrt(6.0 / sum(parameter.shape))
                 if name.endswith(("o.weight", "down.weight")) and model.architecture.norm_position == "pre":
                     bound /= math.sqrt(writes[name.split(".", 1)[0]])
                 value.uniform_(-bound, bound, generator=generator)
             else:
-                value.fill_(0.0 if name.endswith("bias") else 1.0)
+                value.fill_(0.0 if roles[name] is Role.BIAS else 1.0)
             parameter.copy_(value)

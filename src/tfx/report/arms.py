@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tfx.record.vocabulary import higher_is_better, scorer
 from tfx.report.labels import label_arms
 from tfx.report.runs import Run
-from tfx.report.scores import higher_is_better, scorer
 from tfx.report.statistics import Difference, compare, resample_sentences, seed_interval, sentence_weights
 
 
@@ -58,11 +58,11 @@ class Arm:
         return None if any(value is None for value in values) else float(np.mean([v for v in values if v is not None]))
 
 
-def group(runs: Sequence[Run]) -> list[Arm]:
+def group(runs: Sequence[Run]) -> tuple[list[Arm], str]:
     """Runs of one config become an arm, their seeds and those of the runs that they start from aside.
 
     One run a seed counts: another of the same config and seed, from the same model, is no further sample of anything.
-    Labels name what tells the arms apart.
+    Labels name what tells the arms apart; the second result is what they leave out (`label_arms`).
     """
     by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
@@ -76,9 +76,10 @@ def group(runs: Sequence[Run]) -> list[Arm]:
         arms.append(
             Arm("", [same[0] for same in by_seed.values()], [run for _, *more in by_seed.values() for run in more])
         )
-    for arm, label in zip(arms, label_arms([arm.runs[0] for arm in arms]), strict=True):
+    labels, usual = label_arms([arm.runs[0] for arm in arms])
+    for arm, label in zip(arms, labels, strict=True):
         arm.label = label
-    return arms
+    return arms, usual
 
 
 class Sentences:
@@ -104,8 +105,9 @@ class Sentences:
             if self._weights_RN is None:
                 self._weights_RN = sentence_weights(len(run.statistics_NK))
             sampled_R = resample_sentences(run.statistics_NK, self._weights_RN, scorer(run.metric))
-            if run.metric == "bits_per_byte":  # in the unit of the summary, not in nats a token
-                sampled_R = sampled_R * (run.test[run.metric] / run.test["loss"])
+            if run.metric == "bits_per_byte":  # in the unit of the summary, not in bits a token
+                whole = scorer(run.metric).corpus(run.statistics_NK.sum(0, dtype=np.float64))
+                sampled_R = sampled_R * (run.test[run.metric] / float(whole))
             self._sampled[id(run)] = sampled_R
         return self._sampled[id(run)]
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tfx.errors import unknown
+from tfx.record.vocabulary import higher_is_better
 from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
 from tfx.report.contributions import Contribution, contribution_facts, contributions
 from tfx.report.runs import LeftOut, Run, find_runs
-from tfx.report.scores import higher_is_better
 from tfx.report.selection import matching, sections
 from tfx.report.statistics import holm, pareto_front
 
@@ -32,12 +32,21 @@ SCALES = {"bytes": 1e-6, "flops": 1e-12}
 """From the unit of the facts to the unit of `COSTS`' labels, which plots have."""
 
 
+@dataclass(frozen=True)
+class Warned:
+    """What a reader of a table is to know: its kind, what that makes of the comparison, and a line for each arm."""
+
+    kind: str
+    consequence: str
+    about: list[str]
+
+
 @dataclass
 class Family:
     """Arms that answer the same question: one data set, task and primary metric.
 
-    ``words`` say what else its runs have in common that those of other families have not. ``warnings`` are a line
-    each, ``details`` name the arms that they are about.
+    ``words`` say what else its runs have in common that those of other families have not; ``usual`` are the settings
+    of an arm whose label says nothing else.
     """
 
     words: tuple[str, ...]
@@ -47,14 +56,28 @@ class Family:
     arms: list[Arm]
     baseline: Arm
     margin: float | None
-    warnings: list[str] = field(default_factory=list)
-    details: list[str] = field(default_factory=list)
+    usual: str
+    warned: list[Warned] = field(default_factory=list)
     contributions: list[Contribution] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         """What its table is about."""
         return f"{', '.join([*self.words, self.dataset])}: {self.metric}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes it unfair, a line a kind, with how many of the arms it is about."""
+        lines = []
+        for warned in self.warned:
+            count = f" ({len(warned.about)} of {len(self.arms)} configs)" if len(self.arms) > 1 else ""
+            lines.append(f"{warned.kind}{count}: {warned.consequence}.")
+        return lines
+
+    @property
+    def details(self) -> list[str]:
+        """Which arms the warnings are about."""
+        return [f"{warned.kind}: {line}" for warned in self.warned for line in warned.about]
 
     @property
     def others(self) -> list[Arm]:
@@ -69,6 +92,28 @@ class Comparison:
     families: list[Family]
     left_out: list[LeftOut]
 
+    @property
+    def warnings(self) -> list[str]:
+        """Those of all families, a line a kind."""
+        if len(self.families) == 1:
+            return self.families[0].warnings
+        arms = sum(len(family.arms) for family in self.families)
+        found: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for warned in (warned for family in self.families for warned in family.warned):
+            found[warned.kind, warned.consequence].append(len(warned.about))
+        return [
+            f"{kind} ({sum(counts)} of {arms} configs, {len(counts)} of {len(self.families)} tables): {consequence}."
+            for (kind, consequence), counts in found.items()
+        ]
+
+    @property
+    def details(self) -> list[str]:
+        """Which arms the warnings are about."""
+        if len(self.families) == 1:
+            return self.families[0].details
+        lines = [(line, family.title) for family in self.families for line in family.details]
+        return [f"{title}: {line}" for line, title in lines]
+
     def facts(self) -> dict[str, Any]:
         """The same as plain JSON values."""
         return {
@@ -81,6 +126,7 @@ class Comparison:
                     "higher_is_better": higher_is_better(family.metric),
                     "baseline": family.baseline.label,
                     "margin": family.margin,
+                    "usual": family.usual,
                     "warnings": family.warnings,
                     "details": family.details,
                     "arms": [arm_facts(arm) for arm in family.arms],
@@ -142,10 +188,10 @@ def compare_runs(
     runs, left_out = find_runs(paths)
     families = []
     for words, members in sections(matching(runs, where), paths, group_by):
-        arms = group(members)
+        arms, usual = group(members)
         one = members[0]
         chosen = _choose_baseline(arms, baseline) or _plainest(arms)
-        families.append(Family(words, one.dataset, one.task, one.metric, arms, chosen, margin))
+        families.append(Family(words, one.dataset, one.task, one.metric, arms, chosen, margin, usual))
     if baseline is not None and not any(_choose_baseline(family.arms, baseline) for family in families):
         raise unknown("baseline", baseline, [arm.label for family in families for arm in family.arms])
     for family in families:
@@ -277,19 +323,14 @@ def _warn(family: Family) -> None:
             )
     single = [arm.label for arm in family.arms if len(arm.runs) == 1]
     if len(family.arms) > 1 and len(single) == len(family.arms):
-        family.warnings.append(
-            "Every config has one run: intervals resample sentences only and say nothing of another training. "
-            "Run each with three seeds or more."
-        )
+        consequence = "intervals resample sentences only and say nothing of another training: three seeds or more do"
+        family.warned.append(Warned("one run only", consequence, single))
     by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
     for arm in family.arms:
         for caution in arm.warnings:
             details = f" ({caution.details})" if caution.details else ""
-            by_kind[caution.kind, caution.consequence].append(f"{caution.kind}: {arm.label}{details}")
-    for (kind, consequence), lines in by_kind.items():
-        count = f" ({len(lines)} of {len(family.arms)} configs)" if len(family.arms) > 1 else ""
-        family.warnings.append(f"{kind}{count}: {consequence}.")
-        family.details += lines
+            by_kind[caution.kind, caution.consequence].append(f"{arm.label}{details}")
+    family.warned += [Warned(kind, consequence, about) for (kind, consequence), about in by_kind.items()]
 
 
 def _short(value: str) -> str:

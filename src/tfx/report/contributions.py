@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tfx.record.vocabulary import higher_is_better
 from tfx.report.arms import Arm, Sentences, difference_between
-from tfx.report.scores import higher_is_better
 from tfx.report.statistics import Difference, compare, holm
 
 _Design = Mapping[frozenset[str], Arm]

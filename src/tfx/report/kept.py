@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from tfx.errors import UserError
-from tfx.run.directory import RunDirectory
-from tfx.run.files import write_text
+from tfx.record.directory import RunDirectory
+from tfx.record.files import write_text
 
 SUFFIX = ".runs.jsonl"
 _TRAIN_ROWS = 20

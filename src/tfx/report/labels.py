@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from tfx.report.runs import Run
+from tfx.report.runs import OTHER_RUNS, Run
 
 # Names and places of things are no settings of them.
 _NO_SETTING = (".name", ".path")
+_LONG_VALUE = 32
 
 
-def label_arms(runs: Sequence[Run]) -> list[str]:
+def label_arms(runs: Sequence[Run]) -> tuple[list[str], str]:
     """One label an arm, given a run of each: its name, else its techniques and the few settings that distinguish it.
 
     The settings are chosen so that no two arms have the same label; of an arm those are shown in which it differs from
-    what is commonest among the arms with its techniques, and where it has those of the plainest arm, from that one.
+    what is commonest among the arms. The second result has these commonest values, which labels leave out.
     """
     chosen = _telling_keys(runs)
-    usual = _usual_values(runs)
-    short = _shortest_names(sorted({*chosen, *differing_keys(runs)}))
+    # Another model is another model, whatever else tells it apart.
+    models = [key for key in differing_keys(runs) if key.startswith("model.") and key not in chosen]
+    keys = [*models, *chosen]
+    usual = {key: _usual(key, runs) for key in keys}
+    short = _shortest_names(sorted({*keys, *differing_keys(runs)}))
+    values = {key: _distinct([_shown(run, key) for run in runs]) for key in keys}
     named = Counter(run.name for run in runs)
     stacks = ["+".join(run.techniques) or "no technique" for run in runs]
+    all_alike = len(set(stacks)) == 1
 
-    def label(index: int, keys: Sequence[str]) -> str:
+    def label(index: int, shown: Sequence[str]) -> str:
         run = runs[index]
-        words = [stacks[index], *(f"{short[key]}={_shown(run, key)}" for key in keys)]
+        words = [
+            f"{short[key]}={values[key][index]}" if key in run.identity else f"without {short[key]}" for key in shown
+        ]
+        if not (all_alike and words):
+            words = [stacks[index], *words]
         if run.name:  # a name that several arms have, as those of a sweep, is no more than their first word
             words = [run.name, *(words if named[run.name] > 1 else [])]
         return " ".join(words)
 
-    # Another model is another model, whatever else tells it apart.
-    plain = min(runs, key=lambda run: len(run.techniques)).identity
-    models = [key for key in differing_keys(runs) if key.startswith("model.") and key not in chosen]
-    shown = [
-        [key for key in models if repr(run.identity.get(key)) != repr(plain.get(key))]
-        + [key for key in chosen if key in run.identity and usual[run.techniques].get(key) != repr(run.identity[key])]
-        for run in runs
-    ]
-    labels = [label(index, keys) for index, keys in enumerate(shown)]
+    shown = [[key for key in keys if _concerns(key, run) and usual[key] != _value_of(run, key)] for run in runs]
+    labels = [label(index, own) for index, own in enumerate(shown)]
     for same in _alike(labels):
-        # The usual value of one is what another lacks.
-        telling = [key for key in chosen if len({repr(runs[index].identity.get(key)) for index in same}) > 1]
+        # The value that is left out is what another lacks.
+        telling = [key for key in keys if len({_value_or_absence(runs[index], key) for index in same}) > 1]
         for index in same:
             labels[index] = label(index, list(dict.fromkeys([*shown[index], *telling])))
     for same in _alike(labels):
         for number, index in enumerate(same, 1):
             labels[index] = f"{labels[index]} ({number})"
-    return labels
+    left_out = []
+    for key in keys:
+        places = [i for i, run in enumerate(runs) if _concerns(key, run) and _value_of(run, key) == usual[key]]
+        if any(key in runs[i].identity and key not in shown[i] and not runs[i].name for i in places):
+            left_out.append(f"{short[key]}={values[key][places[0]]}")
+    return labels, " ".join(left_out)
 
 
 def _alike(labels: Sequence[str]) -> list[list[int]]:
@@ -66,14 +75,12 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for key, value in run.identity.items():
             values[key].add(repr(value))
-    technique_keys = {key for key in values if key.startswith("technique.")}
-    keys = [key for key, found in values.items() if len(found) > 1 or _is_partial(key, runs, technique_keys)]
+    keys = [
+        key
+        for key, found in values.items()
+        if len(found) > 1 or any(key not in run.identity for run in runs if _concerns(key, run))
+    ]
     return sorted((key for key in keys if not key.endswith(_NO_SETTING)), key=_order)
-
-
-def _is_partial(key: str, runs: Sequence[Run], technique_keys: set[str]) -> bool:
-    """Whether some runs lack a setting; those of a technique that a run does not have are no difference."""
-    return key not in technique_keys and any(key not in run.identity for run in runs)
 
 
 def _order(key: str) -> tuple[int, int, str]:
@@ -82,40 +89,54 @@ def _order(key: str) -> tuple[int, int, str]:
 
 
 def _telling_keys(runs: Sequence[Run]) -> list[str]:
-    """As few settings as a greedy choice finds that, with the techniques, tell all arms apart."""
+    """As few settings as a greedy choice finds that, with the techniques, tell all arms apart.
+
+    A setting that a run lacks counts as null; that one run has it and the other does not, as of an earlier version, is
+    told only where nothing else tells two apart.
+    """
     keys = [*differing_keys(runs), *sorted({key for run in runs for key in run.identity if key.endswith(_NO_SETTING)})]
-    groups: dict[Any, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.name, run.techniques].append(run)
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for index, run in enumerate(runs):
+        groups[run.name, run.techniques].append(index)
     left = [pair for members in groups.values() for pair in combinations(members, 2)]
     chosen: list[str] = []
-    while left:
-        parted = {key: sum(_differ(key, *pair) for pair in left) for key in keys}
-        best = max(parted.values(), default=0)
-        if best == 0:
-            break
-        key = next(key for key in keys if parted[key] == best)
-        chosen.append(key)
-        left = [pair for pair in left if not _differ(key, *pair)]
-    return sorted(chosen, key=_order)
+    for read in (_value_of, _value_or_absence):
+        values = {key: [read(run, key) for run in runs] for key in keys}
+        while left:
+            parted = {key: sum(found[i] != found[j] for i, j in left) for key, found in values.items()}
+            best = max(parted.values(), default=0)
+            if best == 0:
+                break
+            key = next(key for key in keys if parted[key] == best)
+            chosen.append(key)
+            left = [(i, j) for i, j in left if values[key][i] == values[key][j]]
+    return sorted(dict.fromkeys(chosen), key=_order)
 
 
-def _differ(key: str, one: Run, other: Run) -> bool:
-    return repr(one.identity.get(key)) != repr(other.identity.get(key))
+def _value_of(run: Run, key: str) -> str:
+    """A setting's value to compare by."""
+    return repr(run.identity.get(key))
 
 
-def _usual_values(runs: Sequence[Run]) -> dict[tuple[str, ...], dict[str, str]]:
-    """By techniques, the values that are not worth a word: the commonest, and for the plainest arm's its own."""
-    plain = min(runs, key=lambda run: len(run.techniques))
-    common: dict[tuple[str, ...], dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    for run in runs:
-        for key, value in run.identity.items():
-            common[run.techniques][key][repr(value)] += 1
-    usual = {
-        techniques: {key: counts.most_common(1)[0][0] for key, counts in values.items()}
-        for techniques, values in common.items()
-    }
-    return usual | {plain.techniques: {key: repr(value) for key, value in plain.identity.items()}}
+def _value_or_absence(run: Run, key: str) -> str | None:
+    return _value_of(run, key) if key in run.identity else None
+
+
+def _concerns(key: str, run: Run) -> bool:
+    """Whether a run may have a setting: those of a technique are of runs that have it."""
+    first, _, rest = key.partition(".")
+    return first != "technique" or rest.partition(".")[0] in run.techniques
+
+
+def _usual(key: str, runs: Sequence[Run]) -> str:
+    """The commonest value of a setting among the runs that it concerns: not worth a word. The plainest's, of two.
+
+    Of a setting that one of these lacks, it is to lack it: what is not named is then not there.
+    """
+    concerned = sorted((run for run in runs if _concerns(key, run)), key=lambda run: len(run.techniques))
+    if any(key not in run.identity for run in concerned):
+        return repr(None)
+    return Counter(_value_of(run, key) for run in concerned).most_common(1)[0][0]
 
 
 def _shortest_names(keys: Sequence[str]) -> dict[str, str]:
@@ -140,4 +161,16 @@ def _shown(run: Run, key: str) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
-    return "/".join(text.rstrip("/").split("/")[-2:]) if "/" in text else text
+    if "/" in text:
+        text = "/".join(text.rstrip("/").split("/")[-2:])
+    # Runs of an arm start from a model of their own seed each: one of them is not what the arm is named by.
+    return re.sub(rf"seed{run.seed}(?!\d)", "seed{seed}", text) if key in OTHER_RUNS else text
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """The texts; sentences among them without their ends, cut where what differs still does."""
+    for most in range(_LONG_VALUE, max(map(len, texts), default=0), _LONG_VALUE // 2):
+        cut = [f"{text[: most - 1]}…" if " " in text and len(text) > most else text for text in texts]
+        if len(set(cut)) == len(set(texts)):
+            return cut
+    return list(texts)

@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tfx.errors import UserError
+from tfx.record.console import clock, size
+from tfx.record.files import write_text
+from tfx.record.vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
 from tfx.report.comparison import COSTS, SCALES, Comparison, Family, verdict
@@ -20,15 +24,22 @@ from tfx.report.contributions import KINDS
 from tfx.report.labels import differing_keys
 from tfx.report.plots import Plot, Point, number
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
-from tfx.report.scores import higher_is_better
 from tfx.report.statistics import RESAMPLES
-from tfx.run.console import clock, size
 
 _MOST_ARMS_IN_DETAIL = 6
 _MOST_DIFFERENCES = 40
 _MOST_EXAMPLES = 8
 _MOST_ATTENTION = 2
 _MOST_TEXT = 600
+
+
+def write_page(comparison: Comparison, file: Path) -> None:
+    """Writes the page whole or not at all; raises `UserError` where it cannot be written."""
+    text = render(comparison)
+    try:
+        write_text(file, text)
+    except OSError as error:
+        raise UserError(f"the page {file} cannot be written: {error.strerror}; name another with --html") from error
 
 
 def render(comparison: Comparison) -> str:
@@ -52,6 +63,8 @@ def render(comparison: Comparison) -> str:
         title=title,
         subtitle=subtitle,
         families=[_family(family) for family in families],
+        warnings=comparison.warnings,
+        details=comparison.details,
         left_out=[[str(item.path), item.reason] for item in comparison.left_out],
         resamples=f"{RESAMPLES:,}",
     )
@@ -146,8 +159,7 @@ def _family(family: Family) -> dict[str, Any]:
                 heat_maps.append(plots.heat_map(arm.label, tensors, "sparsity", "Sparsity"))
     return {
         "title": family.title,
-        "warnings": family.warnings,
-        "details": family.details,
+        "usual": family.usual,
         "conclusions": _conclusions(family),
         "caption": f"{metric} on the {split} split, {better} is better"
         + (f"; signature {signature}" if signature else ""),
@@ -161,7 +173,7 @@ def _family(family: Family) -> dict[str, Any]:
         "curves_note": f"The first {plots.MOST_SERIES} configs of {len(arms)}."
         if len(arms) > plots.MOST_SERIES
         else "",
-        "stages": [_stages(arm) for arm in detailed if len(arm.runs[0].stages) > 2],
+        "stages": _stages(detailed),
         "heat_maps": heat_maps,
         "examples": [example for arm in detailed if (example := _examples(arm, family)) is not None],
         "attention": _attention(detailed[0].runs[0] if len(arms) == 1 else detailed[-1].runs[0]),
@@ -251,18 +263,32 @@ def _curves(family: Family) -> Plot | None:
     metric = family.metric if all(family.metric in row for row in rows) else "loss"
     series = []
     for arm in shown:
-        lines = [
-            [(row["tokens"], row[metric]) for row in run.curve if {"tokens", metric} <= row.keys()] for run in arm.runs
-        ]
-        if any(lines):
-            series.append((arm.label, [line for line in lines if line]))
+        lines = {
+            f"{run.path}, seed {run.seed}": [
+                (row["tokens"], row[metric]) for row in run.curve if {"tokens", metric} <= row.keys()
+            ]
+            for run in arm.runs
+        }
+        if any(lines.values()):
+            series.append((arm.label, {name: line for name, line in lines.items() if line}))
     return plots.curves(series, metric) if series else None
 
 
-def _stages(arm: Arm) -> Plot:
-    rows = arm.runs[0].stages
-    metric = arm.metric if all(arm.metric in row["valid"] for row in rows) else "loss"
-    return plots.stages(arm.label, rows, metric)
+def _stages(arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """The stages of each arm that has any in a table, those of the arm with the most as a plot; None: no arm has."""
+    staged = [(arm, arm.runs[0].stages) for arm in arms if len(arm.runs[0].stages) > 2]
+    if not staged:
+        return None
+    every = [row for _, rows in staged for row in rows]
+    metric = staged[0][0].metric
+    metric = metric if all(metric in row["valid"] for row in every) else "loss"
+    most, rows = max(staged, key=lambda item: len(item[1]))
+    table = [[arm.label, *line] for arm, found in staged for line in plots.stage_table(found, metric)[1]]
+    return {
+        "plot": plots.stages(most.label, rows, metric),
+        "columns": ["config", *plots.stage_table((), metric)[0]],
+        "rows": table if len(staged) > 1 else [],
+    }
 
 
 def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
@@ -39,6 +40,7 @@ _DASHES: list[Any] = [
     (0, (2, 2)),
 ]
 MOST_SERIES = len(_SERIES)
+_MOST_MARKS = 8  # on a curve: they tell it from others, and its line has every value
 _MOST_NAMED = 6  # more names than that would overlap in a front: then numbers stand for them
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -83,24 +85,50 @@ def number(value: float | None) -> str:
 def _render(figure: Figure, title: str, description: str) -> str:
     """The figure as an inline SVG whose ids are its own and whose colours are variables."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
+    # Measured here: "tight" would draw the whole figure once more to do so.
+    edges = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(0.05)
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=edges)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = _with_tips(re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL))
+    svg = _compact(_with_tips(re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)))
     key = f"p{zlib.crc32((svg + title).encode()):x}"
     svg = re.sub(r'\bid="', f'id="{key}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{key}-", svg)
     svg = re.sub(r"#010[ab]0[0-9a-f]", lambda found: f"var({_VARIABLES[found[0]]})", svg)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     width = float(size[1]) if size else 500.0
     head = (
-        f'<svg role="img" aria-labelledby="{key}-t {key}-d" style="max-width:{width * 4 / 3:.0f}px" '
-        f'viewBox="{size[0][9:-1] if size else ""}" xmlns="http://www.w3.org/2000/svg" '
+        f'<svg role="img" aria-labelledby="{key}-t {key}-d" viewBox="{size[0][9:-1] if size else ""}" '
+        f'style="max-width:{width * 4 / 3:.0f}px;font-family:system-ui,sans-serif" xmlns="http://www.w3.org/2000/svg" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink"><title id="{key}-t">{escape(title)}</title>'
         f'<desc id="{key}-d">{escape(description)}</desc>'
     )
     return head + svg[svg.index(">") + 1 :]
+
+
+def _compact(svg: str) -> str:
+    """The same picture in half the text: tenths of a point, short names and no unused ones, no empty groups."""
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', svg)
+    short = {name: str(place) for place, name in enumerate(dict.fromkeys(used))}
+    svg = re.sub(r'((?:href="#|url\(#))([^")]+)', lambda found: found[1] + short[found[2]], svg)
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{short[found[1]]}"' if found[1] in short else "", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # said once for all
+    svg = re.sub(r' (?:d|x|y|width|height|transform|viewBox)="[^"]*"', _shortened, svg)
+    svg = re.sub(r'(?<=style=")[^"]*', lambda found: re.sub(r"([:;]) ", r"\1", found[0]), svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    parts, kept = [], []
+    for part in re.split(r"(<g><title>|<g[^>]*>|</g>)", svg):
+        if part.startswith("<g"):
+            kept.append(part != "<g>")
+        if part != "<g>" and (part != "</g>" or kept.pop()):
+            parts.append(part)
+    return "".join(parts)
+
+
+def _shortened(attribute: re.Match[str]) -> str:
+    text = re.sub(r"\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), attribute[0])
+    return re.sub(r"\s*([MLCQz\"])\s*", r"\1", text) if text.startswith(" d=") else text
 
 
 _TIP = "tip-"
@@ -217,12 +245,12 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
     return Plot(svg, title, ["", "config", cost_label, quality_label, "front"], rows)
 
 
-def curves(series: Sequence[tuple[str, list[list[tuple[float, float]]]]], metric: str) -> Plot:
-    """Validation over training: for each arm its label and one line of (tokens, value) a run."""
+def curves(series: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], metric: str) -> Plot:
+    """Validation over training: for each arm its label and, by the name of a run, its line of (tokens, value)."""
     with rc_context(_STYLE):
         figure, axes = _figure(7.2, 3.9)
         for index, (label, runs) in enumerate(series[:MOST_SERIES]):
-            for number_, run in enumerate(runs):
+            for place, (name, run) in enumerate(runs.items()):
                 axes.plot(
                     [tokens / 1e6 for tokens, _ in run],
                     [value for _, value in run],
@@ -230,10 +258,11 @@ def curves(series: Sequence[tuple[str, list[list[tuple[float, float]]]]], metric
                     linestyle=_DASHES[index],
                     marker=_MARKERS[index],
                     markersize=4,
+                    markevery=max(1, len(run) // _MOST_MARKS),
                     linewidth=1.3,
                     alpha=1.0,
-                    label=_cut(label, 40) if number_ == 0 else None,
-                    gid=_tip(f"{label}, run {number_ + 1}"),
+                    label=_cut(label, 60) if place == 0 else None,
+                    gid=_tip(f"{label}: {name}"),
                 )
         if len(series) > 1:
             axes.legend(fontsize=8, labelcolor=_INK)
@@ -244,12 +273,11 @@ def curves(series: Sequence[tuple[str, list[list[tuple[float, float]]]]], metric
             figure, title, f"Validation {metric} over training tokens, one line a run, {len(series)} configs."
         )
     rows = [
-        [label, number(run[0][1]), number(min(value for _, value in run)), number(run[-1][1]), number(run[-1][0])]
+        [label, name, *map(number, (run[0][1], min(value for _, value in run), run[-1][1], run[-1][0]))]
         for label, runs in series
-        for run in runs
-        if run
+        for name, run in runs.items()
     ]
-    return Plot(svg, title, ["config", "first", "lowest", "last", "tokens"], rows)
+    return Plot(svg, title, ["config", "run", "first", "lowest", "last", "tokens"], rows)
 
 
 def stages(label: str, rows: Sequence[dict[str, Any]], metric: str) -> Plot:
@@ -284,7 +312,7 @@ def stages(label: str, rows: Sequence[dict[str, Any]], metric: str) -> Plot:
             axes.margins(0.06, 0.28)
             axes.grid(visible=False, axis="x")
         left.set_ylim(bottom=0)
-        figure.tight_layout()
+        figure.subplots_adjust(wspace=0.3)
         title = f"Stages of {label}"
         svg = _render(
             figure,
@@ -293,17 +321,20 @@ def stages(label: str, rows: Sequence[dict[str, Any]], metric: str) -> Plot:
                 f"{n}: {number(s)} bytes, {metric} {number(v)}" for n, s, v in zip(names, sizes, values, strict=True)
             ),
         )
-    table = [
+    return Plot(svg, title, *stage_table(rows, metric))
+
+
+def stage_table(rows: Sequence[dict[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of what each stage left behind."""
+    columns = ["stage", "bytes", f"validation {metric}", "nonzero parameters", "seconds"]
+    counts = ("nonzero_parameters", "seconds")
+    return columns, [
         [
             row["name"],
-            number(row.get("bytes")),
-            number(value),
-            number(row.get("nonzero_parameters")),
-            number(row.get("seconds")),
+            *map(number, (row.get("bytes"), row["valid"].get(metric), *(row.get(key) for key in counts))),
         ]
-        for row, value in zip(rows, values, strict=True)
+        for row in rows
     ]
-    return Plot(svg, title, ["stage", "bytes", f"validation {metric}", "nonzero parameters", "seconds"], table)
 
 
 def heat_map(label: str, tensors: Sequence[dict[str, Any]], key: str, unit: str) -> Plot:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ import numpy as np
 import yaml
 
 from tfx.errors import UserError
+from tfx.record.directory import RunDirectory
+from tfx.record.vocabulary import scorer
 from tfx.report.kept import SUFFIX, KeptRun, kept_config, kept_files, read_kept
-from tfx.report.scores import scorer
-from tfx.run.directory import RunDirectory
 
 _MOST_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.
 _NOT_THE_RESULT = ("seed", "name", "tags", "evaluation.attention_maps", "trainer.tensorboard")
 # Settings that name another run.
-_OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
+OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -80,7 +80,7 @@ class Run:
     @property
     def sample(self) -> tuple[Any, ...]:
         """What makes it a sample of its own among the runs of its config: its seed, and what it starts from."""
-        return (self.seed, *(str(self.config.get(name)) for name in _OTHER_RUNS))
+        return (self.seed, *(str(self.config.get(name)) for name in OTHER_RUNS))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -133,19 +133,29 @@ def _found(paths: Sequence[Path]) -> Iterator[tuple[Path, KeptRun | str | None]]
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Run directories and files of kept runs at and below a path."""
+    """Run directories and files of kept runs at and below a path; links to folders are followed, each folder once."""
     if path.name.endswith(SUFFIX) and path.is_file():
         yield path
         return
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: name run directories, sweeps, folders that hold them, or *{SUFFIX}")
-    for name, below, files in os.walk(path):
-        below[:] = sorted(folder for folder in below if not folder.startswith("."))
+    seen = set()
+    for name, below, files in os.walk(path, followlinks=True):
+        # A folder goes by its own name, where a link to it lies beside it.
+        below[:] = sorted((folder for folder in below if not folder.startswith(".")), key=_links_last(name))
+        if (real := os.path.realpath(name)) in seen:  # a link to where the walk has been, or is
+            below.clear()
+            continue
+        seen.add(real)
         if RunDirectory(Path(name)).summary.name in files or RunDirectory(Path(name)).config.name in files:
             below.clear()
             yield Path(name)
         else:
             yield from kept_files(Path(name), files)
+
+
+def _links_last(folder: str) -> Callable[[str], tuple[bool, str]]:
+    return lambda name: (Path(folder, name).is_symlink(), name)
 
 
 def read_run(folder: Path) -> Run:
@@ -230,7 +240,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 def _kept_config(folder: Path, content: Any) -> dict[str, Any]:
     """A kept run's config, flat; other kept runs that it names by their path from ``folder`` get their whole path."""
     config = _flat_config(content, "config")
-    for name in _OTHER_RUNS:
+    for name in OTHER_RUNS:
         if isinstance(config.get(name), str) and kept_config(folder / config[name]) is not None:
             config[name] = str(folder / config[name])
     return config
@@ -260,7 +270,7 @@ def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[st
     ``known`` has the digests so far, None for a run that is being followed, or cannot be.
     """
     others = {}
-    for name in _OTHER_RUNS:
+    for name in OTHER_RUNS:
         if not isinstance(config.get(name), str):
             continue
         folder = Path(config[name])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfx.report.scores import Scorer
+from tfx.record.vocabulary import Scorer
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

@@ -1,1 +1,1 @@
-"""Floor 1: the run directory, its files, and what the user sees."""
+"""The life of one run, in its order: setup, teacher, train, compress, measure, result."""

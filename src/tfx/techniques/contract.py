@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
-from tfx.compression.grid import Grid
-from tfx.config.schema import BudgetConfig, Root, setting
+from tfx.compression.grid import Grid, straight_through
+from tfx.config.schema import Budget, Root, setting
 from tfx.data.batching import Batch
 from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
@@ -26,7 +26,7 @@ from tfx.model.architecture import Architecture
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
-from tfx.run.seeds import derive_seed
+from tfx.record.seeds import derive_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,9 +51,6 @@ HOOKS = {
 # The hooks that run once, before the first step: `start` and `end` say nothing of them.
 BEFORE_TRAINING = ("prepare_data", "reduce_tokenizer", "prepare_model")
 
-# The hooks that make the view of the weights which the forward pass, averages and the file share.
-VIEW_HOOKS = ("mask", "grid")
-
 
 @dataclass
 class TechniqueSettings:
@@ -65,7 +62,7 @@ class TechniqueSettings:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Instant:
     """When a hook is called: the run's seed, the optimizer step, the batch inside it, and progress in [0, 1]."""
 
     seed: int
@@ -88,7 +85,7 @@ class TeacherNeed:
 
     path: Path | None
     model: str | None
-    budget: BudgetConfig
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -231,11 +228,11 @@ class Technique:
         """Returns the order of an epoch's batches, given their lengths and the shuffled order."""
         return order
 
-    def transform_batch(self, batch: Batch, moment: Moment) -> Batch:
+    def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Changes a training batch on the device; what was done travels in the batch."""
         return batch
 
-    def objective(self, objective: Objective, moment: Moment) -> None:
+    def objective(self, objective: Objective, moment: Instant) -> None:
         """Changes the terms of the loss."""
 
     def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
@@ -263,9 +260,10 @@ class Technique:
         """The masked weight on its grid, at this time; None: as it is. Zero must stay zero."""
         return None
 
-    def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        """Turns the gradient of the grid's values into that of the weight; by default straight through."""
-        return gradient
+    def see(self, name: str, weight: Tensor, progress: float) -> Tensor:
+        """What the forward pass sees of a masked weight, differentiable in it: its grid's values, straight through."""
+        grid = self.grid(name, weight.detach(), progress)
+        return weight if grid is None else straight_through(weight, grid.values())
 
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]

@@ -9,8 +9,8 @@ import torch
 
 from tfx.config.schema import setting
 from tfx.data.batching import Batch, Mix
-from tfx.run.seeds import derive_seed
-from tfx.techniques.contract import Mean, Moment, Technique, TechniqueSettings
+from tfx.record.seeds import derive_seed
+from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Mixup(Technique):
         self._share = Mean()
         self._weight = Mean()
 
-    def transform_batch(self, batch: Batch, moment: Moment) -> Batch:
+    def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         rows = batch.target_in_BT.shape[0]
         if not self.active(moment.progress) or rows < 2 or self.settings.share == 0:
             return batch

@@ -8,7 +8,11 @@ from fnmatch import fnmatch
 from torch import Tensor
 
 from tfx.errors import UserError
+from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer
+
+_OTHER_MATRICES = (Role.EMBEDDING, Role.HEAD)
+_VECTORS = (Role.NORM, Role.BIAS)
 
 
 def select_weights(
@@ -25,11 +29,12 @@ def select_weights(
                 f"{setting}: no tensor of the model is named like '{pattern}', as '{next(iter(parameters))}' is; "
                 "`tfx inspect RUN` shows all names"
             )
+    roles = parameter_roles(model)
+    taken = {Role.MATRIX, *(_OTHER_MATRICES if embeddings else ()), *(_VECTORS if vectors else ())}
     chosen = {
         name: parameter.detach()
         for name, parameter in parameters.items()
-        if (vectors if parameter.ndim == 1 else embeddings or ".blocks." in name)
-        and not any(fnmatch(name, pattern) for pattern in skip)
+        if roles[name] in taken and not any(fnmatch(name, pattern) for pattern in skip)
     }
     if not chosen:
         raise UserError(f"{setting} leaves every weight of the model alone, so there is nothing to do: skip fewer")
@@ -38,8 +43,9 @@ def select_weights(
 
 def left_alone(model: Transformer, chosen: Container[str]) -> str:
     """What is not ``chosen``, for the plan: the names of matrices, the parameters of vectors; empty where all is."""
+    roles = parameter_roles(model)
     rest = {name: parameter for name, parameter in model.named_parameters() if name not in chosen}
-    matrices = [name for name, parameter in rest.items() if parameter.ndim == 2]
-    vectors = sum(parameter.numel() for parameter in rest.values() if parameter.ndim == 1)
+    matrices = [name for name in rest if roles[name] in (Role.MATRIX, *_OTHER_MATRICES)]
+    vectors = sum(parameter.numel() for name, parameter in rest.items() if roles[name] in _VECTORS)
     text = f"; matrices left alone: {', '.join(matrices)}" if matrices else ""
     return text + (f"; {vectors:,} parameters of norms and biases left alone" if vectors else "")

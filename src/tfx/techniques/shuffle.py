@@ -17,7 +17,7 @@ from torch import Tensor
 from tfx.config.schema import Root, setting
 from tfx.data.batching import IGNORE, Batch
 from tfx.errors import UserError
-from tfx.techniques.contract import Mean, Moment, Technique, TechniqueSettings
+from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Shuffle(Technique):
         factor = {"none": 1.0, "linear": 1.0 - passed, "cosine": 0.5 * (1.0 + math.cos(math.pi * passed))}
         return settings.share * factor[settings.anneal]
 
-    def transform_batch(self, batch: Batch, moment: Moment) -> Batch:
+    def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         share = self.share(moment.progress)
         if share == 0.0:
             return batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +24,14 @@ from tfx.model.rewiring import Rewiring, removed_parts
 from tfx.model.transformer import Transformer
 from tfx.techniques.contract import (
     HOOKS,
-    VIEW_HOOKS,
-    Moment,
+    Instant,
     Objective,
     Teacher,
     TeacherNeed,
     Technique,
     TechniqueSettings,
 )
+from tfx.techniques.view import View
 from tfx.techniques.zeros import KeepZeros
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ class Stack:
             if len(self.order[hook]) > 1:
                 names = " and ".join(f"'{technique.name}'" for technique in self.order[hook])
                 raise UserError(f"techniques {names} each {what}: name one of them")
-        budget = config.trainer.budget
-        if 0 in (budget.steps, budget.tokens, budget.seconds):
+        self.view = View(self.order["mask"], self.order["grid"])
+        if config.trainer.budget.is_zero:
             for technique in self._techniques:
                 if technique not in self.compressing and not technique.acts_before_training():
                     raise UserError(f"technique '{technique.name}' acts only while training, and the budget is zero")
@@ -201,13 +200,13 @@ class Stack:
             order = technique.order_batches(lengths, epoch, order)
         return order
 
-    def transform_batch(self, batch: Batch, moment: Moment) -> Batch:
+    def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Lets each technique change a training batch."""
         for technique in self.order["transform_batch"]:
             batch = technique.transform_batch(batch, moment)
         return batch
 
-    def objective(self, objective: Objective, moment: Moment) -> None:
+    def objective(self, objective: Objective, moment: Instant) -> None:
         """Lets each technique change the terms of the loss."""
         for technique in self.order["objective"]:
             technique.objective(objective, moment)
@@ -217,30 +216,16 @@ class Stack:
         for technique in self.order["objective"]:
             technique.report(name, total, count)
 
-    # --- the view of the weights: mask, then grid -------------------------------------------------------
-
-    @property
-    def viewing(self) -> list[Technique]:
-        """The techniques with a mask or a grid, in the order in which they act."""
-        return list(dict.fromkeys(technique for hook in VIEW_HOOKS for technique in self.order[hook]))
+    # --- what changes weights for the sake of the file ---------------------------------------------------
 
     @property
     def compressing(self) -> list[Technique]:
         """The techniques for whose sake the final file is a compressed one, in the order in which they finish."""
-        return list(dict.fromkeys([*self.order["reduce_tokenizer"], *self.order["rewire"], *self.viewing]))
+        return list(dict.fromkeys([*self.order["reduce_tokenizer"], *self.order["rewire"], *self.view.techniques]))
 
     def compresses_now(self, progress: float) -> bool:
         """Whether a technique changes weights for the sake of the file from this progress on, or did before."""
         return any(progress >= technique.settings.start for technique in self.compressing)
-
-    def update(self, model: Transformer, progress: float) -> None:
-        """Moves masks and grids on, before an optimizer step."""
-        for technique in self.viewing:
-            technique.update(model, progress, self._masked)
-
-    def _masked(self, name: str, weight: Tensor) -> Tensor:
-        mask = self.mask(name, weight)
-        return weight if mask is None else weight * mask
 
     def rewire(self, model: Transformer, progress: float) -> Iterator[Rewiring]:
         """Lets each technique remove parts of the model: the caller applies each map before it asks for the next."""
@@ -250,66 +235,6 @@ class Stack:
                 yield rewiring
                 for other in self._techniques:
                     other.rewired(rewiring)
-
-    def mask(self, name: str, weight: Tensor) -> Tensor | None:
-        """Where the weight stays: all masks in force together."""
-        masks = [mask for technique in self.order["mask"] if (mask := technique.mask(name, weight)) is not None]
-        return torch.stack(masks).all(0) if len(masks) > 1 else (masks[0] if masks else None)
-
-    def grid(self, name: str, masked: Tensor, progress: float) -> Grid | None:
-        """The grid of a masked weight, where there is one yet."""
-        for technique in self.order["grid"]:
-            return technique.grid(name, masked, progress)
-        return None
-
-    def view(self, name: str, weight: Tensor, progress: float) -> Tensor:
-        """The value that the forward pass sees: the weight, masked, on its grid."""
-        masked = self._masked(name, weight)
-        grid = self.grid(name, masked, progress)
-        return masked if grid is None else grid.values()
-
-    @contextmanager
-    def viewed(self, model: Transformer, progress: float) -> Iterator[None]:
-        """The model's parameters hold their view inside, and their own values again after."""
-        if not self.viewing:
-            yield
-            return
-        own: list[tuple[nn.Parameter, Tensor]] = []
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                weight = parameter.detach()
-                value = self.view(name, weight, progress)
-                if value is not weight:
-                    own.append((parameter, parameter.data))
-                    parameter.data = value
-        try:
-            yield
-        finally:
-            for parameter, value in own:
-                parameter.data = value
-
-    @torch.no_grad()
-    def adapt_gradients(self, model: Transformer, progress: float) -> None:
-        """Turns the gradients of the view into those of the weights: through the grid, then through the mask."""
-        if not self.viewing:
-            return
-        for name, parameter in model.named_parameters():
-            if parameter.grad is None:
-                continue
-            mask = self.mask(name, parameter)
-            weight = self._masked(name, parameter.detach())
-            for technique in self.order["grid"]:
-                parameter.grad = technique.adapt_gradient(name, weight, parameter.grad, progress)
-            if mask is not None:
-                parameter.grad.mul_(mask)
-
-    @torch.no_grad()
-    def follow_gradients(self, model: Transformer) -> None:
-        """Shows the grids' techniques the gradients of a step that is taken; one that is refused teaches nothing."""
-        for technique in self.order["grid"]:
-            for name, parameter in model.named_parameters():
-                if parameter.grad is not None:
-                    technique.follow_gradient(name, parameter.detach(), parameter.grad, self._masked)
 
     @torch.no_grad()
     def finish(self, model: Transformer, calibration: Calibration) -> Iterator[Technique]:

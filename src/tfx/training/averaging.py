@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import AveragingConfig
-from tfx.model.rewiring import Became
+from tfx.model.rewiring import ParameterMap
 
 
 class Averager:
@@ -67,12 +67,12 @@ class Averager:
         if self.average is not None:
             self._put(self.average)
 
-    def rewire(self, became: Became) -> None:
+    def rewire(self, parameter_map: ParameterMap) -> None:
         """Follows parameters into the smaller ones that they became."""
         if self.average is not None:
             pairs = zip(self._parameters, self.average, strict=True)
-            self.average = [became.select(old, value) for old, value in pairs if became.follow([old])]
-        self._parameters = became.follow(self._parameters)
+            self.average = [parameter_map.select(old, value) for old, value in pairs if parameter_map.follow([old])]
+        self._parameters = parameter_map.follow(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """The average so far, and how many weights went into it."""

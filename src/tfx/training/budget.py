@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tfx.config.schema import BudgetConfig
+from tfx.config.schema import Budget
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
     and a clock that gets one as ``recorded`` repeats it.
     """
 
-    def __init__(self, budget: BudgetConfig, recorded: Sequence[float] = ()) -> None:
+    def __init__(self, budget: Budget, recorded: Sequence[float] = ()) -> None:
         self.budget = budget
         self.steps = 0
         self.tokens = 0
@@ -50,14 +50,11 @@ class Clock:
             self._started = time.perf_counter()
 
     def _spent(self) -> float:
-        for spent, whole in (
-            (self.steps, self.budget.steps),
-            (self.tokens, self.budget.tokens),
-            (self.seconds if self.steps else 0.0, self.budget.seconds),
-        ):
-            if whole is not None:
-                return min(1.0, spent / whole) if whole else 1.0
-        raise AssertionError("a budget has exactly one value")
+        if self.budget.amount == 0:
+            return 1.0
+        seconds = self.seconds if self.steps else 0.0
+        spent = {"steps": self.steps, "tokens": self.tokens, "seconds": seconds}[self.budget.unit]
+        return min(1.0, spent / self.budget.amount)
 
     def middle_of_step(self) -> float:
         """Progress at the middle of the step that begins: where its learning rate is taken."""
@@ -70,7 +67,7 @@ class Clock:
         self.tokens += tokens
         self.progress = self._recorded[self.steps - 1] if self.steps <= len(self._recorded) else self._spent()
         self._step_share = 0.5 * (self.progress - before)
-        if self.budget.seconds is not None:
+        if self.budget.unit == "seconds":
             self.history.append(self.progress)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import OptimizerConfig
-from tfx.model.rewiring import Became
+from tfx.model.rewiring import ParameterMap
 from tfx.model.roles import Role, parameter_roles
 
 _DECAYED = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
@@ -34,16 +34,16 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
-    def rewire(self, became: Became) -> None:
+    def rewire(self, parameter_map: ParameterMap) -> None:
         """Follows parameters into the smaller ones that they became, with what is left of their moments."""
         for part in self.parts:
             for group in part.param_groups:
-                group["params"] = became.follow(group["params"])
+                group["params"] = parameter_map.follow(group["params"])
             for old in list(part.state):
                 moments = part.state.pop(old)
-                for new in became.follow([old]):
+                for new in parameter_map.follow([old]):
                     part.state[new] = {
-                        name: became.select(old, value)
+                        name: parameter_map.select(old, value)
                         if torch.is_tensor(value) and value.shape == old.shape
                         else value
                         for name, value in moments.items()

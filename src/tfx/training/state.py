@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tfx.config.schema import SaveConfig
 from tfx.errors import UserError
-from tfx.run.files import replacing
+from tfx.record.files import replacing
 
 VERSION = 1
 _KEY = "tfx_state"
@@ -62,6 +64,24 @@ class StateSaver:
             self.wait()
         finally:
             self._writer.shutdown()
+
+
+class SaveSchedule:
+    """When a state is due."""
+
+    def __init__(self, config: SaveConfig, step: int) -> None:
+        self._config = config
+        self._step = step
+        self._time = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save now, after this step."""
+        every, minutes = self._config.every_steps, self._config.every_minutes
+        due = every is not None and step - self._step >= every
+        due = due or (minutes is not None and time.monotonic() - self._time >= 60 * minutes)
+        if due:
+            self._step, self._time = step, time.monotonic()
+        return due
 
 
 def _write(folder: Path, step: int, text: str, tensors: dict[str, Tensor], keep: int) -> Path:

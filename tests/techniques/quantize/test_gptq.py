@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tfx.techniques.quantize.gptq import gptq
-from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, nearest, scales_for_rate
+from tfx.techniques.quantize.rounding import GridKind, entropy_bits, nearest, scales_for_rate, to_grid
 
 
 def problem(rows=24, columns=48, seed=0):
@@ -92,7 +92,7 @@ def test_with_scales_of_a_rate_it_keeps_them_and_beats_rounding_to_nearest(rate,
     scale = scales_for_rate({"w": weight}, rate, kind)["w"]
     grid = gptq(weight, moments, kind, given=(scale, None))
     assert torch.equal(grid.scale, scale)
-    assert output_error(weight, grid, moments) < 0.7 * output_error(weight, encode(weight, scale, None, kind), moments)
+    assert output_error(weight, grid, moments) < 0.7 * output_error(weight, to_grid(weight, scale, None, kind), moments)
     own = entropy_bits(grid.codes_RC) / weight.numel()
     # It moves weights before they are rounded, so its codes take about as many bits and not just so many.
     assert own == pytest.approx(rate, abs=0.2)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfx.techniques.quantize.rounding import GridKind, encode, fit, nearest, scales_for_rate
+from tfx.techniques.quantize.rounding import GridKind, fit, nearest, scales_for_rate, to_grid
 from tfx.techniques.quantize.technique import step_gradient
 
 weights = st.integers(1, 5).flatmap(
@@ -52,7 +52,7 @@ def test_grids_equal_torchs_own_fake_quantization(bits, symmetric):
     scale, zero = fit(weight, kind)
     start = torch.full((6,), 2 ** (bits - 1)) if zero is None else zero[:, 0].int()
     theirs = torch.fake_quantize_per_channel_affine(weight, scale[:, 0], start.int(), 0, 0, 2**bits - 1)
-    torch.testing.assert_close(encode(weight, scale, zero, kind).values(), theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(to_grid(weight, scale, zero, kind).values(), theirs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("symmetric", "most"), [(True, 0.8), (False, 0.9)])
@@ -99,7 +99,7 @@ def entropy(grids):
 def rated(weights, rate, bits, group, dtype=torch.float16):
     kind = GridKind(bits, group=group, scale_dtype=dtype)
     scales = scales_for_rate(weights, rate, kind)
-    return {name: encode(weight, scales[name], None, kind) for name, weight in weights.items()}
+    return {name: to_grid(weight, scales[name], None, kind) for name, weight in weights.items()}
 
 
 @pytest.mark.parametrize("tails", ["normal", "heavy"])
@@ -144,7 +144,7 @@ def test_at_a_rate_no_other_steps_make_a_loss_smaller_that_feels_each_matrix_dif
     def loss_and_bits(steps):
         loss = bits = 0.0
         for name, weight in weights.items():
-            grid = encode(weight, torch.tensor([[steps[name]]]), None, kind)
+            grid = to_grid(weight, torch.tensor([[steps[name]]]), None, kind)
             loss += sensitivities[name] * float((grid.values() - weight).square().sum())
             bits += entropy([grid]) * weight.numel()
         return loss, bits
@@ -176,7 +176,7 @@ def test_sensitivities_leave_the_steps_of_rows_to_their_spread_and_may_be_zero()
         ratios = felt[name].float() / scale.float()
         assert float(ratios.max() / ratios.min()) < 1.002
     # Hardly anything is worth a bit where there is no gradient.
-    assert float((encode(weights["2"], felt["2"], None, kind).values() != 0).float().mean()) < 0.05
+    assert float((to_grid(weights["2"], felt["2"], None, kind).values() != 0).float().mean()) < 0.05
     none = scales_for_rate(weights, 2.0, kind, dict.fromkeys(weights, 0.0))
     assert all(torch.equal(none[name], scale) for name, scale in plain.items())
 
@@ -189,9 +189,9 @@ def test_a_matrix_of_zeros_or_a_very_sensitive_one_leaves_the_codes_their_room(b
         everything = weights | {"zeros": torch.zeros(64, 64)}
         scales = scales_for_rate(everything, 1.9, GridKind(bits, group=None), felt)
         for name, weight in weights.items():
-            grid = encode(weight, scales[name], None, GridKind(bits, group=None))
+            grid = to_grid(weight, scales[name], None, GridKind(bits, group=None))
             assert float((grid.values() - weight).abs().max()) <= 0.51 * float(grid.scale)  # nothing is clamped
-        assert entropy(encode(w, scales[n], None, GridKind(bits)) for n, w in everything.items()) <= 1.91
+        assert entropy(to_grid(w, scales[n], None, GridKind(bits)) for n, w in everything.items()) <= 1.91
 
 
 def test_weights_that_are_mostly_zero_meet_any_rate_that_they_have():
@@ -238,4 +238,4 @@ def test_no_matrix_becomes_empty_however_little_it_matters(kind):
     weights = {name: draw(64, 64, generator=generator) - (kind == "uniform") * 0.5 for name in ("q", "v")}
     grid = GridKind(8, group=None)
     scales = scales_for_rate(weights, 1.0, grid, {"q": 1e-12, "v": 1.0})
-    assert all(encode(weight, scales[name], None, grid).values().any() for name, weight in weights.items())
+    assert all(to_grid(weight, scales[name], None, grid).values().any() for name, weight in weights.items())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tfx.compression.grid import Grid
-from tfx.techniques.quantize.rounding import GridKind, encode, fit
+from tfx.techniques.quantize.rounding import GridKind, fit, to_grid
 
 # Columns whose errors reach the columns behind them in one matrix product.
 _BLOCK = 128
@@ -58,7 +58,7 @@ def gptq(
                     zeros.append(zero)
             scale, zero_now = scales[-1], zeros[-1] if zeros else None
             part = rest_RC[:, column : column + 1]
-            grid = encode(part.float(), scale, zero_now, kind)
+            grid = to_grid(part.float(), scale, zero_now, kind)
             if mask_RC is not None:
                 nought = (
                     torch.full_like(scale, 2 ** (kind.bits - 1), dtype=torch.uint8) if zero_now is None else zero_now

@@ -117,7 +117,7 @@ def scales_for_rate(
 
     def is_cheap(log_factor: float) -> bool:
         at = scales(log_factor)
-        bits = sum(entropy_bits(encode(weight, at[name], None, kind).codes_RC) for name, weight in weights.items())
+        bits = sum(entropy_bits(to_grid(weight, at[name], None, kind).codes_RC) for name, weight in weights.items())
         return bits <= rate * count
 
     # Normal weights need about 4.1 / 2^rate; from there it is bracketed, and halved in.
@@ -166,7 +166,7 @@ def _held(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (bits + (held.float() < scale)).to(bits.dtype).view(dtype)
 
 
-def encode(weight_RC: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind) -> Grid:
+def to_grid(weight_RC: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind) -> Grid:
     """The nearest levels under given scales. 0 becomes the zero point's level, which is 0 again."""
     columns = weight_RC.shape[1]
     start = float(2 ** (kind.bits - 1)) if zero is None else spread(zero.float(), columns)
@@ -176,7 +176,7 @@ def encode(weight_RC: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
 
 def nearest(weight_RC: Tensor, kind: GridKind) -> Grid:
     """Round to nearest: the weight on the grid that its own range gives."""
-    return encode(weight_RC, *fit(weight_RC, kind), kind)
+    return to_grid(weight_RC, *fit(weight_RC, kind), kind)
 
 
 def _error(units: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind) -> Tensor:

@@ -16,12 +16,13 @@ from tfx.compression.grid import Grid, spread
 from tfx.config.schema import Root, setting
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
+from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
-from tfx.techniques.quantize.rounding import GridKind, encode, entropy_bits, fit, scales_for_rate
+from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, scales_for_rate, to_grid
 from tfx.techniques.selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -139,8 +140,7 @@ class Quantize(Technique):
                 "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
                 "training moves them for rounding to nearest: leave one of the two out"
             )
-        budget = config.trainer.budget
-        if 0 in (budget.steps, budget.tokens, budget.seconds) and (settings.aware or settings.learned_step):
+        if config.trainer.budget.is_zero and (settings.aware or settings.learned_step):
             name = "learned_step" if settings.learned_step else "aware"
             raise UserError(f"technique.quantize.{name}=true acts only while training, and the budget is zero")
         if settings.learned_step and (settings.method != "nearest" or not self.aware):
@@ -235,7 +235,8 @@ class Quantize(Technique):
         if self.settings.rate is not None:
             kind += f", coded in {self.settings.rate:g} bits a weight"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
-        beyond = [name for name in chosen if ".blocks." not in name]
+        roles = parameter_roles(model)
+        beyond = [name for name in chosen if roles[name] is not Role.MATRIX]
         if self.settings.method == "gptq" and beyond:
             line += f"; rounded to nearest, outside of the blocks that GPTQ walks: {', '.join(beyond)}"
         return [line + left_alone(model, chosen)]
@@ -297,7 +298,7 @@ class Quantize(Technique):
         if name in self._codebooks:
             return encode_with(weight, self._codebooks[name])
         if name in self._scales:
-            return encode(weight, *self._scale(name), self.kind(name))
+            return to_grid(weight, *self._scale(name), self.kind(name))
         return None
 
     def _scale(self, name: str) -> tuple[Tensor, Tensor | None]:
@@ -307,14 +308,12 @@ class Quantize(Technique):
             scale = (scale.float() * self._steps[_key(name)].detach().exp()).to(scale.dtype)
         return scale, zero
 
-    def adapt_gradient(self, name: str, weight: Tensor, gradient: Tensor, progress: float) -> Tensor:
+    def see(self, name: str, weight: Tensor, progress: float) -> Tensor:
         if self._steps is None or name not in self._scales:
-            return gradient
-        kind = self.kind(name)
+            return super().see(name, weight, progress)
         scale, zero = self._scale(name)
-        passed, by_scale = step_gradient(weight, gradient, scale, zero, kind)
-        self._steps[_key(name)].grad = by_scale * scale.float()
-        return passed
+        values = to_grid(weight.detach(), scale, zero, self.kind(name)).values()
+        return _LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
 
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
@@ -363,7 +362,7 @@ class Quantize(Technique):
                 scales = {name: self._scale(name) for name in rest}
             elif settings.rate is None:
                 scales = self._fit(rest)
-            final |= {name: encode(weight, *scales[name], self.kind(name)) for name, weight in rest.items()}
+            final |= {name: to_grid(weight, *scales[name], self.kind(name)) for name, weight in rest.items()}
         self._final = final
         wrong = sum(float((before[name] - grid.values()).square().sum()) for name, grid in final.items())
         whole = sum(float(weight.square().sum()) for weight in before.values())
@@ -379,7 +378,9 @@ class Quantize(Technique):
         sizes = {name: grid.codes_RC.numel() for name, grid in self._final.items()}
         whole = sum(sizes.values())
         bits = sum(size * self._bits[name] for name, size in sizes.items())
+        rate = self.settings.rate
         return {
+            **({} if rate is None else {"rate": rate}),
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
             "entropy_bits": sum(entropy_bits(grid.codes_RC) for grid in self._final.values()) / max(1, whole),
@@ -406,6 +407,24 @@ class Quantize(Technique):
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
         self._sensitivities = dict(state.get("sensitivities", {}))  # states of before 2026-11-25 have none
+
+
+class _LearnedStep(torch.autograd.Function):
+    """The values of a grid whose scales are exp(step) times what they were chosen as (Esser 2020)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, step: Tensor, values: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
+    ) -> Tensor:
+        ctx.save_for_backward(weight, scale, zero)
+        ctx.kind = kind
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, zero = ctx.saved_tensors
+        passed, by_scale = step_gradient(weight, gradients[0], scale, zero, ctx.kind)
+        return passed, by_scale * scale.float(), None, None, None, None
 
 
 def step_gradient(

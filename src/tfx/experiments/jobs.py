@@ -1,0 +1,189 @@
+"""A job of a sweep: what its folder says of it, how far it is, and why it failed. Reads files alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfx.config.grammar import parse
+from tfx.errors import UserError
+from tfx.record.directory import RunDirectory
+from tfx.record.lock import locked
+
+WAITING, RUNNING, DONE, SKIPPED, PLANNED, FAILED, INTERRUPTED = (
+    "waiting",
+    "running",
+    "done",
+    "done before",
+    "planned",  # a dry run
+    "failed",
+    "interrupted",
+)
+ENDED_WELL = (DONE, SKIPPED, PLANNED)
+ENDED_BADLY = (FAILED, INTERRUPTED)
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    ``overrides`` are what the user would type for this run alone; ``flags`` are arguments of its command that its
+    config does not keep (--config-dir). ``name`` is what tables call it; empty: its own overrides.
+    """
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    flags: list[str] = field(default_factory=list)
+    name: str = ""
+    state: str = WAITING
+    reason: str = ""
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.run.metrics)
+
+    @property
+    def run(self) -> RunDirectory:
+        """The folder as a run directory."""
+        return RunDirectory(self.folder)
+
+    @property
+    def log(self) -> Path:
+        """What the job's process wrote: beside its folder, for a job at fault leaves no folder."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The run's summary; empty where there is none."""
+        try:
+            return self.run.read_summary()
+        except UserError:
+            return {}
+
+    @property
+    def run_name(self) -> str:
+        """The `name` of its run, as its summary has it, or as it is to be; empty: none."""
+        if name := self.summary.get("name"):
+            return str(name)
+        typed = [o for o in self.overrides if o.lstrip("+").partition("=")[0] == "name"]
+        return str(parse(typed[-1])[1] or "") if typed else ""
+
+    @property
+    def objective(self) -> float | None:
+        """Validation value of the primary metric; None where the run did not complete."""
+        summary = self.summary
+        if summary.get("status") != "completed":
+            return None
+        return float(summary["valid"][summary["primary_metric"]])
+
+    def take_over(self) -> str | None:
+        """Looks at what an earlier sweep left in the folder and returns how to go on: the command's name.
+
+        None: the job is done. ``"resume"``: it did not get there and has a saved state. ``"train"``: it starts, in a
+        clean folder. Raises `UserError` where the folder holds a run of other overrides, what may be a result (a
+        summary that cannot be read), or a run that another process is working on.
+        """
+        if not self.run.config.is_file():
+            return "train"
+        saved = self.run.read_overrides()
+        if saved != self.overrides:
+            raise UserError(
+                f"{self.folder} holds a run of other overrides ({' '.join(saved) or 'none'}) than job {self.number} of "
+                f"this sweep ({' '.join(self.overrides) or 'none'}): give the command that it was made with, or "
+                "another hydra.sweep.dir"
+            )
+        try:
+            summary = self.run.read_summary() if self.run.summary.exists() else {}
+        except UserError as error:
+            raise UserError(
+                f"{error}; job {self.number} of this sweep may have its result there, so nothing was removed: mend the "
+                f"file, or move {self.folder} away to run the job again"
+            ) from error
+        if summary.get("status") == "completed":
+            return None
+        # Also one that failed: a full disk may have room by now, and what fails again does so without the way there.
+        if any(self.run.state.glob("step-*")):
+            return "resume"
+        with locked(self.folder):
+            self.run.remove()
+        return "train"
+
+    def end(self, status: int) -> None:
+        """Takes the exit status of the job's process (negative: the signal that killed it).
+
+        A result that is there counts, whatever befell the process after it, such as a log on a full disk.
+        """
+        summary = self.summary
+        if summary.get("status") == "completed":
+            self.state = DONE
+            return
+        if status == 0:
+            self.state = PLANNED
+            return
+        stopped = status < 0 or status > 128
+        self.state = INTERRUPTED if stopped else FAILED
+        if stopped:
+            number = -status if status < 0 else status - 128
+            self.reason = f"{'killed' if status < 0 else 'stopped'} by {_signal_name(number)}"
+        else:
+            self.reason = " ".join(str(summary.get("error") or self._last_line()).split())
+
+    def _last_line(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []
+        return next((line.removeprefix("tfx: ") for line in reversed(lines) if line.strip()), "no reason was given")
+
+
+class Metrics:
+    """Follows a growing `metrics.jsonl`: the newest step and progress, and the newest validation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self.step: int | None = None
+        self.seconds = 0.0
+        self.progress = 0.0
+        self.valid: tuple[str, float] | None = None
+
+    def update(self, primary: str) -> None:
+        """Reads what was appended since; ``primary`` is shown of validation rows that have it, else the loss."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except OSError:
+            return
+        whole = content.rfind(b"\n") + 1  # a line that is being written is left for the next time
+        self._offset += whole
+        for line in content[:whole].splitlines():
+            try:
+                row = json.loads(line)
+                if row.get("split") in ("train", "valid"):
+                    self.step, self.seconds = int(row["step"]), float(row["seconds"])
+                    self.progress = float(row.get("progress", self.progress))
+                if row.get("split") == "valid":
+                    name = primary if primary in row else "loss"
+                    self.valid = (name, float(row[name]))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # a broken line is no reason to stop a sweep
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Training time left at the pace so far; None before the first row."""
+        return self.seconds * (1 - self.progress) / self.progress if self.progress else None
+
+
+def results(jobs: Sequence[Job]) -> tuple[int, int]:
+    """How many jobs have a result, and how many ended badly."""
+    return sum(job.state in ENDED_WELL for job in jobs), sum(job.state in ENDED_BADLY for job in jobs)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

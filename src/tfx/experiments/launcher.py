@@ -1,0 +1,101 @@
+"""The Hydra launcher behind `tfx train -m`: hands the jobs that a sweeper plans to the pool, and objectives back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tfx.config.compose import check_values
+from tfx.config.schema import LauncherConfig
+from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
+from tfx.experiments.pool import Machine, run_jobs
+
+# Hydra's own keys of a sweep; every other one (hydra.searchpath, …) is a job's too.
+_OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+
+
+class LocalLauncher(Launcher):
+    """Runs the jobs of a sweep on this machine, each in a process of its own (`tfx.experiments.pool`)."""
+
+    # Hydra takes launchers from its own packages and from `hydra_plugins` alone, and goes by the name (`register`).
+    __module__ = "hydra_plugins.tfx"
+
+    # The jobs of this process's sweep, over all batches of its sweeper.
+    jobs: ClassVar[list[Job]] = []
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = LauncherConfig(**settings)
+        check_values(self.settings, "hydra.launcher.")
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        setup_globals()
+        configs = []
+        batch = []
+        flags = self._flags()
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.id = str(number)
+                config.hydra.job.num = number
+            HydraConfig.instance().set_config(config)
+            folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+            batch.append(Job(number, list(filter_overrides(overrides)), folder, flags))
+            configs.append(config)
+        stopped = self.settings.on_failure == "stop" and any(job.state in ENDED_BADLY for job in self.jobs)
+        self.jobs.extend(batch)
+        if not stopped:
+            device = str(OmegaConf.select(self.config, "trainer.device"))
+            run_jobs(batch, Path(str(self.config.hydra.sweep.dir)), self.settings, Machine.of(self.settings, device))
+        return [self._return(job, config) for job, config in zip(batch, configs, strict=True)]
+
+    def _flags(self) -> list[str]:
+        """What the command of a job needs besides its overrides to compose what this sweep composes."""
+        hydra = self.config.hydra
+        sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        flags = [word for path in sources for word in ("--config-dir", str(path))]
+        if hydra.job.config_name is not None:
+            flags += ["--config-name", str(hydra.job.config_name)]
+        return flags + [o for o in hydra.overrides.hydra if not o.lstrip("+~").startswith(_OF_THE_SWEEP)]
+
+    def _return(self, job: Job, config: DictConfig) -> JobReturn:
+        """None stands for the objective of a job that has none: an exception would end the sweep."""
+        assert job.state in (DONE, SKIPPED, PLANNED, WAITING, *ENDED_BADLY)
+        hydra = OmegaConf.create({"hydra": config.hydra})
+        with open_dict(config):
+            del config["hydra"]
+        return JobReturn(
+            overrides=job.overrides,
+            cfg=config,
+            hydra_cfg=hydra,  # type: ignore[arg-type]
+            working_dir=str(job.folder),
+            task_name="tfx",
+            status=JobStatus.COMPLETED,
+            _return_value=job.objective,
+        )
+
+
+def register() -> list[Job]:
+    """Makes the launcher known to Hydra; returns the list that will hold the jobs of a sweep."""
+    LocalLauncher.jobs = []
+    plugins = Plugins.instance()  # has looked for installed plugins, and so must come first
+    plugins.register(LocalLauncher)
+    # The module of that name exists in memory alone: no second top-level package is shipped for one class.
+    package, _, name = LocalLauncher.__module__.partition(".")
+    parent = sys.modules.setdefault(package, ModuleType(package))
+    module = sys.modules.setdefault(LocalLauncher.__module__, ModuleType(LocalLauncher.__module__))
+    vars(module)[LocalLauncher.__name__] = LocalLauncher
+    setattr(parent, name, module)
+    return LocalLauncher.jobs

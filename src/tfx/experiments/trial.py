@@ -1,0 +1,131 @@
+"""A short trial of configs: what a token of their training costs. Leaves nothing but the caches of the data."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tfx.config.schema import Budget, EarlyStoppingConfig, Root
+from tfx.errors import UserError
+from tfx.experiments.design import Rates
+from tfx.run.setup import Setup, build_model
+from tfx.run.teacher import make_ready, stand_in_teachers
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfx.data.prepare import PreparedData
+    from tfx.techniques.contract import Teacher, TeacherNeed
+
+# The first steps pay for compilation and for memory that is taken the first time.
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class TeacherTrial:
+    """A teacher that is to be trained: the budget that is named for it (nothing: twice the run's), and its rates."""
+
+    budget: Budget
+    rates: Rates
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found of one config: its rates, whether its file is a compressed one, its teachers by technique."""
+
+    rates: Rates
+    compresses: bool
+    teachers: dict[str, TeacherTrial]
+
+
+def try_configs(configs: Mapping[str, Root], steps: int, environment: Mapping[str, str]) -> dict[str, Trial]:
+    """Trains each config for so many steps, all of its ramps in them, in one process with these environment variables.
+
+    A teacher that is yet to be trained has random weights here, and the text that it would write is not made: the data
+    are as they are. Raises `UserError` with the name of the config that cannot work.
+    """
+    # A process of its own: threads are set before torch is loaded, and its memory on the device is free again.
+    with ProcessPoolExecutor(1, get_context("spawn"), _begin, (dict(environment),)) as pool:
+        return pool.submit(_try_all, dict(configs), steps).result()
+
+
+def _begin(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the command says what there is to say
+
+
+def _try_all(configs: dict[str, Root], steps: int) -> dict[str, Trial]:
+    known: list[tuple[Root, Trial]] = []
+
+    def tried(config: Root) -> Trial:
+        short = replace(config, trainer=_trainer_of(config, steps))
+        trial = next((trial for other, trial in known if other == short), None)
+        if trial is None:
+            trial = _try(config, short, lambda teacher: tried(teacher).rates)
+            known.append((short, trial))
+        return trial
+
+    found = {}
+    for name, config in configs.items():
+        try:
+            found[name] = tried(config)
+        except UserError as error:
+            raise UserError(f"arm {name}: {error}") from error
+    return found
+
+
+def _trainer_of(config: Root, steps: int) -> Any:
+    return replace(
+        config.trainer,
+        budget=Budget(steps=steps),
+        log_every=1,
+        validate_every=1.0,
+        early_stopping=EarlyStoppingConfig(),
+        tensorboard=False,
+    )
+
+
+def _try(config: Root, short: Root, rates_of: Any) -> Trial:
+    from tfx.training.loop import Observer, Trainer
+
+    def stand_in(teacher: Root, need: TeacherNeed, data: PreparedData, device: torch.device) -> Teacher:
+        made.append(TeacherTrial(need.budget, rates_of(teacher)))
+        return _stand_in(teacher, data, device)
+
+    made: list[TeacherTrial] = []
+    setup = Setup(config)
+    needed = [technique.name for technique, need in setup.stack.teacher_needs() if need.path is None]
+    parts = setup.prepare(stand_ins=lambda data: stand_in_teachers(config, setup.stack, data, setup.device, stand_in))
+    taught = dict(zip(needed, made, strict=True))
+    parts.stack.plan_for(parts.model)
+    ends: list[float] = []
+
+    class Stopwatch(Observer):
+        def stepped(self, row: dict[str, float], *, seconds: float, **place: Any) -> None:
+            ends.append(seconds)
+
+    result = Trainer(short, parts.model, parts.data, parts.device, Stopwatch(), parts.stack).train()
+    a_step = result.tokens / result.steps
+    rates = Rates(
+        seconds=median(after - before for before, after in pairwise(ends[_WARM_UP - 1 :])) / a_step,
+        flops=result.flops / result.tokens,
+        steps=1 / a_step,
+    )
+    return Trial(rates, bool(parts.stack.compressing), taught)
+
+
+def _stand_in(config: Root, data: PreparedData, device: torch.device) -> Teacher:
+    """A teacher of the shape of the one that is to be trained, so that its forward passes cost what they will."""
+    from tfx.techniques.contract import Teacher
+
+    model = build_model(config, data, device, None)
+    make_ready(model, config, device)
+    return Teacher(model, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), sha256="")

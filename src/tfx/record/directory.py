@@ -1,0 +1,221 @@
+"""The run directory: where each file of a run lies, and that no run is ever overwritten."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tfx.errors import UserError
+from tfx.record.files import read_json
+
+# The version of what is in `summary.json`.
+SUMMARY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside one run's folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Makes the folder; raises `UserError` where it holds a run already or cannot be made."""
+        run = cls(path)
+        if run.config.exists():
+            raise UserError(
+                f"{path} holds a run already and is not overwritten: go on with `tfx resume {path}`, "
+                "or name another folder with hydra.run.dir=…"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run directory {path} cannot be made: {error.strerror}") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The folder of an existing run; raises `UserError` where there is none."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise UserError(f"{path} is not a run directory: it has no {run.config.name}")
+        return run
+
+    def clear(self) -> None:
+        """Removes what a run wrote besides its config and log, so that it can start over; other files stay."""
+        shutil.rmtree(self.state, ignore_errors=True)
+        written = (self.environment, self.metrics, self.tokenizer, self.model, self.compressed, self.predictions)
+        for path in (*written, self.tensors, self.attention, self.report, self.summary):
+            path.unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Removes what a killed process was writing."""
+        for path in [self.stage, *self.path.glob(".*.tmp"), *self.state.glob(".*.tmp")]:
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes all that a run wrote, and its folder where nothing else is in it."""
+        self.clear()
+        for path in (self.config, self.overrides, self.log, self.lock):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """What the user typed."""
+        return self.path / "overrides.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware and fingerprints."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Rows of training, validation and test."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the console showed, and tracebacks."""
+        return self.path / "train.log"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer, in the `tokenizers` library's format."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def state(self) -> Path:
+        """The folder of the states that resuming needs, and of the weights kept while training."""
+        return self.path / "state"
+
+    @property
+    def progress(self) -> Path:
+        """Progress after each step, where the budget is in seconds: what repeating the run exactly needs."""
+        return self.state / "progress.json"
+
+    @property
+    def stage(self) -> Path:
+        """A model file that is there only while it is measured."""
+        return self.path / ".stage.safetensors"
+
+    @property
+    def lock(self) -> Path:
+        """The file that a process locks while it works in the folder."""
+        return self.path / ".lock"
+
+    @property
+    def model(self) -> Path:
+        """The final model as plain tensors."""
+        return self.path / "model.safetensors"
+
+    @property
+    def compressed(self) -> Path:
+        """The final model as the codecs of its stack store it."""
+        return self.path / "compressed.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """Source, reference and hypothesis of the test split."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def tensors(self) -> Path:
+        """Shape, codec, bits and sparsity of each tensor of the final file."""
+        return self.path / "tensors.json"
+
+    @property
+    def attention(self) -> Path:
+        """Attention weights of a few test inputs, where `evaluation.attention_maps` asks for them."""
+        return self.path / "attention.json"
+
+    @property
+    def report(self) -> Path:
+        """One page about this run."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """The result."""
+        return self.path / "summary.json"
+
+    def read_overrides(self) -> list[str]:
+        """What the user typed for the run; empty where the file is missing or no list."""
+        try:
+            return [str(line) for line in yaml.safe_load(self.overrides.read_text(encoding="utf-8")) or []]
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            return []
+
+    def read_summary(self) -> dict[str, Any]:
+        """The content of `summary.json`; raises `UserError` where it is missing, broken, or of a newer tfx."""
+        found = read_json(self.summary)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.summary} is no summary of a run: it holds no JSON object")
+        version = found.get("format_version", SUMMARY_VERSION)
+        if not isinstance(version, int) or version > SUMMARY_VERSION:
+            raise UserError(
+                f"{self.summary} has format version {version}, and this tfx reads up to {SUMMARY_VERSION}: update tfx"
+            )
+        return found
+
+    def training_cost(self) -> dict[str, float]:
+        """Steps, tokens, seconds and FLOPs that the run's weights cost; empty where it is no run that completed.
+
+        Those of the model that it started from are in it, and so are the seconds and FLOPs of its teachers.
+        """
+        summary = self.read_summary() if self.summary.is_file() else {}
+        if summary.get("status") != "completed":
+            return {}
+        own, reference = summary.get("train") or {}, summary.get("reference") or {}
+        before = (reference.get("train") or {}) if reference.get("name") == "init_from" else {}
+        cost = {key: (own.get(key) or 0) + (before.get(key) or 0) for key in ("steps", "tokens", "seconds", "flops")}
+        for key in ("seconds", "flops"):
+            cost[key] += own.get(f"teacher_{key}") or 0
+        return cost
+
+    @property
+    def final(self) -> Path:
+        """The file that one would ship; raises `UserError` where the run has none yet."""
+        if self.compressed.is_file():
+            return self.compressed
+        if not self.model.is_file():
+            raise UserError(f"{self.path} has no {self.model.name}: the run did not complete")
+        return self.model
+
+
+def model_file(path: Path) -> Path:
+    """The model file that RUN|FILE names: the file itself, or a run directory's final one."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return RunDirectory.open(path).final
+    raise UserError(f"{path} does not exist: name a run directory or a model file")
+
+
+def cache_folder() -> Path:
+    """``$TFX_CACHE``, else the user's cache folder; holds tokenized data and tokenizers.
+
+    Raises `UserError` where the system knows of no home folder.
+    """
+    try:
+        if given := os.environ.get("TFX_CACHE"):
+            return Path(given).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        # The specification of that variable says that a relative path is not valid.
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "tfx"
+    except RuntimeError:
+        raise UserError("there is no home folder for the cache: name a folder with the variable TFX_CACHE") from None

@@ -1,0 +1,73 @@
+"""Locks between processes, on a run directory and on what the cache is to hold; a dead process holds none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tfx.errors import UserError
+from tfx.record.directory import RunDirectory, cache_folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds ``folder`` for this process; raises `UserError` where another one does.
+
+    The lock is the operating system's, on the open file ``.lock``, so it ends with its process however that
+    ends. The file stays: removing it would let two processes lock two files of one name.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    path = RunDirectory(folder).lock
+    try:
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(
+                f"{folder} is in use by another tfx process (id {holder}): wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def making(entry: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the cache ``entry`` (a file or folder, there or not), so that processes that need it make it once.
+
+    Waits where another process holds it, and calls ``waiting`` before. The lock file lies apart from the entries:
+    a damaged entry is removed, its lock never.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: a thing may be made twice there; each is still written whole
+        yield
+        return
+    path = cache_folder() / "locks" / f"{entry.parent.name}-{entry.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Users who share a cache lock each other's files: opening one to write would need leave of who made it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {path.parent} cannot be written ({error.strerror}): name another one with TFX_CACHE"
+        ) from error
+    with os.fdopen(descriptor) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

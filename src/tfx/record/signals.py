@@ -1,0 +1,88 @@
+"""SIGINT, SIGTERM and SIGHUP: the first one lets a run leave in order, the second one leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """One of `leave_signals` came. Derived from `KeyboardInterrupt`, so that no ``except Exception`` swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+def leave_signals() -> list[int]:
+    """SIGINT, SIGTERM, and SIGHUP (the terminal was closed) where it is not ignored, as it is under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hangup]
+
+
+def is_echo(number: int) -> bool:
+    """Whether a signal that follows another says nothing new.
+
+    The shell and the system each send a SIGHUP when a terminal is closed, and nobody who is in a hurry does.
+    """
+    return number == getattr(signal, "SIGHUP", None)
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Inside, the first of `leave_signals` raises `StoppedBySignal`; a second one ends the process at once.
+
+    The exit status is 128 + the signal's number both ways. Outside the main thread, which alone gets signals,
+    and inside another such block nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _leave:
+        yield
+        return
+    before = {number: signal.signal(number, _leave) for number in leave_signals()}
+    try:
+        yield
+    finally:
+        _came.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def deferring_signals() -> Iterator[None]:
+    """Inside, the first signal waits for `raise_if_signalled`, or for the end of the block."""
+    global _deferring
+    _deferring += 1
+    try:
+        yield
+    finally:
+        _deferring -= 1
+    raise_if_signalled()
+
+
+def raise_if_signalled() -> None:
+    """Raises `StoppedBySignal` where a signal came that was deferred."""
+    if _waiting:
+        raise StoppedBySignal(_waiting.pop())
+
+
+_came: list[int] = []
+_waiting: list[int] = []
+_deferring = 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if _came:
+        if is_echo(number):
+            return
+        os._exit(128 + number)
+    _came.append(number)
+    if _deferring:
+        _waiting.append(number)
+    else:
+        raise StoppedBySignal(number)

@@ -1,0 +1,133 @@
+"""The closing table of a run, from its summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from tfx.record.console import clock, number, size
+from tfx.record.sheet import Column, Sheet
+
+# Of a rate: what the last weight of a matrix, or scales in fp16, may leave between what was asked for and the codes.
+_NEAR = 0.02
+# Ratios of latencies on a few inputs: what lies between is noise, and neither faster nor slower.
+_FASTER, _SLOWER = 0.95, 1.1
+
+
+def closing_table(summary: dict[str, Any]) -> Group:
+    """The result on the final file, the stages of the stack where it compresses, and what is to be said plainly."""
+    parts: list[Any] = [_result(summary)]
+    if any(row["name"] not in ("reference", "trained", "file") for row in summary["stages"]):
+        parts += ["", _stages(summary)]
+    lines = [*_slower(summary), *_missed_rate(summary["evidence"]), *summary["quality_drops"]]
+    parts += [Text(line, style="yellow") for line in lines]
+    return Group(*parts)
+
+
+def _result(summary: dict[str, Any]) -> Sheet:
+    training, bytes_, speed = summary["train"], summary["bytes"], summary["inference"]["file"]
+    table = Sheet(
+        Column("", wrap=False),
+        Column("validation", number=True),
+        Column("test" if summary["test_split"] == "test" else "test (none: valid)"),
+        title=": ".join([*filter(None, [summary.get("name")]), f"{summary['model']} on {summary['dataset']}"]),
+    )
+    primary = summary["primary_metric"]
+    for name in dict.fromkeys((primary, *summary["test"])):
+        style = "bold" if name == primary else None
+        table.add_row(name, number(summary["valid"].get(name)), number(summary["test"].get(name)), style=style)
+    table.end_section()
+    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
+    seconds = f"{clock(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
+    content = (
+        f"weights {size(bytes_['weights'])}, header {size(bytes_['header'])}, tokenizer {size(bytes_['tokenizer'])}"
+    )
+    for name, value in (
+        ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {seconds}"),
+        *_teacher(training),
+        ("padding", f"{training['padding']:.1%}"),
+        ("parameters", f"{summary['parameters']:,}"),
+        ("file", f"{size(bytes_['file'])} ({content})"),
+        ("latency", f"{speed['latency_ms']['p50']:.1f} ms {unit} (p95 {speed['latency_ms']['p95']:.1f})"),
+        ("throughput", f"{speed['tokens_per_second']:,.0f} output tokens/s"),
+    ):
+        table.add_row(name, "", value)
+    for name, proof in summary["evidence"].items():
+        table.add_row(name, "", ", ".join(f"{key} {number(value)}" for key, value in proof.items() if value))
+    for metric, signature in summary["signatures"].items():
+        table.add_row(f"{metric} is", "", signature, style="dim")
+    return table
+
+
+def _teacher(training: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the teacher's training cost, where there is a teacher of which that is known."""
+    if not training.get("teacher_steps"):
+        return []
+    cost = f"{training['teacher_steps']:,} steps, {training['teacher_tokens']:,} tokens"
+    return [("teacher", f"{cost}, {clock(training['teacher_seconds'])}")]
+
+
+def _stages(summary: dict[str, Any]) -> Sheet:
+    """A row a stage: what it did to quality, size and speed."""
+    primary, dense = summary["primary_metric"], summary["bytes"]["dense_fp32"]
+    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
+    base = summary["stages"][0]
+    spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
+    table = Sheet(
+        Column("stage"),
+        *(Column(name, number=True, spare=order) for name, order in spare.items()),
+        title=f"stages: {primary} on validation data, differences to '{base['name']}', ms {unit}",
+    )
+    for row in summary["stages"]:
+        value = row["valid"][primary]
+        table.add_row(
+            row["name"],
+            number(value),
+            "" if row is base else f"{value - base['valid'][primary]:+.3g}",
+            f"{row['parameters'] / 1e6:.3f} M",
+            f"{row['nonzero_parameters'] / 1e6:.3f} M",
+            size(row["bytes"]),
+            f"{dense / row['bytes']:.2f}x",
+            f"{row['latency_ms']:.1f}",
+        )
+    return table
+
+
+def _slower(summary: dict[str, Any]) -> list[str]:
+    """Says where the smaller file does not make a faster model, and where it makes a clearly slower one."""
+    inference = summary["inference"]
+    if inference["file"] is inference["plain_fp32"] or summary["bytes"]["ratio"] <= 1.0:
+        return []
+    file, lines = inference["file"], []
+    for name, label in (
+        ("plain_fp32", "its plain fp32 tensors"),
+        ("plain_bf16", "its plain bf16 tensors"),
+        ("reference", "the reference"),
+    ):
+        if name not in inference:
+            continue
+        ms, other = file["latency_ms"]["p50"], inference[name]["latency_ms"]["p50"]
+        if ms > _FASTER * other:
+            what = "slower" if ms > _SLOWER * other else "no faster"
+            lines.append(f"smaller is {what} here: {ms:.1f} ms with the file, {other:.1f} ms with {label}")
+    return lines
+
+
+def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
+    """Says where codes take more or fewer bits than the rate that was asked for, and why."""
+    proof = evidence.get("quantize", {})
+    if "rate" not in proof:
+        return []
+    wanted, reached = proof["rate"], proof["entropy_bits"]
+    if abs(reached - wanted) <= _NEAR * wanted:
+        return []
+    why = (
+        "no step is so coarse that a matrix goes; ask for a higher rate, prune more, or skip fewer tensors"
+        if reached > wanted
+        else "steps are bounded by technique.quantize.bits and by what the weights hold; ask for a lower rate"
+    )
+    return [
+        f"quantize: the codes take {reached:.3g} bits a weight, not the {wanted:g} of technique.quantize.rate: {why}"
+    ]

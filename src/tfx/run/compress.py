@@ -1,0 +1,51 @@
+"""The last word of the stack: weights take their final form, and the model is written plain and compressed."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfx.compression import checkpoint
+from tfx.data.batching import training_batches
+from tfx.record.directory import RunDirectory
+from tfx.record.seeds import derive_seed
+from tfx.run.measure import Measurer
+from tfx.techniques.calibration import Calibration
+
+if TYPE_CHECKING:
+    from tfx.data.batching import Batch
+    from tfx.run.setup import Parts
+
+
+def compress(parts: Parts, run: RunDirectory, measurer: Measurer, seconds: float) -> Path:
+    """Finishes the stack, and writes the model: as plain tensors, and compressed where a technique compresses.
+
+    Returns the final file. Each technique that acts on weights leaves a row of ``stages``; without one the trained
+    model does, with the ``seconds`` of its training.
+    """
+    written = None
+    start = time.perf_counter()
+    calibration = Calibration(parts.model, lambda count: calibration_batches(parts, count))
+    for technique in parts.stack.finish(parts.model, calibration):
+        written = measurer.measure_compressed(technique.name, parts.model, parts.stack, time.perf_counter() - start)
+        start = time.perf_counter()
+    checkpoint.save(run.model, parts.model, parts.data.tokenizer, parts.config.evaluation)
+    if written is None:
+        measurer.measure_dense("trained", run.model, seconds)
+        return run.model
+    written.rename(run.compressed)
+    return run.compressed
+
+
+def calibration_batches(parts: Parts, count: int) -> list[Batch]:
+    """A slice of the training data, by the run's seed, on the device."""
+    endless = training_batches(
+        parts.data.splits["train"],
+        parts.data.tokenizer,
+        batch_tokens=parts.config.dataset.batch_tokens,
+        context=parts.model.architecture.context,
+        seed=derive_seed(parts.config.seed, "calibration"),
+    )
+    return [batch.to(parts.device) for batch in islice(endless, count)]

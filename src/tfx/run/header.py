@@ -1,0 +1,80 @@
+"""What a run says before it trains: its data, model, budget and stack, and what training would give up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfx.record.console import size
+
+if TYPE_CHECKING:
+    from tfx.data.sources import SourceFile
+    from tfx.model.transformer import Transformer
+    from tfx.run.setup import Parts
+    from tfx.techniques.stack import Stack
+
+# A model with more zeros than this was pruned.
+_MANY_ZEROS = 0.02
+
+
+def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
+    """Rows of a label and a text; an empty label continues the row above."""
+    from tfx.model.device import choose_precision
+
+    config, data, model, device, stack = parts.config, parts.data, parts.model, parts.device, parts.stack
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = sum(p.numel() for name, p in model.named_parameters() if "embedding" in name or "output" in name)
+    unit = "pairs" if data.task == "seq2seq" else "tokens"
+    splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    if "test" not in data.splits:
+        splits += " (no test split: the result is measured on valid)"
+    length = str(config.trainer.budget)
+    precision = choose_precision(config.trainer.precision, device).name
+    # Weights, gradients and two moments in fp32; an average doubles the weights.
+    copies = 4 + (config.trainer.averaging.kind != "none")
+    rows = [
+        ("data", f"{config.dataset.name}: {splits} {unit}"),
+        *(("", f"{name}: {_files(files)}") for name, files in data.files.items()),
+        ("tokenizer", f"{data.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
+        (
+            "model",
+            f"{config.model.name}: {parameters:,} parameters ({embeddings / parameters:.0%} embeddings), "
+            f"about {size(4 * copies * parameters)} with gradients and optimizer, activations apart",
+        ),
+        (
+            "training",
+            f"{length}, {config.dataset.batch_tokens * config.trainer.accumulation:,} tokens a step, "
+            f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
+        ),
+        ("device", f"{device}, {precision}"),
+        *(_plan_rows(stack, model) or [("stack", "no technique")]),
+        ("run", str(folder)),
+    ]
+    return rows + [("note", note) for note in data.notes]
+
+
+def _files(files: list[SourceFile]) -> str:
+    """The files of a split with their rows, as many as a line can take."""
+    shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
+    return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+
+
+def zeros_given_up(parts: Parts) -> str | None:
+    """Says that training would fill the zeros of a pruned model; None where there are few, or something keeps them."""
+    from tfx.techniques.zeros import zero_share
+
+    config, model, stack = parts.config, parts.model, parts.stack
+    if config.init_from is None or config.trainer.budget.is_zero or stack.order["mask"]:
+        return None
+    share = zero_share(model)
+    if share < _MANY_ZEROS:
+        return None
+    return (
+        f"{share:.0%} of the weights of init_from={config.init_from} are zero, and training fills them: the file will "
+        "be as large as that of a dense model; trainer.keep_zeros=true keeps them zero"
+    )
+
+
+def _plan_rows(stack: Stack, model: Transformer) -> list[tuple[str, str]]:
+    acts = [("stack", f"{row['phase']} {row['hook']}: {row['technique']}, {row['when']}") for row in stack.plan()]
+    return acts + stack.plan_for(model)

@@ -1,0 +1,274 @@
+"""The life of one run, from its config to its summary: what `train`, `resume` and `reproduce` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfx.config.schema import Root
+from tfx.errors import UserError
+from tfx.record.console import RunConsole
+from tfx.record.directory import RunDirectory
+from tfx.record.files import read_json, write_json, write_text
+from tfx.record.lock import locked
+from tfx.record.signals import leaving_on_signals
+from tfx.run.closing import closing_table
+
+if TYPE_CHECKING:
+    from tfx.run.measure import Measurer
+    from tfx.run.setup import Parts, Setup
+    from tfx.training.accounts import TrainingResult
+
+
+class ReportedError(Exception):
+    """A run failed, and its summary, its log and the user have been told."""
+
+
+def status_of(work: Callable[[], dict[str, Any] | None]) -> tuple[int, dict[str, Any] | None]:
+    """Runs ``work``, one of the functions below, and returns the exit status of its command and the summary."""
+    try:
+        with leaving_on_signals():
+            return 0, work()
+    except KeyboardInterrupt as error:
+        return getattr(error, "status", 130), None
+    except ReportedError:
+        return 1, None
+
+
+def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[float] = ()) -> dict[str, Any] | None:
+    """A new run, from config to `summary.json`, which is returned; None after a dry run.
+
+    ``recorded`` is the progress of each step of a run that is repeated (`Clock`). Raises `UserError`, and leaves
+    nothing behind, where config or data are at fault.
+    """
+    from tfx.run.setup import Setup
+
+    console = RunConsole()
+    if RunDirectory(folder).config.exists():
+        RunDirectory.create(folder)  # says that it is not overwritten
+    setup = Setup(config)
+    if config.dry_run:
+        _show(setup.prepare(), folder, console)
+        console.close()
+        return None
+    run = RunDirectory.create(folder)
+    with locked(folder):
+        RunDirectory.create(folder)  # another process may have begun and ended there meanwhile
+        begun = _Life(setup, typed, run, console, recorded=recorded)
+        try:
+            return begun.live()
+        except UserError:
+            if not begun.is_prepared:
+                run.remove()
+            raise
+
+
+def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> dict[str, Any]:
+    """Goes on with the run of ``config`` from its newest whole state, or from the start where there is none.
+
+    With ``extends`` the run is finished, and goes on with a longer budget: its result stays until there is another, and
+    without a state `UserError` is raised. The caller holds the lock of the run directory.
+    """
+    from tfx.run.setup import Setup
+    from tfx.training.state import newest_state
+
+    console = RunConsole()
+    setup = Setup(config)
+    state = newest_state(run.state, setup.device, console.note)
+    if state is None and extends:
+        raise UserError(
+            f"{run.path} is finished and its saved state is gone: train its model on with init_from={run.path}"
+        )
+    known = read_json(run.environment) if run.environment.is_file() else None
+    if state is None:
+        console.note(f"{run.path} has no saved state: the run starts over")
+        run.clear()
+    else:
+        run.tidy()
+        console.note(f"going on after step {state['training']['clock']['steps']:,}")
+    return _Life(setup, typed, run, console, state=state, extends=extends, known=known).live()
+
+
+class _Life:
+    """One run with its directory open: whatever happens now leaves a `summary.json`.
+
+    ``state`` and ``known`` are the saved state and the environment of a run that goes on.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        typed: Sequence[str],
+        run: RunDirectory,
+        console: RunConsole,
+        state: dict[str, Any] | None = None,
+        recorded: Sequence[float] = (),
+        extends: bool = False,
+        known: dict[str, Any] | None = None,
+    ) -> None:
+        self.setup, self.config, self.typed, self.run, self.console = setup, setup.config, typed, run, console
+        self.state, self.recorded, self.extends, self.known = state, recorded, extends, known
+        # The steps after which the run was taken up again.
+        self.resumed = [] if state is None else [*state["resumed"], state["training"]["clock"]["steps"]]
+        self.is_prepared = False
+
+    def live(self) -> dict[str, Any]:
+        """Trains, compresses and evaluates; writes the summary with its status however that ends."""
+        from tfx.run.compress import compress
+        from tfx.run.result import measure_result
+
+        try:
+            # First of all, so that a run that is killed while a teacher trains can be resumed.
+            self._write_config()
+            self.console.open_log(self.run.log)
+            parts = self._prepare()
+            measurer = self._measurer(parts)
+            training = self._train(parts, measurer)
+            file = compress(parts, self.run, measurer, training.seconds)
+            summary = measure_result(parts, self.run, measurer, training, file, self.resumed)
+            write_json(self.run.summary, summary)
+        except BaseException as error:
+            self._failed(error)
+            if isinstance(error, Exception) and not isinstance(error, UserError):
+                raise ReportedError from error
+            raise
+        else:
+            # The result stands: what fails from here on is no failure of the run.
+            self._write_page()
+            self._close(summary)
+            return summary
+        finally:
+            self.console.close()
+
+    def _write_config(self) -> None:
+        from omegaconf import OmegaConf
+
+        from tfx.config.compose import to_yaml
+
+        write_text(self.run.overrides, OmegaConf.to_yaml(OmegaConf.create(list(self.typed))))
+        write_text(self.run.config, to_yaml(self.config))
+
+    def _prepare(self) -> Parts:
+        from tfx.run.teacher import make_teachers
+
+        setup = self.setup
+        teachers = make_teachers(self.config, setup.stack, setup.device, self.console, train_teacher)
+        parts = setup.prepare(teachers)
+        _show(parts, self.run.path, self.console)
+        self._write_environment(parts)
+        return parts
+
+    def _write_environment(self, parts: Parts) -> None:
+        from tfx.record.environment import describe_environment, environment_differences
+
+        fingerprints = {"data": parts.data.fingerprint, "corpus": parts.data.corpus}
+        fingerprints["tokenizer"] = parts.data.tokenizer.fingerprint
+        fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in parts.teachers.items()}
+        environment = describe_environment(parts.device, fingerprints)
+        if self.known is not None:
+            differences = environment_differences(self.known, environment)
+            for name, (before, now) in differences.items():
+                self.console.note(
+                    f"{name} was {before} and is {now}: the result may differ from an uninterrupted run's"
+                )
+            # Of what an earlier version did not record nothing can be said.
+            if any(
+                name.startswith("fingerprints.") and before is not None for name, (before, _) in differences.items()
+            ):
+                raise UserError(f"the data, tokenizer or teacher of {self.run.path} changed since: it cannot go on")
+        write_text(self.run.tokenizer, parts.data.tokenizer.to_json())
+        write_json(self.run.environment, environment)
+
+    def _measurer(self, parts: Parts) -> Measurer:
+        from tfx.run.measure import Measurer
+
+        measurer = Measurer(self.config, parts.data, parts.device, self.run, self.console)
+        if self.state is not None:
+            measurer.load_state_dict(self.state["measurer"])
+        elif (reference := _reference(parts)) is not None:
+            measurer.measure_reference(*reference)
+        return measurer
+
+    def _train(self, parts: Parts, measurer: Measurer) -> TrainingResult:
+        from tfx.run.train import Recorder, build_trainer, train
+
+        place = None if self.state is None else self.state["metrics"]
+        recorder = Recorder(parts, self.run, self.console, measurer, self.resumed, place)
+        trainer = build_trainer(parts, recorder, self.state, self.recorded)
+        self.is_prepared = True
+        self.state = None  # its tensors are not needed any more
+        return train(trainer, recorder)
+
+    def _write_page(self) -> None:
+        """Where the page cannot be made, a note says so: the result is there already."""
+        from tfx.report.comparison import compare_runs
+        from tfx.report.page import write_page
+
+        try:
+            write_page(compare_runs([self.run.path]), self.run.report)
+        except Exception as error:
+            self.console.failure(error)
+            self.console.note(f"no {self.run.report.name}: {type(error).__name__}: {error}")
+
+    def _close(self, summary: dict[str, Any]) -> None:
+        """Shows the result; where it cannot be shown, a note says so."""
+        try:
+            self.console.result(closing_table(summary))
+            self.console.result(f"run: {self.run.path}")
+        except Exception as error:
+            self.console.failure(error)
+            self.console.note(f"the closing table cannot be shown: {type(error).__name__}: {error}")
+
+    def _failed(self, error: BaseException) -> None:
+        """Tells summary, log and user."""
+        from tfx.run.result import facts_of
+
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = "interrupted" if interrupted else "failed"
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename} cannot be written or read: {error.strerror}"
+        else:
+            message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
+        self.console.failure(error)
+        try:
+            # A run that went on from its end still has the result of then, and the files of it.
+            if self.extends:
+                self.console.note(f"{self.run.summary} is of the run as it was finished before")
+            else:
+                facts = facts_of(self.config, self.setup.stack)
+                write_json(self.run.summary, {"status": status, "error": message, **facts})
+        except OSError as trouble:
+            self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
+        if isinstance(error, UserError):
+            return  # printed by the command line
+        advice = f"go on with `tfx resume {self.run.path}`" if interrupted else f"see {self.run.log}"
+        self.console.note(f"{status}: {' '.join(message.split())} ({advice})")
+
+
+def _show(parts: Parts, folder: Path, console: RunConsole) -> None:
+    """The header, and what training would give up of the model that it starts from."""
+    from tfx.run.header import header, zeros_given_up
+
+    console.header(header(parts, folder))
+    if (lost := zeros_given_up(parts)) is not None:
+        console.note(lost)
+
+
+def _reference(parts: Parts) -> tuple[Path, str] | None:
+    """The dense model that differences are taken against, and what it is to this run."""
+    if parts.config.reference is not None:
+        return Path(parts.config.reference), "reference"
+    if parts.config.init_from is not None:
+        return Path(parts.config.init_from), "init_from"
+    return next(((teacher.path, "teacher") for teacher in parts.teachers.values()), None)
+
+
+def train_teacher(config: Root, folder: Path) -> None:
+    """A run of its own in ``folder``; one that was interrupted there goes on."""
+    run = RunDirectory(folder)
+    if not run.config.is_file():
+        train(config, [], folder)
+    elif not run.training_cost():
+        with locked(folder):
+            resume(config, [], run)

@@ -1,0 +1,319 @@
+"""Measures a run's models where it counts: on files, read back from disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tfx.compression import checkpoint
+from tfx.config.schema import Root
+from tfx.data.batching import scoring_batches
+from tfx.data.prepare import Pairs, PreparedData, prepare_data
+from tfx.errors import UserError
+from tfx.evaluation.quality import Quality, measure_quality
+from tfx.evaluation.scoring import run_batch
+from tfx.evaluation.speed import Candidate, measure_speed
+from tfx.model.transformer import Transformer
+from tfx.record.console import RunConsole, number
+from tfx.record.directory import RunDirectory, model_file
+from tfx.record.files import sha256
+from tfx.record.signals import raise_if_signalled
+
+if TYPE_CHECKING:
+    from tfx.model.architecture import Architecture
+    from tfx.techniques.stack import Stack
+
+# Metrics of which less is better.
+_ERRORS = ("loss", "perplexity", "bits_per_byte")
+
+
+class BrokenInvariantError(Exception):
+    """What a technique left is not what the file would hold, or not what it promised."""
+
+
+class Measurer:
+    """Writes models of one run to files, reads them back, and measures those.
+
+    ``stages`` collects the rows of `summary.json`, in the order in which they were measured.
+    """
+
+    def __init__(self, config: Root, data: PreparedData, device: torch.device, run: RunDirectory, console: RunConsole):
+        self.config, self.data, self.device, self.run, self.console = config, data, device, run, console
+        self.primary = config.dataset.metrics[0] if config.dataset.metrics else "loss"
+        self.stages: list[dict[str, Any]] = []
+        self.reference: dict[str, Any] | None = None
+        self.inference: dict[str, Any] = {}
+        self.drops: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far."""
+        return {name: getattr(self, name) for name in ("stages", "reference", "inference", "drops")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    # --- pieces ---------------------------------------------------------------------------------------
+
+    def quality(self, loaded: checkpoint.LoadedModel, split: str, data: PreparedData | None = None) -> Quality:
+        """Loss and text metrics of a model on a split; on validation data at most ``evaluation.decode_valid`` rows.
+
+        ``data`` are those of a model with another tokenizer or a smaller context.
+        """
+        config, data = self.config, data or self.data
+        self.console.training_started()
+        quality = measure_quality(
+            loaded.model,
+            data.splits[split],
+            loaded.tokenizer,
+            config.evaluation,
+            config.dataset.metrics,
+            seed=config.seed,
+            most_decoded=config.evaluation.decode_valid if split == "valid" and "test" in data.splits else None,
+            progress=partial(self._decoded, f"decoding {split}"),
+        )
+        self.console.training_ended()
+        return quality
+
+    def _decoded(self, what: str, done: int, total: int) -> None:
+        self.console.decoding(what, done, total)
+        raise_if_signalled()
+
+    def speeds(self, **models: tuple[checkpoint.LoadedModel, PreparedData]) -> dict[str, dict[str, Any]]:
+        """Latency, throughput and memory of models, in turn, each on the inputs of the test split of its own data."""
+        split = self.data.test_split
+        candidates = {
+            name: Candidate(loaded.model, data.splits[split], loaded.tokenizer)
+            for name, (loaded, data) in models.items()
+        }
+        return measure_speed(candidates, self.config.evaluation)
+
+    # --- the reference --------------------------------------------------------------------------------
+
+    def measure_reference(self, path: Path, name: str) -> None:
+        """The dense model that differences are taken against: its quality on this run's data, bytes and speed."""
+        start = time.perf_counter()
+        file = model_file(path)
+        loaded = checkpoint.load(file, str(self.device))
+        if (loaded.model.architecture.family == "seq2seq") != (self.data.task == "seq2seq"):
+            raise UserError(f"reference {path} is of another task than dataset '{self.data.name}'")
+        is_other = loaded.tokenizer.fingerprint != self.data.tokenizer.fingerprint
+        # With a part of its tokens, the text is the same tokens wherever they are enough.
+        is_part = loaded.tokenizer.fingerprint == self.data.reduced_from
+        if is_other and not is_part and self.primary in ("loss", "perplexity"):
+            raise UserError(
+                f"reference {path} has another tokenizer than the run, so their {self.primary} is of different "
+                "tokens: give the run the reference's (dataset.tokenizer.path=REFERENCE_RUN/tokenizer.json)"
+            )
+        data, notes = self._data_for(loaded, f"{name} {path}")
+        if notes:
+            self.console.note(f"{name} {path} is measured in its own way: {'; '.join(notes)}")
+        bytes_ = checkpoint.read_header(file).bytes
+        valid = self.quality(loaded, "valid", data).metrics
+        test = valid if data.test_split == "valid" else self.quality(loaded, "test", data).metrics
+        self.reference = {
+            "name": name,
+            "path": str(path),
+            "sha256": sha256(file),
+            "valid": valid,
+            "test": test,
+            "bytes": bytes_.weights + bytes_.header,
+            "parameters": count_parameters(loaded.model)[0],
+        }
+        if path.is_dir() and (cost := RunDirectory(path).training_cost()):
+            self.reference["train"] = cost
+        # Its speed is taken at the end, in turn with that of the file.
+        self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, latency=0.0)
+
+    def _data_for(self, loaded: checkpoint.LoadedModel, what: str) -> tuple[PreparedData, list[str]]:
+        """The run's data in the tokens and the context of another model, and where that leaves less of them."""
+        same = loaded.tokenizer.fingerprint == self.data.tokenizer.fingerprint
+        if same and _longest(self.data) <= loaded.model.architecture.context:
+            return self.data, []
+        try:
+            data = prepare_data(self.config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+        except UserError as error:
+            raise UserError(f"{what} cannot be measured on the run's data: {error}") from error
+        return data, [note for note in data.notes if note not in self.data.notes and not note.startswith("train:")]
+
+    def measure_inference(self, loaded: checkpoint.LoadedModel, plain: Path) -> None:
+        """Speed and memory of the final file, of its model as plain tensors in fp32 and bf16, and of the reference.
+
+        They take turns, so that a machine that is slower for a while is so for all of them.
+        """
+        reduced = checkpoint.load(plain, str(self.device))
+        reduced.model.bfloat16()
+        models = {"file": (loaded, self.data), "plain_bf16": (reduced, self.data)}
+        if loaded.path != plain:
+            models["plain_fp32"] = (checkpoint.load(plain, str(self.device)), self.data)
+        if self.reference is not None:
+            path = Path(self.reference["path"])
+            other = checkpoint.load(model_file(path), str(self.device))
+            models["reference"] = (other, self._data_for(other, f"{self.reference['name']} {path}")[0])
+        self.inference = self.speeds(**models)
+        self.inference.setdefault("plain_fp32", self.inference["file"])
+        for row in self.stages:
+            if row["name"] in ("reference", "file") or row is self.stages[-2]:
+                # The last stage before it was measured on the file.
+                measured = "reference" if row["name"] == "reference" else "file"
+                row["latency_ms"] = self.inference[measured]["latency_ms"]["p50"]
+
+    # --- stages ---------------------------------------------------------------------------------------
+
+    def dense_bytes(self, architecture: Architecture) -> int:
+        """Weights and header of a model as a plain fp32 file, which is written, measured and removed."""
+        with torch.device("meta"):
+            shapes = Transformer(architecture).state_dict()
+        zeros = {name: torch.zeros(shape.shape) for name, shape in shapes.items()}
+        with self._temporary(Transformer.holding(architecture, zeros)) as file:
+            account = checkpoint.read_header(file).bytes
+        return account.weights + account.header
+
+    def measure_model(self, name: str, model: Transformer, seconds: float) -> None:
+        """A stage whose weights are plain tensors, and whose file is not kept."""
+        with self._temporary(model) as file:
+            self.measure_dense(name, file, seconds)
+
+    def measure_dense(self, name: str, file: Path, seconds: float) -> None:
+        """A stage whose weights are the plain tensors of a file."""
+        loaded = checkpoint.load(file, str(self.device))
+        account = checkpoint.read_header(file).bytes
+        self._add(name, loaded, self.quality(loaded, "valid").metrics, account.weights + account.header, seconds)
+
+    @contextmanager
+    def _temporary(self, model: Transformer) -> Iterator[Path]:
+        file = self.run.stage
+        try:
+            checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation)
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+
+    def measure_compressed(self, name: str, model: Transformer, stack: Stack, seconds: float) -> Path:
+        """A stage as the compressed file that it would be; the file stays, and is the final one after the last.
+
+        Raises `BrokenInvariantError` where the file is not smaller than that of the stage before, where a pruned weight
+        is not zero any more, where weights that the architecture ties are not one tensor, or where the model that is
+        read back from it differs from the one in memory in a single bit of its hidden states.
+        """
+        file = self.run.stage
+        try:
+            check_zeros(name, model, stack.masks)
+            check_ties(name, model)
+            checkpoint.save(file, model, self.data.tokenizer, self.config.evaluation, stack.storage())
+            self._measure_compressed(name, model, stack, file, seconds)
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
+        return file
+
+    def _measure_compressed(self, name: str, model: Transformer, stack: Stack, file: Path, seconds: float) -> None:
+        loaded = checkpoint.load(file, str(self.device))
+        account = checkpoint.read_header(file).bytes
+        size = account.weights + account.header
+        before = next((row for row in reversed(self.stages) if row["name"] != "reference"), None)
+        if before is not None and size >= before["bytes"]:
+            raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before['bytes']:,}")
+        self._compare(name, model, stack, loaded.model)
+        # Int8 kernels keep weights in a form of their own.
+        weights = checkpoint.load(file, kernels=False).model if stack.storage().int8 else loaded.model
+        check_zeros(f"{name}, read back from the file,", weights, stack.masks)
+        valid = self.quality(loaded, "valid").metrics
+        self._add(name, loaded, valid, size, seconds, counts=count_parameters(model))
+        self._check_drop(name)
+
+    @torch.inference_mode()
+    def _compare(self, name: str, model: Transformer, stack: Stack, loaded: Transformer) -> None:
+        ours = checkpoint.runnable(model, stack.storage())
+        context = model.architecture.context
+        split = self.data.splits["valid"]
+        batches = scoring_batches(split, self.data.tokenizer, batch_tokens=1024, context=context)
+        batch = next(iter(batches)).to(self.device)
+        expected, found = (one.project(run_batch(one, batch)) for one in (ours, loaded))
+        if not torch.equal(expected, found):
+            worst = float((expected - found).abs().max())
+            raise BrokenInvariantError(
+                f"after {name} the model read back from the file is not the one in memory: "
+                f"logits differ by up to {worst:g}"
+            )
+
+    def _add(
+        self,
+        name: str,
+        loaded: checkpoint.LoadedModel,
+        valid: dict[str, float],
+        size: int,
+        seconds: float,
+        latency: float | None = None,
+        counts: tuple[int, int] | None = None,
+    ) -> None:
+        parameters, nonzero = counts or count_parameters(loaded.model)
+        if latency is None:
+            latency = self.speeds(stage=(loaded, self.data))["stage"]["latency_ms"]["p50"]
+        self.stages.append(
+            {
+                "name": name,
+                "valid": valid,
+                "bytes": size,
+                "parameters": parameters,
+                "nonzero_parameters": nonzero,
+                "seconds": seconds,
+                "latency_ms": latency,
+            }
+        )
+
+    def _check_drop(self, name: str) -> None:
+        allowed = self.config.max_quality_drop
+        base = self.stages[0]
+        if allowed is None or base["name"] == name:
+            return
+        sign = -1.0 if self.primary in _ERRORS else 1.0
+        drop = sign * (base["valid"][self.primary] - self.stages[-1]["valid"][self.primary])
+        if drop <= allowed:
+            return
+        message = (
+            f"{name} lost {number(drop)} of {self.primary} on validation data against '{base['name']}', "
+            f"and max_quality_drop={allowed:g}"
+        )
+        if self.config.on_quality_drop == "stop":
+            raise BrokenInvariantError(message)
+        self.drops.append(message)
+        self.console.note(message)
+
+
+def check_zeros(name: str, model: Transformer, masks: Mapping[str, Tensor]) -> None:
+    """Raises `BrokenInvariantError` where a weight is not zero that a mask, False there, has taken."""
+    for tensor, parameter in model.named_parameters():
+        mask = masks.get(tensor)
+        if mask is not None and (revived := int((parameter[~mask.to(parameter.device)] != 0).sum())):
+            raise BrokenInvariantError(f"after {name} {revived:,} pruned weights of '{tensor}' are not zero any more")
+
+
+def check_ties(name: str, model: Transformer) -> None:
+    """Raises `BrokenInvariantError` where the model stores a weight apart that its architecture ties to another."""
+    with torch.device("meta"):
+        _, expected = checkpoint.unique_tensors(Transformer(model.architecture))
+    _, found = checkpoint.unique_tensors(model)
+    for alias, stored in expected.items():
+        if found.get(alias) != stored:
+            raise BrokenInvariantError(f"after {name} '{alias}' is not tied to '{stored}' any more")
+
+
+def count_parameters(model: Transformer) -> tuple[int, int]:
+    """All parameters, tied ones once, and those that are not zero."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
+
+
+def _longest(data: PreparedData) -> int:
+    """Positions of the longest input of the scored splits; a stream has none, for each model cuts its own windows."""
+    scored = [split for name, split in data.splits.items() if name != "train" and isinstance(split, Pairs)]
+    return max((1 + int(side.lengths.max()) for split in scored for side in (split.source, split.target)), default=0)

@@ -1,0 +1,171 @@
+"""What a run is made of: device and stack, which need no data, then teachers, data and model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfx.config.schema import Root
+from tfx.errors import UserError
+from tfx.record.directory import model_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfx.compression.checkpoint import LoadedModel
+    from tfx.data.prepare import PreparedData
+    from tfx.data.sources import Corpus
+    from tfx.data.tokenizer import Tokenizer
+    from tfx.model.architecture import Architecture
+    from tfx.model.transformer import Transformer
+    from tfx.techniques.contract import Teacher
+    from tfx.techniques.stack import Stack
+
+    # Makes the teachers of a stack, by technique, from the run's data, where none are trained for it.
+    StandIns = Callable[[PreparedData], dict[str, Teacher]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What training needs. ``dense`` is the architecture before the stack removes anything from it."""
+
+    config: Root
+    device: torch.device
+    stack: Stack
+    teachers: dict[str, Teacher]
+    data: PreparedData
+    model: Transformer
+    dense: Architecture
+
+
+class Setup:
+    """The device and the stack of a run, checked: what there is before the data are read."""
+
+    def __init__(self, config: Root) -> None:
+        """Checks all that needs no data, and sets what holds for the process; raises `UserError`."""
+        import torch
+
+        from tfx.evaluation.metrics import check_metrics
+        from tfx.model.architecture import check_model
+        from tfx.model.device import choose_device
+        from tfx.run.teacher import check_need
+        from tfx.techniques.stack import Stack
+
+        self.config = config
+        check_metrics(config.dataset.metrics)
+        check_model(config.model)
+        self.device = choose_device(config.trainer.device)
+        if config.trainer.threads is not None:
+            # Some more than there are may repeat a run of another machine; each takes memory for its stack.
+            most = 16 * (os.cpu_count() or 1)
+            if config.trainer.threads > most:
+                raise UserError(
+                    f"trainer.threads={config.trainer.threads} is far more than this machine has: at most {most} here"
+                )
+            torch.set_num_threads(config.trainer.threads)
+        if config.trainer.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Also where it is not asked for: a process may have made another run before, as trials do.
+        torch.use_deterministic_algorithms(config.trainer.deterministic)
+        if config.trainer.tensorboard:
+            _require_tensorboard()
+        self.stack = Stack.from_config(config)
+        if config.reference is not None:
+            model_file(Path(config.reference))  # says before any training that it is not there
+        for _, need in self.stack.teacher_needs():
+            check_need(config, need)
+
+    def prepare(self, teachers: dict[str, Teacher] | None = None, stand_ins: StandIns | None = None) -> Parts:
+        """Reads the data and builds the model. ``teachers`` are those of the stack, by technique.
+
+        Without them no technique changes a text: in a dry run there are none, and in a trial ``stand_ins`` makes some
+        once there are data. Raises `UserError` for data or settings that do not fit.
+        """
+        from tfx.data.prepare import prepare_data
+        from tfx.evaluation.quality import quality_notes
+
+        config, stack = self.config, self.stack
+        transform = stack.prepare_data if stack.order["prepare_data"] and teachers is not None else None
+        origin, data = read_inputs(config, transform)
+        if teachers is None:
+            teachers = {} if stand_ins is None else stand_ins(data)
+        model = build_model(config, data, self.device, origin)
+        # Before anything is removed: what the size of the final file is compared with.
+        dense = model.architecture
+        reduced = stack.reduce_tokenizer(data)
+        if reduced is not None:
+            whole = data.tokenizer.fingerprint
+            _keep_tokens(*reduced, model, [t for t in teachers.values() if t.tokenizer_fingerprint == whole])
+            data = prepare_data(config.dataset, dense.context, reduced[0], transform)
+            data.reduced_from = whole
+        data.notes += quality_notes(data, config.dataset.metrics)
+        stack.data_prepared(teachers, data, self.device)
+        return Parts(config, self.device, stack, teachers, data, model, dense)
+
+
+def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teachers: list[Teacher]) -> None:
+    """Leaves these tokens alone to the model, and to the teachers of the same tokenizer."""
+    from tfx.model.rewiring import keep_tokens
+
+    keep_tokens(model, ids).apply(model)
+    for teacher in teachers:
+        keep_tokens(teacher.model, ids).apply(teacher.model)
+        teacher.tokenizer, teacher.tokenizer_fingerprint = tokenizer, tokenizer.fingerprint
+
+
+def read_inputs(
+    config: Root, transform: Callable[[Corpus], Corpus] | None = None
+) -> tuple[LoadedModel | None, PreparedData]:
+    """The model that the run starts from, where there is one, and the data in its tokens. Raises `UserError`."""
+    from tfx.data.prepare import prepare_data
+
+    origin = _origin(config)
+    if origin is None:
+        return None, prepare_data(config.dataset, config.model.context, None, transform)
+    return origin, prepare_data(config.dataset, origin.model.architecture.context, origin.tokenizer, transform)
+
+
+def _origin(config: Root) -> LoadedModel | None:
+    """The model that ``init_from`` names. Raises `UserError` where it is for another task than the data."""
+    from tfx.compression import checkpoint
+
+    if config.init_from is None:
+        return None
+    loaded = checkpoint.load(Path(config.init_from), kernels=False)
+    family = loaded.model.architecture.family
+    if family != config.dataset.task:
+        raise UserError(
+            f"init_from={config.init_from} is a model for {family}, and dataset '{config.dataset.name}' is for "
+            f"{config.dataset.task}: name another with dataset=…"
+        )
+    return loaded
+
+
+def build_model(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
+    """The model before its first step, on the device: that of ``origin``, else a new one by the config's seed."""
+    import torch
+
+    from tfx.model.architecture import Architecture
+    from tfx.model.transformer import Transformer, check_fits, initialise
+
+    if origin is not None:
+        model = Transformer.holding(origin.model.architecture, origin.model.state_dict(), config.model)
+        return model.train().to(device)
+    architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
+    check_fits(architecture, device)
+    if config.dry_run:  # its plan needs names and shapes alone
+        with torch.device("meta"):
+            return Transformer(architecture, config.model)
+    model = Transformer(architecture, config.model)
+    initialise(model, config.seed)
+    return model.to(device)
+
+
+def _require_tensorboard() -> None:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError("trainer.tensorboard needs an extra: pip install 'tfx[tensorboard]'") from None

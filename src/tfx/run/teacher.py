@@ -1,0 +1,166 @@
+"""Makes the teachers that a stack asks for: reads the one that is named, or trains one and keeps it in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfx.config import compose
+from tfx.config.schema import Budget, Root
+from tfx.record.console import RunConsole
+from tfx.record.directory import RunDirectory, model_file
+from tfx.record.files import sha256
+from tfx.record.lock import making
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfx.data.prepare import PreparedData
+    from tfx.model.transformer import Transformer
+    from tfx.techniques.contract import Teacher, TeacherNeed
+    from tfx.techniques.stack import Stack
+
+    # Trains a run of its own in a folder, or goes on with the one there.
+    TrainRun = Callable[[Root, Path], None]
+    # Makes a teacher that is not trained, from the config that would train it and the run's data.
+    StandIn = Callable[[Root, TeacherNeed, PreparedData, torch.device], Teacher]
+
+_VERSION = 1
+
+
+def check_need(config: Root, need: TeacherNeed) -> None:
+    """Raises `UserError` for a teacher that is named and not there, or that cannot be trained as it is asked for."""
+    if need.path is not None:
+        model_file(need.path)
+    else:
+        teacher_config(config, need)
+
+
+def make_teachers(
+    config: Root, stack: Stack, device: torch.device, console: RunConsole, train: TrainRun
+) -> dict[str, Teacher]:
+    """The teachers of a stack by technique, each already given to its technique.
+
+    ``train`` trains those that are not named and not in the cache.
+    """
+    teachers = {}
+    for technique, need in stack.teacher_needs():
+        path = _trained(config, need, console, train) if need.path is None else need.path
+        teachers[technique.name] = read_teacher(config, path, device)
+        technique.receive_teacher(teachers[technique.name], None, device)
+    return teachers
+
+
+def stand_in_teachers(
+    config: Root,
+    stack: Stack,
+    data: PreparedData,
+    device: torch.device,
+    stand_in: StandIn,
+) -> dict[str, Teacher]:
+    """As `make_teachers`; one that would have to be trained first is what ``stand_in`` makes of its config."""
+    teachers = {}
+    for technique, need in stack.teacher_needs():
+        if need.path is not None:
+            teacher = read_teacher(config, need.path, device)
+        else:
+            teacher = stand_in(teacher_config(config, need), need, data, device)
+        technique.receive_teacher(teacher, None, device)
+        teachers[technique.name] = teacher
+    return teachers
+
+
+def _trained(config: Root, need: TeacherNeed, console: RunConsole, train: TrainRun) -> Path:
+    """The cache entry of a teacher, which is trained where there is none; another process's is waited for."""
+    path = _cached_folder(config, need)
+    with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
+        if RunDirectory(path).model.is_file():
+            console.note(f"the teacher is in the cache: {path}")
+        else:
+            console.note(f"no teacher is named: training one first, kept in {path}")
+            _train_beside(teacher_config(config, need), path, train)
+    return path
+
+
+def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
+    """A teacher from a run directory or model file, in the precision of the run."""
+    from tfx.compression import checkpoint
+    from tfx.techniques.contract import Teacher
+
+    file = model_file(path)
+    loaded = checkpoint.load(file, kernels=False)
+    cost = RunDirectory(path).training_cost()
+    make_ready(loaded.model, config, device)
+    return Teacher(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        tokenizer_fingerprint=loaded.tokenizer.fingerprint,
+        generation=loaded.generation,
+        path=path,
+        sha256=sha256(file),
+        steps=int(cost.get("steps", 0)),
+        seconds=cost.get("seconds", 0.0),
+        tokens=int(cost.get("tokens", 0)),
+        flops=cost.get("flops", 0.0),
+    )
+
+
+def make_ready(model: Transformer, config: Root, device: torch.device) -> None:
+    """Gives a teacher the precision of the run's products, and compiles it where the run compiles."""
+    from tfx.model.device import choose_precision, compile_for
+    from tfx.model.linear import set_product_dtype
+
+    set_product_dtype(model, choose_precision(config.trainer.precision, device).products)
+    compile_for(model, config.trainer, device)
+
+
+def teacher_config(config: Root, need: TeacherNeed) -> Root:
+    """The run's own config without techniques, with the teacher's model and budget.
+
+    Raises `UserError` for a model that there is not, or that is not for the run's data.
+    """
+    # Without the run's origin, for whose sake a model and data of different kinds would be let through.
+    config = replace(compose.from_scratch(config), technique={})
+    model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
+    budget = need.budget
+    if budget == Budget():
+        budget = config.trainer.budget.times(2)
+    trainer = replace(config.trainer, budget=budget, keep_zeros=False)
+    return replace(
+        config,
+        model=model,
+        trainer=trainer,
+        dry_run=False,
+        name=None,
+        tags=[],
+        reference=None,
+        max_quality_drop=None,
+    )
+
+
+def _cached_folder(config: Root, need: TeacherNeed) -> Path:
+    """A folder named by all that makes the teacher: its config, and the content of the data."""
+    from tfx.data.sources import load_corpus, writable_cache
+
+    settings = asdict(teacher_config(config, need))
+    content = json.dumps([_VERSION, settings, load_corpus(config.dataset).fingerprint], sort_keys=True)
+    return writable_cache("teachers") / hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _train_beside(config: Root, folder: Path, train: TrainRun) -> None:
+    """Trains beside the cache entry and renames it, so that an entry is whole or not there.
+
+    A training that was interrupted goes on. The caller holds the cache entry's lock.
+    """
+    beside = folder.with_name(f".{folder.name}.training")
+    try:
+        train(config, beside)
+    except Exception:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    beside.rename(folder)

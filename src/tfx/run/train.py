@@ -1,0 +1,92 @@
+"""The training of a run: every row goes to its log and to the console, weights and states go to its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfx.compression import checkpoint
+from tfx.record.console import RunConsole
+from tfx.record.directory import RunDirectory
+from tfx.record.files import write_json
+from tfx.record.metrics import MetricsLog
+from tfx.run.measure import Measurer
+from tfx.training.loop import Observer, Trainer
+from tfx.training.state import StateSaver
+
+if TYPE_CHECKING:
+    from tfx.run.setup import Parts
+    from tfx.training.accounts import TrainingResult
+
+
+class Recorder(Observer):
+    """Writes down what happens in a training. ``resumed`` are the steps after which the run was taken up again."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        run: RunDirectory,
+        console: RunConsole,
+        measurer: Measurer,
+        resumed: Sequence[int],
+        place: dict[str, Any] | None,
+    ) -> None:
+        """``place`` is where the metrics log of a run that goes on stood (`MetricsLog.place`)."""
+        self.parts, self.run, self.console, self.measurer, self.resumed = parts, run, console, measurer, list(resumed)
+        events = run.path / "tensorboard" if parts.config.trainer.tensorboard else None
+        self.metrics = MetricsLog(run.metrics, events, place)
+        self.saver = StateSaver(run.state, parts.config.trainer.save.keep)
+
+    def close(self) -> None:
+        """Ends the log, and waits for the last state."""
+        self.metrics.close()
+        self.saver.close()
+
+    def stepped(self, row: dict[str, Any], **place: Any) -> None:
+        self.metrics.write("train", **place, **row)
+        self.console.stepped(row, **place)
+
+    def validated(self, row: dict[str, Any], **place: Any) -> None:
+        self.metrics.write("valid", **place, **row)
+        self.console.validated(row, **place)
+
+    def compressing(self, seconds: float) -> None:
+        self.console.training_ended()
+        self.measurer.measure_model("trained", self.parts.model, seconds)
+        self.console.training_started()
+
+    def noted(self, message: str) -> None:
+        self.console.note(message)
+
+    def keep(self, name: str) -> None:
+        self.run.state.mkdir(exist_ok=True)
+        file = self.run.state / f"{name}.safetensors"
+        checkpoint.save(file, self.parts.model, self.parts.data.tokenizer, self.parts.config.evaluation)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        measured = self.measurer.state_dict()
+        rest = {"measurer": measured, "metrics": self.metrics.place(), "resumed": self.resumed}
+        self.saver.save(step, {"training": state, **rest})
+
+
+def build_trainer(parts: Parts, recorder: Recorder, state: dict[str, Any] | None, recorded: Sequence[float]) -> Trainer:
+    """The trainer of a run: from its start, or from the ``state`` that a `Recorder` saved.
+
+    ``recorded`` is the progress of each step of a run that is repeated (`Clock`). Raises `UserError` for settings
+    that do not fit the model.
+    """
+    training = None if state is None else state["training"]
+    return Trainer(parts.config, parts.model, parts.data, parts.device, recorder, parts.stack, training, recorded)
+
+
+def train(trainer: Trainer, recorder: Recorder) -> TrainingResult:
+    """Spends the budget; the model then holds the final weights."""
+    try:
+        recorder.console.training_started()
+        result = trainer.train()
+    finally:
+        recorder.console.training_ended()
+        recorder.close()
+    if trainer.clock.history:
+        write_json(recorder.run.progress, trainer.clock.history)
+    return result

@@ -1,0 +1,137 @@
+"""What is kept of a teacher: the outputs that it writes for the training sources, and its largest logits.
+
+Both are made once for a teacher and its data, and lie in the cache folder. What they cost counts as the teacher's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tfx.config.schema import EvaluationConfig
+from tfx.data.batching import Batch, collate_pairs
+from tfx.data.prepare import Pairs, PreparedData, Ragged
+from tfx.data.sources import Corpus, writable_cache
+from tfx.evaluation.generation import decode_sources
+from tfx.evaluation.scoring import run_batch
+from tfx.model.flops import decoding_flops, forward_flops
+from tfx.record.files import read_json, replacing, write_json
+from tfx.record.lock import making
+from tfx.techniques.contract import Teacher, Work
+
+# Changes with what the cache holds.
+_VERSION = 2
+_ROWS = 128
+
+
+def decoded_outputs(teacher: Teacher, corpus: Corpus, decoding: EvaluationConfig) -> tuple[list[str], str]:
+    """The teacher's output for each training source, and a key that names them all."""
+    sources = list(corpus.splits["train"]["source"])
+    shape = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
+    content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{shape}"
+    key = hashlib.sha256(content.encode()).hexdigest()[:32]
+    path = writable_cache("teacher-outputs") / f"{key}.json"
+    with making(path):
+        if not path.is_file():
+            start = time.perf_counter()
+            longest = teacher.model.architecture.context - 1
+            ids = [row[:longest] for row in teacher.tokenizer.encode(sources)]
+            encoded = Ragged.from_lists(ids, np.int64)
+            teacher.model.eval()
+            decoded = decode_sources(teacher.model, encoded, teacher.tokenizer, decoding, seed=0)
+            teacher.model.train()
+            seconds, flops = time.perf_counter() - start, _decoding_flops(teacher, ids, decoded, decoding.beam)
+            write_json(path, {"seconds": seconds, "flops": flops, "outputs": decoded})
+        # As JSON, an output may hold line ends of any kind.
+        made = read_json(path)
+    teacher.work["outputs"] = Work(made["seconds"], made["flops"])
+    return made["outputs"], key
+
+
+def _decoding_flops(teacher: Teacher, sources: list[list[int]], outputs: list[str], beam: int) -> float:
+    """Of a search that ends each source as soon as its output is whole: it never ends sooner."""
+    lengths = [len(ids) for ids in teacher.tokenizer.encode(outputs)]
+    return sum(
+        decoding_flops(teacher.model.architecture, len(source) + 1, length + 1, beam)
+        for source, length in zip(sources, lengths, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """The K largest logits at each target position of the training pairs, one pair behind another.
+
+    ``ids`` and ``logits`` are (positions, K); pair i has the positions from ``offsets[i]`` to ``offsets[i + 1]``.
+    """
+
+    ids: np.ndarray
+    logits: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(
+        cls, teacher: Teacher, data: PreparedData, count: int, dtype: torch.dtype, device: torch.device
+    ) -> TopLogits:
+        """Those of a teacher whose products are in ``dtype``: from the cache, or made and kept there."""
+        k = min(count, teacher.model.architecture.vocab_size)
+        train = data.splits["train"]
+        assert isinstance(train, Pairs)
+        offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
+        if not teacher.sha256:  # what it will say is not known: any logits cost as much to learn from
+            size = (int(offsets[-1]), k)
+            ids = np.broadcast_to(np.arange(k, dtype=np.int32), size)
+            return cls(ids, np.broadcast_to(np.float16(0), size), offsets)
+        content = hashlib.sha256(f"{_VERSION}\0{data.fingerprint}\0{teacher.sha256}\0{k}\0{dtype}".encode())
+        # Which of the data's pairs are trained on is another matter than what they are.
+        for side in (train.source, train.target):
+            content.update(side.lengths.tobytes())
+        path = writable_cache("teacher-logits") / f"{content.hexdigest()[:32]}.npz"
+        with making(path):
+            if not path.is_file():
+                begun = time.perf_counter()
+                ids, logits, flops = _largest(teacher, train, data, k, offsets, device)
+                with replacing(path) as temporary, open(temporary, "wb") as file:
+                    np.savez(file, ids=ids, logits=logits, seconds=time.perf_counter() - begun, flops=flops)
+        with np.load(path) as stored:
+            teacher.work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
+            return cls(stored["ids"], stored["logits"], offsets)
+
+    def of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Ids (B, T, K) and logits (B, T, K) of a batch, on the CPU.
+
+        Padding has the ids from 0 on with equal logits; it counts nothing.
+        """
+        starts_B, counts_B = self.offsets[batch.rows], np.diff(self.offsets)[batch.rows]
+        steps_T = np.arange(batch.target_out_BT.shape[1])
+        real_BT1 = (steps_T < counts_B[:, None])[:, :, None]
+        place_BT = np.where(real_BT1[:, :, 0], starts_B[:, None] + steps_T, 0)
+        ids_BTK = np.where(real_BT1, self.ids[place_BT], np.arange(self.ids.shape[1])).astype(np.int64)
+        logits_BTK = np.where(real_BT1, self.logits[place_BT], 0).astype(np.float32)
+        return torch.from_numpy(ids_BTK), torch.from_numpy(logits_BTK)
+
+
+def _largest(
+    teacher: Teacher, train: Pairs, data: PreparedData, k: int, offsets: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Ids and logits (positions, K) of all training pairs, and the FLOPs of making them."""
+    ids = np.zeros((int(offsets[-1]), k), dtype=np.int32)
+    logits = np.zeros((int(offsets[-1]), k), dtype=np.float16)
+    flops = 0.0
+    for start in range(0, len(train), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(train)))
+        batch = collate_pairs(train, rows, data.tokenizer).to(device)
+        with torch.no_grad():
+            top = teacher.model.project(run_batch(teacher.model, batch)).float().topk(k, dim=-1)
+        assert batch.source_BS is not None
+        shape = (batch.source_BS.shape[1], batch.target_in_BT.shape[1])
+        flops += forward_flops(teacher.model.architecture, len(rows), *shape)
+        real = (batch.target_out_BT >= 0).cpu()
+        span = slice(int(offsets[start]), int(offsets[rows[-1] + 1]))
+        ids[span] = top.indices.cpu()[real].numpy()
+        logits[span] = top.values.cpu()[real].numpy()
+    return ids, logits, flops

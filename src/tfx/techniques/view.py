@@ -1,0 +1,118 @@
+"""The view of the weights, mask then grid: what the forward pass, averages and the file see of the weights that train.
+
+The view is a differentiable function of the weights. A step computes it once, runs every forward pass of the step on
+the result, and carries the gradients of the result back to the weights at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from tfx.compression.grid import Grid
+    from tfx.model.transformer import Transformer
+    from tfx.techniques.contract import Technique
+
+Result = TypeVar("Result")
+
+
+class View:
+    """The view that the techniques of a run make together: all masks, then the one grid."""
+
+    def __init__(self, masking: Sequence[Technique], gridding: Sequence[Technique]) -> None:
+        self._masking, self._gridding = masking, gridding
+
+    @property
+    def techniques(self) -> list[Technique]:
+        """The techniques with a mask or a grid, in the order in which they act."""
+        return list(dict.fromkeys([*self._masking, *self._gridding]))
+
+    def mask(self, name: str, weight: Tensor) -> Tensor | None:
+        """Where the weight stays: all masks in force together."""
+        masks = [mask for technique in self._masking if (mask := technique.mask(name, weight)) is not None]
+        return torch.stack(masks).all(0) if len(masks) > 1 else (masks[0] if masks else None)
+
+    def masked(self, name: str, weight: Tensor) -> Tensor:
+        """The weight with zeros where a mask is False."""
+        mask = self.mask(name, weight)
+        return weight if mask is None else weight * mask
+
+    def grid(self, name: str, masked: Tensor, progress: float) -> Grid | None:
+        """The grid of a masked weight, where there is one yet."""
+        for technique in self._gridding:
+            return technique.grid(name, masked, progress)
+        return None
+
+    def see(self, model: Transformer, progress: float) -> SeenWeights:
+        """The weights as they are seen now; differentiable where gradients are enabled."""
+        values = {}
+        for name, parameter in model.named_parameters() if self.techniques else ():
+            value = self.masked(name, parameter)
+            for technique in self._gridding:
+                value = technique.see(name, value, progress)
+            if value is not parameter:
+                values[name] = value
+        return SeenWeights(model, values)
+
+    def update(self, model: Transformer, progress: float) -> None:
+        """Moves masks and grids on, before an optimizer step."""
+        for technique in self.techniques:
+            technique.update(model, progress, self.masked)
+
+    @torch.no_grad()
+    def follow_gradients(self, model: Transformer) -> None:
+        """Shows the grids' techniques the gradients of a step that is taken; one that is refused teaches nothing."""
+        for technique in self._gridding:
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    technique.follow_gradient(name, parameter.detach(), parameter.grad, self.masked)
+
+
+class SeenWeights:
+    """What a view makes of a model's weights: ``values`` by name, of those that are seen otherwise than they are.
+
+    ``leaves`` are the same values without their history. Gradients gather there, over all batches of a step.
+    """
+
+    def __init__(self, model: Transformer, values: Mapping[str, Tensor]) -> None:
+        self._host, self.values = _Host(model), values
+        self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in values.items()}
+        of = {id(parameter): name for name, parameter in model.named_parameters() if name in values}
+        # Each place of a weight once: a tied one has several, and a module that two names share is one place.
+        self._places = {
+            f"model.{prefix}.{name}": of[id(parameter)]
+            for prefix, module in model.named_modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if id(parameter) in of
+        }
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns, with these values as the weights of the model."""
+        if not self.leaves:
+            return work()
+        seen = {place: self.leaves[name] for place, name in self._places.items()}
+        return functional_call(self._host, seen, (work,), tie_weights=False)  # type: ignore[no-any-return]
+
+    def pass_back(self) -> None:
+        """Adds the gradients that the values have got to those of the weights, through grid and mask."""
+        reached = [name for name, leaf in self.leaves.items() if leaf.grad is not None]
+        if reached:
+            torch.autograd.backward(
+                [self.values[name] for name in reached], [self.leaves[name].grad for name in reached]
+            )
+
+
+class _Host(nn.Module):
+    """Runs any work while `functional_call` has the model's weights replaced: a step calls more than the model."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()

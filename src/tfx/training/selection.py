@@ -1,0 +1,82 @@
+"""What validations decide: when the next one is due, which weights are the best so far, and when to stop early."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from tfx.config.schema import TrainerConfig
+from tfx.record.vocabulary import LOSS_METRICS
+
+_NAMES = ("best", "without_improvement", "next_validation")
+
+
+class Selection:
+    """Watches the validations of a training. ``modules`` are those whose weights are kept as the best."""
+
+    def __init__(self, config: TrainerConfig, modules: Sequence[nn.Module]) -> None:
+        self._config, self._modules = config, modules
+        # Of the best weights so far: score, step, and where they are to be kept the states of the modules.
+        self.best: tuple[float, int, list[dict[str, Tensor]]] | None = None
+        self.without_improvement = 0
+        self.next_validation = 1
+
+    @property
+    def decides(self) -> bool:
+        """Whether validations decide which weights are kept, or when to stop."""
+        return self._config.keep == "best" or self._config.early_stopping.metric is not None
+
+    def is_due(self, progress: float) -> bool:
+        """Whether to validate now."""
+        return progress >= self.next_validation * self._config.validate_every - 1e-9 or progress >= 1
+
+    def passed(self, progress: float) -> None:
+        """A validation is over: the next one is due later than this progress."""
+        while self.next_validation * self._config.validate_every <= progress + 1e-9:
+            self.next_validation += 1
+
+    def judge(self, metrics: Mapping[str, float], step: int) -> bool:
+        """Whether these are the best weights so far; then they are kept.
+
+        The modules hold their own values and not the view: that is made of them at the end, as it is of the last ones.
+        """
+        watched = metrics[self._config.early_stopping.metric or LOSS_METRICS[0]]
+        if self.best is not None and watched >= self.best[0]:
+            self.without_improvement += 1
+            return False
+        kept = self._modules if self._config.keep == "best" else []
+        states = [{name: t.detach().clone() for name, t in module.state_dict().items()} for module in kept]
+        self.best = (watched, step, states)
+        self.without_improvement = 0
+        return True
+
+    @property
+    def stops(self) -> bool:
+        """Whether it is time to stop early."""
+        stopping = self._config.early_stopping
+        return stopping.metric is not None and self.without_improvement >= stopping.patience
+
+    def forget(self) -> None:
+        """The model has become smaller: kept weights of the larger one are no candidates any more."""
+        self.best = None
+
+    def restore_best(self) -> bool:
+        """The modules hold the best weights, where those are to be kept and there are some; whether they do."""
+        if self._config.keep != "best" or self.best is None:
+            return False
+        for module, weights in zip(self._modules, self.best[2], strict=True):
+            module.load_state_dict(weights)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on."""
+        return {name: getattr(self, name) for name in _NAMES}
+
+    def load_state_dict(self, state: Mapping[str, Any], progress: float) -> None:
+        """The inverse of `state_dict`. With a longer budget less of it is spent, and validations are due anew."""
+        for name in _NAMES:
+            setattr(self, name, state[name])
+        due = int(progress / self._config.validate_every + 1e-9) + 1
+        self.next_validation = min(self.next_validation, due)

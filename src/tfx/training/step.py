@@ -1,0 +1,192 @@
+"""One optimizer step: the gradients of its batches, the guard's look at them, and the step or its refusal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfx.config.schema import Root
+from tfx.data.batching import Batch
+from tfx.evaluation.scoring import run_batch
+from tfx.model.device import choose_precision
+from tfx.model.linear import set_product_dtype
+from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.model.rewiring import ParameterMap
+from tfx.model.transformer import Transformer
+from tfx.record.seeds import derive_seed
+from tfx.techniques.contract import Instant, Objective
+from tfx.techniques.stack import Stack
+from tfx.training.accounts import batch_flops
+from tfx.training.optimizers import build_optimizers
+from tfx.training.stability import Guard
+
+# A loss term's name, its sum, and over how many targets.
+_Report = tuple[str, Tensor, int]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: ``batches`` as they were run, and the FLOPs of everything that ran.
+
+    ``nll`` is the summed negative log-likelihood and ``norm`` that of the gradient; both None where it was refused.
+    """
+
+    batches: list[Batch]
+    flops: float
+    nll: Tensor | None = None
+    norm: Tensor | None = None
+
+
+class Stepper:
+    """Takes the optimizer steps of one training: optimizers, guard, and how batches fit the device's memory."""
+
+    def __init__(
+        self,
+        config: Root,
+        model: Transformer,
+        extra: nn.Module,
+        device: torch.device,
+        stack: Stack,
+        label_smoothing: float,
+        note: Callable[[str], Any],
+    ) -> None:
+        """``extra`` are the modules that techniques train along: optimised with the model, and not part of it."""
+        self.config, self.model, self.device, self.stack, self.note = config, model, device, stack, note
+        self.label_smoothing = label_smoothing
+        self.precision = choose_precision(config.trainer.precision, device)
+        set_product_dtype(model, self.precision.products if self.precision.autocast is None else torch.float32)
+        trained = nn.ModuleList([model, extra]) if any(True for _ in extra.parameters()) else model
+        self.parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        self.optimizers = build_optimizers(config.optimizer, trained, device)
+        self.guard = Guard(config.trainer.instability)
+        # Into how many pieces each batch is cut, so that it fits the device's memory.
+        self.pieces = 1
+        # Of the teachers' forward passes in the step at hand.
+        self._teacher_flops = 0.0
+
+    def rewire(self, parameter_map: ParameterMap) -> None:
+        """Follows parameters into the smaller ones that they became."""
+        self.optimizers.rewire(parameter_map)
+        self.parameters = parameter_map.follow(self.parameters)
+
+    def take(self, batches: Sequence[Batch], factor: float, number: int, progress: float) -> StepResult:
+        """The ``number``-th step from 0, at ``factor`` times the learning rate; or the policy's measure against it.
+
+        Raises `UnstableError` before a step that must not be taken, where the policy is to stop.
+        """
+        targets = sum(batch.targets for batch in batches)
+        pieces = [piece for batch in batches for piece in (batch.split(self.pieces) if self.pieces > 1 else [batch])]
+        self._teacher_flops = 0.0
+        while (gradients := self._gradients(pieces, targets, number, progress)) is None:
+            pieces = self._smaller(pieces, number)
+        nll, reports = gradients
+        limit = self.config.optimizer.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        fault = None
+        if self.device.type == "cpu" or self.guard.config.policy != "stop":
+            fault = self.guard.fault(float(nll) / targets, float(norm))
+        if fault is None:
+            self.stack.view.follow_gradients(self.model)
+            self.optimizers.step(factor * self.guard.learning_rate_factor)
+            for name, total, count in reports:
+                self.stack.report(name, total, count)
+        else:
+            self._refuse(fault, pieces, number)
+        self.optimizers.zero_grad()
+        # A backward pass is two forward ones.
+        flops = self._teacher_flops
+        for piece in pieces:
+            flops += 3.0 * batch_flops(self.model, piece)
+        return StepResult(pieces, flops) if fault is not None else StepResult(pieces, flops, nll, norm)
+
+    def _gradients(
+        self, batches: list[Batch], targets: int, number: int, progress: float
+    ) -> tuple[Tensor, list[_Report]] | None:
+        """Fills the gradients; returns the summed negative log-likelihood and what techniques are to know of it.
+
+        None where the device has too little memory; no gradients are left then.
+        """
+        # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
+        torch.manual_seed(derive_seed(self.config.seed, "step", number))
+        total = torch.zeros((), device=self.device)
+        reports: list[_Report] = []
+        try:
+            seen = self.stack.view.see(self.model, progress)
+            for index, batch in enumerate(batches):
+                moment = Instant(self.config.seed, number, index, progress)
+                changed = self.stack.transform_batch(batch.to(self.device), moment)
+                loss, nll = seen.run(partial(self._loss, changed, moment, reports))
+                # Averaged over the targets of the whole step, however they are spread over its batches.
+                (loss / targets).backward()
+                total += nll
+            seen.pass_back()
+        except torch.OutOfMemoryError:
+            if all(len(batch.rows) == 1 for batch in batches):
+                raise
+            self.optimizers.zero_grad()
+            return None
+        return total, reports
+
+    def _smaller(self, batches: list[Batch], number: int) -> list[Batch]:
+        """The same step in batches of half the size, now and from here on."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.pieces *= 2
+        self.note(
+            f"out of memory at step {number + 1}: each batch is cut into {self.pieces} from here on, and "
+            "their gradients are added up"
+        )
+        return [piece for batch in batches for piece in batch.split(2)]
+
+    def _refuse(self, fault: str, batches: list[Batch], number: int) -> None:
+        gradients = {
+            name: float(parameter.grad.norm())
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None
+        }
+        # A norm that is not a number counts as the largest.
+        worst = sorted(gradients, key=lambda name: -gradients[name] if math.isfinite(gradients[name]) else -math.inf)
+        norms = ", ".join(f"{name} {gradients[name]:.3g}" for name in worst[:5])
+        rows = ", ".join(str(row) for batch in batches for row in batch.rows[:8])
+        where = f"step {number + 1}: {fault}"
+        self.note(f"{where}; examples {rows}, …; largest gradient norms: {norms}")
+        self.note(f"step {number + 1}: {self.guard.respond(where)}")
+
+    def _loss(self, batch: Batch, moment: Instant, reports: list[_Report]) -> tuple[Tensor, Tensor]:
+        """Summed training loss, and the summed plain negative log-likelihood without gradients."""
+        hidden_ND = self._forward(self.model, batch).flatten(0, 1)
+        targets = batch.targets_and_weights()
+        keep_N = None
+        if self.device.type == "cpu" and (batch.mix is not None or batch.targets < hidden_ND.shape[0]):
+            keep_N = torch.stack([ids >= 0 for ids, _ in targets]).any(0)
+            hidden_ND = hidden_ND[keep_N]
+            targets = [(ids[keep_N], None if weight is None else weight[keep_N]) for ids, weight in targets]
+        task = CrossEntropy(targets, self.label_smoothing)
+        objective = Objective(batch, self._forward, hidden_ND, keep_N, [("task", task, 1.0)])
+        self.stack.objective(objective, moment)
+        loss, reported = projected_losses(
+            hidden_ND,
+            self.model.output.weight,
+            [(term, scale) for _, term, scale in objective.logit_losses],
+            dtype=self.precision.products,
+        )
+        for (name, _, _), report_N in zip(objective.logit_losses, reported, strict=True):
+            reports.append((name, report_N.sum(), batch.targets))
+        for _, value, scale in objective.other:
+            loss = loss + scale * value
+        return loss, reported[0].sum()
+
+    def _forward(self, model: Transformer, batch: Batch) -> Tensor:
+        """Hidden states (B, T, D) of the model, or of a teacher, in the precision of the training."""
+        if model is not self.model:
+            self._teacher_flops += batch_flops(model, batch)
+        autocast = self.precision.autocast
+        with torch.autocast(self.device.type, autocast) if autocast is not None else nullcontext():
+            return run_batch(model, batch)
