@@ -37,6 +37,7 @@ def found(folder: Path, names: list[str], **options) -> tuple[dict[str, list[str
         (["train/a.csv", "test/a.csv"], {"train": ["train/a.csv"], "test": ["test/a.csv"]}),
         (["train_test_split/train.csv", "train_test_split/test.csv"],
          {"train": ["train_test_split/train.csv"], "test": ["train_test_split/test.csv"]}),
+        (["inner/train.csv", "__MACOSX/notes.txt"], {"train": ["inner/train.csv"]}),
         (["inner/train.csv", "inner/val.csv"], {"train": ["inner/train.csv"], "valid": ["inner/val.csv"]}),
         (["a.csv", "contest.csv", "latest.csv"], {"train": ["a.csv", "contest.csv", "latest.csv"]}),
         (["train-00000-of-00002.csv", "train-00001-of-00002.csv", "dev-00000-of-00001.csv"],
@@ -231,6 +232,15 @@ def test_a_damaged_archive_is_one_line(data, message, tmp_path):
 def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
     (tmp_path / "a").write_bytes(data)
     assert read_text(tmp_path / "a").lines == lines
+
+
+def test_a_file_with_links_is_known_by_its_own_name(tmp_path):
+    (tmp_path / "train.csv").write_text("x")
+    for name in ("a.csv", "z.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "train.csv")
+    splits, notes = found(tmp_path, [], path=str(tmp_path / "*.csv"))
+    assert splits == {"train": ["train.csv"]}
+    assert notes == ["links to files that are there left out: 2"]
 
 
 def test_a_link_to_nothing_is_named(tmp_path):

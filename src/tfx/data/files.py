@@ -43,7 +43,7 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
                 like = " and ".join(told)
                 notes.append(f"{given.name} is named like {like} data, and is trained on: dataset.path names it alone")
             return {"train": _both_sides(config, [given])}
-        found = _below(config, given, notes) if given.is_dir() else _matching(given)
+        found = _below(config, given, notes) if given.is_dir() else _matching(given, notes)
     except OSError as error:
         raise UserError(f"dataset.path={config.path} cannot be read: {error.strerror}") from error
     if not found:
@@ -83,9 +83,10 @@ def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:
     """The files of a folder; where it has none, those of folders in it that are named like splits."""
     found = _belonging(config, folder)
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found and len(inner) == 1 and len(_splits_of(config, inner[0].name)) != 1:
-        return _below(config, inner[0], notes)  # a folder around the data, as archives have one
     holding = {sub: files for sub in inner if (files := _belonging(config, sub))}
+    around = list(holding) or inner
+    if not found and len(around) == 1 and len(_splits_of(config, around[0].name)) != 1:
+        return _below(config, around[0], notes)  # a folder around the data, as archives have one
     used = [] if found else [sub for sub in holding if _splits_of(config, sub.name)]
     if found:
         _check_place(config, folder, found, holding)
@@ -126,10 +127,15 @@ def _belonging(config: DatasetConfig, folder: Path) -> list[Path]:
     return sorted(path for path in named if path.is_file())
 
 
-def _matching(pattern: Path) -> list[Path]:
-    # Links can lead to one file by many names: the first counts.
-    names = sorted(glob.glob(str(pattern), recursive=True), reverse=True)
-    return sorted({os.path.realpath(name): Path(name) for name in names if Path(name).is_file()}.values())
+def _matching(pattern: Path, notes: list[str]) -> list[Path]:
+    """The files that a glob matches, each once: by its own name, where links lead to it by others."""
+    names = [name for name in sorted(glob.glob(str(pattern), recursive=True)) if Path(name).is_file()]
+    kept: dict[str, Path] = {}
+    for name in sorted(names, key=lambda name: (Path(name).is_symlink(), name.count(os.sep))):
+        kept.setdefault(os.path.realpath(name), Path(name))
+    if len(kept) < len(names):
+        notes.append(f"links to files that are there left out: {len(names) - len(kept):,}")
+    return sorted(kept.values())
 
 
 def _once(paths: list[Path], notes: list[str]) -> list[Path]:
