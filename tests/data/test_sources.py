@@ -444,6 +444,13 @@ def test_one_row_of_a_table_is_cut_as_a_text(tmp_path):
     assert corpus.splits["valid"]["text"][:] == ["789"]
 
 
+def test_limits_hold_beside_a_single_text(tmp_path):
+    for split, texts in (("train", ["a text"]), ("valid", ["b"] * 2), ("test", ["c", "d", "e"])):
+        Dataset.from_dict({"text": texts}).to_parquet(tmp_path / f"{split}.parquet")
+    config = DatasetConfig(path=str(tmp_path), format="parquet", task="lm", limit=LimitConfig(test=2))
+    assert load_corpus(config).splits["test"]["text"][:] == ["c", "d"]
+
+
 def test_parquet_that_changed_at_the_same_time_of_day_is_read_anew(tmp_path):
     for text in ("a", "b"):
         made = table(tmp_path, "parquet", [{"source": text, "target": text}] * 2)

@@ -60,7 +60,7 @@ def describe_files(files: list[SourceFile]) -> str:
 class Corpus:
     """Text before tokenizing. ``splits`` lacks ``test`` where the data have none; ``notes`` say what was done.
 
-    ``files`` are those that each split was read from, where they are local.
+    ``files`` are those that each split was read from; of the hub, the repository and its split.
     """
 
     task: str
@@ -107,7 +107,8 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
     if config.task == "lm" and is_raw and len(raw["train"]) == 1:  # one text, which may have to be cut in two
         raw = {
-            name: _to_texts(config, name, dataset, key, notes, rules, is_raw=True)[0] for name, dataset in raw.items()
+            name: _to_texts(config, name, dataset, f"{key} whole ", notes, rules, is_raw=True)[0]
+            for name, dataset in raw.items()
         }
         is_raw = False
     _cut_valid(config, raw, notes)
