@@ -145,6 +145,17 @@ def test_joined_files_are_named_with_their_rows(tmp_path):
     ]
 
 
+def test_files_of_one_name_are_told_by_their_folders(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.json").write_text(lines(PAIR, PAIR))
+    files = load_corpus(DatasetConfig(path=str(tmp_path), format="json", valid_fraction=0.5)).files
+    assert {split: [file.file for file in found] for split, found in files.items()} == {
+        "train": ["train/a.json"],
+        "test": ["test/a.json"],
+    }
+
+
 @pytest.mark.parametrize(
     ("path", "says"),
     [
