@@ -6,6 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
+from tfx.record.summary import Summary
 from tfx.run.closing import closing_table
 
 SPEED = {"latency_ms": {"p50": 10.0, "p95": 14.0}, "tokens_per_second": 800.0, "memory_bytes": 1000}
@@ -28,6 +29,8 @@ def stage(name, bleu, size, parameters, nonzero, ms):
 
 
 SUMMARY = {
+    "status": "completed",
+    "seed": 1,
     "model": "seq2seq_tiny",
     "dataset": "normalize",
     "task": "seq2seq",
@@ -61,7 +64,8 @@ SUMMARY = {
 def shown(**changes):
     """The table as text, on a terminal that is wide enough."""
     out = io.StringIO()
-    Console(file=out, width=160).print(closing_table({**copy.deepcopy(SUMMARY), **changes}))
+    summary = Summary.from_dict({**copy.deepcopy(SUMMARY), **changes})
+    Console(file=out, width=160).print(closing_table(summary.facts, summary.result))
     return out.getvalue()
 
 

@@ -194,7 +194,7 @@ def test_speed_is_positive_and_memory_is_counted_by_weight(family, pairs):
     measured = measure_speed(candidates, EvaluationConfig(method="greedy", latency_inputs=3))
     assert list(measured) == ["a", "b"]
     speed = measured["a"]
-    assert 0 < speed["latency_ms"]["p50"] <= speed["latency_ms"]["p95"]
-    assert speed["tokens_per_second"] > 0
-    assert speed["memory_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert weight_bytes(model.bfloat16()) * 2 == speed["memory_bytes"]
+    assert 0 < speed.latency_ms["p50"] <= speed.latency_ms["p95"]
+    assert speed.tokens_per_second > 0
+    assert speed.memory_bytes == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert weight_bytes(model.bfloat16()) * 2 == speed.memory_bytes

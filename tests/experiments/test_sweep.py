@@ -190,6 +190,9 @@ def test_a_job_without_a_summary_gives_the_signal_or_its_last_line_as_reason(tmp
 
 COMPLETED = {
     "status": "completed",
+    "task": "seq2seq",
+    "dataset": "normalize",
+    "seed": 1,
     "primary_metric": "bleu",
     "valid": {"bleu": 20.0},
     "test": {"bleu": 21.0},

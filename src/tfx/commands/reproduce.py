@@ -19,6 +19,7 @@ from tfx.record.directory import RunDirectory
 from tfx.record.environment import environment_differences, flat
 from tfx.record.files import read_json, sha256, write_json
 from tfx.record.sheet import Column, Sheet
+from tfx.record.summary import COMPLETED
 from tfx.run.life import status_of, train
 
 # Settings that say where something lies, and the fingerprint by which it is the same wherever that is.
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--tolerance={options.tolerance:g} is no relative difference: give 0 or more")
 
     old = RunDirectory.open(options.run)
-    status = old.read_summary().get("status")
-    if status != "completed":
-        raise UserError(f"{old.path} did not complete (status {status}): there is nothing to compare with")
+    old_status = old.read_summary().status
+    if old_status != COMPLETED:
+        raise UserError(f"{old.path} did not complete (status {old_status}): there is nothing to compare with")
     saved = compose.load(old.config)
     config = compose.change(saved, options.overrides) if options.overrides else saved
     new = RunDirectory(options.folder or _free(old.path))
@@ -132,7 +133,7 @@ def _files(run: RunDirectory) -> list[Path]:
 
 def _metrics(run: RunDirectory) -> Iterator[tuple[str, float]]:
     """All numbers of a run that are no times: of its summary, and of the rows of its training."""
-    summary = run.read_summary()
+    summary = read_json(run.summary)
     for part in ("valid", "test", "bytes", "parameters"):
         yield from _numbers(part, summary.get(part))
     for part in ("steps", "tokens", "flops"):

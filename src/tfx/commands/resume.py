@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tfx.config import compose
 from tfx.config.schema import Budget, Root
@@ -13,6 +12,7 @@ from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
+from tfx.record.summary import TrainingCost
 from tfx.run.life import resume, status_of
 
 # What may be set anew: nothing that was done so far depends on it. Data may have moved; that they are the same is
@@ -51,9 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     with locked(run.path):
         saved = compose.load(run.config)
         config = _changed(saved, options.overrides)
-        summary = run.read_summary() if run.summary.is_file() else {}
-        is_finished = summary.get("status") == "completed"
-        if is_finished and not _is_longer(config.trainer.budget, summary["train"]):
+        result = run.read_summary().result if run.summary.is_file() else None
+        if result is not None and not _is_longer(config.trainer.budget, result.train):
             budget = config.trainer.budget
             print(
                 f"{run.path} is finished: a longer budget goes on with it "
@@ -63,14 +62,14 @@ def main(arguments: Sequence[str]) -> int:
             )
             return 0
         typed = [*run.read_overrides(), *options.overrides]
-        status, _ = status_of(lambda: resume(config, typed, run, extends=is_finished))
+        status, _ = status_of(lambda: resume(config, typed, run, extends=result is not None))
     return status
 
 
-def _is_longer(budget: Budget, spent: dict[str, Any]) -> bool:
+def _is_longer(budget: Budget, spent: TrainingCost) -> bool:
     """Whether a budget goes beyond what a finished run has spent; raises `UserError` where that stopped early."""
-    left = budget.amount > spent[budget.unit] + (_LAST_STEP if budget.unit == "seconds" else 0)
-    if left and spent.get("stopped_early"):
+    left = budget.amount > getattr(spent, budget.unit) + (_LAST_STEP if budget.unit == "seconds" else 0)
+    if left and spent.stopped_early:
         raise UserError("the run stopped early, by its validations: a longer budget does not go on with it")
     return left
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         status, summary = status_of(lambda: train(config, typed, Path(directory)))
         if status and is_foreign_job():
             raise JobFailedError(status)
-        return None if summary is None else float(summary["valid"][summary["primary_metric"]])
+        return None if summary is None else summary.objective
 
     jobs = launcher.register()
     try:

@@ -16,6 +16,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.generation import decode_sources
 from tfx.model.decoding import continue_text, make_picker
 from tfx.model.transformer import Transformer
+from tfx.record.summary import Speed
 
 _NEW_TOKENS = 32
 
@@ -29,8 +30,8 @@ class Candidate:
     tokenizer: Tokenizer
 
 
-def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig) -> dict[str, dict[str, Any]]:
-    """Returns for each candidate ``latency_ms`` (p50, p95), ``tokens_per_second`` and ``memory_bytes``.
+def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig) -> dict[str, Speed]:
+    """Times the candidates, each by its name.
 
     Text to text: a sentence at a time for the latency, and all of them batched for the throughput, of output
     tokens, with the run's own decoding. Language model: greedy decoding of 32 tokens behind a prompt; the
@@ -51,14 +52,8 @@ def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig)
     measured = {}
     for name, work in works.items():
         tokens, seconds = work.throughput(times[name])
-        measured[name] = {
-            "latency_ms": {
-                "p50": float(np.percentile(times[name], 50) * 1e3),
-                "p95": float(np.percentile(times[name], 95) * 1e3),
-            },
-            "tokens_per_second": tokens / seconds,
-            "memory_bytes": weight_bytes(candidates[name].model),
-        }
+        latency_ms = {f"p{part}": float(np.percentile(times[name], part) * 1e3) for part in (50, 95)}
+        measured[name] = Speed(latency_ms, tokens / seconds, weight_bytes(candidates[name].model))
     return measured
 
 

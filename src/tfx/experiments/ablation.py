@@ -149,15 +149,15 @@ class Ablation:
                 f"no narrower dense model is trained for comparison: {why}", soft_wrap=True
             )
             return False
-        before = read_json(RunDirectory(origin).summary)["train"] if origin is not None else {"tokens": 0, "flops": 0.0}
-        bytes_ = [job.summary["bytes"]["weights"] + job.summary["bytes"]["header"] for job in done]
+        before = RunDirectory(origin).read_summary().result if origin is not None else None
+        bytes_ = [result.bytes.weights + result.bytes.header for job in done if (result := job.result) is not None]
         config = narrow_int8(replace(self.config, dry_run=False), plain[0].run.final, mean(bytes_))
         if (config.model.width, config.technique) == (self.config.model.width, self.config.technique):
             return False  # all techniques together are this very model
         trial = try_configs({_DENSE: config}, self.settings.trial_steps, self.machine.environment(0))[_DENSE]
-        tokens = int(plan.tokens[whole] + before["tokens"])
+        tokens = int(plan.tokens[whole] + (before.train.tokens if before else 0))
         if plan.match == "flops":
-            tokens = round((plan.flops + before["flops"]) / trial.rates.flops)
+            tokens = round((plan.flops + (before.train.flops if before else 0.0)) / trial.rates.flops)
         plan.tokens[_DENSE], plan.costs[_DENSE] = tokens, ArmCost(trial.rates)
         self._write_arm(_DENSE, _with_tokens(config, tokens))
         write_json(path, asdict(plan))

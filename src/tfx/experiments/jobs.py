@@ -7,12 +7,12 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tfx.config.grammar import parse
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
+from tfx.record.summary import Result, Summary
 
 WAITING, RUNNING, DONE, SKIPPED, PLANNED, FAILED, INTERRUPTED = (
     "waiting",
@@ -58,28 +58,30 @@ class Job:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """The run's summary; empty where there is none."""
+    def summary(self) -> Summary | None:
+        """The run's summary; None where there is none that can be read."""
         try:
             return self.run.read_summary()
         except UserError:
-            return {}
+            return None
+
+    @property
+    def result(self) -> Result | None:
+        """The run's result; None where it did not complete."""
+        return self.summary.result if self.summary is not None else None
 
     @property
     def run_name(self) -> str:
         """The `name` of its run, as its summary has it, or as it is to be; empty: none."""
-        if name := self.summary.get("name"):
-            return str(name)
+        if (summary := self.summary) is not None and summary.facts.name:
+            return summary.facts.name
         typed = [o for o in self.overrides if o.lstrip("+").partition("=")[0] == "name"]
         return str(parse(typed[-1])[1] or "") if typed else ""
 
     @property
     def objective(self) -> float | None:
         """Validation value of the primary metric; None where the run did not complete."""
-        summary = self.summary
-        if summary.get("status") != "completed":
-            return None
-        return float(summary["valid"][summary["primary_metric"]])
+        return None if (summary := self.summary) is None else summary.objective
 
     def take_over(self) -> str | None:
         """Looks at what an earlier sweep left in the folder and returns how to go on: the command's name.
@@ -98,13 +100,13 @@ class Job:
                 "another hydra.sweep.dir"
             )
         try:
-            summary = self.run.read_summary() if self.run.summary.exists() else {}
+            summary = self.run.read_summary() if self.run.summary.exists() else None
         except UserError as error:
             raise UserError(
                 f"{error}; job {self.number} of this sweep may have its result there, so nothing was removed: mend the "
                 f"file, or move {self.folder} away to run the job again"
             ) from error
-        if summary.get("status") == "completed":
+        if summary is not None and summary.result is not None:
             return None
         # Also one that failed: a full disk may have room by now, and what fails again does so without the way there.
         if any(self.run.state.glob("step-*")):
@@ -119,7 +121,7 @@ class Job:
         A result that is there counts, whatever befell the process after it, such as a log on a full disk.
         """
         summary = self.summary
-        if summary.get("status") == "completed":
+        if summary is not None and summary.result is not None:
             self.state = DONE
             return
         if status == 0:
@@ -131,7 +133,7 @@ class Job:
             number = -status if status < 0 else status - 128
             self.reason = f"{'killed' if status < 0 else 'stopped'} by {_signal_name(number)}"
         else:
-            self.reason = " ".join(str(summary.get("error") or self._last_line()).split())
+            self.reason = " ".join(str((summary and summary.error) or self._last_line()).split())
 
     def _last_line(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []

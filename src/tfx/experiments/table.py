@@ -148,13 +148,13 @@ def _print_results(jobs: Sequence[Job]) -> None:
     for job in jobs:
         summary = job.summary
         values = ["", "", "", ""]
-        if summary.get("status") == "completed":
-            primary = summary["primary_metric"]
+        if summary is not None and (result := summary.result) is not None:
+            primary = summary.facts.primary_metric
             values = [
-                f"{primary} {number(summary['valid'][primary])}",
-                f"{primary} {number(summary['test'][primary])}",
-                number(summary["bytes"]["file"]),
-                number(summary["train"]["seconds"]),
+                f"{primary} {number(result.valid[primary])}",
+                f"{primary} {number(result.test[primary])}",
+                number(result.bytes.file),
+                number(result.train.seconds),
             ]
         state = Text(job.state, style=_STYLES.get(job.state, "green"))
         texts = [run_names[job.number], names[job.number]] if run_names else [names[job.number]]

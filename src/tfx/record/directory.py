@@ -7,15 +7,11 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tfx.errors import UserError
-from tfx.record.files import read_json
-
-# The version of what is in `summary.json`.
-SUMMARY_VERSION = 1
+from tfx.record.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -160,31 +156,23 @@ class RunDirectory:
         except (OSError, ValueError, TypeError, yaml.YAMLError):
             return []
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(self) -> Summary:
         """The content of `summary.json`; raises `UserError` where it is missing, broken, or of a newer tfx."""
-        found = read_json(self.summary)
-        if not isinstance(found, dict):
-            raise UserError(f"{self.summary} is no summary of a run: it holds no JSON object")
-        version = found.get("format_version", SUMMARY_VERSION)
-        if not isinstance(version, int) or version > SUMMARY_VERSION:
-            raise UserError(
-                f"{self.summary} has format version {version}, and this tfx reads up to {SUMMARY_VERSION}: update tfx"
-            )
-        return found
+        return Summary.read(self.summary)
 
     def training_cost(self) -> dict[str, float]:
         """Steps, tokens, seconds and FLOPs that the run's weights cost; empty where it is no run that completed.
 
         Those of the model that it started from are in it, and so are the seconds and FLOPs of its teachers.
         """
-        summary = self.read_summary() if self.summary.is_file() else {}
-        if summary.get("status") != "completed":
+        result = self.read_summary().result if self.summary.is_file() else None
+        if result is None:
             return {}
-        own, reference = summary.get("train") or {}, summary.get("reference") or {}
-        before = (reference.get("train") or {}) if reference.get("name") == "init_from" else {}
-        cost = {key: (own.get(key) or 0) + (before.get(key) or 0) for key in ("steps", "tokens", "seconds", "flops")}
+        own, reference = result.train, result.reference
+        before = (reference.train or {}) if reference is not None and reference.name == "init_from" else {}
+        cost = {key: getattr(own, key) + (before.get(key) or 0) for key in ("steps", "tokens", "seconds", "flops")}
         for key in ("seconds", "flops"):
-            cost[key] += own.get(f"teacher_{key}") or 0
+            cost[key] += getattr(own, f"teacher_{key}")
         return cost
 
     @property

@@ -19,7 +19,7 @@ import yaml
 
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
-from tfx.record.files import write_text
+from tfx.record.files import read_json, write_text
 
 SUFFIX = ".runs.jsonl"
 _TRAIN_ROWS = 20
@@ -61,7 +61,7 @@ def keep(folder: Path, name: str, note: str = "", names: Mapping[str, str] | Non
         if row.get("split") != "train" or seen % every == 0:
             metrics.append(row)
     config = {key: value for key, value in config.items() if key not in _HYDRA}
-    return KeptRun(name, _renamed(config, names or {}), _renamed(run.read_summary(), names or {}), metrics, note)
+    return KeptRun(name, _renamed(config, names or {}), _renamed(read_json(run.summary), names or {}), metrics, note)
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

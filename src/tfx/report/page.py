@@ -294,9 +294,9 @@ def _stages(arms: Sequence[Arm]) -> dict[str, Any] | None:
 def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
     """Sentences whose loss changed most from the dense reference, else from the baseline's run of that seed."""
     run = arm.runs[0]
-    place = (run.reference or {}).get("path")
-    if isinstance(place, str) and Path(place).is_dir():
-        dense, name = Path(place), str((run.reference or {}).get("name", "its reference"))
+    place = None if run.reference is None else run.reference.path
+    if place and Path(place).is_dir():
+        dense, name = Path(place), run.reference.name if run.reference else ""
     elif arm is not family.baseline:
         dense, name = _same_seed(family.baseline.runs, run.seed).path, family.baseline.label
     else:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import yaml
 
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
+from tfx.record.summary import Reference, Summary
 from tfx.record.vocabulary import scorer
 from tfx.report.kept import SUFFIX, KeptRun, kept_config, kept_files, read_kept
 
@@ -67,7 +68,7 @@ class Run:
     train: dict[str, float]
     latency_ms: float | None
     stages: list[dict[str, Any]]
-    reference: dict[str, Any] | None
+    reference: Reference | None
     environment: dict[str, Any]
     name: str = ""
     tags: tuple[str, ...] = ()
@@ -178,7 +179,7 @@ def read_run(folder: Path) -> Run:
 
 def read_kept_run(path: Path, kept: KeptRun) -> Run:
     """A kept run, as `read_run` gives one whose directory holds neither environment nor predictions."""
-    summary = _object(kept.summary, "summary")
+    summary = Summary.from_dict(_object(kept.summary, "summary"))
     _check_completed(summary)
     config = _kept_config(path.parents[len(Path(kept.name).parts)], kept.settings)
     result = _run(path, summary, config, {})
@@ -186,50 +187,47 @@ def read_kept_run(path: Path, kept: KeptRun) -> Run:
     return result
 
 
-def _check_completed(summary: dict[str, Any]) -> None:
-    status = summary.get("status")
-    if status != "completed":
-        error = " ".join(str(summary.get("error", "")).split())
-        raise BrokenRunError(f"status is {str(status)!r}{': ' + error if error else ''}"[:300])
+def _check_completed(summary: Summary) -> None:
+    if summary.result is None:
+        error = " ".join((summary.error or "").split())
+        raise BrokenRunError(f"status is {summary.status!r}{': ' + error if error else ''}"[:300])
 
 
-def _run(path: Path, summary: dict[str, Any], config: dict[str, Any], environment: dict[str, Any]) -> Run:
+def _run(path: Path, summary: Summary, config: dict[str, Any], environment: dict[str, Any]) -> Run:
     """A run without its curve and its sentences; ``config`` is flat."""
-    metric = str(summary["primary_metric"])
-    test = _numbers(summary["test"])
-    if metric not in test:
-        raise BrokenRunError(f"its test has no {metric}, which it names as primary_metric")
+    facts, found = summary.facts, summary.result
+    assert found is not None
+    test = _numbers(found.test)
+    if facts.primary_metric not in test:
+        raise BrokenRunError(f"its test has no {facts.primary_metric}, which it names as primary_metric")
     for part in ("fingerprints", "hardware", "packages"):
         _object(environment.setdefault(part, {}), part)
-    inference = summary.get("inference") or {}
-    latency = ((inference.get("file") or {}).get("latency_ms") or {}).get("p50")
-    reference = summary.get("reference")
-    result = Run(
+    latency = found.inference["file"].latency_ms.get("p50") if "file" in found.inference else None
+    reference = found.reference
+    started = reference is not None and reference.name == "init_from"
+    return Run(
         path=path,
-        seed=int(summary["seed"]),
+        seed=int(facts.seed),
         config=config,
-        task=str(summary["task"]),
-        dataset=str(summary["dataset"]),
-        model=str(summary.get("model", "")),
-        metric=metric,
-        techniques=tuple(map(str, summary["techniques"])),
+        task=str(facts.task),
+        dataset=str(facts.dataset),
+        model=str(facts.model),
+        metric=str(facts.primary_metric),
+        techniques=tuple(map(str, facts.techniques)),
         test=test,
-        test_split=str(summary.get("test_split", "test")),
-        signatures={str(k): str(v) for k, v in (summary.get("signatures") or {}).items()},
-        bytes=_numbers(summary["bytes"]),
-        train=_numbers(summary["train"]),
+        test_split=found.test_split,
+        signatures={str(k): str(v) for k, v in found.signatures.items()},
+        bytes=_numbers(asdict(found.bytes)),
+        train=_numbers(asdict(found.train)),
         latency_ms=float(latency) if latency is not None else None,
-        stages=[_stage(row) for row in summary.get("stages") or []],
-        reference=_object(reference, "reference") if reference is not None else None,
+        stages=[_stage(asdict(stage)) for stage in found.stages],
+        reference=reference,
         environment=environment,
-        name=str(summary.get("name") or ""),
-        tags=tuple(map(str, summary.get("tags") or ())),
+        name=str(facts.name or ""),
+        tags=tuple(map(str, facts.tags or ())),
         others=_other_runs(config, {}),
-        origin=_origin(reference),
+        origin=_numbers(reference.train or {}) if reference is not None and started else {},
     )
-    if "file" not in result.bytes:
-        raise BrokenRunError("its bytes have no 'file'")
-    return result
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -307,13 +305,6 @@ def _without_own_seeds(runs: Sequence[Run]) -> None:
             if len(seeds[place]) == 1 and place == run.config.get(name):
                 path = Path(place)
                 run.others[name] = str(path.with_name(re.sub(own, r"\1{seed}", path.name)))
-
-
-def _origin(reference: Any) -> dict[str, float]:
-    """What the training of the model cost that the run started from; nothing where it started from scratch."""
-    if not isinstance(reference, dict) or reference.get("name") != "init_from":
-        return {}
-    return _numbers(reference.get("train") or {})
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:

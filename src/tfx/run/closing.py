@@ -9,6 +9,7 @@ from rich.text import Text
 
 from tfx.record.console import clock, number, size
 from tfx.record.sheet import Column, Sheet
+from tfx.record.summary import FILE, REFERENCE, TRAINED, Facts, Result, TrainingCost
 
 # Of a rate: what the last weight of a matrix, or scales in fp16, may leave between what was asked for and the codes.
 _NEAR = 0.02
@@ -16,89 +17,92 @@ _NEAR = 0.02
 _FASTER, _SLOWER = 0.95, 1.1
 
 
-def closing_table(summary: dict[str, Any]) -> Group:
+def closing_table(facts: Facts, result: Result) -> Group:
     """The result on the final file, the stages of the stack where it compresses, and what is to be said plainly."""
-    parts: list[Any] = [_result(summary)]
-    if any(row["name"] not in ("reference", "trained", "file") for row in summary["stages"]):
-        parts += ["", _stages(summary)]
-    lines = [*_slower(summary), *_missed_rate(summary["evidence"]), *summary["quality_drops"]]
+    parts: list[Any] = [_result(facts, result)]
+    if _is_compressed(result):
+        parts += ["", _stages(facts, result)]
+    lines = [*_slower(result), *_missed_rate(result.evidence), *result.quality_drops]
     parts += [Text(line, style="yellow") for line in lines]
     return Group(*parts)
 
 
-def _result(summary: dict[str, Any]) -> Sheet:
-    training, bytes_, speed = summary["train"], summary["bytes"], summary["inference"]["file"]
+def _result(facts: Facts, result: Result) -> Sheet:
+    training, bytes_, speed = result.train, result.bytes, result.inference["file"]
     table = Sheet(
         Column("", wrap=False),
         Column("validation", number=True),
-        Column("test" if summary["test_split"] == "test" else "test (none: valid)"),
-        title=": ".join([*filter(None, [summary.get("name")]), f"{summary['model']} on {summary['dataset']}"]),
+        Column("test" if result.test_split == "test" else "test (none: valid)"),
+        title=": ".join([*filter(None, [facts.name]), f"{facts.model} on {facts.dataset}"]),
     )
-    primary = summary["primary_metric"]
-    for name in dict.fromkeys((primary, *summary["test"])):
+    primary = facts.primary_metric
+    for name in dict.fromkeys((primary, *result.test)):
         style = "bold" if name == primary else None
-        table.add_row(name, number(summary["valid"].get(name)), number(summary["test"].get(name)), style=style)
+        table.add_row(name, number(result.valid.get(name)), number(result.test.get(name)), style=style)
     table.end_section()
-    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
-    seconds = f"{clock(training['seconds'])} ({training['tokens_per_second']:,.0f} tokens/s)"
-    content = (
-        f"weights {size(bytes_['weights'])}, header {size(bytes_['header'])}, tokenizer {size(bytes_['tokenizer'])}"
-    )
+    unit = "a sentence" if facts.task == "seq2seq" else "a token"
+    seconds = f"{clock(training.seconds)} ({training.tokens_per_second:,.0f} tokens/s)"
+    content = f"weights {size(bytes_.weights)}, header {size(bytes_.header)}, tokenizer {size(bytes_.tokenizer)}"
     for name, value in (
-        ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {seconds}"),
+        ("training", f"{training.steps:,} steps, {training.tokens:,} tokens, {seconds}"),
         *_teacher(training),
-        ("padding", f"{training['padding']:.1%}"),
-        ("parameters", f"{summary['parameters']:,}"),
-        ("file", f"{size(bytes_['file'])} ({content})"),
-        ("latency", f"{speed['latency_ms']['p50']:.1f} ms {unit} (p95 {speed['latency_ms']['p95']:.1f})"),
-        ("throughput", f"{speed['tokens_per_second']:,.0f} output tokens/s"),
+        ("padding", f"{training.padding:.1%}"),
+        ("parameters", f"{result.parameters:,}"),
+        ("file", f"{size(bytes_.file)} ({content})"),
+        ("latency", f"{speed.latency_ms['p50']:.1f} ms {unit} (p95 {speed.latency_ms['p95']:.1f})"),
+        ("throughput", f"{speed.tokens_per_second:,.0f} output tokens/s"),
     ):
         table.add_row(name, "", value)
-    for name, proof in summary["evidence"].items():
+    for name, proof in result.evidence.items():
         table.add_row(name, "", ", ".join(f"{key} {number(value)}" for key, value in proof.items() if value))
-    for metric, signature in summary["signatures"].items():
+    for metric, signature in result.signatures.items():
         table.add_row(f"{metric} is", "", signature, style="dim")
     return table
 
 
-def _teacher(training: dict[str, Any]) -> list[tuple[str, str]]:
+def _teacher(training: TrainingCost) -> list[tuple[str, str]]:
     """What the teacher's training cost, where there is a teacher of which that is known."""
-    if not training.get("teacher_steps"):
+    if not training.teacher_steps:
         return []
-    cost = f"{training['teacher_steps']:,} steps, {training['teacher_tokens']:,} tokens"
-    return [("teacher", f"{cost}, {clock(training['teacher_seconds'])}")]
+    cost = f"{training.teacher_steps:,} steps, {training.teacher_tokens:,} tokens"
+    return [("teacher", f"{cost}, {clock(training.teacher_seconds)}")]
 
 
-def _stages(summary: dict[str, Any]) -> Sheet:
+def _stages(facts: Facts, result: Result) -> Sheet:
     """A row a stage: what it did to quality, size and speed."""
-    primary, dense = summary["primary_metric"], summary["bytes"]["dense_fp32"]
-    unit = "a sentence" if summary["task"] == "seq2seq" else "a token"
-    base = summary["stages"][0]
+    primary, dense = facts.primary_metric, result.bytes.dense_fp32
+    unit = "a sentence" if facts.task == "seq2seq" else "a token"
+    base = result.stages[0]
     spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
     table = Sheet(
         Column("stage"),
         *(Column(name, number=True, spare=order) for name, order in spare.items()),
-        title=f"stages: {primary} on validation data, differences to '{base['name']}', ms {unit}",
+        title=f"stages: {primary} on validation data, differences to '{base.name}', ms {unit}",
     )
-    for row in summary["stages"]:
-        value = row["valid"][primary]
+    for row in result.stages:
+        value = row.valid[primary]
         table.add_row(
-            row["name"],
+            row.name,
             number(value),
-            "" if row is base else f"{value - base['valid'][primary]:+.3g}",
-            f"{row['parameters'] / 1e6:.3f} M",
-            f"{row['nonzero_parameters'] / 1e6:.3f} M",
-            size(row["bytes"]),
-            f"{dense / row['bytes']:.2f}x",
-            f"{row['latency_ms']:.1f}",
+            "" if row is base else f"{value - base.valid[primary]:+.3g}",
+            f"{row.parameters / 1e6:.3f} M",
+            f"{row.nonzero_parameters / 1e6:.3f} M",
+            size(row.bytes),
+            f"{dense / row.bytes:.2f}x",
+            "" if row.latency_ms is None else f"{row.latency_ms:.1f}",
         )
     return table
 
 
-def _slower(summary: dict[str, Any]) -> list[str]:
+def _is_compressed(result: Result) -> bool:
+    """Whether a technique has a stage, so that the file is another than that of the trained model."""
+    return any(stage.name not in (REFERENCE, TRAINED, FILE) for stage in result.stages)
+
+
+def _slower(result: Result) -> list[str]:
     """Says where the smaller file does not make a faster model, and where it makes a clearly slower one."""
-    inference = summary["inference"]
-    if inference["file"] is inference["plain_fp32"] or summary["bytes"]["ratio"] <= 1.0:
+    inference = result.inference
+    if not _is_compressed(result) or result.bytes.ratio <= 1.0:
         return []
     file, lines = inference["file"], []
     for name, label in (
@@ -108,7 +112,7 @@ def _slower(summary: dict[str, Any]) -> list[str]:
     ):
         if name not in inference:
             continue
-        ms, other = file["latency_ms"]["p50"], inference[name]["latency_ms"]["p50"]
+        ms, other = file.latency_ms["p50"], inference[name].latency_ms["p50"]
         if ms > _FASTER * other:
             what = "slower" if ms > _SLOWER * other else "no faster"
             lines.append(f"smaller is {what} here: {ms:.1f} ms with the file, {other:.1f} ms with {label}")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tfx.record.console import size
 
 if TYPE_CHECKING:
-    from tfx.data.sources import SourceFile
     from tfx.model.transformer import Transformer
     from tfx.run.setup import Parts
     from tfx.techniques.stack import Stack
@@ -19,6 +18,7 @@ _MANY_ZEROS = 0.02
 
 def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     """Rows of a label and a text; an empty label continues the row above."""
+    from tfx.data.sources import describe_files
     from tfx.model.device import choose_precision
 
     config, data, model, device, stack = parts.config, parts.data, parts.model, parts.device, parts.stack
@@ -34,7 +34,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     copies = 4 + (config.trainer.averaging.kind != "none")
     rows = [
         ("data", f"{config.dataset.name}: {splits} {unit}"),
-        *(("", f"{name}: {_files(files)}") for name, files in data.files.items()),
+        *(("", f"{name}: {describe_files(files)}") for name, files in data.files.items()),
         ("tokenizer", f"{data.tokenizer.kind}, {data.tokenizer.vocab_size:,} entries"),
         (
             "model",
@@ -51,12 +51,6 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         ("run", str(folder)),
     ]
     return rows + [("note", note) for note in data.notes]
-
-
-def _files(files: list[SourceFile]) -> str:
-    """The files of a split with their rows, as many as a line can take."""
-    shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
-    return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
 
 
 def zeros_given_up(parts: Parts) -> str | None:

@@ -13,19 +13,20 @@ from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
 from tfx.record.signals import leaving_on_signals
+from tfx.record.summary import COMPLETED, FAILED, INTERRUPTED, Facts, Result, Summary
 from tfx.run.closing import closing_table
 
 if TYPE_CHECKING:
+    from tfx.record.summary import TrainingCost
     from tfx.run.measure import Measurer
     from tfx.run.setup import Parts, Setup
-    from tfx.training.accounts import TrainingResult
 
 
 class ReportedError(Exception):
     """A run failed, and its summary, its log and the user have been told."""
 
 
-def status_of(work: Callable[[], dict[str, Any] | None]) -> tuple[int, dict[str, Any] | None]:
+def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
     """Runs ``work``, one of the functions below, and returns the exit status of its command and the summary."""
     try:
         with leaving_on_signals():
@@ -36,7 +37,7 @@ def status_of(work: Callable[[], dict[str, Any] | None]) -> tuple[int, dict[str,
         return 1, None
 
 
-def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[float] = ()) -> dict[str, Any] | None:
+def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[float] = ()) -> Summary | None:
     """A new run, from config to `summary.json`, which is returned; None after a dry run.
 
     ``recorded`` is the progress of each step of a run that is repeated (`Clock`). Raises `UserError`, and leaves
@@ -64,7 +65,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
             raise
 
 
-def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> dict[str, Any]:
+def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> Summary:
     """Goes on with the run of ``config`` from its newest whole state, or from the start where there is none.
 
     With ``extends`` the run is finished, and goes on with a longer budget: its result stays until there is another, and
@@ -113,10 +114,10 @@ class _Life:
         self.resumed = [] if state is None else [*state["resumed"], state["training"]["clock"]["steps"]]
         self.is_prepared = False
 
-    def live(self) -> dict[str, Any]:
+    def live(self) -> Summary:
         """Trains, compresses and evaluates; writes the summary with its status however that ends."""
         from tfx.run.compress import compress
-        from tfx.run.result import measure_result
+        from tfx.run.result import facts_of, measure_result
 
         try:
             # First of all, so that a run that is killed while a teacher trains can be resumed.
@@ -126,8 +127,9 @@ class _Life:
             measurer = self._measurer(parts)
             training = self._train(parts, measurer)
             file = compress(parts, self.run, measurer, training.seconds)
-            summary = measure_result(parts, self.run, measurer, training, file, self.resumed)
-            write_json(self.run.summary, summary)
+            result = measure_result(parts, self.run, measurer, training, file, self.resumed)
+            summary = Summary(COMPLETED, facts_of(self.config, self.setup.stack), result=result)
+            summary.write(self.run.summary)
         except BaseException as error:
             self._failed(error)
             if isinstance(error, Exception) and not isinstance(error, UserError):
@@ -136,7 +138,7 @@ class _Life:
         else:
             # The result stands: what fails from here on is no failure of the run.
             self._write_page()
-            self._close(summary)
+            self._close(summary.facts, result)
             return summary
         finally:
             self.console.close()
@@ -190,7 +192,7 @@ class _Life:
             measurer.measure_reference(*reference)
         return measurer
 
-    def _train(self, parts: Parts, measurer: Measurer) -> TrainingResult:
+    def _train(self, parts: Parts, measurer: Measurer) -> TrainingCost:
         from tfx.run.train import Recorder, build_trainer, train
 
         place = None if self.state is None else self.state["metrics"]
@@ -211,10 +213,10 @@ class _Life:
             self.console.failure(error)
             self.console.note(f"no {self.run.report.name}: {type(error).__name__}: {error}")
 
-    def _close(self, summary: dict[str, Any]) -> None:
+    def _close(self, facts: Facts, result: Result) -> None:
         """Shows the result; where it cannot be shown, a note says so."""
         try:
-            self.console.result(closing_table(summary))
+            self.console.result(closing_table(facts, result))
             self.console.result(f"run: {self.run.path}")
         except Exception as error:
             self.console.failure(error)
@@ -225,7 +227,7 @@ class _Life:
         from tfx.run.result import facts_of
 
         interrupted = isinstance(error, KeyboardInterrupt)
-        status = "interrupted" if interrupted else "failed"
+        status = INTERRUPTED if interrupted else FAILED
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename} cannot be written or read: {error.strerror}"
         else:
@@ -236,8 +238,7 @@ class _Life:
             if self.extends:
                 self.console.note(f"{self.run.summary} is of the run as it was finished before")
             else:
-                facts = facts_of(self.config, self.setup.stack)
-                write_json(self.run.summary, {"status": status, "error": message, **facts})
+                Summary(status, facts_of(self.config, self.setup.stack), message).write(self.run.summary)
         except OSError as trouble:
             self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
         if isinstance(error, UserError):

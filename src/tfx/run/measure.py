@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,12 @@ from tfx.record.console import RunConsole, number
 from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import sha256
 from tfx.record.signals import raise_if_signalled
+from tfx.record.summary import FILE, REFERENCE, Reference, Speed, Stage
+from tfx.record.vocabulary import higher_is_better
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
     from tfx.techniques.stack import Stack
-
-# Metrics of which less is better.
-_ERRORS = ("loss", "perplexity", "bits_per_byte")
 
 
 class BrokenInvariantError(Exception):
@@ -47,19 +47,24 @@ class Measurer:
     def __init__(self, config: Root, data: PreparedData, device: torch.device, run: RunDirectory, console: RunConsole):
         self.config, self.data, self.device, self.run, self.console = config, data, device, run, console
         self.primary = config.dataset.metrics[0] if config.dataset.metrics else "loss"
-        self.stages: list[dict[str, Any]] = []
-        self.reference: dict[str, Any] | None = None
-        self.inference: dict[str, Any] = {}
+        self.stages: list[Stage] = []
+        self.reference: Reference | None = None
+        self.inference: dict[str, Speed] = {}
         self.drops: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured so far."""
-        return {name: getattr(self, name) for name in ("stages", "reference", "inference", "drops")}
+        """What was measured before and while training."""
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "reference": None if self.reference is None else asdict(self.reference),
+            "drops": self.drops,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.stages = [Stage(**row) for row in state["stages"]]
+        self.reference = None if state["reference"] is None else Reference(**state["reference"])
+        self.drops = list(state["drops"])
 
     # --- pieces ---------------------------------------------------------------------------------------
 
@@ -87,7 +92,7 @@ class Measurer:
         self.console.decoding(what, done, total)
         raise_if_signalled()
 
-    def speeds(self, **models: tuple[checkpoint.LoadedModel, PreparedData]) -> dict[str, dict[str, Any]]:
+    def speeds(self, **models: tuple[checkpoint.LoadedModel, PreparedData]) -> dict[str, Speed]:
         """Latency, throughput and memory of models, in turn, each on the inputs of the test split of its own data."""
         split = self.data.test_split
         candidates = {
@@ -119,19 +124,18 @@ class Measurer:
         bytes_ = checkpoint.read_header(file).bytes
         valid = self.quality(loaded, "valid", data).metrics
         test = valid if data.test_split == "valid" else self.quality(loaded, "test", data).metrics
-        self.reference = {
-            "name": name,
-            "path": str(path),
-            "sha256": sha256(file),
-            "valid": valid,
-            "test": test,
-            "bytes": bytes_.weights + bytes_.header,
-            "parameters": count_parameters(loaded.model)[0],
-        }
-        if path.is_dir() and (cost := RunDirectory(path).training_cost()):
-            self.reference["train"] = cost
+        self.reference = Reference(
+            name=name,
+            path=str(path),
+            sha256=sha256(file),
+            valid=valid,
+            test=test,
+            bytes=bytes_.weights + bytes_.header,
+            parameters=count_parameters(loaded.model)[0],
+            train=(RunDirectory(path).training_cost() if path.is_dir() else {}) or None,
+        )
         # Its speed is taken at the end, in turn with that of the file.
-        self._add("reference", loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, latency=0.0)
+        self._add(REFERENCE, loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, latency=0.0)
 
     def _data_for(self, loaded: checkpoint.LoadedModel, what: str) -> tuple[PreparedData, list[str]]:
         """The run's data in the tokens and the context of another model, and where that leaves less of them."""
@@ -155,16 +159,16 @@ class Measurer:
         if loaded.path != plain:
             models["plain_fp32"] = (checkpoint.load(plain, str(self.device)), self.data)
         if self.reference is not None:
-            path = Path(self.reference["path"])
+            path = Path(self.reference.path)
             other = checkpoint.load(model_file(path), str(self.device))
-            models["reference"] = (other, self._data_for(other, f"{self.reference['name']} {path}")[0])
+            models["reference"] = (other, self._data_for(other, f"{self.reference.name} {path}")[0])
         self.inference = self.speeds(**models)
         self.inference.setdefault("plain_fp32", self.inference["file"])
         for row in self.stages:
-            if row["name"] in ("reference", "file") or row is self.stages[-2]:
+            if row.name in (REFERENCE, FILE) or row is self.stages[-2]:
                 # The last stage before it was measured on the file.
-                measured = "reference" if row["name"] == "reference" else "file"
-                row["latency_ms"] = self.inference[measured]["latency_ms"]["p50"]
+                measured = "reference" if row.name == REFERENCE else "file"
+                row.latency_ms = self.inference[measured].latency_ms["p50"]
 
     # --- stages ---------------------------------------------------------------------------------------
 
@@ -219,9 +223,9 @@ class Measurer:
         loaded = checkpoint.load(file, str(self.device))
         account = checkpoint.read_header(file).bytes
         size = account.weights + account.header
-        before = next((row for row in reversed(self.stages) if row["name"] != "reference"), None)
-        if before is not None and size >= before["bytes"]:
-            raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before['bytes']:,}")
+        before = next((row for row in reversed(self.stages) if row.name != REFERENCE), None)
+        if before is not None and size >= before.bytes:
+            raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before.bytes:,}")
         self._compare(name, model, stack, loaded.model)
         # Int8 kernels keep weights in a form of their own.
         weights = checkpoint.load(file, kernels=False).model if stack.storage().int8 else loaded.model
@@ -257,30 +261,20 @@ class Measurer:
     ) -> None:
         parameters, nonzero = counts or count_parameters(loaded.model)
         if latency is None:
-            latency = self.speeds(stage=(loaded, self.data))["stage"]["latency_ms"]["p50"]
-        self.stages.append(
-            {
-                "name": name,
-                "valid": valid,
-                "bytes": size,
-                "parameters": parameters,
-                "nonzero_parameters": nonzero,
-                "seconds": seconds,
-                "latency_ms": latency,
-            }
-        )
+            latency = self.speeds(stage=(loaded, self.data))["stage"].latency_ms["p50"]
+        self.stages.append(Stage(name, valid, size, parameters, nonzero, seconds, latency))
 
     def _check_drop(self, name: str) -> None:
         allowed = self.config.max_quality_drop
         base = self.stages[0]
-        if allowed is None or base["name"] == name:
+        if allowed is None or base.name == name:
             return
-        sign = -1.0 if self.primary in _ERRORS else 1.0
-        drop = sign * (base["valid"][self.primary] - self.stages[-1]["valid"][self.primary])
+        sign = 1.0 if higher_is_better(self.primary) else -1.0
+        drop = sign * (base.valid[self.primary] - self.stages[-1].valid[self.primary])
         if drop <= allowed:
             return
         message = (
-            f"{name} lost {number(drop)} of {self.primary} on validation data against '{base['name']}', "
+            f"{name} lost {number(drop)} of {self.primary} on validation data against '{base.name}', "
             f"and max_quality_drop={allowed:g}"
         )
         if self.config.on_quality_drop == "stop":

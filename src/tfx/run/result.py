@@ -1,18 +1,19 @@
-"""The result of a run: what is measured of its final file, read back from disk, and the summary that says it."""
+"""The result of a run: what is measured of its final file, read back from disk."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.compression import checkpoint
 from tfx.evaluation.attention import record_attention
-from tfx.record.directory import SUMMARY_VERSION, RunDirectory
+from tfx.record.directory import RunDirectory
 from tfx.record.files import write_json, write_json_lines
 from tfx.record.metrics import MetricsLog
+from tfx.record.summary import FILE, VERSION, Facts, FileBytes, Result, TrainingCost
 from tfx.run.measure import Measurer
 
 if TYPE_CHECKING:
@@ -21,34 +22,33 @@ if TYPE_CHECKING:
     from tfx.evaluation.quality import Quality
     from tfx.run.setup import Parts
     from tfx.techniques.stack import Stack
-    from tfx.training.accounts import TrainingResult
 
 
-def facts_of(config: Root, stack: Stack) -> dict[str, Any]:
+def facts_of(config: Root, stack: Stack) -> Facts:
     """What a summary says of its run however that ends."""
-    return {
-        "format_version": SUMMARY_VERSION,
-        "task": config.dataset.task,
-        "name": config.name,
-        "tags": config.tags,
-        "model": config.model.name,
-        "dataset": config.dataset.name,
-        "techniques": stack.names,
-        "plan": stack.plan(),
-        "seed": config.seed,
-        "primary_metric": config.dataset.metrics[0] if config.dataset.metrics else "loss",
-    }
+    return Facts(
+        format_version=VERSION,
+        task=config.dataset.task,
+        name=config.name,
+        tags=config.tags,
+        model=config.model.name,
+        dataset=config.dataset.name,
+        techniques=stack.names,
+        plan=stack.plan(),
+        seed=config.seed,
+        primary_metric=config.dataset.metrics[0] if config.dataset.metrics else "loss",
+    )
 
 
 def measure_result(
     parts: Parts,
     run: RunDirectory,
     measurer: Measurer,
-    training: TrainingResult,
+    training: TrainingCost,
     file: Path,
     resumed: Sequence[int],
-) -> dict[str, Any]:
-    """Measures the final ``file``, writes what is kept of that, and returns the summary.
+) -> Result:
+    """Measures the final ``file``, and writes what is kept of that.
 
     ``resumed`` are the steps after which the run was taken up again.
     """
@@ -59,56 +59,55 @@ def measure_result(
     loaded = checkpoint.load(file, str(parts.device))
     bytes_ = checkpoint.read_header(file).bytes
     # The last stage was measured on this very file.
-    measurer.stages.append({**measurer.stages[-1], "name": "file"})
-    valid = measurer.stages[-1]["valid"]
+    stage = replace(measurer.stages[-1], name=FILE)
+    measurer.stages.append(stage)
     test = measurer.quality(loaded, data.test_split)
     measurer.measure_inference(loaded, run.model)
-    measurer.stages[-1]["seconds"] = time.perf_counter() - start
+    stage.seconds = time.perf_counter() - start
     write_json_lines(run.predictions, test.predictions)
     write_json(run.tensors, checkpoint.tensor_rows(checkpoint.load(file, kernels=False)))
     if count := parts.config.evaluation.attention_maps:
         inputs = _attended(test, data, count)
         write_json(run.attention, record_attention(loaded.model, loaded.tokenizer, inputs))
     metrics = MetricsLog(run.metrics)
-    for name, values in {"valid": valid, data.test_split: test.metrics}.items():
+    for name, values in {"valid": stage.valid, data.test_split: test.metrics}.items():
         row: dict[str, Any] = {"seconds": training.seconds, "final": True, **values}
         metrics.write(name, step=training.steps, tokens=training.tokens, **row)
     metrics.close()
-    return {
-        "status": "completed",
-        **facts_of(parts.config, parts.stack),
-        "test": test.metrics,
-        "test_split": data.test_split,
-        "valid": valid,
-        "signatures": test.signatures,
-        "reference": measurer.reference,
-        "stages": measurer.stages,
-        "bytes": {
-            "dense_fp32": dense_bytes,
-            "file": bytes_.file,
-            "weights": bytes_.weights,
-            "header": bytes_.header,
-            "tokenizer": bytes_.tokenizer,
-            "ratio": dense_bytes / (bytes_.weights + bytes_.header),
-        },
-        "parameters": measurer.stages[-1]["parameters"],
-        "train": training.to_dict()
-        | {
-            "teacher_steps": sum(teacher.steps for teacher in parts.teachers.values()),
-            "teacher_seconds": sum(teacher.total_seconds for teacher in parts.teachers.values()),
-            "teacher_tokens": sum(teacher.tokens for teacher in parts.teachers.values()),
-            "teacher_flops": sum(teacher.total_flops for teacher in parts.teachers.values()),
-        },
-        "inference": measurer.inference,
-        "data": {
+    teachers = parts.teachers.values()
+    return Result(
+        test=test.metrics,
+        test_split=data.test_split,
+        valid=stage.valid,
+        signatures=test.signatures,
+        reference=measurer.reference,
+        stages=measurer.stages,
+        bytes=FileBytes(
+            dense_fp32=dense_bytes,
+            file=bytes_.file,
+            weights=bytes_.weights,
+            header=bytes_.header,
+            tokenizer=bytes_.tokenizer,
+            ratio=dense_bytes / (bytes_.weights + bytes_.header),
+        ),
+        parameters=stage.parameters,
+        train=replace(
+            training,
+            teacher_steps=sum(teacher.steps for teacher in teachers),
+            teacher_seconds=sum(teacher.total_seconds for teacher in teachers),
+            teacher_tokens=sum(teacher.tokens for teacher in teachers),
+            teacher_flops=sum(teacher.total_flops for teacher in teachers),
+        ),
+        inference=measurer.inference,
+        data={
             "notes": data.notes,
             "files": {name: [asdict(file) for file in files] for name, files in data.files.items()},
             **{name: len(split) for name, split in data.splits.items()},
         },
-        "quality_drops": measurer.drops,
-        "evidence": evidence,
-        "resumed": list(resumed),
-    }
+        quality_drops=measurer.drops,
+        evidence=evidence,
+        resumed=list(resumed),
+    )
 
 
 def _attended(test: Quality, data: PreparedData, count: int) -> list[tuple[str | None, str]]:

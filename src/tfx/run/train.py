@@ -15,8 +15,8 @@ from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver
 
 if TYPE_CHECKING:
+    from tfx.record.summary import TrainingCost
     from tfx.run.setup import Parts
-    from tfx.training.accounts import TrainingResult
 
 
 class Recorder(Observer):
@@ -79,7 +79,7 @@ def build_trainer(parts: Parts, recorder: Recorder, state: dict[str, Any] | None
     return Trainer(parts.config, parts.model, parts.data, parts.device, recorder, parts.stack, training, recorded)
 
 
-def train(trainer: Trainer, recorder: Recorder) -> TrainingResult:
+def train(trainer: Trainer, recorder: Recorder) -> TrainingCost:
     """Spends the budget; the model then holds the final weights."""
     try:
         recorder.console.training_started()

@@ -1,11 +1,10 @@
-"""What a training counts: means over an interval of steps, and what it all came to."""
+"""What a training counts: means over an interval of steps, FLOPs, and what the device gives and takes."""
 
 from __future__ import annotations
 
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,28 +14,6 @@ from tfx.data.batching import Batch
 from tfx.model.flops import forward_flops
 from tfx.model.transformer import Transformer
 from tfx.training.budget import Clock
-
-
-@dataclass
-class TrainingResult:
-    """What a training did, for `summary.json`. Tokens are real ones of both sides, without padding."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    tokens_per_second: float
-    padding: float
-    flops: float
-    mfu: float | None
-    peak_memory_bytes: int
-    stopped_early: bool
-    best_step: int
-    final_weights: str
-    skipped_steps: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
 
 class Interval:

@@ -18,8 +18,9 @@ from tfx.model.device import compile_for
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.record.signals import StoppedBySignal, deferring_signals, raise_if_signalled
+from tfx.record.summary import TrainingCost
 from tfx.techniques.stack import Stack
-from tfx.training.accounts import Interval, TrainingResult, peak_flops, peak_memory
+from tfx.training.accounts import Interval, peak_flops, peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.schedules import schedule_factor
@@ -94,7 +95,7 @@ class Trainer:
         if state is not None:
             self._restore(state)
 
-    def train(self) -> TrainingResult:
+    def train(self) -> TrainingCost:
         """Spends what is left of the budget; the model then holds the final weights.
 
         Raises `UnstableError` before a step whose loss or gradients are not finite, where the policy is to stop.
@@ -260,10 +261,10 @@ class Trainer:
         clock = self.clock
         return {"step": clock.steps, "tokens": clock.tokens, "seconds": clock.seconds, "progress": clock.progress}
 
-    def _result(self, seconds: float, final: str) -> TrainingResult:
+    def _result(self, seconds: float, final: str) -> TrainingCost:
         peak = peak_flops(self.device)
         seconds = max(seconds, 1e-9)
-        return TrainingResult(
+        return TrainingCost(
             steps=self.clock.steps,
             tokens=self.clock.tokens,
             seconds=seconds,
