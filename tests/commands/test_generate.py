@@ -179,3 +179,27 @@ def test_options_stand_anywhere(runs, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(runs / "pairs"), "--splitt", "valid"]) == 2
     assert "option '--splitt' is unknown: did you mean '--split'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "inspect"])
+def test_without_a_run_only_that_is_asked_for(command, capsys):
+    assert main([command]) == 2
+    assert capsys.readouterr().err == (
+        f"tfx: the following arguments are required: RUN|FILE (see `tfx {command} --help`)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [(".", ". is a folder: name a file"), ("nowhere/p.jsonl", "nowhere/p.jsonl: the folder nowhere is not there")],
+)
+def test_predictions_that_cannot_be_written_are_refused_before_anything_is_scored(path, says, runs, capsys):
+    assert main(["evaluate", str(runs / "pairs"), "--predictions", path]) == 2
+    assert capsys.readouterr().err == f"tfx: --predictions {says}\n"
+
+
+def test_a_model_file_on_data_of_the_other_task_is_refused_with_what_does_not_fit(runs, capsys):
+    assert main(["evaluate", str(runs / "lm" / "model.safetensors"), "dataset=normalize"]) == 2
+    assert "model.safetensors is a language model, and the data are not: name other data" in capsys.readouterr().err
+    assert main(["evaluate", str(runs / "pairs" / "model.safetensors"), "dataset=normalize", "foo=1"]) == 2
+    assert "key 'foo' is unknown" in capsys.readouterr().err
