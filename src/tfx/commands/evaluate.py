@@ -111,9 +111,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_writable(path: Path) -> None:
-    """Raises `UserError` before anything is scored for a path that no file can be written to."""
-    if path.is_dir():
-        raise UserError(f"--predictions {path} is a folder: name a file")
+    """Raises `UserError` before anything is scored for a path that no file can be put at.
+
+    Nor at that of a device or a pipe: the file would take its place.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"--predictions {path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
     if not os.access(path.parent, os.W_OK):
         reason = "cannot be written to" if path.parent.is_dir() else "is not there"
         raise UserError(f"--predictions {path}: the folder {path.parent} {reason}")
