@@ -1,6 +1,7 @@
 """`tfx generate`: one line for one line, whatever comes in; what is done to an input is said on stderr."""
 
 import io
+import os
 import sys
 
 import pytest
@@ -179,3 +180,34 @@ def test_options_stand_anywhere(runs, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(runs / "pairs"), "--splitt", "valid"]) == 2
     assert "option '--splitt' is unknown: did you mean '--split'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "inspect"])
+def test_without_a_run_only_that_is_asked_for(command, capsys):
+    assert main([command]) == 2
+    assert capsys.readouterr().err == (
+        f"tfx: the following arguments are required: RUN|FILE (see `tfx {command} --help`)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "{path} is a folder: name a file"),
+        ("pipe", "{path} is a device or pipe: name a file"),
+        ("nowhere/p.jsonl", "{path}: the folder {path.parent} is not there"),
+    ],
+)
+def test_predictions_that_cannot_be_written_are_refused_before_anything_is_scored(name, says, runs, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / name
+    assert main(["evaluate", str(runs / "pairs"), "--predictions", str(path)]) == 2
+    assert capsys.readouterr().err == f"tfx: --predictions {says.format(path=path)}\n"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_model_file_on_data_of_the_other_task_is_refused_with_what_does_not_fit(runs, capsys):
+    assert main(["evaluate", str(runs / "lm" / "model.safetensors"), "dataset=normalize"]) == 2
+    assert "model.safetensors is a language model, and the data are not: name other data" in capsys.readouterr().err
+    assert main(["evaluate", str(runs / "pairs" / "model.safetensors"), "dataset=normalize", "foo=1"]) == 2
+    assert "key 'foo' is unknown" in capsys.readouterr().err

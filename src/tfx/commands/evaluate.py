@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,16 @@ def main(arguments: Sequence[str]) -> int:
         "Scores a run's final file, or a model file on a data set named by overrides (dataset=…).",
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
-    parser.add_argument("overrides", nargs="*", help="changes to the run's config: evaluation.beam=1, dataset=…")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="changes to the run's config: evaluation.beam=1, dataset=…"
+    )
     parser.add_argument("--split", choices=("train", "valid", "test"), help="default: test, else valid")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write the predictions as JSON lines")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
     options = parser.read(arguments)
+    if options.predictions is not None:
+        _check_writable(options.predictions)
 
     from tfx.compression.checkpoint import load, read_header
     from tfx.config import compose
@@ -53,8 +58,17 @@ def main(arguments: Sequence[str]) -> int:
         if not any(word.lstrip("+").startswith("dataset=") for word in options.overrides):
             raise UserError(f"{options.path} is a model file: name the data to score it on, such as dataset=multi30k")
         # A model file brings its own architecture: the model group is not used, only made to fit the task.
-        family = "seq2seq_tiny" if read_header(file).architecture.is_seq2seq else "gpt_nano"
-        config = compose.compose([f"model={family}", *options.overrides])
+        families = {True: "seq2seq_tiny", False: "gpt_nano"}
+        is_seq2seq = read_header(file).architecture.is_seq2seq
+        try:
+            config = compose.compose([f"model={families[is_seq2seq]}", *options.overrides])
+        except UserError:
+            # Where a model of the other task would do, the data are what does not fit; else all is raised again.
+            compose.compose([f"model={families[not is_seq2seq]}", *options.overrides])
+            raise UserError(
+                f"{options.path} is {'for text to text' if is_seq2seq else 'a language model'}, and the data are not: "
+                "name other data, or their task and columns with dataset.task=…"
+            ) from None
     check_metrics(config.dataset.metrics)
     loaded = load(options.path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
@@ -76,7 +90,10 @@ def main(arguments: Sequence[str]) -> int:
         loaded.model, data.splits[split], loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed
     )
     if options.predictions is not None:
-        write_json_lines(options.predictions, quality.predictions)
+        try:
+            write_json_lines(options.predictions, quality.predictions)
+        except OSError as error:
+            raise UserError(f"--predictions {options.predictions} cannot be written: {error.strerror}") from error
     if options.json:
         facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
         print(json.dumps({**facts, "metrics": quality.metrics, "signatures": quality.signatures}, indent=2))
@@ -91,6 +108,18 @@ def main(arguments: Sequence[str]) -> int:
         table.add_row(name, number(value), quality.signatures.get(name, ""))
     plain_console().print(table)
     return 0
+
+
+def _check_writable(path: Path) -> None:
+    """Raises `UserError` before anything is scored for a path that no file can be put at.
+
+    Nor at that of a device or a pipe: the file would take its place.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"--predictions {path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
+    if not os.access(path.parent, os.W_OK):
+        reason = "cannot be written to" if path.parent.is_dir() else "is not there"
+        raise UserError(f"--predictions {path}: the folder {path.parent} {reason}")
 
 
 def _without_effect(overrides: Sequence[str], config: EvaluationConfig, is_seq2seq: bool) -> list[str]:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         "and its continuation, line ends written as \\n so that one line stays one line.",
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="inputs; none: the lines of stdin")
+    parser.add_argument("texts", nargs="*", default=[], metavar="TEXT", help="inputs; none: the lines of stdin")
     parser.add_argument("--method", choices=("greedy", "beam", "sample"), help="default: what the run was scored with")
     parser.add_argument("--beam", type=int, help="hypotheses kept by beam search")
     parser.add_argument("--temperature", type=float, help="of sampling")
