@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -132,7 +133,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     sys.argv = [before[0], *as_typed, *flags]
     places: list[Path] = []
     try:
-        flagged = get_args_parser().parse_args(sys.argv[1:])
+        flagged = _parse_flags(sys.argv[1:])
         added = flagged.config_dir
         places = _own_places(added, flagged.config_path, overrides)
         _check_endings(places)
@@ -154,6 +155,19 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         sys.argv = before
     if fault is not None:
         raise fault
+
+
+def _parse_flags(words: Sequence[str]) -> argparse.Namespace:
+    """What Hydra's command line makes of the words; what it does not know is a `UserError`, and no page of usage."""
+
+    def fail(message: str) -> NoReturn:
+        unknown_flags = message.removeprefix("unrecognized arguments: ")
+        hint = "; a setting has no dashes" if unknown_flags != message and "=" in unknown_flags else ""
+        raise UserError(f"{message}{hint}: `tfx train --hydra-help` lists the flags")
+
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    return parser.parse_args(words)
 
 
 def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequence[str]) -> list[Path]:
@@ -400,6 +414,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
         raise UserError("the config is a list, not groups of settings")
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
     _check_keys(values, Root, "")
+    _check_given(values, "")
     _make_absolute(values, Root, "")
     if is_new and values.get("init_from") is not None:
         _inherit(values, typed)
@@ -556,6 +571,15 @@ def _check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
             _check_keys(value, factory, f"{prefix}{key}.")
 
 
+def _check_given(values: dict[str, Any], prefix: str) -> None:
+    """Raises `UserError` for the text ``???``, which OmegaConf takes for a value that is yet to come."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_given(value, f"{prefix}{key}.")
+        elif "???" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"{prefix}{key}=??? has no value: ??? stands for one that is to be given, so give another")
+
+
 def _choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
     """Leaves one budget: the one that the user typed, else the config's, else the default."""
     assigned = []
@@ -672,6 +696,14 @@ def explain(error: Exception) -> UserError:
         if parent not in _all_keys():
             return unknown("key", parent, _all_keys())
     first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
+    if match := re.search(r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer", first):
+        return UserError(f"{key} is a whole number: write {match[1]}")
+    if "is not Optional" in first:
+        return UserError(f"{key} cannot be null: leave it out for its default")
+    if "is not a ListConfig" in first:
+        return UserError(f"{key} is a list, of one value too: type \"{key}=['value']\"")
+    if "Could not delete" in first or "does not support deletion" in first:
+        return UserError(f"{first}: settings cannot be taken out, give them another value")
     return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
 
 
