@@ -64,7 +64,7 @@ def test_resampled_bits_per_byte_are_those_of_the_drawn_windows_and_their_unknow
     # Two bytes to a token, in each window.
     summary = {"primary_metric": "bits_per_byte", "test": {"loss": 2.0, "bits_per_byte": bits.sum() / (40 * 32)}}
     run = read_run(run_writer(tmp_path / "run", rows=rows, summary=summary))
-    (arm,) = group([run])
+    (arm,), _ = group([run])
     sampled_SR = Sentences(arm).resampled(arm)
     weights_RN = sentence_weights(40)
     assert sampled_SR[0] == pytest.approx(weights_RN @ bits / (40 * 32), rel=1e-5)
