@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -183,11 +184,11 @@ def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequ
 
 def _check_endings(places: Sequence[Path]) -> None:
     """Raises `UserError` for a file ``.yml`` by the name of a choice that there is: the other would be taken unsaid."""
-    from tfx.config.describe import GROUPS, choices
-
-    for group in GROUPS:
-        for file in (file for place in places for file in sorted((place / group).glob("*.yml"))):
-            if file.stem in choices(group) or file.with_suffix(".yaml").exists():
+    ours = resources.files("tfx.conf")
+    for place in places:
+        for file in sorted(place.glob("*/*.yml")):
+            name = f"{file.parent.name}/{file.stem}.yaml"
+            if ours.joinpath(name).is_file() or (place / name).is_file():
                 raise _other_ending(file)
 
 
