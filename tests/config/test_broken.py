@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tfx.config import compose
+from tfx.config import command_line, compose
 from tfx.errors import UserError
 
 
@@ -20,7 +20,7 @@ def here(tmp_path, monkeypatch):
 def run(*arguments: str) -> str:
     """The message with which a job that does nothing is refused."""
     with pytest.raises(UserError) as caught:
-        compose.run_with_hydra(lambda config, typed, directory: None, list(arguments))
+        command_line.run_with_hydra(lambda config, typed, directory: None, list(arguments))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -76,7 +76,7 @@ def test_the_folder_that_one_stands_in_is_not_removed_though_it_is_empty(folder,
 
 def test_aliases_that_stay_small_are_allowed(tmp_path, here):
     content = "encoder_layers: &n 2\ndecoder_layers: *n\n"
-    compose.run_with_hydra(lambda config, typed, directory: None, choice(tmp_path, content))
+    command_line.run_with_hydra(lambda config, typed, directory: None, choice(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_a_bug_in_a_job_is_not_the_users_fault(here):
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        compose.run_with_hydra(job, [])
+        command_line.run_with_hydra(job, [])
 
 
 def test_overrides_are_given_to_the_job_as_they_were_typed(here):
     seen = []
-    compose.run_with_hydra(lambda config, typed, directory: seen.extend(typed), ["trainer.log_every=${seed}"])
+    command_line.run_with_hydra(lambda config, typed, directory: seen.extend(typed), ["trainer.log_every=${seed}"])
     assert seen == ["trainer.log_every=${seed}"]
 
 

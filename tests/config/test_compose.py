@@ -3,7 +3,8 @@
 import pytest
 
 from tfx.cli import main
-from tfx.config.compose import compose, load, split_flags
+from tfx.config.command_line import split_flags
+from tfx.config.compose import compose, load
 from tfx.config.schema import DEFAULT_BUDGET_SECONDS
 
 

@@ -35,6 +35,9 @@ def found(folder: Path, names: list[str], **options) -> tuple[dict[str, list[str
         (["a_training.csv", "a_test.csv"], {"train": ["a_training.csv"], "test": ["a_test.csv"]}),
         (["myTrain.csv", "myTest2.csv"], {"train": ["myTrain.csv"], "test": ["myTest2.csv"]}),
         (["train/a.csv", "test/a.csv"], {"train": ["train/a.csv"], "test": ["test/a.csv"]}),
+        (["train_test_split/train.csv", "train_test_split/test.csv"],
+         {"train": ["train_test_split/train.csv"], "test": ["train_test_split/test.csv"]}),
+        (["inner/train.csv", "__MACOSX/notes.txt"], {"train": ["inner/train.csv"]}),
         (["inner/train.csv", "inner/val.csv"], {"train": ["inner/train.csv"], "valid": ["inner/val.csv"]}),
         (["a.csv", "contest.csv", "latest.csv"], {"train": ["a.csv", "contest.csv", "latest.csv"]}),
         (["train-00000-of-00002.csv", "train-00001-of-00002.csv", "dev-00000-of-00001.csv"],
@@ -124,6 +127,13 @@ def test_a_name_of_two_splits_is_for_the_user_to_place(tmp_path):
     splits, notes = found(tmp_path, ["test.csv"])
     assert splits == {"train": ["train.csv"], "test": ["test.csv"]}
     assert notes == ["files of no split left out: test_for_train.csv"]
+
+
+def test_the_folder_of_a_file_tells_where_its_name_does_not(tmp_path):
+    with pytest.raises(UserError, match="holds no training split"):
+        found(tmp_path / "one", ["test/a.csv"])
+    with pytest.raises(UserError, match=r"train_test is named like train and like test data: .*=\[train_test\]"):
+        found(tmp_path / "two", ["train_test/a.csv"])
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,15 @@ def test_a_damaged_archive_is_one_line(data, message, tmp_path):
 def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
     (tmp_path / "a").write_bytes(data)
     assert read_text(tmp_path / "a").lines == lines
+
+
+def test_a_file_with_links_is_known_by_its_own_name(tmp_path):
+    (tmp_path / "train.csv").write_text("x")
+    for name in ("a.csv", "z.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "train.csv")
+    splits, notes = found(tmp_path, [], path=str(tmp_path / "*.csv"))
+    assert splits == {"train": ["train.csv"]}
+    assert notes == ["links to files that are there left out: 2"]
 
 
 def test_a_link_to_nothing_is_named(tmp_path):

@@ -145,6 +145,17 @@ def test_joined_files_are_named_with_their_rows(tmp_path):
     ]
 
 
+def test_files_of_one_name_are_told_by_their_folders(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.json").write_text(lines(PAIR, PAIR))
+    files = load_corpus(DatasetConfig(path=str(tmp_path), format="json", valid_fraction=0.5)).files
+    assert {split: [file.file for file in found] for split, found in files.items()} == {
+        "train": ["train/a.json"],
+        "test": ["test/a.json"],
+    }
+
+
 @pytest.mark.parametrize(
     ("path", "says"),
     [
@@ -442,6 +453,13 @@ def test_one_row_of_a_table_is_cut_as_a_text(tmp_path):
     corpus = load(tmp_path, **made, task="lm", text="deep.play", valid_fraction=0.3)
     assert corpus.splits["train"]["text"][:] == ["0123456"]
     assert corpus.splits["valid"]["text"][:] == ["789"]
+
+
+def test_limits_hold_beside_a_single_text(tmp_path):
+    for split, texts in (("train", ["a text"]), ("valid", ["b"] * 2), ("test", ["c", "d", "e"])):
+        Dataset.from_dict({"text": texts}).to_parquet(tmp_path / f"{split}.parquet")
+    config = DatasetConfig(path=str(tmp_path), format="parquet", task="lm", limit=LimitConfig(test=2))
+    assert load_corpus(config).splits["test"]["text"][:] == ["c", "d"]
 
 
 def test_parquet_that_changed_at_the_same_time_of_day_is_read_anew(tmp_path):

@@ -12,7 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tfx.cli import COMMANDS, main
 from tfx.commands import ablate, resume, trial
-from tfx.config.compose import compose, split_flags
+from tfx.config.command_line import split_flags
+from tfx.config.compose import compose
 from tfx.data import normalize, stdlib
 from tfx.experiments.design import Rates
 

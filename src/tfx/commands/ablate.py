@@ -62,7 +62,8 @@ def _settings(words: Sequence[str]) -> AblateConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from tfx.config.compose import check_values, explain
+    from tfx.config.checks import check_values
+    from tfx.config.explain import explain
 
     try:
         given = OmegaConf.from_dotlist([word.lstrip("+") for word in words])
@@ -77,7 +78,8 @@ def _compose(words: Sequence[str]) -> Request | None:
     """None where Hydra was asked to show something instead."""
     from hydra.core.hydra_config import HydraConfig
 
-    from tfx.config.compose import check_values, run_with_hydra
+    from tfx.config.checks import check_values
+    from tfx.config.command_line import run_with_hydra
 
     found: list[Request] = []
 

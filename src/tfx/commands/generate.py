@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load
-    from tfx.config.compose import check_values
+    from tfx.config.checks import check_values
     from tfx.evaluation.generation import describe_decoding, generate
 
     loaded = load(options.path, options.device)

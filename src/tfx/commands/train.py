@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         print_help(_techniques(arguments))
         return 0
-    from tfx.config.compose import is_foreign_job, run_with_hydra
+    from tfx.config.command_line import is_foreign_job, run_with_hydra
     from tfx.experiments import launcher
     from tfx.experiments.jobs import ENDED_BADLY
     from tfx.experiments.table import print_results

@@ -43,7 +43,7 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
                 like = " and ".join(told)
                 notes.append(f"{given.name} is named like {like} data, and is trained on: dataset.path names it alone")
             return {"train": _both_sides(config, [given])}
-        found = _below(config, given, notes) if given.is_dir() else _matching(given)
+        found = _below(config, given, notes) if given.is_dir() else _matching(given, notes)
     except OSError as error:
         raise UserError(f"dataset.path={config.path} cannot be read: {error.strerror}") from error
     if not found:
@@ -57,8 +57,8 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
             "dataset.path=…"
         )
     found = _once(found, notes)
-    splits, unused = _by_name(config, found)
-    if not splits and not any(_splits_of(config, _stem(config, path)) for path in found):
+    splits, unused, is_told = _by_name(config, found)
+    if not splits and not is_told:
         held = [path for path in found if set(_parts(_stem(config, path))) & set(_HELD_OUT)]
         if held and len(held) < len(found):
             raise UserError(
@@ -83,10 +83,11 @@ def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:
     """The files of a folder; where it has none, those of folders in it that are named like splits."""
     found = _belonging(config, folder)
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found and len(inner) == 1 and not _splits_of(config, inner[0].name):
-        return _below(config, inner[0], notes)  # a folder around the data, as archives have one
     holding = {sub: files for sub in inner if (files := _belonging(config, sub))}
-    used = [] if found else [sub for sub in holding if _split_of(config, sub.name) is not None]
+    around = list(holding) or inner
+    if not found and len(around) == 1 and len(_splits_of(config, around[0].name)) != 1:
+        return _below(config, around[0], notes)  # a folder around the data, as archives have one
+    used = [] if found else [sub for sub in holding if _splits_of(config, sub.name)]
     if found:
         _check_place(config, folder, found, holding)
     elif holding and not used:
@@ -126,10 +127,15 @@ def _belonging(config: DatasetConfig, folder: Path) -> list[Path]:
     return sorted(path for path in named if path.is_file())
 
 
-def _matching(pattern: Path) -> list[Path]:
-    # Links can lead to one file by many names: the first counts.
-    names = sorted(glob.glob(str(pattern), recursive=True), reverse=True)
-    return sorted({os.path.realpath(name): Path(name) for name in names if Path(name).is_file()}.values())
+def _matching(pattern: Path, notes: list[str]) -> list[Path]:
+    """The files that a glob matches, each once: by its own name, where links lead to it by others."""
+    names = [name for name in sorted(glob.glob(str(pattern), recursive=True)) if Path(name).is_file()]
+    kept: dict[str, Path] = {}
+    for name in sorted(names, key=lambda name: (Path(name).is_symlink(), name.count(os.sep))):
+        kept.setdefault(os.path.realpath(name), Path(name))
+    if len(kept) < len(names):
+        notes.append(f"links to files that are there left out: {len(names) - len(kept):,}")
+    return sorted(kept.values())
 
 
 def _once(paths: list[Path], notes: list[str]) -> list[Path]:
@@ -151,34 +157,39 @@ def _names(paths: list[Path]) -> str:
 # --- names ------------------------------------------------------------------------------------------
 
 
-def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Splits and their files, and the files that are in none of them.
+def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[Path]], list[Path], bool]:
+    """Splits and their files, the files that are in none of them, and whether any name tells a split.
 
     A file that is named just like its split comes before those that only have its name in theirs: with ``train.csv``
     there, ``train_old.csv`` is another thing.
     """
-    in_folders = len({path.parent for path in paths}) > 1
+    given = Path(config.path or "")
+    in_folders = len({path.parent for path in paths}) > 1 or (given.is_dir() and paths[0].parent != given)
     exact: dict[str, list[Path]] = {}
-    loose: dict[Path, list[str]] = {}
+    # The name that tells, and the splits that it tells.
+    loose: dict[Path, tuple[str, list[str]]] = {}
     for path in paths:
         stem = _stem(config, path)
         split = next((s for s in SPLITS if stem.lower() in _lower(getattr(config.splits, s))), None)
         if split is not None:
             exact.setdefault(split, []).append(path)
         else:
-            told = _splits_of(config, stem) or (_splits_of(config, path.parent.name) if in_folders else [])
+            telling = path.parent.name if in_folders and not _splits_of(config, stem) else stem
+            told = _splits_of(config, telling)
             # A split of no names, dataset.splits.test=[], is one that is not wanted.
-            loose[path] = told if all(getattr(config.splits, s) for s in told) else []
-    for path, told in loose.items():
+            loose[path] = telling, told if all(getattr(config.splits, s) for s in told) else []
+    for name, told in loose.values():
         if len(told) > 1 and not all(split in exact for split in told):
-            raise _ambiguous(_stem(config, path), told)
+            settings = " or ".join(f"dataset.splits.{split}=[{name}]" for split in told)
+            raise UserError(f"{name} is named like {' and like '.join(told)} data: say which it is with {settings}")
     splits = {}
     for split in SPLITS:
-        found = exact.get(split) or [path for path, told in loose.items() if told == [split]]
+        found = exact.get(split) or [path for path, (_, told) in loose.items() if told == [split]]
         if found:
             splits[split] = _of_first_name(config, split, found)
     used = {path for found in splits.values() for path in found}
-    return splits, [path for path in paths if path not in used]
+    told_any = bool(exact) or any(_splits_of(config, name) for name, _ in loose.values())
+    return splits, [path for path in paths if path not in used], told_any
 
 
 def _of_first_name(config: DatasetConfig, split: str, paths: list[Path]) -> list[Path]:
@@ -189,19 +200,6 @@ def _of_first_name(config: DatasetConfig, split: str, paths: list[Path]) -> list
         if chosen:
             return chosen
     return paths
-
-
-def _split_of(config: DatasetConfig, name: str) -> str | None:
-    """The one split that a name tells; raises `UserError` where it tells two."""
-    told = _splits_of(config, name)
-    if len(told) > 1:
-        raise _ambiguous(name, told)
-    return told[0] if told else None
-
-
-def _ambiguous(name: str, told: list[str]) -> UserError:
-    settings = " or ".join(f"dataset.splits.{split}=[{name}]" for split in told)
-    return UserError(f"{name} is named like {' and like '.join(told)} data: say which it is with {settings}")
 
 
 def _splits_of(config: DatasetConfig, name: str) -> list[str]:

@@ -44,7 +44,10 @@ _STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_F
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a split and the rows in it: lines of aligned files, else records; None for a text as a whole."""
+    """A file of a split, with its folder where others have its name, and the rows in it.
+
+    Rows are lines of aligned files, else records; None for a text as a whole.
+    """
 
     file: str
     rows: int | None
@@ -60,7 +63,7 @@ def describe_files(files: list[SourceFile]) -> str:
 class Corpus:
     """Text before tokenizing. ``splits`` lacks ``test`` where the data have none; ``notes`` say what was done.
 
-    ``files`` are those that each split was read from, where they are local.
+    ``files`` are those that each split was read from; of the hub, the repository and its split.
     """
 
     task: str
@@ -107,7 +110,8 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
     if config.task == "lm" and is_raw and len(raw["train"]) == 1:  # one text, which may have to be cut in two
         raw = {
-            name: _to_texts(config, name, dataset, key, notes, rules, is_raw=True)[0] for name, dataset in raw.items()
+            name: _to_texts(config, name, dataset, f"{key} whole ", notes, rules, is_raw=True)[0]
+            for name, dataset in raw.items()
         }
         is_raw = False
     _cut_valid(config, raw, notes)
@@ -231,7 +235,9 @@ def _read_local(
     digest = hashlib.sha256()
     splits: dict[str, Dataset] = {}
     files: dict[str, list[SourceFile]] = {}
-    for split, paths in find_files(config, notes).items():
+    found = find_files(config, notes)
+    names = Counter(path.name for paths in found.values() for path in paths)
+    for split, paths in found.items():
         content = hashlib.sha256()
         for path in paths:
             content.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + file_digest(path))
@@ -246,7 +252,8 @@ def _read_local(
             splits[split], counts = _read_parquet(paths, content.hexdigest())
         else:
             splits[split], counts = _read_rows(config, paths, notes, rules)
-        files[split] = [SourceFile(path.name, count) for path, count in zip(paths, counts, strict=True)]
+        shown = [path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
+        files[split] = [SourceFile(name, count) for name, count in zip(shown, counts, strict=True)]
         if len(paths) > (2 if config.format == "parallel" else 1):
             notes.append(f"{split}: {len(paths)} files joined: {describe_files(files[split])}")
     return splits, digest.hexdigest(), files

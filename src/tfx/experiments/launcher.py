@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tfx.config.compose import check_values
+from tfx.config.checks import check_values
 from tfx.config.schema import LauncherConfig
 from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
 from tfx.experiments.pool import Machine, run_jobs

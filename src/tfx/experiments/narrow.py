@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config import compose
+from tfx.config.inheritance import from_scratch
 from tfx.config.schema import ModelConfig, Root
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _at_width(config: Root, width: int) -> Root:
     full: ModelConfig = config.model
     ffn = max(1, round(full.ffn_width * width / full.width))
     narrow = replace(
-        compose.from_scratch(config),
+        from_scratch(config),
         model=replace(full, name=f"{full.name} at width {width}", width=width, ffn_width=ffn),
         technique={name: dict(values) for name, values in INT8.items()},
         reference=None,

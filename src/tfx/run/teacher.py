@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config import compose
+from tfx.config.inheritance import from_scratch
 from tfx.config.schema import Budget, Root
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory, model_file
@@ -125,7 +126,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
     Raises `UserError` for a model that there is not, or that is not for the run's data.
     """
     # Without the run's origin, for whose sake a model and data of different kinds would be let through.
-    config = replace(compose.from_scratch(config), technique={})
+    config = replace(from_scratch(config), technique={})
     model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
     budget = need.budget
     if budget == Budget():

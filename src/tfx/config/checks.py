@@ -1,0 +1,158 @@
+"""Checks of a composed config: names, types, ranges, and settings that do not go together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tfx.config.grammar import escaped
+from tfx.config.paths import make_absolute
+from tfx.config.registry import technique_class
+from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root
+from tfx.errors import UserError, unknown
+
+_LARGEST_INTEGER = 2**63 - 1
+# Stands in place of the settings of another package's technique where those cannot be read, and says why.
+UNREADABLE = "cannot be read"
+
+
+def check_technique(name: str, values: Any) -> dict[str, Any]:
+    """All settings of a technique as plain values, checked like any others.
+
+    Raises `UserError` also where another package's technique cannot be loaded, or its YAML cannot be read.
+    """
+    if isinstance(values, dict) and UNREADABLE in values:
+        raise UserError(values[UNREADABLE])
+    schema = technique_class(name).Settings
+    prefix = f"technique.{name}."
+    if not isinstance(values, dict):
+        raise UserError(f"technique.{name}={values} is not a group of settings: set {prefix}<name>=…")
+    check_keys(values, schema, prefix)
+    make_absolute(values, schema, prefix)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), escaped(values))
+        settings: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{prefix}{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
+    check_values(settings, prefix)
+    if settings.start >= settings.end:
+        raise UserError(f"{prefix}start={settings.start:g} must be below {prefix}end={settings.end:g}")
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if isinstance(value, Budget) and sum(getattr(value, key) is not None for key in BUDGET_UNITS) > 1:
+            raise UserError(f"{prefix}{f.name} is one budget: name one of {', '.join(BUDGET_UNITS)}")
+    return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
+
+
+def check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
+    """Raises `UserError` for a key that the schema, a settings dataclass, has not."""
+    known = {f.name: f for f in fields(schema)}
+    for key, value in values.items():
+        if key not in known:
+            raise unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in known])
+        factory = known[key].default_factory
+        if is_dataclass(factory):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{key}={value} is not a group of settings: set {prefix}{key}.<name>=…")
+            check_keys(value, factory, f"{prefix}{key}.")
+
+
+def check_given(values: dict[str, Any], prefix: str) -> None:
+    """Raises `UserError` for the text ``???``, which OmegaConf takes for a value that is yet to come."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            check_given(value, f"{prefix}{key}.")
+        elif "???" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"{prefix}{key}=??? has no value: ??? stands for one that is to be given, so give another")
+
+
+def choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
+    """Leaves one budget: the one that the user typed, else the config's, else the default."""
+    assigned = []
+    for override in typed:
+        match = re.fullmatch(r"\+*trainer\.budget\.(\w+)=(.*)", override)
+        if match and match[2] not in ("null", "None", ""):
+            assigned.append(match[1])
+    named = [name for name in BUDGET_UNITS if name in assigned]
+    if not named:
+        named = [name for name in BUDGET_UNITS if budget.get(name) is not None]
+    if len(named) > 1:
+        both = " and ".join(f"trainer.budget.{name}={budget.get(name)}" for name in named)
+        raise UserError(f"a run has one budget, and {both} are named: keep one of them")
+    for name in BUDGET_UNITS:
+        if named and name != named[0]:
+            budget[name] = None
+    if not named:
+        budget["seconds"] = DEFAULT_BUDGET_SECONDS
+
+
+def check_values(node: Any, prefix: str) -> None:
+    """Raises `UserError` for a value of a settings dataclass that is out of its range or choices."""
+    for f in fields(node):
+        name, value, meta = f"{prefix}{f.name}", getattr(node, f.name), f.metadata
+        if is_dataclass(value):
+            check_values(value, f"{name}.")
+            continue
+        choices = meta.get("choices")
+        if choices and value is not None and value not in choices:
+            raise unknown(name, str(value), choices)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(value, list) and isinstance(number, dict | list):  # merging lets them through
+                raise UserError(f"{name}={value} must be a list of single values")
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            _check_range(name, number, meta)
+
+
+def _check_range(name: str, number: float, meta: Any) -> None:
+    bounds = [
+        ("minimum", "at least", lambda bound: number >= bound),
+        ("maximum", "at most", lambda bound: number <= bound),
+        ("above", "above", lambda bound: number > bound),
+        ("below", "below", lambda bound: number < bound),
+    ]
+    wanted = [f"{words} {meta[key]:g}" for key, words, _ in bounds if meta.get(key) is not None]
+    if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
+        raise UserError(f"{name}={number} is out of range: it is no 64-bit integer")
+    if not math.isfinite(number):
+        raise UserError(f"{name}={number:g} is out of range: it must be finite")
+    if any(meta.get(key) is not None and not holds(meta[key]) for key, _, holds in bounds):
+        raise UserError(f"{name}={number:g} is out of range: it must be {' and '.join(wanted)}")
+
+
+def check_combinations(config: Root) -> None:
+    """Raises `UserError` for settings that are right one by one, and do not go together."""
+    model, dataset, schedule = config.model, config.dataset, config.schedule
+    if model.family != dataset.task and config.init_from is None:
+        kind = {"seq2seq": "text to text", "lm": "a language model"}
+        example = {"seq2seq": "seq2seq_tiny", "lm": "gpt_nano"}
+        raise UserError(
+            f"model '{model.name}' is for {kind[model.family]} and dataset '{dataset.name}' for {kind[dataset.task]}: "
+            f"choose a model for it, such as model={example[dataset.task]}"
+        )
+    if config.trainer.keep_zeros and config.init_from is None:
+        raise UserError(
+            "trainer.keep_zeros keeps the zeros of a model that training starts from: name it with init_from=…"
+        )
+    if len(config.optimizer.betas) != 2:
+        raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
+    if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:
+        raise UserError(
+            f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the whole budget"
+        )
+    metric = config.trainer.early_stopping.metric
+    watchable = ["loss", "perplexity"] + (["bits_per_byte"] if dataset.task == "lm" else [])
+    if metric is not None and metric not in watchable:
+        raise unknown("trainer.early_stopping.metric", metric, watchable)
+    if config.evaluation.method == "beam" and dataset.task == "lm":
+        raise UserError("evaluation.method=beam is for text to text: a language model decodes by greedy or sample")
+    if dataset.metrics and dataset.task == "lm":
+        raise UserError(
+            f"dataset.metrics={dataset.metrics} are of generated text: a language model is scored by its loss"
+        )

@@ -1,0 +1,85 @@
+"""Hydra's part: registers the schema and the techniques, and composes the tree of settings from overrides."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tfx.config.checks import UNREADABLE
+from tfx.config.explain import check_yaml, explain, of_yaml
+from tfx.config.grammar import check_words, literal
+from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
+from tfx.config.schema import LauncherConfig, Root
+from tfx.errors import UserError
+
+PRIMARY = "train"
+
+
+def register() -> None:
+    """Tells Hydra of the schema, of tfx's launcher, and of other packages' techniques."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Root, provider="tfx")
+    store.store(group="hydra/launcher", name="tfx", node=LauncherConfig, provider="tfx")
+    for name, point in entry_points().items():
+        if is_foreign(point):
+            try:
+                node = OmegaConf.create({name: _foreign_settings(name)})
+            except UserError as error:
+                # Runs that do not choose it go on.
+                node = OmegaConf.create({name: {UNREADABLE: str(error)}})
+            # A YAML may leave settings to the class: which there are, `check_technique` knows better than Hydra.
+            OmegaConf.set_struct(node[name], False)
+            store.store(group="technique", name=name, node=node, provider=point.value)
+    OmegaConf.register_new_resolver("tfx.random_hex", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+
+
+def _foreign_settings(name: str) -> DictConfig:
+    """What another package's technique is set to: by its YAML, else by its class.
+
+    Raises `UserError` where the YAML is broken, or the class cannot be loaded.
+    """
+    file = foreign_yaml(entry_points()[name])
+    if file is None:
+        return OmegaConf.structured(technique_class(name).Settings)
+    check_yaml(file)
+    try:
+        content = OmegaConf.create(file.read_text(encoding="utf-8"))
+    except (OmegaConfBaseException, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not readable YAML, mend it: {of_yaml(error)}") from error
+    if not isinstance(content, DictConfig) or list(content) != [name] or not isinstance(content[name], DictConfig):
+        raise UserError(f"{file} must hold the settings of its technique and no more: write '{name}:' and them below")
+    return content[name]
+
+
+@contextmanager
+def hydra_ready() -> Iterator[None]:
+    """Inside, Hydra is there to compose: the command line's, which allows no second and knows the user's own folder."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with hydra.initialize_config_module("tfx.conf", version_base="1.3"):
+            yield
+
+
+def compose_tree(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes of the defaults and the overrides, unchecked; raises `UserError`."""
+    register()
+    check_words(overrides)
+    try:
+        with hydra_ready():
+            return hydra.compose(PRIMARY, [literal(word) for word in in_place(overrides)])
+    except Exception as error:  # Hydra raises any kind where the input is wrong
+        raise explain(error) from error
+
+
+def in_place(overrides: Sequence[str]) -> list[str]:
+    """``+technique=…`` as ``technique=…``: Hydra would put what is added behind the experiment, which may set it."""
+    return [override.removeprefix("+") if override.startswith("+technique=") else override for override in overrides]

@@ -1,0 +1,112 @@
+"""What is wrong with a config, in one line with a remedy: errors of Hydra, OmegaConf and YAML put into words."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
+
+from tfx.config.schema import Root
+from tfx.errors import UserError, unknown
+
+# Far above any config; aliases of aliases can unfold a short text to any size.
+_MOST_YAML_NODES = 100_000
+
+
+def check_yaml(path: Path) -> None:
+    """Raises `UserError` for a file that is not UTF-8, or whose aliases unfold to more than any config holds.
+
+    What else is wrong in it is for its reader to say.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start:,}): convert the file to UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if "&" not in text or "*" not in text:
+        return
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_YAML_NODES  # what a node that holds itself counts for, inside itself
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and size(root) > _MOST_YAML_NODES:
+            raise UserError(f"{path}: its aliases (*name) unfold to more than {_MOST_YAML_NODES:,} values: write fewer")
+    except (yaml.YAMLError, RecursionError):
+        return
+
+
+def explain(error: Exception) -> UserError:
+    """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        where = Path(str(error.filename)).absolute()
+        hint = "" if os.path.lexists(where) else "; another folder for what is written is named with hydra.run.dir=…"
+        return UserError(f"{where} cannot be made or read: {error.strerror}{hint}")
+    if isinstance(error, yaml.YAMLError):
+        return UserError(f"a file of the config is not YAML: {of_yaml(error)}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return unknown(group or "config", choice, error.options)
+    cause: BaseException = error
+    while isinstance(cause.__cause__, (OmegaConfBaseException, HydraException)):
+        cause = cause.__cause__
+    text = str(cause)
+    key = getattr(cause, "full_key", None)
+    if isinstance(cause, InterpolationResolutionError | GrammarParseError):
+        first = text.strip().splitlines()[0]
+        return UserError(f"{key}: {first}; to mean a text with ${{ in it, write \\${{ there, in single quotes: '\\${{'")
+    if "is not in struct" in text or "not in '" in text:
+        name = key or re.findall(r"'([^']*)'", text)[0]
+        return unknown("key", name, all_keys())
+    match = re.search(r"Could not override '([^']+)'", str(error))
+    if match:
+        parent = match[1].split("=")[0].lstrip("+~")
+        if parent not in all_keys():
+            return unknown("key", parent, all_keys())
+    first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
+    if match := re.search(r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer", first):
+        return UserError(f"{key} is a whole number: write {match[1]}")
+    if "is not Optional" in first:
+        return UserError(f"{key} cannot be null: leave it out for its default")
+    if "is not a ListConfig" in first:
+        return UserError(f"{key} is a list, of one value too: type \"{key}=['value']\"")
+    if "Could not delete" in first or "does not support deletion" in first:
+        return UserError(f"{first}: settings cannot be taken out, give them another value")
+    return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
+
+
+def of_yaml(error: Exception) -> str:
+    """What is wrong in a YAML file, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        where = "" if mark.name.startswith("<") else f" ({mark.name}, line {mark.line + 1})"
+        return f"{error.problem}{where}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def all_keys() -> list[str]:
+    """Every dotted key of the schema, groups included."""
+    found: list[str] = []
+
+    def visit(schema: Any, prefix: str) -> None:
+        for f in fields(schema):
+            found.append(f"{prefix}{f.name}")
+            if is_dataclass(f.default_factory):
+                visit(f.default_factory, f"{prefix}{f.name}.")
+
+    visit(Root, "")
+    return found

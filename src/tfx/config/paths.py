@@ -1,0 +1,44 @@
+"""Paths of a config as absolute ones, so that a run does not depend on the folder that it was started in."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from tfx.errors import UserError
+
+
+def make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
+    """Paths as absolute ones, so that the run that saves them does not depend on the folder it was started in."""
+    for f in fields(schema):
+        value = values.get(f.name)
+        if is_dataclass(f.default_factory) and isinstance(value, dict):
+            make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
+        elif f.metadata.get("path") and isinstance(value, str):
+            try:
+                values[f.name] = str(_absolute(Path(value).expanduser()))
+            except RuntimeError:
+                raise UserError(
+                    f"{prefix}{f.name}={value}: no home folder is known for it (is HOME set?): write the path in full"
+                ) from None
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root without ``..``, which after a symbolic link leaves the folder that the link leads to."""
+    whole = path.absolute()
+    found = Path(whole.anchor)
+    for part in whole.parts[1:]:
+        if part != "..":
+            found /= part
+        else:
+            found = (Path(os.path.realpath(found)) if _is_link(found) else found).parent
+    return found
+
+
+def _is_link(path: Path) -> bool:
+    with suppress(OSError):  # a name that is too long
+        return path.is_symlink()
+    return False
