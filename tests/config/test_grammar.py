@@ -23,6 +23,14 @@ TEXTS += [
     "-1",
     "ü/名前.csv",
     "a\nb",
+    "=",
+    "$x",
+    "range(1,3)",
+    "glob(*)",
+    "`a`",
+    "a,",
+    "007",
+    "no",
     "on",
     "2026-01-01",
     "$HOME",
@@ -115,4 +123,28 @@ def test_a_yaml_file_of_another_ending_is_named(file, words, here, capsys):
     assert main(["train", "dry_run=true", *(word.format(here=here) for word in words)]) == 2
     error = capsys.readouterr().err
     assert error.endswith(f"{file} is not looked for: rename it to {Path(file).stem}.yaml\n")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("name=???", "name=??? has no value"),
+        ("tags=[a,???]", "tags=??? has no value"),
+        ("tags=a", "tags is a list, of one value too: type \"tags=['value']\""),
+        ("tags=a,b", "a list of them is \"tags=['a','b']\""),
+        ("tags=[x,{a}]", "if its items are texts, type \"tags=['x','{a}']\""),
+        ("tags=null", "tags cannot be null: leave it out for its default"),
+        ("name =a", "'name =a' cannot be read: leave out the spaces around 'name'"),
+        ("seed=1e3", "seed is a whole number: write 1000"),
+        ("~name", "settings cannot be taken out"),
+        ("~model.width", "settings cannot be taken out"),
+        ("--name=a", "unrecognized arguments: --name=a; a setting has no dashes"),
+        ("--info=nope", "invalid choice: 'nope'"),
+    ],
+)
+def test_a_word_that_means_nothing_is_one_line_that_says_what_to_type(word, message, capsys):
+    assert main(["train", "dry_run=true", word]) == 2
+    error = capsys.readouterr().err
+    assert message in error
     assert error.count("\n") == 1

@@ -328,3 +328,14 @@ def test_links_to_folders_are_followed_and_no_folder_counts_twice(sweep, run_wri
     found = [Path(path) for arm in family["arms"] for path in (*arm["paths"], *arm["repetitions"])]
     names = [f"{name}{seed}" for name in ("base", "prune") for seed in (1, 2, 3)]
     assert sorted(str(path.relative_to(sweep)) for path in found) == ["a link/away", *names]
+
+
+def test_plots_of_many_configs_have_the_numbers_of_the_table_for_names_that_they_cut(run_writer, tmp_path):
+    for place in range(8):
+        run = run_writer(tmp_path / str(place), quality=0.3 + place / 20)
+        (run / "config.yaml").write_text(f"task: {'the same words ' * 5}{place}\n" + (run / "config.yaml").read_text())
+    assert main(["report", str(tmp_path)]) == 0
+    svgs = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text(), re.DOTALL)
+    assert len(svgs) == 6  # differences, a front for each cost, curves
+    for svg in (svgs[0], svgs[-1]):
+        assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svg)) == list("2345678")

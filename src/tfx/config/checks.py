@@ -63,6 +63,15 @@ def check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
             check_keys(value, factory, f"{prefix}{key}.")
 
 
+def check_given(values: dict[str, Any], prefix: str) -> None:
+    """Raises `UserError` for the text ``???``, which OmegaConf takes for a value that is yet to come."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            check_given(value, f"{prefix}{key}.")
+        elif "???" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"{prefix}{key}=??? has no value: ??? stands for one that is to be given, so give another")
+
+
 def choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
     """Leaves one budget: the one that the user typed, else the config's, else the default."""
     assigned = []

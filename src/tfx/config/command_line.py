@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -72,7 +73,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     sys.argv = [before[0], *as_typed, *flags]
     places: list[Path] = []
     try:
-        flagged = get_args_parser().parse_args(sys.argv[1:])
+        flagged = _parse_flags(sys.argv[1:])
         added = flagged.config_dir
         places = _own_places(added, flagged.config_path, overrides)
         _check_endings(places)
@@ -94,6 +95,19 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         sys.argv = before
     if fault is not None:
         raise fault
+
+
+def _parse_flags(words: Sequence[str]) -> argparse.Namespace:
+    """What Hydra's command line makes of the words; what it does not know is a `UserError`, and no page of usage."""
+
+    def fail(message: str) -> NoReturn:
+        unknown_flags = message.removeprefix("unrecognized arguments: ")
+        hint = "; a setting has no dashes" if unknown_flags != message and "=" in unknown_flags else ""
+        raise UserError(f"{message}{hint}: `tfx train --hydra-help` lists the flags")
+
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    return parser.parse_args(words)
 
 
 def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequence[str]) -> list[Path]:

@@ -78,6 +78,14 @@ def explain(error: Exception) -> UserError:
         if parent not in all_keys():
             return unknown("key", parent, all_keys())
     first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
+    if match := re.search(r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer", first):
+        return UserError(f"{key} is a whole number: write {match[1]}")
+    if "is not Optional" in first:
+        return UserError(f"{key} cannot be null: leave it out for its default")
+    if "is not a ListConfig" in first:
+        return UserError(f"{key} is a list, of one value too: type \"{key}=['value']\"")
+    if "Could not delete" in first or "does not support deletion" in first:
+        return UserError(f"{first}: settings cannot be taken out, give them another value")
     return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
 
 

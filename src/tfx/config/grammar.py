@@ -137,14 +137,34 @@ def check_words(words: Sequence[str], command: str = "") -> None:
         except HydraException as error:
             raise not_grammar(word, error) from error
         if override.is_sweep_override():
-            raise UserError(f"{word} names several values: sweep over them with `tfx train -m {shlex.quote(word)}`")
+            key, _, value = word.partition("=")
+            listed = f"; a list of them is {_in_list(key, value)}" if _is_list(key) else ""
+            raise UserError(
+                f"{word} names several values: sweep over them with `tfx train -m {shlex.quote(word)}`{listed}"
+            )
 
 
 def not_grammar(word: str, error: Exception) -> UserError:
     """The error for an override that Hydra cannot read, with the form to type."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     key, _, value = word.partition("=")
+    if key != key.strip():
+        return UserError(f"'{word}' cannot be read: leave out the spaces around '{key.strip()}'")
+    if _is_list(key):
+        items = value.removeprefix("[").removesuffix("]")
+        return UserError(f"{word} cannot be read ({first}): if its items are texts, type {_in_list(key, items)}")
     return UserError(f"{word} cannot be read ({first}): if its value is one text, type {in_shell(key, quoted(value))}")
+
+
+def _is_list(key: str) -> bool:
+    """Whether the setting of a key is a list of texts."""
+    kind = _kind(key.lstrip("+"))
+    return kind is not None and kind[0] is list
+
+
+def _in_list(key: str, items: str) -> str:
+    """What to type for a list of the texts that commas part."""
+    return in_shell(key, f"[{','.join(quoted(item.strip()) for item in items.split(','))}]")
 
 
 def in_shell(key: str, value: str) -> str:

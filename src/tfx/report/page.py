@@ -226,8 +226,16 @@ def _conclusions(family: Family) -> list[str]:
     return lines
 
 
+def _plot_names(family: Family) -> dict[str, str]:
+    """What plots, which cut names, call an arm, by its label: where there are many, with its number in the table."""
+    if len(family.arms) <= plots.MOST_NAMED:
+        return {arm.label: arm.label for arm in family.arms}
+    return {arm.label: f"{place}: {arm.label}" for place, arm in enumerate(family.arms, 1)}
+
+
 def _differences(family: Family) -> Plot | None:
-    rows = [(arm.label, d.value, d.low, d.high) for arm in family.others if (d := arm.difference) is not None]
+    names = _plot_names(family)
+    rows = [(names[arm.label], d.value, d.low, d.high) for arm in family.others if (d := arm.difference) is not None]
     if not rows:
         return None
     sign = -1 if higher_is_better(family.metric) else 1
@@ -262,6 +270,7 @@ def _curves(family: Family) -> Plot | None:
         return None
     metric = family.metric if all(family.metric in row for row in rows) else "loss"
     series = []
+    names = _plot_names(family)
     for arm in shown:
         lines = {
             f"{run.path}, seed {run.seed}": [
@@ -270,7 +279,7 @@ def _curves(family: Family) -> Plot | None:
             for run in arm.runs
         }
         if any(lines.values()):
-            series.append((arm.label, {name: line for name, line in lines.items() if line}))
+            series.append((names[arm.label], {name: line for name, line in lines.items() if line}))
     return plots.curves(series, metric) if series else None
 
 

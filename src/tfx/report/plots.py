@@ -41,7 +41,7 @@ _DASHES: list[Any] = [
 ]
 MOST_SERIES = len(_SERIES)
 _MOST_MARKS = 8  # on a curve: they tell it from others, and its line has every value
-_MOST_NAMED = 6  # more names than that would overlap in a front: then numbers stand for them
+MOST_NAMED = 6  # more names than that would overlap in a front: then numbers stand for them
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tfx",
@@ -204,7 +204,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
         figure, axes = _figure(5.4, 3.7)
         best = sorted((point for point in points if point.on_front), key=lambda point: point.cost)
         axes.step([p.cost for p in best], [p.quality for p in best], where="post", color=_SERIES[0], linewidth=1.4)
-        named = len(points) <= _MOST_NAMED
+        named = len(points) <= MOST_NAMED and len({_cut(point.label, 28) for point in points}) == len(points)
         for place, point in enumerate(points, 1):
             color = _SERIES[0] if point.on_front else _MUTED
             if point.low is not None and point.high is not None:
