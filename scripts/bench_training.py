@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from tfx.config.compose import compose
 from tfx.config.schema import ModelConfig
-from tfx.data.batching import Batch
-from tfx.data.prepare import prepare_data
 from tfx.errors import UserError
+from tfx.model.batch import Batch
 from tfx.model.device import choose_device
 from tfx.model.positions import sinusoidal_table
 from tfx.run.setup import build_model
+from tfx.tasks.prepare import prepare_data
 from tfx.techniques.stack import Stack
 from tfx.training.loop import Observer, Trainer
 

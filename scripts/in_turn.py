@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tfx.config.schema import Root
-from tfx.data.batching import Batch, training_batches
-from tfx.data.prepare import PreparedData
+from tfx.model.batch import Batch
+from tfx.tasks.batches import training_batches
+from tfx.tasks.prepare import PreparedData
 
 
 def options_and_overrides(doc: str) -> tuple[argparse.Namespace, list[str]]:

@@ -14,12 +14,12 @@ from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.config.describe import settings, technique_settings
 from tfx.config.registry import entry_points
-from tfx.data.batching import training_batches
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.run.measure import Measurer
 from tfx.run.setup import Parts, Setup
 from tfx.run.teacher import make_teachers
+from tfx.tasks.batches import training_batches
 from tfx.techniques.calibration import Calibration
 from tfx.training.loop import Observer, Trainer
 

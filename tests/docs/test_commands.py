@@ -11,10 +11,12 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tfx.cli import COMMANDS, main
-from tfx.commands import ablate, resume, trial
+from tfx.commands import resume
 from tfx.config.command_line import split_flags
 from tfx.config.compose import compose
+from tfx.config.schema import Budget
 from tfx.data import normalize, stdlib
+from tfx.experiments import trial
 from tfx.experiments.design import Rates
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +117,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
         words += [] if "dry_run=true" in words else ["dry_run=true"]
     if command == "ablate":  # its trials train: here they cost what they cost
         rates = Rates(seconds=1e-4, flops=1e6, steps=1e-3)
-        known = {"distill": trial.TeacherTrial(ablate.Budget(), rates)}
+        known = {"distill": trial.TeacherTrial(Budget(), rates)}
         monkeypatch.setattr(
             trial,
             "try_configs",

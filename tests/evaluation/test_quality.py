@@ -8,15 +8,17 @@ import torch
 from torch.nn import functional
 
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
-from tfx.data.prepare import Pairs, Ragged, Stream
+from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
-from tfx.evaluation.generation import decode_sources, generate
+from tfx.evaluation.generation import generate
 from tfx.evaluation.quality import measure_quality
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.speed import Candidate, measure_speed, weight_bytes
 from tfx.model.architecture import Architecture
 from tfx.model.decoding import continue_text, make_picker
 from tfx.model.transformer import Transformer, initialise
+from tfx.tasks.lm import Stream
+from tfx.tasks.seq2seq import Pairs, decode_sources
 
 SOURCES = ["a b", "the cat sat on the mat", "", "one two three four", "dog", "a b c d e f g h"]
 TARGETS = ["b a", "cat", "x", "four three two one", "god and dog", "h g"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tfx.data.batching import IGNORE
+from tfx.model.batch import IGNORE
 from tfx.model.loss import CrossEntropy, projected_losses
 
 

@@ -11,16 +11,17 @@ from datasets import Dataset
 from torch.nn import functional
 
 from tfx.config.schema import EvaluationConfig, ModelConfig, Root
-from tfx.data.batching import Batch, Mix, collate_pairs
-from tfx.data.prepare import Pairs, PreparedData, Ragged
+from tfx.data.ragged import Ragged
 from tfx.data.sources import Corpus
 from tfx.errors import UserError
-from tfx.evaluation.scoring import run_batch
 from tfx.model.architecture import Architecture
+from tfx.model.batch import Batch, Mix
 from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, LogitSlice, projected_losses
-from tfx.model.transformer import Transformer, initialise
+from tfx.model.transformer import Transformer, initialise, run_batch
+from tfx.tasks.prepare import PreparedData
+from tfx.tasks.seq2seq import Pairs, collate_pairs
 from tfx.techniques.contract import Instant, Objective, Teacher
 from tfx.techniques.distill.layers import copy_layers
 from tfx.techniques.distill.soft_targets import ABSENT, SoftTargets, divergence

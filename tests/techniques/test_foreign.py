@@ -18,8 +18,8 @@ from tfx.cli import main
 from tfx.config import registry
 from tfx.config.compose import compose
 from tfx.config.describe import choices, technique_settings
-from tfx.data.batching import Batch
 from tfx.errors import UserError
+from tfx.model.batch import Batch
 from tfx.techniques.contract import Instant
 
 README = Path(__file__).parents[2] / "README.md"

@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional
 
 from tfx.config.schema import ModelConfig, TokenizerConfig
-from tfx.data.batching import IGNORE, Batch, collate_pairs
-from tfx.data.prepare import Pairs, Ragged
+from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
-from tfx.evaluation.scoring import run_batch
 from tfx.model.architecture import Architecture
 from tfx.model.attention import Bias
+from tfx.model.batch import IGNORE, Batch
 from tfx.model.loss import CrossEntropy, projected_losses
-from tfx.model.transformer import Transformer, initialise
+from tfx.model.transformer import Transformer, initialise, run_batch
+from tfx.tasks.seq2seq import Pairs, collate_pairs
 from tfx.techniques.contract import Instant
 from tfx.techniques.mixup import Mixup, MixupSettings
 

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 
 from tfx.config.compose import compose
 from tfx.config.schema import TokenizerConfig
-from tfx.data.batching import IGNORE, Batch, collate_pairs, collate_windows, training_batches
-from tfx.data.prepare import Pairs, Ragged, Stream
+from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.model.batch import IGNORE, Batch
+from tfx.tasks.batches import training_batches
+from tfx.tasks.lm import Stream, collate_windows
+from tfx.tasks.seq2seq import Pairs, collate_pairs
 from tfx.techniques.contract import Instant
 from tfx.techniques.shuffle import Shuffle, ShuffleSettings, permutation
 from tfx.techniques.stack import Stack

@@ -9,13 +9,13 @@ from tfx.compression.grid import Grid
 from tfx.config import compose
 from tfx.config.describe import choices
 from tfx.config.schema import EvaluationConfig, TokenizerConfig
-from tfx.data.batching import collate_pairs
-from tfx.data.prepare import Pairs, Ragged
+from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
 from tfx.run.closing import _missed_rate as missed_rate
+from tfx.tasks.seq2seq import Pairs, collate_pairs
 from tfx.techniques import calibration as calibration_module
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack

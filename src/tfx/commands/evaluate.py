@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfx.config.schema import EvaluationConfig
+from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import number, plain_console
@@ -46,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
 
     from tfx.compression.checkpoint import load, read_header
     from tfx.config import compose
-    from tfx.data.prepare import prepare_data
     from tfx.evaluation.generation import describe_decoding
     from tfx.evaluation.metrics import check_metrics
     from tfx.evaluation.quality import measure_quality, quality_notes
+    from tfx.tasks.prepare import prepare_data
 
     if options.path.is_dir():
         config = compose.change(compose.load(RunDirectory.open(options.path).config), options.overrides)
@@ -58,24 +59,25 @@ def main(arguments: Sequence[str]) -> int:
         if not any(word.lstrip("+").startswith("dataset=") for word in options.overrides):
             raise UserError(f"{options.path} is a model file: name the data to score it on, such as dataset=multi30k")
         # A model file brings its own architecture: the model group is not used, only made to fit the task.
-        families = {True: "seq2seq_tiny", False: "gpt_nano"}
-        is_seq2seq = read_header(file).architecture.is_seq2seq
+        family = read_header(file).architecture.family
         try:
-            config = compose.compose([f"model={families[is_seq2seq]}", *options.overrides])
-        except UserError:
-            # Where a model of the other task would do, the data are what does not fit; else all is raised again.
-            compose.compose([f"model={families[not is_seq2seq]}", *options.overrides])
+            config = compose.compose([f"model={TASKS[family].example}", *options.overrides])
+        except UserError as error:
+            # Where a model of another task would do, the data are what does not fit.
+            if not any(_composes([f"model={task.example}", *options.overrides]) for task in TASKS.values()):
+                raise
             raise UserError(
-                f"{options.path} is {'for text to text' if is_seq2seq else 'a language model'}, and the data are not: "
+                f"{options.path} is for {TASKS[family].what}, and the data are not: "
                 "name other data, or their task and columns with dataset.task=…"
-            ) from None
+            ) from error
     check_metrics(config.dataset.metrics)
     loaded = load(options.path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    decodes = TASKS[data.task].decodes
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
-    notes += _without_effect(options.overrides, config.evaluation, loaded.model.architecture.is_seq2seq)
+    notes += _without_effect(options.overrides, config.evaluation, decodes)
     scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
-    if scored != used and loaded.model.architecture.is_seq2seq:
+    if scored != used and decodes:
         notes.append(f"decoding is by {used}, and what the run was scored with is {scored}")
     kept = RunDirectory(options.path).environment
     before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
@@ -122,7 +124,17 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"--predictions {path}: the folder {path.parent} {reason}")
 
 
-def _without_effect(overrides: Sequence[str], config: EvaluationConfig, is_seq2seq: bool) -> list[str]:
+def _composes(overrides: Sequence[str]) -> bool:
+    from tfx.config import compose
+
+    try:
+        compose.compose(overrides)
+    except UserError:
+        return False
+    return True
+
+
+def _without_effect(overrides: Sequence[str], config: EvaluationConfig, decodes: bool) -> list[str]:
     """Says which overrides change nothing here, and why."""
     from tfx.evaluation.generation import ignored_settings
 
@@ -138,7 +150,7 @@ def _without_effect(overrides: Sequence[str], config: EvaluationConfig, is_seq2s
             why = "the model is as its run left it"
         elif key.startswith("dataset.tokenizer."):
             why = "the model has a tokenizer of its own"
-        elif not is_seq2seq and group != "dataset" and key != "evaluation.batch_tokens":
+        elif not decodes and group != "dataset" and key != "evaluation.batch_tokens":
             why = "a language model is scored by its loss"
         if why:
             found.append(f"{key} has no effect: {why}")

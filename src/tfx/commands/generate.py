@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
+from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import plain_console
@@ -45,16 +46,16 @@ def main(arguments: Sequence[str]) -> int:
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     config = replace(loaded.generation, **chosen)
     check_values(config, "evaluation.")
-    is_lm = not loaded.model.architecture.is_seq2seq
-    if is_lm:
+    task = TASKS[loaded.model.architecture.family]
+    if not task.decodes:
         if config.method == "beam":
-            raise UserError("--method beam is for text to text: a language model decodes by greedy or sample")
+            raise UserError(f"--method beam is for text to text: {task.what} decodes by greedy or sample")
         config = replace(config, method="sample" if config.method == "auto" else config.method)
     notes = plain_console(stderr=True)
-    for option in _without_effect(options, config, loaded.tokenizer.vocab_size, is_lm):
+    for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task.decodes):
         notes.print(f"note: {option}")
     scored, used = describe_decoding(loaded.generation), describe_decoding(config)
-    if scored != used and not is_lm:
+    if scored != used and task.decodes:
         notes.print(f"note: decoding is by {used}, and what the run was scored with is {scored}")
     for number, text in enumerate(options.texts, start=1):
         _check_utf8(text, number)
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         done += len(batch)
         for text, output in zip(batch, outputs, strict=True):
-            shown = (text + output).replace("\\", "\\\\").replace("\n", "\\n") if is_lm else output
+            shown = output if task.decodes else (text + output).replace("\\", "\\\\").replace("\n", "\\n")
             sys.stdout.write(shown.replace("\r", " ") + "\n")
         sys.stdout.flush()
     if source.fault is not None:
@@ -81,12 +82,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, is_lm: bool) -> list[str]:
+def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, decodes: bool) -> list[str]:
     """Says which options of the command line change nothing, and why."""
     from tfx.evaluation.generation import ignored_settings
 
     reasons = ignored_settings(config)
-    if not is_lm:
+    if decodes:
         reasons["new_tokens"] = "an output of text to text ends by itself"
     if config.top_k is not None and config.top_k >= vocab_size:
         reasons.setdefault("top_k", f"the vocabulary has {vocab_size:,} tokens")

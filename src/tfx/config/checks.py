@@ -15,6 +15,7 @@ from tfx.config.grammar import escaped
 from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
 from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root
+from tfx.config.tasks import TASKS
 from tfx.errors import UserError, unknown
 
 _LARGEST_INTEGER = 2**63 - 1
@@ -129,12 +130,11 @@ def _check_range(name: str, number: float, meta: Any) -> None:
 def check_combinations(config: Root) -> None:
     """Raises `UserError` for settings that are right one by one, and do not go together."""
     model, dataset, schedule = config.model, config.dataset, config.schedule
+    task = TASKS[dataset.task]
     if model.family != dataset.task and config.init_from is None:
-        kind = {"seq2seq": "text to text", "lm": "a language model"}
-        example = {"seq2seq": "seq2seq_tiny", "lm": "gpt_nano"}
         raise UserError(
-            f"model '{model.name}' is for {kind[model.family]} and dataset '{dataset.name}' for {kind[dataset.task]}: "
-            f"choose a model for it, such as model={example[dataset.task]}"
+            f"model '{model.name}' is for {TASKS[model.family].what} and dataset '{dataset.name}' for {task.what}: "
+            f"choose a model for it, such as model={task.example}"
         )
     if config.trainer.keep_zeros and config.init_from is None:
         raise UserError(
@@ -147,12 +147,9 @@ def check_combinations(config: Root) -> None:
             f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the whole budget"
         )
     metric = config.trainer.early_stopping.metric
-    watchable = ["loss", "perplexity"] + (["bits_per_byte"] if dataset.task == "lm" else [])
-    if metric is not None and metric not in watchable:
-        raise unknown("trainer.early_stopping.metric", metric, watchable)
-    if config.evaluation.method == "beam" and dataset.task == "lm":
-        raise UserError("evaluation.method=beam is for text to text: a language model decodes by greedy or sample")
-    if dataset.metrics and dataset.task == "lm":
-        raise UserError(
-            f"dataset.metrics={dataset.metrics} are of generated text: a language model is scored by its loss"
-        )
+    if metric is not None and metric not in task.watchable:
+        raise unknown("trainer.early_stopping.metric", metric, task.watchable)
+    if config.evaluation.method == "beam" and not task.decodes:
+        raise UserError(f"evaluation.method=beam is for text to text: {task.what} decodes by greedy or sample")
+    if dataset.metrics and not task.decodes:
+        raise UserError(f"dataset.metrics={dataset.metrics} are of generated text: {task.what} is scored by its loss")

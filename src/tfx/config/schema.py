@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfx.config.tasks import TASKS
+
 
 def setting(
     default: Any,
@@ -60,7 +62,7 @@ class ModelConfig:
     family: str = setting(
         "seq2seq",
         "encoder-decoder or decoder-only",
-        choices=("seq2seq", "lm"),
+        choices=tuple(TASKS),
         paper="Vaswani 2017, arXiv 1706.03762; Radford 2019",
     )
     encoder_layers: int = setting(4, "encoder blocks (0 for a language model)", minimum=0, maximum=1000)
@@ -159,7 +161,7 @@ class DatasetConfig:
     """What is learned from: an embedded generator, local files, or a data set of the hub."""
 
     name: str = setting("custom", "name shown in tables")
-    task: str = setting("seq2seq", "text to text, or language modelling", choices=("seq2seq", "lm"))
+    task: str = setting("seq2seq", "text to text, or language modelling", choices=tuple(TASKS))
     format: str = setting(
         "parallel",
         "how the data is read: an embedded set, aligned files, plain text, or a table",

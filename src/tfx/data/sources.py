@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfx.config.schema import DatasetConfig
+from tfx.config.tasks import TASKS
 from tfx.data.files import SPLITS, find_files
 from tfx.data.reading import COMPRESSED, cr_note, file_digest, mark_note, read_bytes, read_text
 from tfx.data.tables import csv_rows as _csv_rows
@@ -108,7 +109,7 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     key = hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
     # Only the hub and parquet files come as they are; all else was read into the canonical columns.
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
-    if config.task == "lm" and is_raw and len(raw["train"]) == 1:  # one text, which may have to be cut in two
+    if TASKS[config.task].is_stream and is_raw and len(raw["train"]) == 1:  # one text, which may have to be cut in two
         raw = {
             name: _to_texts(config, name, dataset, f"{key} whole ", notes, rules, is_raw=True)[0]
             for name, dataset in raw.items()
@@ -122,7 +123,7 @@ def load_corpus(config: DatasetConfig) -> Corpus:
         if cap is not None and cap < len(dataset):
             notes.append(f"{name}: the first {cap:,} of {len(dataset):,} examples")
             dataset = dataset.select(range(cap))
-        if config.task == "seq2seq":
+        if not TASKS[config.task].is_stream:
             splits[name], keys[name] = _to_pairs(config, name, dataset, key, notes, rules, is_raw=is_raw)
         else:
             texts, own = _to_texts(config, name, dataset, key, notes, rules, is_raw=is_raw)
@@ -164,7 +165,7 @@ def _where(config: DatasetConfig) -> str:
 
 
 def _has_text(config: DatasetConfig, dataset: Dataset) -> bool:
-    return len(dataset) > 0 and (config.task == "seq2seq" or any(row["text"] for row in dataset))
+    return len(dataset) > 0 and (not TASKS[config.task].is_stream or any(row["text"] for row in dataset))
 
 
 # --- the three kinds of origin ----------------------------------------------------------------------
@@ -380,7 +381,7 @@ def _read_rows(
     """The canonical columns of JSON or CSV files, and the rows of each file."""
     from datasets import Dataset
 
-    settings = ("source", "target") if config.task == "seq2seq" else ("text",)
+    settings = TASKS[config.task].columns
     readers = {setting: _Reader(config, setting) for setting in settings}
     columns: dict[str, list[Any]] = {setting: [] for setting in (*settings, "flags")}
     known: dict[str, None] = {}
@@ -401,7 +402,7 @@ def _read_rows(
     if columns[settings[0]]:
         for reader in readers.values():
             reader.check(list(known))
-    if config.task == "seq2seq":
+    if not TASKS[config.task].is_stream:
         return Dataset.from_dict(columns), counts
     dataset = _text_dataset(columns["text"])
     return (dataset.add_column("flags", columns["flags"]) if any(columns["flags"]) else dataset), counts
@@ -695,7 +696,7 @@ def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[st
     def end(length: int) -> int:
         return int(length * (1.0 - config.valid_fraction) + 1e-6)  # 1 - 0.9 is a little below 0.1
 
-    if config.task == "lm" and len(train) == 1:
+    if TASKS[config.task].is_stream and len(train) == 1:
         text = train[0]["text"]
         cut = end(len(text))
         splits["train"], splits["valid"] = _text_dataset([text[:cut]]), _text_dataset([text[cut:]])

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
-from tfx.data.prepare import Pairs, PreparedData, Ragged, Stream
 from tfx.data.tokenizer import Tokenizer
-from tfx.evaluation.generation import decode_sources
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.metrics import score_text
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.scripts import misfits
 from tfx.model.transformer import Transformer
+from tfx.tasks.contract import Split
+from tfx.tasks.prepare import PreparedData
 
 
 @dataclass
@@ -30,7 +30,7 @@ def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
     """What is to be known of the data before their numbers are believed: metrics that do not fit, texts that change."""
     notes = []
     split = data.splits[data.test_split]
-    if isinstance(split, Pairs) and split.texts is not None:
+    if split.texts is not None:
         notes += misfits(metrics, split.texts[:2_000]["references"])
     if changes := data.tokenizer.changes:
         notes.append(
@@ -41,7 +41,7 @@ def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
 
 def measure_quality(
     model: Transformer,
-    split: Pairs | Stream,
+    split: Split,
     tokenizer: Tokenizer,
     config: EvaluationConfig,
     metrics: Sequence[str],
@@ -50,7 +50,7 @@ def measure_quality(
     most_decoded: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Quality:
-    """Scores the loss of the whole split and, for text to text, decodes it (its first ``most_decoded`` rows)."""
+    """Scores the loss of the whole split and decodes it where outputs are texts (its first ``most_decoded`` rows)."""
     device = model.embedding.weight.device
     score = in_memory(
         config.batch_tokens, lambda tokens: score_loss(model, split, tokenizer, batch_tokens=tokens, device=device)
@@ -60,16 +60,14 @@ def measure_quality(
         {"nll": round(float(nll), 4), "targets": int(targets)} | ({"unknown_bytes": int(unknown)} if unknown else {})
         for nll, targets, unknown in zip(score.nll, score.targets, score.unknown_bytes, strict=True)
     ]
-    if isinstance(split, Stream):
+    if split.texts is None:
         quality.predictions = losses
-    if not isinstance(split, Pairs) or split.texts is None:
         return quality
     count = min(len(split), most_decoded or len(split))
-    sources = Ragged(split.source.values, split.source.offsets[: count + 1])
     hypotheses = in_memory(
         config.batch_tokens,
-        lambda tokens: decode_sources(
-            model, sources, tokenizer, replace(config, batch_tokens=tokens), seed=seed, progress=progress
+        lambda tokens: split.decode(
+            model, tokenizer, replace(config, batch_tokens=tokens), count, seed=seed, progress=progress
         ),
     )
     texts = split.texts[:count]

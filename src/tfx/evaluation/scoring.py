@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tfx.data.batching import IGNORE, Batch, scoring_batches
-from tfx.data.prepare import Pairs, Stream
 from tfx.data.tokenizer import Tokenizer
-from tfx.model.transformer import Transformer
+from tfx.model.batch import IGNORE
+from tfx.model.transformer import Transformer, run_batch
+from tfx.tasks.batches import scoring_batches
+from tfx.tasks.contract import Split
 
 _SLICE = 1024
 
@@ -50,11 +51,6 @@ class LossScore:
         return values
 
 
-def run_batch(model: Transformer, batch: Batch) -> Tensor:
-    """Teacher-forced hidden states (B, T, D) of a batch."""
-    return model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix)
-
-
 def _nll(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     return functional.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORE)
 
@@ -62,7 +58,7 @@ def _nll(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 @torch.inference_mode()
 def score_loss(
     model: Transformer,
-    split: Pairs | Stream,
+    split: Split,
     tokenizer: Tokenizer,
     *,
     batch_tokens: int,
@@ -76,7 +72,7 @@ def score_loss(
     was_training = model.training
     model.eval()
     context = model.architecture.context
-    rows = len(split) if isinstance(split, Pairs) else len(range(0, max(1, len(split) - 1), context))
+    rows = split.scored_rows(context)
     nll = np.zeros(rows)
     targets = np.zeros(rows, dtype=np.int64)
     total, count = 0.0, 0
@@ -92,17 +88,11 @@ def score_loss(
         by_row = nll_N.view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
         total += float(by_row.sum())
         count += batch.targets
-        # The rows of a pair are its number, those of a window the position it begins at.
-        place = batch.rows if isinstance(split, Pairs) else batch.rows // context
+        place = split.places(batch.rows, context)
         nll[place] = by_row
         targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
     model.train(was_training)
-    text_bytes, unknown_bytes = None, np.zeros(rows, dtype=np.int64)
-    if isinstance(split, Stream):
-        # The first token is never predicted: its bytes are neither text that is scored nor charged.
-        places = np.flatnonzero(split.tokens == tokenizer.unk)
-        is_first = places == 0
-        first = tokenizer.token_bytes(int(split.tokens[0])) + int(split.unknown_bytes[is_first].sum())
-        text_bytes = split.text_bytes - first
-        np.add.at(unknown_bytes, (places[~is_first] - 1) // context, split.unknown_bytes[~is_first])
-    return LossScore(total, count, text_bytes, nll, targets, unknown_bytes)
+    text = split.scored_text(tokenizer, context)
+    if text is None:
+        return LossScore(total, count, None, nll, targets, np.zeros(rows, dtype=np.int64))
+    return LossScore(total, count, text.text_bytes, nll, targets, text.unknown_bytes)

@@ -22,7 +22,7 @@ from tfx.run.teacher import make_ready, stand_in_teachers
 if TYPE_CHECKING:
     import torch
 
-    from tfx.data.prepare import PreparedData
+    from tfx.tasks.prepare import PreparedData
     from tfx.techniques.contract import Teacher, TeacherNeed
 
 # The first steps pay for compilation and for memory that is taken the first time.

@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +18,13 @@ from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
+from tfx.model.batch import Batch, Mix
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, BlockStack
 from tfx.model.positions import distances, rotary_table, sinusoidal_table
 from tfx.model.roles import Role, parameter_roles
 from tfx.record.seeds import derive_seed
-
-
-class Mixing(Protocol):
-    """How the examples of a batch are mixed before the first layer (mixup); see `tfx.data.batching.Mix`."""
-
-    @property
-    def partner_B(self) -> Tensor: ...
-    @property
-    def weight_B(self) -> Tensor: ...
-    @property
-    def source_real_BS(self) -> Tensor | None: ...
-    @property
-    def target_real_BT(self) -> Tensor: ...
 
 
 class Transformer(nn.Module):
@@ -115,7 +102,7 @@ class Transformer(nn.Module):
         tokens_BT: Tensor,
         table: nn.Embedding,
         offset: int = 0,
-        mix: Mixing | None = None,
+        mix: Mix | None = None,
         real_BT: Tensor | None = None,
     ) -> Tensor:
         """Embeddings of tokens at positions ``offset`` onwards, scaled by sqrt(D) (Vaswani 2017), with dropout.
@@ -136,7 +123,7 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position.weight[offset:end] * math.sqrt(self.architecture.width)
         return self.dropout(x_BTD)
 
-    def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None, mix: Mixing | None = None) -> Tensor:
+    def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None, mix: Mix | None = None) -> Tensor:
         """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None where all are real."""
         assert self.encoder is not None
         length = source_BS.shape[1]
@@ -153,7 +140,7 @@ class Transformer(nn.Module):
         memory_BSD: Tensor | None = None,
         source_mask_BS: Tensor | None = None,
         caches: list[BlockCache] | None = None,
-        mix: Mixing | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
         """Returns the hidden states (B, T, D) of target positions.
 
@@ -189,7 +176,7 @@ class Transformer(nn.Module):
         target_BT: Tensor,
         source_BS: Tensor | None = None,
         source_mask_BS: Tensor | None = None,
-        mix: Mixing | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source."""
         memory_BSD = None if source_BS is None else self.encode(source_BS, source_mask_BS, mix)
@@ -211,6 +198,11 @@ class Transformer(nn.Module):
         for stack in (self.encoder, self.decoder):
             if stack is not None:
                 stack.checkpointing = enabled
+
+
+def run_batch(model: Transformer, batch: Batch) -> Tensor:
+    """Teacher-forced hidden states (B, T, D) of a batch."""
+    return model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix)  # type: ignore[no-any-return]
 
 
 def _key_mask(mask_BS: Tensor | None) -> Tensor | None:

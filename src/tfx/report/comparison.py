@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfx.config.tasks import TASKS
 from tfx.errors import unknown
 from tfx.record.vocabulary import higher_is_better
 from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
@@ -266,7 +267,9 @@ def _unknown_teacher(run: Run) -> bool:
 
 def _same_test(arms: Iterable[Arm]) -> bool:
     """Whether all were tested on the very same sentences: data that a technique rewrote differ in training alone."""
-    digests = {run.sentences if run.task == "seq2seq" else "" for arm in arms for run in arm.runs}
+    digests = {
+        run.sentences if run.task in TASKS and TASKS[run.task].decodes else "" for arm in arms for run in arm.runs
+    }
     return len(digests) == 1 and "" not in digests
 
 

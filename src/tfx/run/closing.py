@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from tfx.config.tasks import TASKS
 from tfx.record.console import clock, number, size
 from tfx.record.sheet import Column, Sheet
 from tfx.record.summary import FILE, REFERENCE, TRAINED, Facts, Result, TrainingCost
@@ -40,7 +41,7 @@ def _result(facts: Facts, result: Result) -> Sheet:
         style = "bold" if name == primary else None
         table.add_row(name, number(result.valid.get(name)), number(result.test.get(name)), style=style)
     table.end_section()
-    unit = "a sentence" if facts.task == "seq2seq" else "a token"
+    unit = TASKS[facts.task].input
     seconds = f"{clock(training.seconds)} ({training.tokens_per_second:,.0f} tokens/s)"
     content = f"weights {size(bytes_.weights)}, header {size(bytes_.header)}, tokenizer {size(bytes_.tokenizer)}"
     for name, value in (
@@ -71,7 +72,7 @@ def _teacher(training: TrainingCost) -> list[tuple[str, str]]:
 def _stages(facts: Facts, result: Result) -> Sheet:
     """A row a stage: what it did to quality, size and speed."""
     primary, dense = facts.primary_metric, result.bytes.dense_fp32
-    unit = "a sentence" if facts.task == "seq2seq" else "a token"
+    unit = TASKS[facts.task].input
     base = result.stages[0]
     spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
     table = Sheet(

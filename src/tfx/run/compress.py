@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.compression import checkpoint
-from tfx.data.batching import training_batches
 from tfx.record.directory import RunDirectory
 from tfx.record.seeds import derive_seed
 from tfx.run.measure import Measurer
+from tfx.tasks.batches import training_batches
 from tfx.techniques.calibration import Calibration
 
 if TYPE_CHECKING:
-    from tfx.data.batching import Batch
+    from tfx.model.batch import Batch
     from tfx.run.setup import Parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfx.config.tasks import TASKS
 from tfx.record.console import size
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     config, data, model, device, stack = parts.config, parts.data, parts.model, parts.device, parts.stack
     parameters = sum(parameter.numel() for parameter in model.parameters())
     embeddings = sum(p.numel() for name, p in model.named_parameters() if "embedding" in name or "output" in name)
-    unit = "pairs" if data.task == "seq2seq" else "tokens"
+    unit = TASKS[data.task].rows
     splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     if "test" not in data.splits:
         splits += " (no test split: the result is measured on valid)"

@@ -15,19 +15,18 @@ from torch import Tensor
 
 from tfx.compression import checkpoint
 from tfx.config.schema import Root
-from tfx.data.batching import scoring_batches
-from tfx.data.prepare import Pairs, PreparedData, prepare_data
 from tfx.errors import UserError
 from tfx.evaluation.quality import Quality, measure_quality
-from tfx.evaluation.scoring import run_batch
 from tfx.evaluation.speed import Candidate, measure_speed
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import Transformer, run_batch
 from tfx.record.console import RunConsole, number
 from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import sha256
 from tfx.record.signals import raise_if_signalled
 from tfx.record.summary import FILE, REFERENCE, Reference, Speed, Stage
 from tfx.record.vocabulary import higher_is_better
+from tfx.tasks.batches import scoring_batches
+from tfx.tasks.prepare import PreparedData, prepare_data
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
@@ -108,7 +107,7 @@ class Measurer:
         start = time.perf_counter()
         file = model_file(path)
         loaded = checkpoint.load(file, str(self.device))
-        if (loaded.model.architecture.family == "seq2seq") != (self.data.task == "seq2seq"):
+        if loaded.model.architecture.family != self.data.task:
             raise UserError(f"reference {path} is of another task than dataset '{self.data.name}'")
         is_other = loaded.tokenizer.fingerprint != self.data.tokenizer.fingerprint
         # With a part of its tokens, the text is the same tokens wherever they are enough.
@@ -308,6 +307,5 @@ def count_parameters(model: Transformer) -> tuple[int, int]:
 
 
 def _longest(data: PreparedData) -> int:
-    """Positions of the longest input of the scored splits; a stream has none, for each model cuts its own windows."""
-    scored = [split for name, split in data.splits.items() if name != "train" and isinstance(split, Pairs)]
-    return max((1 + int(side.lengths.max()) for split in scored for side in (split.source, split.target)), default=0)
+    """Positions of the longest input of the scored splits."""
+    return max((split.longest for name, split in data.splits.items() if name != "train"), default=0)

@@ -18,8 +18,6 @@ from tfx.run.measure import Measurer
 
 if TYPE_CHECKING:
     from tfx.config.schema import Root
-    from tfx.data.prepare import PreparedData
-    from tfx.evaluation.quality import Quality
     from tfx.run.setup import Parts
     from tfx.techniques.stack import Stack
 
@@ -67,7 +65,7 @@ def measure_result(
     write_json_lines(run.predictions, test.predictions)
     write_json(run.tensors, checkpoint.tensor_rows(checkpoint.load(file, kernels=False)))
     if count := parts.config.evaluation.attention_maps:
-        inputs = _attended(test, data, count)
+        inputs = data.splits[data.test_split].attended(test.predictions, data.tokenizer, count)
         write_json(run.attention, record_attention(loaded.model, loaded.tokenizer, inputs))
     metrics = MetricsLog(run.metrics)
     for name, values in {"valid": stage.valid, data.test_split: test.metrics}.items():
@@ -108,11 +106,3 @@ def measure_result(
         evidence=evidence,
         resumed=list(resumed),
     )
-
-
-def _attended(test: Quality, data: PreparedData, count: int) -> list[tuple[str | None, str]]:
-    """Inputs whose attention is kept: the first sources with what the model made of them, or pieces of the text."""
-    if data.task == "seq2seq":
-        return [(row["source"], row["hypothesis"]) for row in test.predictions[:count]]
-    tokens = data.splits[data.test_split].tokens
-    return [(None, data.tokenizer.decode(tokens[start : start + 24].tolist())) for start in range(0, 24 * count, 24)]

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import torch
 
     from tfx.compression.checkpoint import LoadedModel
-    from tfx.data.prepare import PreparedData
     from tfx.data.sources import Corpus
     from tfx.data.tokenizer import Tokenizer
     from tfx.model.architecture import Architecture
     from tfx.model.transformer import Transformer
+    from tfx.tasks.prepare import PreparedData
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
 
@@ -84,8 +84,8 @@ class Setup:
         Without them no technique changes a text: in a dry run there are none, and in a trial ``stand_ins`` makes some
         once there are data. Raises `UserError` for data or settings that do not fit.
         """
-        from tfx.data.prepare import prepare_data
         from tfx.evaluation.quality import quality_notes
+        from tfx.tasks.prepare import prepare_data
 
         config, stack = self.config, self.stack
         transform = stack.prepare_data if stack.order["prepare_data"] and teachers is not None else None
@@ -120,7 +120,7 @@ def read_inputs(
     config: Root, transform: Callable[[Corpus], Corpus] | None = None
 ) -> tuple[LoadedModel | None, PreparedData]:
     """The model that the run starts from, where there is one, and the data in its tokens. Raises `UserError`."""
-    from tfx.data.prepare import prepare_data
+    from tfx.tasks.prepare import prepare_data
 
     origin = _origin(config)
     if origin is None:

@@ -21,8 +21,8 @@ from tfx.record.lock import making
 if TYPE_CHECKING:
     import torch
 
-    from tfx.data.prepare import PreparedData
     from tfx.model.transformer import Transformer
+    from tfx.tasks.prepare import PreparedData
     from tfx.techniques.contract import Teacher, TeacherNeed
     from tfx.techniques.stack import Stack
 

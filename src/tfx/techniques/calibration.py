@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfx.data.batching import Batch
 from tfx.evaluation.memory import in_memory
-from tfx.evaluation.scoring import run_batch
+from tfx.model.batch import Batch
 from tfx.model.linear import Linear
 from tfx.model.loss import CrossEntropy, projected_losses
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import Transformer, run_batch
 
 
 class Calibration:

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid, straight_through
 from tfx.config.schema import Budget, Root, setting
-from tfx.data.batching import Batch
-from tfx.data.prepare import PreparedData
+from tfx.config.tasks import TASKS
 from tfx.data.sources import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.model.architecture import Architecture
+from tfx.model.batch import Batch
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
 from tfx.record.seeds import derive_seed
+from tfx.tasks.prepare import PreparedData
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,7 +164,7 @@ class Technique:
     before: ClassVar[tuple[str, ...]] = ()
     # Effects that another technique of the run must have, whenever it acts.
     needs: tuple[str, ...] = ()
-    tasks: ClassVar[tuple[str, ...]] = ("seq2seq", "lm")
+    tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tfx.config.schema import setting
-from tfx.data.batching import Batch, Mix
+from tfx.model.batch import Batch, Mix
 from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 

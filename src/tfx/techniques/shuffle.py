@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import Root, setting
-from tfx.data.batching import IGNORE, Batch
 from tfx.errors import UserError
+from tfx.model.batch import IGNORE, Batch
 from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 
 

@@ -15,13 +15,13 @@ from tfx.compression.grid import Grid
 from tfx.config.grammar import escaped
 from tfx.config.registry import entry_points, technique_class
 from tfx.config.schema import Root
-from tfx.data.batching import Batch
-from tfx.data.prepare import PreparedData
 from tfx.data.sources import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.model.batch import Batch
 from tfx.model.rewiring import Rewiring, removed_parts
 from tfx.model.transformer import Transformer
+from tfx.tasks.prepare import PreparedData
 from tfx.techniques.contract import (
     HOOKS,
     Instant,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfx.data.batching import Batch
+from tfx.model.batch import Batch
 from tfx.model.flops import forward_flops
 from tfx.model.transformer import Transformer
 from tfx.training.budget import Clock

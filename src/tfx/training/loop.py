@@ -9,8 +9,6 @@ from typing import Any
 import torch
 
 from tfx.config.schema import Root
-from tfx.data.batching import training_batches
-from tfx.data.prepare import PreparedData
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
@@ -19,6 +17,9 @@ from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.record.signals import StoppedBySignal, deferring_signals, raise_if_signalled
 from tfx.record.summary import TrainingCost
+from tfx.tasks import task_named
+from tfx.tasks.batches import training_batches
+from tfx.tasks.prepare import PreparedData
 from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory
 from tfx.training.averaging import Averager
@@ -82,7 +83,7 @@ class Trainer:
             self._extra.load_state_dict(state["extra"])
         smoothing = config.trainer.label_smoothing
         if smoothing is None:
-            smoothing = 0.1 if data.task == "seq2seq" else 0.0
+            smoothing = task_named(data.task).label_smoothing
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted)
         compile_for(model, config.trainer, device)
         self.averager = Averager(config.trainer.averaging, model)

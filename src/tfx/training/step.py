@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import Root
-from tfx.data.batching import Batch
-from tfx.evaluation.scoring import run_batch
+from tfx.model.batch import Batch
 from tfx.model.device import choose_precision
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.rewiring import ParameterMap
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import Transformer, run_batch
 from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import Instant, Objective
 from tfx.techniques.stack import Stack

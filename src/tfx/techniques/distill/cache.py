@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
-from tfx.data.batching import Batch, collate_pairs
-from tfx.data.prepare import Pairs, PreparedData, Ragged
+from tfx.data.ragged import Ragged
 from tfx.data.sources import Corpus, writable_cache
-from tfx.evaluation.generation import decode_sources
-from tfx.evaluation.scoring import run_batch
+from tfx.model.batch import Batch
 from tfx.model.flops import decoding_flops, forward_flops
+from tfx.model.transformer import run_batch
 from tfx.record.files import read_json, replacing, write_json
 from tfx.record.lock import making
+from tfx.tasks.prepare import PreparedData
+from tfx.tasks.seq2seq import Pairs, collate_pairs, decode_sources
 from tfx.techniques.contract import Teacher, Work
 
 # Changes with what the cache holds.

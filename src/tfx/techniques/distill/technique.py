@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import Budget, Root, group, setting
-from tfx.data.prepare import Pairs, PreparedData
 from tfx.data.sources import Corpus, replace_targets
 from tfx.errors import UserError
 from tfx.model.linear import Linear
 from tfx.model.transformer import Transformer
+from tfx.tasks.prepare import PreparedData
 from tfx.techniques.contract import Instant, Mean, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
 from tfx.techniques.distill.cache import TopLogits, decoded_outputs
 from tfx.techniques.distill.layers import check_layers, copy_layers
@@ -202,10 +202,7 @@ class Distill(Technique):
                 "the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json), or learn from its "
                 "outputs alone (technique.distill.sequence_level=true technique.distill.loss=none)"
             )
-        train = data.splits["train"]
-        if isinstance(train, Pairs):
-            longest = 1 + max(int(side.lengths.max()) for side in (train.source, train.target))
-            self._check_context(longest, "dataset.max_tokens={}", -1)
+        self._check_context(data.splits["train"].longest, "dataset.max_tokens={}", -1)
 
     def _check_context(self, longest: int, remedy: str, offset: int = 0) -> None:
         """Raises `UserError` where the teacher has no positions for inputs of this length."""

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tfx.compression.checkpoint import Storage
 from tfx.config.schema import Root, group, setting
-from tfx.data.prepare import Pairs, PreparedData
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer, count_parameters
+from tfx.tasks.prepare import PreparedData
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.prune.magnitude import magnitude_masks, parse_pattern, pattern_mask
@@ -222,9 +222,7 @@ class Prune(Technique):
     # --- hooks ----------------------------------------------------------------------------------------
 
     def reduce_tokenizer(self, data: PreparedData) -> tuple[Tokenizer, list[int]] | None:
-        train = data.splits["train"]
-        parts = (train.source.values, train.target.values) if isinstance(train, Pairs) else (train.tokens,)
-        used = np.unique(np.concatenate([np.unique(part) for part in parts]))
+        used = np.unique(np.concatenate([np.unique(part) for part in data.splits["train"].tokens_of_all]))
         tokenizer, kept = data.tokenizer.reduced(used.tolist())
         self._tokens = (len(kept), data.tokenizer.vocab_size)
         return None if len(kept) == data.tokenizer.vocab_size else (tokenizer, kept)

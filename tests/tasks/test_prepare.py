@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfx.config.schema import DatasetConfig, TokenizerConfig
-from tfx.data import prepare
-from tfx.data.prepare import Ragged, prepare_data
+from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.tasks.prepare import prepare_data
+from tfx.tasks.seq2seq import Seq2Seq
 
 CHAR = TokenizerConfig(kind="char")
 TRAIN = [("one two", "eins zwei"), ("three", "drei"), ("four", "vier")]
@@ -174,7 +175,7 @@ def test_no_training_pair_left_is_refused_with_a_remedy(tmp_path, options, conte
 def work(monkeypatch) -> list[str]:
     """What was done and not found in the cache."""
     done: list[str] = []
-    train, tokenize = Tokenizer.train.__func__, prepare._tokenize
+    train, tokenize = Tokenizer.train.__func__, Seq2Seq.tokenize
 
     def trained(cls, *args, **options):
         done.append("train")
@@ -185,7 +186,7 @@ def work(monkeypatch) -> list[str]:
         return tokenize(*args)
 
     monkeypatch.setattr(Tokenizer, "train", classmethod(trained))
-    monkeypatch.setattr(prepare, "_tokenize", tokenized)
+    monkeypatch.setattr(Seq2Seq, "tokenize", tokenized)
     return done
 
 

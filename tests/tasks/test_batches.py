@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.config.schema import TokenizerConfig
-from tfx.data.batching import IGNORE, Batch, bucket, collate_pairs, collate_windows, scoring_batches, training_batches
-from tfx.data.prepare import Pairs, Ragged, Stream
+from tfx.data.batching import bucket
+from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.model.batch import IGNORE, Batch
+from tfx.tasks.batches import scoring_batches, training_batches
+from tfx.tasks.lm import Stream, collate_windows
+from tfx.tasks.seq2seq import Pairs, collate_pairs
 
 TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char"), ["abcdef"], word_initial_space=False)
 PAD, BOS, EOS = TOKENIZER.pad, TOKENIZER.bos, TOKENIZER.eos

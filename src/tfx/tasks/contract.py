@@ -1,0 +1,197 @@
+"""What a task is: how its text becomes tokens and batches, how a model of it is run, and what is shown of it.
+
+A task is one file with a `Task` and the `Split` that it prepares, and its entry in `tfx.config.tasks`. All else asks
+these two, and never which task it is.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from tfx.config.schema import DatasetConfig, EvaluationConfig
+    from tfx.data.tokenizer import Tokenizer
+    from tfx.model.batch import Batch
+    from tfx.model.transformer import Transformer
+
+ROWS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class TimedWork:
+    """What is timed of a model: ``one(i)`` decodes the i-th of ``count`` inputs, which is so many ``units``.
+
+    ``throughput(seconds)`` gives output tokens and the seconds that they took; ``seconds`` are those of a unit of each
+    input, as measured before.
+    """
+
+    one: Callable[[int], Any]
+    count: int
+    units: int
+    device: torch.device
+    throughput: Callable[[list[float]], tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """Bytes of the text that a split's targets stand for, and by scored row those behind unknown tokens."""
+
+    text_bytes: int
+    unknown_bytes: np.ndarray
+
+
+class Split(ABC):
+    """A tokenized split. Rows are its examples, or where windows of a stream begin."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Examples, or tokens of a stream."""
+
+    # --- batches --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """The rows of each batch of one epoch, in random order. Raises `UserError` where there is too little."""
+
+    @abstractmethod
+    def in_order(self, batch_tokens: int, context: int) -> Iterator[np.ndarray]:
+        """The rows of batches that hold every example once, in the order that pads least."""
+
+    @abstractmethod
+    def collate(self, rows: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
+        """The given rows as one batch."""
+
+    def lengths(self, batches: Sequence[np.ndarray]) -> np.ndarray | None:
+        """The mean length of the examples of each batch; None where all are of one length."""
+        return None
+
+    # --- scoring --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def scored_rows(self, context: int) -> int:
+        """How many rows have a score of their own."""
+
+    @abstractmethod
+    def places(self, rows: np.ndarray, context: int) -> np.ndarray:
+        """The numbers of rows among the scored ones."""
+
+    def scored_text(self, tokenizer: Tokenizer, context: int) -> ScoredText | None:
+        """The text behind the targets, where its bytes are known."""
+        return None
+
+    @property
+    def texts(self) -> Dataset | None:
+        """Source texts and references by row, where outputs are scored as texts."""
+        return None
+
+    def decode(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        config: EvaluationConfig,
+        count: int,
+        *,
+        seed: int,
+        progress: Callable[[int, int], Any] | None = None,
+    ) -> list[str]:
+        """The model's output for each of the first ``count`` rows, where outputs are scored as texts."""
+        raise NotImplementedError
+
+    # --- what others look at --------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def tokens_of_all(self) -> tuple[np.ndarray, ...]:
+        """Arrays with every token of the split."""
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest example, begin or end token included; 0 where windows are cut to fit."""
+        return 0
+
+    @abstractmethod
+    def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
+        """What is timed of a model on the first ``latency_inputs`` inputs."""
+
+    @abstractmethod
+    def attended(
+        self, predictions: Sequence[dict[str, Any]], tokenizer: Tokenizer, count: int
+    ) -> list[tuple[str | None, str]]:
+        """Source (None: there is none) and text of so many inputs whose attention is kept."""
+
+
+class Task(ABC):
+    """What is done otherwise for each task."""
+
+    # Of ``trainer.label_smoothing=null``.
+    label_smoothing: ClassVar[float] = 0.0
+    # Whether words are tokens with the space before them, also at the start of a text.
+    word_initial_space: ClassVar[bool] = False
+
+    @abstractmethod
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+        """The arrays that are kept of a split."""
+
+    @abstractmethod
+    def split(
+        self,
+        arrays: dict[str, np.ndarray],
+        name: str,
+        dataset: Dataset,
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        notes: list[str],
+    ) -> Split:
+        """The split of these arrays, as a model of this context takes it; ``notes`` say what that changes.
+
+        Raises `UserError` where nothing is left to train on.
+        """
+
+    def ends_documents(self, train: Dataset) -> bool:
+        """Whether an end token stands behind each text of the training split."""
+        return False
+
+    @abstractmethod
+    def generate(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        ids: list[list[int]],
+        config: EvaluationConfig,
+        *,
+        seed: int,
+        first: int,
+        note: Callable[[str], Any],
+    ) -> list[str]:
+        """One output for each text, whose tokens are ``ids``; see `tfx.evaluation.generation.generate`."""
+
+
+def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
+    """The texts of a column with their ids, some rows at a time."""
+    for batch in dataset.select_columns([column]).iter(batch_size=ROWS_AT_ONCE):
+        yield batch[column], tokenizer.encode(batch[column])
+
+
+def id_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger[Any]]:
+    """The narrowest type that holds the tokenizer's ids."""
+    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What ``work`` returns, and the seconds until the device has done it."""
+    start = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - start

@@ -1,0 +1,233 @@
+"""Language models: one stream of tokens, cut into windows; each target is the token after its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tfx.config.schema import DatasetConfig, EvaluationConfig
+from tfx.data.ragged import Ragged
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.model.batch import IGNORE, Batch
+from tfx.model.decoding import continue_text, make_picker
+from tfx.model.transformer import Transformer
+from tfx.tasks.contract import ScoredText, Split, Task, TimedWork, encoded, id_dtype
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Tokens that are decoded behind a prompt to time them.
+_TIMED_TOKENS = 32
+# Tokens of the pieces of text whose attention is kept.
+_ATTENDED_TOKENS = 24
+
+
+@dataclass
+class Stream(Split):
+    """A tokenized split: one array of ids, and the UTF-8 bytes of the text in it.
+
+    ``unknown_bytes`` has those of the characters behind each token that is the unknown one, in order.
+    """
+
+    tokens: np.ndarray
+    text_bytes: int
+    unknown_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Windows that tile the stream from a random offset, in random order: each token at most once an epoch.
+
+        What is left over, less than a window at either end and less than a batch of windows, waits for another epoch.
+        """
+        if len(self) < context + 1:
+            raise UserError(
+                f"the training text has {len(self)} tokens and one window needs {context + 1}: "
+                "give more text, or set a smaller model.context"
+            )
+        rows = max(1, batch_tokens // context)
+        offset = int(rng.integers(0, min(context, len(self) - context)))
+        starts = rng.permutation(np.arange(offset, len(self) - context, context))
+        whole = len(starts) // rows * rows
+        if whole == 0:
+            return [starts]
+        return list(starts[:whole].reshape(-1, rows))
+
+    def in_order(self, batch_tokens: int, context: int) -> Iterator[np.ndarray]:
+        starts = np.arange(0, max(1, len(self) - 1), context)
+        rows = max(1, batch_tokens // context)
+        for first in range(0, len(starts), rows):
+            yield starts[first : first + rows]
+
+    def collate(self, rows: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
+        return collate_windows(self, rows, context, tokenizer)
+
+    def scored_rows(self, context: int) -> int:
+        return len(range(0, max(1, len(self) - 1), context))
+
+    def places(self, rows: np.ndarray, context: int) -> np.ndarray:
+        return rows // context
+
+    def scored_text(self, tokenizer: Tokenizer, context: int) -> ScoredText:
+        """The first token is never predicted: its bytes are neither text that is scored nor charged."""
+        unknown_bytes = np.zeros(self.scored_rows(context), dtype=np.int64)
+        places = np.flatnonzero(self.tokens == tokenizer.unk)
+        is_first = places == 0
+        first = tokenizer.token_bytes(int(self.tokens[0])) + int(self.unknown_bytes[is_first].sum())
+        np.add.at(unknown_bytes, (places[~is_first] - 1) // context, self.unknown_bytes[~is_first])
+        return ScoredText(self.text_bytes - first, unknown_bytes)
+
+    @property
+    def tokens_of_all(self) -> tuple[np.ndarray, ...]:
+        return (self.tokens,)
+
+    def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
+        """Greedy decoding of 32 tokens behind a prompt; the latency is that of one token."""
+        device = model.embedding.weight.device
+        greedy = make_picker(EvaluationConfig(method="greedy"), 0, device)
+        length = max(1, min(len(self), model.architecture.context) // 2)
+        most = max(1, min(config.latency_inputs, len(self) - length))
+        starts = np.linspace(0, max(0, len(self) - length - 1), most).astype(int)
+        prompts = [self.tokens[start : start + length].astype(np.int64).tolist() for start in starts]
+
+        def extend(place: int) -> list[int]:
+            return continue_text(model, prompts[place], _TIMED_TOKENS, -1, greedy)
+
+        def one_by_one(seconds: list[float]) -> tuple[int, float]:
+            return _TIMED_TOKENS * len(seconds), sum(seconds) * _TIMED_TOKENS
+
+        return TimedWork(extend, len(prompts), _TIMED_TOKENS, device, one_by_one)
+
+    def attended(
+        self, predictions: Sequence[dict[str, Any]], tokenizer: Tokenizer, count: int
+    ) -> list[tuple[str | None, str]]:
+        pieces = [
+            self.tokens[start : start + _ATTENDED_TOKENS]
+            for start in range(0, _ATTENDED_TOKENS * count, _ATTENDED_TOKENS)
+        ]
+        return [(None, tokenizer.decode(piece.tolist())) for piece in pieces]
+
+
+class LanguageModel(Task):
+    """Text in, its continuation out."""
+
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+        text_bytes = 0
+        unknown_bytes: list[int] = []
+        pieces: list[np.ndarray] = []
+        for texts, ids in encoded(dataset, "text", tokenizer):
+            text_bytes += sum(len(text.encode()) for text in texts)
+            for text, own in zip(texts, ids, strict=True):
+                if tokenizer.unk in own:
+                    unknown_bytes += tokenizer.unknown_bytes(text)
+            if _has_documents(dataset):
+                for document in ids:
+                    document.append(tokenizer.eos)
+            pieces.append(Ragged.from_lists(ids, id_dtype(tokenizer)).values)
+        counts = {"text_bytes": [text_bytes], "unknown_bytes": unknown_bytes}
+        return {"tokens": np.concatenate(pieces)} | {name: np.asarray(n, dtype=np.int64) for name, n in counts.items()}
+
+    def split(
+        self,
+        arrays: dict[str, np.ndarray],
+        name: str,
+        dataset: Dataset,
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        notes: list[str],
+    ) -> Stream:
+        stream = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), arrays["unknown_bytes"])
+        if len(stream) < 2:
+            raise UserError(f"the {name} split of dataset '{config.name}' has a single token: give it more text")
+        if unknown := len(stream.unknown_bytes):
+            notes.append(
+                f"{name}: {stream.unknown_bytes.sum():,} bytes of characters that the tokenizer does not know: "
+                "bits_per_byte counts 8 bits for each, besides what the model takes for them; the loss does not"
+            )
+            notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
+        return stream
+
+    def ends_documents(self, train: Dataset) -> bool:
+        return _has_documents(train)
+
+    def generate(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        ids: list[list[int]],
+        config: EvaluationConfig,
+        *,
+        seed: int,
+        first: int,
+        note: Callable[[str], Any],
+    ) -> list[str]:
+        context = model.architecture.context
+        outputs = []
+        for row, own in enumerate(ids):
+            prompt = own
+            if not prompt:
+                prompt = _beginning(tokenizer)
+                what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
+                note(f"line {first + row + 1}: no text to continue: the model begins behind {what}")
+            if len(prompt) > context:
+                note(
+                    f"line {first + row + 1}: of {len(prompt):,} tokens the model reads the last {context:,}, "
+                    "its context"
+                )
+            pick = make_picker(config, seed, model.embedding.weight.device, [first + row])
+            added = continue_text(model, prompt, config.new_tokens, tokenizer.eos, pick)
+            outputs.append(_joined(tokenizer, own, added))
+        return outputs
+
+
+TASK = LanguageModel()
+
+
+def collate_windows(stream: Stream, starts: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
+    """Windows of ``context`` inputs that begin at ``starts``; each target is the token after its input.
+
+    A window that would pass the end of the stream is padded.
+    """
+    positions = starts[:, None] + np.arange(context + 1)[None, :]
+    inside = positions < len(stream)
+    window = stream.tokens[np.minimum(positions, len(stream) - 1)].astype(np.int64)
+    target_out = np.where(inside[:, 1:], window[:, 1:], IGNORE)
+    real = int(inside[:, 1:].sum())
+    return Batch(
+        target_in_BT=torch.from_numpy(np.ascontiguousarray(window[:, :-1])),
+        target_out_BT=torch.from_numpy(np.ascontiguousarray(target_out)),
+        source_BS=None,
+        source_mask_BS=None,
+        rows=starts,
+        tokens=real,
+        positions=target_out.size,
+        targets=real,
+        special=(tokenizer.pad, tokenizer.bos, tokenizer.eos),
+    )
+
+
+def _has_documents(dataset: Dataset) -> bool:
+    """Whether it is more than one text: then an end token stands behind each."""
+    return len(dataset) > 1
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """What stood before the first token of a document in training: an end token; for one single text, a line end."""
+    line_end = tokenizer.encode(["\n"])[0]
+    if tokenizer.ends_documents or not line_end or tokenizer.unk in line_end:
+        return [tokenizer.eos]
+    return line_end
+
+
+def _joined(tokenizer: Tokenizer, prompt: list[int], added: list[int]) -> str:
+    """What the added tokens put behind the prompt, as both are decoded in one piece."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *added])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(added)

@@ -1,0 +1,193 @@
+"""From text to token ids on disk: the tokenizer and the tokenized splits, cached by fingerprint.
+
+A cache entry is a folder named by the fingerprint of everything that made it. It is written beside its
+place and renamed, so it is whole or not there; of two runs that need it at once, one makes it and the other waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfx.config.schema import DatasetConfig
+from tfx.config.tasks import TASKS
+from tfx.data.sources import Corpus, SourceFile, load_corpus, writable_cache
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.record.files import write_text
+from tfx.record.lock import making
+from tfx.tasks import task_named
+from tfx.tasks.contract import ROWS_AT_ONCE, Split
+
+if TYPE_CHECKING:
+    pass
+
+_VERSION = 1
+# Of what a cache entry holds.
+_LAYOUT = 3
+
+
+@dataclass
+class PreparedData:
+    """All that training and evaluation read. ``splits`` lacks ``test`` where the data have none.
+
+    ``files`` are those that each split was read from.
+    ``corpus`` is the fingerprint of the text as it was read, whatever the tokenizer.
+    ``reduced_from`` is the fingerprint of the tokenizer that ``tokenizer`` is a part of, where it is.
+    """
+
+    name: str
+    task: str
+    tokenizer: Tokenizer
+    splits: dict[str, Split]
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, list[SourceFile]] = field(default_factory=dict)
+    corpus: str = ""
+    reduced_from: str | None = None
+
+    @property
+    def test_split(self) -> str:
+        """The split that the result is measured on: ``test``, or ``valid`` in its place."""
+        return "test" if "test" in self.splits else "valid"
+
+
+def prepare_data(
+    config: DatasetConfig,
+    context: int,
+    tokenizer: Tokenizer | None = None,
+    transform: Callable[[Corpus], Corpus] | None = None,
+) -> PreparedData:
+    """Loads, tokenizes and caches a data set.
+
+    ``context`` is the longest sequence that the model takes: longer training examples are dropped, longer
+    validation and test examples cut, both counted in ``notes``. ``tokenizer`` overrides the config's (that of
+    a model that exists already). Raises `UserError` for whatever is wrong with the data.
+    """
+    corpus = load_corpus(config)
+    source = corpus.fingerprint
+    if tokenizer is None:
+        tokenizer = _tokenizer(config, corpus)
+    if transform is not None:
+        # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
+        corpus = transform(corpus)
+    # Pieces of a long text once began with a space each; the fingerprint tells where none is added now.
+    pieces = ["pieces"] if tokenizer.goes_on(_longest(corpus)) else []
+    fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
+    task = task_named(corpus.task)
+    tokenizer.ends_documents = task.ends_documents(corpus.splits["train"])
+    notes = list(corpus.notes)
+    splits: dict[str, Split] = {}
+    for name, dataset in corpus.splits.items():
+        folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}-{_LAYOUT}"
+        with making(folder):
+            arrays = _cached(folder, partial(task.tokenize, dataset, tokenizer))
+        splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
+    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source)
+
+
+def _longest(corpus: Corpus) -> int:
+    """Characters of the longest text."""
+    import pyarrow.compute
+
+    columns = (dataset.data.column(name) for dataset in corpus.splits.values() for name in _columns(corpus))
+    return max(pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() for column in columns)
+
+
+def _columns(corpus: Corpus) -> list[str]:
+    return list(TASKS[corpus.task].columns)
+
+
+def _fingerprint(*parts: str) -> str:
+    return hashlib.sha256("\0".join([str(_VERSION), *parts]).encode()).hexdigest()
+
+
+# --- tokenizer --------------------------------------------------------------------------------------
+
+
+def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(Path(config.tokenizer.path))
+    settings = json.dumps(asdict(config.tokenizer), sort_keys=True)
+    path = writable_cache("tokenizers") / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
+    with making(path):
+        if path.is_file():
+            try:
+                return Tokenizer.load(path)
+            except UserError as error:
+                if isinstance(error.__cause__, PermissionError):  # another user's: not ours to remove
+                    raise UserError(f"{error}: name a cache of your own with TFX_CACHE") from error
+                path.unlink()  # damaged: made anew
+        texts = _training_texts(corpus)
+        tokenizer = Tokenizer.train(
+            config.tokenizer, texts, word_initial_space=task_named(corpus.task).word_initial_space
+        )
+        try:
+            write_text(path, tokenizer.to_json())
+        except OSError as error:
+            raise UserError(_unwritable(path.parent, error)) from error
+        # Read back, so that the run that trained it and those that find it use the very same one.
+        return Tokenizer.load(path)
+
+
+def _training_texts(corpus: Corpus) -> Iterator[str]:
+    columns = _columns(corpus)
+    for batch in corpus.splits["train"].select_columns(columns).iter(batch_size=ROWS_AT_ONCE):
+        yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
+
+
+# --- tokenized splits -------------------------------------------------------------------------------
+
+
+def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a cache entry, memory-mapped; made first where it is missing or damaged."""
+    made: dict[str, np.ndarray] | None = None
+    for _ in range(2):
+        if folder.is_dir():
+            try:
+                manifest = dict(json.loads((folder / "manifest.json").read_text()))
+                arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest}
+                if arrays and all(list(arrays[name].shape) == shape for name, shape in manifest.items()):
+                    return arrays
+            except PermissionError as error:  # another user's: not ours to remove
+                raise UserError(
+                    f"the cache entry {folder} cannot be read ({error.strerror}): name your own cache with TFX_CACHE"
+                ) from error
+            except (OSError, EOFError, ValueError, TypeError):
+                pass
+            shutil.rmtree(folder, ignore_errors=True)
+        made = made or make()
+        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            temporary.mkdir()
+            for name, array in made.items():
+                with open(temporary / f"{name}.npy", "wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())  # or a power cut could leave a file of zeros behind the rename
+            manifest = {name: list(array.shape) for name, array in made.items()}
+            (temporary / "manifest.json").write_text(json.dumps(manifest))
+            os.rename(temporary, folder)
+        except OSError as error:
+            if not folder.is_dir():  # else another run was faster
+                raise UserError(_unwritable(folder.parent, error)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    raise UserError(
+        f"the cache folder {folder} is damaged and cannot be made anew: remove it, or name another cache with TFX_CACHE"
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"the cache folder {folder} cannot be written ({error.strerror}): name another one with TFX_CACHE"
