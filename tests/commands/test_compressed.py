@@ -238,14 +238,14 @@ def failed(folder, dense, name, *overrides):
 def test_a_grid_that_revives_pruned_weights_stops_the_run(folder, dense, monkeypatch):
     from tfx.techniques.quantize import technique
 
-    encode = technique.encode
+    to_grid = technique.to_grid
 
     def reviving(weight, scale, zero, kind):
-        grid = encode(weight, scale, zero, kind)
+        grid = to_grid(weight, scale, zero, kind)
         grid.codes_RC[0, weight[0] == 0] += 1
         return grid
 
-    monkeypatch.setattr(technique, "encode", reviving)
+    monkeypatch.setattr(technique, "to_grid", reviving)
     error = failed(folder, dense, "revived", STACK)
     assert "after quantize" in error
     assert "pruned weights of 'encoder.blocks.0.attention.q.weight' are not zero any more" in error
@@ -392,12 +392,13 @@ def test_speed_and_memory_of_reference_plain_tensors_and_file_are_measured(folde
 )
 def test_a_drop_is_a_loss_of_what_is_better_when_higher_and_a_gain_of_errors(metric, before, after, broken):
     from tfx.config.compose import compose
+    from tfx.record.summary import Stage
     from tfx.run.measure import BrokenInvariantError, Measurer
 
     metrics = [] if metric == "loss" else [metric]
     config = compose([*SMALL, f"dataset.metrics={metrics}", "max_quality_drop=1.0"])
     measurer = Measurer(config, None, torch.device("cpu"), None, None)
-    measurer.stages = [{"name": "trained", "valid": {metric: before}}, {"name": "prune", "valid": {metric: after}}]
+    measurer.stages = [Stage("trained", {metric: before}, 2), Stage("prune", {metric: after}, 1)]
     if broken:
         with pytest.raises(BrokenInvariantError, match=f"prune lost 1.5 of {metric}"):
             measurer._check_drop("prune")

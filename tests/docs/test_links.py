@@ -8,8 +8,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-# README.draft.md is written for the root folder, where it is to replace README.md.
-PAGES = [ROOT / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if page.name != "README.draft.md")]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SITE = yaml.safe_load((ROOT / "properdocs.yml").read_text(encoding="utf-8"))
 
 

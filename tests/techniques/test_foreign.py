@@ -1,4 +1,4 @@
-"""A technique from another package: the README's own example, installed and run by processes of their own."""
+"""A technique from another package: the guide's own example, installed and run by processes of their own."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.techniques.contract import Instant
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "technique.md"
 
 
 YAML = "my_package/conf/technique/drop_tokens.yaml"
@@ -30,8 +30,8 @@ YAML = "my_package/conf/technique/drop_tokens.yaml"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Lays the README's example out as an installed distribution: a package, and metadata with its entry point."""
-    text = README.read_text(encoding="utf-8")
+    """Lays the guide's example out as an installed distribution: a package, and metadata with its entry point."""
+    text = GUIDE.read_text(encoding="utf-8")
     code = re.search(r"```python\n# my_package/techniques.py\n(.*?)```", text, re.S).group(1)
     entry = re.search(r"```toml\n\[project.entry-points.\"tfx.techniques\"\]\n(.*?)```", text, re.S).group(1)
     values = re.search(rf"```yaml\n# {YAML}\n(.*?)```", text, re.S).group(1)
@@ -131,7 +131,7 @@ def test_transforming_a_batch_waits_for_no_device_and_stays_on_it(name, task, pa
 
 
 def check_drop_tokens(task):
-    """Outside of its time the README's technique leaves a batch alone; inside, it pads out words only."""
+    """Outside of its time the guide's technique leaves a batch alone; inside, it pads out words only."""
     kind = registry.technique_class("drop_tokens")
     technique = kind(kind.Settings(share=0.5, start=0.3, end=0.9))
     tokens = torch.arange(144).view(4, 36) % 9
@@ -180,7 +180,7 @@ def test_what_is_easily_forgotten_in_a_technique_is_found(line, broken, package)
 
 @pytest.fixture
 def package(site, tmp_path, monkeypatch):
-    """A copy of the README's package that is found in this process, and what it holds can be broken."""
+    """A copy of the guide's package that is found in this process, and what it holds can be broken."""
     copy = shutil.copytree(site, tmp_path / "site")
     monkeypatch.syspath_prepend(copy)
     registry.entry_points.cache_clear()

@@ -18,7 +18,7 @@ from tfx.errors import UserError
 from tfx.evaluation import scoring
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.stack import NoEffectError, Stack, resolve_order
-from tfx.training import loop
+from tfx.training import step
 
 TINY = [
     *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.decoder_layers=1", "trainer.budget.steps=3"),
@@ -217,7 +217,7 @@ def test_teacher_and_student_see_the_same_batch_and_evaluation_sees_the_files_ow
 
         return run_batch
 
-    monkeypatch.setattr(loop, "run_batch", spy(trained, loop.run_batch))
+    monkeypatch.setattr(step, "run_batch", spy(trained, step.run_batch))
     monkeypatch.setattr(scoring, "run_batch", spy(scored, scoring.run_batch))
     run(folder / f"{family}-seen", *three, family=family)
     students, teachers = trained[::2], trained[1::2]

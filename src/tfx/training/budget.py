@@ -50,7 +50,8 @@ class Clock:
             self._started = time.perf_counter()
 
     def _spent(self) -> float:
-        if self.budget.amount == 0:
+        assert self.budget.unit, "a budget has exactly one value"
+        if self.budget.is_zero:
             return 1.0
         seconds = self.seconds if self.steps else 0.0
         spent = {"steps": self.steps, "tokens": self.tokens, "seconds": seconds}[self.budget.unit]
