@@ -6,6 +6,7 @@ here can be set. `tfx train --help` is printed from these fields.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,18 @@ def setting(
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def bounds(metadata: Mapping[str, Any]) -> list[str]:
+    """The range of a setting in words, such as ``at least 0``; whole numbers in full."""
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    limits = [(word, metadata.get(key)) for key, word in words.items()]
+    return [f"{word} {in_full(limit)}" for word, limit in limits if limit is not None]
+
+
+def in_full(number: float) -> str:
+    """A number as a user types it: all digits of a whole number, six of any other."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def group(settings: type) -> Any:
