@@ -137,8 +137,8 @@ def test_what_lost_too_much_stands_below():
 @pytest.mark.parametrize(
     ("rate", "reached", "says"),
     [
-        (0.5, 0.68, "the codes take 0.68 bits a weight, not the 0.5 of technique.quantize.rate: no step is so coarse"),
-        (6.0, 4.2, "the codes take 4.2 bits a weight, not the 6 of technique.quantize.rate: steps are bounded"),
+        (0.5, 0.68, "the codes take 0.68 bits per weight, not the 0.5 of technique.quantize.rate: no step may"),
+        (6.0, 4.2, "the codes take 4.2 bits per weight, not the 6 of technique.quantize.rate: technique.quantize.bits"),
         (2.0, 2.01, None),
         (2.0, 1.99, None),
     ],

@@ -248,7 +248,7 @@ def test_a_grid_that_revives_pruned_weights_stops_the_run(folder, dense, monkeyp
     monkeypatch.setattr(technique, "to_grid", reviving)
     error = failed(folder, dense, "revived", STACK)
     assert "after quantize" in error
-    assert "pruned weights of 'encoder.blocks.0.attention.q.weight' are not zero any more" in error
+    assert "pruned weights of 'encoder.blocks.0.attention.q.weight' are no longer zero" in error
 
 
 def test_zeros_that_only_the_file_loses_stop_the_run(folder, dense, monkeypatch):
@@ -280,7 +280,7 @@ def test_weights_that_are_not_tied_any_more_stop_the_run(folder, dense, monkeypa
 
     monkeypatch.setattr(Prune, "finish", untying)
     error = failed(folder, dense, "untied", "+technique=prune")
-    assert "after prune 'output.weight' is not tied to 'embedding.weight' any more" in error
+    assert "after prune 'output.weight' is no longer tied to 'embedding.weight'" in error
 
 
 @pytest.fixture

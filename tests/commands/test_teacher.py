@@ -188,7 +188,7 @@ NO_LOSS = "technique.distill.loss=none"
             [*PAIRS, *TAUGHT, NO_LOSS, "technique.distill.hidden=1", "trainer.budget.steps=0"],
             ["'distill' acts only while training, and the budget is zero"],
         ),
-        ([*PAIRS, *CHAR, "reference={lm}"], ["reference", "is of another task"]),
+        ([*PAIRS, *CHAR, "reference={lm}"], ["reference", "is for another task"]),
         ([*PAIRS, "reference={char}", "dataset.metrics=[]"], ["reference", "another tokenizer"]),
     ],
 )

@@ -17,8 +17,8 @@ TINY += [f"dataset.limit.{split}=20" for split in ("train", "valid", "test")]
 TINY += ["evaluation=greedy", "evaluation.latency_inputs=1", "trainer.budget.steps=2"]
 
 
-FULL = "tfx: what was asked for could not be written to stdout: No space left on device"
-CLOSED = "tfx: what was asked for could not be written to stdout: it is closed"
+FULL = "tfx: the output could not be written to stdout: No space left on device"
+CLOSED = "tfx: the output could not be written to stdout: it is closed"
 
 
 class Broken(io.StringIO):
@@ -61,9 +61,7 @@ def test_a_run_is_whole_where_its_table_cannot_be_printed(number, status, tmp_pa
     assert run_with(["train", *TINY, f"hydra.run.dir={tmp_path / 'run'}"], stdout=Broken(number)) == status
     trained(tmp_path / "run")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfx: ")]
-    assert said == (
-        [] if status == 0 else ["tfx: what was asked for could not be written to stdout: No space left on device"]
-    )
+    assert said == ([] if status == 0 else ["tfx: the output could not be written to stdout: No space left on device"])
 
 
 def test_a_run_goes_on_when_nobody_listens(tmp_path, monkeypatch):

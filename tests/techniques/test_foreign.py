@@ -215,7 +215,7 @@ def test_without_a_yaml_the_class_says_the_settings_and_the_list_where_it_comes_
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"drop_tokens: [1, 2\n", r"drop_tokens\.yaml is not readable YAML, mend it: "),
+        (b"drop_tokens: [1, 2\n", r"drop_tokens\.yaml is not readable YAML, repair it: "),
         (b"drop_tokens: {share: \xff}\n", r"drop_tokens\.yaml is not UTF-8"),
         (b"drop_tokens: " + b"[" * 3000, r"drop_tokens\.yaml is not readable YAML"),
         (b"- 1\n", r"drop_tokens\.yaml must hold .* 'drop_tokens:'"),

@@ -291,5 +291,5 @@ def test_a_need_that_no_technique_of_the_run_meets_is_refused_with_what_would_me
     for rest in ([], [acting("other")], [asleep]):
         with pytest.raises(UserError, match=r"'needy' needs another one that mixes examples, .*: add mixup$"):
             Stack([needy, *rest], config)
-    with pytest.raises(UserError, match=r"'lost' needs another one that flies, .*: no technique that is installed"):
+    with pytest.raises(UserError, match=r"'lost' needs another one that flies, .*: no installed technique"):
         Stack([acting("lost", needs=("flies",))], config)

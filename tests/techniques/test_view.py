@@ -420,7 +420,7 @@ def test_evidence_has_the_rate_that_was_asked_for_and_the_one_that_steps_allow()
     assert (proof["rate"], proof["empty_matrices"]) == (0.5, 0.0)
     assert proof["entropy_bits"] == pytest.approx(1.0, abs=0.02)
     (line,) = missed_rate(stack.evidence())
-    assert f"the codes take {proof['entropy_bits']:.3g} bits a weight, not the 0.5 of technique.quantize.rate" in line
+    assert f"the codes take {proof['entropy_bits']:.3g} bits per weight, not the 0.5 of technique.quantize.rate" in line
     _, model, stack = build("+technique=quantize", "technique.quantize.group=16")
     finish(model, stack)
     assert "rate" not in stack.evidence()["quantize"]
@@ -617,7 +617,7 @@ SIXTEEN = ["+technique=[prune,quantize]", "technique.quantize.group=16"]
                 "technique.prune.structure.decoder_layers=1",
                 "technique.quantize.layers=['decoder.blocks.1.*:8']",
             ],
-            "no quantized tensor is named like 'decoder.blocks.1",
+            "no quantized tensor matches 'decoder.blocks.1",
         ),
         # Aware from before the parts go: then the shapes that it meets first count too.
         (

@@ -112,7 +112,7 @@ def test_where_nothing_could_be_chosen_the_log_says_so(run, asked):
     _, result, _, notes = run(LOSSES, *PRUNE, "technique.prune.end=1.0", *asked)
     assert (result.best_step, result.final_weights, result.stopped_early) == (0, "last", False)
     assert len(notes) == 1
-    assert "before the whole stack had its final form" in notes[0]
+    assert "before the stack had its final form" in notes[0]
     assert not run(LOSSES, *PRUNE, "technique.prune.end=1.0", "trainer.keep=last")[3]
 
 

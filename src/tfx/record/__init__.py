@@ -1,1 +1,1 @@
-"""Floor 1: the run directory, its files, and what the user sees."""
+"""The run directory, its files, and what the user sees."""

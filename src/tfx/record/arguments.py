@@ -1,4 +1,4 @@
-"""The arguments of a command: options stand anywhere, and what is wrong is one line."""
+"""The arguments of a command: options may stand anywhere, and an error is one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfx.errors import UserError, suggest
 class Arguments(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` whose options may stand before, between and after all other words.
 
-    Behind ``--`` every word is taken as it is, whatever it begins with.
+    After ``--`` every word is an argument, whatever it begins with.
     """
 
     def __init__(self, command: str, description: str, **options: Any) -> None:

@@ -1,6 +1,6 @@
 """What the user sees of a run: a header, a live line, notes, a closing table; all of it also in the log.
 
-Progress goes to stderr. Where stderr is no terminal there is no live line, only one plain line a validation.
+Progress goes to stderr. Where stderr is no terminal there is no live line, only one plain line per validation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def clock(seconds: float) -> str:
 
 
 def number(value: Any) -> str:
-    """A value for a table: four significant digits, thousands apart."""
+    """A value for a table: four significant digits, with thousands separators."""
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value)
     if isinstance(value, int):
@@ -47,14 +47,14 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-# Wide enough for any table: what goes to a pipe, a file or a log is read by programs and by search, and is never cut.
+# Wide enough for any table: programs and searches read pipes, files and logs, so nothing is cut there.
 UNLIMITED = 100_000
 
 
 def plain_console(*, stderr: bool = False, file: TextIO | None = None) -> Console:
-    """A console that shows texts as they are: a name in brackets is no markup, a number has no colour of its own.
+    """A console that prints text unchanged: a name in brackets is not markup, and numbers get no colour.
 
-    It is as wide as the terminal; a pipe or a file has no width, whatever the environment says of one, and gets no
+    It is as wide as the terminal; a pipe or a file has no width, whatever the environment says, and gets no
     spaces at the end of a line.
     """
     target = file or (sys.stderr if stderr else sys.stdout)
@@ -65,7 +65,7 @@ def plain_console(*, stderr: bool = False, file: TextIO | None = None) -> Consol
 
 
 class _Trimmed:
-    """A stream that leaves out the spaces with which tables fill up their lines."""
+    """A stream that drops the spaces that tables add at the end of a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -92,7 +92,7 @@ class RunConsole:
         self._validation = ""
 
     def open_log(self, path: Path) -> None:
-        """From now on everything is also written to ``path``, what was shown before included."""
+        """Also writes everything to ``path`` from now on, including what was shown before."""
         self._file = open(path, "a", encoding="utf-8")
         self._log = plain_console(file=self._file)
         for item in self._before_log:
@@ -113,14 +113,14 @@ class RunConsole:
         self._show(message)
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
-        """What is about to run: names and values."""
+        """Shows what is about to run: names and values."""
         sheet = Sheet(Column("", style="bold", wrap=False), Column(""), lines=False)
         for name, value in rows:
             sheet.add_row(name, value)
         self._show(sheet)
 
     def failure(self, error: BaseException) -> None:
-        """Writes the traceback to the log; the terminal gets it only where there is no log yet."""
+        """Writes the traceback to the log, or to the terminal if there is no log yet."""
         lines = "".join(traceback.format_exception(error))
         self._stop_live()
         if self._file is None:
@@ -152,7 +152,7 @@ class RunConsole:
         self._live.update(self._task, completed=progress, text=text)
 
     def validated(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
-        """One line a validation."""
+        """Prints one line per validation."""
         values = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         self._validation = f"  valid {row['loss']:.3f}"
         self._show(f"{progress:4.0%}  step {step:,}  {clock(seconds)}  validation: {values}")
@@ -169,9 +169,9 @@ class RunConsole:
     # --- results ------------------------------------------------------------------------------------
 
     def result(self, table: RenderableType) -> None:
-        """The result that was asked for: on stdout, and in the log."""
+        """Shows the result: on stdout, and in the log."""
         self._stop_live()
-        # Nobody may be there to read it: that is the command's exit status, and no fault of the run.
+        # If nobody reads it, that is the command's exit status and not a failure of the run.
         with suppress(LostOutputError):
             plain_console().print(table)
         if self._log is not None:
@@ -184,7 +184,7 @@ class RunConsole:
         else:
             self._terminal.print(item)
         if self._log is not None and self._file is not None:
-            # A log that cannot be written is no reason to stop: what the run stands on is written elsewhere.
+            # A log that cannot be written is no reason to stop: results and states are other files.
             with suppress(OSError):
                 self._log.print(item)
                 self._file.flush()

@@ -1,4 +1,4 @@
-"""The run directory: where each file of a run lies, and that no run is ever overwritten."""
+"""The run directory: the path of each file of a run. No run is ever overwritten."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> RunDirectory:
-        """Makes the folder; raises `UserError` where it holds a run already or cannot be made."""
+        """Makes the folder; raises `UserError` if it holds a run already or cannot be made."""
         run = cls(path)
         if run.config.exists():
             raise UserError(
-                f"{path} holds a run already and is not overwritten: go on with `tfx resume {path}`, "
+                f"{path} holds a run already and is not overwritten: continue it with `tfx resume {path}`, "
                 "or name another folder with hydra.run.dir=…"
             )
         try:
@@ -57,7 +57,7 @@ class RunDirectory:
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes all that a run wrote, and its folder where nothing else is in it."""
+        """Removes all that a run wrote, and its folder if nothing else is in it."""
         self.clear()
         for path in (self.config, self.overrides, self.log, self.lock):
             path.unlink(missing_ok=True)
@@ -101,12 +101,12 @@ class RunDirectory:
 
     @property
     def progress(self) -> Path:
-        """Progress after each step, where the budget is in seconds: what repeating the run exactly needs."""
+        """Progress after each step, if the budget is in seconds: needed to repeat the run exactly."""
         return self.state / "progress.json"
 
     @property
     def stage(self) -> Path:
-        """A model file that is there only while it is measured."""
+        """A model file that exists only while it is measured."""
         return self.path / ".stage.safetensors"
 
     @property
@@ -136,7 +136,7 @@ class RunDirectory:
 
     @property
     def attention(self) -> Path:
-        """Attention weights of a few test inputs, where `evaluation.attention_maps` asks for them."""
+        """Attention weights of a few test inputs, if `evaluation.attention_maps` asks for them."""
         return self.path / "attention.json"
 
     @property
@@ -157,13 +157,13 @@ class RunDirectory:
             return []
 
     def read_summary(self) -> Summary:
-        """The content of `summary.json`; raises `UserError` where it is missing, broken, or of a newer tfx."""
+        """The content of `summary.json`; raises `UserError` if it is missing, broken, or from a newer tfx."""
         return Summary.read(self.summary)
 
     def training_cost(self) -> dict[str, float]:
-        """Steps, tokens, seconds and FLOPs that the run's weights cost; empty where it is no run that completed.
+        """Steps, tokens, seconds and FLOPs that the run's weights cost; empty if the run did not complete.
 
-        Those of the model that it started from are in it, and so are the seconds and FLOPs of its teachers.
+        Includes the cost of the model that it started from, and the seconds and FLOPs of its teachers.
         """
         result = self.read_summary().result if self.summary.is_file() else None
         if result is None:
@@ -177,7 +177,7 @@ class RunDirectory:
 
     @property
     def final(self) -> Path:
-        """The file that one would ship; raises `UserError` where the run has none yet."""
+        """The file to ship; raises `UserError` if the run has none yet."""
         if self.compressed.is_file():
             return self.compressed
         if not self.model.is_file():
@@ -197,7 +197,7 @@ def model_file(path: Path) -> Path:
 def cache_folder() -> Path:
     """``$TFX_CACHE``, else the user's cache folder; holds tokenized data and tokenizers.
 
-    Raises `UserError` where the system knows of no home folder.
+    Raises `UserError` if the system has no home folder.
     """
     try:
         if given := os.environ.get("TFX_CACHE"):

@@ -41,7 +41,7 @@ def describe_environment(device: Any, fingerprints: dict[str, str]) -> dict[str,
 
 
 def environment_differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two environments that a result may depend on: dotted names, with both values."""
+    """Differences between two environments that may change a result: dotted names, with both values."""
     old, new = (flat({name: part for name, part in each.items() if name != "command"}) for each in (before, now))
     names = [*old, *(name for name in new if name not in old)]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
@@ -63,7 +63,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout that ``folder`` lies in, where it is one."""
+    """Commit and dirty flag of the checkout that contains ``folder``, if there is one."""
 
     def ask(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -87,7 +87,7 @@ def _processor() -> str:
 
 
 def installed_memory() -> int | None:
-    """Bytes of main memory, whoever uses them now; None where the system does not say."""
+    """Bytes of main memory, in use or free; None if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

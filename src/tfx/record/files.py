@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading them with an error that helps."""
+"""Writes files completely or not at all, and reads them with helpful errors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tfx.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; on a clean exit it is synced and renamed to ``path``.
 
-    On an error the temporary file is removed and ``path`` is as it was before. A system's error names ``path``.
+    On an error the temporary file is removed and ``path`` is unchanged. A system's error names ``path``.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        # Some writers make private files; a result is as readable as anything else its user makes.
+        # Some writers make private files; a result gets the user's usual permissions.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -42,13 +42,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _system_error(error: BaseException) -> int | None:
-    """The system's error number behind an error of a library that keeps it in its words alone (safetensors)."""
+    """The system's error number in the message of a library that gives it only there (safetensors)."""
     match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match[1]) if match else None
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in ``folder`` survive a power cut, where the system can."""
+    """Makes a rename in ``folder`` survive a power cut, if the system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
@@ -60,29 +60,29 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
+    """Writes UTF-8 text, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes bytes, whole or not at all."""
+    """Writes bytes, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
+    """Writes one JSON object per line, completely or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; raises `UserError` where it is missing or broken."""
+    """Reads a JSON file; raises `UserError` if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

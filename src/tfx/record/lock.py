@@ -1,4 +1,4 @@
-"""Locks between processes, on a run directory and on what the cache is to hold; a dead process holds none."""
+"""Locks between processes, on run directories and cache entries; a dead process holds none."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tfx.record.directory import RunDirectory, cache_folder
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for this process; raises `UserError` where another one does.
+    """Holds ``folder`` for this process; raises `UserError` if another one does.
 
-    The lock is the operating system's, on the open file ``.lock``, so it ends with its process however that
-    ends. The file stays: removing it would let two processes lock two files of one name.
+    The lock is the operating system's, on the open file ``.lock``, so it ends with its process in any case.
+    The file stays: removing it would let two processes lock two files of the same name.
     """
     try:
         import fcntl
@@ -47,18 +47,18 @@ def locked(folder: Path) -> Iterator[None]:
 def making(entry: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds the cache ``entry`` (a file or folder, there or not), so that processes that need it make it once.
 
-    Waits where another process holds it, and calls ``waiting`` before. The lock file lies apart from the entries:
-    a damaged entry is removed, its lock never.
+    If another process holds it, calls ``waiting`` and waits. The lock file is not inside the entry: a damaged entry
+    is removed, its lock never.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: a thing may be made twice there; each is still written whole
+    except ImportError:  # on Windows an entry may be made twice; each is still written completely
         yield
         return
     path = cache_folder() / "locks" / f"{entry.parent.name}-{entry.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Users who share a cache lock each other's files: opening one to write would need leave of who made it.
+        # Users who share a cache lock each other's files: opening one for writing would need its owner's permission.
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(

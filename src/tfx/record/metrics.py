@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, appended as the run goes."""
+"""`metrics.jsonl`: one JSON object per line, appended during the run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 class MetricsLog:
     """Appends rows with ``split``, ``step``, ``tokens``, ``seconds`` and the values under their own names.
 
-    Optionally writes the same values as TensorBoard events. ``place`` is one that an earlier log of the file
-    returned: what was written after it is taken back.
+    Optionally writes the same values as TensorBoard events. ``place`` comes from an earlier log of the same
+    file: what was written after it is removed.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None, place: dict[str, int] | None = None) -> None:
@@ -29,7 +29,7 @@ class MetricsLog:
             self._writer = SummaryWriter(str(tensorboard), purge_step=purge)
 
     def write(self, split: str, *, step: int, tokens: int, seconds: float, **values: float) -> None:
-        """Appends one row, and hands it to the operating system at once."""
+        """Appends one row, and flushes it to the operating system at once."""
         row: dict[str, Any] = {"split": split, "step": step, "tokens": tokens, "seconds": round(seconds, 3)}
         self._file.write((json.dumps(row | values) + "\n").encode())
         self._file.flush()
@@ -39,7 +39,7 @@ class MetricsLog:
                 self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def place(self) -> dict[str, int]:
-        """Where the log stands: what is before is on the disk."""
+        """The current position in the log; everything before it is on the disk."""
         os.fsync(self._file.fileno())
         return {"bytes": os.fstat(self._file.fileno()).st_size, "step": self._step}
 

@@ -1,6 +1,6 @@
-"""The two streams that a command writes to: stdout for what was asked for, stderr for all else.
+"""The two streams that a command writes to: stdout for results, stderr for all else.
 
-A command must not fail, let alone a training of hours, because nobody reads what it says: stderr drops what it cannot
+A command must not fail, let alone a training of hours, because nobody reads its output: stderr drops what it cannot
 write, and stdout raises one error of its own, which callers can tell from all others.
 """
 
@@ -18,11 +18,11 @@ class LostOutputError(Exception):
 
 
 class Stream:
-    """A text stream in place of ``sys.stdout`` or ``sys.stderr``; ``stream`` is None where the process has none.
+    """A text stream in place of ``sys.stdout`` or ``sys.stderr``; ``stream`` is None if the process has none.
 
-    What the stream's encoding lacks is written as ``?`` and counted in ``replaced``. ``error`` is what went wrong,
-    None as long as everything could be written; from then on nothing is tried. With ``raises`` a failure is a
-    `LostOutputError`, and else dropped.
+    Characters that the stream's encoding lacks are written as ``?`` and counted in ``replaced``. ``error`` is the first
+    failure, or None; after one nothing more is written. With ``raises`` a failure raises `LostOutputError`, otherwise
+    it is dropped.
     """
 
     def __init__(self, stream: TextIO | None, *, raises: bool) -> None:
@@ -46,7 +46,7 @@ class Stream:
             self.write(line)
 
     def flush(self) -> None:
-        """Hands on what is buffered."""
+        """Flushes the buffer."""
         self._attempt("flush")
 
     def isatty(self) -> bool:
@@ -81,7 +81,7 @@ class Stream:
 
 @contextmanager
 def streams() -> Iterator[Stream]:
-    """Inside, stdout and stderr are streams that a command can rely on; gives that of stdout."""
+    """Inside, stdout and stderr are streams that a command can rely on; yields that of stdout."""
     before = sys.stdout, sys.stderr
     _occupy_standard_files()
     output = Stream(before[0], raises=True)
@@ -91,13 +91,13 @@ def streams() -> Iterator[Stream]:
     finally:
         sys.stdout, sys.stderr = before
         if isinstance(output.error, OSError):
-            # What is still buffered cannot be written either, and Python would say so at exit.
+            # The rest of the buffer cannot be written either, and Python would complain at exit.
             with suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), before[0].fileno())
 
 
 def _occupy_standard_files() -> None:
-    """Where one of the files 0, 1 and 2 is closed, the next file opened would be taken for it."""
+    """Opens file 0, 1 or 2 if it is closed: else the next file opened would get its number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -106,11 +106,11 @@ def _occupy_standard_files() -> None:
 
 
 def lost(output: Stream) -> str | None:
-    """Says why what was asked for is not on stdout, in a line; None where it is, or where its reader has left."""
+    """One line on why the output did not reach stdout; None if it did, or if its reader has left."""
     if output.error is None:
         with suppress(LostOutputError):
             output.flush()
     if output.error is None or isinstance(output.error, BrokenPipeError):
         return None
     reason = getattr(output.error, "strerror", None) or str(output.error)
-    return f"what was asked for could not be written to stdout: {reason}"
+    return f"the output could not be written to stdout: {reason}"

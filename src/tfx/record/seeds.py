@@ -1,7 +1,7 @@
 """Seeds for every random draw, keyed by what the draw is for.
 
 One stream for all purposes would couple them: switching dropout off would change the order of the data.
-Here each purpose has its own seed, so a run with one thing removed still sees the same other draws.
+Here each purpose has its own seed, so removing one thing does not change the other draws.
 """
 
 from __future__ import annotations

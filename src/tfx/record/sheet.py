@@ -1,4 +1,4 @@
-"""A table that never cuts a cell: names are folded, what is needed least is left out and named."""
+"""A table that never cuts a cell: it folds names, and drops the least needed columns, naming them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-# A folded text is readable from this width on; words up to the second one are not broken for what can be spared.
+# The narrowest width of a folded text; and the longest word that is not broken while a column can be dropped.
 _NARROWEST, _LONGEST_WORD = 12, 24
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: numbers stand on the right and are never folded, texts may be.
+    """A column: numbers are right-aligned and never folded, texts may be.
 
-    ``spare`` orders what is left out where there is no room: the largest goes first, 0 never.
+    ``spare`` orders which columns are dropped if there is no room: the largest first, 0 never.
     """
 
     name: str
@@ -31,18 +31,18 @@ class Column:
 class Sheet:
     """A table for `rich`, which decides what to show when it knows how wide the console is.
 
-    Where even the columns that must stay do not fit side by side, each row is a few lines, ``name: value``.
+    If even the columns that must stay do not fit side by side, each row becomes a few lines, ``name: value``.
     """
 
     def __init__(self, *columns: Column, title: str | None = None, lines: bool = True) -> None:
-        """``lines``: with borders. The head is left out where no column has a name."""
+        """``lines``: with borders. The head is left out if no column has a name."""
         self._columns, self._title, self._lines = columns, title, lines
         self._head = any(column.name for column in columns)
         self._rows: list[tuple[tuple[str | Text, ...], str | None]] = []
         self._ends: set[int] = set()
 
     def add_row(self, *cells: str | Text, style: str | None = None) -> None:
-        """One cell a column."""
+        """Adds a row, with one cell per column."""
         assert len(cells) == len(self._columns)
         self._rows.append((cells, style))
 

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first one lets a run leave in order, the second one leaves at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first one lets a run end in order, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def leave_signals() -> list[int]:
 
 
 def is_echo(number: int) -> bool:
-    """Whether a signal that follows another says nothing new.
+    """Whether a second signal is only a repetition.
 
-    The shell and the system each send a SIGHUP when a terminal is closed, and nobody who is in a hurry does.
+    The shell and the system each send a SIGHUP when a terminal is closed; a user in a hurry sends another signal.
     """
     return number == getattr(signal, "SIGHUP", None)
 
@@ -66,7 +66,7 @@ def deferring_signals() -> Iterator[None]:
 
 
 def raise_if_signalled() -> None:
-    """Raises `StoppedBySignal` where a signal came that was deferred."""
+    """Raises `StoppedBySignal` if a signal was deferred."""
     if _waiting:
         raise StoppedBySignal(_waiting.pop())
 

@@ -1,6 +1,6 @@
-"""`summary.json`: what a run came to, as one type with one reader and one writer.
+"""`summary.json`: the result of a run, as one type with one reader and one writer.
 
-A summary is read leniently. One that an earlier version wrote may lack what came later: then the default stands there.
+A summary is read leniently: what an earlier version did not write yet gets its default.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from tfx.errors import UserError
 from tfx.record.files import read_json, write_json
 
-# The version of what is in the file.
+# The format version of the file.
 VERSION = 1
 COMPLETED, INTERRUPTED, FAILED = "completed", "interrupted", "failed"
-# The stages that are no technique's.
+# The stages that belong to no technique.
 REFERENCE, TRAINED, FILE = "reference", "trained", "file"
 
 Part = TypeVar("Part")
@@ -24,7 +24,7 @@ Part = TypeVar("Part")
 
 @dataclass
 class Facts:
-    """What is known of a run however it ends."""
+    """The facts about a run that are known whether it succeeds or fails."""
 
     format_version: int
     task: str
@@ -40,9 +40,9 @@ class Facts:
 
 @dataclass
 class Stage:
-    """The model after one stage, read back from a file: validation metrics, bytes, and what getting there took.
+    """The model after one stage, read back from a file: validation metrics, bytes, and the seconds that it took.
 
-    ``latency_ms`` is the median time of one input; None where it was not measured.
+    ``latency_ms`` is the median time for one input; None if it was not measured.
     """
 
     name: str
@@ -68,9 +68,9 @@ class FileBytes:
 
 @dataclass
 class TrainingCost:
-    """What a training did and cost. Tokens are real ones of both sides, without padding.
+    """What a training did and cost. Tokens are those of both sides, without padding.
 
-    ``teacher_*`` are those of the teachers: their own training, and what was made of their outputs.
+    ``teacher_*`` are the cost of the teachers: their own training, and what was made from their outputs.
     """
 
     steps: int = 0
@@ -93,7 +93,7 @@ class TrainingCost:
 
 @dataclass
 class Speed:
-    """How fast a model decodes: milliseconds of one input (p50, p95), output tokens a second, bytes of its weights."""
+    """How fast a model decodes: milliseconds per input (p50, p95), output tokens per second, bytes of weights."""
 
     latency_ms: dict[str, float]
     tokens_per_second: float = 0.0
@@ -102,7 +102,7 @@ class Speed:
 
 @dataclass
 class Reference:
-    """The dense model that differences are taken against. ``train`` is what its training cost, where that is known."""
+    """The dense model that results are compared with. ``train`` is the cost of its training, if known."""
 
     name: str
     path: str = ""
@@ -114,13 +114,13 @@ class Reference:
     train: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; without ``train`` where it is not known."""
+        """As JSON values; without ``train`` if it is not known."""
         return {name: value for name, value in asdict(self).items() if name != "train" or value is not None}
 
 
 @dataclass
 class Result:
-    """What a completed run has besides: all of it measured on the final file, read back from disk."""
+    """The result of a completed run, all of it measured on the final file, read back from disk."""
 
     test: dict[str, float]
     test_split: str
@@ -140,7 +140,7 @@ class Result:
 
 @dataclass
 class Summary:
-    """A run's status and facts; ``result`` where it completed, ``error`` where it did not."""
+    """A run's status and facts; ``result`` if it completed, ``error`` if it did not."""
 
     status: str
     facts: Facts
@@ -149,7 +149,7 @@ class Summary:
 
     @property
     def objective(self) -> float | None:
-        """The primary metric on validation data; None where the run did not complete."""
+        """The primary metric on validation data; None if the run did not complete."""
         return None if self.result is None else float(self.result.valid[self.facts.primary_metric])
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,28 +164,28 @@ class Summary:
         return values
 
     def write(self, path: Path) -> None:
-        """Writes the file whole or not at all."""
+        """Writes the file completely or not at all."""
         write_json(path, self.to_dict())
 
     @classmethod
     def read(cls, path: Path) -> Summary:
-        """The inverse of `write`; raises `UserError` where the file is missing, broken, or of a newer tfx."""
+        """The inverse of `write`; raises `UserError` if the file is missing, broken, or from a newer tfx."""
         found = read_json(path)
         if not isinstance(found, dict):
-            raise UserError(f"{path} is no summary of a run: it holds no JSON object")
+            raise UserError(f"{path} is not a summary of a run: it holds no JSON object")
         version = found.get("format_version", VERSION)
         if not isinstance(version, int) or version > VERSION:
             raise UserError(f"{path} has format version {version}, and this tfx reads up to {VERSION}: update tfx")
         try:
             return cls.from_dict(found)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} is no summary of a run: {type(error).__name__}: {error}") from error
+            raise UserError(f"{path} is not a summary of a run: {type(error).__name__}: {error}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Summary:
-        """From the values of the file; raises `KeyError` or `TypeError` where what every version has is missing."""
+        """From the values of the file; raises `KeyError` or `TypeError` if a required one is missing."""
         status = str(values["status"])
-        # One that failed long ago may not say of what it is.
+        # An old failed run may not name its model and data.
         lenient = {} if status == COMPLETED else {"task": "", "dataset": "", "seed": 0}
         facts = _part(Facts, _FACTS | lenient | dict(values))
         if status != COMPLETED:
@@ -223,7 +223,7 @@ _FACTS: dict[str, Any] = {
 
 
 def _part(kind: type[Part], values: Mapping[str, Any]) -> Part:
-    """A part from its values; those that the part does not know are passed over."""
+    """A part from its values; unknown ones are ignored."""
     known: list[Field[Any]] = list(fields(kind))  # type: ignore[arg-type]
     needed = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in needed if name not in values]:

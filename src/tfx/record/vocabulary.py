@@ -17,7 +17,7 @@ LOSS_METRICS = ("loss", "perplexity", "bits_per_byte")
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more is better: true of all text metrics, false of those made from the loss."""
+    """Whether more is better: true for all text metrics, false for those made from the loss."""
     return metric not in LOSS_METRICS
 
 
@@ -96,6 +96,6 @@ SCORERS = {
     "chrf": Scorer(_counts("chrf", 18), _chrf),
     "loss": Scorer(_nll, _mean),
     "perplexity": Scorer(_nll, _perplexity),
-    # Bits a token: the factor, tokens to a byte, is taken to be the same for every resampling of one text.
+    # Bits per token: the factor, tokens per byte, is taken to be the same for every resampling of one text.
     "bits_per_byte": Scorer(_bits, _mean),
 }

@@ -12,14 +12,14 @@ from tfx.record.console import clock, number, size
 from tfx.record.sheet import Column, Sheet
 from tfx.record.summary import FILE, REFERENCE, TRAINED, Facts, Result, TrainingCost
 
-# Of a rate: what the last weight of a matrix, or scales in fp16, may leave between what was asked for and the codes.
+# Tolerance of a rate: the last weight of a matrix, or scales in fp16, can keep the codes this far from the target.
 _NEAR = 0.02
-# Ratios of latencies on a few inputs: what lies between is noise, and neither faster nor slower.
+# Ratios of latencies on a few inputs: anything between the two is noise, and called neither faster nor slower.
 _FASTER, _SLOWER = 0.95, 1.1
 
 
 def closing_table(facts: Facts, result: Result) -> Group:
-    """The result on the final file, the stages of the stack where it compresses, and what is to be said plainly."""
+    """The result on the final file, the stages of the stack if it compresses, and warnings in plain words."""
     parts: list[Any] = [_result(facts, result)]
     if _is_compressed(result):
         parts += ["", _stages(facts, result)]
@@ -62,7 +62,7 @@ def _result(facts: Facts, result: Result) -> Sheet:
 
 
 def _teacher(training: TrainingCost) -> list[tuple[str, str]]:
-    """What the teacher's training cost, where there is a teacher of which that is known."""
+    """The cost of training the teacher, if there is a teacher and its cost is known."""
     if not training.teacher_steps:
         return []
     cost = f"{training.teacher_steps:,} steps, {training.teacher_tokens:,} tokens"
@@ -70,7 +70,7 @@ def _teacher(training: TrainingCost) -> list[tuple[str, str]]:
 
 
 def _stages(facts: Facts, result: Result) -> Sheet:
-    """A row a stage: what it did to quality, size and speed."""
+    """One row per stage: what it did to quality, size and speed."""
     primary, dense = facts.primary_metric, result.bytes.dense_fp32
     unit = TASKS[facts.task].input
     base = result.stages[0]
@@ -96,12 +96,12 @@ def _stages(facts: Facts, result: Result) -> Sheet:
 
 
 def _is_compressed(result: Result) -> bool:
-    """Whether a technique has a stage, so that the file is another than that of the trained model."""
+    """Whether a technique has a stage, so that the file differs from that of the trained model."""
     return any(stage.name not in (REFERENCE, TRAINED, FILE) for stage in result.stages)
 
 
 def _slower(result: Result) -> list[str]:
-    """Says where the smaller file does not make a faster model, and where it makes a clearly slower one."""
+    """Says if the smaller file does not make a faster model, or makes a clearly slower one."""
     inference = result.inference
     if not _is_compressed(result) or result.bytes.ratio <= 1.0:
         return []
@@ -121,7 +121,7 @@ def _slower(result: Result) -> list[str]:
 
 
 def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
-    """Says where codes take more or fewer bits than the rate that was asked for, and why."""
+    """Says if codes take more or fewer bits than the rate that the user named, and why."""
     proof = evidence.get("quantize", {})
     if "rate" not in proof:
         return []
@@ -129,10 +129,10 @@ def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
     if abs(reached - wanted) <= _NEAR * wanted:
         return []
     why = (
-        "no step is so coarse that a matrix goes; ask for a higher rate, prune more, or skip fewer tensors"
+        "no step may be so coarse that a matrix becomes zero; name a higher rate, prune more, or skip fewer tensors"
         if reached > wanted
-        else "steps are bounded by technique.quantize.bits and by what the weights hold; ask for a lower rate"
+        else "technique.quantize.bits and the weights themselves limit the steps; name a lower rate"
     )
     return [
-        f"quantize: the codes take {reached:.3g} bits a weight, not the {wanted:g} of technique.quantize.rate: {why}"
+        f"quantize: the codes take {reached:.3g} bits per weight, not the {wanted:g} of technique.quantize.rate: {why}"
     ]

@@ -1,4 +1,4 @@
-"""The last word of the stack: weights take their final form, and the model is written plain and compressed."""
+"""The end of the stack: weights take their final form, and the model is written plain and compressed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def compress(parts: Parts, run: RunDirectory, measurer: Measurer, seconds: float) -> Path:
-    """Finishes the stack, and writes the model: as plain tensors, and compressed where a technique compresses.
+    """Finishes the stack, and writes the model: as plain tensors, and compressed if a technique compresses.
 
-    Returns the final file. Each technique that acts on weights leaves a row of ``stages``; without one the trained
-    model does, with the ``seconds`` of its training.
+    Returns the final file. Each technique that acts on weights adds a row to ``stages``; if there is none, the trained
+    model adds one, with the ``seconds`` of its training.
     """
     written = None
     start = time.perf_counter()
@@ -40,7 +40,7 @@ def compress(parts: Parts, run: RunDirectory, measurer: Measurer, seconds: float
 
 
 def calibration_batches(parts: Parts, count: int) -> list[Batch]:
-    """A slice of the training data, by the run's seed, on the device."""
+    """A slice of the training data, chosen by the run's seed, on the device."""
     endless = training_batches(
         parts.data.splits["train"],
         parts.data.tokenizer,

@@ -1,4 +1,4 @@
-"""What a run says before it trains: its data, model, budget and stack, and what training would give up."""
+"""What a run prints before it trains: its data, model, budget and stack, and zeros that training would fill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MANY_ZEROS = 0.02
 
 
 def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
-    """Rows of a label and a text; an empty label continues the row above."""
+    """Rows of a label and a text; a row with an empty label continues the one above."""
     from tfx.data.sources import describe_files
     from tfx.model.device import choose_precision
 
@@ -40,11 +40,11 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         (
             "model",
             f"{config.model.name}: {parameters:,} parameters ({embeddings / parameters:.0%} embeddings), "
-            f"about {size(4 * copies * parameters)} with gradients and optimizer, activations apart",
+            f"about {size(4 * copies * parameters)} with gradients and optimizer, without activations",
         ),
         (
             "training",
-            f"{length}, {config.dataset.batch_tokens * config.trainer.accumulation:,} tokens a step, "
+            f"{length}, {config.dataset.batch_tokens * config.trainer.accumulation:,} tokens per step, "
             f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
         ("device", f"{device}, {precision}"),
@@ -55,7 +55,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
 
 
 def zeros_given_up(parts: Parts) -> str | None:
-    """Says that training would fill the zeros of a pruned model; None where there are few, or something keeps them."""
+    """Says that training would fill the zeros of a pruned model; None if there are few, or if something keeps them."""
     from tfx.techniques.zeros import zero_share
 
     config, model, stack = parts.config, parts.model, parts.stack

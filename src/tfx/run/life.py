@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ReportedError(Exception):
-    """A run failed, and its summary, its log and the user have been told."""
+    """A run failed. Its summary, its log and the console say so already."""
 
 
 def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
@@ -40,8 +40,8 @@ def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
 def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[float] = ()) -> Summary | None:
     """A new run, from config to `summary.json`, which is returned; None after a dry run.
 
-    ``recorded`` is the progress of each step of a run that is repeated (`Clock`). Raises `UserError`, and leaves
-    nothing behind, where config or data are at fault.
+    ``recorded`` is the progress after each step of a run that is being repeated (`Clock`). Raises `UserError`, and
+    leaves nothing behind, if config or data are wrong.
     """
     from tfx.run.setup import Setup
 
@@ -55,7 +55,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
         return None
     run = RunDirectory.create(folder)
     with locked(folder):
-        RunDirectory.create(folder)  # another process may have begun and ended there meanwhile
+        RunDirectory.create(folder)  # another process may have run there in the meantime
         begun = _Life(setup, typed, run, console, recorded=recorded)
         try:
             return begun.live()
@@ -66,10 +66,10 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
 
 
 def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> Summary:
-    """Goes on with the run of ``config`` from its newest whole state, or from the start where there is none.
+    """Continues the run of ``config`` from its newest undamaged state, or from the start if there is none.
 
-    With ``extends`` the run is finished, and goes on with a longer budget: its result stays until there is another, and
-    without a state `UserError` is raised. The caller holds the lock of the run directory.
+    With ``extends`` the run is finished, and continues with a longer budget: its result stays until there is a new one,
+    and without a state `UserError` is raised. The caller holds the lock of the run directory.
     """
     from tfx.run.setup import Setup
     from tfx.training.state import newest_state
@@ -79,7 +79,7 @@ def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bo
     state = newest_state(run.state, setup.device, console.note)
     if state is None and extends:
         raise UserError(
-            f"{run.path} is finished and its saved state is gone: train its model on with init_from={run.path}"
+            f"{run.path} is finished and its saved state is gone: continue from its model with init_from={run.path}"
         )
     known = read_json(run.environment) if run.environment.is_file() else None
     if state is None:
@@ -87,14 +87,14 @@ def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bo
         run.clear()
     else:
         run.tidy()
-        console.note(f"going on after step {state['training']['clock']['steps']:,}")
+        console.note(f"continuing after step {state['training']['clock']['steps']:,}")
     return _Life(setup, typed, run, console, state=state, extends=extends, known=known).live()
 
 
 class _Life:
-    """One run with its directory open: whatever happens now leaves a `summary.json`.
+    """One run with its directory open: whatever happens from now on leaves a `summary.json`.
 
-    ``state`` and ``known`` are the saved state and the environment of a run that goes on.
+    ``state`` and ``known`` are the saved state and the environment of a run that is resumed.
     """
 
     def __init__(
@@ -110,17 +110,17 @@ class _Life:
     ) -> None:
         self.setup, self.config, self.typed, self.run, self.console = setup, setup.config, typed, run, console
         self.state, self.recorded, self.extends, self.known = state, recorded, extends, known
-        # The steps after which the run was taken up again.
+        # The steps after which the run was resumed.
         self.resumed = [] if state is None else [*state["resumed"], state["training"]["clock"]["steps"]]
         self.is_prepared = False
 
     def live(self) -> Summary:
-        """Trains, compresses and evaluates; writes the summary with its status however that ends."""
+        """Trains, compresses and evaluates; writes the summary with its status, also after an error."""
         from tfx.run.compress import compress
         from tfx.run.result import facts_of, measure_result
 
         try:
-            # First of all, so that a run that is killed while a teacher trains can be resumed.
+            # Before anything else, so that a run that is killed while its teacher trains can be resumed.
             self._write_config()
             self.console.open_log(self.run.log)
             parts = self._prepare()
@@ -136,7 +136,7 @@ class _Life:
                 raise ReportedError from error
             raise
         else:
-            # The result stands: what fails from here on is no failure of the run.
+            # The result is complete: an error after this point is not a failure of the run.
             self._write_page()
             self._close(summary.facts, result)
             return summary
@@ -174,11 +174,13 @@ class _Life:
                 self.console.note(
                     f"{name} was {before} and is {now}: the result may differ from an uninterrupted run's"
                 )
-            # Of what an earlier version did not record nothing can be said.
+            # What an earlier version did not record cannot be compared.
             if any(
                 name.startswith("fingerprints.") and before is not None for name, (before, _) in differences.items()
             ):
-                raise UserError(f"the data, tokenizer or teacher of {self.run.path} changed since: it cannot go on")
+                raise UserError(
+                    f"the data, tokenizer or teacher of {self.run.path} changed since: it cannot be resumed"
+                )
         write_text(self.run.tokenizer, parts.data.tokenizer.to_json())
         write_json(self.run.environment, environment)
 
@@ -203,7 +205,7 @@ class _Life:
         return train(trainer, recorder)
 
     def _write_page(self) -> None:
-        """Where the page cannot be made, a note says so: the result is there already."""
+        """Writes the page. If that fails, a note says so: the result exists already."""
         from tfx.report.comparison import compare_runs
         from tfx.report.page import write_page
 
@@ -214,7 +216,7 @@ class _Life:
             self.console.note(f"no {self.run.report.name}: {type(error).__name__}: {error}")
 
     def _close(self, facts: Facts, result: Result) -> None:
-        """Shows the result; where it cannot be shown, a note says so."""
+        """Shows the result. If that fails, a note says so."""
         try:
             self.console.result(closing_table(facts, result))
             self.console.result(f"run: {self.run.path}")
@@ -223,7 +225,7 @@ class _Life:
             self.console.note(f"the closing table cannot be shown: {type(error).__name__}: {error}")
 
     def _failed(self, error: BaseException) -> None:
-        """Tells summary, log and user."""
+        """Reports the error in summary, log and console."""
         from tfx.run.result import facts_of
 
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -234,21 +236,21 @@ class _Life:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
         self.console.failure(error)
         try:
-            # A run that went on from its end still has the result of then, and the files of it.
+            # A finished run that was continued still has its earlier result, and the files of it.
             if self.extends:
-                self.console.note(f"{self.run.summary} is of the run as it was finished before")
+                self.console.note(f"{self.run.summary} still describes the run as it finished before")
             else:
                 Summary(status, facts_of(self.config, self.setup.stack), message).write(self.run.summary)
         except OSError as trouble:
             self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
         if isinstance(error, UserError):
             return  # printed by the command line
-        advice = f"go on with `tfx resume {self.run.path}`" if interrupted else f"see {self.run.log}"
+        advice = f"continue with `tfx resume {self.run.path}`" if interrupted else f"see {self.run.log}"
         self.console.note(f"{status}: {' '.join(message.split())} ({advice})")
 
 
 def _show(parts: Parts, folder: Path, console: RunConsole) -> None:
-    """The header, and what training would give up of the model that it starts from."""
+    """Prints the header, and a note if training would fill the zeros of the model that it starts from."""
     from tfx.run.header import header, zeros_given_up
 
     console.header(header(parts, folder))
@@ -257,7 +259,7 @@ def _show(parts: Parts, folder: Path, console: RunConsole) -> None:
 
 
 def _reference(parts: Parts) -> tuple[Path, str] | None:
-    """The dense model that differences are taken against, and what it is to this run."""
+    """The dense model that results are compared with, and its role: reference, init_from or teacher."""
     if parts.config.reference is not None:
         return Path(parts.config.reference), "reference"
     if parts.config.init_from is not None:
@@ -266,7 +268,7 @@ def _reference(parts: Parts) -> tuple[Path, str] | None:
 
 
 def train_teacher(config: Root, folder: Path) -> None:
-    """A run of its own in ``folder``; one that was interrupted there goes on."""
+    """Trains a teacher as a run in ``folder``; a run that was interrupted there is resumed."""
     run = RunDirectory(folder)
     if not run.config.is_file():
         train(config, [], folder)

@@ -1,4 +1,4 @@
-"""Measures a run's models where it counts: on files, read back from disk."""
+"""Measures a run's models on their files, read back from disk."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 class BrokenInvariantError(Exception):
-    """What a technique left is not what the file would hold, or not what it promised."""
+    """The model after a technique differs from its file, or from what the technique promised."""
 
 
 class Measurer:
-    """Writes models of one run to files, reads them back, and measures those.
+    """Writes models of one run to files, reads them back and measures them.
 
     ``stages`` collects the rows of `summary.json`, in the order in which they were measured.
     """
@@ -52,7 +52,7 @@ class Measurer:
         self.drops: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured before and while training."""
+        """The measurements from before and during training."""
         return {
             "stages": [asdict(stage) for stage in self.stages],
             "reference": None if self.reference is None else asdict(self.reference),
@@ -70,7 +70,7 @@ class Measurer:
     def quality(self, loaded: checkpoint.LoadedModel, split: str, data: PreparedData | None = None) -> Quality:
         """Loss and text metrics of a model on a split; on validation data at most ``evaluation.decode_valid`` rows.
 
-        ``data`` are those of a model with another tokenizer or a smaller context.
+        ``data`` is given for a model with another tokenizer or a smaller context.
         """
         config, data = self.config, data or self.data
         self.console.training_started()
@@ -92,7 +92,7 @@ class Measurer:
         raise_if_signalled()
 
     def speeds(self, **models: tuple[checkpoint.LoadedModel, PreparedData]) -> dict[str, Speed]:
-        """Latency, throughput and memory of models, in turn, each on the inputs of the test split of its own data."""
+        """Latency, throughput and memory of models, measured in turn, each on the test inputs of its own data."""
         split = self.data.test_split
         candidates = {
             name: Candidate(loaded.model, data.splits[split], loaded.tokenizer)
@@ -103,23 +103,23 @@ class Measurer:
     # --- the reference --------------------------------------------------------------------------------
 
     def measure_reference(self, path: Path, name: str) -> None:
-        """The dense model that differences are taken against: its quality on this run's data, bytes and speed."""
+        """Measures the dense model that results are compared with: quality on this run's data, bytes and speed."""
         start = time.perf_counter()
         file = model_file(path)
         loaded = checkpoint.load(file, str(self.device))
         if loaded.model.architecture.family != self.data.task:
-            raise UserError(f"reference {path} is of another task than dataset '{self.data.name}'")
+            raise UserError(f"reference {path} is for another task than dataset '{self.data.name}'")
         is_other = loaded.tokenizer.fingerprint != self.data.tokenizer.fingerprint
-        # With a part of its tokens, the text is the same tokens wherever they are enough.
+        # A run with a part of the reference's tokens splits a text the same way, unless it needs a removed one.
         is_part = loaded.tokenizer.fingerprint == self.data.reduced_from
         if is_other and not is_part and self.primary in ("loss", "perplexity"):
             raise UserError(
-                f"reference {path} has another tokenizer than the run, so their {self.primary} is of different "
+                f"reference {path} has another tokenizer than the run, so their {self.primary} is over different "
                 "tokens: give the run the reference's (dataset.tokenizer.path=REFERENCE_RUN/tokenizer.json)"
             )
         data, notes = self._data_for(loaded, f"{name} {path}")
         if notes:
-            self.console.note(f"{name} {path} is measured in its own way: {'; '.join(notes)}")
+            self.console.note(f"{name} {path} is measured with its own tokens or context: {'; '.join(notes)}")
         bytes_ = checkpoint.read_header(file).bytes
         valid = self.quality(loaded, "valid", data).metrics
         test = valid if data.test_split == "valid" else self.quality(loaded, "test", data).metrics
@@ -133,11 +133,11 @@ class Measurer:
             parameters=count_parameters(loaded.model)[0],
             train=(RunDirectory(path).training_cost() if path.is_dir() else {}) or None,
         )
-        # Its speed is taken at the end, in turn with that of the file.
+        # Its speed is measured at the end, in turn with that of the file.
         self._add(REFERENCE, loaded, valid, bytes_.weights + bytes_.header, time.perf_counter() - start, latency=0.0)
 
     def _data_for(self, loaded: checkpoint.LoadedModel, what: str) -> tuple[PreparedData, list[str]]:
-        """The run's data in the tokens and the context of another model, and where that leaves less of them."""
+        """The run's data in the tokens and the context of another model, and notes on what that leaves out."""
         same = loaded.tokenizer.fingerprint == self.data.tokenizer.fingerprint
         if same and _longest(self.data) <= loaded.model.architecture.context:
             return self.data, []
@@ -150,7 +150,7 @@ class Measurer:
     def measure_inference(self, loaded: checkpoint.LoadedModel, plain: Path) -> None:
         """Speed and memory of the final file, of its model as plain tensors in fp32 and bf16, and of the reference.
 
-        They take turns, so that a machine that is slower for a while is so for all of them.
+        They take turns, so that a slow phase of the machine affects all of them.
         """
         reduced = checkpoint.load(plain, str(self.device))
         reduced.model.bfloat16()
@@ -165,14 +165,14 @@ class Measurer:
         self.inference.setdefault("plain_fp32", self.inference["file"])
         for row in self.stages:
             if row.name in (REFERENCE, FILE) or row is self.stages[-2]:
-                # The last stage before it was measured on the file.
+                # The stage before it is the same file.
                 measured = "reference" if row.name == REFERENCE else "file"
                 row.latency_ms = self.inference[measured].latency_ms["p50"]
 
     # --- stages ---------------------------------------------------------------------------------------
 
     def dense_bytes(self, architecture: Architecture) -> int:
-        """Weights and header of a model as a plain fp32 file, which is written, measured and removed."""
+        """Bytes of weights and header of a model as a plain fp32 file, which is written, measured and removed."""
         with torch.device("meta"):
             shapes = Transformer(architecture).state_dict()
         zeros = {name: torch.zeros(shape.shape) for name, shape in shapes.items()}
@@ -181,12 +181,12 @@ class Measurer:
         return account.weights + account.header
 
     def measure_model(self, name: str, model: Transformer, seconds: float) -> None:
-        """A stage whose weights are plain tensors, and whose file is not kept."""
+        """Measures a stage whose weights are plain tensors; its file is not kept."""
         with self._temporary(model) as file:
             self.measure_dense(name, file, seconds)
 
     def measure_dense(self, name: str, file: Path, seconds: float) -> None:
-        """A stage whose weights are the plain tensors of a file."""
+        """Measures a stage whose weights are the plain tensors of a file."""
         loaded = checkpoint.load(file, str(self.device))
         account = checkpoint.read_header(file).bytes
         self._add(name, loaded, self.quality(loaded, "valid").metrics, account.weights + account.header, seconds)
@@ -201,11 +201,11 @@ class Measurer:
             file.unlink(missing_ok=True)
 
     def measure_compressed(self, name: str, model: Transformer, stack: Stack, seconds: float) -> Path:
-        """A stage as the compressed file that it would be; the file stays, and is the final one after the last.
+        """Writes the compressed file of a stage and measures it; the file of the last stage is the final one.
 
-        Raises `BrokenInvariantError` where the file is not smaller than that of the stage before, where a pruned weight
-        is not zero any more, where weights that the architecture ties are not one tensor, or where the model that is
-        read back from it differs from the one in memory in a single bit of its hidden states.
+        Raises `BrokenInvariantError` if the file is not smaller than that of the stage before, if a pruned weight is no
+        longer zero, if weights that the architecture ties are not one tensor, or if the model read back from the file
+        differs from the one in memory in a single bit of its hidden states.
         """
         file = self.run.stage
         try:
@@ -226,7 +226,7 @@ class Measurer:
         if before is not None and size >= before.bytes:
             raise BrokenInvariantError(f"{name} made the file larger: {size:,} bytes after {before.bytes:,}")
         self._compare(name, model, stack, loaded.model)
-        # Int8 kernels keep weights in a form of their own.
+        # Int8 kernels keep weights in their own format.
         weights = checkpoint.load(file, kernels=False).model if stack.storage().int8 else loaded.model
         check_zeros(f"{name}, read back from the file,", weights, stack.masks)
         valid = self.quality(loaded, "valid").metrics
@@ -244,7 +244,7 @@ class Measurer:
         if not torch.equal(expected, found):
             worst = float((expected - found).abs().max())
             raise BrokenInvariantError(
-                f"after {name} the model read back from the file is not the one in memory: "
+                f"after {name} the model read back from the file differs from the one in memory: "
                 f"logits differ by up to {worst:g}"
             )
 
@@ -283,25 +283,25 @@ class Measurer:
 
 
 def check_zeros(name: str, model: Transformer, masks: Mapping[str, Tensor]) -> None:
-    """Raises `BrokenInvariantError` where a weight is not zero that a mask, False there, has taken."""
+    """Raises `BrokenInvariantError` if a pruned weight (False in its mask) is not zero."""
     for tensor, parameter in model.named_parameters():
         mask = masks.get(tensor)
         if mask is not None and (revived := int((parameter[~mask.to(parameter.device)] != 0).sum())):
-            raise BrokenInvariantError(f"after {name} {revived:,} pruned weights of '{tensor}' are not zero any more")
+            raise BrokenInvariantError(f"after {name} {revived:,} pruned weights of '{tensor}' are no longer zero")
 
 
 def check_ties(name: str, model: Transformer) -> None:
-    """Raises `BrokenInvariantError` where the model stores a weight apart that its architecture ties to another."""
+    """Raises `BrokenInvariantError` if the model stores a weight separately that its architecture ties to another."""
     with torch.device("meta"):
         _, expected = checkpoint.unique_tensors(Transformer(model.architecture))
     _, found = checkpoint.unique_tensors(model)
     for alias, stored in expected.items():
         if found.get(alias) != stored:
-            raise BrokenInvariantError(f"after {name} '{alias}' is not tied to '{stored}' any more")
+            raise BrokenInvariantError(f"after {name} '{alias}' is no longer tied to '{stored}'")
 
 
 def count_parameters(model: Transformer) -> tuple[int, int]:
-    """All parameters, tied ones once, and those that are not zero."""
+    """Number of all parameters, tied ones once, and of those that are not zero."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(int((p != 0).sum()) for p in parameters)
 

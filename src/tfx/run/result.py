@@ -1,4 +1,4 @@
-"""The result of a run: what is measured of its final file, read back from disk."""
+"""The result of a run, measured on its final file, read back from disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def facts_of(config: Root, stack: Stack) -> Facts:
-    """What a summary says of its run however that ends."""
+    """The facts about a run that its summary holds, whether it succeeded or failed."""
     return Facts(
         format_version=VERSION,
         task=config.dataset.task,
@@ -46,9 +46,9 @@ def measure_result(
     file: Path,
     resumed: Sequence[int],
 ) -> Result:
-    """Measures the final ``file``, and writes what is kept of that.
+    """Measures the final ``file``, and writes its predictions and tensor rows.
 
-    ``resumed`` are the steps after which the run was taken up again.
+    ``resumed`` are the steps after which the run was resumed.
     """
     data = parts.data
     dense_bytes = measurer.dense_bytes(parts.dense)
@@ -56,7 +56,7 @@ def measure_result(
     start = time.perf_counter()
     loaded = checkpoint.load(file, str(parts.device))
     bytes_ = checkpoint.read_header(file).bytes
-    # The last stage was measured on this very file.
+    # The last stage was measured on this file.
     stage = replace(measurer.stages[-1], name=FILE)
     measurer.stages.append(stage)
     test = measurer.quality(loaded, data.test_split)

@@ -1,4 +1,4 @@
-"""What a run is made of: device and stack, which need no data, then teachers, data and model."""
+"""The parts of a run: device and stack, which need no data, then teachers, data and model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tfx.techniques.contract import Teacher
     from tfx.techniques.stack import Stack
 
-    # Makes the teachers of a stack, by technique, from the run's data, where none are trained for it.
+    # Makes untrained stand-ins for the teachers of a stack, by technique, from the run's data.
     StandIns = Callable[[PreparedData], dict[str, Teacher]]
 
 
@@ -42,10 +42,10 @@ class Parts:
 
 
 class Setup:
-    """The device and the stack of a run, checked: what there is before the data are read."""
+    """The device and the stack of a run, checked before any data is read."""
 
     def __init__(self, config: Root) -> None:
-        """Checks all that needs no data, and sets what holds for the process; raises `UserError`."""
+        """Checks what can be checked without data, and applies process-wide settings; raises `UserError`."""
         import torch
 
         from tfx.evaluation.metrics import check_metrics
@@ -59,7 +59,7 @@ class Setup:
         check_model(config.model)
         self.device = choose_device(config.trainer.device)
         if config.trainer.threads is not None:
-            # Some more than there are may repeat a run of another machine; each takes memory for its stack.
+            # A few more threads than cores can repeat a run of another machine; but each takes memory for its stack.
             most = 16 * (os.cpu_count() or 1)
             if config.trainer.threads > most:
                 raise UserError(
@@ -68,21 +68,21 @@ class Setup:
             torch.set_num_threads(config.trainer.threads)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Also where it is not asked for: a process may have made another run before, as trials do.
+        # Set also if it is off: the process may have done another run before, as trials do.
         torch.use_deterministic_algorithms(config.trainer.deterministic)
         if config.trainer.tensorboard:
             _require_tensorboard()
         self.stack = Stack.from_config(config)
         if config.reference is not None:
-            model_file(Path(config.reference))  # says before any training that it is not there
+            model_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
 
     def prepare(self, teachers: dict[str, Teacher] | None = None, stand_ins: StandIns | None = None) -> Parts:
         """Reads the data and builds the model. ``teachers`` are those of the stack, by technique.
 
-        Without them no technique changes a text: in a dry run there are none, and in a trial ``stand_ins`` makes some
-        once there are data. Raises `UserError` for data or settings that do not fit.
+        Without teachers no technique changes a text: a dry run has none, and in a trial ``stand_ins`` makes some after
+        the data is read. Raises `UserError` for data or settings that do not fit.
         """
         from tfx.evaluation.quality import quality_notes
         from tfx.tasks.prepare import prepare_data
@@ -93,7 +93,7 @@ class Setup:
         if teachers is None:
             teachers = {} if stand_ins is None else stand_ins(data)
         model = build_model(config, data, self.device, origin)
-        # Before anything is removed: what the size of the final file is compared with.
+        # Before anything is removed: the size of the final file is compared with this one.
         dense = model.architecture
         reduced = stack.reduce_tokenizer(data)
         if reduced is not None:
@@ -107,7 +107,7 @@ class Setup:
 
 
 def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teachers: list[Teacher]) -> None:
-    """Leaves these tokens alone to the model, and to the teachers of the same tokenizer."""
+    """Removes all other tokens from the model, and from the teachers with the same tokenizer."""
     from tfx.model.rewiring import keep_tokens
 
     keep_tokens(model, ids).apply(model)
@@ -119,7 +119,7 @@ def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teach
 def read_inputs(
     config: Root, transform: Callable[[Corpus], Corpus] | None = None
 ) -> tuple[LoadedModel | None, PreparedData]:
-    """The model that the run starts from, where there is one, and the data in its tokens. Raises `UserError`."""
+    """The model that the run starts from, if any, and the data in its tokens. Raises `UserError`."""
     from tfx.tasks.prepare import prepare_data
 
     origin = _origin(config)
@@ -129,7 +129,7 @@ def read_inputs(
 
 
 def _origin(config: Root) -> LoadedModel | None:
-    """The model that ``init_from`` names. Raises `UserError` where it is for another task than the data."""
+    """The model that ``init_from`` names. Raises `UserError` if it is for another task than the data."""
     from tfx.compression import checkpoint
 
     if config.init_from is None:
@@ -145,7 +145,7 @@ def _origin(config: Root) -> LoadedModel | None:
 
 
 def build_model(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
-    """The model before its first step, on the device: that of ``origin``, else a new one by the config's seed."""
+    """The model before its first step, on the device: that of ``origin``, or a new one from the config's seed."""
     import torch
 
     from tfx.model.architecture import Architecture
@@ -156,7 +156,7 @@ def build_model(config: Root, data: PreparedData, device: torch.device, origin: 
         return model.train().to(device)
     architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
     check_fits(architecture, device)
-    if config.dry_run:  # its plan needs names and shapes alone
+    if config.dry_run:  # the plan needs only names and shapes
         with torch.device("meta"):
             return Transformer(architecture, config.model)
     model = Transformer(architecture, config.model)

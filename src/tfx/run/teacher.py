@@ -1,4 +1,4 @@
-"""Makes the teachers that a stack asks for: reads the one that is named, or trains one and keeps it in the cache."""
+"""Provides the teachers that a stack needs: reads the named one, or trains one and caches it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from tfx.techniques.contract import Teacher, TeacherNeed
     from tfx.techniques.stack import Stack
 
-    # Trains a run of its own in a folder, or goes on with the one there.
+    # Trains a run in a folder, or resumes the one there.
     TrainRun = Callable[[Root, Path], None]
-    # Makes a teacher that is not trained, from the config that would train it and the run's data.
+    # Makes an untrained teacher, from the config that would train it and the run's data.
     StandIn = Callable[[Root, TeacherNeed, PreparedData, torch.device], Teacher]
 
 _VERSION = 1
 
 
 def check_need(config: Root, need: TeacherNeed) -> None:
-    """Raises `UserError` for a teacher that is named and not there, or that cannot be trained as it is asked for."""
+    """Raises `UserError` if the named teacher does not exist, or cannot be trained with these settings."""
     if need.path is not None:
         model_file(need.path)
     else:
@@ -47,7 +47,7 @@ def make_teachers(
 ) -> dict[str, Teacher]:
     """The teachers of a stack by technique, each already given to its technique.
 
-    ``train`` trains those that are not named and not in the cache.
+    ``train`` trains those that are neither named nor in the cache.
     """
     teachers = {}
     for technique, need in stack.teacher_needs():
@@ -64,7 +64,7 @@ def stand_in_teachers(
     device: torch.device,
     stand_in: StandIn,
 ) -> dict[str, Teacher]:
-    """As `make_teachers`; one that would have to be trained first is what ``stand_in`` makes of its config."""
+    """Like `make_teachers`, but ``stand_in`` makes each teacher that would have to be trained first."""
     teachers = {}
     for technique, need in stack.teacher_needs():
         if need.path is not None:
@@ -77,13 +77,13 @@ def stand_in_teachers(
 
 
 def _trained(config: Root, need: TeacherNeed, console: RunConsole, train: TrainRun) -> Path:
-    """The cache entry of a teacher, which is trained where there is none; another process's is waited for."""
+    """The cache entry of a teacher. Trains it if there is none; waits if another process is training it."""
     path = _cached_folder(config, need)
     with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
         if RunDirectory(path).model.is_file():
             console.note(f"the teacher is in the cache: {path}")
         else:
-            console.note(f"no teacher is named: training one first, kept in {path}")
+            console.note(f"no teacher is named: training one first and keeping it in {path}")
             _train_beside(teacher_config(config, need), path, train)
     return path
 
@@ -112,7 +112,7 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
 
 
 def make_ready(model: Transformer, config: Root, device: torch.device) -> None:
-    """Gives a teacher the precision of the run's products, and compiles it where the run compiles."""
+    """Gives a teacher the precision of the run's matrix products, and compiles it if the run compiles."""
     from tfx.model.device import choose_precision, compile_for
     from tfx.model.linear import set_product_dtype
 
@@ -123,9 +123,9 @@ def make_ready(model: Transformer, config: Root, device: torch.device) -> None:
 def teacher_config(config: Root, need: TeacherNeed) -> Root:
     """The run's own config without techniques, with the teacher's model and budget.
 
-    Raises `UserError` for a model that there is not, or that is not for the run's data.
+    Raises `UserError` for a model that does not exist, or that does not fit the run's data.
     """
-    # Without the run's origin, for whose sake a model and data of different kinds would be let through.
+    # Without init_from: with it, the check would accept a model and data of different kinds.
     config = replace(from_scratch(config), technique={})
     model = config.model if need.model is None else compose.change(config, [f"model={need.model}"]).model
     budget = need.budget
@@ -145,7 +145,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
 
 
 def _cached_folder(config: Root, need: TeacherNeed) -> Path:
-    """A folder named by all that makes the teacher: its config, and the content of the data."""
+    """A folder named by a hash of all that determines the teacher: its config and the content of the data."""
     from tfx.data.sources import load_corpus, writable_cache
 
     settings = asdict(teacher_config(config, need))
@@ -154,9 +154,9 @@ def _cached_folder(config: Root, need: TeacherNeed) -> Path:
 
 
 def _train_beside(config: Root, folder: Path, train: TrainRun) -> None:
-    """Trains beside the cache entry and renames it, so that an entry is whole or not there.
+    """Trains beside the cache entry and then renames it, so that an entry is complete or absent.
 
-    A training that was interrupted goes on. The caller holds the cache entry's lock.
+    A training that was interrupted is resumed. The caller holds the cache entry's lock.
     """
     beside = folder.with_name(f".{folder.name}.training")
     try:

@@ -1,4 +1,4 @@
-"""The training of a run: every row goes to its log and to the console, weights and states go to its files."""
+"""The training of a run: rows go to its log and the console, weights and states to its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Recorder(Observer):
-    """Writes down what happens in a training. ``resumed`` are the steps after which the run was taken up again."""
+    """Records a training. ``resumed`` are the steps after which the run was resumed."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class Recorder(Observer):
         resumed: Sequence[int],
         place: dict[str, Any] | None,
     ) -> None:
-        """``place`` is where the metrics log of a run that goes on stood (`MetricsLog.place`)."""
+        """``place`` is the position of the metrics log of a resumed run (`MetricsLog.place`)."""
         self.parts, self.run, self.console, self.measurer, self.resumed = parts, run, console, measurer, list(resumed)
         events = run.path / "tensorboard" if parts.config.trainer.tensorboard else None
         self.metrics = MetricsLog(run.metrics, events, place)
         self.saver = StateSaver(run.state, parts.config.trainer.save.keep)
 
     def close(self) -> None:
-        """Ends the log, and waits for the last state."""
+        """Closes the log, and waits until the last state is written."""
         self.metrics.close()
         self.saver.close()
 
@@ -72,15 +72,15 @@ class Recorder(Observer):
 def build_trainer(parts: Parts, recorder: Recorder, state: dict[str, Any] | None, recorded: Sequence[float]) -> Trainer:
     """The trainer of a run: from its start, or from the ``state`` that a `Recorder` saved.
 
-    ``recorded`` is the progress of each step of a run that is repeated (`Clock`). Raises `UserError` for settings
-    that do not fit the model.
+    ``recorded`` is the progress after each step of a run that is being repeated (`Clock`). Raises `UserError` for
+    settings that do not fit the model.
     """
     training = None if state is None else state["training"]
     return Trainer(parts.config, parts.model, parts.data, parts.device, recorder, parts.stack, training, recorded)
 
 
 def train(trainer: Trainer, recorder: Recorder) -> TrainingCost:
-    """Spends the budget; the model then holds the final weights."""
+    """Trains until the budget is spent; the model then holds the final weights."""
     try:
         recorder.console.training_started()
         result = trainer.train()

@@ -1,1 +1,1 @@
-"""Floor 4: the contract of techniques, the stack that orders and proves them, one file a technique."""
+"""The contract of techniques, the stack that orders them, and one file or folder per technique."""

@@ -1,4 +1,4 @@
-"""A slice of the training data, run through the model block by block, for methods that look at what layers see."""
+"""A slice of the training data, run through the model block by block, for methods that need the inputs of layers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Calibration:
         self._batches: list[Batch] = []
 
     def request(self, count: int) -> None:
-        """Makes so many batches ready, once."""
+        """Prepares this number of batches, once."""
         if len(self._batches) != count:
             self._batches = self._make(count)
 
     def blocks(self) -> Iterator[dict[str, Linear]]:
         """The linear layers of each block by their name in the model, in the order of the forward pass.
 
-        What `second_moments` measures of a block depends on the blocks before it: quantize one before the next.
+        What `second_moments` measures in a block depends on the blocks before it: quantize them in order.
         """
         for stack in ("encoder", "decoder"):
             for number, block in enumerate(getattr(getattr(self._model, stack), "blocks", ())):
@@ -58,7 +58,7 @@ class Calibration:
                 x_BTC = inputs[0]
                 real_BT = _real(current[0], name)
                 x_NC = x_BTC.flatten(0, 1) if real_BT is None else x_BTC[real_BT]
-                # Products in fp32 as the layer itself has them, summed in fp64.
+                # Products in fp32, as in the layer itself, summed in fp64.
                 sums[name] += (x_NC.t() @ x_NC).double().cpu()
                 counts[name] += len(x_NC)
 
@@ -76,10 +76,10 @@ class Calibration:
         return {name: sums[name] / max(1, counts[name]) for name in layers}
 
     def squared_gradients(self, names: Iterable[str]) -> dict[str, float]:
-        """The mean square of the gradient of each named weight, over its entries that are not 0 and the batches.
+        """The mean square of the gradient of each named weight, over its non-zero entries and the batches.
 
-        The loss is the negative log-likelihood of a batch's targets: up to a factor that all weights share, this is the
-        mean of the diagonal of the empirical Fisher information. A batch that does not fit is cut, and warned of.
+        The loss is the negative log-likelihood of a batch's targets. Up to a factor common to all weights, this is the
+        mean of the diagonal of the empirical Fisher information. A batch that does not fit is cut, with a warning.
         """
         model = self._model
         was_training = model.training
@@ -100,7 +100,7 @@ class Calibration:
 
     @torch.enable_grad()
     def _gradients(self, batch: Batch, weights: list[nn.Parameter], positions: int) -> list[Tensor]:
-        """Of the summed loss of a batch, which is run in pieces of about so many positions."""
+        """Gradients of the summed loss of a batch, which runs in pieces of about this many positions."""
         sums = [torch.zeros_like(weight) for weight in weights]
         for piece in batch.split(-(-batch.positions // positions)):
             hidden_ND = run_batch(self._model, piece).flatten(0, 1)
@@ -113,7 +113,7 @@ class Calibration:
 
 
 def _real(batch: Batch, name: str) -> Tensor | None:
-    """Where the inputs of a layer are not padding: in the encoder, and of cross keys and values, by the source."""
+    """Where the inputs of a layer are not padding. For the encoder and cross keys and values, the source decides."""
     if name.startswith("encoder.") or name.endswith(("cross.k", "cross.v")):
         return batch.source_mask_BS
     return batch.target_out_BT >= 0

@@ -1,8 +1,8 @@
 """The contract of a technique: settings, hooks, and what it declares so that the stack can order and check it.
 
-A technique is one class with one dataclass of settings. It overrides the hooks that it needs, and leaves the
-rest. Hooks run in the order of their phases; inside a hook, techniques run by the effects that they declare:
-never by the order in which they were typed, and never by each other's names.
+A technique is one class with one dataclass of settings. It overrides only the hooks that it
+needs. Hooks run in the order of their phases. Within a hook, the effects that techniques declare decide their order,
+never the order in which they were typed, and never their names.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ HOOKS = {
     "grid": "PRECISION",
 }
 
-# The hooks that run once, before the first step: `start` and `end` say nothing of them.
+# The hooks that run once, before the first step: `start` and `end` do not apply to them.
 BEFORE_TRAINING = ("prepare_data", "reduce_tokenizer", "prepare_model")
 
 
 @dataclass
 class TechniqueSettings:
-    """What every technique can be told."""
+    """The settings that every technique has."""
 
     start: float = setting(0.0, "when it begins to act", minimum=0, below=1, unit="fractions of the budget")
     end: float = setting(1.0, "when it stops acting", above=0, maximum=1, unit="fractions of the budget")
@@ -72,16 +72,16 @@ class Instant:
     progress: float
 
     def generator(self, purpose: str, device: torch.device) -> torch.Generator:
-        """A generator for one purpose at this moment, the same in a resumed run."""
+        """A generator for one purpose at this instant, the same in a resumed run."""
         return torch.Generator(device).manual_seed(derive_seed(self.seed, purpose, self.step, self.batch))
 
 
 @dataclass(frozen=True)
 class TeacherNeed:
-    """A model that must exist before training: one that is there, or one to be trained first.
+    """A model that must exist before training: an existing one, or one to train first.
 
     ``path`` is a run directory or model file; without it the train command trains ``model`` (None: the run's
-    own) within ``budget`` (none named: twice the run's own) on the run's own data, and keeps it in the cache.
+    own) within ``budget`` (if none is named, twice the run's own) on the run's own data, and caches it.
     """
 
     path: Path | None
@@ -91,7 +91,7 @@ class TeacherNeed:
 
 @dataclass(frozen=True)
 class Work:
-    """What it cost to make something that is cached of a teacher's outputs."""
+    """The cost of making something from a teacher's outputs that is now cached."""
 
     seconds: float
     flops: float
@@ -99,10 +99,10 @@ class Work:
 
 @dataclass
 class Teacher:
-    """A teacher as the train command hands it over, and what its training cost, now or before (0: not known).
+    """A teacher as the train command passes it on, and what its training cost, in this run or before (0: unknown).
 
-    ``sha256`` is of its file; empty: there is none yet, its weights stand in for those that training will give.
-    ``work`` is what making what is cached of its outputs cost, now or before, by what was made.
+    ``sha256`` is that of its file; it is empty for an untrained stand-in. ``work`` is the cost of what was made from
+    its outputs and cached, in this run or before, by the name of what was made.
     """
 
     model: Transformer
@@ -119,12 +119,12 @@ class Teacher:
 
     @property
     def total_seconds(self) -> float:
-        """Of its training and its work."""
+        """Total of its training and its work."""
         return self.seconds + sum(work.seconds for work in self.work.values())
 
     @property
     def total_flops(self) -> float:
-        """Of its training and its work."""
+        """Total of its training and its work."""
         return self.flops + sum(work.flops for work in self.work.values())
 
 
@@ -147,7 +147,7 @@ class Objective:
     other: list[tuple[str, Tensor, float]] = field(default_factory=list)
 
     def select(self, values_BTX: Tensor) -> Tensor:
-        """Values by batch position (B, T, ...) as rows (N, ...) of the positions that count."""
+        """Picks the positions that count: values (B, T, ...) as rows (N, ...)."""
         flat = values_BTX.flatten(0, 1)
         return flat if self.keep_N is None else flat[self.keep_N]
 
@@ -157,12 +157,12 @@ class Technique:
 
     name: ClassVar[str]
     Settings: ClassVar[type[TechniqueSettings]] = TechniqueSettings
-    # What it does to the training, in words that others may refer to: "permutes tokens", "mixes examples".
+    # What it does to the training, in words that other techniques refer to: "permutes tokens", "mixes examples".
     effects: tuple[str, ...] = ()
     # Effects that must come earlier, or later, inside the same hook.
     after: ClassVar[tuple[str, ...]] = ()
     before: ClassVar[tuple[str, ...]] = ()
-    # Effects that another technique of the run must have, whenever it acts.
+    # Effects that some other technique of the run must have whenever this one acts.
     needs: tuple[str, ...] = ()
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
 
@@ -175,16 +175,16 @@ class Technique:
         """Raises `UserError` for settings that cannot work in this run."""
 
     def conflicts(self) -> dict[str, str]:
-        """Effects that it cannot be combined with, and why."""
+        """Effects that it cannot be combined with, each with the reason."""
         return {}
 
     def hooks(self) -> tuple[str, ...]:
-        """The hooks that it uses with these settings; by default, those that its class overrides."""
+        """The hooks that it uses with these settings; by default all that its class overrides."""
         return tuple(hook for hook in HOOKS if getattr(type(self), hook) is not getattr(Technique, hook))
 
     def plan(self, model: Transformer) -> list[str]:
-        """What the header says of it, once the model is known; parts that go during training have left it, and only
-        names and shapes are real. Raises `UserError` for settings that do not fit it.
+        """What the header says about it. Parts that training removes are already gone from ``model``, which has real
+        names and shapes but no values. Raises `UserError` for settings that do not fit the model.
         """
         return []
 
@@ -193,10 +193,10 @@ class Technique:
         return None
 
     def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
-        """Takes over the teacher that `teacher_need` asked for; ``data`` is None before the data are prepared."""
+        """Receives the teacher that `teacher_need` asked for; ``data`` is None before the data is prepared."""
 
     def acts_before_training(self) -> bool:
-        """Whether it changes the model itself before the first step, and so with a budget of zero, too."""
+        """Whether it changes the model before the first step, so that it acts with a budget of zero too."""
         return "prepare_model" in self.hooks()
 
     def active(self, progress: float) -> bool:
@@ -218,11 +218,11 @@ class Technique:
         return corpus
 
     def reduce_tokenizer(self, data: PreparedData) -> tuple[Tokenizer, list[int]] | None:
-        """A smaller tokenizer for the data, and the ids of its tokens in theirs; the model keeps their rows alone."""
+        """A smaller tokenizer for the data, and the old ids of its tokens; the model keeps only their rows."""
         return None
 
     def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
-        """Changes the model's first weights; returns modules of its own that are to be trained along."""
+        """Changes the model's first weights; returns modules of its own to be trained with the model."""
         return None
 
     def order_batches(self, lengths: np.ndarray, epoch: int, order: np.ndarray) -> np.ndarray:
@@ -230,66 +230,66 @@ class Technique:
         return order
 
     def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
-        """Changes a training batch on the device; what was done travels in the batch."""
+        """Changes a training batch on the device; the batch carries what was done."""
         return batch
 
     def objective(self, objective: Objective, moment: Instant) -> None:
         """Changes the terms of the loss."""
 
     def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
-        """Called before each optimizer step where it has a mask or grid hook: ramps move on here.
+        """Called before each optimizer step if it has a mask or grid hook: ramps advance here.
 
-        ``masked(name, weight)`` is a weight as the techniques before this one leave it.
+        ``masked(name, weight)`` is a weight after the techniques before this one.
         """
 
     def reduced(self, architecture: Architecture) -> Architecture:
-        """The architecture that `rewire` leaves of one, known before any training. Raises `UserError` as `plan`."""
+        """The architecture after `rewire`, known before any training. Raises `UserError` as `plan` does."""
         return architecture
 
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
-        """Removes parts of the model for good; called before each optimizer step and at the end, until it has."""
+        """Removes parts of the model for good; called before each optimizer step and at the end, until it did."""
         return None
 
     def rewired(self, rewiring: Rewiring) -> None:
-        """Carries what it holds by tensor name over to a model that another technique or itself has rewired."""
+        """Adapts what it holds by tensor name to a model that it or another technique has rewired."""
 
     def mask(self, name: str, weight: Tensor) -> Tensor | None:
-        """True where the weight stays, at this time; None: all of it stays."""
+        """The current mask: True where the weight stays; None: everywhere."""
         return None
 
     def grid(self, name: str, weight: Tensor, progress: float) -> Grid | None:
-        """The masked weight on its grid, at this time; None: as it is. Zero must stay zero."""
+        """The masked weight on its current grid; None: unchanged. Zero must stay zero."""
         return None
 
     def see(self, name: str, weight: Tensor, progress: float) -> Tensor:
-        """What the forward pass sees of a masked weight, differentiable in it: its grid's values, straight through."""
+        """What the forward pass sees of a masked weight: the values of its grid, with straight-through gradients."""
         grid = self.grid(name, weight.detach(), progress)
         return weight if grid is None else straight_through(weight, grid.values())
 
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
     ) -> None:
-        """Sees the gradient of a weight where a step is taken: clipped, and 0 where the mask is.
+        """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False.
 
-        It is finite where the guard looks at each step. ``masked`` is as in `update`.
+        It is finite if the guard checks each step. ``masked`` is as in `update`.
         """
 
     def settled(self) -> bool:
-        """Whether what the forward pass sees has its final form: fully pruned, on its grid.
+        """Whether the view has its final form: fully pruned, on its grid.
 
-        Before that, weights cannot be compared with later ones. A grid that only `finish` chooses has none.
+        Scores from before cannot be compared with later ones. A grid that only `finish` chooses does not count.
         """
         return True
 
     def finish(self, model: Transformer, calibration: Calibration) -> None:
-        """The last word of a mask or grid: training is over, and the model holds what earlier ones have left."""
+        """Chooses the final mask or grid: training is over, and the model holds what earlier techniques left."""
 
     def storage(self) -> Storage | None:
-        """How the file is to keep the weights, grids apart; None: no wish. The narrowest dtype is taken."""
+        """The dtype in the file for weights without a grid; None: no preference. The narrowest one named is used."""
         return None
 
     def report(self, name: str, total: Tensor, count: int) -> None:
-        """Receives the sum of a loss term (`Objective.logit_losses`) over so many targets, by the term's name."""
+        """Receives the sum of a loss term (`Objective.logit_losses`) over a number of targets, by the term's name."""
 
     # --- proof and state ------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class Technique:
 
 
 class Mean:
-    """A mean that is kept on the device: adding to it waits for nothing."""
+    """A mean kept on the device: adding to it does not wait for the device."""
 
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0

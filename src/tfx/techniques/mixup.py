@@ -29,8 +29,8 @@ class MixupSettings(TechniqueSettings):
 class Mixup(Technique):
     """Trains on convex combinations of two examples' embeddings, and the same combination of their losses.
 
-    Text to text: source and decoder-input embeddings are mixed with one lambda an example. Where one of the
-    two is padding, it adds nothing. Partners are examples of the same batch, which has similar lengths.
+    Text to text: source and decoder-input embeddings are mixed with one lambda per example. Padding
+    adds nothing. Partners are examples of the same batch, which has similar lengths.
     """
 
     name = "mixup"

@@ -1,4 +1,4 @@
-"""Permutation training: tokens of a training sequence change places; evaluation never sees it.
+"""Permutation training: tokens of a training sequence change places; evaluation is not affected.
 
 The noise is that of denoising sequence models (Lample 2018, arXiv 1711.00043, section 2.3, for the window;
 Lewis 2020, arXiv 1910.13461, for spans). The curriculum by length follows Platanios 2019, arXiv 1903.09848.
@@ -145,7 +145,7 @@ class Shuffle(Technique):
             # The begin token, and whatever stands where the decoder begins.
             movable[:, 0] = False
         sequence = sequence.gather(1, self._draw(movable, share, generator))
-        # Behind the end of a shorter row the inputs are padding, and stay so.
+        # After the end of a shorter row the inputs are padding, and stay padding.
         padding_BT = self._special(batch.target_in_BT, batch)
         return {
             "target_in_BT": torch.where(padding_BT, batch.target_in_BT, sequence[:, :-1]),

@@ -1,4 +1,4 @@
-"""The stack: puts techniques in order, checks that they go together, runs their hooks, and asks for proof."""
+"""The stack: orders techniques, checks that they fit together, runs their hooks, and demands proof that they acted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class NoEffectError(Exception):
 
 
 class Stack:
-    """The techniques of one run. Whatever order they are given in, the stack is the same."""
+    """The techniques of one run. The order in which they are given does not matter."""
 
     def __init__(self, techniques: Sequence[Technique], config: Root) -> None:
         """Raises `UserError` for conflicts, unmet needs and cycles, and for settings that cannot work in this run."""
@@ -71,7 +71,7 @@ class Stack:
                     raise UserError(f"technique '{technique.name}' acts only while training, and the budget is zero")
         # The weights on their grids, by name, once the technique that quantizes has finished.
         self.grids: dict[str, Grid] = {}
-        # The masks of the techniques that have finished, by name: what is False in them is zero for good.
+        # The masks of the techniques that have finished, by name: False means zero for good.
         self.masks: dict[str, Tensor] = {}
         for technique in self._techniques:
             if not technique.hooks() and not technique.settings.allow_noop:
@@ -102,7 +102,7 @@ class Stack:
         return list(dict.fromkeys([*ordered, *(technique.name for technique in self._techniques)]))
 
     def plan(self) -> list[dict[str, Any]]:
-        """What acts where, and when: one row a hook and technique, in the order in which they run."""
+        """What acts in which hook, and when: one row per hook and technique, in the order in which they run."""
         return [
             {
                 "phase": phase,
@@ -115,9 +115,9 @@ class Stack:
         ]
 
     def plan_for(self, model: Transformer) -> list[tuple[str, str]]:
-        """What each technique says of the model: its name and a line.
+        """Name of each technique, and a line on what it does to the model.
 
-        Raises `UserError` for settings that do not fit its shapes, as they are and as they are once parts have left.
+        Raises `UserError` for settings that do not fit the shapes of the model, before or after parts are removed.
         """
         lines = []
         whole, going = model, self.order["rewire"]
@@ -135,7 +135,7 @@ class Stack:
         return lines
 
     def settled(self) -> bool:
-        """Whether all that changes weights for the sake of the file has its final form."""
+        """Whether everything that compresses weights has its final form."""
         return all(technique.settled() for technique in self.compressing)
 
     def _check_conflicts(self) -> None:
@@ -152,7 +152,7 @@ class Stack:
             for effect in technique.needs:
                 if not any(effect in other.effects for other in others):
                     known = [name for name in _with_effect(effect) if name != technique.name]
-                    mend = f"add {' or '.join(known)}" if known else "no technique that is installed does"
+                    mend = f"add {' or '.join(known)}" if known else "no installed technique does"
                     raise UserError(
                         f"technique '{technique.name}' needs another one that {effect}, and none in this run does: "
                         f"{mend}"
@@ -174,7 +174,7 @@ class Stack:
         return corpus
 
     def reduce_tokenizer(self, data: PreparedData) -> tuple[Tokenizer, list[int]] | None:
-        """The smaller tokenizer that a technique asks for; None: the data's own."""
+        """The smaller tokenizer that a technique wants; None: the data's own."""
         for technique in self.order["reduce_tokenizer"]:
             return technique.reduce_tokenizer(data)
         return None
@@ -212,19 +212,19 @@ class Stack:
             technique.objective(objective, moment)
 
     def report(self, name: str, total: Tensor, count: int) -> None:
-        """Hands what was measured of a loss term to the technique that added it."""
+        """Passes the measurement of a loss term to the technique that added it."""
         for technique in self.order["objective"]:
             technique.report(name, total, count)
 
-    # --- what changes weights for the sake of the file ---------------------------------------------------
+    # --- compression of the weights -----------------------------------------------------------------------
 
     @property
     def compressing(self) -> list[Technique]:
-        """The techniques for whose sake the final file is a compressed one, in the order in which they finish."""
+        """The techniques that compress the final file, in the order in which they finish."""
         return list(dict.fromkeys([*self.order["reduce_tokenizer"], *self.order["rewire"], *self.view.techniques]))
 
     def compresses_now(self, progress: float) -> bool:
-        """Whether a technique changes weights for the sake of the file from this progress on, or did before."""
+        """Whether a technique compresses weights from this progress on, or did before."""
         return any(progress >= technique.settings.start for technique in self.compressing)
 
     def rewire(self, model: Transformer, progress: float) -> Iterator[Rewiring]:
@@ -238,7 +238,7 @@ class Stack:
 
     @torch.no_grad()
     def finish(self, model: Transformer, calibration: Calibration) -> Iterator[Technique]:
-        """Makes the view the model's weights for good, technique by technique; yields each as it has finished."""
+        """Replaces the model's weights by their view, technique by technique; yields each when it has finished."""
         for technique in self.compressing:
             technique.finish(model, calibration)
             dtype = self.storage().dtype
@@ -256,7 +256,7 @@ class Stack:
             yield technique
 
     def storage(self) -> Storage:
-        """How the file keeps the weights: those that have a grid by its codes."""
+        """How the file stores the weights: those with a grid by its codes."""
         wishes = [wish for technique in self.compressing if (wish := technique.storage()) is not None]
         return Storage(
             grids=self.grids,
@@ -268,7 +268,7 @@ class Stack:
     # --- proof and state ------------------------------------------------------------------------------
 
     def evidence(self) -> dict[str, dict[str, float]]:
-        """Each technique's proof that it acted. Raises `NoEffectError` where one did not, and may not."""
+        """Each technique's proof that it acted. Raises `NoEffectError` if one did nothing, unless that is allowed."""
         for technique in self._techniques:
             if not technique.acted() and not technique.settings.allow_noop:
                 raise NoEffectError(
@@ -293,7 +293,7 @@ def _with_effect(effect: str) -> list[str]:
     for name in entry_points():
         try:
             effects = technique_class(name).effects
-        except UserError:  # one that cannot be loaded is no remedy
+        except UserError:  # one that cannot be loaded does not help
             continue
         if effect in effects:
             found.append(name)
@@ -301,9 +301,9 @@ def _with_effect(effect: str) -> list[str]:
 
 
 def resolve_order(techniques: Sequence[Technique], hook: str) -> list[Technique]:
-    """Sorts by the declared effects: A runs after B where A asks for an effect of B's earlier, or B for A's later.
+    """Sorts by the declared effects: A runs after B if A declares B's effect as earlier, or B declares A's as later.
 
-    Where nothing is declared, by name. Raises `UserError` for a cycle, naming its members alone.
+    Without declarations, by name. Raises `UserError` for a cycle, naming only its members.
     """
     waiting = sorted(techniques, key=lambda technique: technique.name)
     earlier = {
@@ -339,7 +339,7 @@ def _cycle(start: str, earlier: dict[str, set[str]], placed: set[str]) -> list[s
 
 
 def _stored(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight as it is read back from a file that keeps it in ``dtype``; raises `UserError` where it overflows."""
+    """The weight as read back from a file that stores it as ``dtype``; raises `UserError` if it overflows."""
     stored = weight.to(dtype).to(weight.dtype)
     if not bool(stored.isfinite().all()):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The view of the weights, mask then grid: what the forward pass, averages and the file see of the weights that train.
+"""The view of the weights, mask then grid: what the forward pass, averages and the file see of the trained weights.
 
 The view is a differentiable function of the weights. A step computes it once, runs every forward pass of the step on
 the result, and carries the gradients of the result back to the weights at the end.
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class View:
-    """The view that the techniques of a run make together: all masks, then the one grid."""
+    """The combined view of a run's techniques: all masks, then the one grid."""
 
     def __init__(self, masking: Sequence[Technique], gridding: Sequence[Technique]) -> None:
         self._masking, self._gridding = masking, gridding
@@ -33,7 +33,7 @@ class View:
         return list(dict.fromkeys([*self._masking, *self._gridding]))
 
     def mask(self, name: str, weight: Tensor) -> Tensor | None:
-        """Where the weight stays: all masks in force together."""
+        """Where the weight stays: all current masks combined."""
         masks = [mask for technique in self._masking if (mask := technique.mask(name, weight)) is not None]
         return torch.stack(masks).all(0) if len(masks) > 1 else (masks[0] if masks else None)
 
@@ -43,13 +43,13 @@ class View:
         return weight if mask is None else weight * mask
 
     def grid(self, name: str, masked: Tensor, progress: float) -> Grid | None:
-        """The grid of a masked weight, where there is one yet."""
+        """The grid of a masked weight, if there is one yet."""
         for technique in self._gridding:
             return technique.grid(name, masked, progress)
         return None
 
     def see(self, model: Transformer, progress: float) -> SeenWeights:
-        """The weights as they are seen now; differentiable where gradients are enabled."""
+        """The current view of the weights; differentiable if gradients are enabled."""
         values = {}
         for name, parameter in model.named_parameters() if self.techniques else ():
             value = self.masked(name, parameter)
@@ -60,13 +60,13 @@ class View:
         return SeenWeights(model, values)
 
     def update(self, model: Transformer, progress: float) -> None:
-        """Moves masks and grids on, before an optimizer step."""
+        """Updates masks and grids, before an optimizer step."""
         for technique in self.techniques:
             technique.update(model, progress, self.masked)
 
     @torch.no_grad()
     def follow_gradients(self, model: Transformer) -> None:
-        """Shows the grids' techniques the gradients of a step that is taken; one that is refused teaches nothing."""
+        """Passes the gradients of a step that is taken to the techniques with a grid; a refused step does not count."""
         for technique in self._gridding:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
@@ -74,16 +74,16 @@ class View:
 
 
 class SeenWeights:
-    """What a view makes of a model's weights: ``values`` by name, of those that are seen otherwise than they are.
+    """The view of a model's weights: ``values`` by name, for all weights that the view changes.
 
-    ``leaves`` are the same values without their history. Gradients gather there, over all batches of a step.
+    ``leaves`` are the same values without their history. They collect the gradients of all batches of a step.
     """
 
     def __init__(self, model: Transformer, values: Mapping[str, Tensor]) -> None:
         self._host, self.values = _Host(model), values
         self.leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in values.items()}
         of = {id(parameter): name for name, parameter in model.named_parameters() if name in values}
-        # Each place of a weight once: a tied one has several, and a module that two names share is one place.
+        # Each place of a weight once: a tied weight has several, and a module with two names is one place.
         self._places = {
             f"model.{prefix}.{name}": of[id(parameter)]
             for prefix, module in model.named_modules()
@@ -92,14 +92,14 @@ class SeenWeights:
         }
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` returns, with these values as the weights of the model."""
+        """Runs ``work`` with these values as the weights of the model."""
         if not self.leaves:
             return work()
         seen = {place: self.leaves[name] for place, name in self._places.items()}
         return functional_call(self._host, seen, (work,), tie_weights=False)  # type: ignore[no-any-return]
 
     def pass_back(self) -> None:
-        """Adds the gradients that the values have got to those of the weights, through grid and mask."""
+        """Carries the gradients of the values back to the weights, through grid and mask."""
         reached = [name for name, leaf in self.leaves.items() if leaf.grad is not None]
         if reached:
             torch.autograd.backward(

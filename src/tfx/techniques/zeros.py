@@ -1,4 +1,4 @@
-"""Keeps the zeros of the model that a run starts from: what was pruned before stays pruned while it is trained on."""
+"""Keeps the zeros of the model that a run starts from, so that a pruned model stays pruned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def zero_share(model: Transformer) -> float:
 
 
 class KeepZeros(Technique):
-    """A mask that is there from the first step on (``trainer.keep_zeros``): the weights that were 0 before it."""
+    """A mask on the weights that are 0 before the first step (``trainer.keep_zeros``)."""
 
     name = "keep_zeros"
     Settings = TechniqueSettings

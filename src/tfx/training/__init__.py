@@ -1,1 +1,1 @@
-"""Floor 5: the loop, optimizers, schedules, averages."""
+"""The loop, optimizers, schedules, averages."""

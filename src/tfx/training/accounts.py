@@ -1,4 +1,4 @@
-"""What a training counts: means over an interval of steps, FLOPs, and what the device gives and takes."""
+"""What a training counts: means over an interval of steps, FLOPs, the device's peak speed and memory used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfx.training.budget import Clock
 
 
 class Interval:
-    """Means over the steps since the last row, without waiting for the device at each of them."""
+    """Means over the steps since the last row, without waiting for the device at every step."""
 
     _SUMS = ("tokens", "seconds", "nll", "norm", "targets", "real", "positions")
 
@@ -29,7 +29,7 @@ class Interval:
         self._targets, self._real, self._positions = 0, 0, 0
 
     def add(self, nll: Tensor, norm: Tensor, batches: Sequence[Batch]) -> None:
-        """A step was taken, with this summed negative log-likelihood and gradient norm."""
+        """Adds a step with its summed negative log-likelihood and gradient norm."""
         self._nll = nll if self._nll is None else self._nll + nll
         self._norm = norm
         self._targets += sum(batch.targets for batch in batches)
@@ -38,11 +38,11 @@ class Interval:
 
     @property
     def loss(self) -> float:
-        """The mean loss of a target, in nats."""
+        """The mean loss per target, in nats."""
         return 0.0 if self._nll is None else float(self._nll) / max(1, self._targets)
 
     def row(self, learning_rate: float) -> dict[str, float]:
-        """What is logged of the interval."""
+        """What is logged for the interval."""
         seconds = max(self._clock.seconds - self._seconds, 1e-9)
         return {
             "loss": self.loss,
@@ -82,7 +82,7 @@ _PEAKS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's peak where it is known, else None."""
+    """The device's peak in FLOP/s if it is known, else None."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -14,7 +14,7 @@ from tfx.model.rewiring import ParameterMap
 
 
 class Averager:
-    """Keeps an average of a model's parameters; without one (``kind=none``) it is the parameters themselves.
+    """Keeps an average of a model's parameters; with ``kind=none`` it is the parameters themselves.
 
     ``ema``: Polyak's average with geometric forgetting; its decay warms up as (1 + n) / (10 + n), so that
     the random start is forgotten early. ``last``: the plain mean of snapshots, evenly spaced from ``start``
@@ -40,7 +40,7 @@ class Averager:
             due = int((progress - self.config.start) / gap + 1e-9)
             if due <= self._due:
                 return
-            # A long step may pass several at once: they are one snapshot, not one now and the others right after.
+            # A long step may pass several due times at once: they make one snapshot, not several in a row.
             self._due = due
             weight = 1.0 / (self.updates + 1)
         if self.average is None:
@@ -51,7 +51,7 @@ class Averager:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average inside, where there is one, and its own weights again after."""
+        """Inside, the model holds the average, if there is one; after, its own weights again."""
         if self.average is None:
             yield
             return
@@ -63,19 +63,19 @@ class Averager:
             self._put(own)
 
     def apply(self) -> None:
-        """The model holds the average from now on, where there is one."""
+        """Puts the average, if there is one, into the model for good."""
         if self.average is not None:
             self._put(self.average)
 
     def rewire(self, parameter_map: ParameterMap) -> None:
-        """Follows parameters into the smaller ones that they became."""
+        """Carries the state of parameters over to the smaller ones that replace them."""
         if self.average is not None:
             pairs = zip(self._parameters, self.average, strict=True)
             self.average = [parameter_map.select(old, value) for old, value in pairs if parameter_map.follow([old])]
         self._parameters = parameter_map.follow(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average so far, and how many weights went into it."""
+        """The average so far, and the number of weights in it."""
         return {"updates": self.updates, "due": self._due, "average": self.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -86,8 +86,8 @@ class Averager:
             self.average = [average.to(parameter.device) for average, parameter in pairs]
 
     def go_back(self, progress: float) -> None:
-        """A state was loaded, and less of the budget may be spent than when it was saved: snapshots of what was its
-        last part are forgotten where that is yet to come.
+        """Call this after loading a state. With a longer budget less of it is spent: snapshots from a last part that
+        is now still to come are dropped.
         """
         if self.config.kind != "last":
             return

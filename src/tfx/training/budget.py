@@ -1,4 +1,4 @@
-"""The budget and the clock: how much training there is, and how much of it is spent."""
+"""The budget and the clock: how long to train, and how much of that is spent."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tfx.config.schema import Budget
 class Clock:
     """Counts steps, tokens and training seconds, and turns them into progress.
 
-    Seconds are those of steps, compilation and whatever else trains; what runs inside `paused` (validation)
-    is not counted. ``progress``, the fraction of the budget in [0, 1] that is spent, moves at the end of a step
-    and stands still in between, so that all that follows it agrees; a zero budget is spent at once.
+    Seconds include steps and compilation; time inside `paused` (validation) is not counted. ``progress``, the
+    fraction of the budget in [0, 1] that is spent, changes only at the end of a step, so that all readers agree; a zero
+    budget is spent at once.
 
-    A budget of seconds is spent otherwise on every machine: ``history`` then keeps the progress after each step,
-    and a clock that gets one as ``recorded`` repeats it.
+    A budget of seconds allows other steps on every machine: ``history`` then keeps the progress after each step, and a
+    clock that gets a history as ``recorded`` repeats it.
     """
 
     def __init__(self, budget: Budget, recorded: Sequence[float] = ()) -> None:
@@ -34,7 +34,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Training seconds so far; they stand still inside `paused`."""
+        """Training seconds so far, without the time inside `paused`."""
         if self._started is None:
             return self._before
         return self._before + time.perf_counter() - self._started
@@ -58,11 +58,11 @@ class Clock:
         return min(1.0, spent / self.budget.amount)
 
     def middle_of_step(self) -> float:
-        """Progress at the middle of the step that begins: where its learning rate is taken."""
+        """Progress at the middle of the step that begins; its learning rate is read there."""
         return min(1.0, self.progress + self._step_share)
 
     def advance(self, tokens: int) -> None:
-        """One optimizer step over so many tokens is done."""
+        """Counts one optimizer step over this number of tokens."""
         before = self.progress
         self.steps += 1
         self.tokens += tokens
@@ -72,7 +72,7 @@ class Clock:
             self.history.append(self.progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on."""
+        """All that `load_state_dict` needs to resume."""
         return {
             "steps": self.steps,
             "tokens": self.tokens,
@@ -82,7 +82,7 @@ class Clock:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where another clock stood; with a longer budget, less of it is spent."""
+        """Continues from the state of another clock; with a longer budget, less of it is spent."""
         self.steps, self.tokens, self._step_share = state["steps"], state["tokens"], state["step_share"]
         self.history = list(state["history"])
         self._before, self._started = state["seconds"], time.perf_counter()

@@ -29,30 +29,30 @@ from tfx.training.selection import Selection
 from tfx.training.state import SaveSchedule
 from tfx.training.step import Stepper, StepResult
 
-# What a trainer counts besides its parts, by the names of its attributes.
+# Names of the counters that a trainer has besides its parts.
 _COUNTERS = ("ended", "stopped", "compressing", "positions", "flops")
 
 
 class Observer:
-    """What is told about a training as it goes; this one listens to nothing."""
+    """Receives the events of a training; this base class ignores them."""
 
     def stepped(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
-        """A logging interval is over; ``row`` has its mean loss, learning rate and speed."""
+        """A logging interval ended; ``row`` has its mean loss, learning rate and speed."""
 
     def validated(self, row: dict[str, float], *, step: int, tokens: int, seconds: float, progress: float) -> None:
         """The validation split was scored."""
 
     def compressing(self, seconds: float) -> None:
-        """The first technique is about to change weights for the sake of the file; the model holds those to keep."""
+        """The first technique is about to compress; the model holds the trained weights."""
 
     def noted(self, message: str) -> None:
-        """Something happened that the user should know of."""
+        """Something happened that the user should know."""
 
     def keep(self, name: str) -> None:
         """The model holds the weights to keep as ``"best"`` or ``"last"``."""
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """The state after a step, from which a `Trainer` can go on; its tensors change with the next one."""
+        """The state after a step, from which a `Trainer` can resume; the next step changes its tensors."""
 
 
 class Trainer:
@@ -69,16 +69,16 @@ class Trainer:
         state: dict[str, Any] | None = None,
         recorded: Sequence[float] = (),
     ) -> None:
-        """``state`` is one that the observer of an earlier trainer of this config was given to save: it goes on there.
+        """``state`` was saved by the observer of an earlier trainer of this config; training resumes from it.
 
-        ``recorded`` is the `Clock.history` of a run that is repeated.
+        ``recorded`` is the `Clock.history` of a run that is being repeated.
         """
         self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
         self.stack = stack
         self._extra = stack.prepare_model(model)
         model.set_checkpointing(config.trainer.activation_checkpointing)
         if state is not None:
-            # Parts may have left the model since it was built.
+            # Parts may have been removed from the model since it was built.
             reshape(model, Architecture.from_dict(state["architecture"]), state["model"])
             self._extra.load_state_dict(state["extra"])
         smoothing = config.trainer.label_smoothing
@@ -97,10 +97,10 @@ class Trainer:
             self._restore(state)
 
     def train(self) -> TrainingCost:
-        """Spends what is left of the budget; the model then holds the final weights.
+        """Trains for the rest of the budget; the model then holds the final weights.
 
-        Raises `UnstableError` before a step whose loss or gradients are not finite, where the policy is to stop.
-        Signals wait for the end of a step or for the next batch of a validation: then the state is saved, and
+        Raises `UnstableError` before a step whose loss or gradients are not finite, if the policy is to stop. A signal
+        waits for the end of a step or for the next batch of a validation: then the state is saved, and
         `StoppedBySignal` raised.
         """
         if not self._ended:
@@ -118,8 +118,8 @@ class Trainer:
             is_best = self.selection.restore_best()
             if self.selection.best is None and self.clock.steps and self.selection.decides:
                 self.observer.noted(
-                    "every validation came before the whole stack had its final form: there was nothing to stop early "
-                    "by, or to keep as the best (an earlier end of a ramp, or a smaller trainer.validate_every, helps)"
+                    "every validation came before the stack had its final form, so there was nothing to stop early "
+                    "by, or to keep as the best: end the ramp earlier, or set a smaller trainer.validate_every"
                 )
         return self._result(seconds, "best" if is_best else "last")
 
@@ -163,7 +163,7 @@ class Trainer:
             self._save()
 
     def prepare(self, progress: float) -> None:
-        """What techniques do to the model itself, before a step at this progress and once at the end."""
+        """Lets techniques change the model itself, before a step at this progress and once at the end."""
         if not self._compressing and self.stack.compresses_now(progress):
             with self.clock.paused(), self.averager.applied():
                 self.observer.compressing(self.clock.seconds)
@@ -184,7 +184,7 @@ class Trainer:
         self._flops += step.flops
 
     def _check_finite(self) -> None:
-        """Where looking at every step would stall the device, the interval is looked at as a whole."""
+        """Checks the whole interval at once, on devices that a check at every step would stall."""
         if not math.isfinite(self._interval.loss):
             self.stepper.guard.respond(f"step {self.clock.steps} or shortly before: the loss is {self._interval.loss}")
 
@@ -209,7 +209,7 @@ class Trainer:
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
             if not self.stack.settled():
-                # A model that is yet to lose weights or precision scores better than any that has lost them.
+                # A model that has not lost weights or precision yet scores better than one that has.
                 return False
             if self.selection.judge(metrics, self.clock.steps):
                 self.observer.keep("best")
@@ -222,7 +222,7 @@ class Trainer:
         self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:
-        """All that exact going on needs, as of the end of the last step; its tensors change with the next one."""
+        """All that exact resuming needs, at the end of the last step; the next step changes its tensors."""
         return {
             "architecture": self.model.architecture.to_dict(),
             "model": self.model.state_dict(),
@@ -239,7 +239,7 @@ class Trainer:
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """The rest of a state: the weights are in the model already, and the optimizers were built for them."""
+        """Loads the rest of a state: the weights are in the model already, and the optimizers were built for them."""
         self.stepper.optimizers.load_state_dict(state["optimizers"])
         self.averager.load_state_dict(state["averager"])
         self.stack.load_state_dict(state["stack"])
@@ -250,7 +250,7 @@ class Trainer:
         self._interval.load_state_dict(state["interval"])
         for name in _COUNTERS:
             setattr(self, f"_{name}", state[name])
-        # With a longer budget less of it is spent: validations and snapshots are due anew, and the end was none.
+        # With a longer budget less of it is spent: validations and snapshots are due again, and this is not the end.
         progress = self.clock.progress
         self.selection.load_state_dict(state, progress)
         self.averager.go_back(progress)

@@ -23,19 +23,19 @@ class Optimizers:
         self._peaks = [[group["lr"] for group in part.param_groups] for part in parts]
 
     def step(self, factor: float) -> None:
-        """One update with every learning rate at ``factor`` times its peak."""
+        """One update, with every learning rate at ``factor`` times its peak."""
         for part, peaks in zip(self.parts, self._peaks, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             part.step()
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def rewire(self, parameter_map: ParameterMap) -> None:
-        """Follows parameters into the smaller ones that they became, with what is left of their moments."""
+        """Carries parameters over to the smaller ones that replace them, with the remaining parts of their moments."""
         for part in self.parts:
             for group in part.param_groups:
                 group["params"] = parameter_map.follow(group["params"])
@@ -50,7 +50,7 @@ class Optimizers:
                     }
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Of every part, the moments by the number of their parameter; learning rates are set at each step."""
+        """The moments of every optimizer by parameter number; learning rates are set at each step."""
         return [{str(number): moments for number, moments in part.state_dict()["state"].items()} for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
@@ -63,9 +63,9 @@ class Optimizers:
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
     """Builds what ``config`` names for the parameters of ``model``.
 
-    Weight decay acts on matrices and embeddings only, not on norms, biases and what a technique trains of its own. Muon
+    Weight decay acts on matrices and embeddings only, not on norms, biases and modules that a technique trains. Muon
     (Jordan 2024) takes the matrices of the blocks; embeddings and vectors go to AdamW. Its update is scaled to the RMS
-    of AdamW's (Liu 2025, arXiv 2502.16982), so that learning rates of the two are of one kind.
+    of AdamW's (Liu 2025, arXiv 2502.16982), so that the learning rates of both are comparable.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     roles = parameter_roles(model)

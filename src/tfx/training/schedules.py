@@ -11,7 +11,7 @@ def schedule_factor(config: ScheduleConfig, progress: float) -> float:
     """The factor in [0, 1] at ``progress`` in [0, 1]: a linear warm-up from 0, then the schedule's shape.
 
     ``constant`` stays at the peak. ``inverse_sqrt`` is Vaswani 2017, equation 3: it falls as the square root
-    of warm-up over progress, has no end of its own, and is constant without a warm-up. The others reach
+    of warm-up over progress, does not reach zero, and is constant without a warm-up. The others reach
     ``final`` at progress 1; ``wsd`` (Hu 2024, arXiv 2404.06395) stays at the peak until its linear decay,
     which a long warm-up shortens.
     """

@@ -1,4 +1,4 @@
-"""What validations decide: when the next one is due, which weights are the best so far, and when to stop early."""
+"""Decides by validations: when the next one is due, which weights are the best, and when to stop early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Selection:
 
     def __init__(self, config: TrainerConfig, modules: Sequence[nn.Module]) -> None:
         self._config, self._modules = config, modules
-        # Of the best weights so far: score, step, and where they are to be kept the states of the modules.
+        # The best weights so far: score, step, and if they are to be kept the states of the modules.
         self.best: tuple[float, int, list[dict[str, Tensor]]] | None = None
         self.without_improvement = 0
         self.next_validation = 1
@@ -33,14 +33,14 @@ class Selection:
         return progress >= self.next_validation * self._config.validate_every - 1e-9 or progress >= 1
 
     def passed(self, progress: float) -> None:
-        """A validation is over: the next one is due later than this progress."""
+        """Notes a validation at this progress: the next one is due later."""
         while self.next_validation * self._config.validate_every <= progress + 1e-9:
             self.next_validation += 1
 
     def judge(self, metrics: Mapping[str, float], step: int) -> bool:
-        """Whether these are the best weights so far; then they are kept.
+        """Whether these are the best weights so far; if so, keeps them.
 
-        The modules hold their own values and not the view: that is made of them at the end, as it is of the last ones.
+        The modules hold the raw weights, not the masked or rounded view: that is made from them at the end.
         """
         watched = metrics[self._config.early_stopping.metric or LOSS_METRICS[0]]
         if self.best is not None and watched >= self.best[0]:
@@ -59,11 +59,11 @@ class Selection:
         return stopping.metric is not None and self.without_improvement >= stopping.patience
 
     def forget(self) -> None:
-        """The model has become smaller: kept weights of the larger one are no candidates any more."""
+        """Call this when the model became smaller: kept weights of the larger one no longer count."""
         self.best = None
 
     def restore_best(self) -> bool:
-        """The modules hold the best weights, where those are to be kept and there are some; whether they do."""
+        """Loads the best weights into the modules, if they are to be kept and exist; whether it did."""
         if self._config.keep != "best" or self.best is None:
             return False
         for module, weights in zip(self._modules, self.best[2], strict=True):
@@ -71,11 +71,11 @@ class Selection:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on."""
+        """All that `load_state_dict` needs to resume."""
         return {name: getattr(self, name) for name in _NAMES}
 
     def load_state_dict(self, state: Mapping[str, Any], progress: float) -> None:
-        """The inverse of `state_dict`. With a longer budget less of it is spent, and validations are due anew."""
+        """The inverse of `state_dict`. With a longer budget less of it is spent, and validations are due again."""
         for name in _NAMES:
             setattr(self, name, state[name])
         due = int(progress / self._config.validate_every + 1e-9) + 1

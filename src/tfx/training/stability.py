@@ -10,16 +10,16 @@ from typing import Any
 from tfx.config.schema import InstabilityConfig
 
 _HISTORY = 50
-# A history of fewer steps says nothing yet.
+# With fewer steps the history is too short to judge by.
 _LEAST = 20
 
 
 class UnstableError(Exception):
-    """The loss or a gradient is not finite, or the loss diverges, and the run is to stop there."""
+    """The loss or a gradient is not finite, or the loss diverges, and the policy is to stop."""
 
 
 class Guard:
-    """Looks at the loss and the gradient norm of each step before it is taken."""
+    """Checks the loss and the gradient norm of each step before it is taken."""
 
     def __init__(self, config: InstabilityConfig) -> None:
         self.config = config
@@ -29,7 +29,7 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=_HISTORY)
 
     def fault(self, loss: float, norm: float) -> str | None:
-        """What is wrong with a step of this loss (nats a token) and gradient norm; None: nothing."""
+        """What is wrong with a step of this loss (nats per token) and gradient norm; None: nothing."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(norm):
@@ -43,7 +43,7 @@ class Guard:
         return None
 
     def respond(self, fault: str) -> str:
-        """Takes the policy's measure and returns it in words; raises `UnstableError` where the run is to stop."""
+        """Applies the policy and returns in words what it did; raises `UnstableError` if the run must stop."""
         remedy = "try a smaller optimizer.lr, a longer schedule.warmup or trainer.precision=fp32"
         if self.config.policy == "stop":
             raise UnstableError(f"{fault}: {remedy}, or trainer.instability.policy=skip or back_off")
@@ -55,11 +55,11 @@ class Guard:
             return "the step is skipped"
         self.learning_rate_factor /= 2
         return (
-            f"the step is skipped, and the learning rate is {self.learning_rate_factor:g} of its schedule from here on"
+            f"the step is skipped, and the learning rate is {self.learning_rate_factor:g} of its schedule from now on"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on."""
+        """All that `load_state_dict` needs to resume."""
         return {
             "learning_rate_factor": self.learning_rate_factor,
             "skipped": self.skipped,

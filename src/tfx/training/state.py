@@ -1,7 +1,7 @@
 """Saved training states: JSON values and tensors in a safetensors file, never a pickle.
 
 A state is a nested value of dicts (with string keys), lists, strings, numbers, booleans, None and tensors. The
-tensors lie in the file by number, those that are one tensor in memory once; the rest is JSON in the metadata of its
+tensors lie in the file by number, tensors shared in memory once; the rest is JSON in the metadata of its
 header, with ``format_version`` and a SHA-256 over both.
 """
 
@@ -31,13 +31,13 @@ _TENSOR = "__tensor__"
 
 
 class DamagedStateError(Exception):
-    """The file is not what was saved."""
+    """The file differs from what was saved."""
 
 
 class StateSaver:
-    """Saves states of a run that goes on meanwhile: they are copied at once, and written by a thread.
+    """Saves states while the run continues: they are copied at once, and a thread writes them.
 
-    Of all states in ``folder`` the last ``keep`` stay.
+    Only the last ``keep`` states in ``folder`` are kept.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -46,14 +46,14 @@ class StateSaver:
         self._writing: Future[Path] | None = None
 
     def save(self, step: int, value: dict[str, Any]) -> None:
-        """Copies the state after ``step`` and begins to write it; raises what went wrong with the one before."""
+        """Copies the state after ``step`` and begins to write it; raises the error of the previous write, if any."""
         self.wait()
         tensors: dict[str, Tensor] = {}
         text = json.dumps(_flatten(value, tensors, {}))
         self._writing = self._writer.submit(_write, self.folder, step, text, tensors, self.keep)
 
     def wait(self) -> None:
-        """Returns when the last state is on the disk; raises `OSError` where it could not be written."""
+        """Returns when the last state is on the disk; raises `OSError` if it could not be written."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -85,7 +85,7 @@ class SaveSchedule:
 
 
 def _write(folder: Path, step: int, text: str, tensors: dict[str, Tensor], keep: int) -> Path:
-    """Writes a state whole or not at all, and removes what is older than the last few."""
+    """Writes a state completely or not at all, and removes all but the last few."""
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
     record = {"format_version": VERSION, "sha256": _digest(text, tensors), "value": text}
@@ -102,12 +102,12 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def newest_state(folder: Path, device: torch.device, note: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest state that is whole; damaged ones are told of and removed. None where there is none."""
+    """The newest undamaged state, or None; reports damaged ones and removes them."""
     for path in saved_states(folder):
         try:
             return load_state(path, device)
         except DamagedStateError as error:
-            note(f"{error}: going back to the state before")
+            note(f"{error}: using the state before it")
             path.unlink()
     return None
 
@@ -115,7 +115,7 @@ def newest_state(folder: Path, device: torch.device, note: Callable[[str], None]
 def load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]:
     """Reads a state, with its tensors on ``device`` (None: the CPU).
 
-    Raises `DamagedStateError` where the file was cut or altered, `UserError` where a newer version wrote it.
+    Raises `DamagedStateError` if the file was cut or altered, `UserError` if a newer version wrote it.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -134,9 +134,9 @@ def load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]
 
 
 def _flatten(value: Any, tensors: dict[str, Tensor], seen: dict[Any, str]) -> Any:
-    """The value with a reference in place of each tensor, of which a copy goes to ``tensors``."""
+    """The value with a reference for each tensor; a copy of the tensor goes to ``tensors``."""
     if isinstance(value, Tensor):
-        # Tied weights are one tensor under several names. Safetensors refuses tensors that share memory otherwise.
+        # Tied weights are one tensor under several names; safetensors refuses tensors that share memory.
         identity = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else id(value)
         if identity not in seen:
             seen[identity] = str(len(tensors))

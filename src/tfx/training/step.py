@@ -1,4 +1,4 @@
-"""One optimizer step: the gradients of its batches, the guard's look at them, and the step or its refusal."""
+"""One optimizer step: the gradients of its batches, the guard's check, and the step or its refusal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Report = tuple[str, Tensor, int]
 class StepResult:
     """What a step did: ``batches`` as they were run, and the FLOPs of everything that ran.
 
-    ``nll`` is the summed negative log-likelihood and ``norm`` that of the gradient; both None where it was refused.
+    ``nll`` is the summed negative log-likelihood and ``norm`` that of the gradient; both None if the step was refused.
     """
 
     batches: list[Batch]
@@ -56,7 +56,7 @@ class Stepper:
         label_smoothing: float,
         note: Callable[[str], Any],
     ) -> None:
-        """``extra`` are the modules that techniques train along: optimised with the model, and not part of it."""
+        """``extra`` are modules that techniques train: optimised with the model, but not part of it."""
         self.config, self.model, self.device, self.stack, self.note = config, model, device, stack, note
         self.label_smoothing = label_smoothing
         self.precision = choose_precision(config.trainer.precision, device)
@@ -65,20 +65,20 @@ class Stepper:
         self.parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config.optimizer, trained, device)
         self.guard = Guard(config.trainer.instability)
-        # Into how many pieces each batch is cut, so that it fits the device's memory.
+        # Number of pieces that each batch is cut into to fit the device's memory.
         self.pieces = 1
-        # Of the teachers' forward passes in the step at hand.
+        # FLOPs of the teachers' forward passes in the current step.
         self._teacher_flops = 0.0
 
     def rewire(self, parameter_map: ParameterMap) -> None:
-        """Follows parameters into the smaller ones that they became."""
+        """Carries the state of parameters over to the smaller ones that replace them."""
         self.optimizers.rewire(parameter_map)
         self.parameters = parameter_map.follow(self.parameters)
 
     def take(self, batches: Sequence[Batch], factor: float, number: int, progress: float) -> StepResult:
-        """The ``number``-th step from 0, at ``factor`` times the learning rate; or the policy's measure against it.
+        """Takes the ``number``-th step from 0, at ``factor`` times the learning rate, or applies the policy instead.
 
-        Raises `UnstableError` before a step that must not be taken, where the policy is to stop.
+        Raises `UnstableError` before a step that must not be taken, if the policy is to stop.
         """
         targets = sum(batch.targets for batch in batches)
         pieces = [piece for batch in batches for piece in (batch.split(self.pieces) if self.pieces > 1 else [batch])]
@@ -99,7 +99,7 @@ class Stepper:
         else:
             self._refuse(fault, pieces, number)
         self.optimizers.zero_grad()
-        # A backward pass is two forward ones.
+        # A backward pass costs two forward ones.
         flops = self._teacher_flops
         for piece in pieces:
             flops += 3.0 * batch_flops(self.model, piece)
@@ -108,9 +108,9 @@ class Stepper:
     def _gradients(
         self, batches: list[Batch], targets: int, number: int, progress: float
     ) -> tuple[Tensor, list[_Report]] | None:
-        """Fills the gradients; returns the summed negative log-likelihood and what techniques are to know of it.
+        """Computes the gradients; returns the summed negative log-likelihood and what techniques need to know of it.
 
-        None where the device has too little memory; no gradients are left then.
+        Returns None, and leaves no gradients, if the device has too little memory.
         """
         # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
         torch.manual_seed(derive_seed(self.config.seed, "step", number))
@@ -122,7 +122,7 @@ class Stepper:
                 moment = Instant(self.config.seed, number, index, progress)
                 changed = self.stack.transform_batch(batch.to(self.device), moment)
                 loss, nll = seen.run(partial(self._loss, changed, moment, reports))
-                # Averaged over the targets of the whole step, however they are spread over its batches.
+                # The average is over the targets of the whole step, not over its batches.
                 (loss / targets).backward()
                 total += nll
             seen.pass_back()
@@ -134,12 +134,12 @@ class Stepper:
         return total, reports
 
     def _smaller(self, batches: list[Batch], number: int) -> list[Batch]:
-        """The same step in batches of half the size, now and from here on."""
+        """Takes the same step in batches of half the size, now and from now on."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.pieces *= 2
         self.note(
-            f"out of memory at step {number + 1}: each batch is cut into {self.pieces} from here on, and "
+            f"out of memory at step {number + 1}: each batch is cut into {self.pieces} from now on, and "
             "their gradients are added up"
         )
         return [piece for batch in batches for piece in batch.split(2)]
@@ -159,7 +159,7 @@ class Stepper:
         self.note(f"step {number + 1}: {self.guard.respond(where)}")
 
     def _loss(self, batch: Batch, moment: Instant, reports: list[_Report]) -> tuple[Tensor, Tensor]:
-        """Summed training loss, and the summed plain negative log-likelihood without gradients."""
+        """Summed training loss, and summed plain negative log-likelihood without gradients."""
         hidden_ND = self._forward(self.model, batch).flatten(0, 1)
         targets = batch.targets_and_weights()
         keep_N = None

@@ -1,6 +1,6 @@
-"""What is kept of a teacher: the outputs that it writes for the training sources, and its largest logits.
+"""The cached outputs of a teacher: its texts for the training sources, and its largest logits.
 
-Both are made once for a teacher and its data, and lie in the cache folder. What they cost counts as the teacher's.
+Both are made once for a teacher and its data, and kept in the cache folder. Their cost counts as the teacher's.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tfx.tasks.prepare import PreparedData
 from tfx.tasks.seq2seq import Pairs, collate_pairs, decode_sources
 from tfx.techniques.contract import Teacher, Work
 
-# Changes with what the cache holds.
+# Raise it when the content of the cache changes.
 _VERSION = 2
 _ROWS = 128
 
 
 def decoded_outputs(teacher: Teacher, corpus: Corpus, decoding: EvaluationConfig) -> tuple[list[str], str]:
-    """The teacher's output for each training source, and a key that names them all."""
+    """The teacher's output for each training source, and a key that identifies them all."""
     sources = list(corpus.splits["train"]["source"])
     shape = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
     content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{shape}"
@@ -48,7 +48,7 @@ def decoded_outputs(teacher: Teacher, corpus: Corpus, decoding: EvaluationConfig
             teacher.model.train()
             seconds, flops = time.perf_counter() - start, _decoding_flops(teacher, ids, decoded, decoding.beam)
             write_json(path, {"seconds": seconds, "flops": flops, "outputs": decoded})
-        # As JSON, an output may hold line ends of any kind.
+        # JSON, because an output may hold any kind of line end.
         made = read_json(path)
     teacher.work["outputs"] = Work(made["seconds"], made["flops"])
     return made["outputs"], key
@@ -78,12 +78,12 @@ class TopLogits:
     def of(
         cls, teacher: Teacher, data: PreparedData, count: int, dtype: torch.dtype, device: torch.device
     ) -> TopLogits:
-        """Those of a teacher whose products are in ``dtype``: from the cache, or made and kept there."""
+        """The logits of a teacher whose products are in ``dtype``: from the cache, or computed and cached."""
         k = min(count, teacher.model.architecture.vocab_size)
         train = data.splits["train"]
         assert isinstance(train, Pairs)
         offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
-        if not teacher.sha256:  # what it will say is not known: any logits cost as much to learn from
+        if not teacher.sha256:  # an untrained stand-in: any logits cost as much to learn from
             size = (int(offsets[-1]), k)
             ids = np.broadcast_to(np.arange(k, dtype=np.int32), size)
             return cls(ids, np.broadcast_to(np.float16(0), size), offsets)
@@ -105,7 +105,7 @@ class TopLogits:
     def of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Ids (B, T, K) and logits (B, T, K) of a batch, on the CPU.
 
-        Padding has the ids from 0 on with equal logits; it counts nothing.
+        Padding gets ids from 0 on with equal logits; it does not count.
         """
         starts_B, counts_B = self.offsets[batch.rows], np.diff(self.offsets)[batch.rows]
         steps_T = np.arange(batch.target_out_BT.shape[1])

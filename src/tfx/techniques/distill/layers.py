@@ -11,7 +11,7 @@ from tfx.model.transformer import Transformer
 
 
 def check_layers(theirs: Architecture, ours: Architecture) -> None:
-    """Raises `UserError` where widths or the kinds of layers of teacher and student differ."""
+    """Raises `UserError` if widths or kinds of layers of teacher and student differ."""
     names = ("family", "width", "head_width", "vocab_size", "positions", "norm", "norm_position", "activation")
     for name in (*names, "qk_norm", "bias"):
         if getattr(theirs, name) != getattr(ours, name):

@@ -59,7 +59,7 @@ def divergence(
         piece = LogitSlice(piece.rows, piece.logits_NV / temperature)
     scale = temperature**2
     if kind == "forward_kl":
-        # Every pass over (N, V) counts: half of a small model's step is spent here. With log p = t - log Z_t,
+        # Every pass over (N, V) matters: a small model spends half of its step here. With log p = t - log Z_t,
         # sum p (log p - log q) = p . t - log Z_t - (p . s - log Z_s).
         log_normalizer_N1 = teacher_NV.logsumexp(1, keepdim=True)
         p_NV = (teacher_NV - log_normalizer_N1).exp_()
@@ -86,12 +86,12 @@ def divergence(
 
 
 def _dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
-    """Row by row, without their product as a tensor."""
+    """Dot products row by row, without the elementwise product as a tensor."""
     return torch.linalg.vecdot(a_NV, b_NV)
 
 
 class FromHidden(SoftTargets):
-    """Teacher logits projected from its hidden states slice by slice, so that they too never exist as a whole."""
+    """Teacher logits, projected from its hidden states slice by slice: the whole matrix is never in memory."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class FromTopK(SoftTargets):
     def divergence(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor | None]:
         if self.kind != "forward_kl":
             return super().divergence(piece, needs_error)
-        # Where the teacher's probability is 0 the student's logit counts in the normaliser alone: no pass over
+        # Where the teacher's probability is 0 the student's logit counts only in the normaliser: no pass over
         # (N, V) but those of the student's own softmax.
         softened = piece if self.temperature == 1.0 else LogitSlice(piece.rows, piece.logits_NV / self.temperature)
         ids_NK = self._ids[piece.rows]

@@ -134,13 +134,13 @@ class Distill(Technique):
         return tuple(used)
 
     def acts_before_training(self) -> bool:
-        # The projection of hidden states is nothing without steps.
+        # Without steps the projection of hidden states does nothing.
         return bool(self.settings.initialise)
 
     def teacher_need(self, config: Root) -> TeacherNeed:
         path = self.settings.teacher
         if path is None and self.settings.teacher_model is None:
-            # A run that starts from a finished model has its teacher there.
+            # A run that starts from a finished model has that as its teacher.
             path = config.init_from
         return TeacherNeed(
             None if path is None else Path(path), self.settings.teacher_model, self.settings.teacher_budget
@@ -181,7 +181,7 @@ class Distill(Technique):
             self._top_logits = TopLogits.of(teacher, data, self.settings.cache_top_k, self._product_dtype, device)
 
     def _check_teacher(self, teacher: Teacher, data: PreparedData) -> None:
-        """Raises `UserError` where the student's tokens mean nothing to a teacher whose inside it learns from."""
+        """Raises `UserError` if teacher and student have other tokens, and the student learns from logits or states."""
         learnt = {
             f"loss={self.settings.loss}": self._uses_logits(),
             f"hidden={self.settings.hidden:g}": self.settings.hidden > 0,
@@ -198,14 +198,14 @@ class Distill(Technique):
             )
         if teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
             raise UserError(
-                f"{asked[0]}: the teacher has another tokenizer than the student, so they know different tokens; give "
+                f"{asked[0]}: the teacher has another tokenizer than the student, so their tokens differ; give "
                 "the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json), or learn from its "
                 "outputs alone (technique.distill.sequence_level=true technique.distill.loss=none)"
             )
         self._check_context(data.splits["train"].longest, "dataset.max_tokens={}", -1)
 
     def _check_context(self, longest: int, remedy: str, offset: int = 0) -> None:
-        """Raises `UserError` where the teacher has no positions for inputs of this length."""
+        """Raises `UserError` if the teacher's context is too short for the inputs."""
         assert self.teacher is not None
         context = self.teacher.model.architecture.context
         if longest > context and (self._uses_logits() or self.settings.hidden):
@@ -226,12 +226,12 @@ class Distill(Technique):
     def prepare_data(self, corpus: Corpus, config: Root) -> Corpus:
         teacher = self.teacher
         assert teacher is not None
-        # The beam is the method's, however the teacher's own run was scored.
+        # The technique sets the beam, however the teacher's own run was scored.
         outputs, key = decoded_outputs(
             teacher, corpus, replace(teacher.generation, method="beam", beam=self.settings.beam)
         )
         before = list(corpus.splits["train"]["target"])
-        # An empty output teaches nothing: there the reference stays.
+        # An empty output teaches nothing: keep the reference.
         targets = [new or old for new, old in zip(outputs, before, strict=True)]
         changed = sum(new != old for new, old in zip(targets, before, strict=True))
         self._targets_changed = changed / max(1, len(before))
@@ -245,7 +245,7 @@ class Distill(Technique):
         if not self.settings.hidden:
             return None
         self._projection = Linear(model.architecture.width, teacher.architecture.width, bias=False)
-        # Keyed by nothing but its shape: an orthogonal start keeps the student's geometry.
+        # An orthogonal start, drawn from its shape alone, keeps the student's geometry.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             nn.init.orthogonal_(self._projection.weight)
@@ -311,7 +311,7 @@ class Distill(Technique):
         }
 
     def acted(self) -> bool:
-        # The share that a term was given proves nothing of the term.
+        # The weight of a term does not prove that the term acted.
         return any(value != 0 for name, value in self.evidence().items() if name != "mean_alpha")
 
     def report(self, name: str, total: Tensor, count: int) -> None:

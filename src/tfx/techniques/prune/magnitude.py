@@ -23,7 +23,7 @@ def smallest(magnitude: Tensor, count: int) -> Tensor:
 
 
 def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
-    """Masks, True where a weight stays, that zero this share of tensors by magnitude: of all, of each, of each row.
+    """Masks (True: stays) that zero this share by magnitude, over all tensors, in each tensor or in each row.
 
     A vector is one row. The number of zeros is the product rounded to the nearest integer, in each unit of comparison.
     """

@@ -1,4 +1,4 @@
-"""Whole parts that leave a model: heads, feed-forward units and layers, chosen by the weights around them."""
+"""Removal of whole parts: heads, feed-forward units and layers, chosen by the weights around them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfx.model.transformer import Transformer
 
 @dataclass
 class StructureSettings:
-    """Parts that are removed whole; the model becomes a smaller one."""
+    """Settings for whole parts to remove; the model becomes smaller."""
 
     heads: float = setting(
         0.0,
@@ -69,7 +69,7 @@ def plan_structure(model: Transformer, settings: StructureSettings) -> Rewiring:
 def reduced_architecture(architecture: Architecture, settings: StructureSettings) -> Architecture:
     """The architecture that `plan_structure` leaves, whatever the weights.
 
-    Raises `UserError` for more layers than there are, and for a share so small that nothing goes.
+    Raises `UserError` for more layers than the model has, and for a share so small that it removes nothing.
     """
     shapes: dict[str, tuple[BlockShape, ...]] = {}
     taken = {"heads": 0, "ffn": 0}
@@ -99,7 +99,7 @@ def reduced_architecture(architecture: Architecture, settings: StructureSettings
 
 
 def _kept_layers(architecture: Architecture, settings: StructureSettings) -> dict[str, list[int]]:
-    """The numbers of the layers that stay, by stack. Raises `UserError` for more than there are."""
+    """The numbers of the layers that stay, by stack. Raises `UserError` for more than the model has."""
     kept = {}
     for stack in ("encoder", "decoder"):
         name, layers = f"{stack}_layers", len(getattr(architecture, stack))
@@ -117,10 +117,10 @@ def _head_scores(attention: Attention) -> Tensor:
 
 
 def _largest(scores: Tensor, removed: float) -> Tensor:
-    """The indices, in order, of what stays when this share with the smallest scores goes."""
+    """The indices, in order, of what stays when this share with the smallest scores is removed."""
     return scores.detach().float().cpu().topk(_left(scores.numel(), removed)).indices.sort().values
 
 
 def _left(count: int, removed: float) -> int:
-    """How many stay when this share goes: at least one, where there is one."""
+    """How many stay when this share is removed: at least one, if there is one."""
     return max(min(1, count), count - round(removed * count))

@@ -83,7 +83,7 @@ def _kept(sparsity: float, of: int) -> int:
 
 
 class Prune(Technique):
-    """Zeroes weights while training goes on, along a ramp; removes heads, units and layers at its start."""
+    """Zeroes weights during training, along a ramp; removes heads, units and layers at its start."""
 
     name = "prune"
     Settings = PruneSettings
@@ -121,7 +121,7 @@ class Prune(Technique):
             self._check_rewind(settings.rewind, config)
 
     def _check_pattern(self) -> None:
-        """A pattern and a threshold each decide alone what goes."""
+        """Checks settings that a pattern or a threshold excludes: each alone decides which weights are zeroed."""
         settings = self.settings
         given = (
             "a pattern" if settings.pattern is not None else "a threshold" if settings.threshold is not None else None
@@ -148,7 +148,7 @@ class Prune(Technique):
         if _kept(settings.sparsity, of) != keep or not math.isclose(settings.sparsity, exact, abs_tol=5e-3):
             raise UserError(
                 f"technique.prune.pattern={settings.pattern} leaves a sparsity of {exact:g}, not "
-                f"{settings.sparsity:g}: say technique.prune.sparsity={exact:g}"
+                f"{settings.sparsity:g}: set technique.prune.sparsity={exact:g}"
             )
 
     def _check_rewind(self, rewind: float, config: Root) -> None:
@@ -180,7 +180,7 @@ class Prune(Technique):
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
         """The weights that are pruned, by name.
 
-        Raises `UserError` where a pattern does not divide a tensor, or ``skip`` names none.
+        Raises `UserError` if a pattern does not divide a tensor, or if ``skip`` matches none.
         """
         settings = self.settings
         weights = select_weights(
@@ -204,7 +204,7 @@ class Prune(Technique):
         lines = []
         if self._tokens is not None:
             kept, whole = self._tokens
-            lines.append(f"{whole - kept:,} of {whole:,} tokens are never used: they and their embeddings go")
+            lines.append(f"{whole - kept:,} of {whole:,} tokens are never used: removed with their embeddings")
         if "mask" not in self.hooks():
             return lines
         chosen = self.chosen(model)
@@ -263,7 +263,7 @@ class Prune(Technique):
 
     def _new_masks(self, model: Transformer, sparsity: float) -> dict[str, Tensor]:
         settings = self.settings
-        # What is gone stays gone: its magnitude counts as 0.
+        # What was pruned stays pruned: its magnitude counts as 0.
         weights = {
             name: weight * self.masks[name] if name in self.masks else weight
             for name, weight in self.chosen(model).items()

@@ -52,7 +52,7 @@ def _cells(values: Tensor, book: Tensor) -> Tensor:
 
 
 def encode_with(weight_RC: Tensor, codebook_1L: Tensor) -> Grid:
-    """Each weight as the nearest entry of a sorted codebook; 0 as the entry that is 0."""
+    """Maps each weight to the nearest entry of a sorted codebook, and 0 to the entry that is 0."""
     book = codebook_1L[0].float()
     codes = _cells(weight_RC.contiguous(), book)
     # Entries may coincide: 0 always takes the first that is 0.

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar 2022, arXiv 2210.17323): rounds column by column, and lets later columns make up for the error.
+"""GPTQ (Frantar 2022, arXiv 2210.17323): rounds column by column, and later columns compensate the error.
 
 Shapes: R rows (outputs), C columns (inputs).
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from tfx.compression.grid import Grid
 from tfx.techniques.quantize.rounding import GridKind, fit, to_grid
 
-# Columns whose errors reach the columns behind them in one matrix product.
+# Number of columns whose errors are passed on in one matrix product.
 _BLOCK = 128
 
 
@@ -25,8 +25,8 @@ def gptq(
 ) -> Grid:
     """The grid of a weight that keeps W x close for inputs x with these second moments E[x x^T].
 
-    Scales come from the weights as they stand when their first column's turn comes. Where ``mask`` is False the
-    level is 0, and the columns behind make up for that too (as in SparseGPT, Frantar 2023, arXiv 2301.00774).
+    Scales come from the weights as they are when their first column is reached. Where ``mask`` is False the
+    level is 0, and later columns compensate that too (as in SparseGPT, Frantar 2023, arXiv 2301.00774).
     ``given`` are scales (1, 1) or (R, 1) and zero points to take instead.
     ``damping``, relative to the mean of the diagonal, is added to it.
     """
@@ -45,7 +45,7 @@ def gptq(
         errors = torch.zeros(len(rest_RC), end - begin, dtype=torch.float64)
         for column in range(begin, end):
             if column % size == 0 and given is None:
-                # The columns of this group beyond the block have not had their share of its errors yet.
+                # The columns of this group after the block have not received its errors yet.
                 group = rest_RC[:, column : column + size].clone()
                 if column + size > end:
                     group[:, end - column :] -= errors @ factor_CC[begin:end, end : column + size]
@@ -75,7 +75,7 @@ def gptq(
 
 
 def _inverse_factor(moments_CC: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the inverse of the damped moments. An input that is always 0 binds nothing."""
+    """The upper Cholesky factor of the inverse of the damped moments. An input that is always 0 has no effect."""
     diagonal = moments_CC.diagonal()
     mean = diagonal.mean()
     damped = moments_CC + torch.diag(torch.where(diagonal == 0, torch.ones_like(diagonal), damping * mean))

@@ -19,10 +19,10 @@ _FACTOR_TOLERANCE = 2.0**-10
 
 # Relative to the most sensitive matrix: one without any gradient still has a step, if one of a hundred times the size.
 _LEAST_SENSITIVITY = 1e-4
-# Steps of more times the root mean square of their unit leave a matrix of zeros: at this one 2 % of normal weights stay
-# on each side. A layer must not go by accident, as the queries and keys of an attention that becomes uniform would.
+# Largest step, in units of the root mean square: 2 % of normal weights stay non-zero on each side. Coarser ones leave a
+# matrix of zeros, and a layer must not vanish by accident, as queries and keys of an attention did.
 _COARSEST = 4.0
-# How many times its root mean square the codes of a unit reach at least, however sensitive its matrix is.
+# The codes of a unit reach at least this multiple of its root mean square, however sensitive its matrix is.
 _REACH = 8.0
 
 # Shares of the full range that clipping by error tries.
@@ -31,7 +31,7 @@ _CLIPS = tuple(1.0 - 0.025 * step for step in range(25))
 
 @dataclass(frozen=True)
 class GridKind:
-    """How scales are made: bits, one range a tensor, row or group, symmetric or affine, clipped or not.
+    """How scales are made: bits, one range per tensor, row or group, symmetric or affine, clipped or not.
 
     ``group`` is the number of columns that share a scale; 0: a whole row does; None: the whole tensor.
     """
@@ -76,7 +76,7 @@ def fit(weight_RC: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | None]:
 
 
 def entropy_bits(codes: Tensor) -> float:
-    """What these codes (uint8) take at their order-0 entropy, in bits."""
+    """The order-0 entropy of these codes (uint8), in bits for all of them."""
     counts = torch.bincount(codes.flatten(), minlength=2).double()
     return float((counts * (counts.sum().log2() - counts.clamp(min=1).log2())).sum())
 
@@ -84,7 +84,7 @@ def entropy_bits(codes: Tensor) -> float:
 def scales_for_rate(
     weights: Mapping[str, Tensor], rate: float, kind: GridKind, sensitivities: Mapping[str, float] | None = None
 ) -> dict[str, Tensor]:
-    """Scales with which the codes of all matrices together take ``rate`` bits a weight at their order-0 entropy.
+    """Scales with which the codes of all matrices together take ``rate`` bits per weight at their order-0 entropy.
 
     Without sensitivities each scale is the same multiple of the root mean square of its unit. A uniform step whose
     codes are entropy coded is, at a rate, close to the smallest squared error that any scalar quantizer has (Gish &
@@ -102,7 +102,7 @@ def scales_for_rate(
     if sensitivities is not None:
         steps = _relative_steps(weights, sensitivities)
         least = {name: spread * (_REACH / 2 ** (kind.bits - 1)) for name, spread in spreads.items()}
-        # Where weights are even, as they are at first, the largest of them is nearer than that.
+        # If weights are uniform, as at first, the largest is closer than that.
         most = {}
         for name, spread in spreads.items():
             peaks = kind.units(weights[name]).abs().amax(-1) / spread.clamp(min=1e-30)
@@ -134,10 +134,10 @@ def scales_for_rate(
 
 
 def _relative_steps(weights: Mapping[str, Tensor], sensitivities: Mapping[str, float]) -> dict[str, float]:
-    """What to multiply a step that goes with the root mean square by, for each matrix; in the mean about 1."""
+    """The factor on each matrix's steps, which go with the root mean square; about 1 on average."""
     most = max(sensitivities[name] for name in weights)
     squares = {name: float(weight.square().mean()) for name, weight in weights.items()}
-    # A matrix of zeros takes any step, and says nothing of the others'.
+    # A matrix of zeros can have any step, and must not influence the others.
     counts = {name: weight.numel() for name, weight in weights.items() if squares[name] > 0.0}
     if most == 0.0 or not counts:
         return dict.fromkeys(weights, 1.0)
@@ -160,7 +160,7 @@ def _scale(low: Tensor, high: Tensor, kind: GridKind) -> tuple[Tensor, Tensor | 
 
 def _held(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Positive scales in the dtype of the file, rounded up: rounding down would cut the range."""
-    # A unit of zeros has no range: any scale serves, also the smallest that the dtype holds.
+    # A unit of zeros has no range: any scale works, also the smallest of the dtype.
     held = scale.clamp(min=2.0**-24 if dtype == torch.float16 else 2.0**-126).to(dtype)
     bits = held.view(torch.int16 if dtype == torch.float16 else torch.int32)
     return (bits + (held.float() < scale)).to(bits.dtype).view(dtype)

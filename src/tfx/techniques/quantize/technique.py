@@ -120,12 +120,12 @@ class Quantize(Technique):
         self._due = -1
         self._aware_steps = 0
         self._bits: dict[str, int] = {}
-        # What is in force while training: scales and zero points, or codebooks, by tensor.
+        # Currently used in training: scales and zero points, or codebooks, by tensor.
         self._scales: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._codebooks: dict[str, Tensor] = {}
-        # Of the weights of a rate, what the squares of their gradients while aware add up to.
+        # Sums of squared gradients during training with the grid, for the weights of a rate.
         self._sensitivities: dict[str, Tensor] = {}
-        # Logarithms of what the learned scales are multiplied with.
+        # Logarithms of the factors on learned scales.
         self._steps: nn.ParameterDict | None = None
         self._final: dict[str, Grid] = {}
         self._error = 0.0
@@ -189,7 +189,7 @@ class Quantize(Technique):
                 "codebook, learned_step or layers: it chooses the scales, for entropy-coded codes"
             )
         if self.bits < rate + 2:
-            # Else codes reach less than 8 standard deviations of weights that are about normal.
+            # With fewer, codes reach less than 8 standard deviations of roughly normal weights.
             raise UserError(
                 f"technique.quantize.rate={rate:g} needs room for the codes of large weights: "
                 f"bits={math.ceil(rate + 2)} or more"
@@ -216,14 +216,14 @@ class Quantize(Technique):
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
         """The weights that are quantized, by name.
 
-        Raises `UserError` where a group does not divide a tensor, or ``skip`` or ``layers`` name none.
+        Raises `UserError` if a group does not divide a tensor, or if ``skip`` or ``layers`` match none.
         """
         settings = self.settings
         weights = select_weights(model, settings.skip, "technique.quantize.skip", embeddings=settings.embeddings)
         for rule in settings.layers:
             pattern = rule.rpartition(":")[0]
             if not any(fnmatch(name, pattern) for name in weights):
-                raise UserError(f"technique.quantize.layers: no quantized tensor is named like '{pattern}'")
+                raise UserError(f"technique.quantize.layers: no quantized tensor matches '{pattern}'")
         if self.granularity == "group" and settings.method != "codebook":
             for name, weight in weights.items():
                 if weight.shape[1] % settings.group:
@@ -241,7 +241,7 @@ class Quantize(Technique):
         unit = {"group": f"groups of {self.settings.group}"}.get(self.granularity, self.granularity)
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
-            kind += f", coded in {self.settings.rate:g} bits a weight"
+            kind += f", coded in {self.settings.rate:g} bits per weight"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
         roles = parameter_roles(model)
         beyond = [name for name in chosen if roles[name] is not Role.MATRIX]
@@ -250,7 +250,7 @@ class Quantize(Technique):
         return [line + left_alone(model, chosen)]
 
     def kind(self, name: str) -> GridKind:
-        """How the scales of a tensor are made."""
+        """How to compute the scales of a tensor."""
         settings = self.settings
         group = {"tensor": None, "channel": 0, "group": settings.group}[self.granularity]
         return GridKind(
@@ -290,7 +290,7 @@ class Quantize(Technique):
         """Scales and zero points of masked weights."""
         if self.settings.rate is None:
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
-        # Layers that layer dropout has skipped so far have none yet.
+        # Layers that layer dropout has always skipped have none yet.
         is_known = self._sensitivities.keys() >= weights.keys()
         sensitivities = {name: float(self._sensitivities[name]) for name in weights} if is_known else None
         scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities)
@@ -310,7 +310,7 @@ class Quantize(Technique):
         return None
 
     def _scale(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """Scales and zero points in force; learned ones as the file would hold them."""
+        """The current scales and zero points; learned ones rounded as in the file."""
         scale, zero = self._scales[name]
         if self._steps is not None:
             scale = (scale.float() * self._steps[_key(name)].detach().exp()).to(scale.dtype)
@@ -330,7 +330,7 @@ class Quantize(Technique):
             return
         if name not in self._sensitivities:
             self._due = -1  # the scales in force were chosen without it
-        # All steps count as much as the last: a matrix whose steps are coarse has small gradients for that, and to
+        # All training steps count equally: a matrix with coarse steps has small gradients because of that, and to
         # follow them alone would make its steps coarser still.
         square = gradient.square().sum() / (masked(name, weight) != 0).sum().clamp(min=1)
         self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square)) + square
@@ -349,7 +349,7 @@ class Quantize(Technique):
             calibration.request(settings.calibration)
             measured = calibration.squared_gradients(chosen)
             self._sensitivities = {name: torch.tensor(square) for name, square in measured.items()}
-        # Those of a rate are chosen for all tensors together, before GPTQ moves the first weight.
+        # The scales of a rate are chosen for all tensors together, before GPTQ changes a weight.
         scales = {} if settings.rate is None else self._fit(chosen)
         if settings.method == "gptq":
             calibration.request(settings.calibration)
@@ -358,7 +358,7 @@ class Quantize(Technique):
                 moments = calibration.second_moments(layers)
                 for layer_name, layer in layers.items():
                     name = f"{layer_name}.weight"
-                    # Zeros are what masks have left: they stay.
+                    # Zeros come from masks: they stay.
                     grid = gptq(layer.weight, moments[layer_name], self.kind(name), layer.weight != 0, scales.get(name))
                     layer.weight.copy_(grid.values())
                     final[name] = grid
@@ -414,11 +414,11 @@ class Quantize(Technique):
         self._due, self._aware_steps = state["due"], state["aware_steps"]
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
-        self._sensitivities = dict(state.get("sensitivities", {}))  # states of before 2026-11-25 have none
+        self._sensitivities = dict(state.get("sensitivities", {}))  # states from before 2026-11-25 have none
 
 
 class _LearnedStep(torch.autograd.Function):
-    """The values of a grid whose scales are exp(step) times what they were chosen as (Esser 2020)."""
+    """The values of a grid whose scales are exp(step) times the chosen ones (Esser 2020)."""
 
     @staticmethod
     def forward(
@@ -455,5 +455,5 @@ def step_gradient(
 
 
 def _key(name: str) -> str:
-    """A tensor's name as a name of a parameter, which has no dots."""
+    """A tensor's name as a parameter name, which must not have dots."""
     return name.replace(".", "/")
