@@ -12,14 +12,14 @@ from tfx.record.output import LostOutputError, lost, streams
 
 COMMANDS = {
     "train": "build data, model and stack; train; evaluate; write a run directory",
-    "resume": "go on with a run that was stopped, to the same bits",
-    "reproduce": "run a run's config again, and compare every metric",
-    "ablate": "train without, with each and with all of some techniques; report what each adds",
+    "resume": "continue a run that was stopped, with the same final bits",
+    "reproduce": "repeat a run, and compare every metric",
+    "ablate": "measure what each technique adds, at one budget",
     "evaluate": "score a run's final file, or a model file on a named data set",
-    "generate": "decode arguments or stdin lines: one line out for one line in",
-    "inspect": "what a model file holds: tensors, shapes, bytes",
-    "report": "compare the runs below some folders: a table, and one HTML page",
-    "list": "the models, data sets and techniques there are",
+    "generate": "decode arguments or the lines of stdin: one line out per line in",
+    "inspect": "list the tensors of a model file, with shapes and bytes",
+    "report": "compare runs: a table, and one HTML page",
+    "list": "the available models, data sets and techniques",
 }
 
 
@@ -31,20 +31,20 @@ def usage() -> str:
         [
             "usage: tfx <command> …",
             "",
-            "Train Transformers efficiently, and know what each technique bought.",
+            "Train Transformers efficiently, and measure what each technique brings.",
             "",
             *lines,
             "",
-            "`tfx <command> --help` explains one. Start with `tfx train`: it needs nothing else.",
+            "`tfx <command> --help` explains a command. Start with `tfx train`: it needs no data and no other setup.",
             'Completion in bash: eval "$(tfx -sc install=bash)"',
         ]
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0 done, 2 input at fault, 1 anything else.
+    """Runs one command and returns the exit status: 0 done, 2 wrong input, 1 anything else.
 
-    A reader of stdout that leaves (``| head``) ends a command that only prints; a run goes on, and is no failure.
+    If the reader of stdout leaves (``| head``), a command that only prints ends; a run continues and does not fail.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with streams() as output:
@@ -89,8 +89,8 @@ def _run(words: list[str]) -> int:
 def _complete(words: list[str]) -> list[str]:
     """Completion asks `tfx -sc query=bash` with the line typed so far in the environment.
 
-    Hydra completes the overrides of `train`, and knows nothing of commands: the command is taken off the
-    line first. Where it is still being typed, the commands themselves are the answer.
+    Hydra completes the overrides of `train`, but does not know commands: the command is removed from the line first.
+    While it is still being typed, the commands are the answer.
     """
     typed = os.environ.get("COMP_LINE", "").split(" ")
     if any(word.startswith("query=") for word in words):

@@ -1,4 +1,4 @@
-"""The one exception for input at fault, and the suggestion for a misspelt word.
+"""The one exception for wrong input, and the suggestion for a misspelt word.
 
 Every floor may import this file; it imports none of them.
 """
@@ -13,14 +13,14 @@ _LONGEST_MESSAGE = 1000
 
 
 class UserError(Exception):
-    """The user's config, data or path is at fault: one line that says what, where and how to mend it.
+    """The user's config, data or path is wrong: one line that says what, where and how to fix it.
 
     The command line prints the message without a traceback and exits with status 2.
     """
 
     def __init__(self, message: str) -> None:
         line = " ".join(message.split())
-        if len(line) > _LONGEST_MESSAGE:  # a value or name of any length; the remedy stands at the end
+        if len(line) > _LONGEST_MESSAGE:  # a value or name can have any length; the remedy is at the end
             line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
         super().__init__(line)
 
@@ -28,14 +28,14 @@ class UserError(Exception):
 def suggest(word: str, choices: Iterable[str], see: str = "") -> str:
     """Returns ``": did you mean 'x'?"`` for the closest choice, else the list of choices, else ``""``.
 
-    Where the list is long, ``see`` names what explains it.
+    If the list is long, ``see`` names what explains it.
     """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f": did you mean '{close[0]}'?"
     if len(known) > _MOST_LISTED:
-        # A long list of what there is helps less than the command that explains it.
+        # A long list helps less than the command that explains it.
         return f": {see}" if see else f": choose one of {', '.join(known[:_MOST_LISTED])} … ({len(known):,} in all)"
     return f": choose one of {', '.join(known)}" if known else ""
 

@@ -68,7 +68,7 @@ def test_a_dry_run_shows_the_plan_and_what_the_seeds_can_show(here, capsys):
     assert min(tokens["distill"], tokens["distill+prune"]) == 8000
     assert tokens["baseline"] == pytest.approx((8000 * 4 + 4000 * 3) / 3, rel=0.05)
     assert "standard deviations between seeds" in shown
-    assert "4 seeds an arm" in shown
+    assert "4 seeds per arm" in shown
     assert not list(here.iterdir())
 
 

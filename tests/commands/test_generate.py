@@ -127,7 +127,7 @@ def test_an_option_without_effect_is_named(run, words, says, runs, monkeypatch, 
 )
 def test_another_decoding_than_that_of_the_scores_is_named(words, used, runs, monkeypatch, capsys):
     _, _, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), *words, "five")
-    expected = f"note: decoding is by {used}, and what the run was scored with is greedy" if used else ""
+    expected = f"note: decoding by {used}; the run was scored with greedy" if used else ""
     assert err.strip() == expected
 
 
@@ -137,11 +137,11 @@ def test_another_decoding_than_that_of_the_scores_is_named(words, used, runs, mo
         ("evaluation.beam=3", "decoding is by greedy"),
         ("evaluation.temperature=3", "decoding is by greedy"),
         ("seed=1", "decoding is by greedy"),
-        ("optimizer.lr=1", "the model is as its run left it"),
-        ("+technique=shuffle", "the model is as its run left it"),
-        ("dataset.tokenizer.kind=char", "the model has a tokenizer of its own"),
-        ("dataset.batch_tokens=9", "it is of training, timing or `tfx generate`"),
-        ("evaluation.new_tokens=9", "it is of training, timing or `tfx generate`"),
+        ("optimizer.lr=1", "the model is fixed by its run"),
+        ("+technique=shuffle", "the model is fixed by its run"),
+        ("dataset.tokenizer.kind=char", "the model has its own tokenizer"),
+        ("dataset.batch_tokens=9", "it concerns training, timing or `tfx generate`"),
+        ("evaluation.new_tokens=9", "it concerns training, timing or `tfx generate`"),
         ("evaluation.method=greedy", None),
         ("evaluation.batch_tokens=512", None),
         ("evaluation.max_length_ratio=1", None),
@@ -165,7 +165,7 @@ def test_scores_of_another_decoding_and_a_split_that_is_not_there_are_said(runs,
     words = ["evaluate", str(runs / "pairs"), "--device", "cpu"]
     assert main([*words, "evaluation.method=beam", "evaluation.beam=2", "seed=3"]) == 0
     err = capsys.readouterr().err
-    assert "note: decoding is by beam (beam=2, length_penalty=1), and what the run was scored with is greedy" in err
+    assert "note: decoding by beam (beam=2, length_penalty=1); the run was scored with greedy" in err
     assert "note: seed has no effect: decoding is by beam" in err
     assert main(["evaluate", str(runs / "lm"), "--split", "test"]) == 2
     assert "--split test: the data set has no such split, only train, valid" in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_without_a_run_only_that_is_asked_for(command, capsys):
     [
         ("", "{path} is a folder: name a file"),
         ("pipe", "{path} is a device or pipe: name a file"),
-        ("nowhere/p.jsonl", "{path}: the folder {path.parent} is not there"),
+        ("nowhere/p.jsonl", "{path}: the folder {path.parent} does not exist"),
     ],
 )
 def test_predictions_that_cannot_be_written_are_refused_before_anything_is_scored(name, says, runs, tmp_path, capsys):

@@ -43,7 +43,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("width: [1, 2\nheads: 3\n", r"not YAML: .*line 2"),
         ("width: !!python/object/apply:os.system ['touch owned']\n", "constructor"),
         (b"width: \xff\n", r"bad\.yaml is not UTF-8 \(byte 7\)"),
-        (LAUGHS, r"bad\.yaml: its aliases .* unfold"),
+        (LAUGHS, r"bad\.yaml: its aliases .* expand"),
         ("width: &a [*a]\n", "aliases"),
         ("width: " + "[" * 3000 + "]" * 3000, "recursion"),
         ("defaults:\n  - [[a]]\n", "defaults"),

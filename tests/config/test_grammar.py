@@ -59,7 +59,7 @@ def test_any_text_in_quotes_is_read_as_itself(text):
 def test_an_interpolation_is_resolved_and_its_escape_is_not():
     assert compose.compose(["dataset.name=s${seed}"]).dataset.name == "s1"
     assert compose.compose(["dataset.name=s\\${seed}"]).dataset.name == "s${seed}"
-    with pytest.raises(UserError, match=r"key 'b' not found; to mean a text with \$\{ in it, write \\\$\{"):
+    with pytest.raises(UserError, match=r"key 'b' not found; for a text with \$\{ in it, write \\\$\{"):
         compose.compose(["dataset.name=a${b}"])
 
 
@@ -122,7 +122,7 @@ def test_a_yaml_file_of_another_ending_is_named(file, words, here, capsys):
     (here / file).write_text("name: mine\n")
     assert main(["train", "dry_run=true", *(word.format(here=here) for word in words)]) == 2
     error = capsys.readouterr().err
-    assert error.endswith(f"{file} is not looked for: rename it to {Path(file).stem}.yaml\n")
+    assert error.endswith(f"{file} is not read because of its ending: rename it to {Path(file).stem}.yaml\n")
     assert error.count("\n") == 1
 
 
@@ -131,14 +131,14 @@ def test_a_yaml_file_of_another_ending_is_named(file, words, here, capsys):
     [
         ("name=???", "name=??? has no value"),
         ("tags=[a,???]", "tags=??? has no value"),
-        ("tags=a", "tags is a list, of one value too: type \"tags=['value']\""),
+        ("tags=a", "tags is a list, even with one value: type \"tags=['value']\""),
         ("tags=a,b", "a list of them is \"tags=['a','b']\""),
         ("tags=[x,{a}]", "if its items are texts, type \"tags=['x','{a}']\""),
         ("tags=null", "tags cannot be null: leave it out for its default"),
         ("name =a", "'name =a' cannot be read: leave out the spaces around 'name'"),
         ("seed=1e3", "seed is a whole number: write 1000"),
-        ("~name", "settings cannot be taken out"),
-        ("~model.width", "settings cannot be taken out"),
+        ("~name", "settings cannot be removed"),
+        ("~model.width", "settings cannot be removed"),
         ("--name=a", "unrecognized arguments: --name=a; a setting has no dashes"),
         ("--info=nope", "invalid choice: 'nope'"),
     ],

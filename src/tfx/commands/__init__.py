@@ -1,1 +1,1 @@
-"""Floor 6: one file a command."""
+"""One file per command."""

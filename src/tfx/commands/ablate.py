@@ -22,7 +22,7 @@ _OWN = tuple(f.name for f in fields(AblateConfig))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Plans, shows the plan, runs it as a sweep, and reports; status 1 where a run has no result."""
+    """Plans, shows the plan, runs it as a sweep, and reports; status 1 if a run has no result."""
     if any(word in ("-h", "--help") for word in arguments):
         print_help()
         return 0
@@ -75,7 +75,7 @@ def _settings(words: Sequence[str]) -> AblateConfig:
 
 
 def _compose(words: Sequence[str]) -> Request | None:
-    """None where Hydra was asked to show something instead."""
+    """Composes the request; None if Hydra was asked to print something instead."""
     from hydra.core.hydra_config import HydraConfig
 
     from tfx.config.checks import check_values
@@ -106,9 +106,11 @@ def print_help() -> None:
     console.print(
         "Trains the same config without techniques, with each alone, with all but each, and with all of them,"
     )
-    console.print("at one budget, and reports what each adds alone and given the others. Where one compresses, also a")
-    console.print("narrower dense model in 8 bits of the same bytes. `dry_run=true` tries each arm and shows the plan;")
-    console.print("the same command with the `hydra.sweep.dir` of an earlier one runs what is left of it.\n")
+    console.print(
+        "at one budget, and reports what each adds alone and given the others. If one compresses, it also trains a"
+    )
+    console.print("narrower dense model in 8 bits of the same size. `dry_run=true` tries each arm and shows the plan;")
+    console.print("the same command with the `hydra.sweep.dir` of an earlier one runs the jobs that are left.\n")
     launcher = ((key, f) for key, f in describe.settings(LauncherConfig, "hydra.launcher.") if f.metadata)
     keys = (*describe.settings(AblateConfig), *launcher)
     rows = [(key, describe.as_yaml(describe.default_of(f)), describe.explain_field(f)) for key, f in keys]

@@ -17,7 +17,7 @@ from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import read_json, write_json_lines
 from tfx.record.sheet import Column, Sheet
 
-# Settings of the data and of the evaluation that no score of this command depends on.
+# Settings of data and evaluation that do not affect the scores of this command.
 _NOT_HERE = (
     "dataset.batch_tokens",
     "evaluation.new_tokens",
@@ -58,16 +58,16 @@ def main(arguments: Sequence[str]) -> int:
         file = model_file(options.path)
         if not any(word.lstrip("+").startswith("dataset=") for word in options.overrides):
             raise UserError(f"{options.path} is a model file: name the data to score it on, such as dataset=multi30k")
-        # A model file brings its own architecture: the model group is not used, only made to fit the task.
+        # A model file brings its own architecture: the model group is unused, but must fit the task.
         family = read_header(file).architecture.family
         try:
             config = compose.compose([f"model={TASKS[family].example}", *options.overrides])
         except UserError as error:
-            # Where a model of another task would do, the data are what does not fit.
+            # The model is given, so the data is what does not fit.
             if not any(_composes([f"model={task.example}", *options.overrides]) for task in TASKS.values()):
                 raise
             raise UserError(
-                f"{options.path} is for {TASKS[family].what}, and the data are not: "
+                f"{options.path} is for {TASKS[family].what}, but the data is not: "
                 "name other data, or their task and columns with dataset.task=…"
             ) from error
     check_metrics(config.dataset.metrics)
@@ -78,11 +78,11 @@ def main(arguments: Sequence[str]) -> int:
     notes += _without_effect(options.overrides, config.evaluation, decodes)
     scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
     if scored != used and decodes:
-        notes.append(f"decoding is by {used}, and what the run was scored with is {scored}")
+        notes.append(f"decoding by {used}; the run was scored with {scored}")
     kept = RunDirectory(options.path).environment
     before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
     if before not in (None, data.corpus):
-        notes.insert(0, "these are not the data that the run was made with: files or settings of the data set differ")
+        notes.insert(0, "the data differs from that of the run, in files or settings of the data set")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     split = options.split or data.test_split
@@ -113,14 +113,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_writable(path: Path) -> None:
-    """Raises `UserError` before anything is scored for a path that no file can be put at.
+    """Raises `UserError`, before anything is scored, for a path where no file can be written.
 
-    Nor at that of a device or a pipe: the file would take its place.
+    Also for a device or a pipe, which the file would replace.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"--predictions {path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
     if not os.access(path.parent, os.W_OK):
-        reason = "cannot be written to" if path.parent.is_dir() else "is not there"
+        reason = "cannot be written to" if path.parent.is_dir() else "does not exist"
         raise UserError(f"--predictions {path}: the folder {path.parent} {reason}")
 
 
@@ -135,21 +135,21 @@ def _composes(overrides: Sequence[str]) -> bool:
 
 
 def _without_effect(overrides: Sequence[str], config: EvaluationConfig, decodes: bool) -> list[str]:
-    """Says which overrides change nothing here, and why."""
+    """Notes which overrides have no effect here, and why."""
     from tfx.evaluation.generation import ignored_settings
 
     ignored = ignored_settings(config)
     reasons = {name if name == "seed" else f"evaluation.{name}": why for name, why in ignored.items()}
-    reasons |= dict.fromkeys(_NOT_HERE, "it is of training, timing or `tfx generate`")
+    reasons |= dict.fromkeys(_NOT_HERE, "it concerns training, timing or `tfx generate`")
     found = []
     for word in overrides:
         key = word.lstrip("+").partition("=")[0]
         group = key.partition(".")[0]
         why = reasons.get(key, "")
         if group not in ("dataset", "evaluation", "seed"):
-            why = "the model is as its run left it"
+            why = "the model is fixed by its run"
         elif key.startswith("dataset.tokenizer."):
-            why = "the model has a tokenizer of its own"
+            why = "the model has its own tokenizer"
         elif not decodes and group != "dataset" and key != "evaluation.batch_tokens":
             why = "a language model is scored by its loss"
         if why:

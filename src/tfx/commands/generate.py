@@ -19,7 +19,7 @@ _LINES_AT_ONCE = 256
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Decodes the texts, or the lines of stdin; nothing else goes to stdout."""
+    """Decodes the texts, or the lines of stdin; prints only the results to stdout."""
     parser = Arguments(
         "generate",
         "Decodes each TEXT, or each line of stdin. Text to text: its output; a language model: the text "
@@ -30,10 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--method", choices=("greedy", "beam", "sample"), help="default: what the run was scored with")
     parser.add_argument("--beam", type=int, help="hypotheses kept by beam search")
     parser.add_argument("--temperature", type=float, help="of sampling")
-    parser.add_argument("--top-k", type=int, help="of sampling: only the k likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="of sampling: the likeliest tokens up to this mass")
-    parser.add_argument("--new-tokens", type=int, help="how many a language model adds at most")
-    parser.add_argument("--seed", type=int, help="of sampling (default 1)")
+    parser.add_argument("--top-k", type=int, help="sampling: only the k likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="sampling: the likeliest tokens up to this mass")
+    parser.add_argument("--new-tokens", type=int, help="largest number of tokens that a language model adds")
+    parser.add_argument("--seed", type=int, help="sampling: seed (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
     options = parser.read(arguments)
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         notes.print(f"note: {option}")
     scored, used = describe_decoding(loaded.generation), describe_decoding(config)
     if scored != used and task.decodes:
-        notes.print(f"note: decoding is by {used}, and what the run was scored with is {scored}")
+        notes.print(f"note: decoding by {used}; the run was scored with {scored}")
     for number, text in enumerate(options.texts, start=1):
         _check_utf8(text, number)
     source = _Lines()
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, decodes: bool) -> list[str]:
-    """Says which options of the command line change nothing, and why."""
+    """Notes which options have no effect, and why."""
     from tfx.evaluation.generation import ignored_settings
 
     reasons = ignored_settings(config)
@@ -106,7 +106,7 @@ def _check_utf8(text: str, number: int) -> None:
 
 
 class _Lines:
-    """The lines of stdin. What is wrong with one ends them, and is kept in ``fault``: those before it are whole."""
+    """The lines of stdin. A bad one ends them and is kept in ``fault``; all lines before it are complete."""
 
     def __init__(self) -> None:
         self.fault: UserError | None = None
@@ -128,4 +128,4 @@ class _Lines:
             )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            self.fault = UserError(f"stdin cannot be read behind line {number}: {reason}")
+            self.fault = UserError(f"stdin cannot be read after line {number}: {reason}")

@@ -1,4 +1,4 @@
-"""`tfx list`: what there is to choose from."""
+"""`tfx list`: the available choices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfx.record.sheet import Column, Sheet
 
 def main(arguments: Sequence[str]) -> int:
     """Prints every group's choices with one line each, or those of the groups that are named."""
-    parser = Arguments("list", "The models, data sets, techniques … there are.")
+    parser = Arguments("list", "The available models, data sets, techniques …")
     parser.add_argument("groups", nargs="*", help="only these: " + ", ".join(GROUPS))
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
     options = parser.read(arguments)

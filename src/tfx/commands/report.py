@@ -23,23 +23,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, folders of them, or *.runs.jsonl"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="the page; default: report.html in the first path")
-    parser.add_argument("--baseline", metavar="CONFIG|RUN", help="what differences are taken against")
-    parser.add_argument("--margin", type=float, metavar="X", help="test who loses less than X of the primary metric")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="path of the page; default: report.html in the first path"
+    )
+    parser.add_argument("--baseline", metavar="CONFIG|RUN", help="row that the others are compared with")
+    parser.add_argument(
+        "--margin", type=float, metavar="X", help="test which rows lose less than X of the primary metric"
+    )
     parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="only runs of which this is true, by any setting, name, tags, seed, …; also !=, <, >, <=, >=; repeatable",
+        help="only runs that match, by any setting, name, tags, seed, …; also !=, <, >, <=, >=; repeatable",
     )
     parser.add_argument(
-        "--group-by", action="append", default=[], metavar="KEY", help="a table for each value of a key; repeatable"
+        "--group-by", action="append", default=[], metavar="KEY", help="one table per value of a key; repeatable"
     )
-    parser.add_argument("--details", action="store_true", help="say of each warning which configs it is about")
+    parser.add_argument("--details", action="store_true", help="name the configs that each warning concerns")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--json", action="store_true", help="as JSON on stdout; a page only where --html names it")
-    shown.add_argument("--csv", action="store_true", help="one line a config; a page only where --html names it")
+    shown.add_argument("--json", action="store_true", help="JSON on stdout; writes a page only with --html")
+    shown.add_argument("--csv", action="store_true", help="CSV, one line per config; writes a page only with --html")
     options = parser.read(arguments)
     from tfx.report.comparison import compare_runs
 
@@ -80,7 +84,7 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
     console, notes = plain_console(), plain_console(stderr=True)
     for family in comparison.families:
         columns = table_columns(family)
-        # What is needed least goes first where the terminal is narrow; the page has all.
+        # A narrow terminal drops the least needed columns; the page has all.
         spare = {"runs": 3, "difference": 0, "95 %": 5, "p (Holm)": 2, "p not worse": 2, "file": 1}
         spare |= {"latency": 6, "training": 7, "verdict": 4}
         shown = [name for name in columns if name in spare or name == family.metric]
@@ -92,7 +96,7 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
             table.add_row(cells["config"], *(cells[name] for name in shown), style=style)
         console.print(table)
         if family.usual:
-            console.print(f"what a config does not name: {family.usual}")
+            console.print(f"Defaults unless a row says otherwise: {family.usual}")
         if family.contributions:
             adds = Sheet(
                 *(Column(name, spare=index) for index, name in enumerate(CONTRIBUTION_COLUMNS)),

@@ -22,22 +22,24 @@ from tfx.record.sheet import Column, Sheet
 from tfx.record.summary import COMPLETED
 from tfx.run.life import status_of, train
 
-# Settings that say where something lies, and the fingerprint by which it is the same wherever that is.
+# Settings that are paths, and the fingerprint that identifies their content.
 _PATHS = {"dataset.path": "fingerprints.corpus", "dataset.tokenizer.path": "fingerprints.tokenizer"}
-# What is measured in seconds is never the same twice.
+# Times are never the same twice.
 _TIMES = ("seconds", "tokens_per_second", "latency_ms")
 _TOLERANCE = 0.02
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns 0 where the runs agree: to the bit in one environment, else within the tolerance."""
+    """Returns 0 if the runs agree: to the bit in the same environment, else within the tolerance."""
     parser = Arguments(
         "reproduce",
         "Runs the config that RUN saved in another directory, and compares them. In the same environment "
         "(versions, hardware, threads, data) they must agree to the bit, else every metric within the tolerance.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to its config, which are named")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to its config, which the comparison lists"
+    )
     parser.add_argument("--folder", type=Path, help="the new run's directory; default: RUN-reproduced")
     parser.add_argument(
         "--tolerance",
@@ -48,20 +50,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the comparison as JSON on stdout")
     options = parser.read(arguments)
     if not 0 <= options.tolerance < math.inf:
-        raise UserError(f"--tolerance={options.tolerance:g} is no relative difference: give 0 or more")
+        raise UserError(f"--tolerance={options.tolerance:g} is not a relative difference: name 0 or more")
 
     old = RunDirectory.open(options.run)
     old_status = old.read_summary().status
     if old_status != COMPLETED:
-        raise UserError(f"{old.path} did not complete (status {old_status}): there is nothing to compare with")
+        raise UserError(f"{old.path} did not complete (status {old_status}), so there is nothing to compare with")
     saved = compose.load(old.config)
     config = compose.change(saved, options.overrides) if options.overrides else saved
     new = RunDirectory(options.folder or _free(old.path))
     recorded: list[float] = []
     if config.trainer.budget.unit == "seconds" and config.trainer.budget == saved.trainer.budget:
-        # Seconds pass otherwise each time: the steps and ramps of the old run are repeated.
+        # Seconds differ each time: repeat the steps and ramps of the old run.
         recorded = read_json(old.progress) if old.progress.is_file() else []
-    # What the run prints is not what was asked for.
+    # The output of the run is not the result of this command.
     with redirect_stdout(sys.stderr):
         status, _ = status_of(lambda: train(config, [*old.read_overrides(), *options.overrides], new.path, recorded))
     if status:
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str, Any]:
     """What differs between two completed runs: config, environment, files, and every metric side by side.
 
-    Where the data or the tokenizer lie makes no difference as long as their fingerprints agree.
+    The place of data or tokenizer makes no difference if their fingerprints agree.
     ``verdict`` is ``identical`` (every file and metric), ``within tolerance`` (in another environment), or
     ``different``.
     """
@@ -122,7 +124,7 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _is_moved(key: str, *recorded: dict[str, Any]) -> bool:
-    """Whether a setting is the place of what has one fingerprint in both environments."""
+    """Whether a setting is a path to content with the same fingerprint in both environments."""
     prints = [each.get(_PATHS.get(key, "")) for each in recorded]
     return prints[0] is not None and prints[0] == prints[1]
 
@@ -132,7 +134,7 @@ def _files(run: RunDirectory) -> list[Path]:
 
 
 def _metrics(run: RunDirectory) -> Iterator[tuple[str, float]]:
-    """All numbers of a run that are no times: of its summary, and of the rows of its training."""
+    """All numbers of a run that are not times: from its summary and its training rows."""
     summary = read_json(run.summary)
     for part in ("valid", "test", "bytes", "parameters"):
         yield from _numbers(part, summary.get(part))
@@ -168,7 +170,7 @@ def _relative(before: float | None, now: float | None) -> float | None:
 
 
 def _free(path: Path) -> Path:
-    """A folder beside the run that is not there yet."""
+    """A folder beside the run that does not exist yet."""
     first = path.with_name(f"{path.name}-reproduced")
     count = 2
     while first.exists():
@@ -187,7 +189,7 @@ def _print(found: dict[str, Any]) -> None:
         Column("relative difference", number=True, spare=1),
         title=f"{old} and {new}",
     )
-    # The curves are compared as a whole: a row each would be a thousand.
+    # The curves are compared as a whole: one row per point would be a thousand.
     curves = {name: pair for name, pair in found["metrics"].items() if " at step " in name and "(final)" not in name}
     for name, (before, now) in found["metrics"].items():
         if name not in curves:

@@ -1,4 +1,4 @@
-"""`tfx resume RUN`: goes on from the last saved state, to the same bits as a run that was never stopped."""
+"""`tfx resume RUN`: continues from the last saved state, to the same bits as a run that was never stopped."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from tfx.record.lock import locked
 from tfx.record.summary import TrainingCost
 from tfx.run.life import resume, status_of
 
-# What may be set anew: nothing that was done so far depends on it. Data may have moved; that they are the same is
-# checked by their fingerprint.
+# Settings that may change: nothing done so far depends on them. Data may have moved; its fingerprint is checked.
 SAFE = (
     "trainer.budget.",
     "trainer.save.",
@@ -37,11 +36,11 @@ _LAST_STEP = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Takes the run up again, with settings that are safe to change."""
+    """Resumes the run, with settings that are safe to change."""
     parser = Arguments(
         "resume",
-        "Goes on with a run from its last saved state, to the same bits as if it had never stopped.",
-        epilog=f"A longer budget and other settings that change nothing done so far may be given: {', '.join(SAFE)}.",
+        "Continues a run from its last saved state, to the same bits as if it had never stopped.",
+        epilog=f"You may set a longer budget, and other settings that change nothing done so far: {', '.join(SAFE)}.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.budget.steps=2000")
@@ -55,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
         if result is not None and not _is_longer(config.trainer.budget, result.train):
             budget = config.trainer.budget
             print(
-                f"{run.path} is finished: a longer budget goes on with it "
+                f"{run.path} is finished: a longer budget continues it "
                 f"(it had trainer.budget.{budget.unit}={budget.amount:g}), "
-                f"`tfx train init_from={run.path} …` trains its model on",
+                f"`tfx train init_from={run.path} …` trains its model further",
                 file=sys.stderr,
             )
             return 0
@@ -67,10 +66,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _is_longer(budget: Budget, spent: TrainingCost) -> bool:
-    """Whether a budget goes beyond what a finished run has spent; raises `UserError` where that stopped early."""
+    """Whether a budget goes beyond what a finished run has spent; raises `UserError` if it stopped early."""
     left = budget.amount > getattr(spent, budget.unit) + (_LAST_STEP if budget.unit == "seconds" else 0)
     if left and spent.stopped_early:
-        raise UserError("the run stopped early, by its validations: a longer budget does not go on with it")
+        raise UserError("the run stopped early, by its validations: a longer budget cannot continue it")
     return left
 
 
@@ -80,14 +79,14 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
         key = override.partition("=")[0]
         if not key.startswith(SAFE):
             raise UserError(
-                f"{key} cannot change when a run goes on, only {', '.join(SAFE)} can: "
+                f"{key} cannot change in a resumed run, only {', '.join(SAFE)} can: "
                 "start another run for it, with init_from=RUN to begin with these weights"
             )
     config = compose.change(saved, overrides) if overrides else saved
     before, after = saved.trainer.budget, config.trainer.budget
     if before.unit != after.unit or after.amount < before.amount:
         raise UserError(
-            f"trainer.budget.{after.unit}={after.amount:g}: a run goes on with its budget "
-            f"({before.unit}={before.amount:g}) or a longer one"
+            f"trainer.budget.{after.unit}={after.amount:g}: a resumed run keeps its budget "
+            f"({before.unit}={before.amount:g}) or gets a longer one"
         )
     return config

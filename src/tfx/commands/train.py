@@ -13,7 +13,7 @@ from tfx.run.life import status_of, train
 
 
 class JobFailedError(Exception):
-    """A job under a launcher that is not ours has failed and said why; its exit status."""
+    """A job under another launcher failed and reported why; holds its exit status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)

@@ -1,1 +1,1 @@
-"""Floor 1: the schema of a run, and how a config is composed and checked."""
+"""The schema of a run, and how a config is composed and checked."""

@@ -1,4 +1,4 @@
-"""Checks of a composed config: names, types, ranges, and settings that do not go together."""
+"""Checks of a composed config: names, types, ranges, and settings that do not fit together."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tfx.config.tasks import TASKS
 from tfx.errors import UserError, unknown
 
 _LARGEST_INTEGER = 2**63 - 1
-# Stands in place of the settings of another package's technique where those cannot be read, and says why.
+# Key that replaces the settings of another package's technique if they cannot be read; its value says why.
 UNREADABLE = "cannot be read"
 
 
 def check_technique(name: str, values: Any) -> dict[str, Any]:
     """All settings of a technique as plain values, checked like any others.
 
-    Raises `UserError` also where another package's technique cannot be loaded, or its YAML cannot be read.
+    Also raises `UserError` if another package's technique cannot be loaded, or if its YAML cannot be read.
     """
     if isinstance(values, dict) and UNREADABLE in values:
         raise UserError(values[UNREADABLE])
@@ -53,7 +53,7 @@ def check_technique(name: str, values: Any) -> dict[str, Any]:
 
 
 def check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
-    """Raises `UserError` for a key that the schema, a settings dataclass, has not."""
+    """Raises `UserError` for a key that the schema, a settings dataclass, does not have."""
     known = {f.name: f for f in fields(schema)}
     for key, value in values.items():
         if key not in known:
@@ -66,12 +66,12 @@ def check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
 
 
 def check_given(values: dict[str, Any], prefix: str) -> None:
-    """Raises `UserError` for the text ``???``, which OmegaConf takes for a value that is yet to come."""
+    """Raises `UserError` for the text ``???``, which OmegaConf reads as a missing value."""
     for key, value in values.items():
         if isinstance(value, dict):
             check_given(value, f"{prefix}{key}.")
         elif "???" in (value if isinstance(value, list) else [value]):
-            raise UserError(f"{prefix}{key}=??? has no value: ??? stands for one that is to be given, so give another")
+            raise UserError(f"{prefix}{key}=??? has no value: ??? stands for a missing one, so set another")
 
 
 def choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ def check_values(node: Any, prefix: str) -> None:
 def _check_range(name: str, number: float, meta: Any) -> None:
     holds = {"minimum": operator.ge, "maximum": operator.le, "above": operator.gt, "below": operator.lt}
     if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
-        raise UserError(f"{name}={number} is out of range: it is no 64-bit integer")
+        raise UserError(f"{name}={number} is out of range: it is not a 64-bit integer")
     if not math.isfinite(number):
         raise UserError(f"{name}={number:g} is out of range: it must be finite")
     if any(meta.get(key) is not None and not is_inside(number, meta[key]) for key, is_inside in holds.items()):
@@ -123,7 +123,7 @@ def _check_range(name: str, number: float, meta: Any) -> None:
 
 
 def check_combinations(config: Root) -> None:
-    """Raises `UserError` for settings that are right one by one, and do not go together."""
+    """Raises `UserError` for settings that are valid by themselves but do not fit together."""
     model, dataset, schedule = config.model, config.dataset, config.schedule
     task = TASKS[dataset.task]
     if model.family != dataset.task and config.init_from is None:
@@ -133,13 +133,13 @@ def check_combinations(config: Root) -> None:
         )
     if config.trainer.keep_zeros and config.init_from is None:
         raise UserError(
-            "trainer.keep_zeros keeps the zeros of a model that training starts from: name it with init_from=…"
+            "trainer.keep_zeros keeps the zeros of the model that training starts from: name it with init_from=…"
         )
     if len(config.optimizer.betas) != 2:
         raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
     if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:
         raise UserError(
-            f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the whole budget"
+            f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the budget"
         )
     metric = config.trainer.early_stopping.metric
     if metric is not None and metric not in task.watchable:
@@ -147,4 +147,6 @@ def check_combinations(config: Root) -> None:
     if config.evaluation.method == "beam" and not task.decodes:
         raise UserError(f"evaluation.method=beam is for text to text: {task.what} decodes by greedy or sample")
     if dataset.metrics and not task.decodes:
-        raise UserError(f"dataset.metrics={dataset.metrics} are of generated text: {task.what} is scored by its loss")
+        raise UserError(
+            f"dataset.metrics={dataset.metrics} score generated text, but {task.what} is scored by its loss"
+        )

@@ -39,7 +39,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     """Lets Hydra's command line compose configs from ``arguments`` and calls ``task`` for each job.
 
     ``task`` gets the checked config, the overrides that the user typed, and the job's directory. Raises
-    `UserError` for whatever is wrong with the config; of a sweep's jobs, the first one's.
+    `UserError` for any error in the config; in a sweep, for the first one.
     """
     register()
     fault: Exception | None = None
@@ -48,16 +48,16 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         nonlocal fault
         settings = HydraConfig.get()
         try:
-            # As they were typed: Hydra's list would resolve what interpolations they hold.
+            # As typed: Hydra's list would resolve interpolations in them.
             found = [str(word) for word in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
             typed = [as_typed.get(word, word) for word in found]
-            # A run's own config, named by --config-name, is whole already.
+            # A run's own config, named by --config-name, is complete already.
             is_new = settings.job.config_name == PRIMARY
             return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)
         except Exception as error:
             if is_foreign_job():
                 raise
-            # Passed around Hydra, which would print words of its own.
+            # Passed around Hydra, which would print its own message.
             fault = fault or error
             return None
         finally:
@@ -83,7 +83,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             hydra.main(version_base="1.3", config_path=_CONF, config_name=PRIMARY)(job)()
     except Exception as error:
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            # Hydra fails between making the folder and the job, and its own config is gone by now.
+            # Hydra may fail after making the folder and before the job, and its config is gone by now.
             if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
                 _remove_empty(Path(str(frame.f_locals["output_dir"])).absolute())
         if _is_ours(error):
@@ -113,7 +113,7 @@ def composed_for_help(arguments: Sequence[str]) -> tuple[list[str], dict[str, An
 
 
 def _parse_flags(words: Sequence[str]) -> argparse.Namespace:
-    """What Hydra's command line makes of the words; what it does not know is a `UserError`, and no page of usage."""
+    """The words as Hydra's parser reads them; an unknown one raises `UserError` instead of printing the usage."""
 
     def fail(message: str) -> NoReturn:
         unknown_flags = message.removeprefix("unrecognized arguments: ")
@@ -126,7 +126,7 @@ def _parse_flags(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequence[str]) -> list[Path]:
-    """The user's own folders of configs: those of Hydra's flags, and of ``hydra.searchpath``."""
+    """The user's own config folders, from Hydra's flags and from ``hydra.searchpath``."""
     found = [config_dir, config_path]
     for word in overrides:
         if word.lstrip("+").startswith("hydra.searchpath="):
@@ -137,7 +137,7 @@ def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequ
 
 
 def _check_endings(places: Sequence[Path]) -> None:
-    """Raises `UserError` for a file ``.yml`` by the name of a choice that there is: the other would be taken unsaid."""
+    """Raises `UserError` for a ``.yml`` file named like an existing choice, which Hydra would silently use instead."""
     from tfx.config.describe import GROUPS, choices
 
     for group in GROUPS:
@@ -147,7 +147,7 @@ def _check_endings(places: Sequence[Path]) -> None:
 
 
 def _misnamed(error: Exception, places: Sequence[Path]) -> UserError | None:
-    """The error for a choice whose file in the user's own folders ends in ``.yml``: Hydra knows ``.yaml`` alone."""
+    """The error for a choice whose file in the user's own folders ends in ``.yml``: Hydra reads only ``.yaml``."""
     if not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
         return None
     name = str(error.missing_cfg_file).removesuffix(".yml")
@@ -155,19 +155,20 @@ def _misnamed(error: Exception, places: Sequence[Path]) -> UserError | None:
 
 
 def _other_ending(file: Path) -> UserError:
-    return UserError(f"{file} is not looked for: rename it to {file.stem}.yaml")
+    return UserError(f"{file} is not read because of its ending: rename it to {file.stem}.yaml")
 
 
 def is_foreign_job() -> bool:
-    """Whether a launcher other than ours called the task, maybe in another process: then raising is all it hears of.
+    """Whether a launcher other than ours called the task, perhaps in another process: it learns of a failure only by an
+    exception.
 
-    Such launchers finish their jobs and raise the first exception among them; ours starts processes, and no task.
+    Such launchers finish their jobs and raise the first exception among them; ours starts processes instead.
     """
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether an error comes from tfx, as against Hydra at work on the user's input, which raises any kind."""
+    """Whether an error comes from tfx, and not from Hydra reading the user's input, which can raise anything."""
     names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
     return type(error).__module__.startswith("tfx.") or (
@@ -176,21 +177,21 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes the folder that Hydra made for a job that wrote nothing, and below here its empty parents."""
+    """Removes the folder that Hydra made for a job that wrote nothing, and its empty parents below this folder."""
     here = Path.cwd()
     if folder in (here, *here.parents):
         return
     for path in (folder, *(parent for parent in folder.parents if here in parent.parents)):
         try:
             path.rmdir()
-        except FileNotFoundError:  # the run has removed what it had written
+        except FileNotFoundError:  # the run removed its folder already
             continue
         except OSError:
             return
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides, and the flags with their values: Hydra's parser refuses overrides on both sides of a flag."""
+    """The overrides, and the flags with their values: Hydra's parser rejects overrides on both sides of a flag."""
     overrides: list[str] = []
     flags: list[str] = []
     for before, word in zip(["", *arguments], arguments, strict=False):
@@ -215,9 +216,9 @@ def _full_errors() -> Iterator[None]:
 
 @contextmanager
 def _hydra_on_stderr() -> Iterator[None]:
-    """What Hydra says goes to stderr: stdout is for what was asked for.
+    """Sends Hydra's messages to stderr: stdout is for results.
 
-    Its own way to configure logging would close the handlers of every library first, and with them files of theirs.
+    Hydra's own logging setup would first close the handlers of all libraries, and their files.
     """
     logger, handler = logging.getLogger("hydra"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("[%(asctime)s][HYDRA] %(message)s"))

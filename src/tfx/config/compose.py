@@ -74,7 +74,7 @@ def change(config: Root, overrides: Sequence[str]) -> Root:
             OmegaConf.update(saved, key, value)
         except UserError:
             raise
-        except Exception as error:  # as Hydra, it lets errors of any kind through
+        except Exception as error:  # like Hydra, it raises errors of any kind
             raise explain(error) from error
     return check(saved, values)
 
@@ -87,8 +87,8 @@ def to_yaml(config: Root) -> str:
 def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -> Root:
     """Merges what was composed into the schema and checks names, types, ranges and combinations.
 
-    ``typed`` are the user's own overrides, which decide which budget counts. A new config, as against one that
-    a run has saved, inherits what ``init_from`` brings.
+    ``typed`` are the user's own overrides, which decide which budget counts. A new config, unlike one that a run has
+    saved, inherits what ``init_from`` brings.
     """
     values = _values(composed, typed, is_new=is_new)
     try:

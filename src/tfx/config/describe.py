@@ -37,7 +37,7 @@ def choices(group: str) -> dict[str, str]:
 
 
 def _head(file: Traversable) -> str:
-    # Another package's file may be broken: whoever chooses it is told so.
+    # Another package's file may be broken: the error comes when it is chosen.
     text = file.read_bytes().decode("utf-8", errors="replace")
     lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line[1:].strip() for line in lines if "@package" not in line)

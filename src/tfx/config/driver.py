@@ -33,18 +33,18 @@ def register() -> None:
             try:
                 node = OmegaConf.create({name: _foreign_settings(name)})
             except UserError as error:
-                # Runs that do not choose it go on.
+                # It must not stop runs that do not choose it.
                 node = OmegaConf.create({name: {UNREADABLE: str(error)}})
-            # A YAML may leave settings to the class: which there are, `check_technique` knows better than Hydra.
+            # A YAML may leave settings to the class: `check_technique` knows them, Hydra does not.
             OmegaConf.set_struct(node[name], False)
             store.store(group="technique", name=name, node=node, provider=point.value)
     OmegaConf.register_new_resolver("tfx.random_hex", lambda: secrets.token_hex(2), use_cache=True, replace=True)
 
 
 def _foreign_settings(name: str) -> DictConfig:
-    """What another package's technique is set to: by its YAML, else by its class.
+    """The settings of another package's technique, from its YAML or else its class.
 
-    Raises `UserError` where the YAML is broken, or the class cannot be loaded.
+    Raises `UserError` if the YAML is broken, or if the class cannot be loaded.
     """
     file = foreign_yaml(entry_points()[name])
     if file is None:
@@ -53,15 +53,15 @@ def _foreign_settings(name: str) -> DictConfig:
     try:
         content = OmegaConf.create(file.read_text(encoding="utf-8"))
     except (OmegaConfBaseException, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not readable YAML, mend it: {of_yaml(error)}") from error
+        raise UserError(f"{file} is not readable YAML, repair it: {of_yaml(error)}") from error
     if not isinstance(content, DictConfig) or list(content) != [name] or not isinstance(content[name], DictConfig):
-        raise UserError(f"{file} must hold the settings of its technique and no more: write '{name}:' and them below")
+        raise UserError(f"{file} must hold only the settings of its technique: write '{name}:' and them below")
     return content[name]
 
 
 @contextmanager
 def hydra_ready() -> Iterator[None]:
-    """Inside, Hydra is there to compose: the command line's, which allows no second and knows the user's own folder."""
+    """Inside, Hydra can compose; on the command line with its instance, which knows the user's own folder."""
     if GlobalHydra.instance().is_initialized():
         yield
     else:
@@ -76,10 +76,10 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
     try:
         with hydra_ready():
             return hydra.compose(PRIMARY, [literal(word) for word in in_place(overrides)])
-    except Exception as error:  # Hydra raises any kind where the input is wrong
+    except Exception as error:  # Hydra raises any kind of error for wrong input
         raise explain(error) from error
 
 
 def in_place(overrides: Sequence[str]) -> list[str]:
-    """``+technique=…`` as ``technique=…``: Hydra would put what is added behind the experiment, which may set it."""
+    """``+technique=…`` as ``technique=…``: Hydra would put it after the experiment, which may set it too."""
     return [override.removeprefix("+") if override.startswith("+technique=") else override for override in overrides]

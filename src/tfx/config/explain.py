@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one line with a remedy: errors of Hydra, OmegaConf and YAML put into words."""
+"""Turns errors of Hydra, OmegaConf and YAML into one line with a remedy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from tfx.config.schema import Root
 from tfx.errors import UserError, unknown
 
-# Far above any config; aliases of aliases can unfold a short text to any size.
+# Far more than any config has; nested aliases can expand a short text to any size.
 _MOST_YAML_NODES = 100_000
 
 
 def check_yaml(path: Path) -> None:
-    """Raises `UserError` for a file that is not UTF-8, or whose aliases unfold to more than any config holds.
+    """Raises `UserError` for a file that is not UTF-8, or whose aliases expand to more than any config holds.
 
-    What else is wrong in it is for its reader to say.
+    Other errors are left to its reader.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def check_yaml(path: Path) -> None:
 
     def size(node: yaml.Node) -> int:
         if id(node) not in sizes:
-            sizes[id(node)] = _MOST_YAML_NODES  # what a node that holds itself counts for, inside itself
+            sizes[id(node)] = _MOST_YAML_NODES  # the size of a node inside itself
             inner = node.value if isinstance(node, yaml.CollectionNode) else ()
             parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
             sizes[id(node)] = 1 + sum(map(size, parts))
@@ -45,7 +45,7 @@ def check_yaml(path: Path) -> None:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and size(root) > _MOST_YAML_NODES:
-            raise UserError(f"{path}: its aliases (*name) unfold to more than {_MOST_YAML_NODES:,} values: write fewer")
+            raise UserError(f"{path}: its aliases (*name) expand to more than {_MOST_YAML_NODES:,} values: write fewer")
     except (yaml.YAMLError, RecursionError):
         return
 
@@ -54,7 +54,7 @@ def explain(error: Exception) -> UserError:
     """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         where = Path(str(error.filename)).absolute()
-        hint = "" if os.path.lexists(where) else "; another folder for what is written is named with hydra.run.dir=…"
+        hint = "" if os.path.lexists(where) else "; name another folder for the run with hydra.run.dir=…"
         return UserError(f"{where} cannot be made or read: {error.strerror}{hint}")
     if isinstance(error, yaml.YAMLError):
         return UserError(f"a file of the config is not YAML: {of_yaml(error)}")
@@ -68,7 +68,7 @@ def explain(error: Exception) -> UserError:
     key = getattr(cause, "full_key", None)
     if isinstance(cause, InterpolationResolutionError | GrammarParseError):
         first = text.strip().splitlines()[0]
-        return UserError(f"{key}: {first}; to mean a text with ${{ in it, write \\${{ there, in single quotes: '\\${{'")
+        return UserError(f"{key}: {first}; for a text with ${{ in it, write \\${{ in single quotes: '\\${{'")
     if "is not in struct" in text or "not in '" in text:
         name = key or re.findall(r"'([^']*)'", text)[0]
         return unknown("key", name, all_keys())
@@ -83,9 +83,9 @@ def explain(error: Exception) -> UserError:
     if "is not Optional" in first:
         return UserError(f"{key} cannot be null: leave it out for its default")
     if "is not a ListConfig" in first:
-        return UserError(f"{key} is a list, of one value too: type \"{key}=['value']\"")
+        return UserError(f"{key} is a list, even with one value: type \"{key}=['value']\"")
     if "Could not delete" in first or "does not support deletion" in first:
-        return UserError(f"{first}: settings cannot be taken out, give them another value")
+        return UserError(f"{first}: settings cannot be removed, set another value")
     return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
 
 

@@ -1,7 +1,7 @@
-"""What a user types as ``key=value``, in the words of Hydra's grammar: texts are taken as they were typed.
+"""What a user types as ``key=value``, translated to Hydra's grammar: texts stay as they were typed.
 
 Hydra reads a value as a small language: ``1e5`` is a number, ``{a}`` a mapping, ``a,b`` a choice, and a path with a
-bracket an error. Where the schema says that a setting is a text, none of this is meant, and the value is quoted.
+bracket an error. If the setting is a text by the schema, none of this applies, and the value is quoted.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from tfx.config.registry import entry_points, technique_class
 from tfx.config.schema import Root
 from tfx.errors import UserError
 
-# Texts of Hydra's own that users set.
+# Hydra's own text settings that users set.
 _HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list)\(.*\)", re.DOTALL)
 
 
 def literal(word: str, *, sweep: bool = False) -> str:
-    """An override as Hydra is to read it: quoted where its setting is a text, or a list of texts, else as it is.
+    """An override for Hydra: quoted if its setting is a text or a list of texts, else unchanged.
 
-    What is quoted already, null, and in a sweep what names several values, stay as they are.
+    Quoted values, null, and in a sweep values that name several, stay unchanged.
     """
     key, equals, value = word.partition("=")
     kind = _kind(key.lstrip("+"))
@@ -49,7 +49,7 @@ def literal(word: str, *, sweep: bool = False) -> str:
 
 
 def _interpolates(value: str) -> bool:
-    """Whether OmegaConf would replace a part of a text (``${seed}``); one that it cannot read is meant as it stands."""
+    """Whether OmegaConf would replace a part of a text (``${seed}``); one that it cannot read is plain text."""
     try:
         return "${" in value and grammar_parser.parse(value) is not None
     except OmegaConfBaseException:
@@ -68,7 +68,7 @@ def _is_quoted(word: str) -> bool:
 
 def quoted(text: str) -> str:
     """A text in single quotes, as Hydra reads it back."""
-    # Backslashes are themselves, but for those before a quote.
+    # Backslashes are literal, except before a quote.
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
 
 
@@ -163,12 +163,12 @@ def _is_list(key: str) -> bool:
 
 
 def _in_list(key: str, items: str) -> str:
-    """What to type for a list of the texts that commas part."""
+    """What to type for a list of comma-separated texts."""
     return in_shell(key, f"[{','.join(quoted(item.strip()) for item in items.split(','))}]")
 
 
 def in_shell(key: str, value: str) -> str:
-    """An override in the quotes of a POSIX shell; double ones where they do, for the value's own are single."""
+    """An override in the quotes of a POSIX shell; double ones if possible, because the value has single ones."""
     word = f"{key}={value}"
     return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 

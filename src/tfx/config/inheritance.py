@@ -18,9 +18,9 @@ from tfx.errors import UserError
 
 
 def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] | None) -> None:
-    """Takes the model, and the dataset where none is named, from the config ``saved`` of the run in ``init_from``.
+    """Takes the model, and the dataset if none is named, from the config ``saved`` of the run in ``init_from``.
 
-    Raises `UserError` where the user names a model or tokenizer besides. A model file has no config to inherit: None.
+    Raises `UserError` if the user also names a model or tokenizer. A model file has no config to inherit: None.
     """
     origin = Path(str(values["init_from"]))
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
@@ -63,10 +63,10 @@ def _said_by_experiments(typed: Sequence[str]) -> list[str]:
 
 
 def _said_by(path: str) -> list[str]:
-    """The same for one file, and for those of its folder that its defaults list takes in."""
+    """The same for one file, and for the files of its folder in its defaults list."""
     found = GlobalHydra.instance().config_loader().repository.load_config(path)  # type: ignore[attr-defined]
     if found.header["package"] != "_global_":
-        return []  # its keys are its own
+        return []  # its keys do not belong to a run's config
     keys: list[str] = []
     for default in found.defaults_list:
         if isinstance(default, GroupDefault):
@@ -86,9 +86,9 @@ def _leaves(values: Any, prefix: str) -> Iterator[str]:
 
 
 def from_scratch(config: Root) -> Root:
-    """A config for another model that begins untrained, in the tokens of the run that ``init_from`` names.
+    """A config for another, untrained model with the tokens of the run that ``init_from`` names.
 
-    Where that is a model file, its run's tokenizer is taken; `UserError` is raised for one that lies alone.
+    For a model file the tokenizer of its run is taken; raises `UserError` if there is none beside it.
     """
     if config.init_from is None:
         return config
@@ -96,7 +96,7 @@ def from_scratch(config: Root) -> Root:
     path = (origin if origin.is_dir() else origin.parent) / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"init_from={origin}: another model is to be trained in its tokens, and there is no {path.name} beside it: "
+            f"init_from={origin}: another model needs its tokenizer, and there is no {path.name} beside it: "
             "name the run's directory"
         )
     tokenizer = replace(config.dataset.tokenizer, path=str(path))

@@ -1,4 +1,4 @@
-"""Paths of a config as absolute ones, so that a run does not depend on the folder that it was started in."""
+"""Makes the paths of a config absolute, so that a run does not depend on the folder that it was started in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfx.errors import UserError
 
 
 def make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
-    """Paths as absolute ones, so that the run that saves them does not depend on the folder it was started in."""
+    """Makes the paths in ``values`` absolute, so that a saved config does not depend on the current folder."""
     for f in fields(schema):
         value = values.get(f.name)
         if is_dataclass(f.default_factory) and isinstance(value, dict):

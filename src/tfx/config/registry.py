@@ -6,8 +6,8 @@ A package adds one with, in its pyproject.toml,
     my_technique = "my_package.my_module:MyTechnique"
 
 and may put `conf/technique/my_technique.yaml` inside `my_package`: its head comments describe the technique,
-its values stand before the defaults of the class's settings. Finding a technique imports nothing of it;
-loading it does.
+its values override the defaults of the class's settings. Finding a technique imports nothing of it; loading
+it does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def entry_points() -> dict[str, metadata.EntryPoint]:
 
 
 def technique_class(name: str) -> Any:
-    """The class of a technique; raises `UserError` where there is none of that name, or it cannot be loaded."""
+    """The class of a technique; raises `UserError` if there is none of that name, or if it cannot be loaded."""
     points = entry_points()
     if name not in points:
         raise unknown("technique", name, points)
@@ -39,7 +39,7 @@ def technique_class(name: str) -> Any:
         return point.load()
     except Exception as error:  # the module of another package may fail in any way
         why = f"{type(error).__name__}: {error}"
-        raise UserError(f"technique '{name}' ({point.value}) cannot be loaded, mend its package: {why}") from error
+        raise UserError(f"technique '{name}' ({point.value}) cannot be loaded, repair its package: {why}") from error
 
 
 def is_foreign(point: metadata.EntryPoint) -> bool:
@@ -48,7 +48,7 @@ def is_foreign(point: metadata.EntryPoint) -> bool:
 
 
 def foreign_yaml(point: metadata.EntryPoint) -> Path | None:
-    """The YAML that another package ships for its technique, where it does."""
+    """The YAML that another package ships for its technique, if any."""
     spec = find_spec(_package(point))
     # A single module has no files beside it.
     folders = spec.submodule_search_locations if spec is not None else None

@@ -1,6 +1,6 @@
 """The typed schema of a run: every setting with its type, default, range, unit and paper.
 
-Composition (`tfx.config.compose`) merges what Hydra composed into `Root`, so nothing that is not written
+Composition (`tfx.config.compose`) merges what Hydra composed into `Root`, so only what is written
 here can be set. `tfx train --help` is printed from these fields.
 """
 
@@ -26,10 +26,10 @@ def setting(
     paper: str = "",
     path: bool = False,
 ) -> Any:
-    """A dataclass field with what a reader of ``--help`` and the range check must know.
+    """A dataclass field with the facts for ``--help`` and the range check.
 
-    ``minimum`` and ``maximum`` are allowed themselves, ``above`` and ``below`` are not. A ``path`` is taken from the
-    folder that the command runs in, and saved as an absolute one.
+    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive. A ``path`` is relative to the folder
+    that the command runs in, and saved as an absolute one.
     """
     metadata = {
         "doc": doc,
@@ -116,7 +116,7 @@ class ModelConfig:
     bias: bool = setting(True, "biases in linear layers and norms")
     tied_embeddings: str = setting(
         "all",
-        "what shares one matrix: source, target and output; target and output; nothing",
+        "which embeddings share one matrix: source, target and output (all); target and output; none",
         choices=("all", "output", "none"),
         paper="Press 2017, arXiv 1608.05859",
     )
@@ -124,7 +124,7 @@ class ModelConfig:
         0.1, "dropout of embeddings and of each sub-layer's output", minimum=0, below=1, paper="Srivastava 2014"
     )
     attention_dropout: float = setting(0.0, "dropout of attention weights", minimum=0, below=1)
-    ffn_dropout: float = setting(0.0, "dropout behind the feed-forward activation", minimum=0, below=1)
+    ffn_dropout: float = setting(0.0, "dropout after the feed-forward activation", minimum=0, below=1)
     token_dropout: float = setting(
         0.0, "share of input tokens whose embedding is zeroed", minimum=0, below=1, paper="Gal 2016, arXiv 1512.05287"
     )
@@ -149,7 +149,7 @@ class TokenizerConfig:
     vocab_size: int = setting(
         8000, "entries, special tokens included (char: the largest number)", minimum=8, maximum=1000000
     )
-    split_digits: bool = setting(False, "each digit is a token of its own")
+    split_digits: bool = setting(False, "every digit is a separate token")
     path: str | None = setting(None, "a tokenizer.json to use unchanged, instead of training one", path=True)
 
 
@@ -173,7 +173,7 @@ class LimitConfig:
 
 @dataclass
 class DatasetConfig:
-    """What is learned from: an embedded generator, local files, or a data set of the hub."""
+    """The data: an embedded generator, local files, or a data set of the hub."""
 
     name: str = setting("custom", "name shown in tables")
     task: str = setting("seq2seq", "text to text, or language modelling", choices=tuple(TASKS))
@@ -270,7 +270,7 @@ class ScheduleConfig:
 DEFAULT_BUDGET_SECONDS = 200.0
 
 
-# The keys of a budget, of which one counts.
+# The keys of a budget; only one counts.
 BUDGET_UNITS = ("steps", "tokens", "seconds")
 
 
@@ -284,21 +284,21 @@ class Budget:
 
     @property
     def unit(self) -> str:
-        """What counts: ``steps``, ``tokens`` or ``seconds``; empty where none is named."""
+        """What counts: ``steps``, ``tokens`` or ``seconds``; empty if none is named."""
         return next((unit for unit in BUDGET_UNITS if getattr(self, unit) is not None), "")
 
     @property
     def amount(self) -> float:
-        """How much of its unit; 0 where none is named."""
+        """The amount in its unit; 0 if none is named."""
         return float(getattr(self, self.unit)) if self.unit else 0.0
 
     @property
     def is_zero(self) -> bool:
-        """Whether a unit is named, and none of it is given: nothing trains."""
+        """Whether the named amount is 0, so that nothing trains."""
         return bool(self.unit) and self.amount == 0
 
     def times(self, factor: int) -> Budget:
-        """So many times as long."""
+        """This budget, ``factor`` times as long."""
         values = {unit: getattr(self, unit) for unit in BUDGET_UNITS}
         return Budget(**{unit: None if value is None else factor * value for unit, value in values.items()})
 
@@ -331,7 +331,7 @@ class EarlyStoppingConfig:
 
 @dataclass
 class SaveConfig:
-    """When the state is saved that `tfx resume` goes on from; a signal and the end of training save it too."""
+    """When to save the state for `tfx resume`; a signal and the end of training save it too."""
 
     every_steps: int | None = setting(None, "optimizer steps between saved states; null: by time only", minimum=1)
     every_minutes: float | None = setting(
@@ -342,12 +342,12 @@ class SaveConfig:
 
 @dataclass
 class InstabilityConfig:
-    """What happens where a loss or gradient is not finite, or a loss jumps out of its own history."""
+    """What to do if a loss or gradient is not finite, or if a loss jumps far above its history."""
 
     policy: str = setting(
         "stop",
         "stop the run; skip the step; or back off: skip it and halve the learning rate from then on. "
-        "On a GPU, skip and back_off wait for the device at every step; stop looks every trainer.log_every steps",
+        "On a GPU, skip and back_off wait for the device at every step; stop checks every trainer.log_every steps",
         choices=("stop", "skip", "back_off"),
     )
     spike: float | None = setting(
@@ -432,7 +432,7 @@ class EvaluationConfig:
     attention_maps: int = setting(
         0, "test inputs whose attention weights are kept for the report", minimum=0, maximum=20
     )
-    latency_inputs: int = setting(50, "inputs timed one by one for the latency", minimum=1)
+    latency_inputs: int = setting(50, "inputs timed one at a time for the latency", minimum=1)
 
 
 # --- sweeps -----------------------------------------------------------------------------------------
@@ -477,7 +477,7 @@ class AblateConfig:
     trial_steps: int = setting(10, "steps of the trial that each arm runs first", minimum=4, maximum=10000)
 
 
-# The rates of a model, as against its architecture: they may change from run to run.
+# The rates of a model; unlike its architecture they may change from run to run.
 RATES = ("dropout", "attention_dropout", "ffn_dropout", "token_dropout", "layer_dropout")
 
 # --- the whole --------------------------------------------------------------------------------------

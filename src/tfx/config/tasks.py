@@ -1,4 +1,4 @@
-"""What a config has to know of each task. What a task does is in the file of its name in `tfx.tasks`."""
+"""What a config needs to know about each task. The task itself is the file of its name in `tfx.tasks`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 class TaskFacts:
     """``columns`` are the settings of `dataset` that name what a row must have; ``example`` is a model for the task.
 
-    ``watchable`` are the metrics of the loss, which are there while training. ``decodes`` says whether its outputs are
-    texts, which text metrics score and a beam finds; ``is_stream`` whether its texts follow one another in one stream,
-    of which any part is an example. ``rows`` and ``input`` are the words for its training examples
-    and for one input at a time.
+    ``watchable`` are the metrics from the loss, which exist during training. ``decodes`` says whether its outputs are
+    texts, for text metrics and beam search; ``is_stream`` whether its texts form one stream, any part of which is an
+    example. ``rows`` and ``input`` are the words for its training examples and for one input.
     """
 
     what: str

@@ -1,1 +1,1 @@
-"""Floor 2: the Hydra launcher for sweeps on one machine; what is done, what failed, what is left."""
+"""Many runs: sweeps on one machine, ablations, and trials."""

@@ -1,4 +1,4 @@
-"""An ablation: its arms are tried, planned at one budget, and run as jobs; a narrower dense model comes at the end."""
+"""An ablation: it tries its arms, plans them at one budget, and runs them as jobs, last a narrower dense model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Request:
 
 @dataclass
 class Plan:
-    """What is kept in `ablation.json`: the same command goes on with the same arms. ``flops`` is what an arm costs."""
+    """The content of `ablation.json`: the same command continues the same arms. ``flops`` is the cost per arm."""
 
     typed: list[str]
     design: str
@@ -47,12 +47,12 @@ class Plan:
 
     @property
     def same(self) -> tuple[Any, ...]:
-        """What another ablation in the same folder would differ in. More seeds are the same ablation."""
+        """What identifies an ablation; another number of seeds is still the same ablation."""
         return (self.typed, self.design, self.match)
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """The inverse of writing it as JSON; raises `UserError` where it is not readable."""
+        """The inverse of writing it as JSON; raises `UserError` if the file is not readable."""
         values = read_json(path)
         try:
             costs = {
@@ -73,7 +73,7 @@ class Ablation:
         self.jobs: list[Job] = []
 
     def run(self) -> int:
-        """Runs what is left of it, or only shows the plan in a dry run; returns the exit status."""
+        """Runs the jobs that are left, or only shows the plan in a dry run; returns the exit status."""
         path = self.folder / "ablation.json"
         if path.is_file():
             plan = Plan.read(path)
@@ -81,7 +81,7 @@ class Ablation:
             if plan.same != asked:
                 raise UserError(
                     f"{self.folder} holds another ablation ({' '.join(plan.typed)} design={plan.design} "
-                    f"match={plan.match}): give the command that it was made with, or another hydra.sweep.dir"
+                    f"match={plan.match}): repeat its command, or name another hydra.sweep.dir"
                 )
         else:
             plan, arms = self._make_plan()
@@ -113,7 +113,7 @@ class Ablation:
         for name, trial in trials.items():
             teachers = []
             for technique, teacher in trial.teachers.items():
-                # Named in tokens, so that it is one teacher a seed, whatever each arm's own budget is.
+                # In tokens, so that there is one teacher per seed, whatever each arm's own budget is.
                 count = teacher.rates.tokens(teacher.budget)
                 count = 2 * tokens if count is None else count
                 configs[name] = _with_teacher_budget(configs[name], technique, count)
@@ -127,9 +127,9 @@ class Ablation:
         return plan, arms
 
     def _plan_dense(self, plan: Plan, path: Path) -> bool:
-        """Chooses the width of the narrower dense model by the bytes of the runs with all techniques; whether it could.
+        """Chooses the width of the narrower dense model by the bytes of the runs with all techniques; False: it cannot.
 
-        It trains on as many tokens as they do, those of the model that they start from included.
+        It trains on as many tokens as they do, including those of the model that they start from.
         """
         from tfx.experiments.narrow import narrow_int8
         from tfx.experiments.trial import try_configs
@@ -178,7 +178,7 @@ class Ablation:
         write_text(file, to_yaml(config))
 
     def _run_arms(self, names: Sequence[str]) -> None:
-        """All arms of a seed before the next seed, so that a sweep that is cut off has whole seeds."""
+        """All arms of a seed before the next seed, so that a stopped sweep has complete seeds."""
         flags = ["--config-dir", str(self.folder / "arms"), "--config-name"]
         jobs: list[Job] = []
         for index in range(self.settings.seeds):
@@ -193,15 +193,15 @@ class Ablation:
     # --- what is shown before -------------------------------------------------------------------------
 
     def _show(self, plan: Plan) -> None:
-        """The arms, what they cost, and what so many seeds can show."""
+        """Shows the arms, their cost, and the difference that this number of seeds can detect."""
         console = plain_console(stderr=not self.config.dry_run)
         seeds = self.settings.seeds
         table = Sheet(
             Column("arm"),
             Column("runs", number=True),
-            Column("tokens a run", number=True),
-            Column("TFLOPs a run", number=True, spare=1),
-            Column("training a run", number=True, spare=2),
+            Column("tokens per run", number=True),
+            Column("TFLOPs per run", number=True, spare=1),
+            Column("training per run", number=True, spare=2),
             lines=False,
         )
         for name, tokens in plan.tokens.items():
@@ -220,11 +220,11 @@ class Ablation:
         lines = []
         if is_dense_to_come:
             lines.append(
-                f"{_DENSE} is a narrower dense model in 8 bits of the same bytes: its width is chosen once the files "
+                f"{_DENSE} is a narrower dense model in 8 bits of the same size: its width is chosen once the files "
                 "with all techniques are measured"
             )
         what = {
-            "tokens": "the student's tokens; what a teacher costs comes on top, and is in the TFLOPs",
+            "tokens": "the student's tokens; a teacher costs extra, which the TFLOPs include",
             "flops": "FLOPs of training, with the teacher's forward passes and its training",
         }
         lines.append(f"equal in all arms: {what[plan.match]}")
@@ -233,16 +233,16 @@ class Ablation:
         whole = seeds * (own + teacher.teacher_seconds)
         taught = clock(seeds * teacher.teacher_seconds)
         lines.append(
-            f"about {clock(whole)} of training ({taught} of it for one teacher a seed), {self.machine.jobs} at a time; "
-            "by trials one by one, without start, validation and tests"
+            f"about {clock(whole)} of training ({taught} of it for one teacher per seed), {self.machine.jobs} at a "
+            "time; estimated from trials run one by one, without start-up, validation and tests"
         )
         single, corrected = (minimum_detectable_difference(seeds, count) for count in (1, max(1, arms - 1)))
         if single is None or corrected is None:
-            lines.append("one seed shows nothing of how another training would end: intervals resample sentences only")
+            lines.append("with one seed nothing is known of another training: intervals resample sentences only")
         else:
             lines.append(
-                f"{seeds} seeds an arm show, at 5 % and with a power of 80 %, a difference of {single:.2g} standard "
-                f"deviations between seeds in one comparison, of {corrected:.2g} after Holm's correction for {arms - 1}"
+                f"{seeds} seeds per arm can detect, at 5 % and with a power of 80 %, a difference of {single:.2g} "
+                f"standard deviations between seeds in one comparison, of {corrected:.2g} after Holm's correction for {arms - 1}"
             )
         return lines
 

@@ -1,4 +1,4 @@
-"""What an ablation compares, and how much each arm may train so that the comparison is fair. Plans; runs nothing."""
+"""What an ablation compares, and how much each arm trains so that the comparison is fair. Plans only."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def arm_name(subset: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a few steps of one config have measured.
+    """Rates measured in a few steps of one config.
 
-    ``seconds`` and ``flops`` are those of one token of training, the teacher's forward passes in it included;
-    ``steps`` is the fraction of a step that it is.
+    ``seconds`` and ``flops`` are per token of training, including the teacher's forward passes; ``steps`` is the
+    fraction of a step per token.
     """
 
     seconds: float
@@ -37,7 +37,7 @@ class Rates:
     steps: float
 
     def tokens(self, budget: Budget) -> int | None:
-        """A budget in tokens, None where it names nothing. At least 1, but for a budget of zero."""
+        """A budget in tokens, None if it names nothing. At least 1, except for a budget of zero."""
         if not budget.unit:
             return None
         a_token = {"tokens": 1.0, "steps": self.steps, "seconds": self.seconds}[budget.unit]
@@ -46,7 +46,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What an arm's training costs: each token of the student, and a teacher that is trained for it beforehand."""
+    """What an arm's training costs: per token of the student, and for a teacher that is trained first."""
 
     rates: Rates
     teacher_tokens: int = 0
@@ -54,14 +54,14 @@ class ArmCost:
     teacher_flops: float = 0.0
 
     def flops(self, tokens: int) -> float:
-        """All of it, for so many tokens of the student."""
+        """All of it, for this number of student tokens."""
         return tokens * self.rates.flops + self.teacher_flops
 
 
 def match_budgets(match: str, tokens: int, costs: Mapping[str, ArmCost]) -> dict[str, int]:
-    """The student's tokens of each arm: ``tokens``, or what the FLOPs of the dearest arm at ``tokens`` buy it.
+    """The student's tokens in each arm: ``tokens``, or as many as the FLOPs of the most expensive arm allow.
 
-    The dearest arm and not the baseline sets the FLOPs, for a teacher may cost more than the baseline's whole training.
+    The most expensive arm sets the FLOPs and not the baseline, because a teacher may cost more than the baseline.
     """
     if match == "tokens":
         return dict.fromkeys(costs, tokens)

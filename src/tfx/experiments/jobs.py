@@ -1,4 +1,4 @@
-"""A job of a sweep: what its folder says of it, how far it is, and why it failed. Reads files alone."""
+"""A job of a sweep: its state by its folder, its progress, and why it failed. Reads only files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Job:
     """One run of a sweep.
 
     ``overrides`` are what the user would type for this run alone; ``flags`` are arguments of its command that its
-    config does not keep (--config-dir). ``name`` is what tables call it; empty: its own overrides.
+    config does not keep (--config-dir). ``name`` is its name in tables; empty: its own overrides.
     """
 
     number: int
@@ -54,12 +54,12 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the job's process wrote: beside its folder, for a job at fault leaves no folder."""
+        """The output of the job's process; beside its folder, because a job with a wrong config leaves none."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def summary(self) -> Summary | None:
-        """The run's summary; None where there is none that can be read."""
+        """The run's summary; None if there is none or it cannot be read."""
         try:
             return self.run.read_summary()
         except UserError:
@@ -67,12 +67,12 @@ class Job:
 
     @property
     def result(self) -> Result | None:
-        """The run's result; None where it did not complete."""
+        """The run's result; None if it did not complete."""
         return self.summary.result if self.summary is not None else None
 
     @property
     def run_name(self) -> str:
-        """The `name` of its run, as its summary has it, or as it is to be; empty: none."""
+        """The `name` of its run, from its summary or else from its overrides; empty: none."""
         if (summary := self.summary) is not None and summary.facts.name:
             return summary.facts.name
         typed = [o for o in self.overrides if o.lstrip("+").partition("=")[0] == "name"]
@@ -80,15 +80,15 @@ class Job:
 
     @property
     def objective(self) -> float | None:
-        """Validation value of the primary metric; None where the run did not complete."""
+        """Validation value of the primary metric; None if the run did not complete."""
         return None if (summary := self.summary) is None else summary.objective
 
     def take_over(self) -> str | None:
-        """Looks at what an earlier sweep left in the folder and returns how to go on: the command's name.
+        """Looks at what an earlier sweep left in the folder and returns the command that continues it.
 
-        None: the job is done. ``"resume"``: it did not get there and has a saved state. ``"train"``: it starts, in a
-        clean folder. Raises `UserError` where the folder holds a run of other overrides, what may be a result (a
-        summary that cannot be read), or a run that another process is working on.
+        None: the job is done. ``"resume"``: it is unfinished and has a saved state. ``"train"``: it starts in a clean
+        folder. Raises `UserError` if the folder holds a run of other overrides, a summary that cannot be read (it may
+        be a result), or a run that another process is working on.
         """
         if not self.run.config.is_file():
             return "train"
@@ -96,7 +96,7 @@ class Job:
         if saved != self.overrides:
             raise UserError(
                 f"{self.folder} holds a run of other overrides ({' '.join(saved) or 'none'}) than job {self.number} of "
-                f"this sweep ({' '.join(self.overrides) or 'none'}): give the command that it was made with, or "
+                f"this sweep ({' '.join(self.overrides) or 'none'}): repeat its command, or "
                 "another hydra.sweep.dir"
             )
         try:
@@ -108,7 +108,7 @@ class Job:
             ) from error
         if summary is not None and summary.result is not None:
             return None
-        # Also one that failed: a full disk may have room by now, and what fails again does so without the way there.
+        # Also if it failed: a full disk may have room by now, and what fails again fails sooner.
         if any(self.run.state.glob("step-*")):
             return "resume"
         with locked(self.folder):
@@ -116,9 +116,9 @@ class Job:
         return "train"
 
     def end(self, status: int) -> None:
-        """Takes the exit status of the job's process (negative: the signal that killed it).
+        """Notes the exit status of the job's process (negative: the signal that killed it).
 
-        A result that is there counts, whatever befell the process after it, such as a log on a full disk.
+        An existing result counts, even if the process failed after it, for example with a log on a full disk.
         """
         summary = self.summary
         if summary is not None and summary.result is not None:
@@ -152,14 +152,14 @@ class Metrics:
         self.valid: tuple[str, float] | None = None
 
     def update(self, primary: str) -> None:
-        """Reads what was appended since; ``primary`` is shown of validation rows that have it, else the loss."""
+        """Reads the new rows; shows ``primary`` of validation rows that have it, else the loss."""
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)
                 content = file.read()
         except OSError:
             return
-        whole = content.rfind(b"\n") + 1  # a line that is being written is left for the next time
+        whole = content.rfind(b"\n") + 1  # an unfinished line is read the next time
         self._offset += whole
         for line in content[:whole].splitlines():
             try:
@@ -171,11 +171,11 @@ class Metrics:
                     name = primary if primary in row else "loss"
                     self.valid = (name, float(row[name]))
             except (ValueError, TypeError, KeyError, AttributeError):
-                continue  # a broken line is no reason to stop a sweep
+                continue  # a broken line must not stop a sweep
 
     @property
     def seconds_left(self) -> float | None:
-        """Training time left at the pace so far; None before the first row."""
+        """Remaining training time at the current pace; None before the first row."""
         return self.seconds * (1 - self.progress) / self.progress if self.progress else None
 
 

@@ -1,4 +1,4 @@
-"""The Hydra launcher behind `tfx train -m`: hands the jobs that a sweeper plans to the pool, and objectives back."""
+"""The Hydra launcher behind `tfx train -m`: passes the jobs of a sweeper to the pool, and returns objectives."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tfx.config.schema import LauncherConfig
 from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
 from tfx.experiments.pool import Machine, run_jobs
 
-# Hydra's own keys of a sweep; every other one (hydra.searchpath, …) is a job's too.
+# Hydra keys of the sweep itself; all others (hydra.searchpath, …) also go to the jobs.
 _OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 
 
 class LocalLauncher(Launcher):
-    """Runs the jobs of a sweep on this machine, each in a process of its own (`tfx.experiments.pool`)."""
+    """Runs the jobs of a sweep on this machine, each in its own process (`tfx.experiments.pool`)."""
 
-    # Hydra takes launchers from its own packages and from `hydra_plugins` alone, and goes by the name (`register`).
+    # Hydra accepts launchers only from its own packages and from `hydra_plugins`, by module name (`register`).
     __module__ = "hydra_plugins.tfx"
 
-    # The jobs of this process's sweep, over all batches of its sweeper.
+    # The jobs of the sweep in this process, over all batches of its sweeper.
     jobs: ClassVar[list[Job]] = []
 
     def __init__(self, **settings: Any) -> None:
@@ -62,7 +62,7 @@ class LocalLauncher(Launcher):
         return [self._return(job, config) for job, config in zip(batch, configs, strict=True)]
 
     def _flags(self) -> list[str]:
-        """What the command of a job needs besides its overrides to compose what this sweep composes."""
+        """The arguments that a job's command needs besides its overrides, to compose the same configs as the sweep."""
         hydra = self.config.hydra
         sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         flags = [word for path in sources for word in ("--config-dir", str(path))]
@@ -71,7 +71,7 @@ class LocalLauncher(Launcher):
         return flags + [o for o in hydra.overrides.hydra if not o.lstrip("+~").startswith(_OF_THE_SWEEP)]
 
     def _return(self, job: Job, config: DictConfig) -> JobReturn:
-        """None stands for the objective of a job that has none: an exception would end the sweep."""
+        """A job without an objective returns None: an exception would end the sweep."""
         assert job.state in (DONE, SKIPPED, PLANNED, WAITING, *ENDED_BADLY)
         hydra = OmegaConf.create({"hydra": config.hydra})
         with open_dict(config):
@@ -90,9 +90,9 @@ class LocalLauncher(Launcher):
 def register() -> list[Job]:
     """Makes the launcher known to Hydra; returns the list that will hold the jobs of a sweep."""
     LocalLauncher.jobs = []
-    plugins = Plugins.instance()  # has looked for installed plugins, and so must come first
+    plugins = Plugins.instance()  # searches for installed plugins, so it must come first
     plugins.register(LocalLauncher)
-    # The module of that name exists in memory alone: no second top-level package is shipped for one class.
+    # The module exists only in memory, so that no second top-level package is shipped for one class.
     package, _, name = LocalLauncher.__module__.partition(".")
     parent = sys.modules.setdefault(package, ModuleType(package))
     module = sys.modules.setdefault(LocalLauncher.__module__, ModuleType(LocalLauncher.__module__))

@@ -1,4 +1,4 @@
-"""The baseline of compression that a sensible person would try first: a narrower dense model, stored in 8 bits."""
+"""The obvious alternative to compression: a narrower dense model, stored in 8 bits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tfx.config.schema import ModelConfig, Root
 if TYPE_CHECKING:
     from tfx.data.tokenizer import Tokenizer
 
-# Of technique quantize: 8 bits, one scale an output channel, trained with the grid in the last part of the budget.
+# Settings of quantize: 8 bits, one scale per output channel, trained with the grid in the last part of the budget.
 INT8 = {"quantize": {"bits": 8, "granularity": "channel"}}
 
 
 def narrow_int8(config: Root, plain: Path, target: float) -> Root:
     """``config`` with the width whose int8 file is nearest to ``target`` bytes (weights and header), from scratch.
 
-    Heads and layers stay, the feed-forward width shrinks along. ``plain`` is a model file with the tokenizer.
-    Sizes are those of real files, of untrained weights: after entropy coding trained ones differ by a few per cent.
+    Heads and layers stay; the feed-forward width shrinks in proportion. ``plain`` is a model file with the tokenizer.
+    Sizes are those of real files with untrained weights; trained ones differ by a few per cent after entropy coding.
     """
     from tfx.compression import checkpoint
 

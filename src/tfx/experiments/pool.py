@@ -1,6 +1,6 @@
-"""Runs jobs side by side, each in a process of its own, so that a fault of one leaves the others as they were.
+"""Runs jobs side by side, each in its own process, so that a failure of one does not affect the others.
 
-Results do not depend on how many run at a time: every job gets as many CPU threads as it would get alone, since
+Results do not depend on how many run at a time: every job gets as many CPU threads as it would get alone, because
 sums over another number of threads round differently.
 """
 
@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Machine:
-    """What the jobs of a sweep share: so many at a time, threads for each, and the GPUs (none: the CPU)."""
+    """What the jobs of a sweep share: how many run at a time, threads per job, and the GPUs (none: the CPU)."""
 
     jobs: int
     threads: int
@@ -45,7 +45,7 @@ class Machine:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         gpus = _gpus() if device in ("auto", "cuda") else ()
         given = os.environ.get("OMP_NUM_THREADS", "")
-        # A number that does not depend on how many jobs there are at a time.
+        # It must not depend on how many jobs run at a time.
         threads = settings.threads or (int(given) if given.isdecimal() else max(1, cores // len(gpus)) if gpus else 1)
         return cls(settings.jobs or len(gpus) or max(1, cores // threads), threads, gpus)
 
@@ -75,10 +75,10 @@ def run_jobs(
     machine: Machine,
     ended: Callable[[Job], None] = lambda job: None,
 ) -> None:
-    """Runs what is left of ``jobs`` in the sweep's ``folder``, and sets state and reason of each.
+    """Runs the unfinished ``jobs`` in the sweep's ``folder``, and sets state and reason of each.
 
-    Raises `UserError` where another process runs the sweep, or a job's folder holds another run; `StoppedBySignal`
-    at SIGINT, SIGTERM and SIGHUP, once the jobs have been told and have ended.
+    Raises `UserError` if another process runs the sweep, or if a job's folder holds another run, and
+    `StoppedBySignal` at SIGINT, SIGTERM and SIGHUP, after passing the signal on and waiting for the jobs to end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -144,7 +144,7 @@ class _Pool:
                 stdout=log,
                 stderr=log,
                 env=os.environ | self._machine.environment(slot),
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then tells each job once
+                start_new_session=True,  # Ctrl-C reaches only this process, which passes it on to each job once
                 preexec_fn=_die_with_parent(),
             )
 
@@ -178,13 +178,13 @@ class _Pool:
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """To the job's whole process group: data workers and compilers go too."""
+    """Signals the job's whole process group, including data workers and compilers."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What a child calls first so that it ends with this process, even where that is killed (Linux only)."""
+    """A child calls this first, so that it ends with this process even if that is killed (Linux only)."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -192,7 +192,7 @@ def _die_with_parent() -> Callable[[], None] | None:
 
     def prepare() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was gone before the call
+        if os.getppid() != parent:  # this process ended before the call
             os._exit(1)
 
     return prepare

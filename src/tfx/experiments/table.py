@@ -1,4 +1,4 @@
-"""What the user sees of a sweep: a live table while it runs; the results, and why what failed did."""
+"""What the user sees of a sweep: a live table while it runs, then the results and the reasons for failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLES = {RUNNING: "cyan", WAITING: "dim"} | dict.fromkeys(ENDED_BADLY, "red")
 
 
 class SweepView:
-    """The live table, on stderr; where that is no terminal, one line when a job starts and one when it ends."""
+    """The live table, on stderr; if that is no terminal, one line when a job starts and one when it ends."""
 
     def __init__(self, jobs: Sequence[Job], at_once: int) -> None:
         self._jobs, self._at_once = jobs, at_once
@@ -47,12 +47,12 @@ class SweepView:
             self._live.stop()
 
     def started(self, job: Job) -> None:
-        """A job's process was started."""
+        """Notes that a job's process started."""
         words = (self._run_names.get(job.number), self._names[job.number])
         self._line(f"job {job.number} started: {' '.join(filter(None, words))}")
 
     def ended(self, job: Job) -> None:
-        """A job's process has ended."""
+        """Notes that a job's process ended."""
         objective = job.objective
         result = f"validation {number(objective)}" if objective is not None else job.reason
         self._line(f"job {job.number} {job.state}  {result}".rstrip())
@@ -62,7 +62,7 @@ class SweepView:
         self._console.print(message, markup=False, soft_wrap=True)
 
     def update(self) -> None:
-        """Reads how far the jobs are and draws the table again; as often as one can look, not more."""
+        """Reads the progress of the jobs and redraws the table, but not more often than is useful."""
         if self._live is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _REFRESH_SECONDS
@@ -81,7 +81,7 @@ class SweepView:
         for name in ("job", *texts, "step", "validation", "left"):
             table.add_column(name, justify="left" if name in texts else "right")
         rows = max(4, self._console.height - 4)
-        # What runs is always seen; of the others as many as there is room for.
+        # Running jobs are always shown, and as many of the others as there is room for.
         shown = sorted(self._jobs, key=lambda job: (job.state != RUNNING, job.number))[:rows]
         for job in sorted(shown, key=lambda job: job.number):
             metrics = job.metrics
@@ -103,9 +103,9 @@ class SweepView:
 
 
 def _names(jobs: Sequence[Job]) -> dict[int, str]:
-    """By job number its name, else the overrides that not all jobs share: what a sweep is about.
+    """By job number its name, or the overrides that not all jobs share.
 
-    The `name` of a run has a column of its own.
+    The `name` of a run has its own column.
     """
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     return {
@@ -116,15 +116,15 @@ def _names(jobs: Sequence[Job]) -> dict[int, str]:
 
 
 def _run_names(jobs: Sequence[Job]) -> dict[int, str]:
-    """By job number the `name` of its run; empty where no run has one."""
+    """By job number the `name` of its run; empty if no run has one."""
     names = {job.number: job.run_name for job in jobs}
     return names if any(names.values()) else {}
 
 
 def print_results(jobs: Sequence[Job]) -> None:
-    """The results as a table on stdout, then every failure with its reason and its log.
+    """Prints the results as a table on stdout, then every failure with its reason and its log.
 
-    Nobody may be there to read it: that is the command's exit status, and no fault of the sweep.
+    If nobody reads it, that is the command's exit status and not a failure of the sweep.
     """
     with suppress(LostOutputError):
         _print_results(jobs)

@@ -1,4 +1,4 @@
-"""A short trial of configs: what a token of their training costs. Leaves nothing but the caches of the data."""
+"""A short trial of configs: what a token of training costs. Leaves nothing behind except cached data."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from tfx.tasks.prepare import PreparedData
     from tfx.techniques.contract import Teacher, TeacherNeed
 
-# The first steps pay for compilation and for memory that is taken the first time.
+# The first steps include compilation and first allocations.
 _WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class TeacherTrial:
-    """A teacher that is to be trained: the budget that is named for it (nothing: twice the run's), and its rates."""
+    """A teacher to train: its budget (nothing: twice the run's), and its rates."""
 
     budget: Budget
     rates: Rates
@@ -39,7 +39,7 @@ class TeacherTrial:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was found of one config: its rates, whether its file is a compressed one, its teachers by technique."""
+    """The findings on one config: its rates, whether its file is compressed, its teachers by technique."""
 
     rates: Rates
     compresses: bool
@@ -47,19 +47,19 @@ class Trial:
 
 
 def try_configs(configs: Mapping[str, Root], steps: int, environment: Mapping[str, str]) -> dict[str, Trial]:
-    """Trains each config for so many steps, all of its ramps in them, in one process with these environment variables.
+    """Trains each config for this number of steps, with whole ramps, in one process with these environment variables.
 
-    A teacher that is yet to be trained has random weights here, and the text that it would write is not made: the data
-    are as they are. Raises `UserError` with the name of the config that cannot work.
+    A teacher that is not trained yet has random weights here, and its texts are not made: the data stays unchanged.
+    Raises `UserError` with the name of a config that cannot run.
     """
-    # A process of its own: threads are set before torch is loaded, and its memory on the device is free again.
+    # A separate process: threads are set before torch is loaded, and its device memory is freed at the end.
     with ProcessPoolExecutor(1, get_context("spawn"), _begin, (dict(environment),)) as pool:
         return pool.submit(_try_all, dict(configs), steps).result()
 
 
 def _begin(environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the command says what there is to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it silently: the command prints the message
 
 
 def _try_all(configs: dict[str, Root], steps: int) -> dict[str, Trial]:
@@ -123,7 +123,7 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
 
 
 def _stand_in(config: Root, data: PreparedData, device: torch.device) -> Teacher:
-    """A teacher of the shape of the one that is to be trained, so that its forward passes cost what they will."""
+    """An untrained teacher of the right shape, so that its forward passes cost the same."""
     from tfx.techniques.contract import Teacher
 
     model = build_model(config, data, device, None)
