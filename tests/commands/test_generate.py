@@ -85,7 +85,7 @@ def test_what_is_done_to_an_input_is_said(runs, monkeypatch, capsys):
         runs, monkeypatch, capsys, str(runs / "lm"), "", "li\u732bne", "line " * 20, "--new-tokens", "3"
     )
     assert (status, out.count("\n")) == (0, 3)
-    assert "note: line 1: no text to continue: the model begins behind a line end" in err
+    assert "note: line 1: no text to continue: the model begins after a line end" in err
     assert "note: line 2: 1 tokens of characters that the tokenizer does not know" in err
     assert "note: line 3: of 100 tokens the model reads the last 16, its context" in err
     status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), "nine " * 60)

@@ -62,20 +62,20 @@ def test_what_is_joined_or_left_out_is_said(tmp_path):
     names = ["train.csv", "train_old.csv", "notes.csv", "valid.csv", "dev.csv", "test_a.csv", "test_b.csv"]
     splits, notes = found(tmp_path, names)
     assert splits == {"train": ["train.csv"], "valid": ["valid.csv"], "test": ["test_a.csv", "test_b.csv"]}
-    assert notes == ["files of no split left out: dev.csv, notes.csv, train_old.csv"]
+    assert notes == ["files that match no split left out: dev.csv, notes.csv, train_old.csv"]
 
 
 def test_a_compressed_copy_is_not_read_twice(tmp_path):
     splits, notes = found(tmp_path, ["train.csv", "train.csv.gz", "valid.csv.xz"])
     assert splits == {"train": ["train.csv"], "valid": ["valid.csv.xz"]}
-    assert notes == ["compressed files left out, for others of their names lie there plain: train.csv.gz"]
+    assert notes == ["compressed files left out, because they exist uncompressed too: train.csv.gz"]
 
 
 def test_names_of_the_config_come_first(tmp_path):
     names = SplitConfig(train=["big"], valid=["small"])
     splits, notes = found(tmp_path, ["big.csv", "small.csv", "train.csv"], splits=names)
     assert splits == {"train": ["big.csv"], "valid": ["small.csv"]}
-    assert notes == ["files of no split left out: train.csv"]
+    assert notes == ["files that match no split left out: train.csv"]
 
 
 @pytest.mark.parametrize("name", ["testset.csv", "devset.csv", "tst.csv", "devtest.csv", "valset2.csv"])
@@ -85,14 +85,14 @@ def test_a_file_of_another_split_is_never_training_data(name, tmp_path):
 
 
 def test_held_out_data_are_for_the_user_to_place(tmp_path):
-    with pytest.raises(UserError, match=r"eval\.csv, holdout\.csv: named like data held out, and of no split"):
+    with pytest.raises(UserError, match=r"eval\.csv, holdout\.csv: named like held-out data, but match no split"):
         found(tmp_path, ["data.csv", "eval.csv", "holdout.csv"])
 
 
 def test_files_that_tell_no_split_are_training_data_and_named(tmp_path):
     splits, notes = found(tmp_path, ["a.csv", "b.csv"])
     assert splits == {"train": ["a.csv", "b.csv"]}
-    assert notes == ["train: no name tells a split, so that all 2 files are training data"]
+    assert notes == ["train: no name matches a split, so all 2 files are training data"]
     splits, notes = found(tmp_path, ["my_test.csv"], path=str(tmp_path / "my_test.csv"))
     assert splits == {"train": ["my_test.csv"]}
     assert notes == ["my_test.csv is named like test data, and is trained on: dataset.path names it alone"]
@@ -103,14 +103,14 @@ def test_names_of_several_words_are_names_of_splits(tmp_path):
     chosen = SplitConfig(train=["my_corpus"], test=["test_2016_flickr", "test"])
     splits, notes = found(tmp_path, names, splits=chosen)
     assert splits == {"train": names[2:], "test": names[:1]}
-    assert "files of no split left out: test_2017_flickr.lc.csv" in notes
+    assert "files that match no split left out: test_2017_flickr.lc.csv" in notes
 
 
 def test_a_split_of_no_names_is_left_out(tmp_path):
     names = ["train.csv", "Test.csv", "val.csv"]
     splits, notes = found(tmp_path, names, splits=SplitConfig(test=[]))
     assert splits == {"train": ["train.csv"], "valid": ["val.csv"]}
-    assert notes == ["files of no split left out: Test.csv"]
+    assert notes == ["files that match no split left out: Test.csv"]
     (tmp_path / "train.csv").rename(tmp_path / "rest.csv")
     (tmp_path / "val.csv").unlink()
     with pytest.raises(UserError, match="holds no training split"):
@@ -126,7 +126,7 @@ def test_a_name_of_two_splits_is_for_the_user_to_place(tmp_path):
     # With a file of each of the two there, it is neither.
     splits, notes = found(tmp_path, ["test.csv"])
     assert splits == {"train": ["train.csv"], "test": ["test.csv"]}
-    assert notes == ["files of no split left out: test_for_train.csv"]
+    assert notes == ["files that match no split left out: test_for_train.csv"]
 
 
 def test_the_folder_of_a_file_tells_where_its_name_does_not(tmp_path):
@@ -153,14 +153,14 @@ def test_folders_that_are_not_read_are_named(names, splits, note, tmp_path):
     [
         (
             ["infos.csv", "data/train.csv"],
-            r"holds infos\.csv, which tells no training split, and data/, .* dataset\.path=.*/data or .*'.*/\*\.csv'",
+            r"holds infos\.csv, which matches no training split, and data/, .* dataset\.path=.*/data or .*'.*/\*\.csv'",
         ),
         (
             ["a.csv", "test/b.csv"],
-            r"a\.csv, which tells no training split, and test/, .* dataset\.path='.*/\*\*/\*\.csv' or .*'.*/\*\.csv'",
+            r"a\.csv, which matches no training split, and test/, .* dataset\.path='.*/\*\*/\*\.csv' or .*'.*/\*\.csv'",
         ),
-        (["dev.csv", "train/b.csv"], r"holds dev\.csv, which tells no training split, and train/, .*"),
-        (["a/a.csv", "b/b.csv"], r"in folders alone that tell no split \(a/, b/\): name one of them"),
+        (["dev.csv", "train/b.csv"], r"holds dev\.csv, which matches no training split, and train/, .*"),
+        (["a/a.csv", "b/b.csv"], r"only in folders that match no split \(a/, b/\): name one of them"),
     ],
 )
 def test_data_in_two_places_are_for_the_user_to_place(names, says, tmp_path):
@@ -240,12 +240,12 @@ def test_a_file_with_links_is_known_by_its_own_name(tmp_path):
         (tmp_path / name).symlink_to(tmp_path / "train.csv")
     splits, notes = found(tmp_path, [], path=str(tmp_path / "*.csv"))
     assert splits == {"train": ["train.csv"]}
-    assert notes == ["links to files that are there left out: 2"]
+    assert notes == ["links to files of the same glob left out: 2"]
 
 
 def test_a_link_to_nothing_is_named(tmp_path):
     (tmp_path / "train.csv").symlink_to(tmp_path / "gone.csv")
-    with pytest.raises(UserError, match=r"train\.csv is a link to .*gone\.csv, which is not there"):
+    with pytest.raises(UserError, match=r"train\.csv is a link to .*gone\.csv, which does not exist"):
         found(tmp_path, ["valid.csv"])
 
 

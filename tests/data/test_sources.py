@@ -140,7 +140,7 @@ def test_a_change_of_the_side_that_is_not_named_changes_the_fingerprint(tmp_path
 def test_joined_files_are_named_with_their_rows(tmp_path):
     files = {"a.json": lines(PAIR), "b.json": lines({"source": "c", "target": "d"}, {"source": "e", "target": "f"})}
     assert load(tmp_path, files, format="json").notes[:2] == [
-        "train: no name tells a split, so that all 2 files are training data",
+        "train: no name matches a split, so all 2 files are training data",
         "train: 2 files joined: a.json (1 rows), b.json (2 rows)",
     ]
 

@@ -35,13 +35,13 @@ def test_a_quotation_mark_in_a_tsv_file_swallows_no_row(tmp_path):
     rows, notes = rows_of(tmp_path, "t.tsv", text)
     assert len(rows) == 22
     assert rows[0] == {"a": '"Well', "b": "x"}
-    assert notes == ["t.tsv: 1 cells begin with a quotation mark, which is taken as text"]
+    assert notes == ["t.tsv: 1 cells begin with a quotation mark, which is read as text"]
 
 
 def test_quotes_of_a_spreadsheet_are_taken_off_in_a_tsv_file(tmp_path):
     rows, notes = rows_of(tmp_path, "t.tsv", 'a\tb\n"say ""hi"""\tx\n"u, v"\ty\n')
     assert rows == [{"a": 'say "hi"', "b": "x"}, {"a": "u, v", "b": "y"}]
-    assert notes == ["t.tsv: 2 cells stand in double quotes, which are taken off"]
+    assert notes == ["t.tsv: 2 cells have double quotes around them, which are removed"]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_quotes_of_a_spreadsheet_are_taken_off_in_a_tsv_file(tmp_path):
 def test_quotes_of_a_sentence_stay_in_a_tsv_file(rows, cell, tmp_path):
     read, notes = rows_of(tmp_path, "t.tsv", "a\tb\n" + "\n".join(rows))
     assert read[0]["a"] == cell
-    assert notes[0].endswith("cells begin with a quotation mark, which is taken as text")
+    assert notes[0].endswith("cells begin with a quotation mark, which is read as text")
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC, csv.QUOTE_MINIMAL])
@@ -69,7 +69,7 @@ def test_a_tsv_file_of_a_csv_writer_is_read_back(quoting, tmp_path):
     writer.writerows(rows)
     read, notes = rows_of(tmp_path, "t.tsv", buffer.getvalue())
     assert [row["a"] for row in read] == ['say "hi"', "x", '"y"']
-    assert "cells stand in double quotes, which are taken off" in notes[0]
+    assert "cells have double quotes around them, which are removed" in notes[0]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.json"])
@@ -152,17 +152,17 @@ def test_values_of_typed_columns_are_no_python(value, text):
 
 @pytest.mark.parametrize("value", [{"a": 1}, [1], b"\xff", {}, float("inf"), datetime.timedelta(1), object()])
 def test_what_is_no_text_is_refused(value):
-    with pytest.raises(ValueError, match=r"no text|decode"):
+    with pytest.raises(ValueError, match=r"not text|decode"):
         text_of(value)
 
 
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"s": "a", "t": {"x": 1}}], {}, r"line 1: dataset\.target=t: an object is no text: name one .* such as x"),
-        ([{"s": "a", "t": "b"}, {"s": ["a"], "t": "b"}], {}, r"line 2: dataset\.source=s: a list is no text"),
-        ([{"s": "a", "t": [["b"]]}], {}, r"line 1: dataset\.target=t: a list is no text"),
-        ([{"s": "a", "t": [{"x": "b"}]}], {"target": "t.x"}, r"'t\.x' leads through a list \('x' is asked of it\)"),
+        ([{"s": "a", "t": {"x": 1}}], {}, r"line 1: dataset\.target=t: an object is not text: name one .* such as x"),
+        ([{"s": "a", "t": "b"}, {"s": ["a"], "t": "b"}], {}, r"line 2: dataset\.source=s: a list is not text"),
+        ([{"s": "a", "t": [["b"]]}], {}, r"line 1: dataset\.target=t: a list is not text"),
+        ([{"s": "a", "t": [{"x": "b"}]}], {"target": "t.x"}, r"'t\.x' leads through a list \(at 'x'\)"),
         ([{"s": "a", "t": "b"}], {"source": "{s} {t.x}"}, "t.x"),
     ],
 )
@@ -194,9 +194,9 @@ def test_a_half_surrogate_in_a_list_is_found_in_its_line(tmp_path):
     [
         ('[{"a": 1}\n{"a": 2}]', "line 2: not JSON: ',' or ']' is missing"),
         ('[{"a": 1},\n{"a": }]', "line 2: not JSON"),
-        ('[{"a": 1}]\n[]', "line 2: there is more behind the list"),
-        ('{"a": 1}\n{"a": 1, "a": 2}', "line 2: not JSON .the key 'a' stands twice"),
-        ('{"a": Infinity}', "line 1: not JSON .Infinity is no value of JSON"),
+        ('[{"a": 1}]\n[]', "line 2: there is more after the list"),
+        ('{"a": 1}\n{"a": 1, "a": 2}', "line 2: not JSON .the key 'a' is repeated"),
+        ('{"a": Infinity}', "line 1: not JSON .Infinity is not a JSON value"),
         ('[{"a": 1},\n7]', "line 2: 7 is not an object"),
     ],
 )
@@ -229,8 +229,8 @@ def test_a_corpus_names_its_files_its_repetitions_and_what_it_strips(tmp_path):
     }  # fmt: skip
     assert corpus.notes[0] == "train: 1 pairs with white space around a text, which is removed"
     assert corpus.notes[1].startswith("valid: 0 sources and the targets of 1 pairs are not in Unicode's composed form")
-    assert corpus.notes[3] == "train: 1 rows are repetitions of others in it, and are kept"
-    assert corpus.notes[4] == "test: 1 rows also stand in train, and are kept"
+    assert corpus.notes[3] == "train: 1 rows repeat others of the split, and are kept"
+    assert corpus.notes[4] == "test: 1 rows are also in train, and are kept"
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
@@ -250,7 +250,7 @@ def test_what_is_left_empty_out_or_unlike_is_counted_in_every_split(kind, tmp_pa
         corpus = load_corpus(config)
         assert corpus.splits["train"]["references"] == [["one", "two"], ["three", "e\u0301"]]
         assert corpus.notes[1:5] == [
-            "train: 1 rows lack a value of a template, and have nothing in its place",
+            "train: 1 rows lack a value of a template, which is left empty",
             "train: 1 pairs with white space around a text, which is removed",
             "train: 1 pairs with empty references besides others, which are left out",
             "train: 2 pairs have several targets, of which only the first trains",
@@ -265,7 +265,7 @@ def test_bytes_that_are_read_as_text_are_counted(tmp_path):
     Dataset.from_dict({"text": [b"a", b"\xc3\xa9", b"c"]}).to_parquet(tmp_path / "d.parquet")
     corpus = load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", task="lm", valid_fraction=0.33))
     assert corpus.splits["train"]["text"] == ["a", "\u00e9"]
-    assert "train: 2 rows hold bytes in the place of text, which are read as UTF-8" in corpus.notes
+    assert "train: 2 rows hold bytes instead of text, which are read as UTF-8" in corpus.notes
 
 
 def test_one_example_is_not_said_to_be_none(tmp_path):

@@ -144,7 +144,7 @@ def test_a_language_model_begins_where_there_is_no_text_and_says_behind_what():
     outputs = generate(build("lm"), TOKENIZER, ["the cat", "", "a"], config, note=told.append)
     assert all(0 < len(output) <= 5 for output in outputs)
     assert len(told) == 1
-    assert told[0].startswith("line 2: no text to continue: the model begins behind ")
+    assert told[0].startswith("line 2: no text to continue: the model begins after ")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_language_model_begins_behind_what_stood_before_a_document_in_training
     initialise(model, 3)
     told: list[str] = []
     (output,) = generate(model, tokenizer, [""], EvaluationConfig(method="greedy", new_tokens=5), note=told.append)
-    assert told == [f"line 1: no text to continue: the model begins behind {begins}"]
+    assert told == [f"line 1: no text to continue: the model begins after {begins}"]
     first = tokenizer.eos if begins == "the end of a document" else tokenizer.encode(["\n"])[0][0]
     pick = make_picker(EvaluationConfig(method="greedy"), 1, torch.device("cpu"))
     assert output == tokenizer.decode(continue_text(model, [first], 5, tokenizer.eos, pick))

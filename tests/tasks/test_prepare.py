@@ -52,7 +52,7 @@ def test_pairs_become_ids_in_order(tmp_path):
     assert data.splits["valid"].texts["references"][:] == [[target] for _, target in TRAIN]
     assert data.splits["train"].texts is None
     assert data.test_split == "valid"
-    assert data.notes == ["valid: 3 rows also stand in train, and are kept"]
+    assert data.notes == ["valid: 3 rows are also in train, and are kept"]
 
 
 def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path):
@@ -127,16 +127,16 @@ LENGTHS = [("aaaa", "a"), ("aa", "aa"), ("a", "aaaaaaaa"), ("aaaaaaaaa", "a"), (
     [
         ({}, 64, [0, 1, 2, 3, 4], []),
         ({}, 10, [0, 1, 2, 3, 4], []),
-        ({}, 9, [0, 1, 2, 4], ["train: 1 pairs over 8 tokens a side dropped"]),
-        ({"max_tokens": 4}, 64, [0, 1, 4], ["train: 2 pairs over 4 tokens a side dropped"]),
-        ({"max_tokens": 99}, 6, [0, 1, 4], ["train: 2 pairs over 5 tokens a side dropped"]),
+        ({}, 9, [0, 1, 2, 4], ["train: 1 pairs over 8 tokens per side dropped"]),
+        ({"max_tokens": 4}, 64, [0, 1, 4], ["train: 2 pairs over 4 tokens per side dropped"]),
+        ({"max_tokens": 99}, 6, [0, 1, 4], ["train: 2 pairs over 5 tokens per side dropped"]),
         ({"max_length_ratio": 4.0}, 64, [0, 1, 4], ["train: 2 pairs with one side over 4 times the other dropped"]),
         (
             {"max_length_ratio": 2.0, "max_tokens": 8},
             64,
             [1, 4],
             [
-                "train: 1 pairs over 8 tokens a side dropped",
+                "train: 1 pairs over 8 tokens per side dropped",
                 "train: 2 pairs with one side over 2 times the other dropped",
             ],
         ),
@@ -152,7 +152,7 @@ def test_scored_pairs_are_cut_and_counted_but_never_dropped(tmp_path):
     data = prepare_data(pairs_config(tmp_path, valid=LENGTHS, train=[("a", "a")], max_tokens=1), context=5)
     assert decoded(data, "valid") == [(source[:4], target[:4]) for source, target in LENGTHS]
     assert data.splits["valid"].texts["target"][:] == [target for _, target in LENGTHS]
-    assert data.notes == ["valid: 2 examples cut to 4 tokens a side"]
+    assert data.notes == ["valid: 2 examples cut to 4 tokens per side"]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Floor 3: the checkpoint file."""
+"""Codecs, the model file, and kernels that run on it."""

@@ -1,1 +1,1 @@
-"""Floor 2: sources, tokenizer, batches."""
+"""Text sources, tokenizer, and which rows form a batch."""

@@ -1,4 +1,4 @@
-"""Rows that go into one batch, by token count: examples of similar lengths.
+"""Which rows form a batch, by token count: examples of similar lengths.
 
 Lengths count begin and end tokens.
 """
@@ -14,7 +14,7 @@ def bucket(
     """Cuts examples into batches of similar lengths, at most ``batch_tokens`` positions each, padding included.
 
     ``order`` breaks ties, so that another permutation gives other batches. Lengths count begin and end
-    tokens. A single example longer than ``batch_tokens`` is a batch of its own.
+    tokens. A single example longer than ``batch_tokens`` forms its own batch.
     """
     # Sorted by target; inside one target length by source, up and down in turn, so that a batch that spans
     # two target lengths does not span all source lengths.

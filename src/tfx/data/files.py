@@ -1,4 +1,4 @@
-"""Which local files make up which split: by their names, whatever their case and wherever the split stands in them."""
+"""Assigns local files to splits by their names, in any case and with the split at any position."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _SUFFIXES = {
     "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
-# Words by which a name tells its split besides those of the config (`dataset.splits`).
+# Words that name a split, besides those of the config (`dataset.splits`).
 _WORDS = {
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val", "dev", "devel", "development", "devset", "valset", "validset"),
     "test": ("test", "testing", "testset", "tst", "devtest"),
 }
-# Words of data that are not for training, whichever split they are meant for.
+# Words for held-out data of an unknown split.
 _HELD_OUT = ("eval", "evaluation", "evalset", "heldout", "holdout")
 
 
 def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]:
-    """The files of each split; all of them are training data where no name tells a split.
+    """The files of each split; if no name matches a split, all of them are training data.
 
-    Aligned files come as source and target in turn. What is left out is said in ``notes``. Raises `UserError` where
-    there are no files, or none for training, and where a name tells two splits or the data may lie in two places.
+    Aligned files come as source and target in turn. ``notes`` say what is left out. Raises `UserError` if there are no
+    files, or none for training, if a name matches two splits, or if the data may be in two places.
     """
     assert config.path is not None
     given = Path(config.path)
@@ -53,7 +53,7 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
                 f"({', '.join('*' + suffix for suffix in _suffixes(config))})"
             )
         raise UserError(
-            f"dataset.path={config.path} does not exist, and matches no file as a glob: name where the data are with "
+            f"dataset.path={config.path} does not exist, and matches no file as a glob: name the data with "
             "dataset.path=…"
         )
     found = _once(found, notes)
@@ -62,14 +62,14 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
         held = [path for path in found if set(_parts(_stem(config, path))) & set(_HELD_OUT)]
         if held and len(held) < len(found):
             raise UserError(
-                f"{_names(held)}: named like data held out, and of no split: name them with dataset.splits.valid or "
+                f"{_names(held)}: named like held-out data, but match no split: name them with dataset.splits.valid or "
                 "dataset.splits.test, and the rest with dataset.splits.train"
             )
         if len({_stem(config, path) for path in found}) > 1:
-            notes.append(f"train: no name tells a split, so that all {len(found)} files are training data")
+            notes.append(f"train: no name matches a split, so all {len(found)} files are training data")
         return {"train": _both_sides(config, found)}
     if unused:
-        notes.append(f"files of no split left out: {_names(unused)}")
+        notes.append(f"files that match no split left out: {_names(unused)}")
     if "train" not in splits:
         names = " or ".join(config.splits.train) or "as the empty list of dataset.splits.train says"
         raise UserError(
@@ -80,20 +80,20 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
 
 
 def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:
-    """The files of a folder; where it has none, those of folders in it that are named like splits."""
+    """The files of a folder; if it has none, those of its subfolders that are named like splits."""
     found = _belonging(config, folder)
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     holding = {sub: files for sub in inner if (files := _belonging(config, sub))}
     around = list(holding) or inner
     if not found and len(around) == 1 and len(_splits_of(config, around[0].name)) != 1:
-        return _below(config, around[0], notes)  # a folder around the data, as archives have one
+        return _below(config, around[0], notes)  # a folder around the data, as in archives
     used = [] if found else [sub for sub in holding if _splits_of(config, sub.name)]
     if found:
         _check_place(config, folder, found, holding)
     elif holding and not used:
         folders = ", ".join(f"{sub.name}/" for sub in holding)
         raise UserError(
-            f"dataset.path={folder} holds files for dataset.format={config.format} in folders alone that tell no split "
+            f"dataset.path={folder} holds files for dataset.format={config.format} only in folders that match no split "
             f"({folders}): name one of them, or the files as a glob, with dataset.path"
         )
     if unused := [f"{sub.name}/ ({len(files)} files)" for sub, files in holding.items() if sub not in used]:
@@ -102,7 +102,7 @@ def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:
 
 
 def _check_place(config: DatasetConfig, folder: Path, found: list[Path], holding: dict[Path, list[Path]]) -> None:
-    """Raises `UserError` where files tell no training split and folders beside them do tell some: either may be it."""
+    """Raises `UserError` if no file matches the training split but folders beside them match one: it is ambiguous."""
     if any("train" in _splits_of(config, _stem(config, path)) for path in found):
         return
     suffix = plain_name(found[0]).removeprefix(_stem(config, found[0]))
@@ -114,8 +114,8 @@ def _check_place(config: DatasetConfig, folder: Path, found: list[Path], holding
         else:
             continue
         raise UserError(
-            f"dataset.path={folder} holds {_names(found)}, which tells no training split, and {sub.name}/, which tells "
-            f"some: name which is meant with dataset.path={inside} or dataset.path='{folder}/*{suffix}'"
+            f"dataset.path={folder} holds {_names(found)}, which matches no training split, and {sub.name}/, which "
+            f"does: choose one with dataset.path={inside} or dataset.path='{folder}/*{suffix}'"
         )
 
 
@@ -123,29 +123,29 @@ def _belonging(config: DatasetConfig, folder: Path) -> list[Path]:
     named = [path for path in folder.iterdir() if _belongs(config, path) and not path.name.startswith(".")]
     for path in named:
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link to {path.readlink()}, which is not there: mend it or take it away")
+            raise UserError(f"{path} is a link to {path.readlink()}, which does not exist: repair or remove the link")
     return sorted(path for path in named if path.is_file())
 
 
 def _matching(pattern: Path, notes: list[str]) -> list[Path]:
-    """The files that a glob matches, each once: by its own name, where links lead to it by others."""
+    """The files that a glob matches, each once: by its own name if links lead to it too."""
     names = [name for name in sorted(glob.glob(str(pattern), recursive=True)) if Path(name).is_file()]
     kept: dict[str, Path] = {}
     for name in sorted(names, key=lambda name: (Path(name).is_symlink(), name.count(os.sep))):
         kept.setdefault(os.path.realpath(name), Path(name))
     if len(kept) < len(names):
-        notes.append(f"links to files that are there left out: {len(names) - len(kept):,}")
+        notes.append(f"links to files of the same glob left out: {len(names) - len(kept):,}")
     return sorted(kept.values())
 
 
 def _once(paths: list[Path], notes: list[str]) -> list[Path]:
-    """Each file once where it lies there plain and compressed."""
+    """Each file once, if it exists both plain and compressed."""
     kept: dict[Path, Path] = {}
     for path in sorted(paths, key=lambda path: (path.suffix.lower() in COMPRESSED, path)):
         kept.setdefault(path.with_name(plain_name(path)), path)
     if len(kept) < len(paths):
         copies = [path for path in paths if path not in kept.values()]
-        notes.append(f"compressed files left out, for others of their names lie there plain: {_names(copies)}")
+        notes.append(f"compressed files left out, because they exist uncompressed too: {_names(copies)}")
     return sorted(kept.values())
 
 
@@ -158,15 +158,15 @@ def _names(paths: list[Path]) -> str:
 
 
 def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[Path]], list[Path], bool]:
-    """Splits and their files, the files that are in none of them, and whether any name tells a split.
+    """Splits and their files, the files in no split, and whether any name matches a split.
 
-    A file that is named just like its split comes before those that only have its name in theirs: with ``train.csv``
-    there, ``train_old.csv`` is another thing.
+    A file named exactly like its split wins over those that only contain the name: beside ``train.csv``,
+    ``train_old.csv`` is left out.
     """
     given = Path(config.path or "")
     in_folders = len({path.parent for path in paths}) > 1 or (given.is_dir() and paths[0].parent != given)
     exact: dict[str, list[Path]] = {}
-    # The name that tells, and the splits that it tells.
+    # The name that matches, and the splits that it matches.
     loose: dict[Path, tuple[str, list[str]]] = {}
     for path in paths:
         stem = _stem(config, path)
@@ -176,12 +176,12 @@ def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[P
         else:
             telling = path.parent.name if in_folders and not _splits_of(config, stem) else stem
             told = _splits_of(config, telling)
-            # A split of no names, dataset.splits.test=[], is one that is not wanted.
+            # A split without names, dataset.splits.test=[], is not wanted.
             loose[path] = telling, told if all(getattr(config.splits, s) for s in told) else []
     for name, told in loose.values():
         if len(told) > 1 and not all(split in exact for split in told):
             settings = " or ".join(f"dataset.splits.{split}=[{name}]" for split in told)
-            raise UserError(f"{name} is named like {' and like '.join(told)} data: say which it is with {settings}")
+            raise UserError(f"{name} is named like {' and like '.join(told)} data: choose one with {settings}")
     splits = {}
     for split in SPLITS:
         found = exact.get(split) or [path for path, (_, told) in loose.items() if told == [split]]
@@ -193,7 +193,7 @@ def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[P
 
 
 def _of_first_name(config: DatasetConfig, split: str, paths: list[Path]) -> list[Path]:
-    """Of ``valid.*`` and ``dev.*``, both for validation, those that come first in the config's names."""
+    """If both ``valid.*`` and ``dev.*`` exist, those that come first in the config's names."""
     for name in _lower(getattr(config.splits, split)):
         chosen = [path for path in paths if _stem(config, path).lower() == name]
         chosen = chosen or [path for path in paths if _has(_parts(_stem(config, path)), name)]
@@ -203,9 +203,9 @@ def _of_first_name(config: DatasetConfig, split: str, paths: list[Path]) -> list
 
 
 def _splits_of(config: DatasetConfig, name: str) -> list[str]:
-    """The splits that a name tells: ``my_test``, ``corpus.train``, ``newstest2013``, ``Test``, ``dev-00000-of-00002``.
+    """The splits that a name matches: ``my_test``, ``corpus.train``, ``newstest2013``, ``Test``, ``dev-00000-of-2``.
 
-    A name of the config's of several words tells more than a word.
+    A name with several words in the config wins over a single word.
     """
     parts = _parts(name)
     own = [
@@ -222,12 +222,12 @@ def _splits_of(config: DatasetConfig, name: str) -> list[str]:
 
 
 def _parts(name: str) -> list[str]:
-    """The words of a name in lower case: parted by signs, and where a capital follows a small letter."""
+    """The words of a name in lower case: split at signs, and where a capital follows a small letter."""
     return [part.lower() for part in re.split(r"[^0-9A-Za-z\u0080-\uffff]+|(?<=[a-z])(?=[A-Z])", name) if part]
 
 
 def _has(parts: list[str], name: str) -> bool:
-    """Whether the words of a name stand among those of a file, one behind the other."""
+    """Whether the words of a name appear among those of a file, in sequence."""
     words = _parts(name)
     return any(words and parts[place : place + len(words)] == words for place in range(len(parts)))
 
@@ -259,7 +259,7 @@ def _stem(config: DatasetConfig, path: Path) -> str:
 
 
 def _both_sides(config: DatasetConfig, paths: list[Path]) -> list[Path]:
-    """Aligned files: source and target in turn, also where only one of them was named; else the paths as given."""
+    """Aligned files: source and target in turn, even if only one was named; else the paths as given."""
     if config.format != "parallel":
         return paths
     suffixes = dict(zip(("source", "target"), _suffixes(config), strict=True))

@@ -1,4 +1,4 @@
-"""Bytes to text: compressed files as they are, UTF-8 alone, and what ends a line.
+"""Bytes to text: reads compressed files, only UTF-8, and defines what ends a line.
 
 ``\\n``, ``\\r\\n`` and ``\\r`` end a line in every file. `str.splitlines` would also cut at U+2028, and misalign two
 sides.
@@ -19,20 +19,20 @@ from pathlib import Path
 
 from tfx.errors import UserError
 
-# A name may end in one of these behind its own suffix; what a file is, its first bytes say.
+# A name may have one of these after its own suffix; the first bytes of a file decide what it is.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _GZIP, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 _LFS = b"version https://git-lfs.github.com/spec/"
-_BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")  # a text may well begin with the first three
+_BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")  # a text may begin with the first three
 
 
 def plain_name(path: Path) -> str:
-    """The name of a file without the suffix of its compression."""
+    """The name of a file without its compression suffix."""
     return path.name.removesuffix(path.suffix) if path.suffix.lower() in COMPRESSED else path.name
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file as it lies there; raises `UserError` where it cannot be read or only stands for another."""
+    """SHA-256 of a stored file; raises `UserError` if it cannot be read, or is a Git LFS pointer."""
     try:
         with open(path, "rb") as file:
             if file.read(len(_LFS)) == _LFS:
@@ -44,7 +44,7 @@ def file_digest(path: Path) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked where it is compressed; raises `UserError` where that fails."""
+    """The content of a file, unpacked if it is compressed; raises `UserError` if that fails."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -129,12 +129,12 @@ def read_text(path: Path) -> Text:
 
 
 def cr_note(path: Path, count: int) -> list[str]:
-    """Says that so many lines end as few programs read them; nothing where none does."""
+    """Notes how many lines end in a way that few programs read; no note if none does."""
     return [f"{path.name}: {count:,} lines end in \\r alone, which is read as a line end"] if count else []
 
 
 def mark_note(path: Path, text: str) -> list[str]:
-    """Says that byte order marks begin lines, as they do where files were put together; nothing where none does."""
+    """Notes byte order marks at the start of lines, as in concatenated files; no note if there are none."""
     count = text.count("\n\ufeff")
     first = text.count("\n", 0, text.find("\n\ufeff")) + 2
     where = f"the first line {first:,}, and are taken as text"

@@ -1,6 +1,6 @@
 """Where examples come from: embedded generators, local files, the Hugging Face hub.
 
-Whatever the source, a `Corpus` comes out: `datasets.Dataset` splits with the columns ``source``, ``target``
+Every source gives a `Corpus`: `datasets.Dataset` splits with the columns ``source``, ``target``
 and ``references`` (text to text), or ``text`` (language modelling), and a fingerprint of their content. Nothing is
 dropped, changed or joined without a note that says what and how many.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _EMBEDDED_SEED = 1
 # Of the columns that rows are kept in, in the cache of hub and parquet data.
 _LAYOUT = 2
-# What can be said of a row: a bit each, kept beside its text so that one pass is enough to count.
+# Facts about a row, one bit each: kept beside its text, so that one pass can count them.
 _STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_FORM, _RETOLD = (
     1 << bit for bit in range(8)
 )
@@ -45,9 +45,9 @@ _STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_F
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a split, with its folder where others have its name, and the rows in it.
+    """A file of a split, with its folder if others have the same name, and its number of rows.
 
-    Rows are lines of aligned files, else records; None for a text as a whole.
+    Rows are lines of aligned files, else records; None for a whole text.
     """
 
     file: str
@@ -55,16 +55,16 @@ class SourceFile:
 
 
 def describe_files(files: list[SourceFile]) -> str:
-    """Files with their rows, as many as a line can take."""
+    """Files with their rows, as many as fit on a line."""
     shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
     return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
 
 
 @dataclass
 class Corpus:
-    """Text before tokenizing. ``splits`` lacks ``test`` where the data have none; ``notes`` say what was done.
+    """Text before tokenizing. ``splits`` lacks ``test`` if the data has none; ``notes`` say what was done.
 
-    ``files`` are those that each split was read from; of the hub, the repository and its split.
+    ``files`` are the files of each split; for the hub, the repository and its split.
     """
 
     task: str
@@ -75,7 +75,7 @@ class Corpus:
 
 
 def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
-    """The corpus with other training targets; ``tag`` says where they are from, for the fingerprint."""
+    """The corpus with other training targets; ``tag`` identifies their origin in the fingerprint."""
     from datasets import Dataset
 
     train = Dataset.from_dict({"source": corpus.splits["train"]["source"], "target": targets})
@@ -88,13 +88,13 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     import datasets
 
     datasets.disable_progress_bars()
-    # What goes wrong is raised, too: the library's log lines would only stand above our message.
+    # Errors are raised too: the library's log lines would only repeat our message.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     _check_task(config)
     notes: list[str] = []
     files: dict[str, list[SourceFile]] = {}
-    # By which rules texts are read otherwise than when runs were first recorded. The fingerprint covers those that
-    # the data meet and no others, so that it changes with the text alone.
+    # Rules for reading texts that changed since runs were first recorded. The fingerprint covers only those that the
+    # data meets, so that it changes only with the text.
     rules: set[str] = set()
     if config.path is not None:
         raw, content, files = _read_local(config, notes, rules)
@@ -107,9 +107,9 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     settings = repr([1, content, config.task, config.format, config.source, config.target, config.text])
     settings += repr([config.join, config.empty, config.limit, config.valid_fraction, config.splits])
     key = hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
-    # Only the hub and parquet files come as they are; all else was read into the canonical columns.
+    # Only hub and parquet data is still raw; all else was read into the canonical columns.
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
-    if TASKS[config.task].is_stream and is_raw and len(raw["train"]) == 1:  # one text, which may have to be cut in two
+    if TASKS[config.task].is_stream and is_raw and len(raw["train"]) == 1:  # one text, which may be cut in two
         raw = {
             name: _to_texts(config, name, dataset, f"{key} whole ", notes, rules, is_raw=True)[0]
             for name, dataset in raw.items()
@@ -151,7 +151,7 @@ def _check_task(config: DatasetConfig) -> None:
         return
     if config.path is not None and config.format in _EMBEDDED:
         raise UserError(
-            f"dataset.format={config.format} is made by the program and reads no dataset.path: leave the path out, "
+            f"dataset.format={config.format} is generated and reads no dataset.path: leave the path out, "
             "or name the format of the files (parallel, text, json, csv, parquet)"
         )
     task = _TASKS.get(config.format, config.task)
@@ -185,7 +185,7 @@ def _generate(config: DatasetConfig) -> tuple[dict[str, Dataset], str]:
         try:
             rows = stdlib.read()
         except FileNotFoundError as error:
-            raise UserError(f"dataset '{config.name}': {error}; take another data set") from None
+            raise UserError(f"dataset '{config.name}': {error}; choose another data set") from None
     digest = hashlib.sha256()
     for name in SPLITS:
         for row in rows[name]:
@@ -194,7 +194,7 @@ def _generate(config: DatasetConfig) -> tuple[dict[str, Dataset], str]:
 
 
 def _read_hub(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Dataset], str, dict[str, list[SourceFile]]]:
-    """Splits as they are in their repository, the client's fingerprints, and in the place of files its splits."""
+    """Raw splits of a repository, the client's fingerprints, and the splits in place of files."""
     from datasets import load_dataset
 
     assert config.hub is not None
@@ -230,7 +230,7 @@ def _read_hub(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Datase
 def _read_local(
     config: DatasetConfig, notes: list[str], rules: set[str]
 ) -> tuple[dict[str, Dataset], str, dict[str, list[SourceFile]]]:
-    """Splits as they are in their files, a digest of their content, and the files."""
+    """Raw splits of local files, a digest of their content, and the files."""
     from datasets import Dataset
 
     digest = hashlib.sha256()
@@ -261,7 +261,7 @@ def _read_local(
 
 
 def writable_cache(name: str) -> Path:
-    """A folder of the cache, made where it is missing; raises `UserError` where it cannot be written."""
+    """A folder of the cache, made if it is missing; raises `UserError` if it cannot be written."""
     folder = cache_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -306,7 +306,7 @@ def _read_texts(paths: list[Path], notes: list[str], rules: set[str]) -> Dataset
     for path in paths:
         found = read_text(path)
         notes += cr_note(path, found.cr) + mark_note(path, found.text)
-        if found.crlf:  # here a line end is text like another
+        if found.crlf:  # here a line end is text
             notes.append(f"{path.name}: {found.crlf:,} lines end in \\r\\n, of which \\n is kept")
         if found.crlf or found.cr:
             rules.add("line ends")
@@ -318,7 +318,7 @@ def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
     import pyarrow.parquet
     from datasets import Dataset, load_dataset
 
-    # A cache folder named by the content: the library's own key is the path and the time of the last change.
+    # A cache folder named by the content, because the library's own key is path and modification time.
     cache = writable_cache(f"files/{content[:32]}")
     plain = [_unpacked(path, cache) for path in paths]
     try:
@@ -341,7 +341,7 @@ def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
 
 
 def _kind(kind: Any) -> str:
-    """What an Arrow type holds, however wide: the library turns one into the other where files differ in it."""
+    """The kind of an Arrow type, without its width, which the library converts between files."""
     import pyarrow
 
     types = pyarrow.types
@@ -353,22 +353,22 @@ def _kind(kind: Any) -> str:
 
 
 def _check_alike(paths: list[Path], columns: list[dict[str, str]]) -> None:
-    """Refuses files of one split with other columns or types: "007" would become 7 where the first has numbers."""
+    """Refuses files of one split with different columns or types: "007" would become 7 if the first has numbers."""
     for path, own in zip(paths, columns, strict=True):
         for name in [*columns[0], *own]:
             kinds = [each.get(name, "missing") for each in (columns[0], own)]
             if kinds[0] != kinds[1]:
                 raise UserError(
                     f"column '{name}' is {kinds[0]} in {paths[0]} and {kinds[1]} in {path.name}: files of one split "
-                    "have the same columns; write them anew, or name those that belong together with dataset.path"
+                    "need the same columns; rewrite them, or name those that belong together with dataset.path"
                 )
 
 
 def _unpacked(path: Path, cache: Path) -> Path:
-    """A file that Arrow can open: the file itself, or where it is compressed as a whole its content in the cache."""
+    """A file that Arrow can open: the file itself, or if it is compressed, its content in the cache."""
     if path.suffix.lower() not in COMPRESSED:
         return path
-    # Files of several folders may have one name.
+    # Files in several folders may have the same name.
     plain = cache / f"{file_digest(path).hex()[:32]}-{path.name.removesuffix(path.suffix)}"
     if not plain.is_file():
         write_bytes(plain, read_bytes(path))
@@ -419,7 +419,7 @@ def _first_line(error: BaseException) -> str:
 class _Reader:
     """Reads from a row what ``dataset.<setting>`` names: a column, a path a.b, or a '{template}' of those.
 
-    ``flags`` are those of the text that was read last.
+    ``flags`` belong to the text that was read last.
     """
 
     def __init__(self, config: DatasetConfig, setting: str) -> None:
@@ -436,11 +436,11 @@ class _Reader:
             raise UserError(f"dataset.{setting}='{self.spec}' is not a template: {error}") from None
         for literal, name, format_spec, conversion in parsed:
             if name == "" or format_spec or conversion:
-                raise UserError(f"dataset.{setting}='{self.spec}': between braces stands a column or path, only that")
+                raise UserError(f"dataset.{setting}='{self.spec}': only a column or path may stand between braces")
             self._pieces.append((literal, name))
 
     def check(self, columns: list[str]) -> list[str]:
-        """The columns that are needed, of those that the data have; raises `UserError` where one is missing."""
+        """The columns that are needed; raises `UserError` if one is missing from the data."""
         if self.spec in columns:
             return [self.spec]
         paths = [name for _, name in self._pieces if name is not None] if self._pieces else [self.spec]
@@ -456,7 +456,7 @@ class _Reader:
         return needed
 
     def text(self, row: dict[str, Any]) -> str:
-        """The text in a row, "" where it is missing. Raises `ValueError` for what is no text."""
+        """The text in a row, "" if it is missing. Raises `ValueError` for a value that is not text."""
         self.flags = 0
         if not self._pieces or self.spec in row:
             return self._text_of(self._follow(row, self.spec))
@@ -470,7 +470,7 @@ class _Reader:
         return text
 
     def texts(self, row: dict[str, Any]) -> list[str]:
-        """The texts of a list each, else the one text. Raises `ValueError` as `text`."""
+        """All texts of a list, else the one text. Raises `ValueError` as `text` does."""
         value = None if self._pieces and self.spec not in row else self._follow(row, self.spec)
         if not isinstance(value, list):
             return [self.text(row)]
@@ -492,7 +492,7 @@ class _Reader:
             if value is None:
                 return None
             if isinstance(value, list):
-                raise ValueError(f"'{path}' leads through a list ('{key}' is asked of it), and a path through objects")
+                raise ValueError(f"'{path}' leads through a list (at '{key}'), but a path goes through objects")
             if not isinstance(value, dict) or key not in value:
                 inside = suggest(key, value) if isinstance(value, dict) else ""
                 raise UserError(f"{self.setting}: '{path}' is not in {self._where} (no '{key}'){inside}")
@@ -530,7 +530,7 @@ def _written(
 
 
 def _map(dataset: Dataset, make: Callable[[Any, list[int]], Any], features: dict[str, Any], key: str) -> Dataset:
-    """Replaces all columns, batch by batch; data of the hub are written to its cache and found there again."""
+    """Replaces all columns, batch by batch; hub data is written to its cache and reused from there."""
     from datasets import Features
 
     return dataset.map(
@@ -583,7 +583,7 @@ def _key(*texts: str) -> int:
 
 
 def _without_marks(split: str, dataset: Dataset, notes: list[str], rules: set[str]) -> tuple[Dataset, np.ndarray]:
-    """The texts without the columns ``flags``, which become notes, and ``key``, which is returned."""
+    """The texts without ``flags``, which become notes, and without ``key``, which is returned."""
     flags, keys = (np.asarray(dataset.data.column(name)) for name in ("flags", "key"))
     if np.any(flags & _RETOLD):
         rules.add("values as JSON writes them")
@@ -592,11 +592,11 @@ def _without_marks(split: str, dataset: Dataset, notes: list[str], rules: set[st
 
 
 def _said(split: str, count: Callable[[int], int]) -> Iterator[str]:
-    """What is to be said of the rows of a split, of which so many have a flag."""
+    """Notes on the rows of a split, by how many have each flag."""
     if rows := count(_DECODED):
-        yield f"{split}: {rows:,} rows hold bytes in the place of text, which are read as UTF-8"
+        yield f"{split}: {rows:,} rows hold bytes instead of text, which are read as UTF-8"
     if rows := count(_LACKING):
-        yield f"{split}: {rows:,} rows lack a value of a template, and have nothing in its place"
+        yield f"{split}: {rows:,} rows lack a value of a template, which is left empty"
     if rows := count(_STRIPPED):
         yield f"{split}: {rows:,} pairs with white space around a text, which is removed"
     if rows := count(_WITHOUT_EMPTY):
@@ -658,7 +658,7 @@ def _is_decomposed(text: str) -> bool:
 
 
 def _without_empty(split: str, texts: Dataset, keys: np.ndarray, notes: list[str]) -> tuple[Dataset, np.ndarray]:
-    """The documents that hold text, and their keys: an empty one would be nothing but an end token."""
+    """The documents with text, and their keys: an empty one would be only an end token."""
     if len(texts) < 2:
         return texts, keys
     kept = [row for row, text in enumerate(texts["text"]) if text]
@@ -669,20 +669,20 @@ def _without_empty(split: str, texts: Dataset, keys: np.ndarray, notes: list[str
 
 
 def _repetitions(keys: dict[str, np.ndarray]) -> Iterator[str]:
-    """Says how many rows stand twice in a split, and how many of one that is scored also stand in training."""
+    """Notes how many rows of a split are repeated, and how many of a scored split are also in training."""
     keys = {split: own for split, own in keys.items() if len(own) > 1}
     for split, own in keys.items():
         if doubled := len(own) - len(np.unique(own)):
-            yield f"{split}: {doubled:,} rows are repetitions of others in it, and are kept"
+            yield f"{split}: {doubled:,} rows repeat others of the split, and are kept"
     for split in ("valid", "test"):
         for other in ("train", "valid"):
             both = split in keys and other in keys and split != other
             if both and (shared := int(np.isin(keys[split], keys[other]).sum())):
-                yield f"{split}: {shared:,} rows also stand in {other}, and are kept"
+                yield f"{split}: {shared:,} rows are also in {other}, and are kept"
 
 
 def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[str]) -> None:
-    """Cuts a validation split from the end of the training split where there is none."""
+    """Cuts a validation split from the end of the training split if there is none."""
     if "valid" in splits:
         return
     if config.valid_fraction == 0:

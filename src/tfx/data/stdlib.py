@@ -1,7 +1,7 @@
 """The embedded data set `stdlib`: the Python standard library as text for a language model.
 
-The documents are the source files of the library of the Python that runs, so the data set is there without a
-download, and it differs a little from one Python version to the next.
+The documents are the source files of the running Python's library, so no download is needed, and the text differs
+a little between Python versions.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ VALID_PERCENT = 5
 
 
 def read() -> dict[str, list[dict[str, str]]]:
-    """Read the standard library, one document a file.
+    """Read the standard library, one document per file.
 
     Returns the documents of the splits "train", "valid" and "test", each with its "text", in the order of the
     paths of the files. The split depends on nothing but the path of a file inside the library: about 90 % of

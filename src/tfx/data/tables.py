@@ -1,7 +1,7 @@
 """Rows of JSON, CSV and TSV files, every value as it is written, and the text of a value.
 
-They are not read with the `datasets` library, which guesses types and so changes text: "007" would become 7, "NA"
-nothing, and a column of dates that of times of the day.
+The `datasets` library is not used, because it guesses types and so changes text: "007" would become 7, "NA" nothing,
+and a column of dates would become timestamps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 def text_of(value: Any) -> str:
     """The text of a value: numbers and booleans as JSON writes them, missing ones (null, NaN) as nothing.
 
-    Raises `ValueError` for what is no text: an object, a list, bytes that are not UTF-8.
+    Raises `ValueError` for anything else: an object, a list, bytes that are not UTF-8.
     """
     if isinstance(value, str):
         return str(value)
@@ -44,12 +44,12 @@ def text_of(value: Any) -> str:
         return value.decode("utf-8")  # its error is a ValueError
     if isinstance(value, dict):
         inner = f": name one of its values by a path, such as {next(iter(value))}" if value else ""
-        raise ValueError(f"an object is no text{inner}")
+        raise ValueError(f"an object is not text{inner}")
     if isinstance(value, list | tuple):
-        raise ValueError("a list is no text: name a column that holds texts")
+        raise ValueError("a list is not text: name a column that holds texts")
     if isinstance(value, int | Decimal) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
-    raise ValueError(f"{str(value)[:40]} ({type(value).__name__}) is no text")
+    raise ValueError(f"{str(value)[:40]} ({type(value).__name__}) is not text")
 
 
 # --- JSON -------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def json_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int,
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}, line {line}: {_as_json(row)[:40]} is not an object: "
-                'a file holds one {"column": value} a line, or one list of them'
+                'a file holds one {"column": value} per line, or one list of them'
             )
         yield line, row
 
@@ -104,7 +104,7 @@ def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     if text[place:].strip():
         line = 1 + text.count("\n", 0, _after_space(text, place))
         raise UserError(
-            f"{path}, line {line}: there is more behind the list: a file holds one list, or an object a line"
+            f"{path}, line {line}: there is more after the list: a file holds one list, or one object per line"
         )
 
 
@@ -125,7 +125,7 @@ def _parsed(path: Path, number: int, source: str, parse: Any, start: int | None 
         if isinstance(error, json.JSONDecodeError):
             at = error.lineno if start is not None else error.lineno + number - 1
         raise UserError(
-            f"{path}, line {at}: not JSON ({error}): a file holds one object a line, or one list of objects"
+            f"{path}, line {at}: not JSON ({error}): a file holds one object per line, or one list of objects"
         ) from None
 
 
@@ -142,14 +142,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         double = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key '{double}' stands twice in one object")
+        raise ValueError(f"the key '{double}' is repeated in one object")
     return found
 
 
 def _constant(name: str) -> float:
     if name == "NaN":
-        return math.nan  # what writers without a null make of a missing value
-    raise ValueError(f"{name} is no value of JSON")
+        return math.nan  # writers without a null use these for a missing value
+    raise ValueError(f"{name} is not a JSON value")
 
 
 _DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_constant, object_pairs_hook=_object)
@@ -228,7 +228,7 @@ def _tab_rows(path: Path, text: str, notes: list[str], rules: set[str]) -> Itera
     begun = [cell for cells in rows for cell in cells if cell.startswith('"')]
     if begun and _is_written_in_quotes(rows, begun):
         rows = [[cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells] for cells in rows]
-        notes.append(f"{path.name}: {len(begun):,} cells stand in double quotes, which are taken off")
+        notes.append(f"{path.name}: {len(begun):,} cells have double quotes around them, which are removed")
         begun = []
     elif begun and any(len(cells) != len(rows[0]) and cells != [""] for cells in rows):
         # Cells with tabs or line ends in them, in quotes: only if the whole file reads as such.
@@ -242,13 +242,13 @@ def _tab_rows(path: Path, text: str, notes: list[str], rules: set[str]) -> Itera
             yield from whole
             return
     if begun:
-        notes.append(f"{path.name}: {len(begun):,} cells begin with a quotation mark, which is taken as text")
+        notes.append(f"{path.name}: {len(begun):,} cells begin with a quotation mark, which is read as text")
         rules.add("tsv quotes")
     yield from enumerate(rows, start=1)
 
 
 def _is_written_in_quotes(rows: list[list[str]], begun: list[str]) -> bool:
-    """Whether the quotes that cells begin with are a program's, and not their authors'.
+    """Whether the quotes around cells come from a program, and not from the authors of the text.
 
     Programs put quotes around all cells of a file, or all but numbers, its header included; or around those that need
     them: in a line these have a quotation mark inside, which is doubled, or (spreadsheets) a comma besides such others.

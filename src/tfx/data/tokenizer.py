@@ -21,7 +21,7 @@ from tfx.errors import UserError
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
-# Names under which other tools' tokenizers keep the same tokens.
+# Names of the same tokens in tokenizers of other tools.
 _ALIASES = {
     PAD: (PAD, "[PAD]", "<|pad|>"),
     BOS: (BOS, "<s>", "[BOS]", "[CLS]", "<|startoftext|>"),
@@ -31,7 +31,7 @@ _ALIASES = {
 # How BPE and unigram models with a byte fallback spell a byte.
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _SMALLEST_BPE = 256 + len(SPECIAL)
-# The library takes up to 300 bytes of memory a character while it works.
+# The library needs up to 300 bytes of memory per character while it works.
 _PIECE_CHARACTERS = 1 << 15
 _CALL_CHARACTERS = 1 << 20
 
@@ -40,8 +40,8 @@ class Tokenizer:
     """Text to token ids and back.
 
     ``pad``, ``bos``, ``eos`` and ``unk`` are ids. The first three never appear in decoded text, and text that
-    happens to hold their names is ordinary text. ``ends_documents`` tells of a language model's training text that an
-    end token stands behind each of its documents; where it is one text, there is none.
+    happens to hold their names is ordinary text. ``ends_documents`` is true if an end token follows each document of a
+    language model's training text; a single text has none.
     """
 
     ends_documents = False
@@ -51,7 +51,7 @@ class Tokenizer:
         _check_ids(backend)
         if missing:
             backend.add_special_tokens(missing)
-        # A file of another tool may cut or pad what it encodes, and "<eos>" in a text must not end it.
+        # Another tool's file may set truncation or padding, and "<eos>" in a text must not end it.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
@@ -59,7 +59,7 @@ class Tokenizer:
         self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) or 0 for token in SPECIAL)
         self._specials = {self.pad, self.bos, self.eos}
         self._encoder = _without_special_names(backend, self._specials | {self.unk})
-        # A tokenizer that prepends a space to the text gives it back when it decodes.
+        # A tokenizer that prepends a space to a text returns it when decoding.
         probe = backend.decode(backend.encode("x", add_special_tokens=False).ids)
         self._strips_space = probe.startswith(" ")
 
@@ -76,7 +76,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Reads a tokenizer.json; raises `UserError` where it is missing or not one."""
+        """Reads a tokenizer.json; raises `UserError` if it is missing or not one."""
         if not path.is_file():
             raise UserError(f"the tokenizer file {path} {'is not a file' if path.exists() else 'does not exist'}")
         try:
@@ -88,7 +88,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """The tokenizer that `to_json` wrote; raises `UserError` where the text is not one."""
+        """The tokenizer that `to_json` wrote; raises `UserError` if the text is not one."""
         try:
             with _no_backtrace():
                 backend = tokenizers.Tokenizer.from_str(text)
@@ -109,13 +109,13 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides how text becomes ids."""
+        """Hash of everything that decides how text becomes ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a very long text is encoded in pieces of whole lines."""
         ids: list[list[int]] = [[] for _ in texts]
-        # Row and piece of those that begin their text, and of those that go on with it.
+        # Row and piece of the pieces that begin their text, and of the others.
         begun: list[tuple[int, str]] = []
         continued: list[tuple[int, str]] = []
         characters = 0
@@ -135,7 +135,7 @@ class Tokenizer:
         for found, encoder in ((begun, self._encoder), (continued, self._continuing if continued else self._encoder)):
             try:
                 encodings = encoder.encode_batch_fast([piece for _, piece in found], add_special_tokens=False)
-            except TypeError:  # what the library says of a lone surrogate
+            except TypeError:  # the library's error for a lone surrogate
                 raise UserError("a text holds half of a surrogate pair (U+D800 to U+DFFF): it is not UTF-8") from None
             for (row, _), encoding in zip(found, encodings, strict=True):
                 ids[row] += encoding.ids
@@ -152,14 +152,14 @@ class Tokenizer:
         return encoder
 
     def goes_on(self, characters: int) -> bool:
-        """Whether a text so long is encoded in pieces of which only the first is to begin with a space."""
+        """Whether a text of this length is encoded in pieces of which only the first may begin with a space."""
         if characters <= 2 * _PIECE_CHARACTERS:
             return False
         content = json.loads(self.to_json())
         return any(part != _without_first_space(part) for part in (content["normalizer"], content["pre_tokenizer"]))
 
     def unknown_bytes(self, text: str) -> list[int]:
-        """UTF-8 bytes of the characters behind each unknown token of a text, in order."""
+        """UTF-8 bytes of the characters of each unknown token of a text, in order."""
         counts: list[int] = []
         for place, piece in enumerate(_pieces(text)):
             encoding = (self._continuing if place else self._encoder).encode(piece, add_special_tokens=False)
@@ -170,19 +170,19 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> int:
         """UTF-8 bytes of the text of a token at the start of a text; a token may be part of a character.
 
-        An unknown token has none: which characters it stands for is not in it.
+        An unknown token has none, because it does not say which characters it stands for.
         """
         if token_id == self.unk:
             return 0
         text, piece = self.decode([token_id]), self.token(token_id)
         if "\ufffd" not in text or "\ufffd" in piece:
             return len(text.encode())
-        # Part of a character, which is one byte, or one a letter of a byte-level piece.
+        # Part of a character: one byte, or one per letter of a byte-level piece.
         return 1 if _BYTE.fullmatch(piece) else len(piece) - (self._strips_space and piece.startswith("Ġ"))
 
     @property
     def kind(self) -> str:
-        """What it is, in words: byte-level BPE, BPE, unigram, WordPiece, words or characters."""
+        """Its kind in words: byte-level BPE, BPE, unigram, WordPiece, words or characters."""
         content = json.loads(self.to_json())
         model, text = content["model"]["type"], json.dumps(content["pre_tokenizer"])
         if model == "BPE":
@@ -193,7 +193,7 @@ class Tokenizer:
 
     @property
     def changes(self) -> list[str]:
-        """What it does to a text before it encodes it (lower case, composed forms), by the library's names."""
+        """What it changes in a text before encoding (lower case, composed forms), by the library's names."""
         return _normalizers(json.loads(self.to_json())["normalizer"])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -202,11 +202,11 @@ class Tokenizer:
         return text.removeprefix(" ") if self._strips_space else text
 
     def reduced(self, used: Iterable[int]) -> tuple[Tokenizer, list[int]]:
-        """A tokenizer without the tokens that nothing needs, and the ids in this one of those that stay, in order.
+        """A tokenizer without unneeded tokens, and the ids in this one of those that stay, in order.
 
-        What stays are the tokens ``used``, those that their merges are made of, special and added tokens, and the
-        alphabet, so that every text can still be encoded. A text whose tokens are all used has the same ones in
-        both: no other merge takes part in it (BPE), and no better segmentation goes (unigram).
+        The tokens that stay are ``used``, those that their merges are made of, special and added tokens, and the
+        alphabet, so that every text can still be encoded. A text whose tokens are all used is encoded the same by
+        both: it needs no other merge (BPE), and no better segmentation is removed (unigram).
         """
         content = json.loads(self.to_json())
         model = content["model"]
@@ -225,7 +225,7 @@ class Tokenizer:
             stay |= {piece for piece, _ in model["vocab"] if len(piece) == 1 or _BYTE.fullmatch(piece)}
             stay.add(by_id[model["unk_id"]])
         else:
-            return self, sorted(by_id)  # each entry is a character of its own: the alphabet
+            return self, sorted(by_id)  # each entry is one character: the alphabet
         kept = [index for index, piece in sorted(by_id.items()) if piece in stay]
         numbers = {by_id[old]: new for new, old in enumerate(kept)}
         if model["type"] == "BPE":
@@ -234,7 +234,7 @@ class Tokenizer:
             model["vocab"] = [entry for entry in model["vocab"] if entry[0] in stay]
             model["unk_id"] = numbers[by_id[model["unk_id"]]]
         content["added_tokens"] = [token | {"id": numbers[token["content"]]} for token in content["added_tokens"]]
-        content["post_processor"] = None  # it holds ids, and adds special tokens that nothing here asks for
+        content["post_processor"] = None  # it holds ids, and adds special tokens that nothing here needs
         smaller = Tokenizer.from_json(json.dumps(content))
         smaller.ends_documents = self.ends_documents
         return smaller, kept
@@ -248,9 +248,8 @@ def _without_special_names(backend: tokenizers.Tokenizer, special: set[int]) -> 
     """The tokenizer to encode with: special tokens, also ``special`` that a file does not mark, have names there that
     no text holds.
 
-    The library does not look for those that are marked in a text any more (`encode_special_tokens`), but it does for
-    the others that were added, and its models do: to a unigram model ``<eos>`` is a piece like any other, and the
-    likeliest one.
+    The library ignores marked ones in a text (`encode_special_tokens`), but still finds other added tokens, and so do
+    its models: to a unigram model ``<eos>`` is a piece like any other, and the likeliest one.
     """
     content = json.loads(backend.to_str())
     model, added = content["model"], content["added_tokens"]
@@ -269,7 +268,7 @@ def _without_special_names(backend: tokenizers.Tokenizer, special: set[int]) -> 
     for token in added:
         token["special"] = token["special"] or token["id"] in special
         token["content"] = hidden.get(token["content"], token["content"])
-    content["post_processor"] = None  # it names special tokens, and is not asked for
+    content["post_processor"] = None  # it names special tokens, and is not used
     encoder = tokenizers.Tokenizer.from_str(json.dumps(content))
     encoder.encode_special_tokens = True
     return encoder
@@ -304,7 +303,7 @@ def _normalizers(found: dict[str, Any] | None) -> list[str]:
 
 @contextmanager
 def _no_backtrace() -> Iterator[None]:
-    """Inside, nothing reaches stderr: where the library panics, it prints a backtrace before Python hears of it."""
+    """Inside, nothing reaches stderr: if the library panics, it prints a backtrace before Python gets the error."""
     try:
         kept = os.dup(2)
     except OSError:  # it is closed
@@ -323,7 +322,7 @@ def _no_backtrace() -> Iterator[None]:
 
 def _special_id(backend: tokenizers.Tokenizer, token: str) -> int | None:
     names = _ALIASES[token]
-    if token == UNK:  # what the model itself puts for what it does not know goes before any name
+    if token == UNK:  # the model's own unknown token takes precedence over any name
         names = (*_unknown_name(backend), *names)
     for name in names:
         token_id = backend.token_to_id(name)
@@ -340,7 +339,7 @@ def _unknown_name(backend: tokenizers.Tokenizer) -> tuple[str, ...]:
 
 
 def _check_ids(backend: tokenizers.Tokenizer) -> None:
-    """Refuses ids with gaps: the library numbers what is added by count, so two tokens would share an id."""
+    """Refuses ids with gaps: the library numbers added tokens by count, so two tokens would share an id."""
     count = backend.get_vocab_size(with_added_tokens=True)
     if count and max(backend.get_vocab(with_added_tokens=True).values()) != count - 1:
         raise UserError(f"the ids of its {count:,} tokens are not the numbers 0 to {count - 1:,}")
@@ -381,7 +380,7 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str], prefix_space: bool
 
 
 def _train_unigram(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
-    """Unigram language model (Kudo 2018); characters that training never saw become the unknown token."""
+    """Unigram language model (Kudo 2018); characters that are not in the training text become the unknown token."""
     backend = tokenizers.Tokenizer(models.Unigram())
     backend.pre_tokenizer = _with_digits(config, pre_tokenizers.Metaspace())
     backend.decoder = decoders.Metaspace()
@@ -402,7 +401,7 @@ def _with_digits(config: TokenizerConfig, first: pre_tokenizers.PreTokenizer) ->
 
 
 def _train_char(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
-    """One token a character of the training text, the most frequent ``vocab_size`` of them."""
+    """One token per character of the training text, for the most frequent ones up to ``vocab_size``."""
     counts: dict[str, int] = {}
     for text in texts:
         for character in text:

@@ -1,1 +1,1 @@
-"""Floor 3: quality, speed and size."""
+"""Quality, decoding, speed and memory of a model."""

@@ -1,4 +1,4 @@
-"""What a model attends to: the attention weights of every layer on a few inputs, for the report."""
+"""The attention weights of every layer on a few inputs, for the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.model.attention import Attention
 from tfx.model.transformer import Transformer
 
-_MOST_TOKENS = 32  # a map of more cannot be read
+_MOST_TOKENS = 32  # a larger map is unreadable
 
 
 @torch.inference_mode()
@@ -22,8 +22,8 @@ def record_attention(
 
     Returns the rows of `attention.json`: ``tokens_source``, ``tokens_target`` and ``layers``, each with its
     ``name`` (``encoder 0 self``, ``decoder 0 self``, ``decoder 0 cross``) and ``weights`` by head, query and key.
-    Queries and keys of the encoder are source tokens. Texts are cut to 32 tokens and the context. The model is left
-    in the mode that it was in.
+    Queries and keys of the encoder are source tokens. Texts are cut to 32 tokens and the context. The model keeps
+    its mode.
     """
     was_training = model.training
     model.eval()

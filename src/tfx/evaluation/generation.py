@@ -1,4 +1,4 @@
-"""Text in, text out, by the task of the model; and what settings of decoding mean."""
+"""Text in, text out, by the task of the model; and which settings of decoding apply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
 
-# What each way to decode reads of the config.
+# The settings that each decoding method reads.
 _READS = {"greedy": (), "beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
 
 
@@ -30,11 +30,11 @@ def describe_decoding(config: EvaluationConfig) -> str:
 
 
 def ignored_settings(config: EvaluationConfig) -> dict[str, str]:
-    """Settings of decoding that change nothing with this config, and why: text to text, or a model that samples."""
+    """Settings of decoding that have no effect with this config, and why."""
     method = decoding_method(config)
     ignored = {name: f"decoding is by {method}" for kind, names in _READS.items() if kind != method for name in names}
     if config.method in ("auto", "beam"):
-        ignored.pop("beam", "")  # a beam of one is what makes this greedy
+        ignored.pop("beam", "")  # a beam of one makes this greedy
     if method != "sample":
         ignored["seed"] = f"decoding is by {method}"
     elif config.top_p == 1:
@@ -54,11 +54,11 @@ def generate(
 ) -> list[str]:
     """One output for each text, in order: its transduction, or for a language model its continuation.
 
-    ``first`` is the number of the first text among all that are decoded with this seed: each has random draws of its
-    own. ``note`` hears in a line what is done to an input: a text longer than the model's context is cut, characters
-    are not known, where there is no text a language model begins as the documents of its training did. Line ends
-    inside an output become spaces where the model is text to text; a language model's continuation keeps them, and
-    joins the text as it would stand in one. A text to text model makes nothing of an empty text.
+    ``first`` is the number of the first text among all that are decoded with this seed: each has its own random draws.
+    ``note`` gets a line for each change to an input: a text longer than the context is cut, characters are unknown, or
+    there is no text, so that a language model begins as its training documents did. Line ends inside an output become
+    spaces for text to text; the continuation of a language model keeps them and follows its text directly. The output
+    for an empty text is empty in text to text.
     """
     model.eval()
     ids = tokenizer.encode(texts)

@@ -1,4 +1,4 @@
-"""Evaluation on a device that has too little memory for its batches: the same work in smaller ones."""
+"""Evaluation with too little device memory: the same work in smaller batches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Result = TypeVar("Result")
 
 
 def in_memory(batch_tokens: int, work: Callable[[int], Result]) -> Result:
-    """``work(batch_tokens)``, with half as many tokens as often as the device runs out of memory.
+    """The result of ``work(batch_tokens)``; halves the tokens each time the device runs out of memory.
 
-    Warns where it does; raises `torch.OutOfMemoryError` where a single token does not fit.
+    Warns each time; raises `torch.OutOfMemoryError` if a single token does not fit.
     """
     while True:
         try:

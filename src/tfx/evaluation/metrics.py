@@ -27,7 +27,7 @@ class TextScore:
 
 BLEU_VARIANTS: dict[str, dict[str, Any]] = {
     "bleu": {},
-    # Most papers before 2018 lowercased; sacreBLEU's own tokenization stands in for theirs.
+    # Most papers before 2018 lowercased; sacreBLEU's tokenization replaces theirs.
     "bleu_lowercase": {"lowercase": True},
     # For scripts without spaces between words: sacreBLEU's own tokenizers.
     "bleu_zh": {"tokenize": "zh"},
@@ -90,7 +90,7 @@ def _add_sacrebleu(score: TextScore, name: str, hypotheses: list[str], reference
     metric = CHRF() if name == "chrf" else _bleu(name)
     score.metrics[name] = metric.corpus_score(hypotheses, streams).score
     score.signatures[name] = str(metric.get_signature())
-    # The counts of a sentence add up to those of a corpus: what resampling sentences needs.
+    # Sentence counts add up to corpus counts, as resampling sentences needs.
     if name == "chrf":
         for sentence, hypothesis, row in zip(score.sentences, hypotheses, references, strict=True):
             sentence[name] = chrf_counts(hypothesis, row)
@@ -102,7 +102,7 @@ def _add_sacrebleu(score: TextScore, name: str, hypotheses: list[str], reference
 
 
 def _bleu(name: str, **options: Any) -> Any:
-    """sacreBLEU's metric; raises `UserError` where its tokenizer needs a package or a model that is not there."""
+    """sacreBLEU's metric; raises `UserError` if its tokenizer needs a missing package or model."""
     from sacrebleu.metrics import BLEU
 
     try:
@@ -113,14 +113,14 @@ def _bleu(name: str, **options: Any) -> Any:
     except Exception as error:  # its download raises errors of many kinds
         raise UserError(
             f"metric {name} needs a model that sacreBLEU cannot download ({type(error).__name__}): put it in "
-            "~/.sacrebleu/models, or take bleu_char"
+            "~/.sacrebleu/models, or use bleu_char"
         ) from error
 
 
 def chrf_counts(hypothesis: str, references: Sequence[str]) -> list[int]:
     """Character n-grams (n from 1 to 6) in the output, in the reference, and in both: 18 counts, n by n.
 
-    Of several references the one with the best chrF counts, as in sacreBLEU (Popović 2015).
+    With several references the one with the best chrF counts, as in sacreBLEU (Popović 2015).
     """
     ours = _character_ngrams(hypothesis)
     candidates = []
@@ -128,7 +128,7 @@ def chrf_counts(hypothesis: str, references: Sequence[str]) -> list[int]:
         theirs = _character_ngrams(reference)
         counts: list[int] = []
         for own, other in zip(ours, theirs, strict=True):
-            # Where the reference is too short to have such n-grams, those of the output do not count either.
+            # If the reference is too short for such n-grams, those of the output do not count either.
             counts += [own.total() if other else 0, other.total(), (own & other).total()]
         candidates.append(counts)
     scores = SCORERS["chrf"].corpus(np.asarray(candidates, dtype=float))
@@ -163,21 +163,21 @@ class _RougeWords:
 
 
 def exact_match(hypothesis: str, reference: str) -> float:
-    """1 where the two are the same, surrounding white space aside."""
+    """1 if the two are equal, apart from surrounding white space."""
     return float(hypothesis.strip() == reference.strip())
 
 
 def _answer_tokens(text: str) -> list[str]:
     """SQuAD's normalisation (Rajpurkar 2016, arXiv 1606.05250): case, punctuation and articles do not count.
 
-    Letters of scripts without spaces are words of their own (as in MLQA, Lewis 2020, arXiv 1910.07475).
+    Each letter of a script without spaces is a word (as in MLQA, Lewis 2020, arXiv 1910.07475).
     """
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return split_characters(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match_normalized(hypothesis: str, reference: str) -> float:
-    """1 where the two are the same after SQuAD's normalisation."""
+    """1 if the two are equal after SQuAD's normalisation."""
     return float(_answer_tokens(hypothesis) == _answer_tokens(reference))
 
 

@@ -19,7 +19,7 @@ from tfx.tasks.prepare import PreparedData
 
 @dataclass
 class Quality:
-    """Metrics by name, their signatures, and one row a sentence (or window of a stream) with what statistics need."""
+    """Metrics by name, their signatures, and one row per sentence (or window of a stream) for the statistics."""
 
     metrics: dict[str, float]
     signatures: dict[str, str] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Quality:
 
 
 def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
-    """What is to be known of the data before their numbers are believed: metrics that do not fit, texts that change."""
+    """Notes to read before trusting the numbers: metrics that do not fit the data, texts that the tokenizer changes."""
     notes = []
     split = data.splits[data.test_split]
     if split.texts is not None:
@@ -50,7 +50,7 @@ def measure_quality(
     most_decoded: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Quality:
-    """Scores the loss of the whole split and decodes it where outputs are texts (its first ``most_decoded`` rows)."""
+    """Scores the loss of the whole split, and if outputs are texts decodes its first ``most_decoded`` rows."""
     device = model.embedding.weight.device
     score = in_memory(
         config.batch_tokens, lambda tokens: score_loss(model, split, tokenizer, batch_tokens=tokens, device=device)

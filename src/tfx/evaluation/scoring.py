@@ -25,8 +25,8 @@ _SLICE = 1024
 class LossScore:
     """Negative log-likelihood of a split. ``nll`` and ``targets`` are by row: a sentence, or a window of a stream.
 
-    ``text_bytes`` of a stream are those of its targets; ``unknown_bytes``, by row, those of them that are of
-    characters which the tokenizer does not know.
+    ``text_bytes`` of a stream are the bytes of its targets; ``unknown_bytes``, by row, those of characters that the
+    tokenizer does not know.
     """
 
     total_nll: float
@@ -38,10 +38,10 @@ class LossScore:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``loss`` in nats a token, ``perplexity``, and for streams ``bits_per_byte`` of the text.
+        """``loss`` in nats per token, ``perplexity``, and for streams ``bits_per_byte`` of the text.
 
-        The model's code for an unknown character does not say which one it is. So that the bits are those of a code
-        that gives the text back, each of its bytes costs 8 more.
+        The code for an unknown character does not say which one it is. Each of its bytes costs 8 bits more, so that the
+        text could be restored from the bits.
         """
         loss = self.total_nll / max(1, self.total_targets)
         values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
@@ -65,9 +65,9 @@ def score_loss(
     device: torch.device,
     between: Callable[[], Any] | None = None,
 ) -> LossScore:
-    """Scores every target of a split once, in fp32. The model is left in the mode that it was in.
+    """Scores every target of a split once, in fp32. The model keeps its mode.
 
-    ``between`` is called before each batch, and may raise to leave.
+    ``between`` is called before each batch, and may raise to stop.
     """
     was_training = model.training
     model.eval()
@@ -81,7 +81,7 @@ def score_loss(
             between()
         moved = batch.to(device)
         hidden = run_batch(model, moved).flatten(0, 1)
-        # Projected by the model itself, as it decodes, in slices: all logits at once would be the largest tensor.
+        # The model projects in slices: all logits at once would be the largest tensor.
         target = moved.target_out_BT.flatten()
         slices = zip(hidden.split(_SLICE), target.split(_SLICE), strict=True)
         nll_N = torch.cat([_nll(model.project(hidden_nD), target_n) for hidden_nD, target_n in slices])

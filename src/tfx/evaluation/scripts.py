@@ -1,4 +1,4 @@
-"""Words of scripts that are not Latin: what metrics that count words need, and a warning where they do not fit."""
+"""Words of scripts that are not Latin: for metrics that count words, and a warning if they do not fit."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _SAMPLE = 2_000
 
 
 def rouge_words(text: str) -> list[str]:
-    """The words of a text for ROUGE, in lower case: of Latin letters as the reference implementation has them."""
+    """The words of a text for ROUGE, in lower case; Latin ones as in the reference implementation."""
     return _ROUGE_WORD.findall(text.lower())
 
 
 def split_characters(words: Iterable[str]) -> list[str]:
-    """Words, and in their place each letter of a script without spaces; punctuation beside such letters is dropped."""
+    """Words, or each letter of a script without spaces; punctuation beside such letters is dropped."""
     found = []
     for word in words:
         if _SPACELESS_LETTER.search(word) is None:
@@ -63,7 +63,7 @@ def split_characters(words: Iterable[str]) -> list[str]:
 
 
 def misfits(metrics: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
-    """A line for each metric that looks for words where the references' script has no spaces, and finds none."""
+    """A line for each metric that counts words although the references' script has no spaces."""
     chosen = [name for name in metrics if name in _FINDS_WORDS]
     if not chosen:
         return []

@@ -17,7 +17,7 @@ from tfx.tasks.contract import Split, timed
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model whose speed is asked for, with the split that its inputs are from, in its own tokens."""
+    """A model to time, with the split of its inputs in its own tokens."""
 
     model: Transformer
     split: Split
@@ -25,12 +25,12 @@ class Candidate:
 
 
 def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig) -> dict[str, Speed]:
-    """Times the candidates, each by its name.
+    """Times the candidates, by name.
 
-    Text to text: a sentence at a time for the latency, and all of them batched for the throughput, of output
-    tokens, with the run's own decoding. Language model: greedy decoding of 32 tokens behind a prompt; the
-    latency is that of one token. The first ``latency_inputs`` inputs of the split, after a warm-up. The candidates take
-    turns input by input, so that whatever else the machine does meets them all alike.
+    Text to text: one sentence at a time for the latency, and all of them batched for the throughput in output tokens,
+    with the run's own decoding. Language model: greedy decoding of 32 tokens after a prompt; the latency is per token.
+    Uses the first ``latency_inputs`` inputs of the split, after a warm-up. The candidates take turns input by input,
+    so that other load on the machine affects all of them alike.
     """
     works = {}
     for name, candidate in candidates.items():
@@ -41,7 +41,7 @@ def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig)
     times: dict[str, list[float]] = {name: [] for name in works}
     for place in range(max(work.count for work in works.values())):
         order = list(works)
-        # Whoever comes behind another finds its caches: nobody does so always.
+        # The second to run finds warm caches, so the order changes.
         for name in order[place % len(order) :] + order[: place % len(order)]:
             work = works[name]
             if place < work.count:
@@ -55,6 +55,6 @@ def measure_speed(candidates: Mapping[str, Candidate], config: EvaluationConfig)
 
 
 def weight_bytes(model: Transformer) -> int:
-    """Bytes of the weights in memory; a layer that keeps them in a form of its own says how many those are."""
+    """Bytes of the weights in memory; a layer with its own format reports its bytes."""
     plain = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return plain + sum(int(getattr(module, "memory_bytes", 0)) for module in model.modules())

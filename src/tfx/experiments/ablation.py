@@ -242,7 +242,8 @@ class Ablation:
         else:
             lines.append(
                 f"{seeds} seeds per arm can detect, at 5 % and with a power of 80 %, a difference of {single:.2g} "
-                f"standard deviations between seeds in one comparison, of {corrected:.2g} after Holm's correction for {arms - 1}"
+                f"standard deviations between seeds in one comparison, of {corrected:.2g} after Holm's correction "
+                f"for {arms - 1}"
             )
         return lines
 

@@ -1,1 +1,1 @@
-"""Floor 2: the Transformer families, from one set of layers, and decoding."""
+"""The Transformer families, from one set of layers, and decoding."""

@@ -1,7 +1,7 @@
-"""What a task is: how its text becomes tokens and batches, how a model of it is run, and what is shown of it.
+"""The contract of a task: how its text becomes tokens and batches, how its model runs, and what is shown.
 
-A task is one file with a `Task` and the `Split` that it prepares, and its entry in `tfx.config.tasks`. All else asks
-these two, and never which task it is.
+A task is one file with a `Task` and the `Split` that it prepares, and its entry in `tfx.config.tasks`. All other code
+uses these two, and never asks which task it is.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ ROWS_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class TimedWork:
-    """What is timed of a model: ``one(i)`` decodes the i-th of ``count`` inputs, which is so many ``units``.
+    """How to time a model: ``one(i)`` decodes the i-th of ``count`` inputs, which has ``units`` units.
 
-    ``throughput(seconds)`` gives output tokens and the seconds that they took; ``seconds`` are those of a unit of each
-    input, as measured before.
+    ``throughput(seconds)`` gives output tokens and the seconds that they took; ``seconds`` are the times per unit of
+    each input, measured before.
     """
 
     one: Callable[[int], Any]
@@ -43,14 +43,14 @@ class TimedWork:
 
 @dataclass(frozen=True)
 class ScoredText:
-    """Bytes of the text that a split's targets stand for, and by scored row those behind unknown tokens."""
+    """Bytes of the text of a split's targets, and by scored row the bytes of unknown tokens."""
 
     text_bytes: int
     unknown_bytes: np.ndarray
 
 
 class Split(ABC):
-    """A tokenized split. Rows are its examples, or where windows of a stream begin."""
+    """A tokenized split. Rows are its examples, or the starts of windows of a stream."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Split(ABC):
 
     @abstractmethod
     def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The rows of each batch of one epoch, in random order. Raises `UserError` where there is too little."""
+        """The rows of each batch of one epoch, in random order. Raises `UserError` if there is too little data."""
 
     @abstractmethod
     def in_order(self, batch_tokens: int, context: int) -> Iterator[np.ndarray]:
@@ -71,26 +71,26 @@ class Split(ABC):
         """The given rows as one batch."""
 
     def lengths(self, batches: Sequence[np.ndarray]) -> np.ndarray | None:
-        """The mean length of the examples of each batch; None where all are of one length."""
+        """The mean length of the examples of each batch; None if all have one length."""
         return None
 
     # --- scoring --------------------------------------------------------------------------------------
 
     @abstractmethod
     def scored_rows(self, context: int) -> int:
-        """How many rows have a score of their own."""
+        """How many rows have their own score."""
 
     @abstractmethod
     def places(self, rows: np.ndarray, context: int) -> np.ndarray:
         """The numbers of rows among the scored ones."""
 
     def scored_text(self, tokenizer: Tokenizer, context: int) -> ScoredText | None:
-        """The text behind the targets, where its bytes are known."""
+        """The text of the targets, if its bytes are known."""
         return None
 
     @property
     def texts(self) -> Dataset | None:
-        """Source texts and references by row, where outputs are scored as texts."""
+        """Source texts and references by row, if outputs are scored as texts."""
         return None
 
     def decode(
@@ -103,7 +103,7 @@ class Split(ABC):
         seed: int,
         progress: Callable[[int, int], Any] | None = None,
     ) -> list[str]:
-        """The model's output for each of the first ``count`` rows, where outputs are scored as texts."""
+        """The model's output for each of the first ``count`` rows, if outputs are scored as texts."""
         raise NotImplementedError
 
     # --- what others look at --------------------------------------------------------------------------
@@ -115,31 +115,31 @@ class Split(ABC):
 
     @property
     def longest(self) -> int:
-        """Positions of the longest example, begin or end token included; 0 where windows are cut to fit."""
+        """Positions of the longest example, begin or end token included; 0 if windows are cut to fit."""
         return 0
 
     @abstractmethod
     def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
-        """What is timed of a model on the first ``latency_inputs`` inputs."""
+        """How to time a model on the first ``latency_inputs`` inputs."""
 
     @abstractmethod
     def attended(
         self, predictions: Sequence[dict[str, Any]], tokenizer: Tokenizer, count: int
     ) -> list[tuple[str | None, str]]:
-        """Source (None: there is none) and text of so many inputs whose attention is kept."""
+        """Source (None: there is none) and text of ``count`` inputs whose attention is kept."""
 
 
 class Task(ABC):
-    """What is done otherwise for each task."""
+    """What differs between tasks."""
 
-    # Of ``trainer.label_smoothing=null``.
+    # The value of ``trainer.label_smoothing=null``.
     label_smoothing: ClassVar[float] = 0.0
     # Whether words are tokens with the space before them, also at the start of a text.
     word_initial_space: ClassVar[bool] = False
 
     @abstractmethod
     def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-        """The arrays that are kept of a split."""
+        """The arrays of a split that are cached."""
 
     @abstractmethod
     def split(
@@ -152,13 +152,13 @@ class Task(ABC):
         context: int,
         notes: list[str],
     ) -> Split:
-        """The split of these arrays, as a model of this context takes it; ``notes`` say what that changes.
+        """The split of these arrays, for a model of this context; ``notes`` say what that changes.
 
-        Raises `UserError` where nothing is left to train on.
+        Raises `UserError` if nothing is left to train on.
         """
 
     def ends_documents(self, train: Dataset) -> bool:
-        """Whether an end token stands behind each text of the training split."""
+        """Whether an end token follows each text of the training split."""
         return False
 
     @abstractmethod
@@ -189,7 +189,7 @@ def id_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger[Any]]:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What ``work`` returns, and the seconds until the device has done it."""
+    """The result of ``work``, and the seconds until the device finished it."""
     start = time.perf_counter()
     result = work()
     if device.type == "cuda":

@@ -21,9 +21,9 @@ from tfx.tasks.contract import ScoredText, Split, Task, TimedWork, encoded, id_d
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Tokens that are decoded behind a prompt to time them.
+# Number of tokens decoded after a prompt for timing.
 _TIMED_TOKENS = 32
-# Tokens of the pieces of text whose attention is kept.
+# Number of tokens of the texts whose attention is kept.
 _ATTENDED_TOKENS = 24
 
 
@@ -31,7 +31,7 @@ _ATTENDED_TOKENS = 24
 class Stream(Split):
     """A tokenized split: one array of ids, and the UTF-8 bytes of the text in it.
 
-    ``unknown_bytes`` has those of the characters behind each token that is the unknown one, in order.
+    ``unknown_bytes`` has the bytes of the characters of each unknown token, in order.
     """
 
     tokens: np.ndarray
@@ -42,13 +42,13 @@ class Stream(Split):
         return len(self.tokens)
 
     def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Windows that tile the stream from a random offset, in random order: each token at most once an epoch.
+        """Windows that tile the stream from a random offset, in random order: each token at most once per epoch.
 
-        What is left over, less than a window at either end and less than a batch of windows, waits for another epoch.
+        The rest, less than a window at either end and less than a batch of windows, is used in another epoch.
         """
         if len(self) < context + 1:
             raise UserError(
-                f"the training text has {len(self)} tokens and one window needs {context + 1}: "
+                f"the training text has {len(self)} tokens, but one window needs {context + 1}: "
                 "give more text, or set a smaller model.context"
             )
         rows = max(1, batch_tokens // context)
@@ -75,7 +75,7 @@ class Stream(Split):
         return rows // context
 
     def scored_text(self, tokenizer: Tokenizer, context: int) -> ScoredText:
-        """The first token is never predicted: its bytes are neither text that is scored nor charged."""
+        """The first token is never predicted: its bytes do not count."""
         unknown_bytes = np.zeros(self.scored_rows(context), dtype=np.int64)
         places = np.flatnonzero(self.tokens == tokenizer.unk)
         is_first = places == 0
@@ -88,7 +88,7 @@ class Stream(Split):
         return (self.tokens,)
 
     def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
-        """Greedy decoding of 32 tokens behind a prompt; the latency is that of one token."""
+        """Greedy decoding of 32 tokens after a prompt; the latency is per token."""
         device = model.embedding.weight.device
         greedy = make_picker(EvaluationConfig(method="greedy"), 0, device)
         length = max(1, min(len(self), model.architecture.context) // 2)
@@ -149,7 +149,7 @@ class LanguageModel(Task):
         if unknown := len(stream.unknown_bytes):
             notes.append(
                 f"{name}: {stream.unknown_bytes.sum():,} bytes of characters that the tokenizer does not know: "
-                "bits_per_byte counts 8 bits for each, besides what the model takes for them; the loss does not"
+                "bits_per_byte counts 8 bits for each, in addition to the model's own bits; the loss does not"
             )
             notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
         return stream
@@ -176,7 +176,7 @@ class LanguageModel(Task):
             if not prompt:
                 prompt = _beginning(tokenizer)
                 what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
-                note(f"line {first + row + 1}: no text to continue: the model begins behind {what}")
+                note(f"line {first + row + 1}: no text to continue: the model begins after {what}")
             if len(prompt) > context:
                 note(
                     f"line {first + row + 1}: of {len(prompt):,} tokens the model reads the last {context:,}, "
@@ -215,12 +215,12 @@ def collate_windows(stream: Stream, starts: np.ndarray, context: int, tokenizer:
 
 
 def _has_documents(dataset: Dataset) -> bool:
-    """Whether it is more than one text: then an end token stands behind each."""
+    """Whether there is more than one text: then an end token follows each."""
     return len(dataset) > 1
 
 
 def _beginning(tokenizer: Tokenizer) -> list[int]:
-    """What stood before the first token of a document in training: an end token; for one single text, a line end."""
+    """The token before a document in training: an end token, or for a single text a line end."""
     line_end = tokenizer.encode(["\n"])[0]
     if tokenizer.ends_documents or not line_end or tokenizer.unk in line_end:
         return [tokenizer.eos]
@@ -228,6 +228,6 @@ def _beginning(tokenizer: Tokenizer) -> list[int]:
 
 
 def _joined(tokenizer: Tokenizer, prompt: list[int], added: list[int]) -> str:
-    """What the added tokens put behind the prompt, as both are decoded in one piece."""
+    """The text that the added tokens append to the prompt, decoded together with it."""
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *added])
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(added)

@@ -1,7 +1,7 @@
 """From text to token ids on disk: the tokenizer and the tokenized splits, cached by fingerprint.
 
 A cache entry is a folder named by the fingerprint of everything that made it. It is written beside its
-place and renamed, so it is whole or not there; of two runs that need it at once, one makes it and the other waits.
+place and renamed, so it is complete or absent; if two runs need it at once, one makes it and the other waits.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _LAYOUT = 3
 
 @dataclass
 class PreparedData:
-    """All that training and evaluation read. ``splits`` lacks ``test`` where the data have none.
+    """All that training and evaluation read. ``splits`` lacks ``test`` if the data has none.
 
-    ``files`` are those that each split was read from.
-    ``corpus`` is the fingerprint of the text as it was read, whatever the tokenizer.
-    ``reduced_from`` is the fingerprint of the tokenizer that ``tokenizer`` is a part of, where it is.
+    ``files`` are the files of each split.
+    ``corpus`` is the fingerprint of the text as read, independent of the tokenizer.
+    ``reduced_from`` is the fingerprint of the full tokenizer, if ``tokenizer`` is a part of one.
     """
 
     name: str
@@ -59,7 +59,7 @@ class PreparedData:
 
     @property
     def test_split(self) -> str:
-        """The split that the result is measured on: ``test``, or ``valid`` in its place."""
+        """The split that the result is measured on: ``test``, or ``valid`` without one."""
         return "test" if "test" in self.splits else "valid"
 
 
@@ -72,8 +72,8 @@ def prepare_data(
     """Loads, tokenizes and caches a data set.
 
     ``context`` is the longest sequence that the model takes: longer training examples are dropped, longer
-    validation and test examples cut, both counted in ``notes``. ``tokenizer`` overrides the config's (that of
-    a model that exists already). Raises `UserError` for whatever is wrong with the data.
+    validation and test examples cut, both counted in ``notes``. ``tokenizer``, that of an existing model, overrides
+    the config's. Raises `UserError` for any error in the data.
     """
     corpus = load_corpus(config)
     source = corpus.fingerprint
@@ -82,7 +82,7 @@ def prepare_data(
     if transform is not None:
         # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
         corpus = transform(corpus)
-    # Pieces of a long text once began with a space each; the fingerprint tells where none is added now.
+    # Pieces of a long text each began with a space once; the fingerprint marks that none is added now.
     pieces = ["pieces"] if tokenizer.goes_on(_longest(corpus)) else []
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
     task = task_named(corpus.task)
@@ -127,7 +127,7 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
                 return Tokenizer.load(path)
             except UserError as error:
                 if isinstance(error.__cause__, PermissionError):  # another user's: not ours to remove
-                    raise UserError(f"{error}: name a cache of your own with TFX_CACHE") from error
+                    raise UserError(f"{error}: name your own cache with TFX_CACHE") from error
                 path.unlink()  # damaged: made anew
         texts = _training_texts(corpus)
         tokenizer = Tokenizer.train(
@@ -137,7 +137,7 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
             write_text(path, tokenizer.to_json())
         except OSError as error:
             raise UserError(_unwritable(path.parent, error)) from error
-        # Read back, so that the run that trained it and those that find it use the very same one.
+        # Read back, so that the run that trained it and those that find it use the same one.
         return Tokenizer.load(path)
 
 
@@ -151,7 +151,7 @@ def _training_texts(corpus: Corpus) -> Iterator[str]:
 
 
 def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a cache entry, memory-mapped; made first where it is missing or damaged."""
+    """The arrays of a cache entry, memory-mapped; made first if it is missing or damaged."""
     made: dict[str, np.ndarray] | None = None
     for _ in range(2):
         if folder.is_dir():
@@ -175,7 +175,7 @@ def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str
                 with open(temporary / f"{name}.npy", "wb") as file:
                     np.save(file, array)
                     file.flush()
-                    os.fsync(file.fileno())  # or a power cut could leave a file of zeros behind the rename
+                    os.fsync(file.fileno())  # or a power cut could leave a file of zeros after the rename
             manifest = {name: list(array.shape) for name, array in made.items()}
             (temporary / "manifest.json").write_text(json.dumps(manifest))
             os.rename(temporary, folder)
@@ -185,7 +185,7 @@ def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     raise UserError(
-        f"the cache folder {folder} is damaged and cannot be made anew: remove it, or name another cache with TFX_CACHE"
+        f"the cache folder {folder} is damaged and cannot be replaced: remove it, or name another cache with TFX_CACHE"
     )
 
 

@@ -1,4 +1,4 @@
-"""Text to text: pairs of a source and a target, encoder and decoder, scored by what the model writes."""
+"""Text to text: pairs of a source and a target, encoder and decoder, scored by the texts that the model writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Pairs(Split):
     """A tokenized split of pairs; source and target ids have no begin or end tokens.
 
-    ``texts`` gives source text and references by row, where the split is one that is scored as text.
+    ``texts`` gives source text and references by row, if the split is scored as text.
     """
 
     source: Ragged
@@ -49,7 +49,7 @@ class Pairs(Split):
         return collate_pairs(self, rows, tokenizer)
 
     def lengths(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        by_row = self.target.lengths  # of all rows, made anew at each call
+        by_row = self.target.lengths  # for all rows, computed at each call
         return np.asarray([by_row[rows].mean() for rows in batches])
 
     def scored_rows(self, context: int) -> int:
@@ -80,7 +80,7 @@ class Pairs(Split):
         return max((1 + int(side.lengths.max()) for side in (self.source, self.target)), default=0)
 
     def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
-        """A sentence at a time, and all of them batched, with the run's own decoding."""
+        """One sentence at a time, and all of them batched, with the run's own decoding."""
         count = min(config.latency_inputs, len(self))
 
         def decode(first: int, last: int) -> list[str]:
@@ -209,8 +209,8 @@ def decode_sources(
 ) -> list[str]:
     """The output text of an encoder-decoder for each tokenized source, in order.
 
-    A source is sampled from the stream of its number in ``streams``, by default its place. ``progress`` is called with
-    the number of sentences done and their total.
+    A source is sampled from the random stream of its number in ``streams``, by default its position. ``progress`` is
+    called with the number of sentences done and their total.
     """
     model.eval()
     device = model.embedding.weight.device
@@ -218,7 +218,7 @@ def decode_sources(
     lengths = sources.lengths + 1
     limits = np.asarray([output_limit(int(length), config, model.architecture.context) for length in lengths])
     hypotheses = config.beam if config.method in ("auto", "beam") else 1
-    # A sentence takes its source once, and its output (about as long) once a hypothesis.
+    # A sentence needs its source once, and its output (about as long) once per hypothesis.
     groups = bucket(lengths, lengths * hypotheses, config.batch_tokens, np.arange(len(sources)))
     no_targets = Ragged(sources.values[:0], np.zeros(len(sources) + 1, dtype=np.int64))
     outputs = [""] * len(sources)
@@ -245,7 +245,7 @@ def _fit(config: DatasetConfig, name: str, pairs: Pairs, dataset: Dataset, conte
         cut = int(((source > longest) | (target > longest)).sum())
         if not cut:
             return Pairs(pairs.source, pairs.target, dataset)
-        notes.append(f"{name}: {cut:,} examples cut to {longest} tokens a side")
+        notes.append(f"{name}: {cut:,} examples cut to {longest} tokens per side")
         rows = np.arange(len(pairs))
         return Pairs(pairs.source.take(rows, longest), pairs.target.take(rows, longest), dataset)
     limit = min(longest, config.max_tokens or longest)
@@ -256,11 +256,11 @@ def _fit(config: DatasetConfig, name: str, pairs: Pairs, dataset: Dataset, conte
     if not keep.any():
         ratio = f" and {config.max_length_ratio:g} times as long as its other side" if short.any() else ""
         raise UserError(
-            f"no training pair of dataset '{config.name}' is within {limit} tokens a side{ratio}: raise "
+            f"no training pair of dataset '{config.name}' is within {limit} tokens per side{ratio}: raise "
             + ("dataset.max_length_ratio" if ratio else "model.context or dataset.max_tokens")
         )
     if not short.all():
-        notes.append(f"train: {int((~short).sum()):,} pairs over {limit} tokens a side dropped")
+        notes.append(f"train: {int((~short).sum()):,} pairs over {limit} tokens per side dropped")
     if (short & ~keep).any():
         notes.append(
             f"train: {int((short & ~keep).sum()):,} pairs with one side over {config.max_length_ratio:g} times "
