@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,20 +173,22 @@ def _has_text(config: DatasetConfig, dataset: Dataset) -> bool:
 
 
 def _generate(config: DatasetConfig) -> tuple[dict[str, Dataset], str]:
+    from tfx.data import normalize, stdlib
+
+    try:
+        is_stdlib = config.format == "stdlib"
+        splits, digest = _made(stdlib.read) if is_stdlib else _made(normalize.generate, _EMBEDDED_SEED)
+    except FileNotFoundError as error:
+        raise UserError(f"dataset '{config.name}': {error}; take another data set") from None
+    return dict(splits), digest
+
+
+@lru_cache(maxsize=2)
+def _made(make: Callable[..., dict[str, list[dict[str, str]]]], *arguments: int) -> tuple[dict[str, Dataset], str]:
+    """What a program makes, and its fingerprint. Kept, for a process may train a teacher or try arms on it as well."""
     from datasets import Dataset
 
-    rows: dict[str, list[dict[str, str]]]
-    if config.format == "normalize":
-        from tfx.data import normalize
-
-        rows = normalize.generate(_EMBEDDED_SEED)
-    else:
-        from tfx.data import stdlib
-
-        try:
-            rows = stdlib.read()
-        except FileNotFoundError as error:
-            raise UserError(f"dataset '{config.name}': {error}; take another data set") from None
+    rows = make(*arguments)
     digest = hashlib.sha256()
     for name in SPLITS:
         for row in rows[name]:
