@@ -208,6 +208,9 @@ def test_predictions_that_cannot_be_written_are_refused_before_anything_is_score
 
 def test_a_model_file_on_data_of_the_other_task_is_refused_with_what_does_not_fit(runs, capsys):
     assert main(["evaluate", str(runs / "lm" / "model.safetensors"), "dataset=normalize"]) == 2
-    assert "model.safetensors is a language model, and the data are not: name other data" in capsys.readouterr().err
+    assert (
+        "model.safetensors holds a model of another task (a language model) than the data: name other data"
+        in capsys.readouterr().err
+    )
     assert main(["evaluate", str(runs / "pairs" / "model.safetensors"), "dataset=normalize", "foo=1"]) == 2
     assert "key 'foo' is unknown" in capsys.readouterr().err
