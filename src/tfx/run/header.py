@@ -21,10 +21,13 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     """Rows of a label and a text; an empty label continues the row above."""
     from tfx.data.sources import describe_files
     from tfx.model.device import choose_precision
+    from tfx.model.roles import Role, parameter_roles
 
     config, data, model, device, stack = parts.config, parts.data, parts.model, parts.device, parts.stack
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = sum(p.numel() for name, p in model.named_parameters() if "embedding" in name or "output" in name)
+    roles = parameter_roles(model)
+    outside = (Role.EMBEDDING, Role.HEAD)
+    embeddings = sum(p.numel() for name, p in model.named_parameters() if roles[name] in outside)
     unit = TASKS[data.task].rows
     splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     if "test" not in data.splits:
