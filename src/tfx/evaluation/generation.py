@@ -9,6 +9,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
+from tfx.tasks.contract import Prompts
 
 # What each way to decode reads of the config.
 _READS = {"greedy": (), "beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
@@ -62,8 +63,8 @@ def generate(
     """
     model.eval()
     ids = tokenizer.encode(texts)
+    prompts = Prompts(texts, ids, first, note)
     for row, own in enumerate(ids):
         if unknown := own.count(tokenizer.unk):
-            note(f"line {first + row + 1}: {unknown:,} tokens of characters that the tokenizer does not know")
-    task = task_named(model.architecture.family)
-    return task.generate(model, tokenizer, texts, ids, config, seed=seed, first=first, note=note)
+            prompts.say(row, f"{unknown:,} tokens of characters that the tokenizer does not know")
+    return task_named(model.architecture.family).generate(model, tokenizer, prompts, config, seed)
