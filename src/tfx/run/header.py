@@ -19,7 +19,7 @@ _MANY_ZEROS = 0.02
 
 def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     """Rows of a label and a text; an empty label continues the row above."""
-    from tfx.data.sources import describe_files
+    from tfx.data.origins import describe_files
     from tfx.model.device import choose_precision
     from tfx.model.roles import Role, parameter_roles
 
