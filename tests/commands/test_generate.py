@@ -42,6 +42,21 @@ def generate(runs, monkeypatch, capsys, *words, stdin: bytes | None = b""):
     return status, *capsys.readouterr()
 
 
+def test_a_text_is_read_as_training_data_are(runs, monkeypatch, capsys):
+    plain = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"nine past five\n")
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"  nine past five \t\n")
+    assert (status, out) == plain[:2]
+    assert "note: line 1: outer white space is left out, as it is in training data" in err
+    assert "white space" not in plain[2]
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"nine\rten\r\neleven\r\n")
+    assert (status, out.count("\n")) == (0, 2)
+    assert err.count("a carriage return in it ends no line here") == 1
+    # A language model goes on behind the very text.
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "lm"), stdin=b" line 1\n")
+    assert out.startswith(" line 1")
+    assert "white space" not in err
+
+
 def test_a_bad_byte_ends_the_input_and_loses_no_line_before_it(runs, monkeypatch, capsys):
     text = b"".join(b"one two %d\n" % i for i in range(299)) + b"caf\xe9\nmore\n"
     status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=text)

@@ -214,9 +214,16 @@ def test_data_that_changed_since_stop_the_resume(folder, capsys):
     assert train(run, *words) == 0
     (run / "summary.json").unlink()
     (folder / "other.txt").write_text("".join(f"line {i} of another text\n" for i in range(300)))
-    assert main(["resume", str(run)]) == 2
-    assert "changed since" in capsys.readouterr().err
+    files = ("config.yaml", "overrides.yaml", "environment.json", "tokenizer.json")
+    before = {name: (run / name).read_bytes() for name in files}
+    assert main(["resume", str(run), "trainer.budget.steps=30"]) == 2
+    assert "cannot go on: changed since it began: corpus and tokenizer" in capsys.readouterr().err
     assert list(run.glob("state/step-*"))
+    # A refusal changes nothing: with its data back, the run goes on as it would have.
+    assert {name: (run / name).read_bytes() for name in files} == before
+    assert not (run / "summary.json").exists()
+    (folder / "other.txt").write_text("".join(f"line {i} of a little text\n" for i in range(300)))
+    assert main(["resume", str(run)]) == 0
 
 
 def started(run: Path, *overrides: str) -> subprocess.Popen:

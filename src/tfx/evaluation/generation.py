@@ -62,9 +62,12 @@ def generate(
     joins the text as it would stand in one. A text to text model makes nothing of an empty text.
     """
     model.eval()
-    ids = tokenizer.encode(texts)
-    prompts = Prompts(texts, ids, first, note)
-    for row, own in enumerate(ids):
+    task = task_named(model.architecture.family)
+    read = [task.read(text) for text in texts]
+    prompts = Prompts(read, tokenizer.encode(read), first, note)
+    for row, own in enumerate(prompts.ids):
+        if read[row] and read[row] != texts[row]:
+            prompts.say(row, "outer white space is left out, as it is in training data")
         if unknown := own.count(tokenizer.unk):
             prompts.say(row, f"{unknown:,} tokens of characters that the tokenizer does not know")
-    return task_named(model.architecture.family).generate(model, tokenizer, prompts, config, seed)
+    return task.generate(model, tokenizer, prompts, config, seed)

@@ -62,14 +62,17 @@ def zeros_given_up(parts: Parts) -> str | None:
     from tfx.techniques.zeros import zero_share
 
     config, model, stack = parts.config, parts.model, parts.stack
-    if config.init_from is None or config.trainer.budget.is_zero or stack.order["mask"]:
+    if config.init_from is None or config.trainer.budget.is_zero:
         return None
     share = zero_share(model)
-    if share < _MANY_ZEROS:
+    if share < _MANY_ZEROS or any(technique.keeps_zeros(share) for technique in stack.order["mask"]):
         return None
+    zeros = f"{share:.0%} of the weights of init_from={config.init_from} are zero"
+    if stack.order["mask"]:
+        return f"{zeros}, and pruning keeps fewer: training fills the rest; trainer.keep_zeros=true keeps them zero"
     return (
-        f"{share:.0%} of the weights of init_from={config.init_from} are zero, and training fills them: the file will "
-        "be as large as that of a dense model; trainer.keep_zeros=true keeps them zero"
+        f"{zeros}, and training fills them: the file will be as large as that of a dense model; "
+        "trainer.keep_zeros=true keeps them zero"
     )
 
 

@@ -175,6 +175,10 @@ class Task(ABC):
         """Whether an end token stands behind each text of the training split."""
         return False
 
+    def read(self, text: str) -> str:
+        """A text as the data of the task are read: what the model has seen in training."""
+        return text
+
     @abstractmethod
     def generate(
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int

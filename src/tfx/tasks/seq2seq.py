@@ -130,6 +130,9 @@ class Seq2Seq(Task):
             notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
         return fitting
 
+    def read(self, text: str) -> str:
+        return text.strip()
+
     def generate(
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:

@@ -284,6 +284,10 @@ class Technique:
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         """The last word of a mask or grid: training is over, and the model holds what earlier ones have left."""
 
+    def keeps_zeros(self, share: float) -> bool:
+        """Whether a mask leaves a model as sparse as it was, of whose weights this share was zero at the start."""
+        return False
+
     def storage(self) -> Storage | None:
         """How the file is to keep the weights, grids apart; None: no wish. The narrowest dtype is taken."""
         return None
