@@ -111,4 +111,5 @@ def print_help() -> None:
     console.print("the same command with the `hydra.sweep.dir` of an earlier one runs what is left of it.\n")
     launcher = ((key, f) for key, f in describe.settings(LauncherConfig, "hydra.launcher.") if f.metadata)
     keys = (*describe.settings(AblateConfig), *launcher)
-    console.print(settings_sheet([(key, describe.default_of(f), describe.explain_field(f)) for key, f in keys]))
+    rows = [(key, describe.as_yaml(describe.default_of(f)), describe.explain_field(f)) for key, f in keys]
+    console.print(settings_sheet(rows))

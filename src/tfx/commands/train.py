@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
@@ -22,7 +23,7 @@ class JobFailedError(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Composes the config, trains, and prints the closing table; with ``-m`` runs a sweep and prints its results."""
     if any(word in ("-h", "--help") for word in arguments):
-        print_help(_techniques(arguments))
+        print_help(arguments)
         return 0
     from tfx.config.command_line import is_foreign_job, run_with_hydra
     from tfx.experiments import launcher
@@ -49,31 +50,26 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _techniques(arguments: Sequence[str]) -> list[str]:
-    """The techniques that are named on the command line, each once."""
-    lists = [word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("technique=")]
-    return list(dict.fromkeys(name.strip() for names in lists for name in names.strip("[]").split(",") if name))
+def print_help(arguments: Sequence[str] = ()) -> None:
+    """Prints the groups, their choices, and every setting with its value, range, unit and paper.
 
-
-def print_help(techniques: Sequence[str] = ()) -> None:
-    """Prints the groups, their choices, and every setting with its default, range, unit and paper.
-
-    With ``techniques``, prints what those are and their settings instead: only they are loaded, and torch with them.
-    Raises `UserError` for one that is unknown or cannot be loaded.
+    The values are those of a run with these arguments. Where a technique is among them, prints what the chosen ones are
+    and their settings instead, and loads them, with torch. Raises `UserError` for an argument that cannot be composed.
     """
     from rich.text import Text
 
+    from tfx.config.command_line import composed_for_help
     from tfx.record.console import plain_console
     from tfx.record.sheet import settings_sheet
 
     console = plain_console()
-    for name in techniques:
-        rows = list(describe.technique_settings(name))
-        console.print(f"technique={name}", style="bold")
-        console.print(describe.choices("technique")[name] + "\n")
-        console.print(settings_sheet(rows))
-        console.print()
-    if techniques:
+    overrides, values, launcher = composed_for_help(arguments)
+    if any(word.lstrip("+").startswith("technique=") for word in overrides):
+        for name in values["technique"]:
+            console.print(f"technique={name}", style="bold")
+            console.print(describe.choices("technique")[name] + "\n")
+            console.print(settings_sheet(_technique_rows(name, values), "value"))
+            console.print()
         return
     console.print("usage: tfx train [group=choice …] [key=value …] [-m] [Hydra's flags]\n")
     console.print("Trains, evaluates and writes a run directory. `-m` sweeps over comma-separated values.")
@@ -83,7 +79,20 @@ def print_help(techniques: Sequence[str] = ()) -> None:
         names = ", ".join(describe.choices(group)) or "(none)"
         console.print(Text.assemble((group, "bold"), f": {names}"), soft_wrap=True)
     console.print()
-    sweep = ((key, field) for key, field in describe.settings(LauncherConfig, "hydra.launcher.") if field.metadata)
-    rows = [(key, describe.default_of(field), describe.explain_field(field)) for key, field in describe.settings()]
-    rows += [(key, describe.default_of(field), describe.explain_field(field)) for key, field in sweep]
-    console.print(settings_sheet(rows))
+    what = f"with {' '.join(overrides)}" if overrides else "without overrides"
+    console.print(f"The values are those of a run {what}.", markup=False, soft_wrap=True)
+    shown = {**values, "technique": list(values["technique"])}
+    rows = [
+        (key, describe.as_yaml(describe.value_at(shown, key)), describe.explain_field(field))
+        for key, field in describe.settings()
+    ]
+    rows += [row for name in values["technique"] for row in _technique_rows(name, values)]
+    for key, field in describe.settings(LauncherConfig, "hydra.launcher."):
+        if field.metadata:
+            value = launcher.get(key, describe.default_of(field))
+            rows.append((key, describe.as_yaml(value), describe.explain_field(field)))
+    console.print(settings_sheet(rows, "value"))
+
+
+def _technique_rows(name: str, values: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(key, describe.as_yaml(value), doc) for key, value, doc in describe.technique_settings(name, values)]

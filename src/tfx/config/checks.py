@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -14,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tfx.config.grammar import escaped
 from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
-from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root
+from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full
 from tfx.config.tasks import TASKS
 from tfx.errors import UserError, unknown
 
@@ -112,19 +113,13 @@ def check_values(node: Any, prefix: str) -> None:
 
 
 def _check_range(name: str, number: float, meta: Any) -> None:
-    bounds = [
-        ("minimum", "at least", lambda bound: number >= bound),
-        ("maximum", "at most", lambda bound: number <= bound),
-        ("above", "above", lambda bound: number > bound),
-        ("below", "below", lambda bound: number < bound),
-    ]
-    wanted = [f"{words} {meta[key]:g}" for key, words, _ in bounds if meta.get(key) is not None]
+    holds = {"minimum": operator.ge, "maximum": operator.le, "above": operator.gt, "below": operator.lt}
     if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
         raise UserError(f"{name}={number} is out of range: it is no 64-bit integer")
     if not math.isfinite(number):
         raise UserError(f"{name}={number:g} is out of range: it must be finite")
-    if any(meta.get(key) is not None and not holds(meta[key]) for key, _, holds in bounds):
-        raise UserError(f"{name}={number:g} is out of range: it must be {' and '.join(wanted)}")
+    if any(meta.get(key) is not None and not is_inside(number, meta[key]) for key, is_inside in holds.items()):
+        raise UserError(f"{name}={in_full(number)} is out of range: it must be {' and '.join(bounds(meta))}")
 
 
 def check_combinations(config: Root) -> None:

@@ -20,10 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tfx.config.compose import check
+from tfx.config.compose import check, compose_values
 from tfx.config.driver import PRIMARY, in_place, register
 from tfx.config.explain import check_yaml, explain
-from tfx.config.grammar import check_words, literal, not_grammar, parse
+from tfx.config.grammar import check_words, literal, not_grammar, parse, quoted
 from tfx.config.schema import Root
 from tfx.errors import UserError
 
@@ -95,6 +95,21 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         sys.argv = before
     if fault is not None:
         raise fault
+
+
+def composed_for_help(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """The overrides among ``arguments``, the values that they compose, and what they set of ``hydra.launcher``.
+
+    A sweep has no one value for a key: with ``-m`` no override is taken. Raises `UserError`.
+    """
+    overrides, flags = split_flags(in_place(arguments))
+    flagged = _parse_flags(flags)
+    if flagged.multirun:
+        overrides = []
+    folder = flagged.config_dir
+    place = [] if folder is None else [f"hydra.searchpath=[{quoted(f'file://{Path(folder).absolute()}')}]"]
+    typed = dict(map(parse, (word for word in overrides if word.lstrip("+").startswith("hydra.launcher."))))
+    return overrides, compose_values([*overrides, *place]), typed
 
 
 def _parse_flags(words: Sequence[str]) -> argparse.Namespace:

@@ -39,6 +39,11 @@ def compose(overrides: Sequence[str]) -> Root:
     return check(compose_tree(overrides), overrides, is_new=True)
 
 
+def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The same as plain values, before their types, ranges and combinations are checked: what a help text shows."""
+    return _values(compose_tree(overrides), overrides, is_new=True)
+
+
 def load(path: Path) -> Root:
     """The config that a run saved."""
     check_yaml(path)
@@ -85,6 +90,19 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     ``typed`` are the user's own overrides, which decide which budget counts. A new config, as against one that
     a run has saved, inherits what ``init_from`` brings.
     """
+    values = _values(composed, typed, is_new=is_new)
+    try:
+        config: Root = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Root), escaped(values)))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    check_values(config, "")
+    config.technique = {name: check_technique(name, config.technique[name]) for name in sorted(config.technique)}
+    check_combinations(config)
+    return config
+
+
+def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict[str, Any]:
+    """What was composed as plain values: resolved, with absolute paths, what it inherits, and one budget."""
     try:
         content = OmegaConf.to_container(composed, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
@@ -101,11 +119,4 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
         file = (origin.parent if origin.is_file() else origin) / "config.yaml"
         inherit(values, typed, asdict(load(file)) if file.is_file() else None)
     choose_budget(values.setdefault("trainer", {}).setdefault("budget", {}), typed)
-    try:
-        config: Root = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Root), escaped(values)))  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise explain(error) from error
-    check_values(config, "")
-    config.technique = {name: check_technique(name, config.technique[name]) for name in sorted(config.technique)}
-    check_combinations(config)
-    return config
+    return values

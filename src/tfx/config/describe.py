@@ -1,21 +1,21 @@
-"""What there is to choose from and to set, read from the YAMLs and the schema; imports neither Hydra nor torch.
+"""The choices and settings of a run, read from the YAMLs and the schema; this imports neither Hydra nor torch.
 
-The settings of a technique are the exception: its class is loaded for them, and Hydra composes their defaults.
+Only `technique_settings` does: it loads the class of the technique.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import reduce
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import takewhile
-from operator import getitem
 from typing import Any
 
+import yaml
+
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
-from tfx.config.schema import Root
+from tfx.config.schema import Root, bounds
 
 GROUPS = ("model", "dataset", "technique", "optimizer", "schedule", "trainer", "evaluation", "experiment")
 
@@ -52,17 +52,32 @@ def settings(schema: Any = Root, prefix: str = "") -> Iterator[tuple[str, Field[
             yield f"{prefix}{f.name}", f
 
 
-def technique_settings(name: str) -> Iterator[tuple[str, Any, str]]:
-    """Every setting of a technique as (key, default, doc), by its YAML and its class.
+def technique_settings(name: str, values: dict[str, Any] | None = None) -> Iterator[tuple[str, Any, str]]:
+    """Every setting of a technique as (key, value, doc).
 
-    Raises `UserError` where there is no technique of that name, or it cannot be loaded.
+    ``values`` is a composed config; without it the technique has its defaults. Raises `UserError` if no technique has
+    that name, or if it cannot be loaded.
     """
-    from tfx.config.compose import compose
+    from tfx.config.checks import check_technique
+    from tfx.config.compose import compose_values
 
     schema = technique_class(name).Settings
-    values = compose([f"technique={name}"]).technique[name]
-    for key, f in settings(schema):
-        yield f"technique.{name}.{key}", reduce(getitem, key.split("."), values), explain_field(f)
+    chosen = (values or compose_values([f"technique={name}"]))["technique"][name]
+    found = {name: check_technique(name, chosen)}
+    for key, f in settings(schema, f"{name}."):
+        yield f"technique.{key}", value_at(found, key), explain_field(f)
+
+
+def value_at(values: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested mappings."""
+    for name in key.split("."):
+        values = values[name]
+    return values
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as a YAML file writes it: ``null``, ``true``, ``[a, b]``."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).split("\n...")[0].strip()
 
 
 def default_of(f: Field[Any]) -> Any:
@@ -76,10 +91,7 @@ def explain_field(f: Field[Any]) -> str:
     parts = [meta.get("doc", "")]
     if meta.get("choices"):
         parts.append("one of " + ", ".join(meta["choices"]))
-    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
-    bounds = [f"{word} {meta[key]:g}" for key, word in words.items() if meta.get(key) is not None]
-    if bounds:
-        parts.append(" and ".join(bounds))
+    parts.append(" and ".join(bounds(meta)))
     if meta.get("unit"):
         parts.append(f"in {meta['unit']}")
     text = "; ".join(part for part in parts if part)

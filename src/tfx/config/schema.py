@@ -6,6 +6,7 @@ here can be set. `tfx train --help` is printed from these fields.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,18 @@ def setting(
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def bounds(metadata: Mapping[str, Any]) -> list[str]:
+    """The range of a setting in words, such as ``at least 0``; whole numbers in full."""
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    limits = [(word, metadata.get(key)) for key, word in words.items()]
+    return [f"{word} {in_full(limit)}" for word, limit in limits if limit is not None]
+
+
+def in_full(number: float) -> str:
+    """A number as a user types it: all digits of a whole number, six of any other."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def group(settings: type) -> Any:
@@ -116,7 +129,7 @@ class ModelConfig:
         0.0, "share of input tokens whose embedding is zeroed", minimum=0, below=1, paper="Gal 2016, arXiv 1512.05287"
     )
     layer_dropout: float = setting(
-        0.0, "share of blocks skipped in a step", minimum=0, below=1, paper="LayerDrop, Fan 2020, arXiv 1909.11556"
+        0.0, "share of blocks skipped per step", minimum=0, below=1, paper="LayerDrop, Fan 2020, arXiv 1909.11556"
     )
 
 
@@ -133,9 +146,11 @@ class TokenizerConfig:
         choices=("bpe", "unigram", "char"),
         paper="Sennrich 2016, arXiv 1508.07909; Kudo 2018, arXiv 1804.10959",
     )
-    vocab_size: int = setting(8000, "entries, special tokens included (char: the most)", minimum=8, maximum=1000000)
+    vocab_size: int = setting(
+        8000, "entries, special tokens included (char: the largest number)", minimum=8, maximum=1000000
+    )
     split_digits: bool = setting(False, "each digit is a token of its own")
-    path: str | None = setting(None, "a tokenizer.json to use as it is, instead of training one", path=True)
+    path: str | None = setting(None, "a tokenizer.json to use unchanged, instead of training one", path=True)
 
 
 @dataclass
@@ -173,7 +188,7 @@ class DatasetConfig:
     hub_revision: str | None = setting(None, "commit or tag of the hub repository")
     source: str = setting("source", "seq2seq: column, path (a.b), '{template}', or file suffix of the source")
     target: str = setting(
-        "target", "seq2seq: likewise of the target; a list there: the first trains, all are references"
+        "target", "seq2seq: the same for the target; if it is a list, the first entry trains and all are references"
     )
     text: str = setting("text", "lm: column, path or template of the text")
     join: str | None = setting(
@@ -182,19 +197,24 @@ class DatasetConfig:
     splits: SplitConfig = group(SplitConfig)
     limit: LimitConfig = group(LimitConfig)
     valid_fraction: float = setting(
-        0.0, "without a validation split: its share, cut from the end of the training split", minimum=0, below=1
+        0.0,
+        "share of the training split, cut from its end, that validates if there is no validation split",
+        minimum=0,
+        below=1,
     )
     max_tokens: int | None = setting(
         None,
         "seq2seq: longer training examples are dropped; null: the model's context",
         minimum=1,
-        unit="tokens a side",
+        unit="tokens per side",
     )
     max_length_ratio: float | None = setting(
         None, "seq2seq: training pairs whose lengths differ by more are dropped", above=1
     )
     empty: str = setting(
-        "error", "seq2seq: an empty line on one side is an error, or drops the pair", choices=("error", "drop")
+        "error",
+        "seq2seq: what an empty line on one side does: stop with an error, or drop the pair",
+        choices=("error", "drop"),
     )
     batch_tokens: int = setting(
         4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"
@@ -241,10 +261,10 @@ class ScheduleConfig:
         choices=("constant", "inverse_sqrt", "cosine", "linear", "polynomial", "wsd"),
         paper="Vaswani 2017; Loshchilov 2017, arXiv 1608.03983; warm-up-stable-decay: Hu 2024, arXiv 2404.06395",
     )
-    warmup: float = setting(0.05, "linear warm-up", minimum=0, maximum=1, unit="fraction of the budget")
+    warmup: float = setting(0.05, "linear warm-up", minimum=0, maximum=1, unit="fractions of the budget")
     final: float = setting(0.0, "learning rate at the end, relative to the peak", minimum=0, maximum=1)
     power: float = setting(2.0, "exponent of the polynomial schedule", above=0, maximum=100)
-    decay: float = setting(0.3, "wsd: the linear decay at the end", above=0, maximum=1, unit="fraction of the budget")
+    decay: float = setting(0.3, "wsd: the linear decay at the end", above=0, maximum=1, unit="fractions of the budget")
 
 
 DEFAULT_BUDGET_SECONDS = 200.0
@@ -296,8 +316,8 @@ class AveragingConfig:
         choices=("none", "ema", "last"),
         paper="Polyak 1992; Vaswani 2017, section 6.1",
     )
-    decay: float = setting(0.999, "ema: decay a step, reached after a warm-up of the average", above=0, below=1)
-    start: float = setting(0.8, "last: where snapshots begin", minimum=0, below=1, unit="fraction of the budget")
+    decay: float = setting(0.999, "ema: decay per step, reached after a warm-up of the average", above=0, below=1)
+    start: float = setting(0.8, "last: when snapshots begin", minimum=0, below=1, unit="fractions of the budget")
     snapshots: int = setting(10, "last: how many, evenly spaced up to the end", minimum=1, maximum=1000)
 
 
@@ -313,9 +333,11 @@ class EarlyStoppingConfig:
 class SaveConfig:
     """When the state is saved that `tfx resume` goes on from; a signal and the end of training save it too."""
 
-    every_steps: int | None = setting(None, "optimizer steps between two states; null: only by the clock", minimum=1)
-    every_minutes: float | None = setting(5.0, "time between two states; null: only by steps", above=0, unit="minutes")
-    keep: int = setting(2, "states that are kept", minimum=1, maximum=1000)
+    every_steps: int | None = setting(None, "optimizer steps between saved states; null: by time only", minimum=1)
+    every_minutes: float | None = setting(
+        5.0, "time between saved states; null: by steps only", above=0, unit="minutes"
+    )
+    keep: int = setting(2, "saved states kept", minimum=1, maximum=1000)
 
 
 @dataclass
@@ -324,17 +346,17 @@ class InstabilityConfig:
 
     policy: str = setting(
         "stop",
-        "stop the run; skip the step; or back off: skip it and halve the learning rate from there on. "
+        "stop the run; skip the step; or back off: skip it and halve the learning rate from then on. "
         "On a GPU, skip and back_off wait for the device at every step; stop looks every trainer.log_every steps",
         choices=("stop", "skip", "back_off"),
     )
     spike: float | None = setting(
         4.0,
-        "a loss that is so far above the median of the last 50 steps diverges; null: never",
+        "how far above the median of the last 50 steps a loss counts as divergence; null: never",
         above=0,
-        unit="nats a token",
+        unit="nats per token",
     )
-    patience: int = setting(10, "steps in a row that are skipped before the run stops all the same", minimum=1)
+    patience: int = setting(10, "consecutive skipped steps after which the run stops", minimum=1)
 
 
 @dataclass
@@ -342,16 +364,16 @@ class TrainerConfig:
     """How the model is trained."""
 
     budget: Budget = group(Budget)
-    device: str = setting("auto", "cpu, cuda, cuda:N, mps; auto: the best there is")
+    device: str = setting("auto", "cpu, cuda, cuda:N, mps; auto: the best available")
     precision: str = setting(
         "auto",
-        "fp32; bf16: autocast; mixed: only the matrix products in bfloat16; "
-        "auto: bf16 on a GPU, mixed on a CPU with such products, else fp32",
+        "fp32; bf16: autocast; mixed: bfloat16 for matrix products only; "
+        "auto: bf16 on a GPU, mixed on a CPU with bfloat16 products, else fp32",
         choices=("auto", "fp32", "bf16", "mixed"),
     )
     compile: str = setting("auto", "torch.compile the model; auto: on a GPU", choices=("auto", "on", "off"))
-    deterministic: bool = setting(False, "only deterministic kernels on the GPU (the CPU's always are)")
-    accumulation: int = setting(1, "batches an optimizer step", minimum=1, maximum=100000)
+    deterministic: bool = setting(False, "use only deterministic kernels on the GPU (on the CPU they always are)")
+    accumulation: int = setting(1, "batches per optimizer step", minimum=1, maximum=100000)
     activation_checkpointing: bool = setting(
         False, "recompute activations in the backward pass to save memory", paper="Chen 2016, arXiv 1604.06174"
     )
@@ -367,10 +389,10 @@ class TrainerConfig:
     instability: InstabilityConfig = group(InstabilityConfig)
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
     keep_zeros: bool = setting(
-        False, "weights that are zero in the model of init_from stay zero: what was pruned before stays pruned"
+        False, "weights that are zero in the model of init_from stay zero, so that it stays pruned"
     )
     keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
-    validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fraction of the budget")
+    validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fractions of the budget")
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
     threads: int | None = setting(None, "CPU threads; null: torch's choice", minimum=1, maximum=4096)
     tensorboard: bool = setting(False, "also write TensorBoard events (extra 'tensorboard')")
@@ -421,16 +443,18 @@ class LauncherConfig:
     """How a sweep on this machine runs its jobs (hydra.launcher)."""
 
     _target_: str = "hydra_plugins.tfx.LocalLauncher"
-    jobs: int | None = setting(None, "jobs at a time; null: one a GPU, else as many as there are cores", minimum=1)
+    jobs: int | None = setting(
+        None, "jobs at a time; null: one per GPU, without GPUs as many as the cores allow", minimum=1
+    )
     threads: int | None = setting(
         None,
-        "CPU threads a job, however many run at a time; null: OMP_NUM_THREADS, else 1 on a CPU and the GPU's share of "
-        "the cores beside a GPU",
+        "CPU threads per job, however many run at a time; null: OMP_NUM_THREADS; if that is not set, 1, or with GPUs "
+        "an equal share of the cores",
         minimum=1,
         maximum=4096,
     )
     on_failure: str = setting(
-        "continue", "go on when a job fails, or start no more of them", choices=("continue", "stop")
+        "continue", "when a job fails: continue with the others, or start no more", choices=("continue", "stop")
     )
 
 
@@ -441,16 +465,16 @@ class AblateConfig:
     seeds: int = setting(3, "runs of each arm: with seed, seed + 1, …", minimum=1, maximum=1000)
     design: str = setting(
         "leave_one_out",
-        "the stacks that are compared: none, each technique alone, all but each, and all; or every subset",
+        "the stacks compared: none, each technique alone, all but each, and all; or every subset",
         choices=("leave_one_out", "all_subsets"),
     )
     match: str = setting(
         "tokens",
-        "what is equal in all arms: the student's tokens; or the FLOPs of training with all that the teacher's cost, "
-        "its training too where it is trained here (cheaper arms then train on more tokens than the budget names)",
+        "what is equal in all arms: the student's tokens; or the training FLOPs including the teacher's, and its own "
+        "training if this command trains it (cheaper arms then train on more tokens than the budget names)",
         choices=("tokens", "flops"),
     )
-    trial_steps: int = setting(10, "steps of each arm's trial before the start", minimum=4, maximum=10000)
+    trial_steps: int = setting(10, "steps of the trial that each arm runs first", minimum=4, maximum=10000)
 
 
 # The rates of a model, as against its architecture: they may change from run to run.
@@ -463,30 +487,32 @@ RATES = ("dropout", "attention_dropout", "ffn_dropout", "token_dropout", "layer_
 class Root:
     """One run."""
 
-    seed: int = setting(1, "seeds everything that is random", minimum=0, maximum=2**63 - 1)
-    dry_run: bool = setting(False, "compose, check, print the plan and stop")
-    name: str | None = setting(None, "what the run is called in tables and reports; null: by what it is")
+    seed: int = setting(1, "seed of all random numbers", minimum=0, maximum=2**63 - 1)
+    dry_run: bool = setting(False, "check the config, print the plan and stop")
+    name: str | None = setting(None, "what the run is called in tables and reports; null: named after its settings")
     tags: list[str] = setting([], "words to find runs by: tfx report --where tags=WORD")
     init_from: str | None = setting(
         None,
-        "a run directory or model file that weights, architecture and tokenizer come from; "
-        "a run also brings its dataset where none is named",
+        "a run directory or model file to take weights, architecture and tokenizer from; "
+        "a run also brings its dataset if you name none",
         path=True,
     )
     reference: str | None = setting(
         None,
-        "a run directory or model file, the dense model that differences are taken against; "
+        "a run directory or model file: the dense model that results are compared with; "
         "null: that of init_from, else the teacher",
         path=True,
     )
     max_quality_drop: float | None = setting(
         None,
-        "most that a stage of the stack may lose of the primary metric on validation data, "
-        "against the reference, else against the model before compression",
+        "largest loss allowed per stage, in the primary metric on validation data, "
+        "against the reference, or without one against the model before compression",
         minimum=0,
-        unit="the metric's own",
+        unit="units of the metric",
     )
-    on_quality_drop: str = setting("stop", "what happens to a run that lost more", choices=("stop", "mark"))
+    on_quality_drop: str = setting(
+        "stop", "what to do with a run that lost more: stop it, or mark it and continue", choices=("stop", "mark")
+    )
     model: ModelConfig = group(ModelConfig)
     dataset: DatasetConfig = group(DatasetConfig)
     optimizer: OptimizerConfig = group(OptimizerConfig)

@@ -104,9 +104,9 @@ def _plain(cell: str | Text) -> str:
     return cell.plain if isinstance(cell, Text) else cell
 
 
-def settings_sheet(rows: Sequence[tuple[str, object, str]]) -> Sheet:
-    """Settings for a help text: rows of key, default and what it is."""
-    sheet = Sheet(Column("key"), Column("default"), Column("what it is"), lines=False)
-    for key, default, doc in rows:
-        sheet.add_row(key, str(default), doc)
+def settings_sheet(rows: Sequence[tuple[str, str, str]], second: str = "default") -> Sheet:
+    """Settings for a help text: rows of key, default (or what ``second`` calls it) and what it is."""
+    sheet = Sheet(Column("key"), Column(second), Column("what it is"), lines=False)
+    for row in rows:
+        sheet.add_row(*row)
     return sheet

@@ -57,9 +57,9 @@ BEFORE_TRAINING = ("prepare_data", "reduce_tokenizer", "prepare_model")
 class TechniqueSettings:
     """What every technique can be told."""
 
-    start: float = setting(0.0, "where it begins to act", minimum=0, below=1, unit="fraction of the budget")
-    end: float = setting(1.0, "where it stops to act", above=0, maximum=1, unit="fraction of the budget")
-    allow_noop: bool = setting(False, "do not fail the run where it did nothing (for controls)")
+    start: float = setting(0.0, "when it begins to act", minimum=0, below=1, unit="fractions of the budget")
+    end: float = setting(1.0, "when it stops acting", above=0, maximum=1, unit="fractions of the budget")
+    allow_noop: bool = setting(False, "do not fail the run if it did nothing (for controls)")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ class MixupSettings(TechniqueSettings):
     """Settings of `Mixup`."""
 
     alpha: float = setting(
-        0.1, "Beta(alpha, alpha) of the share of the first example: small is close to no mixing", above=0, maximum=100
+        0.1,
+        "the share of the first example is drawn from Beta(alpha, alpha); a small alpha mixes little",
+        above=0,
+        maximum=100,
     )
     share: float = setting(0.25, "share of the examples that are mixed with another one", minimum=0, maximum=1)
 

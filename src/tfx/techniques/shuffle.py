@@ -24,14 +24,14 @@ from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 class ShuffleSettings(TechniqueSettings):
     """Settings of `Shuffle`."""
 
-    end: float = setting(0.5, "where it stops to act", above=0, maximum=1, unit="fraction of the budget")
+    end: float = setting(0.5, "when it stops acting", above=0, maximum=1, unit="fractions of the budget")
     mode: str = setting(
         "window",
         "what is permuted: all tokens, tokens within a window, or whole spans",
         choices=("whole", "window", "spans"),
         paper="Lample 2018, arXiv 1711.00043; Lewis 2020, arXiv 1910.13461",
     )
-    window: int = setting(3, "window: no token moves further", minimum=1, unit="positions")
+    window: int = setting(3, "window: no token moves further than this", minimum=1, unit="positions")
     span: int = setting(3, "spans: length of a span", minimum=1, unit="tokens")
     share: float = setting(0.05, "share of the sequences that are permuted", minimum=0, maximum=1)
     anneal: str = setting("linear", "how the share falls to 0 from start to end", choices=("none", "linear", "cosine"))

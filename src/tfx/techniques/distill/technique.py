@@ -31,9 +31,7 @@ class DistillSettings(TechniqueSettings):
     teacher: str | None = setting(
         None, "a run directory or model file; null: init_from, else one is trained first, and cached", path=True
     )
-    teacher_model: str | None = setting(
-        None, "model choice of a teacher that is trained first; null: the run's own model"
-    )
+    teacher_model: str | None = setting(None, "model of a teacher that is trained first; null: the same as the run's")
     teacher_budget: Budget = group(Budget)
     loss: str = setting(
         "forward_kl",
@@ -44,7 +42,9 @@ class DistillSettings(TechniqueSettings):
     temperature: float = setting(
         1.0, "softens both distributions; the loss is scaled by its square", minimum=1e-3, maximum=100
     )
-    alpha: float = setting(0.8, "share of the soft-target loss; the task's own loss has the rest", minimum=0, maximum=1)
+    alpha: float = setting(
+        0.8, "weight of the soft-target loss; the task's own loss has the rest", minimum=0, maximum=1
+    )
     alpha_final: float | None = setting(
         None, "alpha at the end, reached linearly; null: constant", minimum=0, maximum=1
     )
@@ -59,10 +59,10 @@ class DistillSettings(TechniqueSettings):
     )
     beam: int = setting(5, "sequence level: hypotheses of the teacher's beam; 1: greedy", minimum=1, maximum=1000)
     initialise: bool = setting(
-        False, "start from evenly spaced teacher layers, where widths agree", paper="Sanh 2019, arXiv 1910.01108"
+        False, "start from evenly spaced teacher layers; the widths must agree", paper="Sanh 2019, arXiv 1910.01108"
     )
     cache_top_k: int | None = setting(
-        None, "text to text: compute the teacher's k largest logits once, and keep them", minimum=1
+        None, "text to text: compute the teacher's k largest logits once and cache them", minimum=1
     )
 
 

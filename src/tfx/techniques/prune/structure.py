@@ -28,13 +28,13 @@ class StructureSettings:
     ffn: float = setting(0.0, "share of the feed-forward units of each block that is removed", minimum=0, below=1)
     encoder_layers: int | None = setting(
         None,
-        "encoder layers that are kept, evenly spaced; null: all",
+        "encoder layers kept, evenly spaced; null: all",
         minimum=1,
         paper="Fan 2020, arXiv 1909.11556; Sajjad 2023, arXiv 2004.03844",
     )
-    decoder_layers: int | None = setting(None, "decoder layers that are kept, evenly spaced; null: all", minimum=1)
+    decoder_layers: int | None = setting(None, "decoder layers kept, evenly spaced; null: all", minimum=1)
     vocabulary: bool = setting(
-        False, "from the start on, tokens that the training split never uses, with their embeddings"
+        False, "remove tokens that the training split never uses, with their embeddings, before the first step"
     )
 
 

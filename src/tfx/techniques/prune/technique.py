@@ -31,16 +31,14 @@ class PruneSettings(TechniqueSettings):
     """Settings of `Prune`."""
 
     start: float = setting(
-        0.2, "where weights begin to go, and parts go whole", minimum=0, below=1, unit="fraction of the budget"
+        0.2, "when pruning begins, and whole parts are removed", minimum=0, below=1, unit="fractions of the budget"
     )
-    end: float = setting(0.7, "where the sparsity is reached", above=0, maximum=1, unit="fraction of the budget")
-    sparsity: float = setting(0.5, "share of the pruned tensors' weights that is zero at the end", minimum=0, below=1)
-    threshold: float | None = setting(
-        None, "weights of a smaller magnitude go, instead of those that a sparsity asks for", above=0
-    )
+    end: float = setting(0.7, "when the sparsity is reached", above=0, maximum=1, unit="fractions of the budget")
+    sparsity: float = setting(0.5, "share of zeros in the pruned tensors at the end", minimum=0, below=1)
+    threshold: float | None = setting(None, "prune weights of a smaller magnitude, instead of a share of them", above=0)
     pattern: str | None = setting(
         None,
-        "n:m, of every m consecutive inputs n stay (2:4); sparsity must be what it leaves",
+        "n:m, such as 2:4: of every m consecutive inputs n stay; sparsity must be 1 - n/m",
         paper="Mishra 2021, arXiv 2104.08378",
     )
     scope: str = setting(
@@ -50,19 +48,20 @@ class PruneSettings(TechniqueSettings):
     )
     embeddings: bool = setting(False, "prune the embeddings and the output layer too")
     vectors: bool = setting(False, "prune norms and biases too; not with a pattern")
-    skip: list[str] = setting([], "patterns of names of tensors that are left alone ('decoder.blocks.0.*')")
+    skip: list[str] = setting([], "patterns of tensor names that are not pruned ('decoder.blocks.0.*')")
     schedule: str = setting("cubic", "how the sparsity rises from start to end", choices=("cubic", "linear", "once"))
     initial: float = setting(0.0, "sparsity at the start", minimum=0, below=1)
-    every: float = setting(0.01, "time between two prunings", above=0, maximum=1, unit="fraction of the budget")
+    every: float = setting(0.01, "time between prunings", above=0, maximum=1, unit="fractions of the budget")
     rewind: float | None = setting(
         None,
-        "once the sparsity is reached, what stays returns to its values at this fraction of the budget; null: never",
+        "once the sparsity is reached, reset the remaining weights to their values at this fraction of the budget; "
+        "null: never",
         minimum=0,
         below=1,
         paper="Frankle 2020, arXiv 1912.05671",
     )
     store: str = setting(
-        "fp16", "what the file keeps the weights in, where they are not quantized", choices=("fp16", "fp32")
+        "fp16", "number format in the file for weights that are not quantized", choices=("fp16", "fp32")
     )
     structure: StructureSettings = group(StructureSettings)
 

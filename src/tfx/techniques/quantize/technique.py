@@ -34,20 +34,20 @@ class QuantizeSettings(TechniqueSettings):
 
     start: float = setting(
         0.7,
-        "where aware training begins; the grid of the file is chosen at the end",
+        "when training with the grid begins; the grid of the file is chosen at the end",
         minimum=0,
         below=1,
-        unit="fraction of the budget",
+        unit="fractions of the budget",
     )
-    bits: int | None = setting(None, "bits of a weight; null: 4, or with a rate 8", minimum=2, maximum=8)
+    bits: int | None = setting(None, "bits per weight; null: 4, or with a rate 8", minimum=2, maximum=8)
     layers: list[str] = setting(
         [], "other bits by pattern of tensor names ('embedding.*:8', '*.ffn.*:3'); the last that matches counts"
     )
-    skip: list[str] = setting([], "patterns of names of tensors that are left alone")
+    skip: list[str] = setting([], "patterns of tensor names that are not quantized")
     embeddings: bool = setting(True, "quantize the embeddings and the output layer too")
     method: str = setting(
         "nearest",
-        "round to nearest; GPTQ, which makes up for errors on calibration data; k-means codebooks",
+        "round to nearest; GPTQ, which compensates errors on calibration data; k-means codebooks",
         choices=("nearest", "gptq", "codebook"),
         paper="Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Han 2015, arXiv 1510.00149",
     )
@@ -61,37 +61,45 @@ class QuantizeSettings(TechniqueSettings):
     )
     rate: float | None = setting(
         None,
-        "bits a weight that the codes shall take once entropy coded, all tensors together: scales are finer where the "
-        "loss is more sensitive, and bits only bounds the codes; null: scales come from the range",
+        "target for the bits per weight after entropy coding, over all tensors: scales are finer where the loss is "
+        "more sensitive, and bits only limits the codes; null: scales come from the range",
         minimum=0.5,
         maximum=6,
         paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5); Choi 2017, arXiv 1612.01543",
     )
     group: int = setting(64, "inputs of a row that share a scale", minimum=1, maximum=65536)
-    clip: bool = setting(True, "clip the range where that makes the squared error smaller")
+    clip: bool = setting(True, "clip the range if that lowers the squared error")
     aware: bool | None = setting(
         None,
-        "train with the grid from start on, gradients straight through; null: yes, but not for gptq",
+        "train with the grid from start on, with straight-through gradients; null: yes, except with gptq",
         paper="Bengio 2013, arXiv 1308.3432; Jacob 2018, arXiv 1712.05877",
     )
-    learned_step: bool = setting(False, "aware training also learns the scales", paper="Esser 2020, arXiv 1902.08153")
+    learned_step: bool = setting(
+        False, "training with the grid also learns the scales", paper="Esser 2020, arXiv 1902.08153"
+    )
     every: float = setting(
-        0.01, "aware training: time between two choices of scales", above=0, maximum=1, unit="fraction of the budget"
+        0.01,
+        "training with the grid: time between updates of the scales",
+        above=0,
+        maximum=1,
+        unit="fractions of the budget",
     )
     activations: str = setting(
         "none",
-        "int8: linear layers of 8 bits run on int8 kernels, and round their inputs to 8 bits as they come",
+        "int8: linear layers of 8 bits run on int8 kernels, which round their inputs to 8 bits",
         choices=("none", "int8"),
     )
     calibration: int = setting(
         16,
-        "training batches that gptq calibrates layers on, and a rate without aware training its sensitivities",
+        "training batches for gptq, and for the sensitivities of a rate without training",
         minimum=1,
         maximum=100000,
     )
     entropy: bool = setting(True, "code frequent values in fewer bits in the file", paper="Duda 2013, arXiv 1311.2540")
-    scales: str = setting("fp16", "what the file keeps scales and codebooks in", choices=("fp16", "fp32"))
-    store: str = setting("fp16", "what the file keeps tensors in that are not quantized", choices=("fp16", "fp32"))
+    scales: str = setting("fp16", "number format of scales and codebooks in the file", choices=("fp16", "fp32"))
+    store: str = setting(
+        "fp16", "number format in the file for tensors that are not quantized", choices=("fp16", "fp32")
+    )
 
 
 class Quantize(Technique):
