@@ -42,6 +42,21 @@ def generate(runs, monkeypatch, capsys, *words, stdin: bytes | None = b""):
     return status, *capsys.readouterr()
 
 
+def test_a_text_is_read_as_training_data_are(runs, monkeypatch, capsys):
+    plain = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"nine past five\n")
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"  nine past five \t\n")
+    assert (status, out) == plain[:2]
+    assert "note: line 1: outer white space is left out, as it is in training data" in err
+    assert "white space" not in plain[2]
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"nine\rten\r\neleven\r\n")
+    assert (status, out.count("\n")) == (0, 2)
+    assert err.count("a carriage return in it ends no line here") == 1
+    # A language model goes on behind the very text.
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / "lm"), stdin=b" line 1\n")
+    assert out.startswith(" line 1")
+    assert "white space" not in err
+
+
 def test_a_bad_byte_ends_the_input_and_loses_no_line_before_it(runs, monkeypatch, capsys):
     text = b"".join(b"one two %d\n" % i for i in range(299)) + b"caf\xe9\nmore\n"
     status, out, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=text)
@@ -208,6 +223,9 @@ def test_predictions_that_cannot_be_written_are_refused_before_anything_is_score
 
 def test_a_model_file_on_data_of_the_other_task_is_refused_with_what_does_not_fit(runs, capsys):
     assert main(["evaluate", str(runs / "lm" / "model.safetensors"), "dataset=normalize"]) == 2
-    assert "model.safetensors is a language model, and the data are not: name other data" in capsys.readouterr().err
+    assert (
+        "model.safetensors holds a model of another task (a language model) than the data: name other data"
+        in capsys.readouterr().err
+    )
     assert main(["evaluate", str(runs / "pairs" / "model.safetensors"), "dataset=normalize", "foo=1"]) == 2
     assert "key 'foo' is unknown" in capsys.readouterr().err

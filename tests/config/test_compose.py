@@ -6,6 +6,7 @@ from tfx.cli import main
 from tfx.config.command_line import split_flags
 from tfx.config.compose import compose, load
 from tfx.config.schema import DEFAULT_BUDGET_SECONDS
+from tfx.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,9 @@ def test_a_path_through_a_link_stays_what_it_is(tmp_path, monkeypatch):
     ):
         config = compose([f"dataset.path={typed}"])
         assert config.dataset.path == str(tmp_path / meant)
+
+
+@pytest.mark.parametrize("key", ["dataset.path", "init_from", "reference", "technique.distill.teacher"])
+def test_an_empty_path_is_refused_and_not_taken_for_the_folder_one_is_in(key):
+    with pytest.raises(UserError, match=f"{key} is empty, as where a shell variable is not set"):
+        compose(["technique=distill", f"{key}="])

@@ -1,6 +1,7 @@
 import math
 import re
 from dataclasses import replace
+from functools import cache
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -260,6 +261,11 @@ blocks = st.builds(
 )
 
 
+@cache
+def small_architecture():
+    return Architecture.from_config(compose(SMALL).model, 40)
+
+
 @given(
     st.lists(blocks, min_size=1, max_size=4),
     st.floats(0.2, 0.99),
@@ -268,8 +274,9 @@ blocks = st.builds(
 )
 @settings(max_examples=60, deadline=None)
 def test_the_architecture_that_is_checked_before_training_is_the_one_that_training_leaves(shapes, heads, ffn, layers):
-    whole = Architecture.from_config(compose(SMALL).model, 40)
-    whole = replace(whole, head_width=2, encoder=tuple(replace(s, cross_heads=0, cross_kv_heads=0) for s in shapes))
+    whole = replace(
+        small_architecture(), head_width=2, encoder=tuple(replace(s, cross_heads=0, cross_kv_heads=0) for s in shapes)
+    )
     whole = replace(whole, decoder=tuple(shapes))
     asked = StructureSettings(heads=heads, ffn=ffn, encoder_layers=min(layers, len(shapes)))
     reduced = reduced_architecture(whole, asked)

@@ -67,7 +67,8 @@ def test_typed_order_never_changes_a_byte_and_every_technique_changes_some(folde
     # So few steps that the default share would move nothing.
     settings = {"distill": TEACHER, "shuffle": ["technique.shuffle.share=1"], "mixup": []}
     everything = [word for words in settings.values() for word in words]
-    for order in itertools.permutations(THREE):
+    # Each of the three first, in the middle and last; that all orders make one plan is tested below.
+    for order in (THREE, THREE[1:] + THREE[:1], THREE[::-1]):
         summary = run(folder / "-".join(order), f"technique=[{','.join(order)}]", *everything)
         assert summary["techniques"] == THREE
         digests.add(digest(folder / "-".join(order)))
@@ -86,7 +87,7 @@ def test_all_orders_of_five_techniques_compose_to_one_config_and_one_plan():
     # Hydra, which takes its time, keeps them as they are typed; the check after it puts them in order.
     for order in (five[::-1], five[2:] + five[:2]):
         assert to_yaml(compose([f"technique=[{','.join(order)}]"])) == to_yaml(config)
-    for order in itertools.permutations(five):
+    for order in random.Random(0).sample(list(itertools.permutations(five)), 30):
         typed = OmegaConf.create({**asdict(config), "technique": {name: config.technique[name] for name in order}})
         checked = check(typed, ())
         assert checked == config

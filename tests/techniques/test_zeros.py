@@ -72,6 +72,24 @@ def test_zeros_that_go_are_named_and_the_file_grows(here, capsys):
     assert "training fills them" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("sparsity", "is_said"), [(0.3, True), (0.8, False)])
+def test_pruning_that_keeps_fewer_zeros_than_there_were_says_so(sparsity, is_said, here, capsys):
+    words = ["technique=prune", f"technique.prune.sparsity={sparsity}", "init_from=pruned", "dry_run=true"]
+    assert main(["train", *DATA, *words]) == 0
+    assert ("pruning keeps fewer: training fills the rest" in " ".join(capsys.readouterr().err.split())) == is_said
+
+
+def test_a_model_file_in_its_run_brings_the_data_of_the_run_and_one_alone_needs_them_named(here, capsys):
+    file = here / "pruned" / "model.safetensors"
+    assert main(["train", f"init_from={file}", "dry_run=true"]) == 0
+    assert "train 30," in capsys.readouterr().err
+    alone = here / "alone.safetensors"
+    alone.write_bytes(file.read_bytes())
+    assert main(["train", f"init_from={alone}", "dry_run=true"]) == 2
+    assert "is a model file without its run: name the data with dataset=" in capsys.readouterr().err
+    assert main(["train", f"init_from={alone}", "dataset=normalize", *DATA, "dry_run=true"]) == 0
+
+
 def test_without_a_model_to_start_from_there_is_nothing_to_keep(here, capsys):
     assert main(["train", *TINY, *DATA, "trainer.keep_zeros=true"]) == 2
     assert "trainer.keep_zeros keeps the zeros of" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             if not any(_composes([f"model={task.example}", *options.overrides]) for task in TASKS.values()):
                 raise
             raise UserError(
-                f"{options.path} is for {TASKS[family].what}, but the data is not: "
+                f"{options.path} holds a model of another task ({TASKS[family].what}) than the data: "
                 "name other data, or their task and columns with dataset.task=…"
             ) from error
     check_metrics(config.dataset.metrics)

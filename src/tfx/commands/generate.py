@@ -63,6 +63,9 @@ def main(arguments: Sequence[str]) -> int:
     lines = iter(options.texts) if options.texts else source.read()
     done = 0
     while batch := list(islice(lines, _LINES_AT_ONCE)):
+        for number, text in enumerate(batch, start=done + 1):
+            if "\r" in text:
+                notes.print(f"note: line {number}: a carriage return in it ends no line here, unlike in data files")
         outputs = generate(
             loaded.model,
             loaded.tokenizer,

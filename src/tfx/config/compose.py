@@ -114,7 +114,9 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
     check_given(values, "")
     make_absolute(values, Root, "")
     if is_new and values.get("init_from") is not None:
-        file = Path(str(values["init_from"])) / "config.yaml"
+        origin = Path(str(values["init_from"]))
+        # A model file that lies in its run brings what the run does.
+        file = (origin.parent if origin.is_file() else origin) / "config.yaml"
         inherit(values, typed, asdict(load(file)) if file.is_file() else None)
     choose_budget(values.setdefault("trainer", {}).setdefault("budget", {}), typed)
     return values

@@ -18,9 +18,10 @@ from tfx.errors import UserError
 
 
 def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] | None) -> None:
-    """Takes the model, and the dataset if none is named, from the config ``saved`` of the run in ``init_from``.
+    """Takes the model, and the dataset where none is named, from the config ``saved`` of the run in ``init_from``.
 
-    Raises `UserError` if the user also names a model or tokenizer. A model file has no config to inherit: None.
+    Raises `UserError` where the user names a model or tokenizer besides, and where nothing says what a model file that
+    lies alone (``saved`` is None) is to be trained on.
     """
     origin = Path(str(values["init_from"]))
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
@@ -29,6 +30,8 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
     if tokenizer is not None:
         raise UserError(f"init_from={origin} brings its tokenizer, and {tokenizer} names another: leave it out")
     if saved is None:
+        if origin.is_file() and not any(key == "dataset" or key.startswith("dataset.") for key in keys):
+            raise UserError(f"init_from={origin} is a model file without its run: name the data with dataset=…")
         return
     for key in keys:
         names = [key.partition(".")[2]] if key.startswith("model.") else list(saved["model"]) if key == "model" else []

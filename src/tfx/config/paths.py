@@ -17,6 +17,10 @@ def make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
         value = values.get(f.name)
         if is_dataclass(f.default_factory) and isinstance(value, dict):
             make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
+        elif f.metadata.get("path") and value == "":
+            raise UserError(
+                f"{prefix}{f.name} is empty, as where a shell variable is not set: name a path, or leave it out"
+            )
         elif f.metadata.get("path") and isinstance(value, str):
             try:
                 values[f.name] = str(_absolute(Path(value).expanduser()))

@@ -9,6 +9,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
+from tfx.tasks.contract import Prompts
 
 # The settings that each decoding method reads.
 _READS = {"greedy": (), "beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
@@ -61,9 +62,12 @@ def generate(
     for an empty text is empty in text to text.
     """
     model.eval()
-    ids = tokenizer.encode(texts)
-    for row, own in enumerate(ids):
-        if unknown := own.count(tokenizer.unk):
-            note(f"line {first + row + 1}: {unknown:,} tokens of characters that the tokenizer does not know")
     task = task_named(model.architecture.family)
-    return task.generate(model, tokenizer, texts, ids, config, seed=seed, first=first, note=note)
+    read = [task.read(text) for text in texts]
+    prompts = Prompts(read, tokenizer.encode(read), first, note)
+    for row, own in enumerate(prompts.ids):
+        if read[row] and read[row] != texts[row]:
+            prompts.say(row, "outer white space is left out, as it is in training data")
+        if unknown := own.count(tokenizer.unk):
+            prompts.say(row, f"{unknown:,} tokens of characters that the tokenizer does not know")
+    return task.generate(model, tokenizer, prompts, config, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import suppress
@@ -207,3 +208,17 @@ def cache_folder() -> Path:
         return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "tfx"
     except RuntimeError:
         raise UserError("there is no home folder for the cache: name a folder with the variable TFX_CACHE") from None
+
+
+def writable_cache(name: str) -> Path:
+    """A folder of the cache, made if it is missing; raises `UserError` if it cannot be written."""
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder} cannot be written ({error.strerror}): name another one with TFX_CACHE"
+        ) from error
+    return folder

@@ -19,12 +19,15 @@ _MANY_ZEROS = 0.02
 
 def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     """Rows of a label and a text; a row with an empty label continues the one above."""
-    from tfx.data.sources import describe_files
+    from tfx.data.origins import describe_files
     from tfx.model.device import choose_precision
+    from tfx.model.roles import Role, parameter_roles
 
     config, data, model, device, stack = parts.config, parts.data, parts.model, parts.device, parts.stack
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = sum(p.numel() for name, p in model.named_parameters() if "embedding" in name or "output" in name)
+    roles = parameter_roles(model)
+    outside = (Role.EMBEDDING, Role.HEAD)
+    embeddings = sum(p.numel() for name, p in model.named_parameters() if roles[name] in outside)
     unit = TASKS[data.task].rows
     splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     if "test" not in data.splits:
@@ -59,14 +62,17 @@ def zeros_given_up(parts: Parts) -> str | None:
     from tfx.techniques.zeros import zero_share
 
     config, model, stack = parts.config, parts.model, parts.stack
-    if config.init_from is None or config.trainer.budget.is_zero or stack.order["mask"]:
+    if config.init_from is None or config.trainer.budget.is_zero:
         return None
     share = zero_share(model)
-    if share < _MANY_ZEROS:
+    if share < _MANY_ZEROS or any(technique.keeps_zeros(share) for technique in stack.order["mask"]):
         return None
+    zeros = f"{share:.0%} of the weights of init_from={config.init_from} are zero"
+    if stack.order["mask"]:
+        return f"{zeros}, and pruning keeps fewer: training fills the rest; trainer.keep_zeros=true keeps them zero"
     return (
-        f"{share:.0%} of the weights of init_from={config.init_from} are zero, and training fills them: the file will "
-        "be as large as that of a dense model; trainer.keep_zeros=true keeps them zero"
+        f"{zeros}, and training fills them: the file will be as large as that of a dense model; "
+        "trainer.keep_zeros=true keeps them zero"
     )
 
 

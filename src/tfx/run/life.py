@@ -120,10 +120,14 @@ class _Life:
         from tfx.run.result import facts_of, measure_result
 
         try:
-            # Before anything else, so that a run that is killed while its teacher trains can be resumed.
-            self._write_config()
+            # A new run's first of all, so that it can be resumed where it is killed while a teacher trains; that of one
+            # that goes on once nothing can refuse it any more.
+            if self.known is None:
+                self._write_config()
             self.console.open_log(self.run.log)
             parts = self._prepare()
+            if self.known is not None:
+                self._write_config()
             measurer = self._measurer(parts)
             training = self._train(parts, measurer)
             file = compress(parts, self.run, measurer, training.seconds)
@@ -175,12 +179,15 @@ class _Life:
                     f"{name} was {before} and is {now}: the result may differ from an uninterrupted run's"
                 )
             # What an earlier version did not record cannot be compared.
-            if any(
-                name.startswith("fingerprints.") and before is not None for name, (before, _) in differences.items()
-            ):
-                raise UserError(
-                    f"the data, tokenizer or teacher of {self.run.path} changed since: it cannot be resumed"
-                )
+            changed = [
+                name.removeprefix("fingerprints.")
+                for name, (before, _) in differences.items()
+                if name.startswith("fingerprints.") and before is not None
+            ]
+            if changed:
+                # The data are the corpus in the tokens of the tokenizer: where one of those changed, it is the cause.
+                causes = [name for name in changed if name != "data"] or changed
+                raise UserError(f"{self.run.path} cannot go on: changed since it began: {' and '.join(causes)}")
         write_text(self.run.tokenizer, parts.data.tokenizer.to_json())
         write_json(self.run.environment, environment)
 
@@ -236,9 +243,11 @@ class _Life:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
         self.console.failure(error)
         try:
-            # A finished run that was continued still has its earlier result, and the files of it.
-            if self.extends:
-                self.console.note(f"{self.run.summary} still describes the run as it finished before")
+            # A run that went on from its end still has the result of then, and the files of it; one that is refused
+            # is as it was.
+            is_refused = isinstance(error, UserError) and self.known is not None and not self.is_prepared
+            if self.extends or is_refused:
+                self.console.note(f"{self.run.summary} is of the run as it was before")
             else:
                 Summary(status, facts_of(self.config, self.setup.stack), message).write(self.run.summary)
         except OSError as trouble:

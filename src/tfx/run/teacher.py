@@ -146,7 +146,8 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
 
 def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     """A folder named by a hash of all that determines the teacher: its config and the content of the data."""
-    from tfx.data.sources import load_corpus, writable_cache
+    from tfx.data.sources import load_corpus
+    from tfx.record.directory import writable_cache
 
     settings = asdict(teacher_config(config, need))
     content = json.dumps([_VERSION, settings, load_corpus(config.dataset).fingerprint], sort_keys=True)

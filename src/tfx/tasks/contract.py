@@ -42,6 +42,20 @@ class TimedWork:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one."""
+
+    texts: Sequence[str]
+    ids: list[list[int]]
+    first: int
+    note: Callable[[str], Any]
+
+    def say(self, row: int, what: str) -> None:
+        """Notes what is done to the prompt of a row."""
+        self.note(f"line {self.first + row + 1}: {what}")
+
+
+@dataclass(frozen=True)
 class ScoredText:
     """Bytes of the text of a split's targets, and by scored row the bytes of unknown tokens."""
 
@@ -161,20 +175,15 @@ class Task(ABC):
         """Whether an end token follows each text of the training split."""
         return False
 
+    def read(self, text: str) -> str:
+        """A text as the data of the task are read: what the model has seen in training."""
+        return text
+
     @abstractmethod
     def generate(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        texts: Sequence[str],
-        ids: list[list[int]],
-        config: EvaluationConfig,
-        *,
-        seed: int,
-        first: int,
-        note: Callable[[str], Any],
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:
-        """One output for each text, whose tokens are ``ids``; see `tfx.evaluation.generation.generate`."""
+        """One output for each prompt; see `tfx.evaluation.generation.generate`."""
 
 
 def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import continue_text, make_picker
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import ScoredText, Split, Task, TimedWork, encoded, id_dtype
+from tfx.tasks.contract import Prompts, ScoredText, Split, Task, TimedWork, encoded, id_dtype
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -158,31 +158,19 @@ class LanguageModel(Task):
         return _has_documents(train)
 
     def generate(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        texts: Sequence[str],
-        ids: list[list[int]],
-        config: EvaluationConfig,
-        *,
-        seed: int,
-        first: int,
-        note: Callable[[str], Any],
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:
         context = model.architecture.context
         outputs = []
-        for row, own in enumerate(ids):
+        for row, own in enumerate(prompts.ids):
             prompt = own
             if not prompt:
                 prompt = _beginning(tokenizer)
                 what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
-                note(f"line {first + row + 1}: no text to continue: the model begins after {what}")
+                prompts.say(row, f"no text to continue: the model begins after {what}")
             if len(prompt) > context:
-                note(
-                    f"line {first + row + 1}: of {len(prompt):,} tokens the model reads the last {context:,}, "
-                    "its context"
-                )
-            pick = make_picker(config, seed, model.embedding.weight.device, [first + row])
+                prompts.say(row, f"of {len(prompt):,} tokens the model reads the last {context:,}, its context")
+            pick = make_picker(config, seed, model.embedding.weight.device, [prompts.first + row])
             added = continue_text(model, prompt, config.new_tokens, tokenizer.eos, pick)
             outputs.append(_joined(tokenizer, own, added))
         return outputs

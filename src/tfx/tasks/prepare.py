@@ -22,9 +22,11 @@ import numpy as np
 
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
-from tfx.data.sources import Corpus, SourceFile, load_corpus, writable_cache
+from tfx.data.origins import SourceFile
+from tfx.data.sources import Corpus, load_corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.record.directory import writable_cache
 from tfx.record.files import write_text
 from tfx.record.lock import making
 from tfx.tasks import task_named

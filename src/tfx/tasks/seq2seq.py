@@ -17,7 +17,7 @@ from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import Ends, output_limit, translate
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import Split, Task, TimedWork, encoded, id_dtype, timed
+from tfx.tasks.contract import Prompts, Split, Task, TimedWork, encoded, id_dtype, timed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,29 +130,22 @@ class Seq2Seq(Task):
             notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
         return fitting
 
+    def read(self, text: str) -> str:
+        return text.strip()
+
     def generate(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        texts: Sequence[str],
-        ids: list[list[int]],
-        config: EvaluationConfig,
-        *,
-        seed: int,
-        first: int,
-        note: Callable[[str], Any],
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:
         longest = model.architecture.context - 1
-        full = [row for row, text in enumerate(texts) if text.strip()]
+        full = [row for row, text in enumerate(prompts.texts) if text.strip()]
         for row in full:
-            if len(ids[row]) > longest:
-                note(
-                    f"line {first + row + 1}: of {len(ids[row]):,} tokens the first {longest:,} are read, the model's "
-                    "context; the rest is cut"
+            if (count := len(prompts.ids[row])) > longest:
+                prompts.say(
+                    row, f"of {count:,} tokens the first {longest:,} are read, the model's context; the rest is cut"
                 )
-        sources = Ragged.from_lists([ids[row][:longest] for row in full], np.int64)
-        streams = [first + row for row in full]
-        outputs = [""] * len(texts)
+        sources = Ragged.from_lists([prompts.ids[row][:longest] for row in full], np.int64)
+        streams = [prompts.first + row for row in full]
+        outputs = [""] * len(prompts.texts)
         found = decode_sources(model, sources, tokenizer, config, seed=seed, streams=streams)
         for row, text in zip(full, found, strict=True):
             outputs[row] = " ".join(text.split("\n"))

@@ -284,6 +284,10 @@ class Technique:
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         """Chooses the final mask or grid: training is over, and the model holds what earlier techniques left."""
 
+    def keeps_zeros(self, share: float) -> bool:
+        """Whether a mask leaves a model as sparse as it was, of whose weights this share was zero at the start."""
+        return False
+
     def storage(self) -> Storage | None:
         """The dtype in the file for weights without a grid; None: no preference. The narrowest one named is used."""
         return None

@@ -55,6 +55,9 @@ class KeepZeros(Technique):
         mask = self.masks.get(name)
         return None if mask is None else mask.to(weight.device)
 
+    def keeps_zeros(self, share: float) -> bool:
+        return True
+
     def storage(self) -> Storage | None:
         return Storage(dtype=torch.float32)
 

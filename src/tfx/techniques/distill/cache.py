@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
 from tfx.data.ragged import Ragged
-from tfx.data.sources import Corpus, writable_cache
+from tfx.data.sources import Corpus
 from tfx.model.batch import Batch
 from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.transformer import run_batch
+from tfx.record.directory import writable_cache
 from tfx.record.files import read_json, replacing, write_json
 from tfx.record.lock import making
 from tfx.tasks.prepare import PreparedData

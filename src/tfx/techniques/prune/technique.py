@@ -285,6 +285,10 @@ class Prune(Technique):
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         self.update(model, 1.0, lambda _, weight: weight)
 
+    def keeps_zeros(self, share: float) -> bool:
+        # The smallest go first, and those are the zeros there were.
+        return self.settings.threshold is not None or self.settings.sparsity >= share
+
     def storage(self) -> Storage | None:
         return Storage(dtype=torch.float16 if self.settings.store == "fp16" else torch.float32)
 

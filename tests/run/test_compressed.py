@@ -101,12 +101,24 @@ def test_plain_tensors_and_the_compressed_file_are_the_same_model(compressed):
 READ_BACK = """
 import sys, torch
 from tfx.compression import checkpoint
-model = checkpoint.load(sys.argv[1]).model
-ids = torch.randint(4, 20, (3, 9), generator=torch.Generator().manual_seed(0))
-with torch.inference_mode():
-    out = model.project(model(ids, ids if model.architecture.is_seq2seq else None))
-torch.save(out, sys.argv[2])
+for line in sys.stdin:
+    run, out = line.rstrip("\\n").split("\\t")
+    model = checkpoint.load(run).model
+    ids = torch.randint(4, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.save(model.project(model(ids, ids if model.architecture.is_seq2seq else None)), out)
+    print("done", flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def other_process():
+    """Reads models back in a process that has made none of them: to its stdin go a run and where the logits go."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", READ_BACK]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment) as process:
+        yield process
+        process.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +146,7 @@ torch.save(out, sys.argv[2])
 )
 @pytest.mark.parametrize("family", ["seq2seq", "lm"])
 def test_a_new_process_reads_back_the_very_logits_of_the_model_in_memory(
-    folder, family, overrides, monkeypatch, request
+    folder, family, overrides, monkeypatch, request, other_process
 ):
     """What was in memory is taken where the run compares it with the file, just before the file is kept."""
     from tfx.run.measure import Measurer
@@ -157,8 +169,9 @@ def test_a_new_process_reads_back_the_very_logits_of_the_model_in_memory(
         data += ["dataset.tokenizer.kind=char", "dataset.batch_tokens=64"]
     assert main(["train", *data, *SMALL, *overrides, "trainer.budget.steps=2", f"hydra.run.dir={run}"]) == 0
     out = folder / "out.pt"
-    command = [sys.executable, "-c", READ_BACK, str(run), str(out)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    other_process.stdin.write(f"{run}\t{out}\n")
+    other_process.stdin.flush()
+    assert other_process.stdout.readline() == "done\n"
     assert torch.equal(torch.load(out), held["logits"])
 
 
