@@ -13,6 +13,7 @@ import numpy as np
 from tfx.config.tasks import TASKS
 from tfx.errors import unknown
 from tfx.record.vocabulary import higher_is_better
+from tfx.report.ancestry import count_ancestors
 from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
 from tfx.report.contributions import Contribution, contribution_facts, contributions
 from tfx.report.runs import LeftOut, Run, find_runs
@@ -187,6 +188,7 @@ def compare_runs(
     own unit. Raises `UserError` where there is nothing to compare or the baseline is unknown.
     """
     runs, left_out = find_runs(paths)
+    count_ancestors(runs)
     families = []
     for words, members in sections(matching(runs, where), paths, group_by):
         arms, usual = group(members)
@@ -262,7 +264,7 @@ def _unknown_teacher(run: Run) -> bool:
     Seconds do not tell: they count the teacher's work for this run, too.
     """
     taught = any(str(name).startswith("teacher of ") for name in run.environment.get("fingerprints") or {})
-    return taught and not run.train.get("teacher_tokens")
+    return taught and not run.train.get("teacher_tokens") and not run.uncounted.get("seconds")
 
 
 def _same_test(arms: Iterable[Arm]) -> bool:
