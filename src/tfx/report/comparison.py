@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ import numpy as np
 
 from tfx.config.tasks import TASKS
 from tfx.errors import unknown
-from tfx.record.vocabulary import higher_is_better
+from tfx.record.vocabulary import LOSS_METRICS, higher_is_better
 from tfx.report.ancestry import count_ancestors
 from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
 from tfx.report.contributions import Contribution, contribution_facts, contributions
+from tfx.report.labels import folder_name
 from tfx.report.runs import LeftOut, Run, find_runs
 from tfx.report.selection import matching, sections
 from tfx.report.statistics import holm, pareto_front
@@ -223,9 +225,13 @@ def _test_differences(family: Family) -> None:
         return
     sentences = Sentences(family.baseline)
     for arm in family.others:
-        if not sentences.shared_by(arm):
-            arm.warnings.append(Caution("no sentences in common with the baseline", "only seeds are resampled"))
         arm.difference = difference_between(arm, family.baseline, sentences, family.margin)
+        consequence = "nothing can be tested" if arm.difference is None else "only seeds are resampled"
+        if any(run.statistics_NK is None for run in (*arm.runs, *family.baseline.runs)):
+            # As of kept runs, which hold no predictions.
+            arm.warnings.append(Caution("no test sentences beside the run or the baseline", consequence))
+        elif not sentences.shared_by(arm):
+            arm.warnings.append(Caution("no sentences in common with the baseline", consequence))
     tested = [(arm, arm.difference) for arm in family.others if arm.difference is not None]
     for (arm, _), p in zip(tested, holm([difference.p for _, difference in tested]), strict=True):
         arm.p_holm = p
@@ -275,6 +281,37 @@ def _same_test(arms: Iterable[Arm]) -> bool:
     return len(digests) == 1 and "" not in digests
 
 
+_DECODING = {"beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
+
+
+def _decoding(run: Run) -> str:
+    """How the tested texts were decoded, with the settings that matter to it; nothing where the metric is of none."""
+    if run.metric in LOSS_METRICS or run.task not in TASKS or not TASKS[run.task].decodes:
+        return ""
+    setting = {name: run.config.get(f"evaluation.{name}") for names in _DECODING.values() for name in names}
+    method = str(run.config.get("evaluation.method", "not recorded"))
+    if method in ("auto", "beam"):
+        method = "greedy" if setting["beam"] == 1 else "beam"
+    values = ((name, setting[name]) for name in _DECODING.get(method, ()))
+    told = [f"{name}={value:g}" for name, value in values if value is not None]
+    return " ".join(told if method == "beam" and told else [method, *told])
+
+
+def _same_start(arm: Arm, base: Arm) -> bool:
+    """Whether both start from models of one config, or the arm from the baseline: then their difference is its own."""
+    own, other = ({run.others.get("init_from") for run in each.runs} for each in (arm, base))
+    models = {os.path.realpath(run.path) for run in base.runs}
+    starts = [run.config.get("init_from") for run in arm.runs]
+    return own == other or all(start is not None and os.path.realpath(str(start)) in models for start in starts)
+
+
+def _start(arm: Arm) -> str:
+    """Which models its runs start from, without their seeds."""
+    paths = (run.config.get("init_from") for run in arm.runs)
+    names = {"scratch" if path is None else folder_name(Path(str(path))) for path in paths}
+    return f"from {' or '.join(sorted(names))}"
+
+
 def _part(part: str, name: str) -> Callable[[Run], str]:
     return lambda run: str((run.environment.get(part) or {}).get(name, "not recorded"))
 
@@ -290,6 +327,7 @@ def _warn(family: Family) -> None:
             lambda run: run.signatures.get(family.metric, ""),
             "the scores are not comparable",
         ),
+        ("another decoding", _decoding, "part of the difference is that of the search"),
         ("another machine", _machine, "latencies and seconds are not comparable"),
         ("another torch", _part("packages", "torch"), "speed and last digits may differ for that reason"),
     ]
@@ -304,6 +342,10 @@ def _warn(family: Family) -> None:
                     arm.warnings.append(Caution("other training data", "part of the difference may be theirs"))
                 else:
                     arm.warnings.append(Caution(what, consequence, details))
+    for arm in family.others:
+        if not _same_start(arm, base):
+            consequence = "part of the difference is that of the models that they start from"
+            arm.warnings.append(Caution("another start", consequence, f"{_start(arm)}; baseline: {_start(base)}"))
     expected_tokens = base.mean(lambda run: run.train.get("tokens")) or 0.0
     expected_flops = base.mean(lambda run: run.flops) or 0.0
     for arm in family.others:
@@ -328,7 +370,11 @@ def _warn(family: Family) -> None:
             )
     single = [arm.label for arm in family.arms if len(arm.runs) == 1]
     if len(family.arms) > 1 and len(single) == len(family.arms):
-        consequence = "intervals resample sentences only and say nothing of another training: three seeds or more do"
+        consequence = (
+            "intervals resample sentences only and say nothing of another training: three seeds or more do"
+            if any(arm.difference for arm in family.arms)
+            else "nothing is known of another training, and no difference has an interval: three seeds or more give one"
+        )
         family.warned.append(Warned("one run only", consequence, single))
     by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
     for arm in family.arms:

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from tfx.report.runs import OTHER_RUNS, Run
@@ -67,6 +68,12 @@ def _alike(labels: Sequence[str]) -> list[list[int]]:
     for index, text in enumerate(labels):
         places[text].append(index)
     return [same for same in places.values() if len(same) > 1]
+
+
+def folder_name(path: Path) -> str:
+    """The name of a run by where it lies, without its seed: of ``4bit/seed1`` and ``4bit-seed1`` it is ``4bit``."""
+    parts = [re.sub(r"[-_.]?seed[-_=]?\d+$", "", part) for part in path.parts[-2:]]
+    return parts[-1] or parts[0] or path.name
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
