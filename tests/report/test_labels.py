@@ -153,3 +153,24 @@ def test_a_model_of_the_seed_of_each_run_is_named_for_all_of_them(run_writer, tm
         "quantize": [1, 2],
         "init_from=dense/seed{seed}": [1, 2],
     }
+
+
+def test_settings_that_had_no_effect_part_no_arms_and_are_named(run_writer, tmp_path, capsys):
+    none = {"train": {"steps": 0, "tokens": 0, "seconds": 0.0, "flops": 0.0}}
+    for seed, decay in ((1, 0.0), (2, 0.3)):
+        run = run_writer(tmp_path / f"shot{seed}", seed=seed, techniques=("quantize",), summary=none)
+        configured(run, optimizer__weight_decay=decay, model__dropout=decay, trainer__precision="fp32")
+        run = run_writer(tmp_path / f"logits{seed}", seed=seed, techniques=("distill",))
+        configured(run, technique__distill__sequence_level=False, technique__distill__beam=seed)
+        run = run_writer(tmp_path / f"outputs{seed}", seed=seed, techniques=("prune", "distill"))
+        configured(run, technique__distill__sequence_level=True, technique__distill__beam=seed)
+        # What does train is another model.
+        configured(run_writer(tmp_path / f"dense{seed}", seed=seed), optimizer__weight_decay=decay)
+    run = run_writer(tmp_path / "bf16", seed=3, techniques=("quantize",), summary=none)
+    configured(run, optimizer__weight_decay=0.3, model__dropout=0.3, trainer__precision="bf16")
+    (family,) = facts(capsys, tmp_path)
+    assert sorted(arm["seeds"] for arm in family["arms"]) == [[1], [1], [1, 2], [1, 2], [2], [2], [3]]
+    assert [line for line in family["details"] if "without effect" in line] == [
+        "settings without effect: distill (technique.distill.beam)",
+        "settings without effect: quantize precision=fp32 (model.dropout, optimizer.weight_decay)",
+    ]

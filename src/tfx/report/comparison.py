@@ -312,6 +312,13 @@ def _start(arm: Arm) -> str:
     return f"from {' or '.join(sorted(names))}"
 
 
+def _idle_differences(arm: Arm) -> list[str]:
+    """Settings that had no effect on its runs and that not all of them have alike."""
+    found = [run.idle() for run in (*arm.runs, *arm.repetitions)]
+    names = {name for idle in found for name in idle}
+    return sorted(name for name in names if len({repr(idle.get(name, "absent")) for idle in found}) > 1)
+
+
 def _part(part: str, name: str) -> Callable[[Run], str]:
     return lambda run: str((run.environment.get(part) or {}).get(name, "not recorded"))
 
@@ -358,6 +365,11 @@ def _warn(family: Family) -> None:
     for arm in family.arms:
         if any(_unknown_teacher(run) for run in arm.runs):
             arm.warnings.append(Caution("a teacher of unknown cost", "it is not in the cost of training"))
+        idle = _idle_differences(arm)
+        if idle:
+            arm.warnings.append(
+                Caution("settings without effect", "runs that differ in nothing else are one row", ", ".join(idle))
+            )
         if arm.repetitions:
             scores = {run.sample: run.test[family.metric] for run in arm.runs}
             agree = all(run.test[family.metric] == scores[run.sample] for run in arm.repetitions)

@@ -130,8 +130,10 @@ def _value_or_absence(run: Run, key: str) -> str | None:
 
 
 def _concerns(key: str, run: Run) -> bool:
-    """Whether a run may have a setting: those of a technique are of runs that have it."""
+    """Whether a setting may matter to a run: those of a technique are of runs that have it."""
     first, _, rest = key.partition(".")
+    if run.is_idle(key):
+        return False
     return first != "technique" or rest.partition(".")[0] in run.techniques
 
 

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ _MOST_LEAVES = 5000
 _NOT_THE_RESULT = ("seed", "name", "tags", "evaluation.attention_maps", "trainer.tensorboard")
 # Settings that name another run.
 OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
+# Settings without effect on a run of no steps, and those among them that its test depends on all the same.
+_OF_TRAINING = (
+    "optimizer.", "schedule.", "trainer.",
+    *(f"model.{part}dropout" for part in ("", "attention_", "ffn_", "token_", "layer_")),
+)  # fmt: skip
+_OF_MACHINE = tuple(f"trainer.{name}" for name in ("device", "precision", "compile", "deterministic", "threads"))
 # What content that is no run's may raise.
 _UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -51,9 +58,9 @@ class LeftOut:
 class Run:
     """One completed run. ``config`` is flat (``trainer.budget.steps``), without its seed and what changes no result.
 
-    ``others`` has, for settings that name another run, what that run was, its seed aside.
-    ``identity`` is the config with these in place of paths: what tells two configs apart. ``origin`` is what the model
-    that it started from cost, ``uncounted`` what its teacher cost beyond what ``train`` says of it.
+    ``others`` has, for settings that name another run, what that run was, its seed aside. ``identity`` is the config
+    with these in place of paths and without `idle`: what tells two configs apart. ``origin`` is what the model that it
+    started from cost, ``uncounted`` what its teacher cost beyond what ``train`` says of it.
     """
 
     path: Path
@@ -87,9 +94,19 @@ class Run:
         """What makes it a sample of its own among the runs of its config: its seed, and what it starts from."""
         return (self.seed, *(str(self.config.get(name)) for name in OTHER_RUNS))
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        return self.config | self.others
+        return {name: value for name, value in self.config.items() if not self.is_idle(name)} | self.others
+
+    def idle(self) -> dict[str, Any]:
+        """The settings that had no effect on it, with their values."""
+        return {name: value for name, value in self.config.items() if self.is_idle(name)}
+
+    def is_idle(self, name: str) -> bool:
+        """Whether a setting had no effect on it."""
+        if name == "technique.distill.beam":
+            return self.config.get("technique.distill.sequence_level") is False
+        return self.train.get("steps") == 0 and name.startswith(_OF_TRAINING) and name not in _OF_MACHINE
 
     @property
     def seconds(self) -> float:
