@@ -67,5 +67,5 @@ def test_runs_without_predictions_are_not_said_to_have_other_sentences(run_write
     assert family.warnings == [
         "one run only (2 of 2 configs): nothing is known of another training, and no difference has an interval: "
         "three seeds or more give one.",
-        "no test sentences beside the run or the baseline (1 of 2 configs): nothing can be tested.",
+        "no test sentences beside the run or the baseline (1 of 2 configs): only seeds are resampled.",
     ]

@@ -75,7 +75,7 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
     """The tables on stdout; warnings and what was left out on stderr."""
     from tfx.record.console import plain_console
     from tfx.record.sheet import Column, Sheet
-    from tfx.report.page import CONTRIBUTION_COLUMNS, contribution_rows, table_columns, table_rows
+    from tfx.report.page import CONTRIBUTION_COLUMNS, baseline_line, contribution_rows, table_columns, table_rows
 
     console, notes = plain_console(), plain_console(stderr=True)
     for family in comparison.families:
@@ -91,6 +91,8 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
             style = "bold" if arm is family.baseline else None
             table.add_row(cells["config"], *(cells[name] for name in shown), style=style)
         console.print(table)
+        if family.others:
+            console.print(baseline_line(family))
         if family.usual:
             console.print(f"what a config does not name: {family.usual}")
         if family.contributions:

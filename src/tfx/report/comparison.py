@@ -20,7 +20,7 @@ from tfx.report.contributions import Contribution, contribution_facts, contribut
 from tfx.report.labels import folder_name
 from tfx.report.runs import LeftOut, Run, find_runs
 from tfx.report.selection import matching, sections
-from tfx.report.statistics import holm, pareto_front
+from tfx.report.statistics import holm, pareto_front, seed_interval
 
 _SAME_BUDGET = 0.02  # batches end where they end: budgets within 2 % count as the same
 
@@ -50,7 +50,8 @@ class Family:
     """Arms that answer the same question: one data set, task and primary metric.
 
     ``words`` say what else its runs have in common that those of other families have not; ``usual`` are the settings
-    of an arm whose label says nothing else.
+    of an arm whose label says nothing else. ``baseline`` is what the arms are compared with, None where each is
+    compared with the model that it started from; ``chosen`` says why.
     """
 
     words: tuple[str, ...]
@@ -58,7 +59,8 @@ class Family:
     task: str
     metric: str
     arms: list[Arm]
-    baseline: Arm
+    baseline: Arm | None
+    chosen: str
     margin: float | None
     usual: str
     warned: list[Warned] = field(default_factory=list)
@@ -87,6 +89,11 @@ class Family:
     def others(self) -> list[Arm]:
         """All arms but the baseline."""
         return [arm for arm in self.arms if arm is not self.baseline]
+
+    @property
+    def in_order(self) -> list[Arm]:
+        """The baseline, then the others."""
+        return sorted(self.arms, key=lambda arm: arm is not self.baseline)
 
 
 @dataclass
@@ -128,12 +135,13 @@ class Comparison:
                     "task": family.task,
                     "metric": family.metric,
                     "higher_is_better": higher_is_better(family.metric),
-                    "baseline": family.baseline.label,
+                    "baseline": family.baseline.label if family.baseline else None,
+                    "baseline_chosen": family.chosen,
                     "margin": family.margin,
                     "usual": family.usual,
                     "warnings": family.warnings,
                     "details": family.details,
-                    "arms": [arm_facts(arm) for arm in family.arms],
+                    "arms": [arm_facts(arm, family) for arm in family.arms],
                     "contributions": [contribution_facts(row) for row in family.contributions],
                 }
                 for family in self.families
@@ -142,9 +150,23 @@ class Comparison:
         }
 
 
-def arm_facts(arm: Arm) -> dict[str, Any]:
+def difference_shown(arm: Arm, family: Family) -> tuple[float, float | None, float | None] | None:
+    """What the table says of an arm's difference: value and 95 % interval; without a baseline, to where it started.
+
+    That one is taken run by run, each against the model that it started from, on the same test.
+    """
+    if family.baseline is None:
+        lost = [run.test[family.metric] - run.reference.test[family.metric] for run in arm.runs if run.reference]
+        low, high = seed_interval(lost) or (None, None)
+        return float(np.mean(lost)), low, high
+    difference = arm.difference
+    return None if difference is None else (difference.value, difference.low, difference.high)
+
+
+def arm_facts(arm: Arm, family: Family) -> dict[str, Any]:
     """One row of the table as plain values."""
     interval, difference = arm.interval, arm.difference
+    value, low, high = difference_shown(arm, family) or (None, None, None)
     return {
         "arm": arm.label,
         "name": arm.runs[0].name,
@@ -155,9 +177,9 @@ def arm_facts(arm: Arm) -> dict[str, Any]:
         "spread": float(np.std(arm.scores, ddof=1)) if len(arm.runs) > 1 else None,
         "low": interval[0] if interval else None,
         "high": interval[1] if interval else None,
-        "difference": difference.value if difference else None,
-        "difference_low": difference.low if difference else None,
-        "difference_high": difference.high if difference else None,
+        "difference": value,
+        "difference_low": low,
+        "difference_high": high,
         "p": difference.p if difference else None,
         "p_holm": arm.p_holm,
         "p_worse": difference.p_worse if difference else None,
@@ -185,9 +207,9 @@ def compare_runs(
 ) -> Comparison:
     """Finds, groups and compares the runs below the paths: those that meet ``where``, in sections by ``group_by``.
 
-    ``baseline`` names an arm by its label or by one of its run directories; None: the arm without techniques
-    that has the most runs. ``margin`` is what an arm may lose and still count as not worse, in the metric's
-    own unit. Raises `UserError` where there is nothing to compare or the baseline is unknown.
+    ``baseline`` names an arm by its label or by one of its run directories; None: as `_default_baseline` finds it.
+    ``margin`` is what an arm may lose and still count as not worse, in the metric's own unit. Raises `UserError` where
+    there is nothing to compare or the baseline is unknown.
     """
     runs, left_out = find_runs(paths)
     count_ancestors(runs)
@@ -195,8 +217,10 @@ def compare_runs(
     for words, members in sections(matching(runs, where), paths, group_by):
         arms, usual = group(members)
         one = members[0]
-        chosen = _choose_baseline(arms, baseline) or _plainest(arms)
-        families.append(Family(words, one.dataset, one.task, one.metric, arms, chosen, margin, usual))
+        base, chosen = _choose_baseline(arms, baseline), "as asked for"
+        if base is None:
+            base, chosen = _default_baseline(arms)
+        families.append(Family(words, one.dataset, one.task, one.metric, arms, base, chosen, margin, usual))
     if baseline is not None and not any(_choose_baseline(family.arms, baseline) for family in families):
         raise unknown("baseline", baseline, [arm.label for family in families for arm in family.arms])
     for family in families:
@@ -206,8 +230,39 @@ def compare_runs(
     return Comparison(families, left_out)
 
 
-def _plainest(arms: Sequence[Arm]) -> Arm:
-    return min(arms, key=lambda arm: (len(arm.runs[0].techniques), -len(arm.runs)))
+def _default_baseline(arms: Sequence[Arm]) -> tuple[Arm | None, str]:
+    """What arms are compared with where nothing is asked for, and why: of those without techniques, or with the fewest,
+    one that its user calls baseline, else that with the most runs, else the one nearest to all others in its settings.
+
+    None where all have techniques and each started from a model on which the same test was taken.
+    """
+    fewest = min(len(arm.runs[0].techniques) for arm in arms)
+    if fewest and len(arms) > 1 and all(_has_start(run) for arm in arms for run in arm.runs):
+        return None, "every config has techniques, so that each is compared with the model that it started from"
+    left = [arm for arm in arms if len(arm.runs[0].techniques) == fewest]
+    words = ["no technique" if not fewest else "the fewest techniques"]
+    named = [arm for arm in left if "baseline" in (arm.runs[0].name, folder_name(arm.runs[0].path))]
+    if named and len(named) < len(left):
+        left = named
+        words.append("its name")
+    most = max(len(arm.runs) for arm in left)
+    if any(len(arm.runs) < most for arm in left):
+        left = [arm for arm in left if len(arm.runs) == most]
+        words.append(f"most runs ({most})")
+    if len(left) > 1:
+        words.append("settings nearest to those of all others")
+    nearest = min(left, key=lambda arm: sum(_settings_apart(arm, other) for other in arms))
+    return nearest, f"chosen for {', '.join(words)}"
+
+
+def _has_start(run: Run) -> bool:
+    """Whether its summary has the test of the model that it started from."""
+    return run.reference is not None and run.reference.name == "init_from" and run.metric in run.reference.test
+
+
+def _settings_apart(arm: Arm, other: Arm) -> int:
+    one, two = arm.runs[0].identity, other.runs[0].identity
+    return sum(one.get(key) != two.get(key) for key in {*one, *two})
 
 
 def _choose_baseline(arms: Sequence[Arm], name: str | None) -> Arm | None:
@@ -221,17 +276,16 @@ def _choose_baseline(arms: Sequence[Arm], name: str | None) -> Arm | None:
 
 def _test_differences(family: Family) -> None:
     """Every arm against the baseline over common bootstrap samples, corrected together (Holm 1979)."""
-    if not family.others:
+    if not family.others or family.baseline is None:
         return
     sentences = Sentences(family.baseline)
     for arm in family.others:
         arm.difference = difference_between(arm, family.baseline, sentences, family.margin)
-        consequence = "nothing can be tested" if arm.difference is None else "only seeds are resampled"
         if any(run.statistics_NK is None for run in (*arm.runs, *family.baseline.runs)):
             # As of kept runs, which hold no predictions.
-            arm.warnings.append(Caution("no test sentences beside the run or the baseline", consequence))
+            arm.warnings.append(Caution("no test sentences beside the run or the baseline", "only seeds are resampled"))
         elif not sentences.shared_by(arm):
-            arm.warnings.append(Caution("no sentences in common with the baseline", consequence))
+            arm.warnings.append(Caution("no sentences in common with the baseline", "only seeds are resampled"))
     tested = [(arm, arm.difference) for arm in family.others if arm.difference is not None]
     for (arm, _), p in zip(tested, holm([difference.p for _, difference in tested]), strict=True):
         arm.p_holm = p
@@ -339,29 +393,20 @@ def _warn(family: Family) -> None:
         ("another torch", _part("packages", "torch"), "speed and last digits may differ for that reason"),
     ]
     base = family.baseline
+    usual = "baseline" if base else "most"
     for what, read, consequence in checks:
-        expected = Counter(map(read, base.runs)).most_common(1)[0][0]
+        runs = base.runs if base else [run for arm in family.arms for run in arm.runs]
+        expected = Counter(map(read, runs)).most_common(1)[0][0]
         for arm in family.arms:
             found = sorted({read(run) for run in arm.runs} - {expected})
             if found:
-                details = f"{', '.join(_short(value) for value in found[:2])}; baseline: {_short(expected)}"
-                if what == "other data" and _same_test((arm, base)):
+                details = f"{', '.join(_short(value) for value in found[:2])}; {usual}: {_short(expected)}"
+                if what == "other data" and _same_test((arm, base) if base else family.arms):
                     arm.warnings.append(Caution("other training data", "part of the difference may be theirs"))
                 else:
                     arm.warnings.append(Caution(what, consequence, details))
-    for arm in family.others:
-        if not _same_start(arm, base):
-            consequence = "part of the difference is that of the models that they start from"
-            arm.warnings.append(Caution("another start", consequence, f"{_start(arm)}; baseline: {_start(base)}"))
-    expected_tokens = base.mean(lambda run: run.train.get("tokens")) or 0.0
-    expected_flops = base.mean(lambda run: run.flops) or 0.0
-    for arm in family.others:
-        tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
-        if not _alike(tokens, expected_tokens) and not _alike(arm.mean(lambda run: run.flops) or 0.0, expected_flops):
-            details = f"{tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}"
-            arm.warnings.append(
-                Caution("another budget", "the difference is not that of the techniques alone", details)
-            )
+    if base is not None:
+        _warn_of_unlike_training(family.others, base)
     for arm in family.arms:
         if any(_unknown_teacher(run) for run in arm.runs):
             arm.warnings.append(Caution("a teacher of unknown cost", "it is not in the cost of training"))
@@ -396,6 +441,20 @@ def _warn(family: Family) -> None:
     family.warned += [Warned(kind, consequence, about) for (kind, consequence), about in by_kind.items()]
 
 
+def _warn_of_unlike_training(arms: Sequence[Arm], base: Arm) -> None:
+    expected_tokens = base.mean(lambda run: run.train.get("tokens")) or 0.0
+    expected_flops = base.mean(lambda run: run.flops) or 0.0
+    for arm in arms:
+        if not _same_start(arm, base):
+            consequence = "part of the difference is that of the models that they start from"
+            arm.warnings.append(Caution("another start", consequence, f"{_start(arm)}; baseline: {_start(base)}"))
+        tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
+        if not _alike(tokens, expected_tokens) and not _alike(arm.mean(lambda run: run.flops) or 0.0, expected_flops):
+            details = f"{tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}"
+            consequence = "the difference is not that of the techniques alone"
+            arm.warnings.append(Caution("another budget", consequence, details))
+
+
 def _short(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:12]}…"
 
@@ -404,6 +463,8 @@ def verdict(arm: Arm, family: Family) -> str:
     """The difference in a word, at 5 % after Holm's correction."""
     if arm is family.baseline:
         return "baseline"
+    if family.baseline is None:
+        return "not tested"
     difference = arm.difference
     if difference is None or arm.p_holm is None:
         return "not testable: nothing varies"

@@ -19,7 +19,7 @@ from tfx.record.files import write_text
 from tfx.record.vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
-from tfx.report.comparison import COSTS, SCALES, Comparison, Family, verdict
+from tfx.report.comparison import COSTS, SCALES, Comparison, Family, difference_shown, verdict
 from tfx.report.contributions import KINDS
 from tfx.report.labels import differing_keys
 from tfx.report.plots import Plot, Point, number
@@ -93,7 +93,7 @@ def table_rows(family: Family) -> list[list[str]]:
     """The table of arms as text."""
     rows = []
     for place, arm in enumerate(family.arms, 1):
-        interval, difference = arm.interval, arm.difference
+        interval, difference = arm.interval, difference_shown(arm, family)
         latency, file, seconds = (arm.mean(COSTS[name][1]) for name in ("latency", "bytes", "seconds"))
         rows.append(
             [
@@ -104,8 +104,8 @@ def table_rows(family: Family) -> list[list[str]]:
                 number(float(np.mean(arm.scores)))
                 + (f" ± {float(np.std(arm.scores, ddof=1)):.2g}" if len(arm.runs) > 1 else ""),
                 f"{number(interval[0])} to {number(interval[1])}" if interval else "–",
-                f"{difference.value:+.3g}" if difference else "–",
-                f"{difference.low:+.3g} to {difference.high:+.3g}" if difference else "–",
+                f"{difference[0]:+.3g}" if difference else "–",
+                f"{difference[1]:+.3g} to {difference[2]:+.3g}" if difference and difference[1] is not None else "–",
                 _p(arm.p_holm),
                 *([_p(arm.p_worse_holm)] if family.margin is not None else []),
                 size(file) if file is not None else "–",
@@ -146,9 +146,9 @@ def _family(family: Family) -> dict[str, Any]:
     better = "more" if higher_is_better(metric) else "less"
     dominated = {arm.label for arm in arms if arm.fronts and not any(arm.fronts.values())}
     kinds = ["base" if arm is family.baseline else "dominated" if arm.label in dominated else "" for arm in arms]
-    detailed = [family.baseline, *family.others][:_MOST_ARMS_IN_DETAIL]
-    signature = family.baseline.runs[0].signatures.get(metric)
-    split = family.baseline.runs[0].test_split
+    detailed = family.in_order[:_MOST_ARMS_IN_DETAIL]
+    first = detailed[0].runs[0]
+    signature, split = first.signatures.get(metric), first.test_split
     heat_maps = []
     for arm in detailed:
         tensors = read_tensors(arm.runs[0].path)
@@ -162,7 +162,8 @@ def _family(family: Family) -> dict[str, Any]:
         "usual": family.usual,
         "conclusions": _conclusions(family),
         "caption": f"{metric} on the {split} split, {better} is better"
-        + (f"; signature {signature}" if signature else ""),
+        + (f"; signature {signature}" if signature else "")
+        + ("" if family.baseline else "; differences are to the model that each run started from"),
         "columns": table_columns(family),
         "rows": [{"kind": kind, "cells": cells} for kind, cells in zip(kinds, table_rows(family), strict=True)],
         "contribution_columns": CONTRIBUTION_COLUMNS,
@@ -211,9 +212,9 @@ def _conclusions(family: Family) -> list[str]:
     if not family.others:
         return []
     words: dict[str, list[str]] = {}
-    for arm in family.others:
+    for arm in family.others if family.baseline else ():
         words.setdefault(verdict(arm, family), []).append(arm.label)
-    lines = [f"Baseline: {family.baseline.label}."]
+    lines = [baseline_line(family)]
     for what, labels in words.items():
         shown = ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
         lines.append(f"{what[0].upper()}{what[1:]}: {shown}.")
@@ -226,6 +227,13 @@ def _conclusions(family: Family) -> list[str]:
     return lines
 
 
+def baseline_line(family: Family) -> str:
+    """What the differences of a table are to, and why."""
+    if family.baseline is None:
+        return f"No baseline: {family.chosen}. --baseline names one."
+    return f"Baseline: {family.baseline.label}: {family.chosen}. --baseline names another."
+
+
 def _plot_names(family: Family) -> dict[str, str]:
     """What plots, which cut names, call an arm, by its label: where there are many, with its number in the table."""
     if len(family.arms) <= plots.MOST_NAMED:
@@ -235,13 +243,18 @@ def _plot_names(family: Family) -> dict[str, str]:
 
 def _differences(family: Family) -> Plot | None:
     names = _plot_names(family)
-    rows = [(names[arm.label], d.value, d.low, d.high) for arm in family.others if (d := arm.difference) is not None]
+    found = [(names[arm.label], difference_shown(arm, family)) for arm in family.others]
+    rows = [(name, d[0], d[0] if d[1] is None else d[1], d[0] if d[2] is None else d[2]) for name, d in found if d]
     if not rows:
         return None
     sign = -1 if higher_is_better(family.metric) else 1
     rows.sort(key=lambda row: sign * row[1])
     return plots.differences(
-        rows[:_MOST_DIFFERENCES], family.metric, family.margin, higher_is_better=higher_is_better(family.metric)
+        rows[:_MOST_DIFFERENCES],
+        family.metric,
+        family.margin,
+        "the baseline" if family.baseline else "where each started",
+        higher_is_better=higher_is_better(family.metric),
     )
 
 
@@ -264,7 +277,7 @@ def _fronts(family: Family) -> list[Plot]:
 
 
 def _curves(family: Family) -> Plot | None:
-    shown = [family.baseline, *family.others][: plots.MOST_SERIES]
+    shown = family.in_order[: plots.MOST_SERIES]
     rows = [row for arm in shown for run in arm.runs for row in run.curve]
     if not rows:
         return None
@@ -306,7 +319,7 @@ def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
     place = None if run.reference is None else run.reference.path
     if place and Path(place).is_dir():
         dense, name = Path(place), run.reference.name if run.reference else ""
-    elif arm is not family.baseline:
+    elif family.baseline is not None and arm is not family.baseline:
         dense, name = _same_seed(family.baseline.runs, run.seed).path, family.baseline.label
     else:
         return None

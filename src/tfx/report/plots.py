@@ -154,13 +154,18 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def differences(
-    rows: Sequence[tuple[str, float, float, float]], unit: str, margin: float | None, *, higher_is_better: bool
+    rows: Sequence[tuple[str, float, float, float]],
+    unit: str,
+    margin: float | None,
+    other: str,
+    *,
+    higher_is_better: bool,
 ) -> Plot:
-    """Differences to the baseline with their intervals: label, difference, low, high."""
+    """Differences to ``other`` with their intervals: label, difference, low, high; without one, all three are equal."""
     with rc_context(_STYLE):
         figure, axes = _figure(7.2, 0.9 + 0.32 * len(rows))
         for place, (_, value, low, high) in enumerate(rows):
-            certain = low > 0 or high < 0
+            certain = low < high and (low > 0 or high < 0)
             axes.plot([low, high], [place, place], color=_SERIES[0], linewidth=2.2, solid_capstyle="round")
             face = _SERIES[0] if certain else _PAPER
             axes.plot(
@@ -176,8 +181,8 @@ def differences(
         axes.set_yticks(range(len(rows)), [_cut(row[0], 44) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"difference to the baseline, {unit} ({'more' if higher_is_better else 'less'} is better)")
-        title = "Differences to the baseline"
+        axes.set_xlabel(f"difference to {other}, {unit} ({'more' if higher_is_better else 'less'} is better)")
+        title = f"Differences to {other}"
         text = f"{len(rows)} configs with 95 % intervals; a filled mark where the interval leaves out zero."
         svg = _render(figure, title, text)
     columns = ["config", f"difference, {unit}", "95 % from", "to"]
