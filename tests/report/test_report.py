@@ -339,3 +339,19 @@ def test_plots_of_many_configs_have_the_numbers_of_the_table_for_names_that_they
     assert len(svgs) == 6  # differences, a front for each cost, curves
     for svg in (svgs[0], svgs[-1]):
         assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svg)) == list("2345678")
+
+
+def test_a_verdict_says_where_only_the_correction_speaks_against_its_interval(run_writer, tmp_path, capsys):
+    arms = {"": (0.5, 0.51, 0.52), "a": (0.53, 0.54, 0.55), "b": (0.5, 0.51, 0.53), "c": (0.4, 0.5, 0.6)}
+    for name, scores in arms.items():
+        for seed, score in enumerate(scores):
+            summary = {"techniques": [name] if name else [], "test": {"exact_match": score}}
+            (run_writer(tmp_path / f"{name}{seed}", seed=seed, summary=summary) / "predictions.jsonl").unlink()
+    (family,) = facts(capsys, tmp_path)["families"]
+    arm = next(arm for arm in family["arms"] if arm["arm"] == "a")
+    assert arm["difference_low"] > 0
+    assert arm["p"] < 0.05 < arm["p_holm"]
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Interval excludes 0, but not after Holm over 3 rows: a." in page
+    assert "No difference shown: b, c." in page

@@ -469,7 +469,12 @@ def verdict(arm: Arm, family: Family) -> str:
     if difference is None or arm.p_holm is None:
         return "not testable: nothing varies"
     better = (difference.value > 0) == higher_is_better(family.metric)
-    words = ("better" if better else "worse") if arm.p_holm < 0.05 else "no difference shown"
+    words = "better" if better else "worse"
+    if arm.p_holm >= 0.05:
+        words = "no difference shown"
+        if difference.p < 0.05:  # its interval is for one comparison, and leaves out zero
+            tested = sum(other.difference is not None for other in family.others)
+            words = f"interval excludes 0, but not after Holm over {tested} rows"
     if words != "better" and arm.p_worse_holm is not None and arm.p_worse_holm < 0.05:
         words += ", not worse than the margin"
     return words if difference.seeds_resampled else f"{words} (sentences only)"
