@@ -75,16 +75,23 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
     """The tables on stdout; warnings and what was left out on stderr."""
     from tfx.record.console import plain_console
     from tfx.record.sheet import Column, Sheet
-    from tfx.report.page import CONTRIBUTION_COLUMNS, baseline_line, contribution_rows, table_columns, table_rows
+    from tfx.report.page import (
+        CONTRIBUTION_COLUMNS,
+        TEXT_COLUMNS,
+        baseline_line,
+        contribution_rows,
+        table_columns,
+        table_rows,
+    )
 
     console, notes = plain_console(), plain_console(stderr=True)
     for family in comparison.families:
         columns = table_columns(family)
         # What is needed least goes first where the terminal is narrow; the page has all.
-        spare = {"runs": 3, "difference": 0, "95 %": 5, "p (Holm)": 2, "p not worse": 2, "file": 1}
-        spare |= {"latency": 6, "training": 7, "verdict": 4}
+        spare = {"difference": 0, "95 %": 0, "runs": 1, "file": 2, "verdict": 3, "p not worse": 4, "training": 5}
+        spare |= {"latency": 6, "p (Holm)": 7, "settings": 8}
         shown = [name for name in columns if name in spare or name == family.metric]
-        numbers = (Column(name, number=name != "verdict", spare=spare.get(name, 0)) for name in shown)
+        numbers = (Column(name, number=name not in TEXT_COLUMNS, spare=spare.get(name, 0)) for name in shown)
         table = Sheet(Column("config"), *numbers, title=family.title)
         for arm, row in zip(family.arms, table_rows(family), strict=True):
             cells = dict(zip(columns, row, strict=True))

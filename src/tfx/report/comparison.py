@@ -169,6 +169,7 @@ def arm_facts(arm: Arm, family: Family) -> dict[str, Any]:
     value, low, high = difference_shown(arm, family) or (None, None, None)
     return {
         "arm": arm.label,
+        "settings": arm.settings,
         "name": arm.runs[0].name,
         "tags": sorted({tag for run in arm.runs for tag in run.tags}),
         "runs": len(arm.runs),
@@ -207,7 +208,7 @@ def compare_runs(
 ) -> Comparison:
     """Finds, groups and compares the runs below the paths: those that meet ``where``, in sections by ``group_by``.
 
-    ``baseline`` names an arm by its label or by one of its run directories; None: as `_default_baseline` finds it.
+    ``baseline`` names an arm by its label, its settings or one of its runs; None: as `_default_baseline` finds it.
     ``margin`` is what an arm may lose and still count as not worse, in the metric's own unit. Raises `UserError` where
     there is nothing to compare or the baseline is unknown.
     """
@@ -241,7 +242,7 @@ def _default_baseline(arms: Sequence[Arm]) -> tuple[Arm | None, str]:
         return None, "every config has techniques, so that each is compared with the model that it started from"
     left = [arm for arm in arms if len(arm.runs[0].techniques) == fewest]
     words = ["no technique" if not fewest else "the fewest techniques"]
-    named = [arm for arm in left if "baseline" in (arm.runs[0].name, folder_name(arm.runs[0].path))]
+    named = [arm for arm in left if "baseline" in (arm.label, arm.runs[0].name)]
     if named and len(named) < len(left):
         left = named
         words.append("its name")
@@ -269,7 +270,7 @@ def _choose_baseline(arms: Sequence[Arm], name: str | None) -> Arm | None:
     if name is None:
         return None
     for arm in arms:
-        if name == arm.label or Path(name).resolve() in [run.path.resolve() for run in arm.runs]:
+        if name in (arm.label, arm.settings) or Path(name).resolve() in [run.path.resolve() for run in arm.runs]:
             return arm
     return None
 

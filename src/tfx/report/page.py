@@ -70,11 +70,15 @@ def render(comparison: Comparison) -> str:
     )
 
 
+TEXT_COLUMNS = ("config", "settings", "verdict")
+
+
 def table_columns(family: Family) -> list[str]:
     """Headings of the table of arms."""
     return [
         "",
         "config",
+        *(["settings"] if any(arm.settings for arm in family.arms) else []),
         "verdict",
         "runs",
         family.metric,
@@ -92,6 +96,7 @@ def table_columns(family: Family) -> list[str]:
 def table_rows(family: Family) -> list[list[str]]:
     """The table of arms as text."""
     rows = []
+    has_settings = any(arm.settings for arm in family.arms)
     for place, arm in enumerate(family.arms, 1):
         interval, difference = arm.interval, difference_shown(arm, family)
         latency, file, seconds = (arm.mean(COSTS[name][1]) for name in ("latency", "bytes", "seconds"))
@@ -99,6 +104,7 @@ def table_rows(family: Family) -> list[list[str]]:
             [
                 str(place),
                 arm.label,
+                *([arm.settings] if has_settings else []),
                 verdict(arm, family),
                 str(len(arm.runs)),
                 number(float(np.mean(arm.scores)))
@@ -165,6 +171,7 @@ def _family(family: Family) -> dict[str, Any]:
         + (f"; signature {signature}" if signature else "")
         + ("" if family.baseline else "; differences are to the model that each run started from"),
         "columns": table_columns(family),
+        "texts": [place for place, name in enumerate(table_columns(family)) if name in TEXT_COLUMNS],
         "rows": [{"kind": kind, "cells": cells} for kind, cells in zip(kinds, table_rows(family), strict=True)],
         "contribution_columns": CONTRIBUTION_COLUMNS,
         "contributions": contribution_rows(family),
