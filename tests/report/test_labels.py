@@ -169,6 +169,7 @@ def test_settings_that_had_no_effect_part_no_arms_and_are_named(run_writer, tmp_
     run = run_writer(tmp_path / "bf16", seed=3, techniques=("quantize",), summary=none)
     configured(run, optimizer__weight_decay=0.3, model__dropout=0.3, trainer__precision="bf16")
     (family,) = facts(capsys, tmp_path)
+    assert not any("without" in arm["arm"] for arm in family["arms"])
     assert sorted(arm["seeds"] for arm in family["arms"]) == [[1], [1], [1, 2], [1, 2], [2], [2], [3]]
     assert [line for line in family["details"] if "without effect" in line] == [
         "settings without effect: distill (technique.distill.beam)",

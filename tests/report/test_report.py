@@ -355,3 +355,13 @@ def test_a_verdict_says_where_only_the_correction_speaks_against_its_interval(ru
     page = (tmp_path / "report.html").read_text()
     assert "Interval excludes 0, but not after Holm over 3 rows: a." in page
     assert "No difference shown: b, c." in page
+
+
+def test_times_smaller_is_the_mean_ratio_of_the_runs(run_writer, tmp_path, capsys):
+    for seed, ratio in ((1, 12.0), (2, 13.0)):
+        run_writer(tmp_path / f"q{seed}", seed=seed, summary={"bytes": {"file": 2_000_000, "ratio": ratio}})
+    (family,) = facts(capsys, tmp_path)["families"]
+    assert family["arms"][0]["times_smaller"] == 12.5
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("times smaller") < page.index("<td>2.00 MB</td><td>12.5</td>")

@@ -187,6 +187,7 @@ def arm_facts(arm: Arm, family: Family) -> dict[str, Any]:
         "p_worse_holm": arm.p_worse_holm,
         "seeds_resampled": difference.seeds_resampled if difference else None,
         **{name: arm.mean(read) for name, (_, read) in COSTS.items()},
+        "times_smaller": arm.mean(lambda run: run.bytes.get("ratio")),
         "on_front": arm.fronts,
         "metrics": {
             name: arm.mean(lambda run, name=name: run.test.get(name))  # type: ignore[misc]

@@ -59,7 +59,8 @@ def label_arms(runs: Sequence[Run]) -> tuple[list[str], str]:
         # The value that is left out is what another lacks.
         telling = [key for key in keys if len({_value_or_absence(runs[index], key) for index in same}) > 1]
         for index in same:
-            labels[index] = label(index, list(dict.fromkeys([*shown[index], *telling])))
+            told = [*shown[index], *(key for key in telling if not runs[index].is_idle(key))]
+            labels[index] = label(index, list(dict.fromkeys(told)))
     for same in _alike(labels):
         for number, index in enumerate(same, 1):
             labels[index] = f"{labels[index]} ({number})"

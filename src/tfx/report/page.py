@@ -88,6 +88,7 @@ def table_columns(family: Family) -> list[str]:
         "p (Holm)",
         *(["p not worse"] if family.margin is not None else []),
         "file",
+        "times smaller",
         "latency",
         "training",
     ]
@@ -115,6 +116,7 @@ def table_rows(family: Family) -> list[list[str]]:
                 _p(arm.p_holm),
                 *([_p(arm.p_worse_holm)] if family.margin is not None else []),
                 size(file) if file is not None else "–",
+                _times(arm.mean(lambda run: run.bytes.get("ratio"))),
                 f"{latency:.1f} ms" if latency is not None else "–",
                 clock(seconds) if seconds is not None else "–",
             ]
@@ -139,6 +141,10 @@ def contribution_rows(family: Family) -> list[list[str]]:
             )
         rows.append(cells)
     return rows
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _p(value: float | None) -> str:
