@@ -120,7 +120,7 @@ def test_what_names_leave_out_is_said_and_what_all_have_is_not(run_writer, tmp_p
         run = run_writer(tmp_path / f"{rate}-{lr}", techniques=("quantize",))
         configured(run, technique__quantize__rate=rate, technique__quantize__bits=4, optimizer__lr=lr)
     (family,) = facts(capsys, tmp_path)
-    assert [arm["arm"] for arm in family["arms"]] == ["rate=1.9", "quantize", "lr=0.002"]
+    assert [arm["arm"] for arm in family["arms"]] == ["quantize", "rate=1.9", "lr=0.002"]
     assert family["usual"] == "rate=2.5 lr=0.001"
 
 

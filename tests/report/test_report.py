@@ -336,9 +336,56 @@ def test_plots_of_many_configs_have_the_numbers_of_the_table_for_names_that_they
         (run / "config.yaml").write_text(f"task: {'the same words ' * 5}{place}\n" + (run / "config.yaml").read_text())
     assert main(["report", str(tmp_path)]) == 0
     svgs = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text(), re.DOTALL)
-    assert len(svgs) == 6  # differences, a front for each cost, curves
-    for svg in (svgs[0], svgs[-1]):
-        assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svg)) == list("2345678")
+    assert len(svgs) == 2  # differences and curves; costs are alike
+    assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svgs[0])) == list("2345678")
+    assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svgs[1])) == list("2345678")
+
+
+def test_rows_are_the_baseline_and_then_the_best_first(run_writer, tmp_path, capsys):
+    for name, score in (("b", 0.2), ("a", 0.9), ("", 0.5), ("c", 0.4)):
+        run_writer(tmp_path / name / "run", summary={"techniques": [*name], "test": {"exact_match": score}})
+    (family,) = facts(capsys, tmp_path)["families"]
+    assert [arm["mean"] for arm in family["arms"]] == [0.5, 0.9, 0.4, 0.2]
+    for file in tmp_path.rglob("summary.json"):
+        summary = json.loads(file.read_text())
+        summary |= {"primary_metric": "loss", "test": {"loss": summary["test"]["exact_match"]}}
+        file.write_text(json.dumps(summary))
+    (family,) = facts(capsys, tmp_path)["families"]
+    assert [arm["mean"] for arm in family["arms"]] == [0.5, 0.2, 0.4, 0.9]
+
+
+def test_axes_have_plain_numbers_and_flat_ones_no_plot(run_writer, tmp_path):
+    for place, (size, flops) in enumerate(((9_487_700, 1e12), (9_487_705, 3e14))):
+        train = {"steps": 1, "tokens": 9, "seconds": 5.0, "flops": flops}
+        run_writer(tmp_path / str(place), techniques=("t",) * place, summary={"bytes": {"file": size}, "train": train})
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "No plot against what is the same for all: file, MB; training, s." in page
+    assert "exact_match against training, TFLOPs" in page
+    assert "mathdefault" not in page
+    assert {"1", "10", "100"} <= set(re.findall(r"<text[^>]*>([\d,.]+)</text>", page))
+    assert not re.search(r"<text[^>]*>[^<]*1e[−+-]", page)
+
+
+def test_all_differences_are_drawn_or_counted_and_each_has_a_text_under_the_pointer(sweep, monkeypatch):
+    from tfx.report import page
+
+    assert main(["report", str(sweep)]) == 0
+    text = (sweep / "report.html").read_text()
+    assert re.search(r"<title>prune: [−-]0\.\d+ \([−-]0\.\d+ to [−+-]0\.\d+\)</title>", text)
+    assert "more are in the table above" not in text
+    monkeypatch.setattr(page, "_MOST_DIFFERENCES", 0)
+    assert main(["report", str(sweep)]) == 0
+    assert "The best 0; 1 more are in the table above." in (sweep / "report.html").read_text()
+
+
+def test_stages_say_where_training_went_on_behind_what_stands_as_trained(run_writer, tmp_path):
+    for name, spent in (("during", 9.0), ("after", 1.0)):
+        train = {"steps": 1, "tokens": 9, "seconds": spent, "flops": 1e9}
+        run_writer(tmp_path / name, techniques=(name,), summary={"train": train})
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "A technique acted during training in during: there, “trained” is the model" in page
 
 
 def test_a_verdict_says_where_only_the_correction_speaks_against_its_interval(run_writer, tmp_path, capsys):

@@ -47,7 +47,7 @@ class Warned:
 
 @dataclass
 class Family:
-    """Arms that answer the same question: one data set, task and primary metric.
+    """Arms that answer the same question: one data set, task and primary metric; the baseline, then the best first.
 
     ``words`` say what else its runs have in common that those of other families have not; ``usual`` are the settings
     of an arm whose label says nothing else. ``baseline`` is what the arms are compared with, None where each is
@@ -89,11 +89,6 @@ class Family:
     def others(self) -> list[Arm]:
         """All arms but the baseline."""
         return [arm for arm in self.arms if arm is not self.baseline]
-
-    @property
-    def in_order(self) -> list[Arm]:
-        """The baseline, then the others."""
-        return sorted(self.arms, key=lambda arm: arm is not self.baseline)
 
 
 @dataclass
@@ -222,6 +217,8 @@ def compare_runs(
         base, chosen = _choose_baseline(arms, baseline), "as asked for"
         if base is None:
             base, chosen = _default_baseline(arms)
+        sign = -1.0 if higher_is_better(one.metric) else 1.0
+        arms.sort(key=lambda arm: (arm is not base, sign * float(np.mean(arm.scores))))
         families.append(Family(words, one.dataset, one.task, one.metric, arms, base, chosen, margin, usual))
     if baseline is not None and not any(_choose_baseline(family.arms, baseline) for family in families):
         raise unknown("baseline", baseline, [arm.label for family in families for arm in family.arms])

@@ -27,7 +27,8 @@ from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
 from tfx.report.statistics import RESAMPLES
 
 _MOST_ARMS_IN_DETAIL = 6
-_MOST_DIFFERENCES = 40
+_MOST_DIFFERENCES = 100
+_FLAT = 0.001  # costs that differ by less than this share say nothing against each other
 _MOST_EXAMPLES = 8
 _MOST_ATTENTION = 2
 _MOST_TEXT = 600
@@ -158,7 +159,7 @@ def _family(family: Family) -> dict[str, Any]:
     better = "more" if higher_is_better(metric) else "less"
     dominated = {arm.label for arm in arms if arm.fronts and not any(arm.fronts.values())}
     kinds = ["base" if arm is family.baseline else "dominated" if arm.label in dominated else "" for arm in arms]
-    detailed = family.in_order[:_MOST_ARMS_IN_DETAIL]
+    detailed = family.arms[:_MOST_ARMS_IN_DETAIL]
     first = detailed[0].runs[0]
     signature, split = first.signatures.get(metric), first.test_split
     heat_maps = []
@@ -182,11 +183,8 @@ def _family(family: Family) -> dict[str, Any]:
         "contribution_columns": CONTRIBUTION_COLUMNS,
         "contributions": contribution_rows(family),
         "differences": _differences(family),
-        "fronts": _fronts(family) if len(arms) > 1 else [],
+        "fronts": _fronts(family) if len(arms) > 1 else None,
         "curves": _curves(family),
-        "curves_note": f"The first {plots.MOST_SERIES} configs of {len(arms)}."
-        if len(arms) > plots.MOST_SERIES
-        else "",
         "stages": _stages(detailed),
         "heat_maps": heat_maps,
         "examples": [example for arm in detailed if (example := _examples(arm, family)) is not None],
@@ -254,7 +252,8 @@ def _plot_names(family: Family) -> dict[str, str]:
     return {arm.label: f"{place}: {arm.label}" for place, arm in enumerate(family.arms, 1)}
 
 
-def _differences(family: Family) -> Plot | None:
+def _differences(family: Family) -> tuple[Plot, str] | None:
+    """The plot, the best first, and a note on rows that it leaves out; None without any difference."""
     names = _plot_names(family)
     found = [(names[arm.label], difference_shown(arm, family)) for arm in family.others]
     rows = [(name, d[0], d[0] if d[1] is None else d[1], d[0] if d[2] is None else d[2]) for name, d in found if d]
@@ -262,17 +261,20 @@ def _differences(family: Family) -> Plot | None:
         return None
     sign = -1 if higher_is_better(family.metric) else 1
     rows.sort(key=lambda row: sign * row[1])
-    return plots.differences(
+    plot = plots.differences(
         rows[:_MOST_DIFFERENCES],
         family.metric,
         family.margin,
         "the baseline" if family.baseline else "where each started",
         higher_is_better=higher_is_better(family.metric),
     )
+    most = len(rows) - _MOST_DIFFERENCES
+    return plot, f"The best {_MOST_DIFFERENCES}; {most} more are in the table above." if most > 0 else ""
 
 
-def _fronts(family: Family) -> list[Plot]:
-    result = []
+def _fronts(family: Family) -> tuple[list[Plot], str]:
+    """A plot for each cost, and a note on those that are alike in all arms, which have none."""
+    result, flat = [], []
     better = "more" if higher_is_better(family.metric) else "less"
     for name, (label, read) in COSTS.items():
         scale = SCALES.get(name, 1.0)
@@ -283,17 +285,20 @@ def _fronts(family: Family) -> list[Plot]:
                 low, high = arm.interval or (None, None)
                 mean = float(np.mean(arm.scores))
                 points.append(Point(arm.label, cost * scale, mean, low, high, arm.fronts[name], arm is family.baseline))
-        if len(points) > 1:
+        costs = [point.cost for point in points]
+        if len(points) > 1 and max(costs) - min(costs) <= _FLAT * max(costs):
+            flat.append(label)
+        elif len(points) > 1:
             quality = f"{family.metric} ({better} is better)"
-            result.append(plots.front(points, label, quality, f"{family.metric} against {label.split(',')[0]}"))
-    return result
+            result.append(plots.front(points, label, quality, f"{family.metric} against {label}"))
+    return result, f"No plot against what is the same for all: {'; '.join(flat)}." if flat else ""
 
 
-def _curves(family: Family) -> Plot | None:
-    shown = family.in_order[: plots.MOST_SERIES]
+def _curves(family: Family) -> tuple[Plot, str] | None:
+    """The plot of the first arms that have curves, and a note where there are more; None without any curve."""
+    have = [arm for arm in family.arms if any(run.curve for run in arm.runs)]
+    shown = have[: plots.MOST_SERIES]
     rows = [row for arm in shown for run in arm.runs for row in run.curve]
-    if not rows:
-        return None
     metric = family.metric if all(family.metric in row for row in rows) else "loss"
     series = []
     names = _plot_names(family)
@@ -306,7 +311,10 @@ def _curves(family: Family) -> Plot | None:
         }
         if any(lines.values()):
             series.append((names[arm.label], {name: line for name, line in lines.items() if line}))
-    return plots.curves(series, metric) if series else None
+    if not series:
+        return None
+    note = f"{len(series)} of {len(family.arms)} configs, in the order of the table." if len(have) > len(series) else ""
+    return plots.curves(series, metric), note
 
 
 def _stages(arms: Sequence[Arm]) -> dict[str, Any] | None:
@@ -319,11 +327,19 @@ def _stages(arms: Sequence[Arm]) -> dict[str, Any] | None:
     metric = metric if all(metric in row["valid"] for row in every) else "loss"
     most, rows = max(staged, key=lambda item: len(item[1]))
     table = [[arm.label, *line] for arm, found in staged for line in plots.stage_table(found, metric)[1]]
+    trained_on = [arm.label for arm, _ in staged if _acts_in_training(arm.runs[0])]
     return {
+        "trained_on": trained_on,
         "plot": plots.stages(most.label, rows, metric),
         "columns": ["config", *plots.stage_table((), metric)[0]],
         "rows": table if len(staged) > 1 else [],
     }
+
+
+def _acts_in_training(run: Run) -> bool:
+    """Whether a technique began to act before training ended: then what stands as trained is not all of it."""
+    before = next((row.get("seconds", 0.0) for row in run.stages if row["name"] == "trained"), 0.0)
+    return len(run.techniques) > 0 and before < 0.98 * run.train.get("seconds", 0.0)
 
 
 def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
