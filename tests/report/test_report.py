@@ -412,3 +412,21 @@ def test_times_smaller_is_the_mean_ratio_of_the_runs(run_writer, tmp_path, capsy
     assert main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert page.index("times smaller") < page.index("<td>2.00 MB</td><td>12.5</td>")
+
+
+def test_a_page_of_several_tables_has_links_to_each(sweep, run_writer):
+    run_writer(sweep / "elsewhere", summary={"dataset": "elsewhere"})
+    assert main(["report", str(sweep)]) == 0
+    page = (sweep / "report.html").read_text()
+    links = re.findall(r'<a href="#([\w-]+)">([^<]+)</a>', page)
+    assert [text for _, text in links] == ["made-up: exact_match", "elsewhere: exact_match", "How to read the numbers"]
+    assert all(f'id="{place}"' in page for place, _ in links)
+
+
+def test_the_title_of_a_study_with_the_name_of_its_data_says_it_once(run_writer, tmp_path, capsys):
+    for study in ("made-up", "other"):
+        for name in ("prune", "quantize"):
+            run_writer(tmp_path / study / name, techniques=(name, study))
+    assert main(["report", str(tmp_path)]) == 0
+    titles = re.findall(r"<h2>([^<]+)</h2>", (tmp_path / "report.html").read_text())
+    assert titles[:2] == ["made-up: exact_match", "other, made-up: exact_match"]

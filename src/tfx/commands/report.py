@@ -101,7 +101,7 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
         if family.others:
             console.print(baseline_line(family))
         if family.usual:
-            console.print(f"what a config does not name: {family.usual}")
+            console.print(f"Defaults unless a row says otherwise: {family.usual}")
         if family.contributions:
             adds = Sheet(
                 *(Column(name, spare=index) for index, name in enumerate(CONTRIBUTION_COLUMNS)),

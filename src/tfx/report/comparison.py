@@ -69,7 +69,7 @@ class Family:
     @property
     def title(self) -> str:
         """What its table is about."""
-        return f"{', '.join([*self.words, self.dataset])}: {self.metric}"
+        return f"{', '.join(dict.fromkeys([*self.words, self.dataset]))}: {self.metric}"
 
     @property
     def warnings(self) -> list[str]:

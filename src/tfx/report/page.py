@@ -156,6 +156,7 @@ def _p(value: float | None) -> str:
 
 def _family(family: Family) -> dict[str, Any]:
     metric, arms = family.metric, family.arms
+    columns, rows = table_columns(family), table_rows(family)
     better = "more" if higher_is_better(metric) else "less"
     dominated = {arm.label for arm in arms if arm.fronts and not any(arm.fronts.values())}
     kinds = ["base" if arm is family.baseline else "dominated" if arm.label in dominated else "" for arm in arms]
@@ -177,9 +178,12 @@ def _family(family: Family) -> dict[str, Any]:
         "caption": f"{metric} on the {split} split, {better} is better"
         + (f"; signature {signature}" if signature else "")
         + ("" if family.baseline else "; differences are to the model that each run started from"),
-        "columns": table_columns(family),
-        "texts": [place for place, name in enumerate(table_columns(family)) if name in TEXT_COLUMNS],
-        "rows": [{"kind": kind, "cells": cells} for kind, cells in zip(kinds, table_rows(family), strict=True)],
+        "columns": [name for name in columns if name != "settings"],
+        "texts": TEXT_COLUMNS,
+        "rows": [
+            {"kind": kind, "settings": arm.settings, "cells": dict(zip(columns, cells, strict=True))}
+            for arm, kind, cells in zip(arms, kinds, rows, strict=True)
+        ],
         "contribution_columns": CONTRIBUTION_COLUMNS,
         "contributions": contribution_rows(family),
         "differences": _differences(family),
@@ -233,7 +237,8 @@ def _conclusions(family: Family) -> list[str]:
     if widths:
         half = float(np.median(widths)) / 2
         lines.append(
-            f"With so many runs a single comparison can show differences of about {half:.2g} {family.metric} and more."
+            f"With so many runs, differences below about {half:.2g} {family.metric} cannot be detected, "
+            "even in a single comparison."
         )
     return lines
 
@@ -242,7 +247,7 @@ def baseline_line(family: Family) -> str:
     """What the differences of a table are to, and why."""
     if family.baseline is None:
         return f"No baseline: {family.chosen}. --baseline names one."
-    return f"Baseline: {family.baseline.label}: {family.chosen}. --baseline names another."
+    return f"Baseline: {family.baseline.label}, {family.chosen}. --baseline names another."
 
 
 def _plot_names(family: Family) -> dict[str, str]:
