@@ -430,3 +430,23 @@ def test_the_title_of_a_study_with_the_name_of_its_data_says_it_once(run_writer,
     assert main(["report", str(tmp_path)]) == 0
     titles = re.findall(r"<h2>([^<]+)</h2>", (tmp_path / "report.html").read_text())
     assert titles[:2] == ["made-up: exact_match", "other, made-up: exact_match"]
+
+
+@pytest.mark.parametrize("width", [80, 120, 240])
+def test_a_narrow_terminal_keeps_intervals_and_no_name_is_broken_in_a_word(
+    width, run_writer, tmp_path, capsys, monkeypatch
+):
+    names = ("a-rather-long-name-of-a-dense-model", "and-another-one-that-is-as-long-as-it")
+    for place, name in enumerate(names):
+        for seed in (1, 2):
+            run_writer(tmp_path / "s" / name / f"seed{seed}", techniques=("prune",) * place, seed=seed)
+    monkeypatch.setattr("tfx.record.console.UNLIMITED", width)
+    assert main(["report", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "config" in line)
+    assert "95 %" in head
+    assert ("verdict" in head) == (width > 80)
+    assert ("latency" in head) == (width > 120)
+    cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert "".join(cells) == "".join(names)
+    assert cells == [*names] if width > 120 else all(cell.endswith(("-", "model", "it")) for cell in cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from tfx.record.directory import RunDirectory
 
 if TYPE_CHECKING:
     from tfx.report.comparison import Comparison
+
+_WIDE, _NAME = 160, 24  # characters: a terminal with room for whole names, and what there is for them in others
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,11 +95,13 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
         spare |= {"file": 5, "training": 6, "latency": 7, "p (Holm)": 8, "settings": 9}
         shown = [name for name in columns if name in spare or name == family.metric]
         numbers = (Column(name, number=name not in TEXT_COLUMNS, spare=spare.get(name, 0)) for name in shown)
-        table = Sheet(Column("config"), *numbers, title=family.title)
-        for arm, row in zip(family.arms, table_rows(family), strict=True):
+        names = [arm.label if console.width >= _WIDE else _folded(arm.label) for arm in family.arms]
+        is_folded = all(len(line) <= _NAME for name in names for line in name.split("\n"))
+        table = Sheet(Column("config", wrap=not is_folded), *numbers, title=family.title)
+        for name, arm, row in zip(names, family.arms, table_rows(family), strict=True):
             cells = dict(zip(columns, row, strict=True))
             style = "bold" if arm is family.baseline else None
-            table.add_row(cells["config"], *(cells[name] for name in shown), style=style)
+            table.add_row(name, *(cells[name] for name in shown), style=style)
         console.print(table)
         if family.others:
             console.print(baseline_line(family))
@@ -116,6 +121,17 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
         notes.print(f"  {line}")
     for item in comparison.left_out:
         notes.print(f"left out: {item.path}: {item.reason}")
+
+
+def _folded(name: str) -> str:
+    """The name in lines of at most `_NAME` characters: where it has no spaces, they end at its hyphens and signs."""
+    lines = [""]
+    for part in re.findall(r"[^-+ ]*[-+ ]?", name):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > _NAME:
+            lines.append("")
+        lines[-1] += part
+    lines = [line.rstrip(" ") for line in lines]
+    return "\n".join(lines)
 
 
 def _write_csv(comparison: Comparison) -> None:
