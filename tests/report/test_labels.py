@@ -120,7 +120,7 @@ def test_what_names_leave_out_is_said_and_what_all_have_is_not(run_writer, tmp_p
         run = run_writer(tmp_path / f"{rate}-{lr}", techniques=("quantize",))
         configured(run, technique__quantize__rate=rate, technique__quantize__bits=4, optimizer__lr=lr)
     (family,) = facts(capsys, tmp_path)
-    assert [arm["arm"] for arm in family["arms"]] == ["rate=1.9", "quantize", "lr=0.002"]
+    assert [arm["arm"] for arm in family["arms"]] == ["quantize", "rate=1.9", "lr=0.002"]
     assert family["usual"] == "rate=2.5 lr=0.001"
 
 
@@ -128,11 +128,11 @@ def test_a_setting_that_an_earlier_version_did_not_have_tells_arms_apart_and_is_
     run_writer, tmp_path, capsys
 ):
     for beam in (None, 5):
-        run = run_writer(tmp_path / f"beam{beam}", techniques=("distill",))
+        run = run_writer(tmp_path / f"{beam or 0}", techniques=("distill",))
         if beam:
             configured(run, technique__distill__beam=beam)
         note = f"{'more' if beam else 'less'} of the same, in many more words"
-        configured(run_writer(tmp_path / f"plain{beam}"), note=note)
+        configured(run_writer(tmp_path / f"1{beam or 0}"), note=note)
     (family,) = facts(capsys, tmp_path)
     assert sorted(arm["arm"] for arm in family["arms"]) == [
         "distill",
@@ -151,5 +151,64 @@ def test_a_model_of_the_seed_of_each_run_is_named_for_all_of_them(run_writer, tm
     (family,) = facts(capsys, tmp_path / "runs")
     assert {arm["arm"]: arm["seeds"] for arm in family["arms"]} == {
         "quantize": [1, 2],
-        "init_from=dense/seed{seed}": [1, 2],
+        "init_from=dense": [1, 2],
     }
+
+
+def test_settings_that_had_no_effect_part_no_arms_and_are_named(run_writer, tmp_path, capsys):
+    none = {"train": {"steps": 0, "tokens": 0, "seconds": 0.0, "flops": 0.0}}
+    for seed, decay in ((1, 0.0), (2, 0.3)):
+        run = run_writer(tmp_path / f"shot{seed}", seed=seed, techniques=("quantize",), summary=none)
+        configured(run, optimizer__weight_decay=decay, model__dropout=decay, trainer__precision="fp32")
+        run = run_writer(tmp_path / f"logits{seed}", seed=seed, techniques=("distill",))
+        configured(run, technique__distill__sequence_level=False, technique__distill__beam=seed)
+        run = run_writer(tmp_path / f"outputs{seed}", seed=seed, techniques=("prune", "distill"))
+        configured(run, technique__distill__sequence_level=True, technique__distill__beam=seed)
+        # What does train is another model.
+        configured(run_writer(tmp_path / f"dense{seed}", seed=seed), optimizer__weight_decay=decay)
+    run = run_writer(tmp_path / "bf16", seed=3, techniques=("quantize",), summary=none)
+    configured(run, optimizer__weight_decay=0.3, model__dropout=0.3, trainer__precision="bf16")
+    (family,) = facts(capsys, tmp_path)
+    assert not any("without" in arm["arm"] for arm in family["arms"])
+    assert sorted(arm["seeds"] for arm in family["arms"]) == [[1], [1], [1, 2], [1, 2], [2], [2], [3]]
+    assert [line for line in family["details"] if "without effect" in line] == [
+        "settings without effect: distill (technique.distill.beam)",
+        "settings without effect: quantize precision=fp32 (model.dropout, optimizer.weight_decay)",
+    ]
+
+
+def test_folders_with_names_name_the_arms_and_settings_come_second(run_writer, tmp_path, capsys):
+    for rate, lr, folder in ((1.5, 0.001, "small"), (2.5, 0.001, "wide"), (2.5, 0.002, "wide-fast")):
+        for seed in (1, 2):
+            place = {"small": f"small/seed{seed}", "wide": f"wide/{seed}", "wide-fast": f"wide-fast-seed{seed}"}[folder]
+            run = run_writer(tmp_path / "study" / place, techniques=("quantize",), seed=seed)
+            configured(run, technique__quantize__rate=rate, optimizer__lr=lr)
+    (family,) = facts(capsys, tmp_path)
+    names = {"small": "rate=1.5", "wide": "quantize", "wide-fast": "lr=0.002"}
+    assert {arm["arm"]: arm["settings"] for arm in family["arms"]} == names
+    (family,) = facts(capsys, tmp_path, "--baseline", "rate=1.5")
+    assert family["baseline"] == "small"
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "wide-fast" in printed
+    # A name that its user gave goes first.
+    for seed in (1, 2):
+        file = tmp_path / "study" / "wide" / str(seed) / "summary.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "broad"}))
+    (family,) = facts(capsys, tmp_path)
+    assert {arm["arm"] for arm in family["arms"]} == {"small", "wide-fast", "broad"}
+
+
+@pytest.mark.parametrize("folders", [("10-30-05-a1b2", "10-30-06-c3d4"), ("0", "1"), ("2026-11-26", "2026-11-27")])
+def test_days_times_and_numbers_name_no_arm(folders, run_writer, tmp_path, capsys):
+    for lr, folder in enumerate(folders, 1):
+        configured(run_writer(tmp_path / folder), lr=lr)
+    (family,) = facts(capsys, tmp_path)
+    assert {arm["arm"] for arm in family["arms"]} == {"no technique", "lr=2"}
+
+
+def test_a_budget_that_a_run_has_not_is_named_by_the_one_that_it_has(run_writer, tmp_path, capsys):
+    for place, budget in enumerate(({"tokens": 6}, {"tokens": 6}, {"tokens": None, "seconds": 90.0})):
+        configured(run_writer(tmp_path / str(place)), trainer__budget=budget, lr=place % 2)
+    (family,) = facts(capsys, tmp_path)
+    assert [arm["arm"] for arm in family["arms"]] == ["no technique", "lr=1", "seconds=90"]

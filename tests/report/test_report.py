@@ -336,6 +336,117 @@ def test_plots_of_many_configs_have_the_numbers_of_the_table_for_names_that_they
         (run / "config.yaml").write_text(f"task: {'the same words ' * 5}{place}\n" + (run / "config.yaml").read_text())
     assert main(["report", str(tmp_path)]) == 0
     svgs = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text(), re.DOTALL)
-    assert len(svgs) == 6  # differences, a front for each cost, curves
-    for svg in (svgs[0], svgs[-1]):
-        assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svg)) == list("2345678")
+    assert len(svgs) == 2  # differences and curves; costs are alike
+    assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svgs[0])) == list("2345678")
+    assert sorted(re.findall(r"<text[^>]*>(\d): task=the same words [^<]*…</text>", svgs[1])) == list("2345678")
+
+
+def test_rows_are_the_baseline_and_then_the_best_first(run_writer, tmp_path, capsys):
+    for name, score in (("b", 0.2), ("a", 0.9), ("", 0.5), ("c", 0.4)):
+        run_writer(tmp_path / name / "run", summary={"techniques": [*name], "test": {"exact_match": score}})
+    (family,) = facts(capsys, tmp_path)["families"]
+    assert [arm["mean"] for arm in family["arms"]] == [0.5, 0.9, 0.4, 0.2]
+    for file in tmp_path.rglob("summary.json"):
+        summary = json.loads(file.read_text())
+        summary |= {"primary_metric": "loss", "test": {"loss": summary["test"]["exact_match"]}}
+        file.write_text(json.dumps(summary))
+    (family,) = facts(capsys, tmp_path)["families"]
+    assert [arm["mean"] for arm in family["arms"]] == [0.5, 0.2, 0.4, 0.9]
+
+
+def test_axes_have_plain_numbers_and_flat_ones_no_plot(run_writer, tmp_path):
+    for place, (size, flops) in enumerate(((9_487_700, 1e12), (9_487_705, 3e14))):
+        train = {"steps": 1, "tokens": 9, "seconds": 5.0, "flops": flops}
+        run_writer(tmp_path / str(place), techniques=("t",) * place, summary={"bytes": {"file": size}, "train": train})
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "No plot against what is the same for all: file, MB; training, s." in page
+    assert "exact_match against training, TFLOPs" in page
+    assert "mathdefault" not in page
+    assert {"1", "10", "100"} <= set(re.findall(r"<text[^>]*>([\d,.]+)</text>", page))
+    assert not re.search(r"<text[^>]*>[^<]*1e[−+-]", page)
+
+
+def test_all_differences_are_drawn_or_counted_and_each_has_a_text_under_the_pointer(sweep, monkeypatch):
+    from tfx.report import page
+
+    assert main(["report", str(sweep)]) == 0
+    text = (sweep / "report.html").read_text()
+    assert re.search(r"<title>prune: [−-]0\.\d+ \([−-]0\.\d+ to [−+-]0\.\d+\)</title>", text)
+    assert "more are in the table above" not in text
+    monkeypatch.setattr(page, "_MOST_DIFFERENCES", 0)
+    assert main(["report", str(sweep)]) == 0
+    assert "The best 0; 1 more are in the table above." in (sweep / "report.html").read_text()
+
+
+def test_stages_say_where_training_went_on_behind_what_stands_as_trained(run_writer, tmp_path):
+    for name, spent in (("during", 9.0), ("after", 1.0)):
+        train = {"steps": 1, "tokens": 9, "seconds": spent, "flops": 1e9}
+        run_writer(tmp_path / name, techniques=(name,), summary={"train": train})
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "A technique acted during training in during: there, “trained” is the model" in page
+
+
+def test_a_verdict_says_where_only_the_correction_speaks_against_its_interval(run_writer, tmp_path, capsys):
+    arms = {"": (0.5, 0.51, 0.52), "a": (0.53, 0.54, 0.55), "b": (0.5, 0.51, 0.53), "c": (0.4, 0.5, 0.6)}
+    for name, scores in arms.items():
+        for seed, score in enumerate(scores):
+            summary = {"techniques": [name] if name else [], "test": {"exact_match": score}}
+            (run_writer(tmp_path / f"{name}{seed}", seed=seed, summary=summary) / "predictions.jsonl").unlink()
+    (family,) = facts(capsys, tmp_path)["families"]
+    arm = next(arm for arm in family["arms"] if arm["arm"] == "a")
+    assert arm["difference_low"] > 0
+    assert arm["p"] < 0.05 < arm["p_holm"]
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Interval excludes 0, but not after Holm over 3 rows: a." in page
+    assert "No difference shown: b, c." in page
+
+
+def test_times_smaller_is_the_mean_ratio_of_the_runs(run_writer, tmp_path, capsys):
+    for seed, ratio in ((1, 12.0), (2, 13.0)):
+        run_writer(tmp_path / f"q{seed}", seed=seed, summary={"bytes": {"file": 2_000_000, "ratio": ratio}})
+    (family,) = facts(capsys, tmp_path)["families"]
+    assert family["arms"][0]["times_smaller"] == 12.5
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("times smaller") < page.index("<td>2.00 MB</td><td>12.5</td>")
+
+
+def test_a_page_of_several_tables_has_links_to_each(sweep, run_writer):
+    run_writer(sweep / "elsewhere", summary={"dataset": "elsewhere"})
+    assert main(["report", str(sweep)]) == 0
+    page = (sweep / "report.html").read_text()
+    links = re.findall(r'<a href="#([\w-]+)">([^<]+)</a>', page)
+    assert [text for _, text in links] == ["made-up: exact_match", "elsewhere: exact_match", "How to read the numbers"]
+    assert all(f'id="{place}"' in page for place, _ in links)
+
+
+def test_the_title_of_a_study_with_the_name_of_its_data_says_it_once(run_writer, tmp_path, capsys):
+    for study in ("made-up", "other"):
+        for name in ("prune", "quantize"):
+            run_writer(tmp_path / study / name, techniques=(name, study))
+    assert main(["report", str(tmp_path)]) == 0
+    titles = re.findall(r"<h2>([^<]+)</h2>", (tmp_path / "report.html").read_text())
+    assert titles[:2] == ["made-up: exact_match", "other, made-up: exact_match"]
+
+
+@pytest.mark.parametrize("width", [80, 120, 240])
+def test_a_narrow_terminal_keeps_intervals_and_no_name_is_broken_in_a_word(
+    width, run_writer, tmp_path, capsys, monkeypatch
+):
+    names = ("a-rather-long-name-of-a-dense-model", "and-another-one-that-is-as-long-as-it")
+    for place, name in enumerate(names):
+        for seed in (1, 2):
+            run_writer(tmp_path / "s" / name / f"seed{seed}", techniques=("prune",) * place, seed=seed)
+    monkeypatch.setattr("tfx.record.console.UNLIMITED", width)
+    assert main(["report", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "config" in line)
+    assert "95 %" in head
+    assert ("verdict" in head) == (width > 80)
+    assert ("latency" in head) == (width > 120)
+    cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert "".join(cells) == "".join(names)
+    assert cells == [*names] if width > 120 else all(cell.endswith(("-", "model", "it")) for cell in cells)

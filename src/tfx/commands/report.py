@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from tfx.record.directory import RunDirectory
 
 if TYPE_CHECKING:
     from tfx.report.comparison import Comparison
+
+_WIDE, _NAME = 160, 24  # characters: a terminal with room for whole names, and what there is for them in others
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,22 +82,33 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
     """The tables on stdout; warnings and what was left out on stderr."""
     from tfx.record.console import plain_console
     from tfx.record.sheet import Column, Sheet
-    from tfx.report.page import CONTRIBUTION_COLUMNS, contribution_rows, table_columns, table_rows
+    from tfx.report.page import (
+        CONTRIBUTION_COLUMNS,
+        TEXT_COLUMNS,
+        baseline_line,
+        contribution_rows,
+        table_columns,
+        table_rows,
+    )
 
     console, notes = plain_console(), plain_console(stderr=True)
     for family in comparison.families:
         columns = table_columns(family)
-        # A narrow terminal drops the least needed columns; the page has all.
-        spare = {"runs": 3, "difference": 0, "95 %": 5, "p (Holm)": 2, "p not worse": 2, "file": 1}
-        spare |= {"latency": 6, "training": 7, "verdict": 4}
+        # What is needed least goes first where the terminal is narrow; the page has all.
+        spare = {"difference": 0, "95 %": 0, "runs": 1, "times smaller": 2, "verdict": 3, "p not worse": 4}
+        spare |= {"file": 5, "training": 6, "latency": 7, "p (Holm)": 8, "settings": 9}
         shown = [name for name in columns if name in spare or name == family.metric]
-        numbers = (Column(name, number=name != "verdict", spare=spare.get(name, 0)) for name in shown)
-        table = Sheet(Column("config"), *numbers, title=family.title)
-        for arm, row in zip(family.arms, table_rows(family), strict=True):
+        numbers = (Column(name, number=name not in TEXT_COLUMNS, spare=spare.get(name, 0)) for name in shown)
+        names = [arm.label if console.width >= _WIDE else _folded(arm.label) for arm in family.arms]
+        is_folded = all(len(line) <= _NAME for name in names for line in name.split("\n"))
+        table = Sheet(Column("config", wrap=not is_folded), *numbers, title=family.title)
+        for name, arm, row in zip(names, family.arms, table_rows(family), strict=True):
             cells = dict(zip(columns, row, strict=True))
             style = "bold" if arm is family.baseline else None
-            table.add_row(cells["config"], *(cells[name] for name in shown), style=style)
+            table.add_row(name, *(cells[name] for name in shown), style=style)
         console.print(table)
+        if family.others:
+            console.print(baseline_line(family))
         if family.usual:
             console.print(f"Defaults unless a row says otherwise: {family.usual}")
         if family.contributions:
@@ -111,6 +125,17 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
         notes.print(f"  {line}")
     for item in comparison.left_out:
         notes.print(f"left out: {item.path}: {item.reason}")
+
+
+def _folded(name: str) -> str:
+    """The name in lines of at most `_NAME` characters: where it has no spaces, they end at its hyphens and signs."""
+    lines = [""]
+    for part in re.findall(r"[^-+ ]*[-+ ]?", name):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > _NAME:
+            lines.append("")
+        lines[-1] += part
+    lines = [line.rstrip(" ") for line in lines]
+    return "\n".join(lines)
 
 
 def _write_csv(comparison: Comparison) -> None:

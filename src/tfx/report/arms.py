@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfx.record.vocabulary import higher_is_better, scorer
-from tfx.report.labels import label_arms
+from tfx.report.labels import label_arms, name_by_folders
 from tfx.report.runs import Run
 from tfx.report.statistics import Difference, compare, resample_sentences, seed_interval, sentence_weights
 
@@ -26,7 +26,10 @@ class Caution:
 
 @dataclass
 class Arm:
-    """One config, run with one or more seeds; ``repetitions`` are runs whose seed is in ``runs`` already."""
+    """One config, run with one or more seeds; ``repetitions`` are runs whose seed is in ``runs`` already.
+
+    ``settings`` are those that tell it from other arms, where ``label`` is the name of its folder and not these.
+    """
 
     label: str
     runs: list[Run]
@@ -36,6 +39,7 @@ class Arm:
     p_worse_holm: float | None = None
     fronts: dict[str, bool] = field(default_factory=dict)
     warnings: list[Caution] = field(default_factory=list)
+    settings: str = ""
 
     @property
     def metric(self) -> str:
@@ -62,7 +66,8 @@ def group(runs: Sequence[Run]) -> tuple[list[Arm], str]:
     """Runs of one config become an arm, their seeds and those of the runs that they start from aside.
 
     One run a seed counts: another of the same config and seed, from the same model, is no further sample of anything.
-    Labels name what tells the arms apart; the second result is what they leave out (`label_arms`).
+    Labels are the names of their folders where these tell the arms apart (`name_by_folders`), else the settings that
+    do; the second result is what these leave out (`label_arms`).
     """
     by_config: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
@@ -77,8 +82,11 @@ def group(runs: Sequence[Run]) -> tuple[list[Arm], str]:
             Arm("", [same[0] for same in by_seed.values()], [run for _, *more in by_seed.values() for run in more])
         )
     labels, usual = label_arms([arm.runs[0] for arm in arms])
-    for arm, label in zip(arms, labels, strict=True):
-        arm.label = label
+    names = name_by_folders([[*arm.runs, *arm.repetitions] for arm in arms])
+    for place, (arm, label) in enumerate(zip(arms, labels, strict=True)):
+        arm.label = label if names is None else names[place]
+        if arm.label != label:
+            arm.settings = label.removeprefix(f"{arm.label} ")
     return arms, usual
 
 

@@ -110,21 +110,21 @@ def read_kept(file: Path) -> Iterator[tuple[Path, KeptRun | str]]:
             yield folder / run.name, run
 
 
-def kept_config(path: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The config of the kept run that ``path`` names, and the folder of its file; None where it names none."""
+def kept_run(path: Path) -> tuple[Path, KeptRun] | None:
+    """The kept run that ``path`` names, behind the folder of its file; None where it names none."""
     place = path.resolve()
     for folder in list(place.parents)[:-1]:
         file = folder.with_name(f"{folder.name}{SUFFIX}")
         if file.is_file():
             state = file.stat()
-            config = _configs(file, state.st_mtime_ns, state.st_size).get(place)
-            return None if config is None else (file.parent, config)
+            run = _runs(file, state.st_mtime_ns, state.st_size).get(place)
+            return None if run is None else (file.parent, run)
     return None
 
 
 @lru_cache(maxsize=64)
-def _configs(file: Path, changed: int, size: int) -> dict[Path, dict[str, Any]]:
-    return {path: run.settings for path, run in read_kept(file) if isinstance(run, KeptRun)}
+def _runs(file: Path, changed: int, size: int) -> dict[Path, KeptRun]:
+    return {path: run for path, run in read_kept(file) if isinstance(run, KeptRun)}
 
 
 def _good_name(name: Any) -> bool:

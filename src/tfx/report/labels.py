@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from tfx.report.runs import OTHER_RUNS, Run
@@ -13,6 +14,9 @@ from tfx.report.runs import OTHER_RUNS, Run
 # Names and places of things are no settings of them.
 _NO_SETTING = (".name", ".path")
 _LONG_VALUE = 32
+_BUDGET = "trainer.budget."
+# A day, a time as of a run directory that nobody named, a number.
+_NO_NAME = re.compile(r"\d{4}-\d\d-\d\d|\d\d-\d\d-\d\d|[\W\d_]*$")
 
 
 def label_arms(runs: Sequence[Run]) -> tuple[list[str], str]:
@@ -32,11 +36,17 @@ def label_arms(runs: Sequence[Run]) -> tuple[list[str], str]:
     stacks = ["+".join(run.techniques) or "no technique" for run in runs]
     all_alike = len(set(stacks)) == 1
 
+    def word(index: int, key: str) -> str:
+        run = runs[index]
+        if key.startswith(_BUDGET) and run.identity.get(key) is None:
+            budgets = [name for name in run.identity if name.startswith(_BUDGET) and run.identity[name] is not None]
+            if budgets:  # a budget that it has not is less of a name than the one that it has
+                return f"{budgets[0].removeprefix(_BUDGET)}={_shown(run, budgets[0])}"
+        return f"{short[key]}={values[key][index]}" if key in run.identity else f"without {short[key]}"
+
     def label(index: int, shown: Sequence[str]) -> str:
         run = runs[index]
-        words = [
-            f"{short[key]}={values[key][index]}" if key in run.identity else f"without {short[key]}" for key in shown
-        ]
+        words = list(dict.fromkeys(word(index, key) for key in shown))
         if not (all_alike and words):
             words = [stacks[index], *words]
         if run.name:  # a name that several arms have, as those of a sweep, is no more than their first word
@@ -49,7 +59,8 @@ def label_arms(runs: Sequence[Run]) -> tuple[list[str], str]:
         # The value that is left out is what another lacks.
         telling = [key for key in keys if len({_value_or_absence(runs[index], key) for index in same}) > 1]
         for index in same:
-            labels[index] = label(index, list(dict.fromkeys([*shown[index], *telling])))
+            told = [*shown[index], *(key for key in telling if not runs[index].is_idle(key))]
+            labels[index] = label(index, list(dict.fromkeys(told)))
     for same in _alike(labels):
         for number, index in enumerate(same, 1):
             labels[index] = f"{labels[index]} ({number})"
@@ -67,6 +78,24 @@ def _alike(labels: Sequence[str]) -> list[list[int]]:
     for index, text in enumerate(labels):
         places[text].append(index)
     return [same for same in places.values() if len(same) > 1]
+
+
+def folder_name(path: Path, seed: int | None = None) -> str:
+    """The name of a run by where it lies, without its seed: of ``4bit/seed1``, ``4bit/1`` and ``4bit-seed1``, 4bit."""
+    parts = [re.sub(r"[-_.]?seed[-_=]?\d+$", "", part) for part in path.parts[-2:]]
+    if not parts[-1] or path.name == str(seed):
+        parts.pop()
+    return parts[-1] if parts else path.name
+
+
+def name_by_folders(members: Sequence[Sequence[Run]]) -> list[str] | None:
+    """One name an arm, given all runs of each, where their folders have names that tell all arms apart.
+
+    Numbers, days and times are no names, nor is one that runs of an arm do not share.
+    """
+    found = [{run.name or folder_name(run.path, run.seed) for run in runs} for runs in members]
+    names = [names.pop() if len(names) == 1 else "" for names in found]
+    return names if len(set(names)) == len(names) and not any(map(_NO_NAME.match, names)) else None
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
@@ -123,8 +152,10 @@ def _value_or_absence(run: Run, key: str) -> str | None:
 
 
 def _concerns(key: str, run: Run) -> bool:
-    """Whether a run may have a setting: those of a technique are of runs that have it."""
+    """Whether a setting may matter to a run: those of a technique are of runs that have it."""
     first, _, rest = key.partition(".")
+    if run.is_idle(key):
+        return False
     return first != "technique" or rest.partition(".")[0] in run.techniques
 
 
@@ -164,7 +195,7 @@ def _shown(run: Run, key: str) -> str:
     if "/" in text:
         text = "/".join(text.rstrip("/").split("/")[-2:])
     # Runs of an arm start from a model of their own seed each: one of them is not what the arm is named by.
-    return re.sub(rf"seed{run.seed}(?!\d)", "seed{seed}", text) if key in OTHER_RUNS else text
+    return re.sub(rf"[-_/]?seed{run.seed}(?!\d)", "", text) if key in OTHER_RUNS else text
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from tfx.record.files import write_text
 from tfx.record.vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
-from tfx.report.comparison import COSTS, SCALES, Comparison, Family, verdict
+from tfx.report.comparison import COSTS, SCALES, Comparison, Family, difference_shown, verdict
 from tfx.report.contributions import KINDS
 from tfx.report.labels import differing_keys
 from tfx.report.plots import Plot, Point, number
@@ -27,7 +27,8 @@ from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
 from tfx.report.statistics import RESAMPLES
 
 _MOST_ARMS_IN_DETAIL = 6
-_MOST_DIFFERENCES = 40
+_MOST_DIFFERENCES = 100
+_FLAT = 0.001  # costs that differ by less than this share say nothing against each other
 _MOST_EXAMPLES = 8
 _MOST_ATTENTION = 2
 _MOST_TEXT = 600
@@ -70,11 +71,15 @@ def render(comparison: Comparison) -> str:
     )
 
 
+TEXT_COLUMNS = ("config", "settings", "verdict")
+
+
 def table_columns(family: Family) -> list[str]:
     """Headings of the table of arms."""
     return [
         "",
         "config",
+        *(["settings"] if any(arm.settings for arm in family.arms) else []),
         "verdict",
         "runs",
         family.metric,
@@ -84,6 +89,7 @@ def table_columns(family: Family) -> list[str]:
         "p (Holm)",
         *(["p not worse"] if family.margin is not None else []),
         "file",
+        "times smaller",
         "latency",
         "training",
     ]
@@ -92,23 +98,26 @@ def table_columns(family: Family) -> list[str]:
 def table_rows(family: Family) -> list[list[str]]:
     """The table of arms as text."""
     rows = []
+    has_settings = any(arm.settings for arm in family.arms)
     for place, arm in enumerate(family.arms, 1):
-        interval, difference = arm.interval, arm.difference
+        interval, difference = arm.interval, difference_shown(arm, family)
         latency, file, seconds = (arm.mean(COSTS[name][1]) for name in ("latency", "bytes", "seconds"))
         rows.append(
             [
                 str(place),
                 arm.label,
+                *([arm.settings] if has_settings else []),
                 verdict(arm, family),
                 str(len(arm.runs)),
                 number(float(np.mean(arm.scores)))
                 + (f" ± {float(np.std(arm.scores, ddof=1)):.2g}" if len(arm.runs) > 1 else ""),
                 f"{number(interval[0])} to {number(interval[1])}" if interval else "–",
-                f"{difference.value:+.3g}" if difference else "–",
-                f"{difference.low:+.3g} to {difference.high:+.3g}" if difference else "–",
+                f"{difference[0]:+.3g}" if difference else "–",
+                f"{difference[1]:+.3g} to {difference[2]:+.3g}" if difference and difference[1] is not None else "–",
                 _p(arm.p_holm),
                 *([_p(arm.p_worse_holm)] if family.margin is not None else []),
                 size(file) if file is not None else "–",
+                _times(arm.mean(lambda run: run.bytes.get("ratio"))),
                 f"{latency:.1f} ms" if latency is not None else "–",
                 clock(seconds) if seconds is not None else "–",
             ]
@@ -135,6 +144,10 @@ def contribution_rows(family: Family) -> list[list[str]]:
     return rows
 
 
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
 def _p(value: float | None) -> str:
     if value is None:
         return "–"
@@ -143,12 +156,13 @@ def _p(value: float | None) -> str:
 
 def _family(family: Family) -> dict[str, Any]:
     metric, arms = family.metric, family.arms
+    columns, rows = table_columns(family), table_rows(family)
     better = "more" if higher_is_better(metric) else "less"
     dominated = {arm.label for arm in arms if arm.fronts and not any(arm.fronts.values())}
     kinds = ["base" if arm is family.baseline else "dominated" if arm.label in dominated else "" for arm in arms]
-    detailed = [family.baseline, *family.others][:_MOST_ARMS_IN_DETAIL]
-    signature = family.baseline.runs[0].signatures.get(metric)
-    split = family.baseline.runs[0].test_split
+    detailed = family.arms[:_MOST_ARMS_IN_DETAIL]
+    first = detailed[0].runs[0]
+    signature, split = first.signatures.get(metric), first.test_split
     heat_maps = []
     for arm in detailed:
         tensors = read_tensors(arm.runs[0].path)
@@ -162,17 +176,19 @@ def _family(family: Family) -> dict[str, Any]:
         "usual": family.usual,
         "conclusions": _conclusions(family),
         "caption": f"{metric} on the {split} split, {better} is better"
-        + (f"; signature {signature}" if signature else ""),
-        "columns": table_columns(family),
-        "rows": [{"kind": kind, "cells": cells} for kind, cells in zip(kinds, table_rows(family), strict=True)],
+        + (f"; signature {signature}" if signature else "")
+        + ("" if family.baseline else "; differences are to the model that each run started from"),
+        "columns": [name for name in columns if name != "settings"],
+        "texts": TEXT_COLUMNS,
+        "rows": [
+            {"kind": kind, "settings": arm.settings, "cells": dict(zip(columns, cells, strict=True))}
+            for arm, kind, cells in zip(arms, kinds, rows, strict=True)
+        ],
         "contribution_columns": CONTRIBUTION_COLUMNS,
         "contributions": contribution_rows(family),
         "differences": _differences(family),
-        "fronts": _fronts(family) if len(arms) > 1 else [],
+        "fronts": _fronts(family) if len(arms) > 1 else None,
         "curves": _curves(family),
-        "curves_note": f"The first {plots.MOST_SERIES} configs of {len(arms)}."
-        if len(arms) > plots.MOST_SERIES
-        else "",
         "stages": _stages(detailed),
         "heat_maps": heat_maps,
         "examples": [example for arm in detailed if (example := _examples(arm, family)) is not None],
@@ -211,9 +227,9 @@ def _conclusions(family: Family) -> list[str]:
     if not family.others:
         return []
     words: dict[str, list[str]] = {}
-    for arm in family.others:
+    for arm in family.others if family.baseline else ():
         words.setdefault(verdict(arm, family), []).append(arm.label)
-    lines = [f"Baseline: {family.baseline.label}."]
+    lines = [baseline_line(family)]
     for what, labels in words.items():
         shown = ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
         lines.append(f"{what[0].upper()}{what[1:]}: {shown}.")
@@ -221,9 +237,17 @@ def _conclusions(family: Family) -> list[str]:
     if widths:
         half = float(np.median(widths)) / 2
         lines.append(
-            f"With so many runs a single comparison can show differences of about {half:.2g} {family.metric} and more."
+            f"With so many runs, differences below about {half:.2g} {family.metric} cannot be detected, "
+            "even in a single comparison."
         )
     return lines
+
+
+def baseline_line(family: Family) -> str:
+    """What the differences of a table are to, and why."""
+    if family.baseline is None:
+        return f"No baseline: {family.chosen}. --baseline names one."
+    return f"Baseline: {family.baseline.label}, {family.chosen}. --baseline names another."
 
 
 def _plot_names(family: Family) -> dict[str, str]:
@@ -233,20 +257,29 @@ def _plot_names(family: Family) -> dict[str, str]:
     return {arm.label: f"{place}: {arm.label}" for place, arm in enumerate(family.arms, 1)}
 
 
-def _differences(family: Family) -> Plot | None:
+def _differences(family: Family) -> tuple[Plot, str] | None:
+    """The plot, the best first, and a note on rows that it leaves out; None without any difference."""
     names = _plot_names(family)
-    rows = [(names[arm.label], d.value, d.low, d.high) for arm in family.others if (d := arm.difference) is not None]
+    found = [(names[arm.label], difference_shown(arm, family)) for arm in family.others]
+    rows = [(name, d[0], d[0] if d[1] is None else d[1], d[0] if d[2] is None else d[2]) for name, d in found if d]
     if not rows:
         return None
     sign = -1 if higher_is_better(family.metric) else 1
     rows.sort(key=lambda row: sign * row[1])
-    return plots.differences(
-        rows[:_MOST_DIFFERENCES], family.metric, family.margin, higher_is_better=higher_is_better(family.metric)
+    plot = plots.differences(
+        rows[:_MOST_DIFFERENCES],
+        family.metric,
+        family.margin,
+        "the baseline" if family.baseline else "where each started",
+        higher_is_better=higher_is_better(family.metric),
     )
+    most = len(rows) - _MOST_DIFFERENCES
+    return plot, f"The best {_MOST_DIFFERENCES}; {most} more are in the table above." if most > 0 else ""
 
 
-def _fronts(family: Family) -> list[Plot]:
-    result = []
+def _fronts(family: Family) -> tuple[list[Plot], str]:
+    """A plot for each cost, and a note on those that are alike in all arms, which have none."""
+    result, flat = [], []
     better = "more" if higher_is_better(family.metric) else "less"
     for name, (label, read) in COSTS.items():
         scale = SCALES.get(name, 1.0)
@@ -257,17 +290,20 @@ def _fronts(family: Family) -> list[Plot]:
                 low, high = arm.interval or (None, None)
                 mean = float(np.mean(arm.scores))
                 points.append(Point(arm.label, cost * scale, mean, low, high, arm.fronts[name], arm is family.baseline))
-        if len(points) > 1:
+        costs = [point.cost for point in points]
+        if len(points) > 1 and max(costs) - min(costs) <= _FLAT * max(costs):
+            flat.append(label)
+        elif len(points) > 1:
             quality = f"{family.metric} ({better} is better)"
-            result.append(plots.front(points, label, quality, f"{family.metric} against {label.split(',')[0]}"))
-    return result
+            result.append(plots.front(points, label, quality, f"{family.metric} against {label}"))
+    return result, f"No plot against what is the same for all: {'; '.join(flat)}." if flat else ""
 
 
-def _curves(family: Family) -> Plot | None:
-    shown = [family.baseline, *family.others][: plots.MOST_SERIES]
+def _curves(family: Family) -> tuple[Plot, str] | None:
+    """The plot of the first arms that have curves, and a note where there are more; None without any curve."""
+    have = [arm for arm in family.arms if any(run.curve for run in arm.runs)]
+    shown = have[: plots.MOST_SERIES]
     rows = [row for arm in shown for run in arm.runs for row in run.curve]
-    if not rows:
-        return None
     metric = family.metric if all(family.metric in row for row in rows) else "loss"
     series = []
     names = _plot_names(family)
@@ -280,7 +316,10 @@ def _curves(family: Family) -> Plot | None:
         }
         if any(lines.values()):
             series.append((names[arm.label], {name: line for name, line in lines.items() if line}))
-    return plots.curves(series, metric) if series else None
+    if not series:
+        return None
+    note = f"{len(series)} of {len(family.arms)} configs, in the order of the table." if len(have) > len(series) else ""
+    return plots.curves(series, metric), note
 
 
 def _stages(arms: Sequence[Arm]) -> dict[str, Any] | None:
@@ -293,11 +332,19 @@ def _stages(arms: Sequence[Arm]) -> dict[str, Any] | None:
     metric = metric if all(metric in row["valid"] for row in every) else "loss"
     most, rows = max(staged, key=lambda item: len(item[1]))
     table = [[arm.label, *line] for arm, found in staged for line in plots.stage_table(found, metric)[1]]
+    trained_on = [arm.label for arm, _ in staged if _acts_in_training(arm.runs[0])]
     return {
+        "trained_on": trained_on,
         "plot": plots.stages(most.label, rows, metric),
         "columns": ["config", *plots.stage_table((), metric)[0]],
         "rows": table if len(staged) > 1 else [],
     }
+
+
+def _acts_in_training(run: Run) -> bool:
+    """Whether a technique began to act before training ended: then what stands as trained is not all of it."""
+    before = next((row.get("seconds", 0.0) for row in run.stages if row["name"] == "trained"), 0.0)
+    return len(run.techniques) > 0 and before < 0.98 * run.train.get("seconds", 0.0)
 
 
 def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
@@ -306,7 +353,7 @@ def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
     place = None if run.reference is None else run.reference.path
     if place and Path(place).is_dir():
         dense, name = Path(place), run.reference.name if run.reference else ""
-    elif arm is not family.baseline:
+    elif family.baseline is not None and arm is not family.baseline:
         dense, name = _same_seed(family.baseline.runs, run.seed).path, family.baseline.label
     else:
         return None

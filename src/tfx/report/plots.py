@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 # Colours that stand for CSS variables: nothing else in a figure may have them.
 _INK, _MUTED, _GRID, _PAPER = "#010a01", "#010a02", "#010a03", "#010a04"
@@ -39,6 +39,7 @@ _DASHES: list[Any] = [
     "-",
     (0, (2, 2)),
 ]
+_WIDE = 10.5  # inches, of a plot that stands alone on the page
 MOST_SERIES = len(_SERIES)
 _MOST_MARKS = 8  # on a curve: they tell it from others, and its line has every value
 MOST_NAMED = 6  # more names than that would overlap in a front: then numbers stand for them
@@ -86,7 +87,7 @@ def _render(figure: Figure, title: str, description: str) -> str:
     """The figure as an inline SVG whose ids are its own and whose colours are variables."""
     buffer = io.StringIO()
     # Measured here: "tight" would draw the whole figure once more to do so.
-    edges = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(0.05)
+    edges = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(0.1)
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=edges)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -154,17 +155,29 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def differences(
-    rows: Sequence[tuple[str, float, float, float]], unit: str, margin: float | None, *, higher_is_better: bool
+    rows: Sequence[tuple[str, float, float, float]],
+    unit: str,
+    margin: float | None,
+    other: str,
+    *,
+    higher_is_better: bool,
 ) -> Plot:
-    """Differences to the baseline with their intervals: label, difference, low, high."""
+    """Differences to ``other`` with their intervals: label, difference, low, high; without one, all three are equal."""
     with rc_context(_STYLE):
-        figure, axes = _figure(7.2, 0.9 + 0.32 * len(rows))
-        for place, (_, value, low, high) in enumerate(rows):
-            certain = low > 0 or high < 0
+        figure, axes = _figure(_WIDE, 0.9 + 0.32 * len(rows))
+        for place, (label, value, low, high) in enumerate(rows):
+            certain = low < high and (low > 0 or high < 0)
             axes.plot([low, high], [place, place], color=_SERIES[0], linewidth=2.2, solid_capstyle="round")
             face = _SERIES[0] if certain else _PAPER
             axes.plot(
-                [value], [place], "o", color=_SERIES[0], markerfacecolor=face, markersize=6.5, markeredgewidth=1.6
+                [value],
+                [place],
+                "o",
+                color=_SERIES[0],
+                markerfacecolor=face,
+                markersize=6.5,
+                markeredgewidth=1.6,
+                gid=_tip(f"{label}: {value:+.4g}" + (f" ({low:+.4g} to {high:+.4g})" if low < high else "")),
             )
         axes.axvline(0.0, color=_INK, linewidth=1)
         if margin is not None:
@@ -176,8 +189,8 @@ def differences(
         axes.set_yticks(range(len(rows)), [_cut(row[0], 44) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"difference to the baseline, {unit} ({'more' if higher_is_better else 'less'} is better)")
-        title = "Differences to the baseline"
+        axes.set_xlabel(f"difference to {other}, {unit} ({'more' if higher_is_better else 'less'} is better)")
+        title = f"Differences to {other}"
         text = f"{len(rows)} configs with 95 % intervals; a filled mark where the interval leaves out zero."
         svg = _render(figure, title, text)
     columns = ["config", f"difference, {unit}", "95 % from", "to"]
@@ -231,15 +244,17 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
         if 20 * min(costs) < max(costs) < 1e5 * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=False)
+        # Matplotlib's own labels are markup on a logarithmic axis, and differences to a far number on a flat one.
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
         axes.margins(0.09, 0.12)
         axes.set_xlabel(f"{cost_label} (less is better)")
         axes.set_ylabel(quality_label)
-        text = f"On the Pareto front, filled: {', '.join(p.label for p in best)}. Grey hollow marks are dominated."
+        names = ", ".join(p.label for p in best)
+        text = f"On the Pareto front, filled: {names}. Grey hollow marks: another is better at no higher cost."
         svg = _render(figure, title, text)
     rows = [
-        [str(i), p.label, number(p.cost), number(p.quality), "on the front" if p.on_front else "dominated"]
+        [str(i), p.label, number(p.cost), number(p.quality), "on the front" if p.on_front else "another is better"]
         for i, p in enumerate(points, 1)
     ]
     return Plot(svg, title, ["", "config", cost_label, quality_label, "front"], rows)
@@ -248,7 +263,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
 def curves(series: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], metric: str) -> Plot:
     """Validation over training: for each arm its label and, by the name of a run, its line of (tokens, value)."""
     with rc_context(_STYLE):
-        figure, axes = _figure(7.2, 3.9)
+        figure, axes = _figure(_WIDE, 3.9)
         for index, (label, runs) in enumerate(series[:MOST_SERIES]):
             for place, (name, run) in enumerate(runs.items()):
                 axes.plot(
@@ -286,7 +301,7 @@ def stages(label: str, rows: Sequence[dict[str, Any]], metric: str) -> Plot:
     sizes = [row.get("bytes") for row in rows]
     values = [row["valid"].get(metric) for row in rows]
     with rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 3.4))
+        figure = Figure(figsize=(_WIDE, 3.4))
         left, right = figure.subplots(1, 2)
         for axes, numbers, what in (
             (left, [None if size is None else size / 1e6 for size in sizes], "file without tokenizer, MB"),
@@ -417,6 +432,11 @@ def _order(block: str) -> tuple[int, int]:
     """Files keep tensors by name; a reader follows the model from its inputs to its outputs."""
     side, _, index = block.rpartition(" ")
     return (1 if side == "encoder" else 2, int(index)) if index.isdecimal() else (0, 0)
+
+
+def _tick(value: float) -> str:
+    """Six significant digits, thousands apart."""
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e9 else f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _cut(text: str, most: int) -> str:

@@ -11,8 +11,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,21 @@ from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
 from tfx.record.summary import Reference, Summary
 from tfx.record.vocabulary import scorer
-from tfx.report.kept import SUFFIX, KeptRun, kept_config, kept_files, read_kept
+from tfx.report.kept import SUFFIX, KeptRun, kept_files, kept_run, read_kept
 
 _MOST_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.
 _NOT_THE_RESULT = ("seed", "name", "tags", "evaluation.attention_maps", "trainer.tensorboard")
 # Settings that name another run.
 OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
+# Settings without effect on a run of no steps, and those among them that its test depends on all the same.
+_OF_TRAINING = (
+    "optimizer.", "schedule.", "trainer.",
+    *(f"model.{part}dropout" for part in ("", "attention_", "ffn_", "token_", "layer_")),
+)  # fmt: skip
+_OF_MACHINE = tuple(f"trainer.{name}" for name in ("device", "precision", "compile", "deterministic", "threads"))
+# What content that is no run's may raise.
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -49,8 +58,9 @@ class LeftOut:
 class Run:
     """One completed run. ``config`` is flat (``trainer.budget.steps``), without its seed and what changes no result.
 
-    ``others`` has, for settings that name another run, what that run was, its seed aside.
-    ``identity`` is the config with these in place of paths: what tells two configs apart.
+    ``others`` has, for settings that name another run, what that run was, its seed aside. ``identity`` is the config
+    with these in place of paths and without `idle`: what tells two configs apart. ``origin`` is what the model that it
+    started from cost, ``uncounted`` what its teacher cost beyond what ``train`` says of it.
     """
 
     path: Path
@@ -74,6 +84,7 @@ class Run:
     tags: tuple[str, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     origin: dict[str, float] = field(default_factory=dict)
+    uncounted: Mapping[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     statistics_NK: np.ndarray | None = None
     sentences: str = ""
@@ -83,22 +94,33 @@ class Run:
         """What makes it a sample of its own among the runs of its config: its seed, and what it starts from."""
         return (self.seed, *(str(self.config.get(name)) for name in OTHER_RUNS))
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        return self.config | self.others
+        return {name: value for name, value in self.config.items() if not self.is_idle(name)} | self.others
+
+    def idle(self) -> dict[str, Any]:
+        """The settings that had no effect on it, with their values."""
+        return {name: value for name, value in self.config.items() if self.is_idle(name)}
+
+    def is_idle(self, name: str) -> bool:
+        """Whether a setting had no effect on it."""
+        if name == "technique.distill.beam":
+            return self.config.get("technique.distill.sequence_level") is False
+        return self.train.get("steps") == 0 and name.startswith(_OF_TRAINING) and name not in _OF_MACHINE
 
     @property
     def seconds(self) -> float:
-        """Training time with that of a teacher the run trained, and of the model it started from."""
+        """Training time with that of its teacher, and of the model it started from."""
         return self._cost("seconds")
 
     @property
     def flops(self) -> float:
-        """Training FLOPs with those of a teacher the run trained, and of the model it started from."""
+        """Training FLOPs with those of its teacher, and of the model it started from."""
         return self._cost("flops")
 
     def _cost(self, name: str) -> float:
-        return sum(part.get(name, 0.0) for part in (self.train, self.origin)) + self.train.get(f"teacher_{name}", 0.0)
+        parts = (self.train, self.origin, self.uncounted)
+        return sum(part.get(name, 0.0) for part in parts) + self.train.get(f"teacher_{name}", 0.0)
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
@@ -114,7 +136,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
             runs.append(read_run(folder) if kept is None else read_kept_run(folder, kept))
         except (BrokenRunError, UserError) as error:
             left_out.append(LeftOut(folder, str(error)))
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        except _UNREADABLE as error:
             left_out.append(LeftOut(folder, " ".join(f"unreadable: {type(error).__name__}: {error}".split())[:300]))
     _without_own_seeds(runs)
     if not runs:
@@ -161,6 +183,25 @@ def _links_last(folder: str) -> Callable[[str], tuple[bool, str]]:
 
 def read_run(folder: Path) -> Run:
     """Reads one run; raises `BrokenRunError` where it did not complete, and what its content raises."""
+    result, run = _read_result(folder), RunDirectory(folder)
+    result.curve = list(_curve(run.metrics))
+    _read_statistics(result, run.predictions)
+    return result
+
+
+def find_run(folder: Path) -> Run | None:
+    """The run of a directory, or the kept run in its place, without its curve; None where neither can be read."""
+    try:
+        if RunDirectory(folder).summary.is_file():
+            return _read_result(folder)
+        kept = kept_run(folder)
+        return None if kept is None else _read_kept_result(folder, *kept)
+    except (BrokenRunError, UserError, *_UNREADABLE):
+        return None
+
+
+def _read_result(folder: Path) -> Run:
+    """A run without its curve and its sentences."""
     run = RunDirectory(folder)
     if not run.summary.is_file():
         raise BrokenRunError(f"has no {run.summary.name}: not finished")
@@ -171,20 +212,21 @@ def read_run(folder: Path) -> Run:
     environment = {}
     if run.environment.is_file():
         environment = _object(json.loads(run.environment.read_text(encoding="utf-8")), run.environment.name)
-    result = _run(folder, summary, _read_config(run.config), environment)
-    result.curve = list(_curve(run.metrics))
-    _read_statistics(result, run.predictions)
-    return result
+    return _run(folder, summary, _read_config(run.config), environment)
 
 
 def read_kept_run(path: Path, kept: KeptRun) -> Run:
     """A kept run, as `read_run` gives one whose directory holds neither environment nor predictions."""
-    summary = Summary.from_dict(_object(kept.summary, "summary"))
-    _check_completed(summary)
-    config = _kept_config(path.parents[len(Path(kept.name).parts)], kept.settings)
-    result = _run(path, summary, config, {})
+    result = _read_kept_result(path, path.parents[len(Path(kept.name).parts)], kept)
     result.curve = [_numbers(row) for row in kept.metrics if row.get("split") == "valid" and not row.get("final")]
     return result
+
+
+def _read_kept_result(path: Path, folder: Path, kept: KeptRun) -> Run:
+    """A kept run of a file in ``folder``, without its curve."""
+    summary = Summary.from_dict(_object(kept.summary, "summary"))
+    _check_completed(summary)
+    return _run(path, summary, _kept_config(folder, kept.settings), {})
 
 
 def _check_completed(summary: Summary) -> None:
@@ -239,7 +281,7 @@ def _kept_config(folder: Path, content: Any) -> dict[str, Any]:
     """A kept run's config, flat; other kept runs that it names by their path from ``folder`` get their whole path."""
     config = _flat_config(content, "config")
     for name in OTHER_RUNS:
-        if isinstance(config.get(name), str) and kept_config(folder / config[name]) is not None:
+        if isinstance(config.get(name), str) and kept_run(folder / config[name]) is not None:
             config[name] = str(folder / config[name])
     return config
 
@@ -256,8 +298,8 @@ def _config_of(folder: Path) -> dict[str, Any] | None:
     file = RunDirectory(folder).config
     if file.is_file():
         return _read_config(file)
-    kept = kept_config(folder)
-    return None if kept is None else _kept_config(*kept)
+    kept = kept_run(folder)
+    return None if kept is None else _kept_config(kept[0], kept[1].settings)
 
 
 def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[str, str]:

@@ -1,0 +1,78 @@
+"""What the training of a run's ancestors cost: of the model that it started from, of its teacher, and of theirs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tfx.report.runs import Run, find_run
+
+_Cost = Mapping[str, float]  # tokens, seconds and flops
+_TEACHER = "technique.distill.teacher"
+
+
+def count_ancestors(runs: Sequence[Run]) -> None:
+    """Completes what the summaries say of the cost of ancestors, from the ancestors' own files.
+
+    A summary may count the model that it names and leave out what that one had started from: a run that only scores a
+    model again would then hand on a cost of nothing. Where an ancestor's files are gone, its summary's word stands.
+    """
+    _Ancestry(runs).count(runs)
+
+
+class _Ancestry:
+    """The runs that others name, by where they lie; each is read once."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs: dict[str, Run | None] = {os.path.realpath(run.path): run for run in runs}
+        self._lines: dict[str, list[_Cost]] = {}
+
+    def count(self, runs: Sequence[Run]) -> None:
+        # Nothing is changed before all is read: a run may be an ancestor of another.
+        found = [(run, self._before(run), self._uncounted(run)) for run in runs]
+        for run, before, uncounted in found:
+            if before:
+                run.origin = _sum(before)
+            run.uncounted = uncounted
+
+    def _named(self, run: Run, setting: str) -> Run | None:
+        """The run that a setting names; None where it names none, or that is gone."""
+        path = run.config.get(setting)
+        if not isinstance(path, str):
+            return None
+        place = os.path.realpath(path)
+        if place not in self._runs:
+            self._runs[place] = find_run(Path(path))
+        return self._runs[place]
+
+    def _line(self, run: Run) -> list[_Cost]:
+        """What each model in the line of a run's weights cost, its teacher included, the run's own first."""
+        place = os.path.realpath(run.path)
+        if place not in self._lines:
+            self._lines[place] = []  # what a run that is its own ancestor gets of itself
+            own = {key: run.train.get(key, 0.0) for key in ("tokens", "seconds", "flops")}
+            more = self._uncounted(run)
+            for key in ("seconds", "flops"):
+                own[key] += run.train.get(f"teacher_{key}", 0.0) + more.get(key, 0.0)
+            self._lines[place] = [own, *(self._before(run) or ([run.origin] if run.origin else []))]
+        return self._lines[place]
+
+    def _before(self, run: Run) -> list[_Cost]:
+        """The line of the model that a run started from; empty where that is not known any more."""
+        origin = self._named(run, "init_from")
+        return [] if origin is None else self._line(origin)
+
+    def _uncounted(self, run: Run) -> _Cost:
+        """What the line of a run's teacher cost beyond what its summary counts, which its tokens tell."""
+        teacher = self._named(run, _TEACHER)
+        line = [] if teacher is None else self._line(teacher)
+        counted = run.train.get("teacher_tokens", 0.0)
+        for place in range(len(line) + 1):
+            if _sum(line[:place])["tokens"] == counted:
+                return _sum(line[place:])
+        return {}
+
+
+def _sum(costs: Sequence[_Cost]) -> dict[str, float]:
+    return {key: sum(cost.get(key, 0.0) for cost in costs) for key in ("tokens", "seconds", "flops")}
