@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tfx.config.schema import EvaluationConfig
+from tfx.config.schema import EvaluationConfig, Root
 from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
@@ -16,6 +17,11 @@ from tfx.record.console import number, plain_console
 from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import read_json, write_json_lines
 from tfx.record.sheet import Column, Sheet
+
+if TYPE_CHECKING:
+    from tfx.compression.checkpoint import LoadedModel
+    from tfx.evaluation.quality import Quality
+    from tfx.tasks.prepare import PreparedData
 
 # Settings of data and evaluation that do not affect the scores of this command.
 _NOT_HERE = (
@@ -45,44 +51,17 @@ def main(arguments: Sequence[str]) -> int:
     if options.predictions is not None:
         _check_writable(options.predictions)
 
-    from tfx.compression.checkpoint import load, read_header
-    from tfx.config import compose
-    from tfx.evaluation.generation import describe_decoding
+    from tfx.compression.checkpoint import load
     from tfx.evaluation.metrics import check_metrics
     from tfx.evaluation.quality import measure_quality, quality_notes
     from tfx.tasks.prepare import prepare_data
 
-    if options.path.is_dir():
-        config = compose.change(compose.load(RunDirectory.open(options.path).config), options.overrides)
-    else:
-        file = model_file(options.path)
-        if not any(word.lstrip("+").startswith("dataset=") for word in options.overrides):
-            raise UserError(f"{options.path} is a model file: name the data to score it on, such as dataset=multi30k")
-        # A model file brings its own architecture: the model group is unused, but must fit the task.
-        family = read_header(file).architecture.family
-        try:
-            config = compose.compose([f"model={TASKS[family].example}", *options.overrides])
-        except UserError as error:
-            # The model is given, so the data is what does not fit.
-            if not any(_composes([f"model={task.example}", *options.overrides]) for task in TASKS.values()):
-                raise
-            raise UserError(
-                f"{options.path} holds a model of another task ({TASKS[family].what}) than the data: "
-                "name other data, or their task and columns with dataset.task=…"
-            ) from error
+    config = _config(options.path, options.overrides)
     check_metrics(config.dataset.metrics)
     loaded = load(options.path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
-    decodes = TASKS[data.task].decodes
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
-    notes += _without_effect(options.overrides, config.evaluation, decodes)
-    scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
-    if scored != used and decodes:
-        notes.append(f"decoding by {used}; the run was scored with {scored}")
-    kept = RunDirectory(options.path).environment
-    before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
-    if before not in (None, data.corpus):
-        notes.insert(0, "the data differs from that of the run, in files or settings of the data set")
+    notes += _differences(options.path, options.overrides, config, loaded, data)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     split = options.split or data.test_split
@@ -96,20 +75,64 @@ def main(arguments: Sequence[str]) -> int:
             write_json_lines(options.predictions, quality.predictions)
         except OSError as error:
             raise UserError(f"--predictions {options.predictions} cannot be written: {error.strerror}") from error
-    if options.json:
-        facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
+    title = f"{loaded.path} on {config.dataset.name}, {split}"
+    facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
+    _print(quality, title, facts if options.json else None)
+    return 0
+
+
+def _config(path: Path, overrides: Sequence[str]) -> Root:
+    """That of the run, or for a model file one of the data that the overrides name."""
+    from tfx.compression.checkpoint import read_header
+    from tfx.config import compose
+
+    if path.is_dir():
+        return compose.change(compose.load(RunDirectory.open(path).config), overrides)
+    file = model_file(path)
+    if not any(word.lstrip("+").startswith("dataset=") for word in overrides):
+        raise UserError(f"{path} is a model file: name the data to score it on, such as dataset=multi30k")
+    # A model file brings its own architecture: the model group is unused, but must fit the task.
+    family = read_header(file).architecture.family
+    try:
+        return compose.compose([f"model={TASKS[family].example}", *overrides])
+    except UserError as error:
+        # The model is given, so the data is what does not fit.
+        if not any(_composes([f"model={task.example}", *overrides]) for task in TASKS.values()):
+            raise
+        raise UserError(
+            f"{path} holds a model of another task ({TASKS[family].what}) than the data: "
+            "name other data, or their task and columns with dataset.task=…"
+        ) from error
+
+
+def _differences(
+    path: Path, overrides: Sequence[str], config: Root, loaded: LoadedModel, data: PreparedData
+) -> list[str]:
+    """What is measured otherwise than the run was: other data, other decoding, and overrides that change nothing."""
+    from tfx.evaluation.generation import describe_decoding
+
+    decodes = TASKS[data.task].decodes
+    notes = []
+    kept = RunDirectory(path).environment
+    before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
+    if before not in (None, data.corpus):
+        notes.append("the data differs from that of the run, in files or settings of the data set")
+    notes += _without_effect(overrides, config.evaluation, decodes)
+    scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
+    if scored != used and decodes:
+        notes.append(f"decoding by {used}; the run was scored with {scored}")
+    return notes
+
+
+def _print(quality: Quality, title: str, facts: dict[str, str] | None) -> None:
+    """The metrics as a table, or with these facts as JSON."""
+    if facts is not None:
         print(json.dumps({**facts, "metrics": quality.metrics, "signatures": quality.signatures}, indent=2))
-        return 0
-    table = Sheet(
-        Column("metric"),
-        Column("value", number=True),
-        Column("signature", style="dim"),
-        title=f"{loaded.path} on {config.dataset.name}, {split}",
-    )
+        return
+    table = Sheet(Column("metric"), Column("value", number=True), Column("signature", style="dim"), title=title)
     for name, value in quality.metrics.items():
         table.add_row(name, number(value), quality.signatures.get(name, ""))
     plain_console().print(table)
-    return 0
 
 
 def _check_writable(path: Path) -> None:
