@@ -184,8 +184,8 @@ def test_a_run_that_another_process_holds_is_refused(dense, capsys):
     [
         ("optimizer.lr=0.1", "optimizer.lr cannot change"),
         ("seed=2", "seed cannot change"),
-        ("trainer.budget.steps=5", "or a longer one"),
-        ("trainer.budget.tokens=5000", "or a longer one"),
+        ("trainer.budget.steps=5", "or gets a longer one"),
+        ("trainer.budget.tokens=5000", "or gets a longer one"),
         ("trainer.save.evry_steps=2", "did you mean 'trainer.save.every_steps'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Decoding with a key/value cache: greedy, sampling, beam search.
 
-Shapes: B sentences, K hypotheses a sentence, S source positions, T output positions, V vocabulary.
+Shapes: B sentences, K hypotheses per sentence, S source positions, T output positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _step_by_step(
     ends: Ends,
     pick: Picker,
 ) -> list[list[int]]:
-    """One hypothesis a sentence; sentences that have ended leave the batch."""
+    """One hypothesis per sentence; finished sentences leave the batch."""
     outputs: list[list[int]] = [[] for _ in range(memory_BSD.shape[0])]
     alive = torch.arange(memory_BSD.shape[0], device=memory_BSD.device)
     token_B = torch.full_like(alive, ends.bos)
