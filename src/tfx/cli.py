@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tfx.errors import UserError, suggest
 from tfx.record.output import LostOutputError, lost, streams
+from tfx.record.threads import wait_briefly
 
 COMMANDS = {
     "train": "build data, model and stack; train; evaluate; write a run directory",
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     If the reader of stdout leaves (``| head``), a command that only prints ends; a run continues and does not fail.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    wait_briefly()
     with streams() as output:
         try:
             status = _run(words)

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from tfx.config.tasks import TASKS
 from tfx.record.console import size
+from tfx.record.threads import how_they_wait
 
 if TYPE_CHECKING:
+    import torch
+
     from tfx.model.transformer import Transformer
     from tfx.run.setup import Parts
     from tfx.techniques.stack import Stack
@@ -50,11 +53,21 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             f"{length}, {config.dataset.batch_tokens * config.trainer.accumulation:,} tokens per step, "
             f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
-        ("device", f"{device}, {precision}"),
+        ("device", ", ".join([str(device), precision, *_threads(device)])),
         *(_plan_rows(stack, model) or [("stack", "no technique")]),
         ("run", str(folder)),
     ]
     return rows + [("note", note) for note in data.notes]
+
+
+def _threads(device: torch.device) -> list[str]:
+    """On a CPU, how many threads there are, and how they wait for one another."""
+    import torch
+
+    if device.type != "cpu":
+        return []
+    count = torch.get_num_threads()
+    return ["1 thread"] if count == 1 else [f"{count} threads {how_they_wait()}".rstrip()]
 
 
 def zeros_given_up(parts: Parts) -> str | None:
