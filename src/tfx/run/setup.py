@@ -68,8 +68,10 @@ class Setup:
             torch.set_num_threads(config.trainer.threads)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Set also if it is off: the process may have done another run before, as trials do.
-        torch.use_deterministic_algorithms(config.trainer.deterministic)
+        # Also off again: the process may have done another run before, as trials do. Only where it changes: setting it
+        # loads torch's compiler, which takes more than a second.
+        if torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic:
+            torch.use_deterministic_algorithms(config.trainer.deterministic)
         if config.trainer.tensorboard:
             _require_tensorboard()
         self.stack = Stack.from_config(config)
