@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
-from tfx.data.tokenizer import Tokenizer
+from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
 from tfx.tasks.contract import Prompts
@@ -67,4 +67,6 @@ def generate(
     for row, own in enumerate(ids):
         if unknown := own.count(tokenizer.unk):
             prompts.say(row, f"{unknown:,} tokens of characters that the tokenizer does not know")
+        if (signs := texts[row].count(SPACE)) and tokenizer.mistakes_sign:
+            prompts.say(row, f"{signs:,} signs '{SPACE}' (U+2581), which the tokenizer takes for spaces")
     return task_named(model.architecture.family).generate(model, tokenizer, prompts, config, seed)
