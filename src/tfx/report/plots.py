@@ -136,14 +136,15 @@ _TIP = "tip-"
 
 def _tip(text: str) -> str:
     """The id of a part of a figure that is to show this text under the pointer."""
-    return _TIP + text.encode().hex()
+    return _TIP + text.encode("utf-8", "surrogateescape").hex()
 
 
 def _with_tips(svg: str) -> str:
     """Puts the texts of `_tip` where browsers look for what to show: a title inside the part."""
 
     def title(found: re.Match[str]) -> str:
-        return f"<g><title>{escape(bytes.fromhex(found[1]).decode())}</title>"
+        text = bytes.fromhex(found[1]).decode("utf-8", "surrogateescape")
+        return f"<g><title>{escape(text)}</title>"
 
     return re.sub(rf'<g id="{_TIP}([0-9a-f]+)">', title, svg)
 
