@@ -165,6 +165,7 @@ class _Life:
         from tfx.record.environment import describe_environment, environment_differences
 
         fingerprints = {"data": parts.data.fingerprint, "corpus": parts.data.corpus}
+        fingerprints["content"] = parts.data.content
         fingerprints["tokenizer"] = parts.data.tokenizer.fingerprint
         fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in parts.teachers.items()}
         environment = describe_environment(parts.device, fingerprints)

@@ -45,7 +45,8 @@ class PreparedData:
     """All that training and evaluation read. ``splits`` lacks ``test`` where the data have none.
 
     ``files`` are those that each split was read from.
-    ``corpus`` is the fingerprint of the text as it was read, whatever the tokenizer.
+    ``corpus`` is the fingerprint of the text as it was read, whatever the tokenizer; ``content`` the same whatever the
+    names of its files.
     ``reduced_from`` is the fingerprint of the tokenizer that ``tokenizer`` is a part of, where it is.
     """
 
@@ -57,6 +58,7 @@ class PreparedData:
     notes: list[str] = field(default_factory=list)
     files: dict[str, list[SourceFile]] = field(default_factory=dict)
     corpus: str = ""
+    content: str = ""
     reduced_from: str | None = None
 
     @property
@@ -78,7 +80,7 @@ def prepare_data(
     a model that exists already). Raises `UserError` for whatever is wrong with the data.
     """
     corpus = load_corpus(config)
-    source = corpus.fingerprint
+    source, content = corpus.fingerprint, corpus.content
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus)
     if transform is not None:
@@ -96,7 +98,7 @@ def prepare_data(
         with making(folder):
             arrays = _cached(folder, partial(task.tokenize, dataset, tokenizer))
         splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
-    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source)
+    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source, content)
 
 
 def _longest(corpus: Corpus) -> int:
