@@ -83,6 +83,17 @@ def test_a_name_that_the_locale_cannot_spell_is_on_the_page(sweep):
     assert "größe" in (sweep / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_home_that_is_not_there_is_nothing_to_say(sweep):
+    code = "import sys; from tfx.cli import main; sys.exit(main(sys.argv[1:]))"
+    unset = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": "/dev/null"}
+    words = ["report", ".", "--json", "--html", "page.html"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=sweep, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_baseline_can_be_named_by_label_or_by_run(sweep, capsys):
     for name in ("prune", sweep / "prune2"):
         (family,) = facts(capsys, sweep, "--baseline", name)["families"]

@@ -6,6 +6,7 @@ Each has a title and a description for screen readers. Series differ by marker a
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import zlib
@@ -15,12 +16,16 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullFormatter
+
+# Where it can write no cache it says so as it is imported, and makes a temporary one: nothing that a user must do.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+from matplotlib import rc_context  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 # Colours that stand for CSS variables: nothing else in a figure may have them.
 _INK, _MUTED, _GRID, _PAPER = "#010a01", "#010a02", "#010a03", "#010a04"
