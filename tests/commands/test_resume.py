@@ -116,6 +116,9 @@ def test_a_finished_run_says_so_and_stays(dense, capsys):
     assert main(["resume", str(dense)]) == 0
     assert "is finished" in capsys.readouterr().err
     assert content(dense) == before
+    moved = shutil.copytree(dense, dense.with_name("it moved"))
+    assert main(["resume", str(moved)]) == 0
+    assert f"`tfx train 'init_from={moved}' …`" in capsys.readouterr().err
 
 
 def test_a_finished_run_goes_on_with_a_longer_budget_as_one_that_was_stopped_there(dense, capsys):
