@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tfx.errors import UserError, suggest
 from tfx.record.output import LostOutputError, lost, streams
@@ -82,6 +83,10 @@ def _run(words: list[str]) -> int:
         return 0
     if words[0] in ("-sc", "--shell-completion"):
         words = _complete(words)
+    try:
+        Path.cwd()
+    except OSError as error:  # Hydra and torch fail in it, each in its own words
+        raise UserError(f"the working directory cannot be used ({error.strerror}): change to another one") from None
     name = words[0]
     if name not in COMMANDS:
         raise UserError(f"command '{name}' is unknown{suggest(name, COMMANDS)}")

@@ -77,6 +77,14 @@ def test_an_argument_that_is_not_utf8_is_named(runs, monkeypatch, capsys):
     assert "text 2 on the command line is not UTF-8" in err
 
 
+def test_an_argument_is_utf8_whatever_the_locale(runs, monkeypatch, capsys):
+    given = "größe"
+    escaped = given.encode().decode("ascii", "surrogateescape")  # as Python reads it where LC_ALL=C
+    outputs = [generate(runs, monkeypatch, capsys, str(runs / "pairs"), text) for text in (given, escaped)]
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0] == 0
+
+
 def test_a_byte_order_mark_is_no_text(runs, monkeypatch, capsys):
     marked = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"\xef\xbb\xbffive past nine\n")
     plain = generate(runs, monkeypatch, capsys, str(runs / "pairs"), stdin=b"five past nine\n")

@@ -116,6 +116,9 @@ def test_a_finished_run_says_so_and_stays(dense, capsys):
     assert main(["resume", str(dense)]) == 0
     assert "is finished" in capsys.readouterr().err
     assert content(dense) == before
+    moved = shutil.copytree(dense, dense.with_name("it moved"))
+    assert main(["resume", str(moved)]) == 0
+    assert f"`tfx train 'init_from={moved}' …`" in capsys.readouterr().err
 
 
 def test_a_finished_run_goes_on_with_a_longer_budget_as_one_that_was_stopped_there(dense, capsys):
@@ -346,6 +349,26 @@ def test_moved_data_are_the_same_data_and_others_are_not(folder, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "different"
     assert list(found["config"]) == ["dataset.path"]
+
+
+def test_the_name_of_a_data_file_is_none_of_the_data(folder, capsys):
+    run, again = folder / "named", folder / "named-again"
+    for name in ("one.txt", "two.txt"):
+        (folder / name).write_text("a text of ten words, and no more than that " * 40)
+    options = ["model=gpt_nano", "model.context=16", "dataset=text", "dataset.tokenizer.kind=char"]
+    assert train(run, *options, f"dataset.path={folder}/one.txt", "trainer.budget.steps=2") == 0
+    capsys.readouterr()
+    renamed = f"dataset.path={folder}/two.txt"
+    assert main(["reproduce", str(run), renamed, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["config"], found["environment"]) == ("identical", {}, {})
+    assert found["went_on_after"] == []
+    assert main(["resume", str(run), renamed, "trainer.budget.steps=4"]) == 0
+    # The budget grew on the way, and so did the schedule.
+    main(["reproduce", str(run), "--folder", str(again)])
+    said = capsys.readouterr().out
+    assert f"{run} went on after step 2 with a longer budget: its schedule was another up to there" in said
+    assert json.loads((again / "reproduction.json").read_text())["went_on_after"] == [2]
 
 
 def test_seconds_are_reproduced_step_by_step(folder, capsys):

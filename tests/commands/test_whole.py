@@ -204,6 +204,17 @@ def test_wrong_commands_and_paths_are_one_line(command, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [["train", "dry_run=true"], ["ablate"], ["report", "."], ["inspect", "x"]])
+def test_a_working_directory_that_is_gone_is_one_line(command, tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error == "tfx: the working directory cannot be used (No such file or directory): change to another one\n"
+
+
 @pytest.mark.parametrize("command", [["--help"], ["list"]])
 def test_help_and_list_import_neither_torch_nor_datasets_nor_hydra(command):
     code = (

@@ -131,7 +131,8 @@ def test_a_yaml_file_of_another_ending_is_named(file, words, here, capsys):
     [
         ("name=???", "name=??? has no value"),
         ("tags=[a,???]", "tags=??? has no value"),
-        ("tags=a", "tags is a list, even with one value: type \"tags=['value']\""),
+        ("tags=a", 'tags is a list, even with one value: type "tags=[a]"'),
+        ("dataset.metrics=bleu", 'type "dataset.metrics=[bleu]"'),
         ("tags=a,b", "a list of them is \"tags=['a','b']\""),
         ("tags=[x,{a}]", "if its items are texts, type \"tags=['x','{a}']\""),
         ("tags=null", "tags cannot be null: leave it out for its default"),

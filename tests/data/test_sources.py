@@ -163,6 +163,7 @@ def test_files_of_one_name_are_told_by_their_folders(tmp_path):
         ("*.foo", "matches no file"),
         ("train.txt/x", "does not exist"),
         ("loop", "does not exist"),
+        ("/dev/null", "is a pipe or a device"),
         ("sub", "holds no file"),
         ("x" * 5000, "cannot be read"),
     ],

@@ -82,6 +82,23 @@ def test_word_initial_space_makes_the_first_word_like_the_others():
     assert first == second
 
 
+@pytest.mark.parametrize("split_digits", [False, True])
+@pytest.mark.parametrize("text", ["\u2581", "\u2581x", "a\u2581b", "a \u2581 1", "\u2581\u2581"])
+def test_unigram_tells_a_typed_sign_of_the_space_from_a_space(split_digits, text):
+    tokenizer = train("unigram", texts=["a\u2581b \u2581x 1 the cat"] * 20, vocab_size=40, split_digits=split_digits)
+    ids = tokenizer.encode([text])[0]
+    assert tokenizer.decode(ids) == text
+    # A token of a space alone has no bytes of its own: it is the one that unigram puts before a text.
+    assert sum(map(tokenizer.token_bytes, ids)) == len(text.replace(" ", "").encode())
+    assert tokenizer.changes == []
+    assert not tokenizer.mistakes_sign
+
+
+def test_unigram_trained_on_no_sign_of_the_space_says_that_it_takes_one_for_a_space():
+    kinds = {kind: train(kind, texts=["the cat"] * 20).mistakes_sign for kind in ("unigram", "bpe", "char")}
+    assert kinds == {"unigram": True, "bpe": False, "char": False}
+
+
 def test_unigram_gives_words_back():
     tokenizer = train("unigram", texts=["the cat sat on the mat"] * 50, vocab_size=40)
     assert tokenizer.decode(tokenizer.encode(["the mat sat"])[0]) == "the mat sat"

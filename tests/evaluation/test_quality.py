@@ -138,6 +138,18 @@ def test_text_to_text_gives_one_line_for_each_text_and_none_for_an_empty_one():
     assert outputs[1] == ""
 
 
+def test_a_sign_of_the_space_that_is_taken_for_one_is_counted():
+    tokenizer = Tokenizer.train(
+        TokenizerConfig(kind="unigram", vocab_size=20), ["the cat"] * 20, word_initial_space=False
+    )
+    config = ModelConfig(family="lm", encoder_layers=0, decoder_layers=1, width=16, heads=2, context=20)
+    model = Transformer(Architecture.from_config(config, tokenizer.vocab_size))
+    told: list[str] = []
+    greedy = EvaluationConfig(method="greedy", new_tokens=1)
+    generate(model, tokenizer, ["the", "the\u2581cat"], greedy, note=told.append)
+    assert told == ["line 2: 1 signs '\u2581' (U+2581), which the tokenizer takes for spaces"]
+
+
 def test_a_language_model_begins_where_there_is_no_text_and_says_behind_what():
     told: list[str] = []
     config = EvaluationConfig(method="greedy", new_tokens=5)

@@ -175,6 +175,18 @@ def test_a_word_is_not_broken_for_a_column_that_can_be_spared():
     ]
 
 
+def test_rows_that_are_lines_leave_no_column_out():
+    from rich.console import Console
+
+    from tfx.record.sheet import Column, Sheet
+
+    sheet = Sheet(Column("config"), Column("difference", number=True), Column("runs", number=True, spare=1))
+    sheet.add_row("distill", "+0.112", "3")
+    out = io.StringIO()
+    Console(file=out, width=20).print(sheet)
+    assert [line.strip() for line in out.getvalue().splitlines()] == ["distill", "difference: +0.112", "runs: 3"]
+
+
 def test_into_a_pipe_no_line_ends_in_spaces(capsys):
     from tfx.record.console import plain_console
     from tfx.record.sheet import Column, Sheet

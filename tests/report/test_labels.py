@@ -72,6 +72,33 @@ def test_a_name_is_shown_and_filters_find_it(arms, run_writer, capsys):
 
 
 @pytest.mark.parametrize(
+    ("condition", "seeds"),
+    [
+        *((f"techniques={word}", [1]) for word in ("none", "null", "[]", "")),
+        ("techniques!=none", [2, 3]),
+        ("techniques=prune", [2, 3]),
+        ("techniques=[prune]", [2]),
+        ("techniques=prune+quantize", [3]),
+        ("techniques=[prune, quantize]", [3]),
+        ("dataset.metrics=chrf", [1, 2]),
+        ("dataset.metrics=[chrf]", [1]),
+        ("dataset.metrics=['bleu','chrf']", [2]),
+        ("dataset.metrics=none", [3]),
+        ("optimizer=muon", [2]),
+        ("optimizer!=muon", [1, 3]),
+    ],
+)
+def test_a_filter_reads_lists_and_names_of_groups(condition, seeds, run_writer, tmp_path, capsys):
+    stacks = ((), ("prune",), ("prune", "quantize"))
+    for seed, techniques, metrics in zip((1, 2, 3), stacks, ("[chrf]", "[bleu, chrf]", "[]"), strict=True):
+        run = run_writer(tmp_path / str(seed), seed=seed, techniques=techniques)
+        with open(run / "config.yaml", "a") as file:
+            file.write(f"dataset: {{metrics: {metrics}}}\noptimizer: {{name: {'muon' if seed == 2 else 'adam'}}}\n")
+    (family,) = facts(capsys, tmp_path, "--where", condition)
+    assert sorted(seed for arm in family["arms"] for seed in arm["seeds"]) == seeds
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--where", "technique.quantize.rat=1"], "no run has a key 'technique.quantize.rat': did you mean"),

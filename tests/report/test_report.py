@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -71,6 +72,26 @@ def test_runs_that_start_from_themselves_or_each_other_end_the_chain(tmp_path, r
     (family,) = facts(capsys, tmp_path)["families"]
     assert sum(len(arm["seeds"]) for arm in family["arms"]) == 20
     assert len(files) <= 20 * 21
+
+
+def test_a_name_that_the_locale_cannot_spell_is_on_the_page(sweep):
+    (sweep / "base1").rename(sweep / "größe")
+    code = "import sys; from tfx.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code, "report", "."], cwd=sweep, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "größe" in (sweep / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_home_that_is_not_there_is_nothing_to_say(sweep):
+    code = "import sys; from tfx.cli import main; sys.exit(main(sys.argv[1:]))"
+    unset = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": "/dev/null"}
+    words = ["report", ".", "--json", "--html", "page.html"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=sweep, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_baseline_can_be_named_by_label_or_by_run(sweep, capsys):

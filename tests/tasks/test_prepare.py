@@ -66,6 +66,17 @@ def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path):
     assert data.notes[1:] == ["valid: 3 tokens that the tokenizer does not know"]
 
 
+def test_a_typed_sign_of_the_space_comes_back_or_is_counted(tmp_path):
+    unigram = TokenizerConfig(kind="unigram", vocab_size=40)
+    plain, signs = [("a b", "c")] * 9, [("a\u2581b", "c\u2581"), ("a b", "c")]
+    data = prepare_data(pairs_config(tmp_path, train=plain + signs, valid=signs, tokenizer=unigram), context=8)
+    assert decoded(data, "valid") == signs
+    assert not [note for note in data.notes if "sign" in note]
+    data = prepare_data(pairs_config(tmp_path, train=plain, valid=signs, tokenizer=unigram), context=8)
+    assert decoded(data, "valid")[0] == ("a b", "c ")
+    assert "valid: 1 rows hold the sign '\u2581' (U+2581), which the tokenizer takes for a space" in data.notes
+
+
 def test_the_bpe_of_pairs_learns_no_merge_from_valid(tmp_path):
     config = pairs_config(tmp_path, valid=[("qqqq", "qqqq")] * 50, tokenizer=TokenizerConfig(vocab_size=1000))
     data = prepare_data(config, context=64)

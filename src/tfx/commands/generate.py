@@ -57,10 +57,9 @@ def main(arguments: Sequence[str]) -> int:
     scored, used = describe_decoding(loaded.generation), describe_decoding(config)
     if scored != used and task.decodes:
         notes.print(f"note: decoding by {used}; the run was scored with {scored}")
-    for number, text in enumerate(options.texts, start=1):
-        _check_utf8(text, number)
+    texts = [_as_utf8(text, number) for number, text in enumerate(options.texts, start=1)]
     source = _Lines()
-    lines = iter(options.texts) if options.texts else source.read()
+    lines = iter(texts) if texts else source.read()
     done = 0
     while batch := list(islice(lines, _LINES_AT_ONCE)):
         for number, text in enumerate(batch, start=done + 1):
@@ -101,10 +100,11 @@ def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, dec
     ]
 
 
-def _check_utf8(text: str, number: int) -> None:
+def _as_utf8(text: str, number: int) -> str:
+    """A text of the command line, which Python reads in the encoding of the locale; raises `UserError` for no UTF-8."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
         raise UserError(f"text {number} on the command line is not UTF-8: convert it") from None
 
 

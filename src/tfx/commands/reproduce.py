@@ -22,8 +22,11 @@ from tfx.record.sheet import Column, Sheet
 from tfx.record.summary import COMPLETED
 from tfx.run.life import status_of, train
 
-# Settings that are paths, and the fingerprint that identifies their content.
-_PATHS = {"dataset.path": "fingerprints.corpus", "dataset.tokenizer.path": "fingerprints.tokenizer"}
+# Settings that are paths, and the fingerprints of which one tells that their content is the same.
+_PATHS = {
+    "dataset.path": ("fingerprints.content", "fingerprints.corpus"),
+    "dataset.tokenizer.path": ("fingerprints.tokenizer",),
+}
 # Times are never the same twice.
 _TIMES = ("seconds", "tokens_per_second", "latency_ms")
 _TOLERANCE = 0.02
@@ -111,6 +114,7 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
         "tolerance": tolerance if environment else 0.0,
         "largest_relative_difference": worst,
         "runs": [str(old.path), str(new.path)],
+        "went_on_after": _went_on(old, environments[0]),
         "config": {key: [each.get(key) for each in configs] for key in differing},
         "environment": {name: list(pair) for name, pair in environment.items()},
         "identical_files": files,
@@ -125,8 +129,20 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _is_moved(key: str, *recorded: dict[str, Any]) -> bool:
     """Whether a setting is a path to content with the same fingerprint in both environments."""
-    prints = [each.get(_PATHS.get(key, "")) for each in recorded]
-    return prints[0] is not None and prints[0] == prints[1]
+    pairs = ([each.get(name) for each in recorded] for name in _PATHS.get(key, ()))
+    return any(before is not None and before == now for before, now in pairs)
+
+
+def _went_on(run: RunDirectory, environment: dict[str, Any]) -> list[int]:
+    """The steps after which a run went on, where it did so with a longer budget: its first steps knew of another."""
+    command = environment.get("command", [])
+    typed, last = (
+        [word for word in words if str(word).startswith("trainer.budget.")]
+        for words in (run.read_overrides(), command if command[:1] == ["resume"] else [])
+    )
+    is_longer = len(set(typed)) > 1 or (last != [] and typed == last)  # the first may be the default, typed by nobody
+    resumed = read_json(run.summary).get("resumed") or []
+    return resumed if is_longer else []
 
 
 def _files(run: RunDirectory) -> list[Path]:
@@ -202,6 +218,13 @@ def _print(found: dict[str, Any]) -> None:
     for part in ("config", "environment"):
         for name, (before, now) in found[part].items():
             console.print(f"{part} {name}: {before} before, {now} now", soft_wrap=True)
+    if found["went_on_after"]:
+        steps = ", ".join(f"{step:,}" for step in found["went_on_after"])
+        console.print(
+            f"{old} went on after step {steps} with a longer budget: its schedule was another up to there, and this "
+            "run has that of the whole budget from its first step on",
+            soft_wrap=True,
+        )
     for name, same in found["identical_files"].items():
         console.print(f"{name}: {'identical' if same else 'not identical'}")
     if found["environment"]:

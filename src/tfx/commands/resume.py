@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             print(
                 f"{run.path} is finished: a longer budget continues it "
                 f"(it had trainer.budget.{budget.unit}={budget.amount:g}), "
-                f"`tfx train init_from={run.path} …` trains its model further",
+                f"`tfx train {shlex.quote(f'init_from={run.path}')} …` trains its model further",
                 file=sys.stderr,
             )
             return 0

@@ -83,7 +83,8 @@ def explain(error: Exception) -> UserError:
     if "is not Optional" in first:
         return UserError(f"{key} cannot be null: leave it out for its default")
     if "is not a ListConfig" in first:
-        return UserError(f"{key} is a list, even with one value: type \"{key}=['value']\"")
+        typed = re.search(rf"{re.escape(str(key))}='?([\w.-]+)'?$", str(error).strip().splitlines()[0])
+        return UserError(f'{key} is a list, even with one value: type "{key}=[{typed[1] if typed else "value"}]"')
     if "Could not delete" in first or "does not support deletion" in first:
         return UserError(f"{first}: settings cannot be removed, set another value")
     return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")

@@ -52,6 +52,11 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
                 f"dataset.path={config.path} holds no file for dataset.format={config.format} "
                 f"({', '.join('*' + suffix for suffix in _suffixes(config))})"
             )
+        if given.exists():  # <(…), /dev/stdin, /dev/null
+            raise UserError(
+                f"dataset.path={config.path} is a pipe or a device, and data are read more than once: write them to a "
+                "file, and name that"
+            )
         raise UserError(
             f"dataset.path={config.path} does not exist, and matches no file as a glob: name the data with "
             "dataset.path=…"

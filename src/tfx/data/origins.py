@@ -105,20 +105,23 @@ def from_hub(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Dataset
 
 def from_files(
     config: DatasetConfig, notes: list[str], rules: set[str]
-) -> tuple[dict[str, Dataset], str, dict[str, list[SourceFile]]]:
-    """Raw splits of local files, a digest of their content, and the files."""
+) -> tuple[dict[str, Dataset], tuple[str, str], dict[str, list[SourceFile]]]:
+    """Raw splits of local files, digests of their content with and without the names of the files, and the files."""
     from datasets import Dataset
 
-    digest = hashlib.sha256()
+    digest, nameless = hashlib.sha256(), hashlib.sha256()
     splits: dict[str, Dataset] = {}
     files: dict[str, list[SourceFile]] = {}
     found = find_files(config, notes)
     names = Counter(path.name for paths in found.values() for path in paths)
     for split, paths in found.items():
-        content = hashlib.sha256()
+        content, nameless_content = hashlib.sha256(), hashlib.sha256()
         for path in paths:
-            content.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + file_digest(path))
+            own = file_digest(path)
+            content.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + own)
+            nameless_content.update(own)
         digest.update(split.encode() + content.digest())
+        nameless.update(split.encode() + nameless_content.digest())
         counts: list[int] | list[None]
         if config.format == "parallel":
             sides, counts = _read_parallel(paths, notes, rules)
@@ -133,7 +136,7 @@ def from_files(
         files[split] = [SourceFile(name, count) for name, count in zip(shown, counts, strict=True)]
         if len(paths) > (2 if config.format == "parallel" else 1):
             notes.append(f"{split}: {len(paths)} files joined: {describe_files(files[split])}")
-    return splits, digest.hexdigest(), files
+    return splits, (digest.hexdigest(), nameless.hexdigest()), files
 
 
 def _read_parallel(paths: list[Path], notes: list[str], rules: set[str]) -> tuple[dict[str, list[str]], list[int]]:

@@ -33,6 +33,7 @@ class Corpus:
     """Text before tokenizing. ``splits`` lacks ``test`` if the data has none; ``notes`` say what was done.
 
     ``files`` are the files of each split; for the hub, the repository and its split.
+    ``content`` is a fingerprint without the names of the files, which ``fingerprint`` has in it.
     """
 
     task: str
@@ -40,6 +41,7 @@ class Corpus:
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     files: dict[str, list[SourceFile]] = field(default_factory=dict)
+    content: str = ""
 
 
 def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
@@ -65,16 +67,16 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     # data meets, so that it changes only with the text.
     rules: set[str] = set()
     if config.path is not None:
-        raw, content, files = from_files(config, notes, rules)
+        raw, (content, nameless), files = from_files(config, notes, rules)
     elif config.hub is not None:
         raw, content, files = from_hub(config, notes)
+        nameless = content
     elif config.format in _EMBEDDED:
         raw, content = generated(config)
+        nameless = content
     else:
         raise UserError(f"dataset '{config.name}' needs its files: name a folder, file or glob with dataset.path=…")
-    settings = repr([1, content, config.task, config.format, config.source, config.target, config.text])
-    settings += repr([config.join, config.empty, config.limit, config.valid_fraction, config.splits])
-    key = hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
+    key, nameless_key = _key(config, content), _key(config, nameless)
     # Only hub and parquet data is still raw; all else was read into the canonical columns.
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
     if TASKS[config.task].is_stream and is_raw and len(raw["train"]) == 1:  # one text, which may be cut in two
@@ -105,8 +107,19 @@ def load_corpus(config: DatasetConfig) -> Corpus:
                 f"give it text, or name other data with dataset.splits.{name}"
             )
     notes += _repetitions(keys)
-    fingerprint = hashlib.sha256(f"{key}\0{sorted(rules)}".encode()).hexdigest() if rules else key
-    return Corpus(config.task, splits, fingerprint, notes, files)
+    fingerprint, own_content = (_with_rules(each, rules) for each in (key, nameless_key))
+    return Corpus(config.task, splits, fingerprint, notes, files, own_content)
+
+
+def _key(config: DatasetConfig, content: str) -> str:
+    """Hash of raw data by their digest, and of the settings by which they are read."""
+    settings = repr([1, content, config.task, config.format, config.source, config.target, config.text])
+    settings += repr([config.join, config.empty, config.limit, config.valid_fraction, config.splits])
+    return hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _with_rules(key: str, rules: set[str]) -> str:
+    return hashlib.sha256(f"{key}\0{sorted(rules)}".encode()).hexdigest() if rules else key
 
 
 def _check_task(config: DatasetConfig) -> None:

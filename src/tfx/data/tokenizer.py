@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from tfx.config.schema import TokenizerConfig
 from tfx.errors import UserError
@@ -31,6 +31,9 @@ _ALIASES = {
 # How BPE and unigram models with a byte fallback spell a byte.
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _SMALLEST_BPE = 256 + len(SPECIAL)
+# A unigram model spells a space with the first. One in a text is the second inside, which no text holds: Unicode keeps
+# it from interchange. Each is three bytes of UTF-8.
+SPACE, _TYPED_SPACE = "\u2581", "\ufdd2"
 # The library needs up to 300 bytes of memory per character while it works.
 _PIECE_CHARACTERS = 1 << 15
 _CALL_CHARACTERS = 1 << 20
@@ -65,7 +68,9 @@ class Tokenizer:
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, word_initial_space: bool) -> Tokenizer:
-        """Trains on ``texts``; ``word_initial_space`` makes a word the same token at the start as elsewhere."""
+        """Trains on ``texts``, which are read twice; ``word_initial_space`` makes a word the same token at the start as
+        elsewhere.
+        """
         if config.kind == "bpe":
             backend = _train_bpe(config, texts, word_initial_space)
         elif config.kind == "unigram":
@@ -166,6 +171,12 @@ class Tokenizer:
             spans = zip(encoding.ids, encoding.offsets, strict=True)
             counts += [len(piece[start:end].encode()) for token, (start, end) in spans if token == self.unk]
         return counts
+
+    @cached_property
+    def mistakes_sign(self) -> bool:
+        """Whether it takes the sign by which it spells a space (U+2581), in a text, for a space."""
+        ids = self.encode([SPACE])[0]
+        return self.unk not in ids and not self.decode(ids).strip()
 
     def token_bytes(self, token_id: int) -> int:
         """UTF-8 bytes of the text of a token at the start of a text; a token may be part of a character.
@@ -298,7 +309,9 @@ def _normalizers(found: dict[str, Any] | None) -> list[str]:
         stripped = found.get("strip_accents")
         found = found | {"strip_accents": found.get("lowercase") if stripped is None else stripped}
         return [name for key, name in parts.items() if found.get(key)]
-    return [] if found["type"] == "Prepend" else [str(found["type"])]
+    # What the decoder turns back is no change.
+    undone = found["type"] == "Prepend" or found.get("content") == _TYPED_SPACE
+    return [] if undone else [str(found["type"])]
 
 
 @contextmanager
@@ -382,8 +395,12 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str], prefix_space: bool
 def _train_unigram(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
     """Unigram language model (Kudo 2018); characters that are not in the training text become the unknown token."""
     backend = tokenizers.Tokenizer(models.Unigram())
-    backend.pre_tokenizer = _with_digits(config, pre_tokenizers.Metaspace())
-    backend.decoder = decoders.Metaspace()
+    backend.pre_tokenizer = _with_digits(config, pre_tokenizers.Metaspace(replacement=SPACE))
+    backend.decoder = decoders.Metaspace(replacement=SPACE)
+    # Only then, so that of all other texts the tokenizer is the one that it always was, and earlier runs go on.
+    if any(SPACE in text for text in texts):
+        backend.normalizer = normalizers.Replace(SPACE, _TYPED_SPACE)
+        backend.decoder = decoders.Sequence([backend.decoder, decoders.Replace(_TYPED_SPACE, SPACE)])
     trainer = trainers.UnigramTrainer(
         vocab_size=config.vocab_size, special_tokens=list(SPECIAL), unk_token=UNK, show_progress=False
     )

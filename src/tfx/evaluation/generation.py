@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
-from tfx.data.tokenizer import Tokenizer
+from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
 from tfx.tasks.contract import Prompts
@@ -70,4 +70,6 @@ def generate(
             prompts.say(row, "outer white space is left out, as it is in training data")
         if unknown := own.count(tokenizer.unk):
             prompts.say(row, f"{unknown:,} tokens of characters that the tokenizer does not know")
+        if (signs := read[row].count(SPACE)) and tokenizer.mistakes_sign:
+            prompts.say(row, f"{signs:,} signs '{SPACE}' (U+2581), which the tokenizer takes for spaces")
     return task.generate(model, tokenizer, prompts, config, seed)

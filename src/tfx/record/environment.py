@@ -41,10 +41,21 @@ def describe_environment(device: Any, fingerprints: dict[str, str]) -> dict[str,
 
 
 def environment_differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Differences between two environments that may change a result: dotted names, with both values."""
+    """Differences between two environments that may change a result: dotted names, with both values.
+
+    The names of data files are in the fingerprints of data, but not in a result: if the content is the same, these do
+    not differ.
+    """
     old, new = (flat({name: part for name, part in each.items() if name != "command"}) for each in (before, now))
     names = [*old, *(name for name in new if name not in old)]
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    found = {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    content = [each.get("fingerprints.content") for each in (old, new)]
+    if None in content:  # an earlier version did not record it
+        found.pop("fingerprints.content", None)
+    elif content[0] == content[1] and "fingerprints.corpus" in found:
+        for name in ("corpus", "data"):
+            found.pop(f"fingerprints.{name}", None)
+    return found
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

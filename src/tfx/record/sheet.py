@@ -56,9 +56,9 @@ class Sheet:
         shown = list(range(len(self._columns)))
         while self._least_width(shown) > options.max_width:
             spare = [index for index in shown if self._columns[index].spare]
-            if not spare:
-                yield from self._as_lines(shown)
-                break
+            if not spare:  # lines have room for all
+                yield from self._as_lines(range(len(self._columns)))
+                return
             shown.remove(max(spare, key=lambda index: self._columns[index].spare))
         else:
             yield self._table(shown)

@@ -36,7 +36,8 @@ _MOST_TEXT = 600
 
 def write_page(comparison: Comparison, file: Path) -> None:
     """Writes the page whole or not at all; raises `UserError` where it cannot be written."""
-    text = render(comparison)
+    # A name that the locale cannot spell has its bytes escaped, which are UTF-8 as a rule.
+    text = render(comparison).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
         write_text(file, text)
     except OSError as error:

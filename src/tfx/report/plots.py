@@ -6,6 +6,7 @@ Each has a title and a description for screen readers. Series differ by marker a
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import zlib
@@ -15,12 +16,16 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, NullFormatter
+
+# If it can write no cache, it warns at import and makes a temporary one; the user need do nothing.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+from matplotlib import rc_context  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
 
 # Colours that stand for CSS variables: nothing else in a figure may have them.
 _INK, _MUTED, _GRID, _PAPER = "#010a01", "#010a02", "#010a03", "#010a04"
@@ -137,14 +142,15 @@ _TIP = "tip-"
 
 def _tip(text: str) -> str:
     """The id of a part of a figure that is to show this text under the pointer."""
-    return _TIP + text.encode().hex()
+    return _TIP + text.encode("utf-8", "surrogateescape").hex()
 
 
 def _with_tips(svg: str) -> str:
     """Puts the texts of `_tip` where browsers look for what to show: a title inside the part."""
 
     def title(found: re.Match[str]) -> str:
-        return f"<g><title>{escape(bytes.fromhex(found[1]).decode())}</title>"
+        text = bytes.fromhex(found[1]).decode("utf-8", "surrogateescape")
+        return f"<g><title>{escape(text)}</title>"
 
     return re.sub(rf'<g id="{_TIP}([0-9a-f]+)">', title, svg)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +33,25 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 def value_of(run: Run, key: str) -> Any:
-    """A fact or a setting of a run; None where it has none of that name."""
-    return _FACTS[key](run) if key in _FACTS else run.config.get(key)
+    """A fact or a setting of a run, a group of settings by its name; None where it has none of that name."""
+    if key in _FACTS:
+        return _FACTS[key](run)
+    return run.config.get(key, run.config.get(f"{key}.name"))
 
 
 def check_key(runs: Iterable[Run], key: str, option: str) -> None:
     """Raises `UserError` for a key that no run has."""
     known = {*_FACTS, *(name for run in runs for name in run.config)}
-    if key not in known:
+    if key not in known and f"{key}.name" not in known:
         raise UserError(f"{option}: no run has a key '{key}'{suggest(key, known, see='see config.yaml of a run')}")
 
 
 def matching(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     """The runs that meet every condition: ``key=value``, ``!=``, and of numbers ``<``, ``>``, ``<=``, ``>=``.
 
-    Of tags and techniques one must be the value. Raises `UserError` where a condition is none, or no run is left.
+    Of tags, techniques and a list one item must be the value, or all of them: ``prune+quantize``, ``[a,b]``; of an
+    empty list it is ``none``, ``null``, ``[]`` or nothing. Raises `UserError` where a condition is none,
+    or no run is left.
     """
     left = list(runs)
     for condition in conditions:
@@ -66,8 +72,26 @@ def _meets(value: Any, sign: str, wanted: str) -> bool:
             return _COMPARE[sign](float(value), float(wanted))
         except (TypeError, ValueError):
             return False
-    values = value if isinstance(value, tuple) else (value,)
-    return any(_is(each, wanted) for each in values) == (sign == "=")
+    return _is_or_has(value, wanted) == (sign == "=")
+
+
+def _is_or_has(value: Any, wanted: str) -> bool:
+    items = _items(value)
+    if items is None:
+        return _is(value, wanted)
+    whole = [item.strip(" '\"") for item in wanted.removeprefix("[").removesuffix("]").split(",")]
+    if not items:
+        return wanted.lower() in ("none", "null") or whole == [""]
+    texts = list(map(str, items))
+    return texts in (whole, wanted.split("+")) or any(_is(item, wanted) for item in items)
+
+
+def _items(value: Any) -> Sequence[Any] | None:
+    """The items of tags, techniques, or a setting that is a list, which a flat config has as text; None of others."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+    return value if isinstance(value, tuple | list) else None
 
 
 def _is(value: Any, wanted: str) -> bool:

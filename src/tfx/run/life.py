@@ -169,6 +169,7 @@ class _Life:
         from tfx.record.environment import describe_environment, environment_differences
 
         fingerprints = {"data": parts.data.fingerprint, "corpus": parts.data.corpus}
+        fingerprints["content"] = parts.data.content
         fingerprints["tokenizer"] = parts.data.tokenizer.fingerprint
         fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in parts.teachers.items()}
         environment = describe_environment(parts.device, fingerprints)
@@ -186,7 +187,7 @@ class _Life:
             ]
             if changed:
                 # The data are the corpus in the tokens of the tokenizer: where one of those changed, it is the cause.
-                causes = [name for name in changed if name != "data"] or changed
+                causes = [name for name in changed if name not in ("data", "content")] or changed
                 raise UserError(f"{self.run.path} cannot go on: changed since it began: {' and '.join(causes)}")
         write_text(self.run.tokenizer, parts.data.tokenizer.to_json())
         write_json(self.run.environment, environment)

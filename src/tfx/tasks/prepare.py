@@ -24,7 +24,7 @@ from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
 from tfx.data.origins import SourceFile
 from tfx.data.sources import Corpus, load_corpus
-from tfx.data.tokenizer import Tokenizer
+from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.errors import UserError
 from tfx.record.directory import writable_cache
 from tfx.record.files import write_text
@@ -45,7 +45,8 @@ class PreparedData:
     """All that training and evaluation read. ``splits`` lacks ``test`` if the data has none.
 
     ``files`` are the files of each split.
-    ``corpus`` is the fingerprint of the text as read, independent of the tokenizer.
+    ``corpus`` is the fingerprint of the text as read, independent of the tokenizer; ``content``
+    also of the names of its files.
     ``reduced_from`` is the fingerprint of the full tokenizer, if ``tokenizer`` is a part of one.
     """
 
@@ -57,6 +58,7 @@ class PreparedData:
     notes: list[str] = field(default_factory=list)
     files: dict[str, list[SourceFile]] = field(default_factory=dict)
     corpus: str = ""
+    content: str = ""
     reduced_from: str | None = None
 
     @property
@@ -78,7 +80,7 @@ def prepare_data(
     the config's. Raises `UserError` for any error in the data.
     """
     corpus = load_corpus(config)
-    source = corpus.fingerprint
+    source, content = corpus.fingerprint, corpus.content
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus)
     if transform is not None:
@@ -89,14 +91,14 @@ def prepare_data(
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
     task = task_named(corpus.task)
     tokenizer.ends_documents = task.ends_documents(corpus.splits["train"])
-    notes = list(corpus.notes)
+    notes = [*corpus.notes, *_mistaken(corpus, tokenizer)]
     splits: dict[str, Split] = {}
     for name, dataset in corpus.splits.items():
         folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}-{_LAYOUT}"
         with making(folder):
             arrays = _cached(folder, partial(task.tokenize, dataset, tokenizer))
         splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
-    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source)
+    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source, content)
 
 
 def _longest(corpus: Corpus) -> int:
@@ -105,6 +107,19 @@ def _longest(corpus: Corpus) -> int:
 
     columns = (dataset.data.column(name) for dataset in corpus.splits.values() for name in _columns(corpus))
     return max(pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() for column in columns)
+
+
+def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
+    """Says how many rows hold the sign that the tokenizer takes for a space; nothing where it takes none for one."""
+    import pyarrow.compute
+
+    for name, dataset in corpus.splits.items() if tokenizer.mistakes_sign else ():
+        held = [
+            pyarrow.compute.match_substring(dataset.data.column(column), SPACE).to_numpy()
+            for column in _columns(corpus)
+        ]
+        if rows := int(np.logical_or.reduce(held).sum()):
+            yield f"{name}: {rows:,} rows hold the sign '{SPACE}' (U+2581), which the tokenizer takes for a space"
 
 
 def _columns(corpus: Corpus) -> list[str]:
@@ -131,10 +146,8 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
                 if isinstance(error.__cause__, PermissionError):  # another user's: not ours to remove
                     raise UserError(f"{error}: name your own cache with TFX_CACHE") from error
                 path.unlink()  # damaged: made anew
-        texts = _training_texts(corpus)
-        tokenizer = Tokenizer.train(
-            config.tokenizer, texts, word_initial_space=task_named(corpus.task).word_initial_space
-        )
+        word_initial_space = task_named(corpus.task).word_initial_space
+        tokenizer = Tokenizer.train(config.tokenizer, _TrainingTexts(corpus), word_initial_space=word_initial_space)
         try:
             write_text(path, tokenizer.to_json())
         except OSError as error:
@@ -143,10 +156,16 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
         return Tokenizer.load(path)
 
 
-def _training_texts(corpus: Corpus) -> Iterator[str]:
-    columns = _columns(corpus)
-    for batch in corpus.splits["train"].select_columns(columns).iter(batch_size=ROWS_AT_ONCE):
-        yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
+@dataclass(frozen=True)
+class _TrainingTexts:
+    """The texts of the training split, which can be read more than once."""
+
+    corpus: Corpus
+
+    def __iter__(self) -> Iterator[str]:
+        columns = _columns(self.corpus)
+        for batch in self.corpus.splits["train"].select_columns(columns).iter(batch_size=ROWS_AT_ONCE):
+            yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
 
 
 # --- tokenized splits -------------------------------------------------------------------------------
