@@ -356,6 +356,8 @@ GOOD = lines(PAIR)
         ("a.csv", "source,target\né,b\n".encode("latin-1"), "line 2: not UTF-8"),
         ("a.csv", "", "split of dataset 'custom' is empty"),
         ("a.csv", "source,target\n,b\nc,d\n", "example 1: the source is empty"),
+        ("a.json", '{"source": "a", "target": "b"}\n\n{"source": "c"}\n', "line 3: the key 'target' is missing"),
+        ("a.json", '{"data": [{"source": "a", "target": "b"}]}', "rows are a list in one object, under the key 'data'"),
         ("a.parquet", b"PAR1garbagePAR1", "not readable as dataset.format=parquet"),
         ("a.parquet", b"", "not readable as dataset.format=parquet"),
     ],

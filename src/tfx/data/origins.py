@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,7 +247,9 @@ def _read_rows(
     readers = {setting: Reader(config, setting) for setting in settings}
     columns: dict[str, list[Any]] = {setting: [] for setting in (*settings, "flags")}
     known: dict[str, None] = {}
+    lacking: list[str] = []
     counts = []
+    last: tuple[Path, dict[str, Any]] = paths[0], {}
     for path in paths:
         before = len(columns[settings[0]])
         for line, row in _json_rows(path, notes) if config.format == "json" else _csv_rows(path, notes, rules):
@@ -259,15 +261,34 @@ def _read_rows(
                 except ValueError as error:
                     raise UserError(f"{path}, line {line}: dataset.{setting}={reader.spec}: {error}") from None
                 flags |= reader.flags
+                if not lacking and (missing := reader.missing(row)):
+                    lacking.append(f"{path}, line {line}: the key '{missing}' is missing (dataset.{setting})")
             columns["flags"].append(flags)
+            last = path, row
         counts.append(len(columns[settings[0]]) - before)
     if columns[settings[0]]:
+        if len(columns[settings[0]]) == len(known) == 1:
+            _check_nested(*last)
         for reader in readers.values():
             reader.check(list(known))
+    # Documents without text are counted and left out; and where there are limits, a row may be one that nothing reads.
+    is_wanted = not TASKS[config.task].is_stream and not any(asdict(config.limit).values())
+    if lacking and is_wanted and config.empty == "error":
+        raise UserError(f"{lacking[0]}: add it, or leave such pairs out with dataset.empty=drop")
     if not TASKS[config.task].is_stream:
         return Dataset.from_dict(columns), counts
     dataset = text_dataset(columns["text"])
     return (dataset.add_column("flags", columns["flags"]) if any(columns["flags"]) else dataset), counts
+
+
+def _check_nested(path: Path, row: dict[str, Any]) -> None:
+    """Refuses a file of one object with one key that holds the rows themselves, as ``{"data": [{…}, …]}``."""
+    ((key, inner),) = row.items()
+    if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
+        raise UserError(
+            f"{path}: its rows are a list in one object, under the key '{key}': write that list alone "
+            f"(`jq '.{key}' {path.name}`), or an object a line"
+        )
 
 
 def _first_line(error: BaseException) -> str:

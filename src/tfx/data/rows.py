@@ -64,6 +64,11 @@ class Reader:
             needed.append(column)
         return needed
 
+    def missing(self, row: dict[str, Any]) -> str | None:
+        """The column that a row has not, where the text is that of one column or path; None of templates."""
+        column = self.spec.split(".")[0]
+        return None if self._pieces or self.spec in row or column in row else column
+
     def text(self, row: dict[str, Any]) -> str:
         """The text in a row, "" if it is missing. Raises `ValueError` for a value that is not text."""
         self.flags = 0
