@@ -229,6 +229,16 @@ def test_predictions_that_cannot_be_written_are_refused_before_anything_is_score
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_data_under_another_name_is_the_same_and_other_data_is_named(runs, capsys):
+    (runs / "renamed.txt").write_text((runs / "text.txt").read_text())
+    (runs / "changed.txt").write_text((runs / "text.txt").read_text().replace("little", "small"))
+    notes = {}
+    for name in ("text", "renamed", "changed"):
+        assert main(["evaluate", str(runs / "lm"), f"dataset.path={runs / name}.txt"]) == 0
+        notes[name] = "the data differs from that of the run" in capsys.readouterr().err
+    assert notes == {"text": False, "renamed": False, "changed": True}
+
+
 def test_a_model_file_on_data_of_the_other_task_is_refused_with_what_does_not_fit(runs, capsys):
     assert main(["evaluate", str(runs / "lm" / "model.safetensors"), "dataset=normalize"]) == 2
     assert (

@@ -114,8 +114,9 @@ def _differences(
     decodes = TASKS[data.task].decodes
     notes = []
     kept = RunDirectory(path).environment
-    before = read_json(kept).get("fingerprints", {}).get("corpus") if kept.is_file() else None
-    if before not in (None, data.corpus):
+    before = read_json(kept).get("fingerprints", {}) if kept.is_file() else {}
+    # The same content under other file names is the same data.
+    if before.get("content") != data.content and before.get("corpus") not in (None, data.corpus):
         notes.append("the data differs from that of the run, in files or settings of the data set")
     notes += _without_effect(overrides, config.evaluation, decodes)
     scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
