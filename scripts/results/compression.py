@@ -301,8 +301,10 @@ def demo() -> str:
 
     rows: list[list[Any]] = []
     for what, name in (
-        ("decay 0 (what it ships with)", "normalize/demo/seed1"),
-        ("decay 0.3", "normalize/demo-decay0.3/seed1"),
+        ("today's: 810 and 530 steps", "normalize/demo-steps/seed1"),
+        ("today's, one thread, beside other work", "normalize/demo-steps-one-thread/seed1"),
+        ("in seconds, decay 0", "normalize/demo/seed1"),
+        ("in seconds, decay 0.3", "normalize/demo-decay0.3/seed1"),
     ):
         (run,) = arm(name)
         held, teacher, latency = run.summary["bytes"], run.summary["reference"], run.summary["inference"]

@@ -5,15 +5,17 @@ A new setting fails here until it has a value to try, or a reason not to.
 
 import hashlib
 import json
+from functools import cache
 from itertools import islice
 
 import pytest
 import torch
 
 from tfx.compression import checkpoint
-from tfx.config.compose import compose
+from tfx.config.compose import change, compose
 from tfx.config.describe import settings, technique_settings
 from tfx.config.registry import entry_points
+from tfx.config.schema import Root
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.run.measure import Measurer
@@ -287,6 +289,11 @@ def world(tmp_path_factory):
         yield world
 
 
+@cache
+def composed(*words: str) -> Root:
+    return compose(list(words))
+
+
 def _no_training(config, folder):
     raise AssertionError("each teacher here is named")
 
@@ -315,7 +322,10 @@ class World:
         base += [] if brings else ["dataset.tokenizer.kind=char"]
         base += [f"model.{name}={value}" for name, value in shape.items() if not (brings or (is_lm and "enc" in name))]
         base += [] if any(key.startswith("trainer.budget") for key in keys) else ["trainer.budget.steps=4"]
-        setup = Setup(compose([*base, *words]))
+        # Hydra takes its time: what it composes is shared, and values are set on top.
+        whole = [word for word in words if word.startswith("dataset.") or "." not in word.partition("=")[0]]
+        values = [word for word in words if word not in whole]
+        setup = Setup(change(composed(*base, *whole), values))
         teachers = make_teachers(setup.config, setup.stack, setup.device, RunConsole(), train=_no_training)
         return setup.prepare(teachers)
 
