@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from tfx.techniques.calibration import Calibration
 
-PHASES = ("DATA", "MODEL", "OBJECTIVE", "WEIGHTS", "PRECISION")
-
 # Each hook belongs to one phase.
 HOOKS = {
     "prepare_data": "DATA",
