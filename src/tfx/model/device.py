@@ -42,7 +42,7 @@ def choose_device(name: str) -> torch.device:
 
 def is_asynchronous(device: torch.device) -> bool:
     """Whether work on a device is queued, so that reading a value from it waits for all work before."""
-    return device.type == "cuda"
+    return device.type not in ("cpu", "mps")
 
 
 def device_memory(device: torch.device) -> int | None:
