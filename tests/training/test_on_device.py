@@ -1,6 +1,7 @@
 """On a device that is not waited for, a bad step is refused as on the CPU, and nothing waits.
 
-The CPU stands in for such a device: `is_asynchronous` says that it is one. That no value is read is seen on a fake one.
+The CPU stands in for such a device: it is taken from the list of those that are waited for. That no value is read is
+seen on a fake one.
 """
 
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tfx.config.compose import compose
+from tfx.model import device
 from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.stack import Stack
 from tfx.training import stability, step
@@ -65,8 +67,8 @@ def train(prepared, monkeypatch, overrides, *, on_device, spoilt=(), state=None,
     stack = Stack.from_config(config)
     observer = Seen(saver)
     with monkeypatch.context() as patch:
-        for module in (step, stability):
-            patch.setattr(module, "is_asynchronous", lambda device: on_device)
+        if on_device:
+            patch.setattr(device, "_SYNCHRONOUS", ())
         trainer = Trainer(config, build_model(config, prepared, CPU, None), prepared, CPU, observer, stack, state=state)
         gradients = Stepper._gradients
 
@@ -98,20 +100,20 @@ def same(ours, theirs):
 def test_a_spoilt_step_changes_nothing_whoever_decides(prepared, monkeypatch, optimizer, policy):
     overrides = [f"optimizer={optimizer}", f"trainer.instability.policy={policy}", "trainer.averaging.kind=ema"]
     overrides.append("model.bias=false")  # a bias of keys has only rounding errors as gradients
-    host, device = (
+    host, other = (
         train(prepared, monkeypatch, overrides, on_device=on_device, spoilt=(1, 5)) for on_device in (False, True)
     )
     # Muon's rate is applied to its update, and its products are bfloat16's.
     allowed = 1e-3 if optimizer == "muon" else 1e-6
     for name, value in weights(host).items():
-        torch.testing.assert_close(weights(device)[name], value, rtol=1e-5, atol=allowed, msg=name)
+        torch.testing.assert_close(weights(other)[name], value, rtol=1e-5, atol=allowed, msg=name)
     if policy == "skip":
-        assert same(host, device)
-    for mine, other in zip(host.seen.rows, device.seen.rows, strict=True):
-        assert mine[1] == pytest.approx(other[1], rel=1e-5), mine
-    assert [run.trainer.stepper.guard.skipped for run in (host, device)] == [2, 2]
-    assert float(device.trainer.stepper.guard.learning_rate_factor) == (0.25 if policy == "back_off" else 1.0)
-    told = [note for note in device.seen.notes if "examples" in note]
+        assert same(host, other)
+    for mine, theirs in zip(host.seen.rows, other.seen.rows, strict=True):
+        assert mine[1] == pytest.approx(theirs[1], rel=1e-5), mine
+    assert [run.trainer.stepper.guard.skipped for run in (host, other)] == [2, 2]
+    assert float(other.trainer.stepper.guard.learning_rate_factor) == (0.25 if policy == "back_off" else 1.0)
+    told = [note for note in other.seen.notes if "examples" in note]
     assert len(told) == 2
     assert "step 5: the loss is" in told[1]
     assert "gradient norm nan" in told[1]
@@ -119,29 +121,29 @@ def test_a_spoilt_step_changes_nothing_whoever_decides(prepared, monkeypatch, op
 
 
 def test_when_the_run_stops_no_step_after_the_fault_was_taken(prepared, monkeypatch):
-    host, device = (
+    host, other = (
         train(prepared, monkeypatch, ["trainer.log_every=8"], on_device=on_device, spoilt=(5,))
         for on_device in (False, True)
     )
-    assert all(isinstance(run.error, UnstableError) for run in (host, device))
-    assert "step 5: the loss is" in str(device.error)
-    assert device.trainer.clock.steps > host.trainer.clock.steps
-    assert same(host, device)
+    assert all(isinstance(run.error, UnstableError) for run in (host, other))
+    assert "step 5: the loss is" in str(other.error)
+    assert other.trainer.clock.steps > host.trainer.clock.steps
+    assert same(host, other)
 
 
 def test_a_spike_and_a_loss_that_is_not_finite_are_found_on_the_device(prepared, monkeypatch):
     config = compose([*TINY, "trainer.instability.policy=skip", "trainer.instability.spike=2"]).trainer.instability
-    host, device = stability.HostGuard(config), stability.DeviceGuard(config, CPU)
+    host, other = stability.HostGuard(config), stability.DeviceGuard(config, CPU)
     losses = [3.0 - 0.01 * number for number in range(23)] + [5.5, float("nan"), 2.7, float("inf"), 4.9, 4.7]
     for number, loss in enumerate(losses):
         verdict = host.judge(torch.tensor(100 * loss), 100, torch.tensor(1.0), number)
-        refused = device.judge(torch.tensor(100 * loss), 100, torch.tensor(1.0), number).refused
+        refused = other.judge(torch.tensor(100 * loss), 100, torch.tensor(1.0), number).refused
         assert bool(refused) == (verdict.fault is not None), loss
         if verdict.fault is not None:
-            assert device.look() == stability.Refusals(1, number, verdict.fault)
+            assert other.look() == stability.Refusals(1, number, verdict.fault)
             host.respond(verdict.fault)
-    assert host.skipped == device.skipped == 4
-    mine, theirs = host.state_dict(), device.state_dict()
+    assert host.skipped == other.skipped == 4
+    mine, theirs = host.state_dict(), other.state_dict()
     assert mine == theirs
     again = stability.DeviceGuard(config, CPU)
     again.load_state_dict(mine)
@@ -151,20 +153,20 @@ def test_a_spike_and_a_loss_that_is_not_finite_are_found_on_the_device(prepared,
 
 def test_patience_on_the_device_ends_the_run_with_the_weights_before(prepared, monkeypatch):
     overrides = ["trainer.instability.policy=skip", "trainer.instability.patience=3", "trainer.log_every=8"]
-    device = train(prepared, monkeypatch, overrides, on_device=True, spoilt=(2, 4, 5, 6))
+    other = train(prepared, monkeypatch, overrides, on_device=True, spoilt=(2, 4, 5, 6))
     host = train(prepared, monkeypatch, overrides, on_device=False, spoilt=(2, 4, 5, 6))
-    assert "3 steps in a row" in str(device.error)
-    assert same(host, device)
+    assert "3 steps in a row" in str(other.error)
+    assert same(host, other)
 
 
 @pytest.mark.parametrize("spoilt", [(), (4,)])
 def test_evidence_counts_the_steps_that_were_taken(prepared, monkeypatch, spoilt):
     overrides = [*STACK, "trainer.instability.policy=skip"]
-    host, device = (
+    host, other = (
         train(prepared, monkeypatch, overrides, on_device=on_device, spoilt=spoilt) for on_device in (False, True)
     )
-    assert same(host, device)
-    mine, theirs = (run.trainer.stack.state_dict() for run in (host, device))
+    assert same(host, other)
+    mine, theirs = (run.trainer.stack.state_dict() for run in (host, other))
     assert mine["mixup"] == theirs["mixup"]
     assert mine["shuffle"] == theirs["shuffle"]
     assert mine["mixup"]["share"][0] > 0
