@@ -16,7 +16,7 @@ from tfx.config.compose import compose
 from tfx.model import device
 from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.stack import Stack
-from tfx.training import stability, step
+from tfx.training import loop, stability, step
 from tfx.training.loop import Observer, Trainer
 from tfx.training.optimizers import Optimizers
 from tfx.training.stability import UnstableError
@@ -79,12 +79,12 @@ def train(prepared, monkeypatch, overrides, *, on_device, spoilt=(), state=None,
             return found
 
         patch.setattr(Stepper, "_gradients", broken)
-        error = None
+        cost = error = None
         try:
-            trainer.train()
+            cost = trainer.train()
         except UnstableError as unstable:
             error = unstable
-    return SimpleNamespace(trainer=trainer, seen=observer, error=error)
+    return SimpleNamespace(trainer=trainer, seen=observer, error=error, cost=cost)
 
 
 def weights(run):
@@ -199,6 +199,14 @@ def test_weights_that_the_last_update_made_infinite_do_not_complete(prepared, mo
     for on_device in (False, True):
         run = train(prepared, monkeypatch, ["trainer.budget.steps=1"], on_device=on_device)
         assert "after step 1 weights of embedding.weight are not finite" in str(run.error)
+
+
+def test_memory_that_was_used_before_a_training_is_not_counted_as_its_own(prepared, monkeypatch):
+    used = {"peak": 900, "now": 100}  # by a reference that was measured, or a teacher that was trained
+    monkeypatch.setattr(loop, "reset_peak_memory", lambda device: used.update(peak=used["now"]))
+    monkeypatch.setattr(loop, "peak_memory", lambda device: used["peak"])
+    ran = train(prepared, monkeypatch, ["trainer.budget.steps=1"], on_device=False)
+    assert ran.cost.peak_memory_bytes == 100
 
 
 # --- out of memory ----------------------------------------------------------------------------------

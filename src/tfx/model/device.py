@@ -85,7 +85,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """
     if name == "auto":
         if device.type == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         else:
             name = "mixed" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
     if name == "bf16":
