@@ -128,7 +128,7 @@ def test_other_files_are_refused_and_nothing_in_them_runs(file, tmp_path):
     file.write_bytes((2**50).to_bytes(8, "little") + b"{}")
     assert "claims" in refused(file)
     safetensors.numpy.save_file({"a": np.zeros(3)}, file)
-    assert "not a model of tfx" in refused(file)
+    assert "not a tfx model" in refused(file)
     assert "does not exist" in refused(tmp_path / "nowhere")
 
 

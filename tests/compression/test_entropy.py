@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx.compression.entropy import MOST_TABLE_BYTE, PRECISION, Decoder, encode_symbols, fit_table, frequencies
+from tfx.compression.entropy import MAX_TABLE_BYTE, PRECISION, Decoder, encode_symbols, fit_table, frequencies
 
 
 def gaussian(bits: int, spread: float, count: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_frequencies_are_positive_and_sum_to_two_to_the_24(counts):
     found = frequencies(table)
     assert found.min() >= 1
     assert found.sum() == 2**PRECISION
-    assert table.max() <= MOST_TABLE_BYTE
+    assert table.max() <= MAX_TABLE_BYTE
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 300), st.integers(0, 99)), max_size=5))

@@ -471,7 +471,7 @@ FORGERIES = {
 def test_a_newer_version_is_refused_and_an_older_one_than_any(file):
     data = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     arrays = {name: bytes_array(content) for name, content in data.items()}
-    for version, words in ((4, "format version 4, and this tfx reads up to 3: update tfx"), (0, "not readable")):
+    for version, words in ((4, "format version 4, but this tfx reads up to 3: update tfx"), (0, "not readable")):
         write_container(file, arrays, {"format_version": version, "checksum": checksum(b"", data)})
         assert words in refused(file)
 
@@ -485,7 +485,7 @@ def test_merges_spelled_out_are_version_2_which_is_still_read(file):
         write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
 
     put(content)
-    assert "streams that its format version does not know" in refused(file)
+    assert "streams that its format version does not define" in refused(file)
     del content["merges"]
     put(content | {"tokenizer": compress(TOKENIZER.to_json().encode())})
     after = checkpoint.load(file)
