@@ -311,7 +311,7 @@ def test_negative_size() -> None:
 
 
 def test_size_beyond_the_distinct_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfx.data.normalize.MAX_REJECTIONS", 1)
+    monkeypatch.setattr("tfx.data.normalize.generator.MAX_REJECTIONS", 1)
     with pytest.raises(ValueError, match="cardinal for split test"):
         generate(0, 0, 0, 1_000)
 
