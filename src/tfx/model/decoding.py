@@ -211,7 +211,7 @@ def _beam_search(
 
         # Finished hypotheses: the score is normalised by length, which includes the end token.
         normalised = child_scores / _length_penalty(step + 1, alpha).to(device)
-        # An end token counts only among the K best children, as in a beam that expands K children in all.
+        # An end token counts only if it is among the K best children, as in a beam that keeps K children in all.
         counts = is_end & (torch.arange(child.shape[1], device=device) < beam)
         new_ended = torch.where(counts, normalised, -torch.inf)
         prefixes = tokens_BKT.gather(1, parent.unsqueeze(-1).expand(-1, -1, longest + 1))

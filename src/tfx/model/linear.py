@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# A CPU library builds a new kernel for each new number of rows, which takes longer than one call of it.
+# A CPU library builds a new kernel for each new number of rows, which takes longer than running it once.
 # Batches differ in their rows. Rounded up to a multiple of this number, they share a few dozen kernels.
 _ROW_MULTIPLE = 128
 
