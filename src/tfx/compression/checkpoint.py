@@ -205,7 +205,7 @@ def _dense_head(header: dict[str, Any]) -> bytes:
 
 def runnable(model: Transformer, storage: Storage) -> Transformer:
     """A model with the same weights that runs exactly like the one loaded from its compressed file."""
-    twin = Transformer.with_weights(model.architecture, model.state_dict())
+    twin = Transformer.holding(model.architecture, model.state_dict())
     if storage.int8:
         use_int8(twin, storage.grids, unique_tensors(twin)[1])
     return twin.eval()
@@ -238,9 +238,7 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     if tokenizer.vocab_size > header.architecture.vocab_size:
         raise damaged(file, f"its tokenizer has {tokenizer.vocab_size:,} ids, more than the model's embedding")
     state = {name: _aligned(tensor) for name, tensor in state.items()}
-    model = Transformer.with_weights(
-        header.architecture, state | {alias: state[name] for alias, name in aliases.items()}
-    )
+    model = Transformer.holding(header.architecture, state | {alias: state[name] for alias, name in aliases.items()})
     model.eval().to(target)
     if kernels and header.raw.get("activations") == "int8":
         use_int8(model, grids, aliases)

@@ -66,7 +66,7 @@ class Transformer(nn.Module):
         self._make_tables()
 
     @classmethod
-    def with_weights(
+    def holding(
         cls, architecture: Architecture, state: Mapping[str, Tensor], config: ModelConfig | None = None
     ) -> Transformer:
         """A model that uses these tensors as its weights, without a copy and without drawing any weights first."""

@@ -176,7 +176,7 @@ class Measurer:
         with torch.device("meta"):
             shapes = Transformer(architecture).state_dict()
         zeros = {name: torch.zeros(shape.shape) for name, shape in shapes.items()}
-        with self._temporary(Transformer.with_weights(architecture, zeros)) as file:
+        with self._temporary(Transformer.holding(architecture, zeros)) as file:
             account = checkpoint.read_header(file).bytes
         return account.weights + account.header
 

@@ -154,7 +154,7 @@ def build_model(config: Root, data: PreparedData, device: torch.device, origin: 
     from tfx.model.transformer import Transformer, check_fits, initialise
 
     if origin is not None:
-        model = Transformer.with_weights(origin.model.architecture, origin.model.state_dict(), config.model)
+        model = Transformer.holding(origin.model.architecture, origin.model.state_dict(), config.model)
         return model.train().to(device)
     architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
     check_fits(architecture, device)
