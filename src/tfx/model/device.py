@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tfx.config.schema import TrainerConfig
 from tfx.errors import UserError
 from tfx.record.environment import installed_memory
 
@@ -92,16 +91,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "bf16":
         return Precision(name, torch.bfloat16, torch.bfloat16)
     return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
-
-
-def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
-    """Compiles the model's calls with torch if ``trainer.compile`` says so, separately from any other model's.
-
-    Models of one class share code, and torch stops compiling code that has seen too many shapes and settings.
-    A student and its teachers would reach that limit together.
-    """
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        model.compile(dynamic=True, isolate_recompiles=True)
 
 
 def _cpu_multiplies_bf16() -> bool:

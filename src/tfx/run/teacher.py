@@ -113,7 +113,8 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
 
 def make_ready(model: Transformer, config: Root, device: torch.device) -> None:
     """Gives a teacher the precision of the run's matrix products, and compiles it if the run compiles."""
-    from tfx.model.device import choose_precision, compile_for
+    from tfx.model.compilation import compile_for
+    from tfx.model.device import choose_precision
     from tfx.model.linear import set_product_dtype
 
     set_product_dtype(model, choose_precision(config.trainer.precision, device).products)

@@ -11,7 +11,7 @@ from tfx.config.schema import Root
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
-from tfx.model.device import compile_for
+from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.record.signals import StoppedBySignal, deferring_signals, raise_if_signalled
@@ -86,6 +86,7 @@ class Trainer:
             smoothing = task_named(data.task).label_smoothing
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted)
         compile_for(model, config.trainer, device)
+        self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config.trainer, [model, self._extra])
         self.clock = Clock(config.trainer.budget, recorded)
@@ -140,7 +141,7 @@ class Trainer:
         while True:
             progress = self.clock.progress
             if self.clock.steps and self.selection.is_due(progress):
-                self.stepper.look()
+                self._look()
                 with self.clock.paused():
                     self._stopped = self._validate()
                 self.selection.passed(progress)
@@ -152,7 +153,7 @@ class Trainer:
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             self.averager.update(self.clock.progress)
             if self.clock.steps % config.log_every == 0:
-                self.stepper.look()
+                self._look()
                 self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
                 self._interval = Interval(self.clock)
             if saving.is_due(self.clock.steps):
@@ -184,6 +185,12 @@ class Trainer:
         self.clock.advance(sum(batch.tokens for batch in step.batches))
         self._positions += sum(batch.positions for batch in step.batches)
         self._flops += step.flops
+
+    def _look(self) -> None:
+        """Tells what happened without waiting for it. Raises `UnstableError` if the run must stop."""
+        self.stepper.look()
+        for reason in self._compilation.given_up():
+            self.observer.noted(f"torch does not compile a part of the forward pass, which is slower now: {reason}")
 
     @torch.no_grad()
     def _check_weights(self) -> None:
@@ -227,7 +234,7 @@ class Trainer:
     # --- the state ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self.stepper.look()
+        self._look()
         self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:
@@ -287,4 +294,5 @@ class Trainer:
             best_step=self.selection.best[1] if self.selection.best else 0,
             final_weights=final,
             skipped_steps=self.stepper.guard.skipped,
+            compiled_graphs=self._compilation.graphs,
         )
