@@ -59,7 +59,7 @@ def batch(rows, source, target, *, mixed=False, padded=True):
 
 
 def test_models_that_are_compiled_use_up_no_limit_together(backend, make_model, monkeypatch):
-    monkeypatch.setattr(compilation, "_MOST_VARIANTS", 1)
+    monkeypatch.setattr(compilation, "_MAX_VARIANTS", 1)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for _ in range(2):
             model = compiled(make_model(**SHALLOW))
@@ -95,7 +95,7 @@ def test_every_variant_of_a_forward_pass_is_compiled(backend, make_model):
 
 
 def test_what_torch_gives_up_on_is_told_once(backend, make_model, monkeypatch):
-    monkeypatch.setattr(compilation, "_MOST_VARIANTS", 1)
+    monkeypatch.setattr(compilation, "_MAX_VARIANTS", 1)
     model = compiled(make_model(**SHALLOW))
     account = CompilationAccount()
     run_batch(model, batch(3, 4, 5))

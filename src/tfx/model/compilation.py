@@ -13,7 +13,7 @@ from tfx.model.batch import Batch
 
 # A forward pass has about a dozen variants: training or not, mixed or not, with padding or without, one row or several.
 # Torch's own limit is 8, after which it runs the model uncompiled.
-_MOST_VARIANTS = 32
+_MAX_VARIANTS = 32
 # The rows and the positions that kernels are chosen for: about those of a batch of 4,096 tokens of text to text.
 _ROWS, _POSITIONS = 64, 32
 
@@ -25,7 +25,7 @@ def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -
     student and its teachers would use up together.
     """
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        model.compile(dynamic=True, isolate_recompiles=True, recompile_limit=_MOST_VARIANTS)
+        model.compile(dynamic=True, isolate_recompiles=True, recompile_limit=_MAX_VARIANTS)
 
 
 def fix_hints(model: nn.Module, batch: Batch) -> None:
