@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tfx.errors import UserError
+from tfx.model.linear import products_in
 from tfx.record.environment import installed_memory
 
 # Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
@@ -69,11 +72,26 @@ def device_memory(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class Precision:
-    """The number formats of training: an autocast dtype or None, and the dtype of matrix products."""
+    """The number formats of training, for a model and its teachers: an autocast dtype or None, and that of products."""
 
     name: str
     autocast: torch.dtype | None
     products: torch.dtype
+
+    @contextmanager
+    def forward(self, device: torch.device) -> Iterator[None]:
+        """Inside, the forward passes of every model use these formats."""
+        with self.backward() if self.autocast is None else torch.autocast(device.type, self.autocast):
+            yield
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Inside, blocks that run again for the backward pass use these formats; autocast sees to that itself."""
+        with products_in(self.products) if self.autocast is None else nullcontext():
+            yield
+
+
+FULL_PRECISION = Precision("fp32", None, torch.float32)
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
