@@ -12,6 +12,7 @@ from tfx.config.schema import TrainerConfig
 from tfx.model import compilation
 from tfx.model.batch import Batch, Mix
 from tfx.model.compilation import CompilationAccount, compile_for
+from tfx.model.linear import products_in
 from tfx.model.transformer import run_batch
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def backend(monkeypatch):
             sizes = value.shape if isinstance(value, torch.Tensor) else [value]
             for size in sizes if node.op == "placeholder" else ():
                 if isinstance(size, torch.SymInt):
-                    hints |= {size.node.expr: size.node.shape_env.var_to_hint_override.get(size.node.expr)}
+                    hints |= {size.node.expr: size.node.hint}
         graphs.append((module.code, hints))
         return module
 
@@ -55,7 +56,8 @@ def batch(rows, source, target, *, mixed=False, padded=True):
     if not mixed:
         return made
     real_BT = torch.ones(rows, target, dtype=torch.bool)
-    return replace(made, mix=Mix(torch.arange(rows).flip(0), torch.rand(rows), mask_BS, real_BT))
+    real_BS = None if mask_BS is None else mask_BS.clone()
+    return replace(made, mix=Mix(torch.arange(rows).flip(0), torch.rand(rows), real_BS, real_BT))
 
 
 def test_models_that_are_compiled_use_up_no_limit_together(backend, make_model, monkeypatch):
@@ -76,7 +78,8 @@ def test_kernels_are_chosen_for_the_same_sizes_whatever_batch_comes_first(backen
             run_batch(model, batch(*shape, mixed=mixed))
     assert len(backend) == len(shapes)
     code, hints = backend[0]
-    assert set(hints.values()) == {64, 32}
+    # Rows, and the context of 32 for targets.
+    assert sorted(hints.values()) == [31, 32, 62]
     # The same symbols with the same sizes: nothing is left of what came first, not even that three sizes were equal.
     assert all(graph == (code, hints) for graph in backend)
 
@@ -92,6 +95,29 @@ def test_every_variant_of_a_forward_pass_is_compiled(backend, make_model):
             run_batch(model, batch(rows, 4, 5, padded=padded))
     assert len(backend) == account.graphs == len(choices)
     assert account.given_up() == []
+
+
+def test_meeting_fixed_sizes_first_changes_no_draw_and_no_gradient(backend, make_model):
+    plain, ours = make_model(**SHALLOW, dropout=0.5).train(), compiled(make_model(**SHALLOW, dropout=0.5).train())
+    for model in (plain, ours):
+        model.token_dropout.rate = 0.3  # drawn alike, compiled or not
+        torch.manual_seed(1)
+        with torch.random.fork_rng():
+            run_batch(model, batch(3, 4, 5))
+        assert all(parameter.grad is None for parameter in model.parameters())
+    torch.manual_seed(1)
+    first = run_batch(ours, batch(3, 4, 5))
+    torch.manual_seed(1)
+    assert torch.equal(first, run_batch(ours, batch(3, 4, 5)))
+
+
+def test_mixed_products_are_compiled_for_any_number_of_rows(backend, make_model):
+    model = compiled(make_model(**SHALLOW).train())
+    with products_in(torch.bfloat16):
+        for rows in (3, 32, 64):
+            loss = run_batch(model, batch(rows, 4, 8)).sum()
+            loss.backward()
+    assert len(backend) == 1
 
 
 def test_what_torch_gives_up_on_is_told_once(backend, make_model, monkeypatch):

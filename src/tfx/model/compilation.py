@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import TrainerConfig
-from tfx.model.batch import Batch
+from tfx.model.batch import Batch, Mix
+from tfx.model.linear import current_products
 
 # A forward pass has about a dozen variants: training or not, mixed or not, with padding or without, one row or several.
 # Torch's own limit is 8, after which it runs the model uncompiled.
 _MAX_VARIANTS = 32
-# The rows and the positions that kernels are chosen for: about those of a batch of 4,096 tokens of text to text.
-_ROWS, _POSITIONS = 64, 32
+# The sizes that kernels are chosen for, about those of a batch of 4,096 tokens of text to text. All differ: torch takes
+# sizes that are equal at first for one and the same.
+_ROWS, _TARGETS, _SOURCES = 62, 37, 31
 
 
 def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
@@ -28,27 +30,47 @@ def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -
         model.compile(dynamic=True, isolate_recompiles=True, recompile_limit=_MAX_VARIANTS)
 
 
-def fix_hints(model: nn.Module, batch: Batch) -> None:
-    """Has a compiled model choose its kernels for the same sizes whatever batch comes first.
+def settle(model: nn.Module, batch: Batch, context: int) -> None:
+    """Has a compiled model meet a batch of fixed sizes before the first batch of each variant of its forward pass.
 
-    Kernels for all sizes are still chosen for one: how a sum is split depends on it, and so do its last bits. Without
-    this a resumed run, whose first batch is another one, would differ from an uninterrupted one.
+    Kernels for all sizes are still chosen for those that come first: how a sum is split depends on them, and so do its
+    last bits. Without this a resumed run, whose first batch is another one, would differ from an uninterrupted one.
     """
     if model._compiled_call_impl is None:
         return
-    from torch._dynamo.decorators import mark_dynamic
-
-    of_positions: list[Tensor | None] = [batch.target_in_BT, batch.source_BS, batch.source_mask_BS]
-    of_rows: list[Tensor | None] = []
-    if batch.mix is not None:
-        of_positions += [batch.mix.source_real_BS, batch.mix.target_real_BT]
-        of_rows += [batch.mix.partner_B, batch.mix.weight_B]
-    for tensor in [*of_positions, *of_rows]:
-        sizes = () if tensor is None else tuple(tensor.shape)
+    inputs: list[Tensor | None] = [batch.target_in_BT, batch.source_BS, batch.source_mask_BS]
+    mix = batch.mix
+    if mix is not None:
+        inputs += [mix.partner_B, mix.weight_B, mix.source_real_BS, mix.target_real_BT]
+    device = batch.target_in_BT.device
+    variant = (
+        *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        *(torch.is_autocast_enabled(device.type), current_products()),
+        # While the weights are seen through masks and grids, some are no parameters.
+        *(type(weight) for module in model.modules() for weight in module._parameters.values()),
         # Code for one row or position is always apart.
-        for axis, (size, hint) in enumerate(zip(sizes, (_ROWS, _POSITIONS), strict=False)):
-            if size > 1:
-                mark_dynamic(tensor, axis, hint_override=hint)
+        *(None if tensor is None else tuple(size == 1 for size in tensor.shape) for tensor in inputs),
+    )
+    known: set[tuple[object, ...]] = model.__dict__.setdefault("_settled", set())
+    if variant in known:
+        return
+    known.add(variant)
+    targets, sources = min(_TARGETS, context), max(2, min(_SOURCES, context - 1))
+    lengths = (targets, sources, sources, 1, 1, sources, targets)
+    target, source, mask, partner, weight, source_real, target_real = (
+        None if tensor is None else _resized(tensor, length)
+        for tensor, length in zip([*inputs, *[None] * (7 - len(inputs))], lengths, strict=True)
+    )
+    if partner is not None and weight is not None and target_real is not None:
+        mix = Mix(partner, weight, source_real, target_real)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model(target, source, mask, mix)
+
+
+def _resized(tensor: Tensor, length: int) -> Tensor:
+    """Another value for an input, with fixed sizes where it has more than one row or position."""
+    sizes = [1 if old == 1 else new for old, new in zip(tensor.shape, (_ROWS, length), strict=False)]
+    return torch.full(sizes, tensor.dtype == torch.bool, dtype=tensor.dtype, device=tensor.device)
 
 
 class CompilationAccount:

@@ -19,7 +19,8 @@ def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype``; on a CPU, rows of zeros below it round up the count, so that batches share kernels."""
     rows = x_ND.shape[0]
     padded = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
-    if x_ND.device.type != "cpu" or padded == rows:
+    # Compiled code must not depend on the number of rows.
+    if torch.compiler.is_compiling() or x_ND.device.type != "cpu" or padded == rows:
         return x_ND.to(dtype)
     out = torch.empty(padded, x_ND.shape[1], dtype=dtype)
     out[:rows] = x_ND
@@ -73,6 +74,11 @@ def products_in(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         _products = before
+
+
+def current_products() -> torch.dtype:
+    """The dtype of the products now."""
+    return _products
 
 
 class Linear(nn.Linear):
