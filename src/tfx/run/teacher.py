@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tfx.config import compose
 from tfx.config.inheritance import from_scratch
-from tfx.config.schema import Budget, Root
+from tfx.config.schema import Budget, Root, TrackingConfig
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import sha256
@@ -132,6 +132,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
         dry_run=False,
         name=None,
         tags=[],
+        tracking=TrackingConfig(),
         reference=None,
         max_quality_drop=None,
     )
