@@ -32,7 +32,18 @@ def test_a_teacher_with_the_students_weights_gives_the_students_states(here, pre
         training_batches(data.splits["train"], data.tokenizer, batch_tokens=256, context=256, seed=1, start=0)
     ).to(DEVICE)
     student = stepper._forward(model, batch)
-    assert torch.equal(student, stepper._forward(copy.deepcopy(model).eval(), batch))
-    outside = model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)
-    assert torch.equal(outside, student) == (precision == "fp32")
-    assert torch.equal(outside, model.eval()(batch.target_in_BT, batch.source_BS, batch.source_mask_BS))
+    teacher = copy.deepcopy(model)
+    assert torch.equal(student, stepper._forward(teacher, batch))
+    full, of_teacher = (
+        model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS),
+        stepper._forward(teacher.eval(), batch),
+    )
+    # A mode may have kernels of its own, whose sums are in another order; it has no numbers of its own.
+    by_mode, by_precision = (student - of_teacher).norm(), (student - full).norm()
+    if precision == "fp32":
+        assert by_mode <= 1e-5 * student.norm()
+        assert by_precision == 0
+    else:
+        assert by_mode < by_precision / 2
+    outside = model.eval()(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)
+    torch.testing.assert_close(outside, full)
