@@ -21,7 +21,8 @@ from tfx.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 from tfx.data.origins import SourceFile, from_files, from_hub, generated
-from tfx.data.rows import text_dataset, to_pairs, to_texts, where, without_empty
+from tfx.data.rows import canonical, columns_of, finish, raw_rows, text_dataset, where
+from tfx.data.store import kept, scan
 
 # What each format is read as; the tables can be either.
 _EMBEDDED = {"normalize": "seq2seq", "stdlib": "lm"}
@@ -79,11 +80,11 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     key, nameless_key = _key(config, content), _key(config, nameless)
     # Only hub and parquet data is still raw; all else was read into the canonical columns.
     is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
-    if TASKS[config.task].is_stream and is_raw and len(raw["train"]) == 1:  # one text, which may be cut in two
-        raw = {
-            name: to_texts(config, name, dataset, f"{key} whole ", notes, rules, is_raw=True)[0]
-            for name, dataset in raw.items()
-        }
+    is_stream = TASKS[config.task].is_stream
+    if is_stream and is_raw and len(raw["train"]) == 1:  # one text, which may be cut in two
+        for name, dataset in raw.items():
+            whole = finish(config, name, _canonical(config, dataset, f"{key} whole {name}"), notes, rules)[0]
+            raw[name] = text_dataset(_texts(whole))
         is_raw = False
     _cut_valid(config, raw, notes)
     splits = {}
@@ -93,14 +94,13 @@ def load_corpus(config: DatasetConfig) -> Corpus:
         if cap is not None and cap < len(dataset):
             notes.append(f"{name}: the first {cap:,} of {len(dataset):,} examples")
             dataset = dataset.select(range(cap))
-        if not TASKS[config.task].is_stream:
-            splits[name], keys[name] = to_pairs(config, name, dataset, key, notes, rules, is_raw=is_raw)
+        if is_raw:
+            dataset = _canonical(config, dataset, f"{key}{name}")
+        texts, own = finish(config, name, dataset, notes, rules)
+        if is_stream and config.join is not None:
+            splits[name] = text_dataset([config.join.join(_texts(texts))]).select_columns(["text"])
         else:
-            texts, own = to_texts(config, name, dataset, key, notes, rules, is_raw=is_raw)
-            if config.join is not None:
-                splits[name] = text_dataset([config.join.join(texts["text"])])
-            else:
-                splits[name], keys[name] = without_empty(name, texts, own, notes)
+            splits[name], keys[name] = texts, own
         if not _has_text(config, splits[name]):
             raise UserError(
                 f"the {name} split of dataset '{config.name}' is empty ({where(config)}): "
@@ -109,6 +109,16 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     notes += _repetitions(keys)
     fingerprint, own_content = (_with_rules(each, rules) for each in (key, nameless_key))
     return Corpus(config.task, splits, fingerprint, notes, files, own_content)
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    return [text for rows in scan(dataset, ["text"]) for text in rows["text"]]
+
+
+def _canonical(config: DatasetConfig, dataset: Dataset, key: str) -> Dataset:
+    """The rows of hub or Parquet data in the canonical columns, from the cache if they were read before."""
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return kept(digest, columns_of(config.task), lambda _: canonical(config.task, raw_rows(config, dataset)))[0]
 
 
 def _key(config: DatasetConfig, content: str) -> str:
@@ -137,7 +147,9 @@ def _check_task(config: DatasetConfig) -> None:
 
 
 def _has_text(config: DatasetConfig, dataset: Dataset) -> bool:
-    return len(dataset) > 0 and (not TASKS[config.task].is_stream or any(row["text"] for row in dataset))
+    if not TASKS[config.task].is_stream:
+        return len(dataset) > 0
+    return any(any(rows["text"]) for rows in scan(dataset, ["text"]))
 
 
 def _repetitions(keys: dict[str, np.ndarray]) -> Iterator[str]:

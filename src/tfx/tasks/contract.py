@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from tfx.data.store import scan
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from tfx.config.schema import DatasetConfig, EvaluationConfig
+    from tfx.data.ragged import ArrayFiles
     from tfx.data.tokenizer import Tokenizer
     from tfx.model.batch import Batch
     from tfx.model.transformer import Transformer
-
-ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class Split(ABC):
 
     @property
     @abstractmethod
-    def tokens_of_all(self) -> tuple[np.ndarray, ...]:
-        """Arrays with every token of the split."""
+    def tokens_of_all(self) -> Iterator[np.ndarray]:
+        """Arrays with every token of the split, each with a part of them."""
 
     @property
     def longest(self) -> int:
@@ -152,8 +153,8 @@ class Task(ABC):
     word_initial_space: ClassVar[bool] = False
 
     @abstractmethod
-    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-        """The arrays of a split that are cached."""
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: ArrayFiles) -> None:
+        """Writes the arrays of a split that are cached."""
 
     @abstractmethod
     def split(
@@ -188,7 +189,7 @@ class Task(ABC):
 
 def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
     """The texts of a column with their ids, some rows at a time."""
-    for batch in dataset.select_columns([column]).iter(batch_size=ROWS_AT_ONCE):
+    for batch in scan(dataset, [column]):
         yield batch[column], tokenizer.encode(batch[column])
 
 

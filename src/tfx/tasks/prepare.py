@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
 from tfx.data.origins import SourceFile
+from tfx.data.ragged import ArrayFiles
 from tfx.data.sources import Corpus, load_corpus
+from tfx.data.store import arrow_batches, release, scan, watch
 from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.errors import UserError
+from tfx.record.cache import cached, unwritable
 from tfx.record.directory import writable_cache
 from tfx.record.files import write_text
 from tfx.record.lock import making
 from tfx.tasks import task_named
-from tfx.tasks.contract import ROWS_AT_ONCE, Split
-
-if TYPE_CHECKING:
-    pass
+from tfx.tasks.contract import Split
 
 _VERSION = 1
 # Of what a cache entry holds.
@@ -95,9 +91,9 @@ def prepare_data(
     splits: dict[str, Split] = {}
     for name, dataset in corpus.splits.items():
         folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}-{_LAYOUT}"
-        with making(folder):
-            arrays = _cached(folder, partial(task.tokenize, dataset, tokenizer))
+        arrays = _tokenized(folder, partial(task.tokenize, dataset, tokenizer))
         splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
+        release()
     return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source, content)
 
 
@@ -105,8 +101,9 @@ def _longest(corpus: Corpus) -> int:
     """Characters of the longest text."""
     import pyarrow.compute
 
-    columns = (dataset.data.column(name) for dataset in corpus.splits.values() for name in _columns(corpus))
-    return max(pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() for column in columns)
+    batches = (batch for dataset in corpus.splits.values() for batch in arrow_batches(dataset, _columns(corpus)))
+    columns = (column for batch in batches for column in batch.columns)
+    return max(pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() or 0 for column in columns)
 
 
 def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
@@ -114,11 +111,14 @@ def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
     import pyarrow.compute
 
     for name, dataset in corpus.splits.items() if tokenizer.mistakes_sign else ():
-        held = [
-            pyarrow.compute.match_substring(dataset.data.column(column), SPACE).to_numpy()
-            for column in _columns(corpus)
-        ]
-        if rows := int(np.logical_or.reduce(held).sum()):
+        rows = 0
+        for batch in arrow_batches(dataset, _columns(corpus)):
+            held = [
+                pyarrow.compute.match_substring(column, SPACE).to_numpy(zero_copy_only=False)
+                for column in batch.columns
+            ]
+            rows += int(np.logical_or.reduce(held).sum())
+        if rows:
             yield f"{name}: {rows:,} rows hold the sign '{SPACE}' (U+2581), which the tokenizer takes for a space"
 
 
@@ -151,7 +151,7 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
         try:
             write_text(path, tokenizer.to_json())
         except OSError as error:
-            raise UserError(_unwritable(path.parent, error)) from error
+            raise UserError(unwritable(path.parent, error)) from error
         # Read back, so that the run that trained it and those that find it use the same one.
         return Tokenizer.load(path)
 
@@ -164,51 +164,31 @@ class _TrainingTexts:
 
     def __iter__(self) -> Iterator[str]:
         columns = _columns(self.corpus)
-        for batch in self.corpus.splits["train"].select_columns(columns).iter(batch_size=ROWS_AT_ONCE):
+        for batch in scan(self.corpus.splits["train"], columns):
             yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
 
 
 # --- tokenized splits -------------------------------------------------------------------------------
 
 
-def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a cache entry, memory-mapped; made first if it is missing or damaged."""
-    made: dict[str, np.ndarray] | None = None
-    for _ in range(2):
-        if folder.is_dir():
-            try:
-                manifest = dict(json.loads((folder / "manifest.json").read_text()))
-                arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest}
-                if arrays and all(list(arrays[name].shape) == shape for name, shape in manifest.items()):
-                    return arrays
-            except PermissionError as error:  # another user's: not ours to remove
-                raise UserError(
-                    f"the cache entry {folder} cannot be read ({error.strerror}): name your own cache with TFX_CACHE"
-                ) from error
-            except (OSError, EOFError, ValueError, TypeError):
-                pass
-            shutil.rmtree(folder, ignore_errors=True)
-        made = made or make()
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+def _tokenized(folder: Path, tokenize: Callable[[ArrayFiles], None]) -> dict[str, np.ndarray]:
+    """The arrays of a split, memory-mapped; made first if they are missing or damaged."""
+
+    def write(entry: Path) -> None:
+        files = ArrayFiles(entry)
         try:
-            temporary.mkdir()
-            for name, array in made.items():
-                with open(temporary / f"{name}.npy", "wb") as file:
-                    np.save(file, array)
-                    file.flush()
-                    os.fsync(file.fileno())  # or a power cut could leave a file of zeros after the rename
-            manifest = {name: list(array.shape) for name, array in made.items()}
-            (temporary / "manifest.json").write_text(json.dumps(manifest))
-            os.rename(temporary, folder)
-        except OSError as error:
-            if not folder.is_dir():  # else another run was faster
-                raise UserError(_unwritable(folder.parent, error)) from error
+            tokenize(files)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    raise UserError(
-        f"the cache folder {folder} is damaged and cannot be replaced: remove it, or name another cache with TFX_CACHE"
-    )
+            shapes = files.close()
+        (entry / "manifest.json").write_text(json.dumps(shapes))
 
+    def read(entry: Path) -> dict[str, np.ndarray]:
+        manifest = dict(json.loads((entry / "manifest.json").read_text()))
+        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in manifest}
+        if not arrays or any(list(arrays[name].shape) != shape for name, shape in manifest.items()):
+            raise ValueError("not the arrays of the manifest")
+        for array in arrays.values():
+            watch(array)
+        return arrays
 
-def _unwritable(folder: Path, error: OSError) -> str:
-    return f"the cache folder {folder} cannot be written ({error.strerror}): name another one with TFX_CACHE"
+    return cached(folder, read, write)

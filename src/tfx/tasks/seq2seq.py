@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
 from tfx.data.batching import bucket
-from tfx.data.ragged import Ragged, offsets_of
+from tfx.data.ragged import ArrayFiles, Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
@@ -68,12 +69,11 @@ class Pairs(Split):
         seed: int,
         progress: Callable[[int, int], Any] | None = None,
     ) -> list[str]:
-        sources = Ragged(self.source.values, self.source.offsets[: count + 1])
-        return decode_sources(model, sources, tokenizer, config, seed=seed, progress=progress)
+        return decode_sources(model, self.source.between(0, count), tokenizer, config, seed=seed, progress=progress)
 
     @property
-    def tokens_of_all(self) -> tuple[np.ndarray, ...]:
-        return (self.source.values, self.target.values)
+    def tokens_of_all(self) -> Iterator[np.ndarray]:
+        return chain(self.source.pieces(), self.target.pieces())
 
     @property
     def longest(self) -> int:
@@ -84,8 +84,7 @@ class Pairs(Split):
         count = min(config.latency_inputs, len(self))
 
         def decode(first: int, last: int) -> list[str]:
-            offsets = self.source.offsets[first : last + 1]
-            return decode_sources(model, Ragged(self.source.values, offsets), tokenizer, config, seed=0)
+            return decode_sources(model, self.source.between(first, last), tokenizer, config, seed=0)
 
         def batched(seconds: list[float]) -> tuple[int, float]:
             outputs, took = timed(lambda: decode(0, count), device)
@@ -106,13 +105,16 @@ class Seq2Seq(Task):
     label_smoothing = 0.1
     word_initial_space = True
 
-    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-        arrays = {}
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: ArrayFiles) -> None:
         for side in ("source", "target"):
-            parts = [Ragged.from_lists(ids, id_dtype(tokenizer)) for _, ids in encoded(dataset, side, tokenizer)]
-            arrays[side] = np.concatenate([part.values for part in parts])
-            arrays[f"{side}_offsets"] = offsets_of(np.concatenate([part.lengths for part in parts]))
-        return arrays
+            arrays.append(side, np.zeros(0, id_dtype(tokenizer)))
+            arrays.append(f"{side}_offsets", np.zeros(1, np.int64))
+            end = 0
+            for _, ids in encoded(dataset, side, tokenizer):
+                part = Ragged.from_lists(ids, id_dtype(tokenizer))
+                arrays.append(side, part.values)
+                arrays.append(f"{side}_offsets", part.ends + end)
+                end += len(part.values)
 
     def split(
         self,
@@ -124,9 +126,9 @@ class Seq2Seq(Task):
         context: int,
         notes: list[str],
     ) -> Pairs:
-        sides = [Ragged(arrays[side], arrays[f"{side}_offsets"]) for side in ("source", "target")]
+        sides = [Ragged.from_offsets(arrays[side], arrays[f"{side}_offsets"]) for side in ("source", "target")]
         fitting = _fit(config, name, Pairs(*sides), dataset, context, notes)
-        if unknown := sum(int((side.values == tokenizer.unk).sum()) for side in sides):
+        if unknown := sum(int((ids == tokenizer.unk).sum()) for side in sides for ids in side.pieces()):
             notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
         return fitting
 
@@ -213,7 +215,7 @@ def decode_sources(
     hypotheses = config.beam if config.method in ("auto", "beam") else 1
     # A sentence needs its source once, and its output (about as long) once per hypothesis.
     groups = bucket(lengths, lengths * hypotheses, config.batch_tokens, np.arange(len(sources)))
-    no_targets = Ragged(sources.values[:0], np.zeros(len(sources) + 1, dtype=np.int64))
+    no_targets = sources.take(np.arange(len(sources)), 0)
     outputs = [""] * len(sources)
     done = 0
     for group in groups:
