@@ -101,6 +101,8 @@ def check_values(node: Any, prefix: str) -> None:
         if is_dataclass(value):
             check_values(value, f"{name}.")
             continue
+        if meta.get("are_groups"):  # each is checked as the config of its own that it becomes
+            continue
         choices = meta.get("choices")
         if choices and value is not None and value not in choices:
             raise unknown(name, str(value), choices)

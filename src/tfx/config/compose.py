@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tfx.config.checks import check_combinations, check_given, check_keys, check_technique, check_values, choose_budget
+from tfx.config.corpora import check_corpora, complete
 from tfx.config.driver import compose_tree, register
 from tfx.config.explain import check_yaml, explain, of_yaml
 from tfx.config.grammar import check_words, escaped, parse
@@ -98,6 +99,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     check_values(config, "")
     config.technique = {name: check_technique(name, config.technique[name]) for name in sorted(config.technique)}
     check_combinations(config)
+    check_corpora(config.dataset)
     return config
 
 
@@ -113,6 +115,8 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
     check_keys(values, Root, "")
     check_given(values, "")
     make_absolute(values, Root, "")
+    if isinstance(values.get("dataset"), dict):
+        complete(values["dataset"])
     if is_new and values.get("init_from") is not None:
         origin = Path(str(values["init_from"]))
         # A model file that lies in its run brings what the run does.

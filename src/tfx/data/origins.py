@@ -6,13 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
-from tfx.data.files import SPLITS, find_files
+from tfx.data.files import SPLITS
 from tfx.data.reading import COMPRESSED, file_digest, unpacked
 from tfx.data.records import Reading, parallel_rows, table_rows, whole_texts
 from tfx.data.rows import Batch, canonical, columns_of
@@ -22,7 +22,7 @@ from tfx.record.directory import writable_cache
 from tfx.record.files import replacing
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 _EMBEDDED_SEED = 1
 
@@ -84,39 +84,70 @@ def from_hub(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Dataset
     try:
         found = load_dataset(config.hub, config.hub_config, revision=config.hub_revision, cache_dir=str(cache))
     except Exception as error:  # the hub client raises a dozen kinds, from timeouts to parser errors
-        raise UserError(
-            f"dataset '{config.name}' cannot be loaded from the hub ({config.hub}): {_first_line(error)}; "
-            "to use a local copy, name it with dataset.path=…"
-        ) from error
-    splits: dict[str, Dataset] = {}
-    files: dict[str, list[SourceFile]] = {}
-    unused = list(map(str, found))
-    for split in SPLITS:
-        for candidate in getattr(config.splits, split):
-            if candidate in found:
-                splits[split] = mapped(found[candidate])
-                files[split] = [SourceFile(f"{config.hub}: {candidate}", len(splits[split]))]
-                unused = [name for name in unused if name != candidate]
-                break
-    if "train" not in splits:
-        raise UserError(
-            f"{config.hub} has no split {' or '.join(config.splits.train)} "
-            f"(dataset.splits.train){suggest('train', map(str, found))}"
-        )
-    if unused:
-        notes.append(f"splits of {config.hub} left out: {', '.join(unused)}")
+        raise UserError(_not_loaded(config, error)) from error
+    names = _hub_names(config, list(map(str, found)), notes)
+    splits = {split: mapped(found[name]) for split, name in names.items()}
+    files = {split: [SourceFile(f"{config.hub}: {name}", len(splits[split]))] for split, name in names.items()}
     # The hub client's own fingerprint covers repository, revision and files.
     return splits, repr([(name, dataset._fingerprint) for name, dataset in splits.items()]), files
 
 
+def _hub_names(config: DatasetConfig, found: list[str], notes: list[str]) -> dict[str, str]:
+    """The name of each split in a repository. Raises `UserError` if none is the training split."""
+    names = {}
+    for split in SPLITS:
+        if name := next((each for each in getattr(config.splits, split) if each in found), None):
+            names[split] = name
+    if "train" not in names:
+        raise UserError(
+            f"{config.hub} has no split {' or '.join(config.splits.train)} "
+            f"(dataset.splits.train){suggest('train', found)}"
+        )
+    if unused := [name for name in found if name not in names.values()]:
+        notes.append(f"splits of {config.hub} left out: {', '.join(unused)}")
+    return names
+
+
+def streamed_from_hub(
+    config: DatasetConfig, notes: list[str]
+) -> tuple[dict[str, Callable[[], IterableDataset]], str, dict[str, list[SourceFile]]]:
+    """What opens each split of a repository without a download, a fingerprint of its files, and the splits."""
+    from datasets import load_dataset_builder
+
+    assert config.hub is not None
+    try:
+        cache = str(writable_cache("hub"))
+        builder = load_dataset_builder(config.hub, config.hub_config, revision=config.hub_revision, cache_dir=cache)
+        found = list(map(str, builder.as_streaming_dataset()))
+    except Exception as error:
+        raise UserError(_not_loaded(config, error)) from error
+    names = _hub_names(config, found, notes)
+    files = {split: [SourceFile(f"{config.hub}: {name}", None)] for split, name in names.items()}
+    splits: dict[str, Callable[[], IterableDataset]] = {
+        split: partial(builder.as_streaming_dataset, split=name) for split, name in names.items()
+    }
+    return splits, f"{builder.config_id}\0{builder.hash}", files
+
+
+def with_columns(stream: IterableDataset) -> IterableDataset:
+    """A stream that knows its columns: where no one told it, the first rows do."""
+    return stream if stream.column_names else stream._resolve_features()
+
+
+def _not_loaded(config: DatasetConfig, error: BaseException) -> str:
+    return (
+        f"dataset '{config.name}' cannot be loaded from the hub ({config.hub}): {_first_line(error)}; "
+        "to use a local copy, name it with dataset.path=…"
+    )
+
+
 def from_files(
-    config: DatasetConfig, notes: list[str], rules: set[str]
+    config: DatasetConfig, found: dict[str, list[Path]], notes: list[str], rules: set[str]
 ) -> tuple[dict[str, Dataset], tuple[str, str], dict[str, list[SourceFile]]]:
-    """Splits of local files, digests of their content with and without the names of the files, and the files."""
+    """Splits of the files ``found``, digests of their content with and without their names, and the files of each."""
     digest, nameless = hashlib.sha256(), hashlib.sha256()
     splits: dict[str, Dataset] = {}
     files: dict[str, list[SourceFile]] = {}
-    found = find_files(config, notes)
     names = Counter(path.name for paths in found.values() for path in paths)
     for split, paths in found.items():
         content, nameless_content = hashlib.sha256(), hashlib.sha256()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -70,8 +70,30 @@ def offsets_of(lengths: Any) -> np.ndarray:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
+class Arrays(Protocol):
+    """Arrays of one dimension that grow; the first piece of each decides its type."""
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        """Adds values to the end of an array, which begins empty."""
+
+
+class ArrayLists:
+    """Arrays in memory."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[np.ndarray]] = {}
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        """Adds values to the end of an array, which begins empty."""
+        self._pieces.setdefault(name, []).append(values)
+
+    def close(self) -> dict[str, np.ndarray]:
+        """The arrays."""
+        return {name: np.concatenate(pieces, dtype=pieces[0].dtype) for name, pieces in self._pieces.items()}
+
+
 class ArrayFiles:
-    """Arrays of one dimension in a folder of .npy files, written piece by piece; the first piece decides the type."""
+    """Arrays in a folder of .npy files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

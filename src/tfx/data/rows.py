@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from tfx.data.tables import text_of
 from tfx.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 # Facts about a row, one bit each: kept beside its text, so that one pass can count them.
 _STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_FORM, _RETOLD, _NO_SOURCE, _NO_TARGET = (
@@ -149,8 +150,17 @@ def columns_of(task: str) -> dict[str, str]:
 
 def canonical(task: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[Batch]:
     """Batches of the columns of a task from its texts and flags, each row with a key; empty rows are marked."""
-    finished = map(_pair, rows) if task == "seq2seq" else map(_document, rows)
-    return batches_of(finished, columns_of(task))
+    return batches_of(map(row_maker(task), rows), columns_of(task))
+
+
+def row_maker(task: str) -> Callable[[Any], tuple[Any, ...]]:
+    """What turns the texts and flags of a row into the columns that rows of a task are kept in."""
+    return _pair if task == "seq2seq" else _document
+
+
+def is_without_text(flags: int) -> bool:
+    """Whether the flags of a row say that a side of it, or all of it, is empty."""
+    return flags & _EMPTY > 0
 
 
 def _pair(row: tuple[str, str | list[str], int]) -> tuple[Any, ...]:
@@ -174,7 +184,7 @@ def _document(row: tuple[str, int]) -> tuple[Any, ...]:
     return text, flags if text else flags | _NO_SOURCE, _key(text)
 
 
-def raw_rows(config: DatasetConfig, dataset: Dataset) -> Iterator[tuple[Any, ...]]:
+def raw_rows(config: DatasetConfig, dataset: Dataset | IterableDataset) -> Iterator[tuple[Any, ...]]:
     """The texts and flags of the rows of a table, in the columns that the config names."""
     reader = RowReader(config)
     needed = sorted({column for each in reader.readers.values() for column in each.check(dataset.column_names)})
@@ -245,6 +255,13 @@ def _numbers(dataset: Dataset, column: str) -> np.ndarray:
     """A column of numbers, copied out of the file that holds it."""
     parts = [batch.column(0).to_numpy().copy() for batch in arrow_batches(dataset, [column])]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def remarks(split: str, flags: Counter[int]) -> Iterator[str]:
+    """Notes on rows by how many have which flags; those without text are counted as left out."""
+    if empty := sum(count for own, count in flags.items() if own & _EMPTY):
+        yield f"{split}: {empty:,} rows with an empty side or without text left out"
+    yield from _said(split, lambda flag: sum(n for own, n in flags.items() if own & flag and not own & _EMPTY))
 
 
 def _say(split: str, flags: np.ndarray, notes: list[str], rules: set[str]) -> None:

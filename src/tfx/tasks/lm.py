@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
-from tfx.data.ragged import ArrayFiles, Ragged
+from tfx.data.ragged import Arrays, Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import continue_text, make_picker
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import Prompts, ScoredText, Split, Task, TimedWork, encoded, id_dtype
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, ScoredText, Split, Task, TimedWork, encoded, id_dtype
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,7 +120,7 @@ class Stream(Split):
 class LanguageModel(Task):
     """Text in, its continuation out."""
 
-    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: ArrayFiles) -> None:
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
         text_bytes = 0
         for name, kind in {"tokens": id_dtype(tokenizer), "text_bytes": np.int64, "unknown_bytes": np.int64}.items():
             arrays.append(name, np.zeros(0, kind))
@@ -128,7 +129,7 @@ class LanguageModel(Task):
             for text, own in zip(texts, ids, strict=True):
                 if tokenizer.unk in own:
                     arrays.append("unknown_bytes", np.asarray(tokenizer.unknown_bytes(text), dtype=np.int64))
-            if _has_documents(dataset):
+            if is_part or _has_documents(dataset):
                 for document in ids:
                     document.append(tokenizer.eos)
             arrays.append("tokens", Ragged.from_lists(ids, id_dtype(tokenizer)).values)
@@ -152,7 +153,22 @@ class LanguageModel(Task):
                 f"{name}: {stream.unknown_bytes.sum():,} bytes of characters that the tokenizer does not know: "
                 "bits_per_byte counts 8 bits for each, in addition to the model's own bits; the loss does not"
             )
-            notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
+            notes.append(f"{name}: {unknown:,} {UNKNOWN_TOKENS}")
+        return stream
+
+    def part(
+        self,
+        arrays: dict[str, np.ndarray],
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        counts: Counter[str],
+    ) -> Stream | None:
+        stream = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), arrays["unknown_bytes"])
+        if len(stream) < context + 1:
+            counts["tokens left out, fewer than a window at the end of a pass"] += len(stream)
+            return None
+        counts[UNKNOWN_TOKENS] += len(stream.unknown_bytes)
         return stream
 
     def ends_documents(self, train: Dataset) -> bool:

@@ -11,11 +11,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tfx.config.corpora import mixed
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
 from tfx.data.origins import SourceFile
@@ -30,6 +31,8 @@ from tfx.record.files import write_text
 from tfx.record.lock import making
 from tfx.tasks import task_named
 from tfx.tasks.contract import Split
+from tfx.tasks.mixture import Mixture
+from tfx.tasks.streamed import Streamed
 
 _VERSION = 1
 # Of what a cache entry holds.
@@ -44,6 +47,7 @@ class PreparedData:
     ``corpus`` is the fingerprint of the text as read, independent of the tokenizer; ``content``
     also of the names of its files.
     ``reduced_from`` is the fingerprint of the full tokenizer, if ``tokenizer`` is a part of one.
+    ``shares`` has a row for each corpus of a mixture, once a model was trained on it.
     """
 
     name: str
@@ -56,6 +60,7 @@ class PreparedData:
     corpus: str = ""
     content: str = ""
     reduced_from: str | None = None
+    shares: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def test_split(self) -> str:
@@ -75,26 +80,88 @@ def prepare_data(
     validation and test examples cut, both counted in ``notes``. ``tokenizer``, that of an existing model, overrides
     the config's. Raises `UserError` for any error in the data.
     """
-    corpus = load_corpus(config)
-    source, content = corpus.fingerprint, corpus.content
+    corpora = [load_corpus(part) for part, _ in mixed(config)]
+    named = [f"{part.name}: " if config.mix else "" for part, _ in mixed(config)]
+    first = corpora[0]
+    said: list[str] = []
+    source = _together(config, [corpus.fingerprint for corpus in corpora])
+    content = _together(config, [corpus.content for corpus in corpora])
     if tokenizer is None:
-        tokenizer = _tokenizer(config, corpus)
+        tokenizer = _tokenizer(config, corpora, said)
     if transform is not None:
+        if config.mix or config.streaming:
+            way = "a mixture of corpora" if config.mix else "a streamed data set"
+            raise UserError(
+                "a technique of the stack changes all training texts before training (as sequence_level does), which "
+                f"{way} does not allow: leave it out, or prepare one corpus (dataset.streaming=false)"
+            )
         # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
-        corpus = transform(corpus)
+        corpora = [transform(first)]
+    tokenizer.ends_documents = any(map(_ends_documents, corpora))
+    prepared = [
+        _splits(part, corpus, tokenizer, context, is_first=place == 0)
+        for place, ((part, _), corpus) in enumerate(zip(mixed(config), corpora, strict=True))
+    ]
+    splits = prepared[0].splits
+    if config.mix:
+        names, weights = [part.name for part, _ in mixed(config)], [weight for _, weight in mixed(config)]
+        splits = splits | {"train": Mixture(names, weights, [each.splits["train"] for each in prepared])}
+        said += _shares(names, weights)
+    notes = said + [name + note for name, each in zip(named, prepared, strict=True) for note in each.notes]
+    files = dict(first.files)
+    if any(corpus.files for corpus in corpora):
+        files["train"] = [file for corpus in corpora for file in corpus.files.get("train", [])]
+    fingerprint = _together(config, [each.fingerprint for each in prepared])
+    return PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The splits of one corpus."""
+
+    splits: dict[str, Split]
+    fingerprint: str
+    notes: list[str]
+
+
+def _splits(config: DatasetConfig, corpus: Corpus, tokenizer: Tokenizer, context: int, *, is_first: bool) -> _Tokens:
+    """The tokenized splits of a corpus; of those after the first of a mixture, the training split alone."""
+    task = task_named(corpus.task)
     # Pieces of a long text each began with a space once; the fingerprint marks that none is added now.
     pieces = ["pieces"] if tokenizer.goes_on(_longest(corpus)) else []
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
-    task = task_named(corpus.task)
-    tokenizer.ends_documents = task.ends_documents(corpus.splits["train"])
     notes = [*corpus.notes, *_mistaken(corpus, tokenizer)]
     splits: dict[str, Split] = {}
+    if corpus.stream is not None:
+        splits["train"] = Streamed(task, config, corpus.stream, tokenizer, context)
     for name, dataset in corpus.splits.items():
+        if name != "train" and not is_first:
+            continue
         folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}-{_LAYOUT}"
         arrays = _tokenized(folder, partial(task.tokenize, dataset, tokenizer))
         splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
         release()
-    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source, content)
+    return _Tokens(splits, fingerprint, notes)
+
+
+def _together(config: DatasetConfig, fingerprints: list[str]) -> str:
+    """The fingerprint of a corpus, or of a mixture with its weights."""
+    if not config.mix:
+        return fingerprints[0]
+    return _fingerprint(*fingerprints, *(str(weight) for _, weight in mixed(config)))
+
+
+def _shares(names: list[str], weights: list[float]) -> Iterator[str]:
+    total = sum(weights)
+    parts = ", ".join(f"{name} {weight / total:.1%}" for name, weight in zip(names, weights, strict=True))
+    yield f"train: a mixture, by the weights of the batches: {parts}"
+    yield f"valid and test are those of {names[0]}, the first corpus of the mixture"
+
+
+def _ends_documents(corpus: Corpus) -> bool:
+    if corpus.stream is not None:
+        return TASKS[corpus.task].is_stream
+    return task_named(corpus.task).ends_documents(corpus.splits["train"])
 
 
 def _longest(corpus: Corpus) -> int:
@@ -103,7 +170,8 @@ def _longest(corpus: Corpus) -> int:
 
     batches = (batch for dataset in corpus.splits.values() for batch in arrow_batches(dataset, _columns(corpus)))
     columns = (column for batch in batches for column in batch.columns)
-    return max(pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() or 0 for column in columns)
+    lengths = (pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() or 0 for column in columns)
+    return max(lengths, default=0)
 
 
 def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
@@ -133,11 +201,17 @@ def _fingerprint(*parts: str) -> str:
 # --- tokenizer --------------------------------------------------------------------------------------
 
 
-def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
+def _tokenizer(config: DatasetConfig, corpora: list[Corpus], notes: list[str]) -> Tokenizer:
+    """The tokenizer that the config names, or one trained on the training splits: from the cache if it is there."""
     if config.tokenizer.path is not None:
         return Tokenizer.load(Path(config.tokenizer.path))
-    settings = json.dumps(asdict(config.tokenizer), sort_keys=True)
-    path = writable_cache("tokenizers") / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
+    texts = _TrainingTexts(corpora, config.tokenizer.rows // len(corpora) or 1)
+    notes += texts.notes()
+    settings = asdict(config.tokenizer)
+    if not notes:  # it changes nothing
+        del settings["rows"]
+    key = _fingerprint(*(corpus.fingerprint for corpus in corpora), json.dumps(settings, sort_keys=True))
+    path = writable_cache("tokenizers") / f"{key[:32]}.json"
     with making(path):
         if path.is_file():
             try:
@@ -146,8 +220,8 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
                 if isinstance(error.__cause__, PermissionError):  # another user's: not ours to remove
                     raise UserError(f"{error}: name your own cache with TFX_CACHE") from error
                 path.unlink()  # damaged: made anew
-        word_initial_space = task_named(corpus.task).word_initial_space
-        tokenizer = Tokenizer.train(config.tokenizer, _TrainingTexts(corpus), word_initial_space=word_initial_space)
+        word_initial_space = task_named(corpora[0].task).word_initial_space
+        tokenizer = Tokenizer.train(config.tokenizer, texts, word_initial_space=word_initial_space)
         try:
             write_text(path, tokenizer.to_json())
         except OSError as error:
@@ -158,14 +232,35 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
 
 @dataclass(frozen=True)
 class _TrainingTexts:
-    """The texts of the training split, which can be read more than once."""
+    """The texts of the training splits, at most ``rows`` rows of each, which can be read more than once."""
 
-    corpus: Corpus
+    corpora: list[Corpus]
+    rows: int
+
+    def notes(self) -> list[str]:
+        """Says of which rows the texts are, where that is not all of them."""
+        said = []
+        for corpus in self.corpora:
+            if corpus.stream is not None:
+                said.append(f"tokenizer: trained on the first {self.rows:,} rows of the stream, or all if it has fewer")
+            elif len(corpus.splits["train"]) > self.rows:
+                count = len(corpus.splits["train"])
+                said.append(f"tokenizer: trained on {self.rows:,} of {count:,} rows, evenly spaced")
+        return said
 
     def __iter__(self) -> Iterator[str]:
-        columns = _columns(self.corpus)
-        for batch in scan(self.corpus.splits["train"], columns):
-            yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
+        for corpus in self.corpora:
+            yield from corpus.stream.texts(self.rows) if corpus.stream is not None else self._prepared(corpus)
+
+    def _prepared(self, corpus: Corpus) -> Iterator[str]:
+        columns, dataset = _columns(corpus), corpus.splits["train"]
+        most, place = min(self.rows, len(dataset)), 0
+        for batch in scan(dataset, columns):
+            for texts in zip(*(batch[column] for column in columns), strict=True):
+                # One row of each stretch of len / most rows: all of them where there are no more.
+                if (place + 1) * most // len(dataset) > place * most // len(dataset):
+                    yield from texts
+                place += 1
 
 
 # --- tokenized splits -------------------------------------------------------------------------------
