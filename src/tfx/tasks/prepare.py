@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,11 @@ def prepare_data(
     notes = said + [name + note for name, each in zip(named, prepared, strict=True) for note in each.notes]
     files = dict(first.files)
     if any(corpus.files for corpus in corpora):
-        files["train"] = [file for corpus in corpora for file in corpus.files.get("train", [])]
+        files["train"] = [
+            replace(file, file=name + file.file)
+            for name, corpus in zip(named, corpora, strict=True)
+            for file in corpus.files.get("train", [])
+        ]
     fingerprint = _together(config, [each.fingerprint for each in prepared])
     return PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
 

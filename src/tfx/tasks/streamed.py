@@ -121,9 +121,8 @@ class Buffers:
     def notes(self) -> list[str]:
         """What is to be said of the rows that were read so far."""
         reader = self._reader
-        rows = f"train: {reader.seen:,} rows of the stream read" + (
-            f" in pass {self._passes + 1}, {self._passes} passes before it" if self._passes else ""
-        )
+        place = f" in pass {self._passes + 1}" if self._passes else ""
+        rows = f"train: {reader.seen:,} rows of the stream read{place}"
         said = [f"train: {count:,} {what}" for what, count in self._counts.items() if count]
         return [rows, *reader.notes, *remarks("train", reader.flags), *said]
 
