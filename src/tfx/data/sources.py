@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfx.config.corpora import mixed
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
 from tfx.errors import UserError
@@ -56,6 +57,19 @@ def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
     train = Dataset.from_dict({"source": corpus.splits["train"]["source"], "target": targets})
     fingerprint = hashlib.sha256(f"{corpus.fingerprint}\0{tag}".encode()).hexdigest()
     return Corpus(corpus.task, corpus.splits | {"train": train}, fingerprint, corpus.notes, corpus.files)
+
+
+def load_corpora(config: DatasetConfig) -> list[Corpus]:
+    """The corpora of a run: one, or those of its mixture; raises `UserError` as `load_corpus` does."""
+    return [load_corpus(part) for part, _ in mixed(config)]
+
+
+def together(config: DatasetConfig, fingerprints: list[str]) -> str:
+    """The fingerprint of a run's one corpus, or of a mixture by its weights, from those of its corpora."""
+    if not config.mix:
+        return fingerprints[0]
+    parts = [*fingerprints, *(str(weight) for _, weight in mixed(config))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def load_corpus(config: DatasetConfig) -> Corpus:

@@ -21,7 +21,7 @@ from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
 from tfx.data.origins import SourceFile
 from tfx.data.ragged import ArrayFiles
-from tfx.data.sources import Corpus, load_corpus
+from tfx.data.sources import Corpus, load_corpora, together
 from tfx.data.store import arrow_batches, release, scan, watch
 from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.errors import UserError
@@ -80,12 +80,12 @@ def prepare_data(
     validation and test examples cut, both counted in ``notes``. ``tokenizer``, that of an existing model, overrides
     the config's. Raises `UserError` for any error in the data.
     """
-    corpora = [load_corpus(part) for part, _ in mixed(config)]
+    corpora = load_corpora(config)
     named = [f"{part.name}: " if config.mix else "" for part, _ in mixed(config)]
     first = corpora[0]
     said: list[str] = []
-    source = _together(config, [corpus.fingerprint for corpus in corpora])
-    content = _together(config, [corpus.content for corpus in corpora])
+    source = together(config, [corpus.fingerprint for corpus in corpora])
+    content = together(config, [corpus.content for corpus in corpora])
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpora, said)
     if transform is not None:
@@ -115,7 +115,7 @@ def prepare_data(
             for name, corpus in zip(named, corpora, strict=True)
             for file in corpus.files.get("train", [])
         ]
-    fingerprint = _together(config, [each.fingerprint for each in prepared])
+    fingerprint = together(config, [each.fingerprint for each in prepared])
     return PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
 
 
@@ -146,13 +146,6 @@ def _splits(config: DatasetConfig, corpus: Corpus, tokenizer: Tokenizer, context
         splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
         release()
     return _Tokens(splits, fingerprint, notes)
-
-
-def _together(config: DatasetConfig, fingerprints: list[str]) -> str:
-    """The fingerprint of a corpus, or of a mixture with its weights."""
-    if not config.mix:
-        return fingerprints[0]
-    return _fingerprint(*fingerprints, *(str(weight) for _, weight in mixed(config)))
 
 
 def _shares(names: list[str], weights: list[float]) -> Iterator[str]:
