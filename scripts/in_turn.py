@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tfx.config.schema import Root
 from tfx.model.batch import Batch
-from tfx.tasks.batches import TrainingBatches
+from tfx.tasks.batches import training_batches
 from tfx.tasks.prepare import PreparedData
 
 
@@ -27,7 +27,7 @@ def options_and_overrides(doc: str) -> tuple[argparse.Namespace, list[str]]:
 
 def real_batches(config: Root, data: PreparedData) -> Iterator[Batch]:
     """What `tfx train` would train on."""
-    return TrainingBatches(
+    return training_batches(
         data.splits["train"],
         data.tokenizer,
         batch_tokens=config.dataset.batch_tokens,

@@ -21,7 +21,7 @@ from tfx.record.directory import RunDirectory
 from tfx.run.measure import Measurer
 from tfx.run.setup import Parts, Setup
 from tfx.run.teacher import make_teachers
-from tfx.tasks.batches import TrainingBatches
+from tfx.tasks.batches import training_batches
 from tfx.techniques.calibration import Calibration
 from tfx.training.loop import Observer, Trainer
 
@@ -212,7 +212,9 @@ ELSEWHERE = {
     "trainer.instability.spike": "tests/training/test_stability.py: which step is bad",
     "trainer.instability.patience": "tests/training/test_stability.py: when it stops all the same",
     "trainer.threads": "the same numbers but for their last bits",
-    "trainer.tensorboard": "tests/commands: more files",
+    "tracking.to": "tests/run/test_tracking.py: what others receive",
+    "tracking.project": "tests/run/test_tracking.py: where they keep it",
+    "tracking.artifacts": "tests/run/test_tracking.py: which files they receive",
     "evaluation.method": "tests/model/test_decoding.py: of models whose outputs are long enough",
     "evaluation.beam": "tests/model/test_decoding.py: of models whose outputs are long enough",
     "evaluation.length_penalty": "tests/model/test_decoding.py: of models whose outputs are long enough",
@@ -340,7 +342,7 @@ class World:
         result = trainer.train()
 
         def batches(count: int):
-            endless = TrainingBatches(
+            endless = training_batches(
                 parts.data.splits["train"],
                 parts.data.tokenizer,
                 batch_tokens=config.dataset.batch_tokens,

@@ -15,7 +15,7 @@ from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
-from tfx.tasks.batches import TrainingBatches, scoring_batches
+from tfx.tasks.batches import scoring_batches, training_batches
 from tfx.tasks.lm import Stream, collate_windows
 from tfx.tasks.seq2seq import Pairs, collate_pairs
 
@@ -46,12 +46,12 @@ def epoch_of(split, batch_tokens: int, context: int = 64, seed: int = 1, epoch: 
     options = {"batch_tokens": batch_tokens, "context": context, "seed": seed}
     count = 0
     rows: Counter[int] = Counter()
-    for batch in TrainingBatches(split, TOKENIZER, **options):
+    for batch in training_batches(split, TOKENIZER, **options):
         rows.update(batch.rows.tolist())
         count += 1
         if len(rows) == len(split):
             break
-    return list(islice(TrainingBatches(split, TOKENIZER, **options), epoch * count, (epoch + 1) * count))
+    return list(islice(training_batches(split, TOKENIZER, **options), epoch * count, (epoch + 1) * count))
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -125,7 +125,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(kind):
     split = like_multi30k(300) if kind == "pairs" else Stream(np.arange(20_000, dtype=np.uint16), 1)
 
     def first_rows(seed: int, count: int = 400) -> list[list[int]]:
-        batches = TrainingBatches(split, TOKENIZER, batch_tokens=256, context=64, seed=seed)
+        batches = training_batches(split, TOKENIZER, batch_tokens=256, context=64, seed=seed)
         return [batch.rows.tolist() for batch in islice(batches, count)]
 
     once = first_rows(1)
@@ -139,8 +139,8 @@ def test_the_order_depends_on_seed_and_epoch_alone(kind):
 def test_a_resumed_run_sees_the_batches_that_it_would_have_seen(kind, start):
     split = like_multi30k(60) if kind == "pairs" else Stream(np.arange(1_500, dtype=np.uint16), 1)
     options = {"batch_tokens": 100, "context": 64, "seed": 5}
-    whole = list(islice(TrainingBatches(split, TOKENIZER, **options), start, start + 8))
-    resumed = list(islice(TrainingBatches(split, TOKENIZER, **options, start=start), 8))
+    whole = list(islice(training_batches(split, TOKENIZER, **options), start, start + 8))
+    resumed = list(islice(training_batches(split, TOKENIZER, **options, start=start), 8))
     assert all(same(*pair) for pair in zip(whole, resumed, strict=True))
 
 
@@ -183,14 +183,14 @@ def test_training_windows_tile_the_stream(length, context, batch_tokens, seed):
     options = {"batch_tokens": batch_tokens, "context": context, "seed": seed}
     if length < context + 1:
         with pytest.raises(UserError, match=r"model\.context"):
-            next(TrainingBatches(stream, TOKENIZER, **options))
+            next(training_batches(stream, TOKENIZER, **options))
         return
     rows = max(1, batch_tokens // context)
-    first = next(TrainingBatches(stream, TOKENIZER, **options))
+    first = next(training_batches(stream, TOKENIZER, **options))
     phase = int(first.rows[0]) % context
     windows = len(range(phase, length - context, context))
     count = max(1, windows // rows)
-    batches = list(islice(TrainingBatches(stream, TOKENIZER, **options), count))
+    batches = list(islice(training_batches(stream, TOKENIZER, **options), count))
     found = target_positions(batches)
     assert set(found.values()) == {1}, "a token is a target twice in an epoch"
     assert all((batch.target_out_BT != IGNORE).all() for batch in batches)

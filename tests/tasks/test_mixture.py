@@ -13,7 +13,7 @@ from tfx.config.schema import DatasetConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.tasks.batches import TrainingBatches
+from tfx.tasks.batches import training_batches
 from tfx.tasks.mixture import Mixture
 from tfx.tasks.prepare import prepare_data
 from tfx.tasks.seq2seq import Pairs
@@ -55,10 +55,10 @@ def test_corpora_are_drawn_by_their_weights():
 
 
 def test_batches_go_on_anywhere_and_each_corpus_keeps_its_own_epochs():
-    whole = list(islice(TrainingBatches(MIXTURE, TOKENIZER, **OPTIONS), 120))
+    whole = list(islice(training_batches(MIXTURE, TOKENIZER, **OPTIONS), 120))
     for start in (1, 17, 64):
         for batch, resumed in zip(
-            whole[start:], islice(TrainingBatches(MIXTURE, TOKENIZER, **OPTIONS, start=start), 40), strict=False
+            whole[start:], islice(training_batches(MIXTURE, TOKENIZER, **OPTIONS, start=start), 40), strict=False
         ):
             assert torch.equal(batch.source_BS, resumed.source_BS)
     seen = [int(row) for batch in whole if of_small(batch) for row in batch.rows]
@@ -66,14 +66,14 @@ def test_batches_go_on_anywhere_and_each_corpus_keeps_its_own_epochs():
 
 
 def test_shares_are_the_tokens_trained_on():
-    batches = TrainingBatches(MIXTURE, TOKENIZER, **OPTIONS)
+    batches = training_batches(MIXTURE, TOKENIZER, **OPTIONS)
     tokens = {True: 0, False: 0}
     for batch in islice(batches, 50):
         tokens[of_small(batch)] += batch.tokens
     shares = {row["dataset"]: row for row in batches.shares()}
     assert (shares["small"]["tokens"], shares["large"]["tokens"]) == (tokens[True], tokens[False])
     assert sum(row["share"] for row in shares.values()) == pytest.approx(1)
-    resumed = TrainingBatches(MIXTURE, TOKENIZER, **OPTIONS, start=50, state=batches.state_dict())
+    resumed = training_batches(MIXTURE, TOKENIZER, **OPTIONS, start=50, state=batches.state_dict())
     assert resumed.shares() == batches.shares()
 
 

@@ -16,7 +16,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.run.setup import Setup
-from tfx.tasks.batches import TrainingBatches
+from tfx.tasks.batches import TrainingBatches, training_batches
 from tfx.tasks.prepare import prepare_data
 
 CHAR = TokenizerConfig(kind="char")
@@ -55,7 +55,7 @@ def streamed(config: DatasetConfig, **changes) -> DatasetConfig:
 
 def batches_of(data, state=None, start: int = 0, seed: int = 3, context: int = 64) -> TrainingBatches:
     options = {"batch_tokens": 90, "context": context, "seed": seed, "start": start, "state": state}
-    return TrainingBatches(data.splits["train"], data.tokenizer, **options)
+    return training_batches(data.splits["train"], data.tokenizer, **options)
 
 
 def texts(data, batches: list[Batch]) -> list[tuple[str, str]]:
@@ -239,7 +239,7 @@ def test_what_a_stream_cannot_do_is_refused_in_words(tmp_path, words, message):
         parts = Setup(compose([*base, "dataset.streaming=true", "trainer.budget.steps=2", *words])).prepare({})
         reorder = parts.stack.reorder if parts.stack.order["order_batches"] else None
         options = {"batch_tokens": 90, "context": 64, "seed": 1, "reorder": reorder}
-        TrainingBatches(parts.data.splits["train"], parts.data.tokenizer, **options)
+        training_batches(parts.data.splits["train"], parts.data.tokenizer, **options)
 
     with pytest.raises(UserError, match=message):
         begin()

@@ -7,7 +7,7 @@ from tfx.config.compose import compose
 from tfx.config.tasks import TASKS
 from tfx.run.setup import Setup
 from tfx.tasks import task_named
-from tfx.tasks.batches import TrainingBatches, scoring_batches
+from tfx.tasks.batches import scoring_batches, training_batches
 from tfx.tasks.contract import Split, Task
 
 SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=16", "model.decoder_layers=1", "dataset.limit.train=30"]
@@ -35,7 +35,7 @@ def test_scoring_holds_every_row_once_and_training_only_rows_of_the_split(parts)
     places = np.concatenate([split.places(rows, context) for rows in found])
     assert sorted(places.tolist()) == list(range(split.scored_rows(context)))
     train = parts.data.splits["train"]
-    endless = TrainingBatches(train, parts.data.tokenizer, batch_tokens=512, context=context, seed=1)
+    endless = training_batches(train, parts.data.tokenizer, batch_tokens=512, context=context, seed=1)
     batch = next(endless)
     assert 0 < batch.targets <= batch.positions
     ids = np.unique(np.concatenate([np.unique(part) for part in train.tokens_of_all]))

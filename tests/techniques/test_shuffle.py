@@ -12,7 +12,7 @@ from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
-from tfx.tasks.batches import TrainingBatches
+from tfx.tasks.batches import training_batches
 from tfx.tasks.lm import Stream, collate_windows
 from tfx.tasks.seq2seq import Pairs, collate_pairs
 from tfx.techniques.contract import Instant
@@ -191,7 +191,7 @@ def test_the_curriculum_sorts_the_first_epoch_only_and_loses_no_batch():
     def two_epochs(reorder) -> list[list[tuple[int, ...]]]:
         options = {"batch_tokens": 120, "context": 64, "seed": 1, "reorder": reorder}
         found, seen = [], 0
-        for batch in TrainingBatches(pairs, TOKENIZER, **options):
+        for batch in training_batches(pairs, TOKENIZER, **options):
             found.append(tuple(batch.rows.tolist()))
             seen += len(batch.rows)
             if seen == 120:

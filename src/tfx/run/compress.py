@@ -11,7 +11,7 @@ from tfx.compression import checkpoint
 from tfx.record.directory import RunDirectory
 from tfx.record.seeds import derive_seed
 from tfx.run.measure import Measurer
-from tfx.tasks.batches import TrainingBatches
+from tfx.tasks.batches import training_batches
 from tfx.techniques.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def compress(parts: Parts, run: RunDirectory, measurer: Measurer, seconds: float
 
 def calibration_batches(parts: Parts, count: int) -> list[Batch]:
     """A slice of the training data, chosen by the run's seed, on the device."""
-    endless = TrainingBatches(
+    endless = training_batches(
         parts.data.splits["train"],
         parts.data.tokenizer,
         batch_tokens=parts.config.dataset.batch_tokens,

@@ -32,44 +32,53 @@ class Feed(Protocol):
         """What is to be said of the rows that were read so far."""
 
 
-class TrainingBatches(Iterator[Batch]):
+def training_batches(
+    split: Split,
+    tokenizer: Tokenizer,
+    *,
+    batch_tokens: int,
+    context: int,
+    seed: int,
+    start: int = 0,
+    reorder: Reorder | None = None,
+    state: dict[str, Any] | None = None,
+) -> TrainingBatches:
     """Endless training batches from the ``start``-th on, keyed by the seed.
 
-    ``state`` is that of the batches of an earlier training that took ``start`` of them. Its order of batches is the
-    same where it is known before (a prepared split, a mixture of such); of a streamed split it says where to go on.
+    ``state`` is that of the batches of an earlier training that took ``start`` of them. The order of a prepared split,
+    and of a mixture of such, is known without it; of a streamed split it says where to go on. Raises `UserError` for a
+    ``reorder`` of a streamed split.
+    """
+    mixture = split if isinstance(split, Mixture) else Mixture([""], [1.0], [split])
+    is_mixed = len(mixture.parts) > 1
+    taken = mixture.drawn_before(seed, start) if is_mixed else [start]
+    feeds: list[Feed] = []
+    for place, part in enumerate(mixture.parts):
+        purpose = f"order of corpus {place}" if is_mixed else "order"
+        if not isinstance(part, Streamed):
+            rows = _epochs(part, batch_tokens, context, seed, purpose, taken[place], reorder)
+            feeds.append(_Prepared(part, tokenizer, context, rows))
+            continue
+        if reorder is not None:
+            raise UserError(
+                "a technique orders the batches of a whole epoch by their lengths, and a streamed data set has none: "
+                "leave it out, or prepare the data with dataset.streaming=false"
+            )
+        own = None if state is None else state["feeds"][place]
+        feeds.append(Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose=purpose, state=own))
+    tokens = [0] * len(feeds) if state is None else list(state["tokens"])
+    return TrainingBatches(mixture, feeds, mixture.draws(seed, start) if is_mixed else None, tokens)
+
+
+class TrainingBatches(Iterator[Batch]):
+    """The endless batches of a training: those of each corpus, in the order in which the corpora are drawn.
+
+    Without ``draws`` there is one corpus. ``tokens`` were trained on of each.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        tokenizer: Tokenizer,
-        *,
-        batch_tokens: int,
-        context: int,
-        seed: int,
-        start: int = 0,
-        reorder: Reorder | None = None,
-        state: dict[str, Any] | None = None,
-    ) -> None:
-        mixture = split if isinstance(split, Mixture) else Mixture([""], [1.0], [split])
+    def __init__(self, mixture: Mixture, feeds: list[Feed], draws: Iterator[int] | None, tokens: list[int]) -> None:
         self._names, self._weights = mixture.names, mixture.weights
-        self._draws = mixture.draws(seed, start) if len(mixture.parts) > 1 else None
-        taken = mixture.drawn_before(seed, start) if self._draws else [start]
-        self._tokens = [0] * len(mixture.parts) if state is None else list(state["tokens"])
-        self._feeds: list[Feed] = []
-        for place, part in enumerate(mixture.parts):
-            purpose = "order" if self._draws is None else f"order of corpus {place}"
-            if isinstance(part, Streamed):
-                if reorder is not None:
-                    raise UserError(
-                        "a technique orders the batches of a whole epoch by their lengths, and a streamed data set has "
-                        "none: leave it out, or prepare the data with dataset.streaming=false"
-                    )
-                own = None if state is None else state["feeds"][place]
-                self._feeds.append(Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose=purpose, state=own))
-            else:
-                rows = _epochs(part, batch_tokens, context, seed, purpose, taken[place], reorder)
-                self._feeds.append(_Prepared(part, tokenizer, context, rows))
+        self._feeds, self._draws, self._tokens = feeds, draws, tokens
 
     def __next__(self) -> Batch:
         place = 0 if self._draws is None else next(self._draws)
