@@ -296,8 +296,8 @@ class Distill(Technique):
                 self.teacher.model.architecture.vocab_size,
             )
         assert hidden_NE is not None
-        weight = self.teacher.model.output.weight
-        return FromHidden(kind, temperature, weights_N, hidden_NE, weight, self._product_dtype)
+        factors = self.teacher.model.output_factors(hidden_NE)
+        return FromHidden(kind, temperature, weights_N, *factors, self._product_dtype)
 
     # --- proof ----------------------------------------------------------------------------------------
 
