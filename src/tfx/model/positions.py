@@ -46,13 +46,13 @@ def _scaled(frequency_K: Tensor, architecture: Architecture) -> Tensor:
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotates each pair (i, i + K/2) of every head by its position's angle."""
+    """Rotates each pair of components (i, i + K/2) of every head by the angle of its position."""
     left, right = x_BHTK.chunk(2, dim=-1)
     return x_BHTK * cos_TK.to(x_BHTK.dtype) + torch.cat([-right, left], dim=-1) * sin_TK.to(x_BHTK.dtype)
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """One slope a head (Press 2021, arXiv 2108.12409): geometric, and interleaved where heads is no power of two."""
+    """One slope per head (Press 2021, arXiv 2108.12409): geometric; interleaved if heads is not a power of two."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-8.0 * (2 * i + 1) / (2 * power)) for i in range(heads - power)]
@@ -60,21 +60,21 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 def distances(queries: int, keys: int, offset: int, device: torch.device) -> Tensor:
-    """The position of each key less that of each query, (queries, keys); query i stands at ``offset + i``."""
+    """Position of each key minus that of each query, (queries, keys); query i is at position ``offset + i``."""
     query = torch.arange(offset, offset + queries, device=device).unsqueeze(1)
     key = torch.arange(keys, device=device).unsqueeze(0)
     return key - query
 
 
 def alibi_bias(slopes_H: Tensor, distance_TS: Tensor) -> Tensor:
-    """The (1, H, T, S) bias -slope * |distance| of every head (Press 2021), also on later keys in an encoder."""
+    """The bias -slope * |distance| of every head, (1, H, T, S) (Press 2021); an encoder has it on later keys too."""
     return (-slopes_H.view(-1, 1, 1) * distance_TS.abs()).unsqueeze(0)
 
 
 def relative_buckets(distance_TS: Tensor, architecture: Architecture, *, is_causal: bool) -> Tensor:
     """The bucket of each distance (Raffel 2020, arXiv 1910.10683): half of them exact, the others on a log scale.
 
-    Where later keys are seen too, the upper half of the buckets is theirs.
+    Where later keys are seen too, they have the upper half of the buckets.
     """
     buckets = architecture.relative_buckets if is_causal else architecture.relative_buckets // 2
     later_TS = torch.zeros_like(distance_TS) if is_causal else (distance_TS > 0) * buckets
