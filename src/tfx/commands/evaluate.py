@@ -54,14 +54,16 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.compression.checkpoint import load
     from tfx.evaluation.metrics import check_metrics
     from tfx.evaluation.quality import measure_quality, quality_notes
+    from tfx.exchange.importing import local_model
     from tfx.tasks.prepare import prepare_data
 
-    config = _config(options.path, options.overrides)
+    path = local_model(options.path)
+    config = _config(path, options.overrides)
     check_metrics(config.dataset.metrics)
-    loaded = load(options.path, options.device)
+    loaded = load(path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
-    notes += _differences(options.path, options.overrides, config, loaded, data)
+    notes += _differences(path, options.overrides, config, loaded, data)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     split = options.split or data.test_split

@@ -40,8 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.compression.checkpoint import load
     from tfx.config.checks import check_values
     from tfx.evaluation.generation import describe_decoding, generate
+    from tfx.exchange.importing import local_file
 
-    loaded = load(options.path, options.device)
+    loaded = load(local_file(options.path), options.device)
     names = ("method", "beam", "temperature", "top_k", "top_p", "new_tokens")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     config = replace(loaded.generation, **chosen)

@@ -204,7 +204,9 @@ class TokenizerConfig:
         8000, "entries, special tokens included (char: the largest number)", minimum=8, maximum=1000000
     )
     split_digits: bool = setting(False, "every digit is a separate token")
-    path: str | None = setting(None, "a tokenizer.json to use unchanged, instead of training one", path=True)
+    path: str | None = setting(
+        None, "a tokenizer.json, or a model folder of transformers, to use unchanged instead of training one", path=True
+    )
 
 
 @dataclass
@@ -547,7 +549,7 @@ class Root:
     tags: list[str] = setting([], "words to find runs by: tfx report --where tags=WORD")
     init_from: str | None = setting(
         None,
-        "a run directory or model file to take weights, architecture and tokenizer from; "
+        "a run, model file, or model folder of transformers to take weights, architecture and tokenizer from; "
         "a run also brings its dataset if you name none",
         path=True,
     )

@@ -17,12 +17,15 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from tfx.config.schema import TokenizerConfig
+from tfx.data.foreign import CONFIG, TOKENIZER, read_foreign, read_object
 from tfx.data.roles import Roles
 from tfx.errors import UserError
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
 NO_TOKEN = -1
+# Beside the tokenizer.json of a run whose tokenizer came with a model.
+ROLES = "tokenizer.roles.json"
 # Names of the same tokens in tokenizers of other tools.
 _ALIASES = {
     PAD: (PAD, "[PAD]", "<|pad|>"),
@@ -90,13 +93,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Reads a tokenizer.json; raises `UserError` if it is missing or not one."""
+        """Reads a tokenizer.json, with the roles that lie beside it, or the tokenizer of a folder of transformers.
+
+        Raises `UserError` if it is missing or not one.
+        """
+        if (path / CONFIG).is_file():
+            return cls._named(path / TOKENIZER, *read_foreign(path))
         if not path.is_file():
             raise UserError(f"the tokenizer file {path} {'is not a file' if path.exists() else 'does not exist'}")
+        beside = path.with_name(ROLES)
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            roles = Roles.from_dict(read_object(beside)) if beside.is_file() else None
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the tokenizer file {path} cannot be read: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{beside}: {error}") from error
+        return cls._named(path, text, roles)
+
+    @classmethod
+    def _named(cls, path: Path, text: str, roles: Roles | None) -> Tokenizer:
+        try:
+            return cls.from_json(text, roles)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -128,6 +146,11 @@ class Tokenizer:
         """Hash of everything that decides how text becomes ids."""
         roles = "" if self.roles is None else json.dumps(self.roles.to_dict(), sort_keys=True)
         return hashlib.sha256((self.to_json() + roles).encode()).hexdigest()
+
+    @property
+    def text_start(self) -> list[int]:
+        """What a language model's texts begin with: a begin token if the model came with one, else nothing."""
+        return [self.bos] if self.roles is not None and self.roles.begins_texts else []
 
     @property
     def never(self) -> tuple[int, ...]:

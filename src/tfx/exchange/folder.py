@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +12,12 @@ import safetensors
 import torch
 from torch import Tensor
 
+from tfx.data.foreign import CONFIG, GENERATION, NAMES, TOKENIZER, read_object
 from tfx.errors import UserError
 
-CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files that decide what is made of the folder, beside its weights.
-_TEXTS = (CONFIG, GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", INDEX)
+_TEXTS = (CONFIG, GENERATION, TOKENIZER, *NAMES, INDEX)
 _DTYPES = {"F32", "F16", "BF16", "F64"}
 
 
@@ -41,40 +39,13 @@ class Folder:
     @property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return self._json(CONFIG)
-
-    @property
-    def generation(self) -> dict[str, Any]:
-        """The content of generation_config.json, or of config.json, where earlier versions kept the same fields."""
-        own = self._json(GENERATION) if (self.path / GENERATION).is_file() else {}
-        return {**self.config, **{name: value for name, value in own.items() if value is not None}}
-
-    @property
-    def tokenizer_config(self) -> dict[str, Any]:
-        """The names of special tokens, as far as the folder says them."""
-        found: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (self.path / name).is_file():
-                found |= self._json(name)
-        return found
-
-    def tokenizer(self) -> str:
-        """The text of tokenizer.json."""
-        file = self.path / TOKENIZER
-        if not file.is_file():
-            pieces = [found.name for found in sorted(self.path.glob("*.spm")) + sorted(self.path.glob("*.model"))]
-            held = f"only {', '.join(pieces)}, which" if pieces else "and that"
-            raise UserError(
-                f"{self.path} has no {TOKENIZER}, {held} tfx does not convert: make one where the tokenizer was made, "
-                "with save_pretrained of its fast tokenizer"
-            )
-        return self._text(TOKENIZER)
+        return read_object(self.path / CONFIG)
 
     @cached_property
     def _files(self) -> dict[str, Path]:
         """The file of each tensor."""
         if (self.path / INDEX).is_file():
-            shards = self._json(INDEX).get("weight_map")
+            shards = read_object(self.path / INDEX).get("weight_map")
             if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
                 raise UserError(f"{self.path / INDEX} has no weight_map")
             files = {str(name): self.path / Path(shard).name for name, shard in shards.items()}
@@ -121,19 +92,3 @@ class Folder:
             with open(file, "rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
-
-    def _text(self, name: str) -> str:
-        try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path / name} cannot be read: {error}") from error
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            # Written by Python's json for infinite numbers, which JSON does not have.
-            value = json.loads(re.sub(r"\b-?Infinity\b|\bNaN\b", "null", self._text(name)))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path / name} is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{self.path / name} is not a JSON object")
-        return value

@@ -13,17 +13,17 @@ from torch import Tensor
 from tfx.compression.checkpoint import save, unique_tensors
 from tfx.config.checks import check_values
 from tfx.config.schema import EvaluationConfig
+from tfx.data.foreign import CONFIG, TOKENIZER, read_generation
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.exchange.families import FAMILIES
 from tfx.exchange.family import Family
 from tfx.exchange.fields import Fields
-from tfx.exchange.folder import CONFIG, TOKENIZER, Folder, is_folder
-from tfx.exchange.roles import read_roles
+from tfx.exchange.folder import Folder, is_folder
 from tfx.exchange.weights import read_state
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer
-from tfx.record.directory import writable_cache
+from tfx.record.directory import model_file, writable_cache
 from tfx.record.lock import making
 
 _VERSION = 1
@@ -89,6 +89,11 @@ def local_model(path: Path) -> Path:
     return file
 
 
+def local_file(path: Path) -> Path:
+    """The model file that RUN|FILE|FOLDER names."""
+    return model_file(local_model(path))
+
+
 def _with_prefix(family: Family, folder: Folder) -> dict[str, str]:
     """The names of the tensors as the whole class has them, each with its name in the files.
 
@@ -144,12 +149,7 @@ def _check_nothing_lost(family: Family, folder: Folder, left_out: list[str]) -> 
 
 
 def _tokenizer(folder: Folder, architecture: Architecture) -> Tokenizer:
-    text = folder.tokenizer()
-    roles = read_roles(folder, text, architecture.family)
-    try:
-        tokenizer = Tokenizer.from_json(text, roles)
-    except UserError as error:
-        raise UserError(f"{folder.path / TOKENIZER}: {error}") from error
+    tokenizer = Tokenizer.load(folder.path)
     if tokenizer.vocab_size > architecture.vocab_size:
         raise UserError(
             f"{folder.path / TOKENIZER} has {tokenizer.vocab_size:,} ids, and the model embeddings for "
@@ -160,7 +160,7 @@ def _tokenizer(folder: Folder, architecture: Architecture) -> Tokenizer:
 
 def _generation(folder: Folder) -> EvaluationConfig:
     """The beam that the folder's decoding has; length penalties of other formulas do not carry over."""
-    beam = folder.generation.get("num_beams")
+    beam = read_generation(folder.path).get("num_beams")
     config = EvaluationConfig(beam=beam) if type(beam) is int and beam >= 1 else EvaluationConfig()
     check_values(config, f"{folder.path}: ")
     return config

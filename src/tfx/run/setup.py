@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
-from tfx.record.directory import model_file
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +48,7 @@ class Setup:
         import torch
 
         from tfx.evaluation.metrics import check_metrics
+        from tfx.exchange.importing import local_file
         from tfx.model.architecture import check_model
         from tfx.model.device import choose_device
         from tfx.run.teacher import check_need
@@ -76,7 +76,7 @@ class Setup:
             _require_tensorboard()
         self.stack = Stack.from_config(config)
         if config.reference is not None:
-            model_file(Path(config.reference))  # raises before any training if it does not exist
+            local_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
 
@@ -133,10 +133,11 @@ def read_inputs(
 def _origin(config: Root) -> LoadedModel | None:
     """The model that ``init_from`` names. Raises `UserError` if it is for another task than the data."""
     from tfx.compression import checkpoint
+    from tfx.exchange.importing import local_file
 
     if config.init_from is None:
         return None
-    loaded = checkpoint.load(Path(config.init_from), kernels=False)
+    loaded = checkpoint.load(local_file(Path(config.init_from)), kernels=False)
     family = loaded.model.architecture.family
     if family != config.dataset.task:
         raise UserError(

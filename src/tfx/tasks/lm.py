@@ -127,8 +127,9 @@ class LanguageModel(Task):
                 if tokenizer.unk in own:
                     unknown_bytes += tokenizer.unknown_bytes(text)
             if _has_documents(dataset):
-                for document in ids:
-                    document.append(tokenizer.eos)
+                ids = [[*tokenizer.text_start, *document, tokenizer.eos] for document in ids]
+            else:
+                ids = [[*tokenizer.text_start, *text] for text in ids]
             pieces.append(Ragged.from_lists(ids, id_dtype(tokenizer)).values)
         counts = {"text_bytes": [text_bytes], "unknown_bytes": unknown_bytes}
         return {"tokens": np.concatenate(pieces)} | {name: np.asarray(n, dtype=np.int64) for name, n in counts.items()}
@@ -163,7 +164,7 @@ class LanguageModel(Task):
         context = model.architecture.context
         outputs = []
         for row, own in enumerate(prompts.ids):
-            prompt = own
+            prompt = [*tokenizer.text_start, *own]
             if not prompt:
                 prompt = _beginning(tokenizer)
                 what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
