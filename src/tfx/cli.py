@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "decode arguments or the lines of stdin: one line out per line in",
     "inspect": "list the tensors of a model file, with shapes and bytes",
     "import": "convert a model of another library to a model file",
+    "export": "write a model for another library, and check it there",
     "report": "compare runs: a table, and one HTML page",
     "list": "the available models, data sets and techniques",
 }

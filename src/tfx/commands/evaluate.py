@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.tasks.prepare import prepare_data
 
     path = local_model(options.path)
-    config = _config(path, options.overrides)
+    config = config_of(path, options.overrides)
     check_metrics(config.dataset.metrics)
     loaded = load(path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _config(path: Path, overrides: Sequence[str]) -> Root:
+def config_of(path: Path, overrides: Sequence[str]) -> Root:
     """That of the run, or for a model file one of the data that the overrides name."""
     from tfx.compression.checkpoint import read_header
     from tfx.config import compose

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from tfx.exchange.fields import Fields
 from tfx.exchange.weights import Place
 from tfx.model.architecture import Architecture, BlockShape
@@ -31,8 +33,9 @@ class Family:
     ``write`` gives the fields of one for an architecture. What is written says ``fit(architecture)``: the same function
     in the terms of their class, with biases of zero where there were none. Where that differs from what `read` makes of
     the fields, the class cannot say it. ``places`` maps the tensors of an architecture as it is, biases of zero
-    included. ``prefix`` may be missing before the names of a file. Names that match one of ``unused`` are of tables
-    that are computed here; those of ``left_out`` of parts that have no place here, and without which the rest works.
+    included, and ``tables`` computes what their files hold beside the weights. ``prefix`` may be missing before the
+    names of a file. Names that match one of ``unused`` are of tables that are computed here; those of ``left_out`` of
+    parts that have no place here, and without which the rest works.
     """
 
     model_type: str
@@ -45,6 +48,7 @@ class Family:
     prefix: str = ""
     unused: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    tables: Callable[[Architecture], dict[str, Tensor]] = lambda architecture: {}
 
 
 def name_in_theirs(ours: str, choices: dict[str, str]) -> str:

@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tfx.exchange.family import ACTIVATIONS, Family, name_in_theirs, plain, same_names, uniform
 from tfx.exchange.fields import Fields
 from tfx.exchange.weights import Place, in_order
 from tfx.model.architecture import Architecture
+from tfx.model.positions import sinusoidal_table
 
 # Of the embeddings of source, target and output, which are one: by (source and target, target and output).
 _TIED = {(True, True): "all", (False, True): "output", (True, False): "inputs", (False, False): "none"}
@@ -98,6 +100,13 @@ def _fit(architecture: Architecture) -> Architecture:
     )
 
 
+def _tables(architecture: Architecture) -> dict[str, Tensor]:
+    """The sines in the first half of the columns, the cosines in the second."""
+    table = sinusoidal_table(architecture.context, architecture.width)
+    halves = torch.cat([table[:, 0::2], table[:, 1::2]], dim=1)
+    return {f"model.{stack}.embed_positions.weight": halves.clone() for stack in ("encoder", "decoder")}
+
+
 def _places(architecture: Architecture) -> list[Place]:
     shared = architecture.tied_embeddings in ("all", "inputs")
     places = [Place("embedding.weight", "model.shared.weight" if shared else "model.decoder.embed_tokens.weight")]
@@ -106,7 +115,7 @@ def _places(architecture: Architecture) -> list[Place]:
     if architecture.tied_embeddings in ("none", "inputs"):
         places.append(Place("output.weight", "lm_head.weight"))
     if architecture.output_bias:
-        places.append(Place("output.bias", "final_logits_bias"))
+        places.append(Place("output.bias", "final_logits_bias", is_row=True))
     for stack in ("encoder", "decoder"):
         if architecture.norm_position == "pre":
             places += same_names({f"{stack}.norm": f"model.{stack}.layer_norm"})
@@ -143,6 +152,7 @@ MARIAN = Family(
     _fit,
     _places,
     unused=_UNUSED,
+    tables=_tables,
 )
 PEGASUS = Family(
     "pegasus",
@@ -153,4 +163,5 @@ PEGASUS = Family(
     _fit,
     _places,
     unused=_UNUSED,
+    tables=_tables,
 )

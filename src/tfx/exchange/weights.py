@@ -18,7 +18,7 @@ class Place:
 
     Ours is theirs, transposed where ``transposed`` (a matrix that is stored as inputs by outputs), of that the
     ``part`` of so many equal parts of its rows, with the rows or columns (``axis``) in the given ``order``, times
-    ``scale``. ``skipped`` rows of theirs come before all that. Theirs may have a first dimension of 1 that ours lacks.
+    ``scale``. ``skipped`` rows of theirs come before all that. ``is_row``: theirs has a first dimension of 1.
     """
 
     ours: str
@@ -29,11 +29,12 @@ class Place:
     scale: float = 1.0
     axis: int = 0
     order: Tensor | None = None
+    is_row: bool = False
 
     def read(self, theirs: Tensor, shape: Sequence[int]) -> Tensor:
         """Our tensor of this shape, in fp32; raises `ValueError` where theirs does not fit."""
         value = theirs.float()
-        if value.dim() == len(shape) + 1 and value.shape[0] == 1:
+        if self.is_row:
             value = value.squeeze(0)
         if self.transposed:
             value = value.t()
@@ -52,7 +53,7 @@ class Place:
         value = ours / self.scale
         if self.order is not None:
             value = value.index_select(self.axis, self.order.argsort())
-        return value
+        return value.unsqueeze(0) if self.is_row else value
 
 
 def read_state(places: Iterable[Place], shapes: Mapping[str, Sequence[int]], read: Reader) -> dict[str, Tensor]:
