@@ -27,6 +27,8 @@ from tfx.tasks.seq2seq import Pairs
 SMALL = {"width": 16, "heads": 4, "ffn_width": 24, "context": 64, "encoder_layers": 2, "decoder_layers": 3}
 MARIAN = {"positions": "sinusoidal", "norm_position": "post"}
 PEGASUS = {"positions": "sinusoidal"}
+# transformers 5.24 decodes T5 models of as many layers in both stacks alone.
+T5 = {"positions": "relative", "norm": "rmsnorm", "bias": False, "embedding_scale": False, "decoder_layers": 2}
 GPT2 = {"family": "lm", "positions": "learned", "tied_embeddings": "output"}
 LLAMA = {"family": "lm", "positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}
 
@@ -47,6 +49,10 @@ def loaded(texts):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+            if settings.get("norm") == "rmsnorm" and settings.get("positions") == "relative":
+                for stack in (model.encoder, model.decoder):  # T5 has one table for all blocks
+                    for block in stack.blocks:
+                        block.attention.relative_bias.copy_(stack.blocks[0].attention.relative_bias)
         return LoadedModel(model.eval(), tokenizer, EvaluationConfig(), Path("ours"), [])
 
     return make
@@ -64,6 +70,8 @@ TO_TRANSFORMERS = [
     ("MarianMTModel", MARIAN | {"activation": "gelu", "tied_embeddings": "output", "bias": False}),
     ("MarianMTModel", MARIAN | {"tied_embeddings": "none", "output_bias": True, "embedding_scale": False}),
     ("PegasusForConditionalGeneration", PEGASUS),
+    ("T5ForConditionalGeneration", T5),
+    ("T5ForConditionalGeneration", T5 | {"embedding_scale": True, "activation": "geglu_tanh"}),
     ("GPT2LMHeadModel", GPT2 | {"activation": "gelu"}),
     ("GPT2LMHeadModel", GPT2 | {"bias": False, "activation": "gelu_tanh", "tied_embeddings": "none"}),
     ("LlamaForCausalLM", LLAMA),

@@ -38,6 +38,9 @@ VARIANTS = [
     ("marian", {"share_encoder_decoder_embeddings": False, "scale_embedding": False, "activation_function": "gelu"}),
     ("pegasus", {}),
     ("pegasus", {"scale_embedding": True, "activation_function": "gelu_new"}),
+    ("t5", {}),
+    ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    ("t5", {"name": "MT5"}),
 ]
 
 

@@ -78,7 +78,10 @@ def write_folder(loaded: LoadedModel, folder: Path, kind: str) -> None:
     family = choose_family(architecture)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[kind]
     state = _with_zero_biases(model, family.fit(architecture))
-    theirs = write_state(family.places(_as_written(architecture, family)), state)
+    try:
+        theirs = write_state(family.places(_as_written(architecture, family)), state)
+    except ValueError as error:
+        raise UserError(f"{family.class_name}: {error}") from None
     theirs |= family.tables(architecture)
     tensors = {name: value.to(dtype).contiguous() for name, value in theirs.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -67,14 +67,19 @@ def read_state(places: Iterable[Place], shapes: Mapping[str, Sequence[int]], rea
 
 
 def write_state(places: Iterable[Place], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors, from ours."""
+    """Their tensors, from ours. Raises `ValueError` where several of ours are one of theirs, and differ."""
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     transposed: dict[str, bool] = {}
     for place in places:
         if place.skipped:  # nothing of ours is there: their positions of padding, which no model reads
             parts.setdefault(place.theirs, []).append((-1, torch.zeros(place.skipped, state[place.ours].shape[1])))
         number = place.part[0] if place.part is not None else 0
-        parts.setdefault(place.theirs, []).append((number, place.write(state[place.ours])))
+        value = place.write(state[place.ours])
+        if place.part is None and place.theirs in transposed:
+            if not torch.equal(value, parts[place.theirs][-1][1]):
+                raise ValueError(f"'{place.ours}' differs from that of another block, and '{place.theirs}' is of all")
+            continue
+        parts.setdefault(place.theirs, []).append((number, value))
         transposed[place.theirs] = place.transposed
     found = {}
     for name, pieces in parts.items():
