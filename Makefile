@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types format docs clean
+.PHONY: help install demo test test-slow test-exchange lint types format docs clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,8 @@ test: $(VENV)/.installed-dev ## the test suite (minutes; no network once install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 test-slow: $(VENV)/.installed-dev ## checks that train for minutes, or need real data in $$TFX_TEST_DATA
 	$(BIN)/python -m pytest -m slow
+test-exchange: $(VENV)-exchange/.installed ## checks of import and export with the libraries themselves (their own environment)
+	OMP_NUM_THREADS=1 $(VENV)-exchange/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/exchange
 lint: $(VENV)/.installed-dev ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,6 +41,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[test,lint]'
+	@touch $@
+$(VENV)-exchange/.installed: pyproject.toml constraints.txt constraints-exchange.txt
+	$(PYTHON) -m venv $(VENV)-exchange
+	$(VENV)-exchange/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-exchange.txt -e '.[test,transformers,ctranslate2]'
 	@touch $@
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) -e '.[docs]'

@@ -56,10 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
-    target.check(loaded)
+    target.check(loaded.model.architecture)
     config = config_of(path, options.overrides)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
-    found = export(loaded, target, data.splits[data.test_split], options.output, kind, options.inputs)
+    split, metrics = data.splits[data.test_split], config.dataset.metrics[:1]
+    found = export(loaded, target, split, options.output, kind, options.inputs, metrics)
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     facts = {"folder": str(options.output), "target": target.name, "numbers": kind, "bytes": size, **asdict(found)}
     if options.json:
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     table.add_row("log-probabilities", f"differ by up to {found.largest:.2g}, {found.mean:.2g} in the mean")
     table.add_row("loss", f"{found.theirs:.5f} nats a token there, {found.loss:.5f} here")
     table.add_row("greedy outputs", f"{found.equal:.1%} equal")
+    for name, (theirs, ours) in found.scores.items():
+        table.add_row(f"{name} of these", f"{theirs:.2f} there, {ours:.2f} here")
     plain_console().print(table)
     if any(tensor.codec.split()[0] != "dense" for tensor in loaded.tensors):
         print("note: the weights are those of the compressed file, dequantized", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tfx.compression.checkpoint import LoadedModel
 from tfx.errors import UserError
+from tfx.model.architecture import Architecture
 
 Ids = Sequence[int]
 
@@ -45,7 +46,7 @@ class Target:
     doc: str
     module: str
     kinds: tuple[str, ...]
-    check: Callable[[LoadedModel], None]
+    check: Callable[[Architecture], None]
     write: Callable[[LoadedModel, Path, str], None]
     reopen: Callable[[Path, LoadedModel], Reopened]
 

@@ -23,9 +23,8 @@ _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_tanh": "GELUTanh", "silu":
 _SPECIFIC = ("heads", "kv_heads")
 
 
-def check(loaded: LoadedModel) -> None:
+def check(architecture: Architecture) -> None:
     """Raises `UserError` for a model that CTranslate2 has no place for."""
-    architecture = loaded.model.architecture
     activation = GATED.get(architecture.activation, architecture.activation)
     if activation not in _ACTIVATIONS:
         raise refuse("CTranslate2", "activation", architecture.activation, "relu")

@@ -183,6 +183,8 @@ class InTransformers(Reopened):
     def __init__(self, folder: Path, loaded: LoadedModel) -> None:
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
         self._seq2seq = loaded.model.architecture.is_seq2seq
         kind = transformers.AutoModelForSeq2SeqLM if self._seq2seq else transformers.AutoModelForCausalLM
         self._model = kind.from_pretrained(folder, dtype=torch.float32).eval()
@@ -238,8 +240,8 @@ def _before_end(ids: Iterable[int], end: int) -> list[int]:
     return found[: found.index(end)] if end in found else found
 
 
-def _check(loaded: LoadedModel) -> None:
-    choose_family(loaded.model.architecture)
+def _check(architecture: Architecture) -> None:
+    choose_family(architecture)
 
 
 TRANSFORMERS = Target(

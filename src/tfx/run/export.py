@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
+from tfx.evaluation.metrics import score_text
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
 from tfx.model.transformer import run_batch
@@ -29,6 +31,7 @@ _TOLERANCE, _EQUAL = 1e-3, 0.995
 # Numbers of fewer bits: the largest mean difference of log-probabilities.
 _MEAN_TOLERANCE = 0.1
 _PROMPT_TOKENS, _NEW_TOKENS = 16, 32
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Comparison:
     """How an exported model differs from ours on ``inputs`` inputs, of so many ``tokens``.
 
     ``largest`` and ``mean`` are differences of the log-probabilities of real targets; ``loss`` and ``theirs`` the mean
-    loss of both, in nats a token; ``equal`` the share of inputs with the same greedy output.
+    loss of both, in nats a token; ``equal`` the share of inputs with the same greedy output; ``scores`` the metrics of
+    the greedy outputs, theirs and ours, where the data has references.
     """
 
     inputs: int
@@ -46,24 +50,29 @@ class Comparison:
     loss: float
     theirs: float
     equal: float
+    scores: dict[str, tuple[float, float]]
 
 
-def export(loaded: LoadedModel, target: Target, split: Split, output: Path, kind: str, count: int) -> Comparison:
+def export(
+    loaded: LoadedModel, target: Target, split: Split, output: Path, kind: str, count: int, metrics: Sequence[str] = ()
+) -> Comparison:
     """Writes ``loaded`` for a target into the new folder ``output``, and compares it on ``count`` inputs of a split.
 
     Raises `UserError`, and leaves nothing, for a model that the target has no place for, or whose outputs differ.
     """
-    target.check(loaded)
+    target.check(loaded.model.architecture)
     with _whole_or_nothing(output) as folder:
         target.write(loaded, folder, kind)
-        found = compare(loaded, target.reopen(folder, loaded), split, count)
+        found = compare(loaded, target.reopen(folder, loaded), split, count, metrics)
         _judge(found, target, kind)
     return found
 
 
-def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int) -> Comparison:
-    """Runs both models on the first ``count`` inputs of a split, in batches of equal lengths."""
-    inputs, equal, differences = 0, 0, []
+def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, metrics: Sequence[str] = ()) -> Comparison:
+    """Runs both models on ``count`` inputs of a split, evenly spaced from the shortest to the longest."""
+    rows_of_all: list[int] = []
+    outputs: tuple[list[list[int]], list[list[int]]] = ([], [])
+    differences: list[float] = []
     ours_of_all: list[float] = []
     theirs_of_all: list[float] = []
     for batch in _batches(loaded, split, count):
@@ -77,19 +86,36 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int) -> 
             differences += [abs(a - b) for a, b in zip(left, right, strict=True)]
         prompts = sources if sources is not None else [row[:_PROMPT_TOKENS] for row in targets]
         limits = _limits(loaded, prompts)
-        mine = _greedy(loaded, prompts, limits)
-        equal += sum(a == list(b) for a, b in zip(mine, theirs.greedy(prompts, limits), strict=True))
-        inputs += len(prompts)
+        outputs[0].extend(theirs.greedy(prompts, limits))
+        outputs[1].extend(_greedy(loaded, prompts, limits))
+        rows_of_all += batch.rows.tolist()
     tokens = len(differences)
     return Comparison(
-        inputs=inputs,
+        inputs=len(rows_of_all),
         tokens=tokens,
         largest=max(differences),
         mean=sum(differences) / tokens,
         loss=-sum(ours_of_all) / tokens,
         theirs=-sum(theirs_of_all) / tokens,
-        equal=equal / inputs,
+        equal=sum(a == b for a, b in zip(*outputs, strict=True)) / len(rows_of_all),
+        scores=_text_scores(loaded, split, rows_of_all, outputs, metrics),
     )
+
+
+def _text_scores(
+    loaded: LoadedModel,
+    split: Split,
+    rows: Sequence[int],
+    outputs: tuple[list[list[int]], list[list[int]]],
+    metrics: Sequence[str],
+) -> dict[str, tuple[float, float]]:
+    if split.texts is None or not metrics:
+        return {}
+    references = [split.texts[row]["references"] for row in rows]
+    theirs, ours = (
+        score_text([loaded.tokenizer.decode(ids) for ids in side], references, metrics).metrics for side in outputs
+    )
+    return {name: (theirs[name], ours[name]) for name in theirs}
 
 
 def _judge(found: Comparison, target: Target, kind: str) -> None:
@@ -121,12 +147,11 @@ def _whole_or_nothing(output: Path) -> Iterator[Path]:
 
 
 def _batches(loaded: LoadedModel, split: Split, count: int) -> Iterator[Batch]:
-    context, left = loaded.model.architecture.context, count
-    for rows in split.in_order(4096, context):
-        if left <= 0:
-            return
-        yield split.collate(rows[:left], context, loaded.tokenizer)
-        left -= len(rows)
+    context = loaded.model.architecture.context
+    rows = np.concatenate(list(split.in_order(4096, context)))
+    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    for start in range(0, len(chosen), _ROWS_AT_ONCE):
+        yield split.collate(chosen[start : start + _ROWS_AT_ONCE], context, loaded.tokenizer)
 
 
 def _rows(batch: Batch, loaded: LoadedModel) -> tuple[list[list[int]] | None, list[list[int]]]:
