@@ -118,7 +118,21 @@ def _t5(name="T5", **changes):
     return getattr(transformers, f"{name}ForConditionalGeneration")(config), backend
 
 
-MAKERS = {"t5": _t5, "gpt2": _gpt2, "llama": _llama, "marian": _marian, "pegasus": _pegasus}
+def _encoder(name="Bert", **changes):
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if name == "Bert" else ["[UNK]", "[PAD]", "[CLS]", "[SEP]"]
+    backend.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=60, special_tokens=specials))
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    config = getattr(transformers, f"{name}Config")(
+        **{"vocab_size": backend.get_vocab_size(), "hidden_size": 16, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 40}
+        | changes
+    )
+    return getattr(transformers, f"{name}Model")(config), backend
+
+
+MAKERS = {"encoder": _encoder, "t5": _t5, "gpt2": _gpt2, "llama": _llama, "marian": _marian, "pegasus": _pegasus}
 
 
 @pytest.fixture(autouse=True)

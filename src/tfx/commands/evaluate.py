@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import EvaluationConfig, Root
-from tfx.config.tasks import TASKS
+from tfx.config.tasks import TASKS, facts_of
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import number, plain_console
@@ -95,6 +95,7 @@ def config_of(path: Path, overrides: Sequence[str]) -> Root:
         raise UserError(f"{path} is a model file: name the data to score it on, such as dataset=multi30k")
     # A model file brings its own architecture: the model group is unused, but must fit the task.
     family = read_header(file).architecture.family
+    facts_of(family, path)
     try:
         return compose.compose([f"model={TASKS[family].example}", *overrides])
     except UserError as error:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tfx.commands.evaluate import config_of
+from tfx.config.tasks import facts_of
 from tfx.errors import UserError, unknown
 from tfx.record.arguments import Arguments
 from tfx.record.console import plain_console
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
+    facts_of(loaded.model.architecture.family, options.path)
     target.check(loaded.model.architecture)
     config = config_of(path, options.overrides)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)

@@ -15,7 +15,7 @@ from tfx.config.grammar import escaped
 from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
 from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full, is_in_range
-from tfx.config.tasks import TASKS
+from tfx.config.tasks import TASKS, facts_of
 from tfx.errors import UserError, unknown
 
 _LARGEST_INTEGER = 2**63 - 1
@@ -137,6 +137,7 @@ def check_combinations(config: Root) -> None:
     """Raises `UserError` for settings that are valid by themselves but do not fit together."""
     model, dataset, schedule = config.model, config.dataset, config.schedule
     task = TASKS[dataset.task]
+    facts_of(model.family, f"model '{model.name}'")
     if model.family != dataset.task and config.init_from is None:
         raise UserError(
             f"model '{model.name}' is for {TASKS[model.family].what} and dataset '{dataset.name}' for {task.what}: "

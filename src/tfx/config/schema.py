@@ -81,8 +81,8 @@ class ModelConfig:
     name: str = setting("custom", "name shown in tables")
     family: str = setting(
         "seq2seq",
-        "encoder-decoder or decoder-only",
-        choices=tuple(TASKS),
+        "encoder-decoder, decoder-only, or an encoder alone, which no task uses yet",
+        choices=(*TASKS, "encoder"),
         paper="Vaswani 2017, arXiv 1706.03762; Radford 2019",
     )
     encoder_layers: int = setting(4, "encoder blocks (0 for a language model)", minimum=0, maximum=1000)

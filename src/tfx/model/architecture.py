@@ -143,8 +143,13 @@ class Architecture:
 
     @property
     def is_seq2seq(self) -> bool:
-        """Whether there is an encoder."""
+        """Whether there are an encoder and a decoder."""
         return self.family == "seq2seq"
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a source is encoded."""
+        return self.family != "lm"
 
     @property
     def is_gated(self) -> bool:

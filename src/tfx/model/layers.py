@@ -146,7 +146,12 @@ class BlockStack(nn.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, shapes: tuple[BlockShape, ...], *, layer_dropout: float, **dropouts: float
+        self,
+        architecture: Architecture,
+        shapes: tuple[BlockShape, ...],
+        *,
+        layer_dropout: float,
+        **dropouts: float,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(architecture, shape, **dropouts) for shape in shapes)

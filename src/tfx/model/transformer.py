@@ -54,7 +54,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab, width)
         self.source_embedding = self.embedding
         self.encoder: BlockStack | None = None
-        if architecture.is_seq2seq:
+        if architecture.has_encoder:
             if architecture.tied_embeddings not in ("all", "inputs"):
                 self.source_embedding = nn.Embedding(vocab, width)
             self.encoder = BlockStack(architecture, architecture.encoder, **dropouts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import Root
+from tfx.config.tasks import facts_of
 from tfx.errors import UserError
 from tfx.run.tracking.contract import require
 
@@ -139,6 +140,7 @@ def _origin(config: Root) -> LoadedModel | None:
         return None
     loaded = checkpoint.load(local_file(Path(config.init_from)), kernels=False)
     family = loaded.model.architecture.family
+    facts_of(family, f"init_from={config.init_from}")
     if family != config.dataset.task:
         raise UserError(
             f"init_from={config.init_from} is a model for {family}, and dataset '{config.dataset.name}' is for "
