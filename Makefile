@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests that need the libraries of these extras, in an environment of their own.
-EXTRAS := test,wandb,mlflow,trackio
-EXTRA_TESTS := tests/run/test_tracking.py
+EXTRAS := test,wandb,mlflow,trackio,transformers,ctranslate2
+EXTRA_TESTS := tests/run/test_tracking.py tests/exchange
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from keyword import iskeyword
 from pathlib import Path
 
 from tfx.errors import UserError, suggest
@@ -20,6 +21,8 @@ COMMANDS = {
     "evaluate": "score a run's final file, or a model file on a named data set",
     "generate": "decode arguments or the lines of stdin: one line out per line in",
     "inspect": "list the tensors of a model file, with shapes and bytes",
+    "import": "convert a model of another library to a model file",
+    "export": "write a model for another library, and check it there",
     "report": "compare runs: a table, and one HTML page",
     "list": "the available models, data sets and techniques",
 }
@@ -90,7 +93,8 @@ def _run(words: list[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         raise UserError(f"command '{name}' is unknown{suggest(name, COMMANDS)}")
-    return importlib.import_module(f"tfx.commands.{name}").main(words[1:])
+    module = f"{name}_" if iskeyword(name) else name
+    return importlib.import_module(f"tfx.commands.{module}").main(words[1:])
 
 
 def _complete(words: list[str]) -> list[str]:

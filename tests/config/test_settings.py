@@ -36,6 +36,7 @@ DISTILL = ["technique=distill", "technique.distill.teacher={teacher}"]
 SHUFFLE = ["technique=shuffle", "technique.shuffle.share=1"]
 MIXUP = ["technique=mixup", "technique.mixup.share=1"]
 STRUCTURE = [*PRUNE, "technique.prune.structure.ffn=0.5"]
+LLAMA3 = ["model.positions=rotary", "model.rotary_scaling=llama3", "model.rotary_factor=8", "model.rotary_context=20"]
 TWO_LAYERS = ["model.encoder_layers=2", "model.decoder_layers=2"]
 
 # A value that is not the default, and what it needs to matter.
@@ -56,6 +57,21 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "model.qk_norm": ("true", []),
     "model.bias": ("false", []),
     "model.tied_embeddings": ("none", []),
+    "model.rotary_base": ("100", ["model.positions=rotary"]),
+    "model.rotary_scaling": ("linear", ["model.positions=rotary", "model.rotary_factor=4"]),
+    "model.rotary_factor": ("2", ["model.positions=rotary", "model.rotary_scaling=linear"]),
+    "model.rotary_low": ("1.5", LLAMA3),
+    "model.rotary_high": ("8", LLAMA3),
+    "model.rotary_context": ("32", LLAMA3),
+    "model.relative_buckets": ("8", ["model.positions=relative"]),
+    "model.relative_distance": ("64", ["model.positions=relative", "model.relative_buckets=4"]),
+    "model.norm_eps": ("0.1", []),
+    "model.attention_bias": ("false", []),
+    "model.ffn_bias": ("false", []),
+    "model.output_bias": ("true", []),
+    "model.embedding_scale": ("false", []),
+    "model.embedding_norm": ("true", []),
+    "model.token_types": ("2", []),
     "model.dropout": ("0.5", []),
     "model.attention_dropout": ("0.5", []),
     "model.ffn_dropout": ("0.5", []),

@@ -12,12 +12,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tfx.cli import COMMANDS, main
 from tfx.commands import resume
+from tfx.compression.checkpoint import LoadedModel
 from tfx.config.command_line import split_flags
 from tfx.config.compose import compose
-from tfx.config.schema import Budget
+from tfx.config.schema import Budget, EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data import normalize, stdlib
+from tfx.data.tokenizer import Tokenizer
+from tfx.exchange.target import Target
+from tfx.exchange.to_transformers import write_folder
 from tfx.experiments import trial
 from tfx.experiments.design import Rates
+from tfx.model.architecture import Architecture
+from tfx.model.transformer import Transformer
+from tfx.run import export
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -72,10 +79,23 @@ def place(tmp_path_factory):
         assert main(["train", *data, *tiny, f"hydra.run.dir={run}"]) == 0
         for name in ("RUN", "BETTER_RUN", "TEACHER", "flag_1"):
             (here / name).symlink_to(run)
+        _write_foreign_model(to / "model")
+        assert main(["import", str(to / "model"), "--output", str(here / "model.safetensors")]) == 0
         (here / "docs").symlink_to(ROOT / "docs")
         (here / "runs").mkdir()
         (here / "runs" / "multi30k1200").symlink_to(run)
         yield here
+
+
+def _write_foreign_model(folder: Path) -> None:
+    """A small language model as a folder of another library."""
+    config = ModelConfig(
+        family="lm", encoder_layers=0, decoder_layers=1, width=64, heads=2, ffn_width=64, positions="learned"
+    )
+    tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=270), ["a few words"], word_initial_space=False)
+    model = Transformer(Architecture.from_config(config, tokenizer.vocab_size))
+    folder.mkdir()
+    write_folder(LoadedModel(model, tokenizer, EvaluationConfig(), folder, []), folder, "float32")
 
 
 def words_of(line: str) -> list[str]:
@@ -85,6 +105,10 @@ def words_of(line: str) -> list[str]:
     values = {index for index, word in enumerate(words) if "…" in word}
     options = {index - 1 for index in values if words[index - 1].startswith("--")}
     return [word for index, word in enumerate(words) if index not in values | options]
+
+
+def _exported(*arguments):
+    return export.Comparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={})
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
@@ -102,7 +126,7 @@ def combinations(overrides: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value[:100])
-def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, capsys):
+def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a first line\n\n")))
     command, *words = words_of(line)
@@ -126,6 +150,11 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
                 for name, config in configs.items()
             },
         )
+    if command == "import":
+        words[words.index("--output") + 1] = str(tmp_path / "model.safetensors")
+    if command == "export":  # tests/exchange has the libraries
+        monkeypatch.setattr(Target, "require", lambda target: None)
+        monkeypatch.setattr(export, "export", _exported)
     if command == "resume":
         monkeypatch.setattr(resume, "resume", lambda *arguments, **options: None)
     if command == "reproduce" and not words:

@@ -5,8 +5,14 @@ import math
 import pytest
 import torch
 
+from tfx.config.schema import ModelConfig
+from tfx.model.architecture import Architecture
 from tfx.model.attention import Attention, Bias
 from tfx.model.positions import distances, rotary_table, rotate
+
+
+def rotary_of(context: int, head_width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return rotary_table(Architecture.from_config(ModelConfig(width=head_width, heads=1, context=context), 2))
 
 
 def make(heads=4, kv_heads=4, head_width=6, **settings) -> Attention:
@@ -80,7 +86,7 @@ def test_qk_norm_comes_before_the_rotation(x):
     with torch.no_grad():
         attention.q_norm.weight.uniform_(0.5, 2.0)
         attention.k_norm.weight.copy_(attention.q_norm.weight)
-    cos, sin = (table.double() for table in rotary_table(5, 6))
+    cos, sin = (table.double() for table in rotary_of(5, 6))
 
     def change(part):
         part = part / (part.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * attention.q_norm.weight
@@ -120,7 +126,7 @@ def test_alibi_slopes_are_stored_so_that_a_pruned_head_keeps_its_own(x):
     attention, pruned = make(alibi=True), make(heads=1, kv_heads=1, alibi=True, bias=False)
     assert attention.state_dict()["slopes"].tolist() == [2**-2, 2**-4, 2**-6, 2**-8]
     pruned.load_state_dict(pruned.state_dict() | {"slopes": attention.slopes[2:3]})
-    added = -(2.0**-6) * distances(5, 5, 0, x.device)
+    added = -(2.0**-6) * distances(5, 5, 0, x.device).abs()
     actual = pruned(x, None, Bias(distance_TS=distances(5, 5, 0, x.device)))
     torch.testing.assert_close(actual, by_hand(pruned, x, x, added=[added]))
 

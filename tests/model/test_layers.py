@@ -79,12 +79,43 @@ def test_whole_transformer_is_torchs_stacks_on_the_same_embeddings(make_model, e
     torch.testing.assert_close(model.project(model(target, source, mask)), x @ model.output.weight.t())
 
 
+def test_embeddings_are_summed_unscaled_and_normed_where_the_settings_say_so(make_model, example):
+    model = make_model(positions="learned", embedding_scale=False, embedding_norm=True, token_types=2, norm_eps=0.5)
+    _, source, mask = example("seq2seq")
+    kinds = torch.arange(6) // 3
+    summed = model.embedding.weight[source] + model.position.weight[:6] + model.token_type.weight[kinds]
+    norm = nn.LayerNorm(16, eps=0.5, dtype=torch.float64)
+    norm.load_state_dict(model.embedding_norm.state_dict())
+    expected = model.encoder(norm(summed), Bias(mask[:, None, None, :]))
+    torch.testing.assert_close(model.encode(source, mask, types_BS=kinds.expand(3, -1)), expected)
+
+
+def test_biases_are_where_the_settings_say(make_model):
+    names = [name for name, _ in make_model(attention_bias=False, output_bias=True).named_parameters()]
+    assert "output.bias" in names
+    assert "decoder.blocks.0.ffn.up.bias" in names
+    assert not [name for name in names if name.endswith((".q.bias", ".k.bias", ".v.bias", ".o.bias"))]
+    names = [name for name, _ in make_model(bias=False, attention_bias=True).named_parameters()]
+    assert "decoder.blocks.0.cross.o.bias" in names
+    assert not [name for name in names if "norm.bias" in name or ("ffn" in name and name.endswith("bias"))]
+
+
+def test_the_two_factors_of_the_output_are_its_logits(make_model):
+    model = make_model(output_bias=True)
+    hidden = torch.randn(5, 16, dtype=torch.float64)
+    left, right = model.output_factors(hidden)
+    torch.testing.assert_close(left @ right.t(), model.project(hidden))
+
+
 @pytest.mark.parametrize(
     ("activation", "formula"),
     [
         ("relu2", lambda up, gate: up.clamp(min=0) ** 2),
         ("gelu", lambda up, gate: up * 0.5 * (1 + torch.erf(up / 2**0.5))),
+        ("gelu_tanh", lambda up, gate: up * 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (up + 0.044715 * up**3)))),
+        ("silu", lambda up, gate: up / (1 + torch.exp(-up))),
         ("swiglu", lambda up, gate: up * gate / (1 + torch.exp(-gate))),
+        ("geglu", lambda up, gate: up * gate * 0.5 * (1 + torch.erf(gate / 2**0.5))),
     ],
 )
 def test_feed_forward_is_the_formula_of_its_paper(activation, formula):

@@ -14,6 +14,14 @@ VARIANTS = {
     "gated, grouped, rotary": {"activation": "swiglu", "kv_heads": 2, "positions": "rotary", "qk_norm": True},
     "alibi, post-norm": {"positions": "alibi", "norm_position": "post"},
     "language model": {"family": "lm", "encoder_layers": 0},
+    "relative, bias of the output": {
+        "positions": "relative",
+        "output_bias": True,
+        "tied_embeddings": "inputs",
+        "embedding_norm": True,
+        "token_types": 2,
+        "activation": "geglu",
+    },
     "untied": {"tied_embeddings": "none", "bias": False},
 }
 

@@ -13,7 +13,7 @@ from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.transformer import Transformer, check_fits, count_parameters, initialise
 
 FAMILIES = ["seq2seq", "lm"]
-POSITIONS = ["sinusoidal", "learned", "rotary", "alibi"]
+POSITIONS = ["sinusoidal", "learned", "rotary", "alibi", "relative"]
 SHAPES = pytest.mark.parametrize(("family", "positions"), [(f, p) for f in FAMILIES for p in POSITIONS])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import EvaluationConfig, Root
-from tfx.config.tasks import TASKS
+from tfx.config.tasks import TASKS, facts_of
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import number, plain_console
@@ -54,14 +54,16 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.compression.checkpoint import load
     from tfx.evaluation.metrics import check_metrics
     from tfx.evaluation.quality import measure_quality, quality_notes
+    from tfx.exchange.importing import local_model
     from tfx.tasks.prepare import prepare_data
 
-    config = _config(options.path, options.overrides)
+    path = local_model(options.path)
+    config = config_of(path, options.overrides)
     check_metrics(config.dataset.metrics)
-    loaded = load(options.path, options.device)
+    loaded = load(path, options.device)
     data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
-    notes += _differences(options.path, options.overrides, config, loaded, data)
+    notes += _differences(path, options.overrides, config, loaded, data)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     split = options.split or data.test_split
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _config(path: Path, overrides: Sequence[str]) -> Root:
+def config_of(path: Path, overrides: Sequence[str]) -> Root:
     """That of the run, or for a model file one of the data that the overrides name."""
     from tfx.compression.checkpoint import read_header
     from tfx.config import compose
@@ -93,6 +95,7 @@ def _config(path: Path, overrides: Sequence[str]) -> Root:
         raise UserError(f"{path} is a model file: name the data to score it on, such as dataset=multi30k")
     # A model file brings its own architecture: the model group is unused, but must fit the task.
     family = read_header(file).architecture.family
+    facts_of(family, path)
     try:
         return compose.compose([f"model={TASKS[family].example}", *overrides])
     except UserError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
-from tfx.config.tasks import TASKS
+from tfx.config.tasks import facts_of
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import plain_console
@@ -40,13 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.compression.checkpoint import load
     from tfx.config.checks import check_values
     from tfx.evaluation.generation import describe_decoding, generate
+    from tfx.exchange.importing import local_file
 
-    loaded = load(options.path, options.device)
+    loaded = load(local_file(options.path), options.device)
     names = ("method", "beam", "temperature", "top_k", "top_p", "new_tokens")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     config = replace(loaded.generation, **chosen)
     check_values(config, "evaluation.")
-    task = TASKS[loaded.model.architecture.family]
+    task = facts_of(loaded.model.architecture.family, options.path)
     if not task.decodes:
         if config.method == "beam":
             raise UserError(f"--method beam is for text to text: {task.what} decodes by greedy or sample")

@@ -21,9 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load, read_header, tensor_rows, unique_tensors
-    from tfx.record.directory import model_file
+    from tfx.exchange.importing import local_file
 
-    file = model_file(options.path)
+    file = local_file(options.path)
     header, loaded = read_header(file), load(file, kernels=False)
     weights, aliases = unique_tensors(loaded.model)
     rows = tensor_rows(loaded)

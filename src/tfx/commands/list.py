@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from tfx.config.describe import GROUPS, choices
+from tfx.config.describe import GROUPS, choices, model_settings
 from tfx.errors import unknown
 from tfx.record.arguments import Arguments
 from tfx.record.console import plain_console
@@ -26,16 +26,27 @@ def main(arguments: Sequence[str]) -> int:
             raise unknown("group", word, GROUPS)
         wanted.append(name)
     found = {group: choices(group) for group in wanted or GROUPS}
+    # Only where models alone are asked for: it loads torch.
+    exports = _exports(found["model"]) if wanted == ["model"] else {}
     if options.json:
-        print(json.dumps(found, indent=2))
+        whole = {**found, "exports": exports} if exports else found
+        print(json.dumps(whole, indent=2))
         return 0
     console = plain_console()
     for group, entries in found.items():
-        table = Sheet(Column("", wrap=False, style="cyan"), Column(""), title=group, lines=False)
+        columns = [Column("", wrap=False, style="cyan"), Column("")]
+        table = Sheet(*columns, *([Column("")] if exports else []), title=group, lines=False)
         for name, text in entries.items():
-            table.add_row(f"{group}={name}", text)
+            table.add_row(f"{group}={name}", text, *([f"exports to {', '.join(exports[name])}"] if exports else []))
         if not entries:
             table.add_row("(none)", "")
         console.print(table)
         console.print()
     return 0
+
+
+def _exports(models: Iterable[str]) -> dict[str, list[str]]:
+    """The libraries that `tfx export` writes each model for, as it stands."""
+    from tfx.exchange.targets import exportable
+
+    return {name: exportable(model_settings(name)) for name in models}

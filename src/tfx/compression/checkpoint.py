@@ -37,6 +37,7 @@ from tfx.compression.int8 import use_int8
 from tfx.compression.merges import MAX_MERGES_BYTES, MAX_TEXT_BYTES, join_merges, split_merges
 from tfx.compression.streams import Streams, read_layout, read_streams, write_streams
 from tfx.config.schema import EvaluationConfig
+from tfx.data.roles import Roles
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
@@ -153,6 +154,8 @@ def save(
     }
     if tokenizer.ends_documents:
         facts["ends_documents"] = True
+    if tokenizer.roles is not None:
+        facts["roles"] = tokenizer.roles.to_dict()
     text = tokenizer.to_json()
     if storage is None:
         _save_dense(path, stored, facts, text)
@@ -233,7 +236,7 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     shapes, aliases = _expected(file, header.architecture)
     read = _read_dense if header.version == _DENSE else _read_compressed
     state, tensors, grids = read(file, handle, metadata, header, shapes)
-    tokenizer = _read_tokenizer(file, handle)
+    tokenizer = _read_tokenizer(file, handle, header.raw.get("roles"))
     tokenizer.ends_documents = header.raw.get("ends_documents") is True
     if tokenizer.vocab_size > header.architecture.vocab_size:
         raise damaged(file, f"its tokenizer has {tokenizer.vocab_size:,} ids, more than the model's embedding")
@@ -341,13 +344,13 @@ def _generation(record: dict[str, Any]) -> EvaluationConfig:
     return EvaluationConfig(**known)
 
 
-def _read_tokenizer(file: Path, handle: Any) -> Tokenizer:
+def _read_tokenizer(file: Path, handle: Any, roles: dict[str, Any] | None) -> Tokenizer:
     packed, merges = (read_bytes(file, handle, name) for name in (_TOKENIZER, _MERGES))
     data = decompress(file, "tokenizer", packed, MAX_TEXT_BYTES if merges else _MAX_TOKENIZER_BYTES)
     planes = decompress(file, "merges", merges, MAX_MERGES_BYTES) if merges else b""
     try:
         text = join_merges(data.decode(), planes) if merges else data.decode()
-        return Tokenizer.from_json(text)
+        return Tokenizer.from_json(text, None if roles is None else Roles.from_dict(roles))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError) as error:
         raise damaged(file, f"its tokenizer is not readable ({error})") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -15,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tfx.config.grammar import escaped
 from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
-from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full
-from tfx.config.tasks import TASKS
+from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full, is_in_range
+from tfx.config.tasks import TASKS, facts_of
 from tfx.errors import UserError, unknown
 
 _LARGEST_INTEGER = 2**63 - 1
@@ -128,12 +127,11 @@ def check_values(node: Any, prefix: str) -> None:
 
 
 def _check_range(name: str, number: float, meta: Any) -> None:
-    holds = {"minimum": operator.ge, "maximum": operator.le, "above": operator.gt, "below": operator.lt}
     if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
         raise UserError(f"{name}={number} is out of range: it is not a 64-bit integer")
     if not math.isfinite(number):
         raise UserError(f"{name}={number:g} is out of range: it must be finite")
-    if any(meta.get(key) is not None and not is_inside(number, meta[key]) for key, is_inside in holds.items()):
+    if not is_in_range(number, meta):
         raise UserError(f"{name}={in_full(number)} is out of range: it must be {' and '.join(bounds(meta))}")
 
 
@@ -141,6 +139,7 @@ def check_combinations(config: Root) -> None:
     """Raises `UserError` for settings that are valid by themselves but do not fit together."""
     model, dataset, schedule = config.model, config.dataset, config.schedule
     task = TASKS[dataset.task]
+    facts_of(model.family, f"model '{model.name}'")
     if model.family != dataset.task and config.init_from is None:
         raise UserError(
             f"model '{model.name}' is for {TASKS[model.family].what} and dataset '{dataset.name}' for {task.what}: "

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
-from tfx.config.schema import Root, bounds
+from tfx.config.schema import ModelConfig, Root, bounds
 
 GROUPS = ("model", "dataset", "technique", "optimizer", "schedule", "trainer", "evaluation", "experiment")
 
@@ -34,6 +34,12 @@ def choices(group: str) -> dict[str, str]:
                 shipped = foreign_yaml(point)
                 found[name] = _head(shipped) if shipped is not None else f"from {point.value}"
     return dict(sorted(found.items()))
+
+
+def model_settings(name: str) -> ModelConfig:
+    """The settings of a model that is shipped."""
+    file = resources.files("tfx.conf").joinpath("model", f"{name}.yaml")
+    return ModelConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def _head(file: Traversable) -> str:

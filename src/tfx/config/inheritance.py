@@ -30,8 +30,9 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
     if tokenizer is not None:
         raise UserError(f"init_from={origin} brings its tokenizer, and {tokenizer} names another: leave it out")
     if saved is None:
-        if origin.is_file() and not any(key == "dataset" or key.startswith("dataset.") for key in keys):
-            raise UserError(f"init_from={origin} is a model file without its run: name the data with dataset=…")
+        is_model = origin.is_file() or (origin / "config.json").is_file()  # that of another library
+        if is_model and not any(key == "dataset" or key.startswith("dataset.") for key in keys):
+            raise UserError(f"init_from={origin} is a model without its run: name the data with dataset=…")
         return
     for key in keys:
         names = [key.partition(".")[2]] if key.startswith("model.") else list(saved["model"]) if key == "model" else []
@@ -97,7 +98,9 @@ def from_scratch(config: Root) -> Root:
         return config
     origin = Path(config.init_from)
     path = (origin if origin.is_dir() else origin.parent) / "tokenizer.json"
-    if not path.is_file():
+    if (origin / "config.json").is_file():  # a folder of transformers, which also says what its tokens are for
+        path = origin
+    elif not path.is_file():
         raise UserError(
             f"init_from={origin}: another model needs its tokenizer, and there is no {path.name} beside it: "
             "name the run's directory"

@@ -6,6 +6,7 @@ here can be set. `tfx train --help` is printed from these fields.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,12 @@ def bounds(metadata: Mapping[str, Any]) -> list[str]:
     return [f"{word} {in_full(limit)}" for word, limit in limits if limit is not None]
 
 
+def is_in_range(number: float, metadata: Mapping[str, Any]) -> bool:
+    """Whether a number lies in the range of a setting."""
+    holds = {"minimum": operator.ge, "maximum": operator.le, "above": operator.gt, "below": operator.lt}
+    return all(metadata.get(key) is None or is_inside(number, metadata[key]) for key, is_inside in holds.items())
+
+
 def in_full(number: float) -> str:
     """A number as a user types it: all digits of a whole number, six of any other."""
     return str(number) if isinstance(number, int) else f"{number:g}"
@@ -76,8 +83,8 @@ class ModelConfig:
     name: str = setting("custom", "name shown in tables")
     family: str = setting(
         "seq2seq",
-        "encoder-decoder or decoder-only",
-        choices=tuple(TASKS),
+        "encoder-decoder, decoder-only, or an encoder alone, which no task uses yet",
+        choices=(*TASKS, "encoder"),
         paper="Vaswani 2017, arXiv 1706.03762; Radford 2019",
     )
     encoder_layers: int = setting(4, "encoder blocks (0 for a language model)", minimum=0, maximum=1000)
@@ -96,8 +103,35 @@ class ModelConfig:
     positions: str = setting(
         "sinusoidal",
         "position information",
-        choices=("sinusoidal", "learned", "rotary", "alibi"),
-        paper="Vaswani 2017; Gehring 2017; Su 2021, arXiv 2104.09864; Press 2021, arXiv 2108.12409",
+        choices=("sinusoidal", "learned", "rotary", "alibi", "relative"),
+        paper="Vaswani 2017; Gehring 2017; Su 2021, arXiv 2104.09864; Press 2021, arXiv 2108.12409; "
+        "Raffel 2020, arXiv 1910.10683",
+    )
+    rotary_base: float = setting(
+        10000.0, "rotary: base of the wavelengths", above=1, paper="Su 2021; Xiong 2023, arXiv 2309.16039"
+    )
+    rotary_scaling: str = setting(
+        "none",
+        "rotary: how a longer context than trained is reached; linear: positions divided by the factor; "
+        "llama3: only the long wavelengths",
+        choices=("none", "linear", "llama3"),
+        paper="Chen 2023, arXiv 2306.15595; Grattafiori 2024, arXiv 2407.21783",
+    )
+    rotary_factor: float = setting(1.0, "rotary scaling: the factor", minimum=1)
+    rotary_low: float = setting(
+        1.0, "llama3: wavelengths that fit less often into the trained context are scaled", above=0, unit="times"
+    )
+    rotary_high: float = setting(
+        4.0, "llama3: wavelengths that fit more often into the trained context are kept", above=0, unit="times"
+    )
+    rotary_context: int = setting(
+        8192, "llama3: the context that the model was trained with", minimum=2, maximum=1048576, unit="tokens"
+    )
+    relative_buckets: int = setting(
+        32, "relative: number of distances told apart, half of them exact", minimum=4, maximum=4096
+    )
+    relative_distance: int = setting(
+        128, "relative: larger distances are one", minimum=4, maximum=1048576, unit="tokens"
     )
     norm_position: str = setting(
         "pre", "norm before or after each sub-layer", choices=("pre", "post"), paper="Xiong 2020, arXiv 2002.04745"
@@ -108,19 +142,39 @@ class ModelConfig:
         choices=("layernorm", "rmsnorm"),
         paper="Ba 2016, arXiv 1607.06450; Zhang 2019, arXiv 1910.07467",
     )
+    norm_eps: float | None = setting(
+        None, "added to the variance in each norm; null: 1e-5 (layernorm) or 1e-6 (rmsnorm)", above=0, maximum=1
+    )
     activation: str = setting(
         "relu",
-        "feed-forward activation",
-        choices=("relu", "gelu", "swiglu", "relu2"),
+        "feed-forward activation; swiglu and geglu gate; _tanh: with the approximate GELU",
+        choices=("relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu", "geglu_tanh"),
         paper="Hendrycks 2016, arXiv 1606.08415; Shazeer 2020, arXiv 2002.05202; So 2021, arXiv 2109.08668",
     )
     qk_norm: bool = setting(False, "RMS-normalise queries and keys of each head", paper="Henry 2020, arXiv 2010.04245")
     bias: bool = setting(True, "biases in linear layers and norms")
+    attention_bias: bool | None = setting(None, "biases in the projections of attention; null: as bias")
+    ffn_bias: bool | None = setting(None, "biases in the feed-forward layers; null: as bias")
+    output_bias: bool = setting(False, "a bias for each logit")
     tied_embeddings: str = setting(
         "all",
-        "which embeddings share one matrix: source, target and output (all); target and output; none",
-        choices=("all", "output", "none"),
+        "which embeddings share one matrix: source, target and output (all); target and output (output); "
+        "source and target (inputs); none",
+        choices=("all", "output", "inputs", "none"),
         paper="Press 2017, arXiv 1608.05859",
+    )
+    embedding_scale: bool = setting(
+        True, "embeddings are multiplied by the square root of the width", paper="Vaswani 2017, section 3.4"
+    )
+    embedding_norm: bool = setting(
+        False, "a norm of the sum of embeddings and positions", paper="Devlin 2019, arXiv 1810.04805"
+    )
+    token_types: int = setting(
+        0,
+        "kinds of tokens with an embedding of their own, such as first and second sentence; 0: no such embedding",
+        minimum=0,
+        maximum=1024,
+        paper="Devlin 2019, arXiv 1810.04805",
     )
     dropout: float = setting(
         0.1, "dropout of embeddings and of each sub-layer's output", minimum=0, below=1, paper="Srivastava 2014"
@@ -157,7 +211,9 @@ class TokenizerConfig:
         "most rows of the training split that it is trained on: of more, evenly spaced ones; of a stream, the first",
         minimum=1,
     )
-    path: str | None = setting(None, "a tokenizer.json to use unchanged, instead of training one", path=True)
+    path: str | None = setting(
+        None, "a tokenizer.json, or a model folder of transformers, to use unchanged instead of training one", path=True
+    )
 
 
 @dataclass
@@ -525,7 +581,7 @@ class Root:
     tags: list[str] = setting([], "words to find runs by: tfx report --where tags=WORD")
     init_from: str | None = setting(
         None,
-        "a run directory or model file to take weights, architecture and tokenizer from; "
+        "a run, model file, or model folder of transformers to take weights, architecture and tokenizer from; "
         "a run also brings its dataset if you name none",
         path=True,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tfx.errors import UserError
+
 
 @dataclass(frozen=True)
 class TaskFacts:
@@ -22,6 +24,13 @@ class TaskFacts:
     is_stream: bool
     rows: str
     input: str
+
+
+def facts_of(family: str, what: object) -> TaskFacts:
+    """The task of a family of models; raises `UserError`, which names the model, for one that no task uses."""
+    if family not in TASKS:
+        raise UserError(f"{what} is an encoder alone, and no task uses one yet: only `tfx inspect` reads it")
+    return TASKS[family]
 
 
 TASKS = {

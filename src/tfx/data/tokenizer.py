@@ -17,10 +17,15 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from tfx.config.schema import TokenizerConfig
+from tfx.data.foreign import CONFIG, TOKENIZER, read_foreign, read_object
+from tfx.data.roles import Roles
 from tfx.errors import UserError
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
+NO_TOKEN = -1
+# Beside the tokenizer.json of a run whose tokenizer came with a model.
+ROLES = "tokenizer.roles.json"
 # Names of the same tokens in tokenizers of other tools.
 _ALIASES = {
     PAD: (PAD, "[PAD]", "<|pad|>"),
@@ -45,23 +50,30 @@ class Tokenizer:
     ``pad``, ``bos``, ``eos`` and ``unk`` are ids. The first three never appear in decoded text, and text that
     happens to hold their names is ordinary text. ``ends_documents`` is true if an end token follows each document of a
     language model's training text; a single text has none.
+
+    A tokenizer that came with a model has ``roles``, and no token is added to it. Where there is none for a role,
+    ``eos`` is the begin token, ``bos`` and ``pad`` are ``eos``, and ``unk`` is -1, which no token has.
     """
 
     ends_documents = False
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        missing = [token for token in SPECIAL if _special_id(backend, token) is None]
-        _check_ids(backend)
-        if missing:
-            backend.add_special_tokens(missing)
+    def __init__(self, backend: tokenizers.Tokenizer, roles: Roles | None = None) -> None:
+        if roles is None:
+            missing = [token for token in SPECIAL if _special_id(backend, token) is None]
+            _check_ids(backend)
+            if missing:
+                backend.add_special_tokens(missing)
         # Another tool's file may set truncation or padding, and "<eos>" in a text must not end it.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        self._backend = backend
-        self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) or 0 for token in SPECIAL)
+        self._backend, self.roles = backend, roles
+        if roles is None:
+            self.pad, self.bos, self.eos, self.unk = (_special_id(backend, token) or 0 for token in SPECIAL)
+        else:
+            self.pad, self.bos, self.eos, self.unk = _ids_of(roles, backend)
         self._specials = {self.pad, self.bos, self.eos}
-        self._encoder = _without_special_names(backend, self._specials | {self.unk})
+        self._encoder = _without_special_names(backend, (self._specials | {self.unk}) - {NO_TOKEN})
         # A tokenizer that prepends a space to a text returns it when decoding.
         probe = backend.decode(backend.encode("x", add_special_tokens=False).ids)
         self._strips_space = probe.startswith(" ")
@@ -81,23 +93,38 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Reads a tokenizer.json; raises `UserError` if it is missing or not one."""
+        """Reads a tokenizer.json, with the roles that lie beside it, or the tokenizer of a folder of transformers.
+
+        Raises `UserError` if it is missing or not one.
+        """
+        if (path / CONFIG).is_file():
+            return cls._named(path / TOKENIZER, *read_foreign(path))
         if not path.is_file():
             raise UserError(f"the tokenizer file {path} {'is not a file' if path.exists() else 'does not exist'}")
+        beside = path.with_name(ROLES)
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            roles = Roles.from_dict(read_object(beside)) if beside.is_file() else None
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the tokenizer file {path} cannot be read: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{beside}: {error}") from error
+        return cls._named(path, text, roles)
+
+    @classmethod
+    def _named(cls, path: Path, text: str, roles: Roles | None) -> Tokenizer:
+        try:
+            return cls.from_json(text, roles)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
     @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
-        """The tokenizer that `to_json` wrote; raises `UserError` if the text is not one."""
+    def from_json(cls, text: str, roles: Roles | None = None) -> Tokenizer:
+        """The tokenizer that `to_json` wrote, or another tool's with roles; raises `UserError` for any other text."""
         try:
             with _no_backtrace():
                 backend = tokenizers.Tokenizer.from_str(text)
-            return cls(backend)
+            return cls(backend, roles)
         except BaseException as error:  # the library raises a bare Exception, or panics, which is not even one
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
@@ -109,13 +136,26 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """Number of ids, special tokens included; of another tool's, gaps between them too."""
+        if self.roles is not None:
+            return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides how text becomes ids."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        roles = "" if self.roles is None else json.dumps(self.roles.to_dict(), sort_keys=True)
+        return hashlib.sha256((self.to_json() + roles).encode()).hexdigest()
+
+    @property
+    def text_start(self) -> list[int]:
+        """What a language model's texts begin with: a begin token if the model came with one, else nothing."""
+        return [self.bos] if self.roles is not None and self.roles.begins_texts else []
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Ids that no output has, though the model may give them a probability."""
+        return () if self.roles is None else self.roles.never
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; a very long text is encoded in pieces of whole lines."""
@@ -222,7 +262,7 @@ class Tokenizer:
         content = json.loads(self.to_json())
         model = content["model"]
         by_id = {index: piece for piece, index in self._backend.get_vocab(with_added_tokens=True).items()}
-        stay = {by_id[index] for index in {*used, *self._specials, self.unk}}
+        stay = {by_id[index] for index in {*used, *self._specials, self.unk, *self.never} - {NO_TOKEN}}
         stay |= {token["content"] for token in content["added_tokens"]}
         if model["type"] == "BPE":
             merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
@@ -246,13 +286,24 @@ class Tokenizer:
             model["unk_id"] = numbers[by_id[model["unk_id"]]]
         content["added_tokens"] = [token | {"id": numbers[token["content"]]} for token in content["added_tokens"]]
         content["post_processor"] = None  # it holds ids, and adds special tokens that nothing here needs
-        smaller = Tokenizer.from_json(json.dumps(content))
+        roles = None if self.roles is None else self.roles.renumbered({old: new for new, old in enumerate(kept)})
+        smaller = Tokenizer.from_json(json.dumps(content), roles)
         smaller.ends_documents = self.ends_documents
         return smaller, kept
 
     def token(self, token_id: int) -> str:
         """The token's own spelling, for tables."""
         return self._backend.id_to_token(token_id) or "?"
+
+
+def _ids_of(roles: Roles, backend: tokenizers.Tokenizer) -> tuple[int, int, int, int]:
+    """Padding, begin, end and unknown token of a tokenizer with roles; raises `UserError` for a token that it lacks."""
+    if gone := [index for index in sorted(roles.ids) if backend.id_to_token(index) is None]:
+        raise UserError(f"it has no token {gone[0]}, which its roles name")
+    unknown = NO_TOKEN if roles.unknown is None else roles.unknown
+    end = roles.end if roles.end is not None else roles.begin if roles.begin is not None else NO_TOKEN
+    begin = roles.begin if roles.begin is not None else end
+    return (end if roles.pad is None else roles.pad), begin, end, unknown
 
 
 def _without_special_names(backend: tokenizers.Tokenizer, special: set[int]) -> tokenizers.Tokenizer:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, astuple, dataclass, fields
+from math import isfinite
 from typing import Any
 
-from tfx.config.schema import ModelConfig
+from tfx.config.schema import ModelConfig, is_in_range
 from tfx.errors import UserError
 
 # Limits on what a file's header may ask for, all above what anyone trains. A config has the same limit on blocks.
@@ -14,6 +16,10 @@ _MAX_HEADS = 1024
 _MAX_WIDTH = 1 << 24
 # Limit on a table of sines or angles: 256 MB, which every process with the model keeps in memory.
 _MAX_TABLE_ELEMENTS = 1 << 26
+
+
+# The activations that gate, and what is applied to the gate.
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,21 @@ class Architecture:
     qk_norm: bool
     bias: bool
     tied_embeddings: str
+    norm_eps: float | None = None
+    attention_bias: bool | None = None
+    ffn_bias: bool | None = None
+    output_bias: bool = False
+    embedding_scale: bool = True
+    embedding_norm: bool = False
+    token_types: int = 0
+    rotary_base: float = 10000.0
+    rotary_scaling: str = "none"
+    rotary_factor: float = 1.0
+    rotary_low: float = 1.0
+    rotary_high: float = 4.0
+    rotary_context: int = 8192
+    relative_buckets: int = 32
+    relative_distance: int = 128
 
     @classmethod
     def from_config(cls, model: ModelConfig, vocab_size: int) -> Architecture:
@@ -70,21 +91,13 @@ class Architecture:
         decoder = encoder
         if is_seq2seq:
             decoder = BlockShape(model.heads, kv_heads, model.heads, kv_heads, model.ffn_width)
+        same = {f.name: getattr(model, f.name) for f in fields(cls) if hasattr(model, f.name)}
         return cls(
-            family=model.family,
+            **same,
             vocab_size=vocab_size,
-            width=model.width,
             head_width=model.width // model.heads,
-            context=model.context,
             encoder=(encoder,) * model.encoder_layers,
             decoder=(decoder,) * model.decoder_layers,
-            positions=model.positions,
-            norm_position=model.norm_position,
-            norm=model.norm,
-            activation=model.activation,
-            qk_norm=model.qk_norm,
-            bias=model.bias,
-            tied_embeddings=model.tied_embeddings,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,12 +119,12 @@ class Architecture:
                     raise ValueError(f"its {stack} has {len(known[stack]):,} blocks, more than {_MAX_BLOCKS:,}")
                 known[stack] = tuple(BlockShape(**shape) for shape in known[stack])
             architecture = cls(**known)
-            architecture._check()
+            architecture.check()
             return architecture
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the architecture in the file's header is not readable: {error}") from error
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raises `ValueError` for a value of the wrong type or out of range."""
         widths = {name: getattr(self, name) for name in ("vocab_size", "width", "head_width", "context")}
         inner = [value for shape in (*self.encoder, *self.decoder) for value in astuple(shape)]
@@ -121,19 +134,32 @@ class Architecture:
             raise ValueError("a width of a block is not a number in range")
         if any(max(astuple(shape)[:4]) > _MAX_HEADS for shape in (*self.encoder, *self.decoder)):
             raise ValueError(f"a block has more than {_MAX_HEADS:,} heads")
-        for name in ("family", "positions", "norm_position", "norm", "activation", "tied_embeddings"):
-            choices = ModelConfig.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}")
-        if type(self.qk_norm) is not bool or type(self.bias) is not bool:
-            raise ValueError("qk_norm and bias must be true or false")
+        for f in fields(self):
+            setting = ModelConfig.__dataclass_fields__.get(f.name)
+            if setting is not None and not _is_allowed(getattr(self, f.name), str(f.type), setting.metadata):
+                raise ValueError(f"{f.name} is {getattr(self, f.name)!r}")
         if _table_elements(self.positions, self.context, self.width, self.head_width) > _MAX_TABLE_ELEMENTS:
             raise ValueError(f"its context of {self.context:,} tokens is too long for {self.positions} positions")
 
     @property
     def is_seq2seq(self) -> bool:
-        """Whether there is an encoder."""
+        """Whether there are an encoder and a decoder."""
         return self.family == "seq2seq"
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a source is encoded."""
+        return self.family != "lm"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a third linear layer gates the feed-forward units (Shazeer 2020, arXiv 2002.05202)."""
+        return self.activation in GATED
+
+    @property
+    def epsilon(self) -> float:
+        """What is added to the variance in a norm."""
+        return self.norm_eps or (1e-6 if self.norm == "rmsnorm" else 1e-5)
 
 
 def check_model(model: ModelConfig) -> None:
@@ -155,6 +181,18 @@ def check_model(model: ModelConfig) -> None:
             f"model.context={model.context} makes a table of {model.positions} positions with more than "
             f"{_MAX_TABLE_ELEMENTS:,} entries: lower it, or use model.positions=alibi"
         )
+
+
+def _is_allowed(value: Any, kind: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a value from a file has the type of its field, and lies in the range of the setting of its name."""
+    if value is None:
+        return "None" in kind
+    types = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
+    if type(value) not in types[kind.partition(" ")[0]]:
+        return False
+    if metadata["choices"]:
+        return value in metadata["choices"]
+    return type(value) is bool or (isfinite(value) and is_in_range(value, metadata))
 
 
 def _table_elements(positions: str, context: int, width: int, head_width: int) -> int:

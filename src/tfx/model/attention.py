@@ -22,12 +22,14 @@ class Bias:
 
     ``mask`` is boolean, True where a query may see a key, and broadcasts to (B, H, T, S). ``causal`` hides
     later keys inside the kernel; it is never set together with a mask or a distance. ``distance_TS`` is the
-    distance from each query to each key, for ALiBi; each head multiplies it by its own slope.
+    position of each key minus that of each query, for ALiBi; each head multiplies it by its own slope.
+    ``bucket_TS`` is the bucket of that distance, for relative positions; each head adds its own bias for it.
     """
 
     mask: Tensor | None = None
     causal: bool = False
     distance_TS: Tensor | None = None
+    bucket_TS: Tensor | None = None
 
 
 class KeyValueCache:
@@ -68,9 +70,11 @@ class Attention(nn.Module):
     below ``heads`` gives grouped-query attention (Ainslie 2023, arXiv 2305.13245); ``qk_norm`` normalises
     each head's queries and keys (Henry 2020, arXiv 2010.04245). With ``alibi`` (Press 2021, arXiv
     2108.12409) the slopes are saved with the weights, so that a head keeps its slope when others are pruned.
+    With ``buckets`` each head learns a bias for each bucket of distances (Raffel 2020, arXiv 1910.10683).
     """
 
     slopes: Tensor | None
+    relative_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Attention(nn.Module):
         qk_norm: bool,
         dropout: float,
         alibi: bool = False,
+        buckets: int = 0,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width, self.dropout = heads, kv_heads, head_width, dropout
@@ -93,6 +98,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head_width, eps=1e-6) if qk_norm else None
         self.k_norm = nn.RMSNorm(head_width, eps=1e-6) if qk_norm else None
         self.register_buffer("slopes", alibi_slopes(heads) if alibi else None)
+        self.register_parameter("relative_bias", nn.Parameter(torch.zeros(buckets, heads)) if buckets else None)
 
     def forward(
         self,
@@ -165,9 +171,12 @@ class Attention(nn.Module):
         )
 
     def _mask(self, bias: Bias, dtype: torch.dtype) -> Tensor | None:
-        if bias.distance_TS is None or self.slopes is None:
+        if bias.distance_TS is not None and self.slopes is not None:
+            added = alibi_bias(self.slopes, bias.distance_TS)
+        elif bias.bucket_TS is not None and self.relative_bias is not None:
+            added = self.relative_bias[bias.bucket_TS].permute(2, 0, 1).unsqueeze(0)
+        else:
             return bias.mask
-        added = alibi_bias(self.slopes, bias.distance_TS)
         if bias.mask is not None:
             added = added.masked_fill(~bias.mask, -torch.inf)
         return added.to(dtype)

@@ -21,11 +21,18 @@ from tfx.record.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Ends:
-    """Ids of the tokens that frame an output."""
+    """Ids of the tokens that frame an output; ``never`` are those that none has."""
 
     bos: int
     eos: int
     pad: int
+    never: tuple[int, ...] = ()
+
+    def allowed(self, logits_NV: Tensor) -> Tensor:
+        """The logits with those of tokens that no output has at minus infinity."""
+        if not self.never:
+            return logits_NV
+        return logits_NV.index_fill(1, torch.tensor(self.never, device=logits_NV.device), -torch.inf)
 
 
 Picker = Callable[[Tensor, list[int]], Tensor]
@@ -140,7 +147,7 @@ def _step_by_step(
     step = 0
     while alive.numel():
         hidden = model.decode(token_B.unsqueeze(1), memory_BSD, source_mask_BS, caches)
-        token_B = pick(model.project(hidden[:, 0]), alive.tolist())
+        token_B = pick(ends.allowed(model.project(hidden[:, 0])), alive.tolist())
         step += 1
         for row, token in zip(alive.tolist(), token_B.tolist(), strict=True):
             if token != ends.eos:
@@ -199,7 +206,7 @@ def _beam_search(
         rows = tokens_BKT.shape[0]
         last_N1 = tokens_BKT[:, :, step].reshape(-1, 1)
         hidden = model.decode(last_N1, memory_BSD, source_mask_BS, caches)
-        logits_NV = model.project(hidden[:, 0]).float()
+        logits_NV = ends.allowed(model.project(hidden[:, 0]).float())
         # The 2K best children of each prefix are enough: at most K of them can be end tokens.
         top_logits, top_tokens = logits_NV.topk(min(2 * beam, logits_NV.shape[1]), dim=-1)
         log_probs = (top_logits - logits_NV.logsumexp(-1, keepdim=True)).view(rows, beam, -1)

@@ -51,4 +51,4 @@ def _decoder_flops(architecture: Architecture, length: int, attended: int, sourc
 
 
 def _projections(architecture: Architecture) -> int:
-    return 3 if architecture.activation == "swiglu" else 2
+    return 3 if architecture.is_gated else 2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.architecture import GATED, Architecture, BlockShape
 from tfx.model.attention import Attention, Bias, KeyValueCache
 from tfx.model.dropout import Dropout
 from tfx.model.linear import Linear
@@ -24,31 +27,36 @@ class BlockCache:
 def make_norm(architecture: Architecture) -> nn.Module:
     """LayerNorm (Ba 2016) or RMSNorm (Zhang 2019) over the model width."""
     if architecture.norm == "rmsnorm":
-        return nn.RMSNorm(architecture.width, eps=1e-6)
-    return nn.LayerNorm(architecture.width, eps=1e-5, bias=architecture.bias)
+        return nn.RMSNorm(architecture.width, eps=architecture.epsilon)
+    return nn.LayerNorm(architecture.width, eps=architecture.epsilon, bias=architecture.bias)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "silu": functional.silu,
+}
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around an activation; ``swiglu`` adds a third as a gate (Shazeer 2020)."""
+    """Two linear layers around an activation; ``swiglu`` and ``geglu`` add a third as a gate (Shazeer 2020)."""
 
     def __init__(self, width: int, ffn: int, *, activation: str, bias: bool, dropout: float) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation = _ACTIVATIONS[GATED.get(activation, activation)]
         self.up = Linear(width, ffn, bias=bias)
-        self.gate = Linear(width, ffn, bias=bias) if activation == "swiglu" else None
+        self.gate = Linear(width, ffn, bias=bias) if activation in GATED else None
         self.down = Linear(ffn, width, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden = self.up(x_BTD)
         if self.gate is not None:
-            hidden = functional.silu(self.gate(x_BTD)) * hidden
-        elif self.activation == "gelu":
-            hidden = functional.gelu(hidden)
+            hidden = self.activation(self.gate(x_BTD)) * hidden
         else:
-            hidden = functional.relu(hidden)
-            if self.activation == "relu2":
-                hidden = hidden.square()
+            hidden = self.activation(hidden)
         return self.down(self.dropout(hidden))
 
 
@@ -70,19 +78,28 @@ class Block(nn.Module):
         super().__init__()
         self.pre = architecture.norm_position == "pre"
 
-        def attention(heads: int, kv_heads: int, *, alibi: bool = False) -> Attention:
+        def biased(own: bool | None) -> bool:
+            return architecture.bias if own is None else own
+
+        def attention(heads: int, kv_heads: int, *, alibi: bool = False, buckets: int = 0) -> Attention:
             return Attention(
                 architecture.width,
                 heads,
                 kv_heads,
                 architecture.head_width,
-                bias=architecture.bias,
+                bias=biased(architecture.attention_bias),
                 qk_norm=architecture.qk_norm,
                 dropout=attention_dropout,
                 alibi=alibi,
+                buckets=buckets,
             )
 
-        self.attention = attention(shape.heads, shape.kv_heads, alibi=architecture.positions == "alibi")
+        self.attention = attention(
+            shape.heads,
+            shape.kv_heads,
+            alibi=architecture.positions == "alibi",
+            buckets=architecture.relative_buckets if architecture.positions == "relative" else 0,
+        )
         self.attention_norm = make_norm(architecture)
         self.cross = attention(shape.cross_heads, shape.cross_kv_heads) if shape.cross_heads else None
         self.cross_norm = make_norm(architecture) if shape.cross_heads else None
@@ -90,7 +107,7 @@ class Block(nn.Module):
             architecture.width,
             shape.ffn,
             activation=architecture.activation,
-            bias=architecture.bias,
+            bias=biased(architecture.ffn_bias),
             dropout=ffn_dropout,
         )
         self.ffn_norm = make_norm(architecture)
@@ -129,7 +146,12 @@ class BlockStack(nn.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, shapes: tuple[BlockShape, ...], *, layer_dropout: float, **dropouts: float
+        self,
+        architecture: Architecture,
+        shapes: tuple[BlockShape, ...],
+        *,
+        layer_dropout: float,
+        **dropouts: float,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(architecture, shape, **dropouts) for shape in shapes)

@@ -153,7 +153,7 @@ def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[Bl
 def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:
     """The rewiring that keeps only these tokens: their rows of the embeddings and of the output layer."""
     rows = torch.tensor(ids)
-    vocabulary = ("embedding.weight", "source_embedding.weight", "output.weight")
+    vocabulary = ("embedding.weight", "source_embedding.weight", "output.weight", "output.bias")
     origins = {name: Origin(name, rows if name in vocabulary else None) for name in model.state_dict()}
     return Rewiring(replace(model.architecture, vocab_size=len(ids)), origins)
 
@@ -172,7 +172,9 @@ def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor
             groups = plan.heads if part == "attention" else plan.cross_heads
             serves = attention.heads // attention.kv_heads
             queries = _spread(groups, serves)
-            if rest == "slopes":
+            if rest == "relative_bias":
+                yield name, (None, queries)
+            elif rest == "slopes":
                 yield name, (queries, None)
             elif rest.startswith("q."):
                 yield name, (_spread(queries, attention.head_width), None)

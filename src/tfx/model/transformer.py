@@ -22,8 +22,8 @@ from tfx.model.batch import Batch, Mix
 from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
-from tfx.model.layers import BlockCache, BlockStack
-from tfx.model.positions import distances, rotary_table, sinusoidal_table
+from tfx.model.layers import BlockCache, BlockStack, make_norm
+from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
 from tfx.model.roles import Role, parameter_roles
 from tfx.record.seeds import derive_seed
 
@@ -54,16 +54,19 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab, width)
         self.source_embedding = self.embedding
         self.encoder: BlockStack | None = None
-        if architecture.is_seq2seq:
-            if architecture.tied_embeddings != "all":
+        if architecture.has_encoder:
+            if architecture.tied_embeddings not in ("all", "inputs"):
                 self.source_embedding = nn.Embedding(vocab, width)
             self.encoder = BlockStack(architecture, architecture.encoder, **dropouts)
         self.decoder = BlockStack(architecture, architecture.decoder, **dropouts)
-        self.output = nn.Linear(width, vocab, bias=False)
+        self.output = nn.Linear(width, vocab, bias=architecture.output_bias)
         self._tie()
         self.dropout = Dropout(rates.dropout)
         self.token_dropout = TokenDropout(rates.token_dropout)
         self.position = nn.Embedding(architecture.context, width) if architecture.positions == "learned" else None
+        self.token_type = nn.Embedding(architecture.token_types, width) if architecture.token_types else None
+        self.embedding_norm = make_norm(architecture) if architecture.embedding_norm else None
+        self.embedding_scale = math.sqrt(width) if architecture.embedding_scale else 1.0
         self._make_tables()
 
     @classmethod
@@ -82,7 +85,7 @@ class Transformer(nn.Module):
         return model
 
     def _tie(self) -> None:
-        if self.architecture.tied_embeddings != "none":
+        if self.architecture.tied_embeddings in ("all", "output"):
             self.output.weight = self.embedding.weight
 
     def _make_tables(self) -> None:
@@ -91,7 +94,7 @@ class Transformer(nn.Module):
         if architecture.positions == "sinusoidal":
             sinusoids = sinusoidal_table(architecture.context, architecture.width)
         elif architecture.positions == "rotary":
-            cos, sin = rotary_table(architecture.context, architecture.head_width)
+            cos, sin = rotary_table(architecture)
         self.register_buffer("sinusoids", sinusoids, persistent=False)
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
@@ -105,13 +108,14 @@ class Transformer(nn.Module):
         offset: int = 0,
         mix: Mix | None = None,
         real_BT: Tensor | None = None,
+        types_BT: Tensor | None = None,
     ) -> Tensor:
-        """Embeds tokens at positions from ``offset`` on, scaled by sqrt(D) (Vaswani 2017), with dropout.
+        """Embeds tokens at positions from ``offset`` on, scaled by sqrt(D) unless told not to, with dropout.
 
         With ``mix``, each row is the weighted sum of its own and its partner's embeddings; padding (where
-        ``real`` is False) adds 0.
+        ``real`` is False) adds 0. ``types`` are the token types, if the model has such embeddings; None: all 0.
         """
-        x_BTD = table(tokens_BT) * math.sqrt(self.architecture.width)
+        x_BTD = table(tokens_BT) * self.embedding_scale
         x_BTD = self.token_dropout(x_BTD)
         if mix is not None:
             if real_BT is not None:
@@ -121,19 +125,32 @@ class Transformer(nn.Module):
         if self.sinusoids is not None:
             x_BTD = x_BTD + self.sinusoids[offset:end]
         elif self.position is not None:
-            # Position embeddings are stored like token embeddings, so they are scaled in the same way.
-            x_BTD = x_BTD + self.position.weight[offset:end] * math.sqrt(self.architecture.width)
+            # Position and type embeddings are stored like token embeddings, so they are scaled in the same way.
+            x_BTD = x_BTD + self.position.weight[offset:end] * self.embedding_scale
+        if self.token_type is not None:
+            kinds = torch.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD = x_BTD + self.token_type(kinds) * self.embedding_scale
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
         return self.dropout(x_BTD)
 
-    def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None, mix: Mix | None = None) -> Tensor:
-        """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None if all are real."""
+    def encode(
+        self,
+        source_BS: Tensor,
+        source_mask_BS: Tensor | None,
+        mix: Mix | None = None,
+        types_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None if all are real.
+
+        ``types`` are the token types (see `embed`).
+        """
         assert self.encoder is not None
         length = source_BS.shape[1]
         bias = Bias(_key_mask(source_mask_BS))
-        if self.architecture.positions == "alibi":
-            bias.distance_TS = distances(length, length, 0, source_BS.device)
+        self._add_distances(bias, length, length, source_BS.device, is_causal=False)
         real_BS = mix.source_real_BS if mix is not None else None
-        x_BSD = self.embed(source_BS, self.source_embedding, 0, mix, real_BS)
+        x_BSD = self.embed(source_BS, self.source_embedding, 0, mix, real_BS, types_BS)
         return self.encoder(x_BSD, bias, rotary=self._rotary(0, length))
 
     def decode(
@@ -151,14 +168,13 @@ class Transformer(nn.Module):
         """
         offset = caches[0].own.length if caches is not None else 0
         length = target_BT.shape[1]
-        is_alibi = self.architecture.positions == "alibi"
-        bias = Bias(causal=length > 1 and offset == 0 and not is_alibi)
+        has_bias = self.architecture.positions in ("alibi", "relative")
+        bias = Bias(causal=length > 1 and offset == 0 and not has_bias)
         if length > 1 and not bias.causal:
             # The kernel's causal mask starts at position 0 and cannot be combined with a bias.
             visible = torch.ones(length, offset + length, dtype=torch.bool, device=target_BT.device)
             bias.mask = visible.tril(diagonal=offset)
-        if is_alibi:
-            bias.distance_TS = distances(length, offset + length, offset, target_BT.device)
+        self._add_distances(bias, length, offset + length, target_BT.device, is_causal=True)
         x_BTD = self.embed(target_BT, self.embedding, offset, mix, mix.target_real_BT if mix is not None else None)
         return self.decoder(
             x_BTD,
@@ -188,7 +204,24 @@ class Transformer(nn.Module):
         """Empty caches, one per decoder block, for step-by-step calls of `decode`."""
         return [BlockCache() for _ in self.decoder.blocks]
 
+    def output_factors(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Two matrices (N, D) and (V, D), or with one more column each for the bias: the first times the second
+        transposed is ``project(hidden)``, for losses that work on the product in slices.
+        """
+        if self.output.bias is None:
+            return hidden_ND, self.output.weight
+        ones_N1 = torch.ones_like(hidden_ND[:, :1])
+        return torch.cat([hidden_ND, ones_N1], 1), torch.cat([self.output.weight, self.output.bias.unsqueeze(1)], 1)
+
     # --- details ------------------------------------------------------------------------------------
+
+    def _add_distances(self, bias: Bias, queries: int, keys: int, device: torch.device, *, is_causal: bool) -> None:
+        """Tells the bias of self-attention how far the last ``queries`` positions are from all ``keys``."""
+        if self.architecture.positions not in ("alibi", "relative"):
+            return
+        bias.distance_TS = distances(queries, keys, keys - queries, device)
+        if self.architecture.positions == "relative":
+            bias.bucket_TS = relative_buckets(bias.distance_TS, self.architecture, is_causal=is_causal)
 
     def _rotary(self, start: int, end: int) -> tuple[Tensor, Tensor] | None:
         if self.rotary_cos is None or self.rotary_sin is None:

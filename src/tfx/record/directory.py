@@ -48,7 +48,8 @@ class RunDirectory:
         """Removes what a run wrote besides its config and log, so that it can start over; other files stay."""
         shutil.rmtree(self.state, ignore_errors=True)
         written = (self.environment, self.metrics, self.tokenizer, self.model, self.compressed, self.predictions)
-        for path in (*written, self.tracking, self.tensors, self.attention, self.report, self.summary):
+        shown = (self.tokenizer_roles, self.tracking, self.tensors, self.attention, self.report, self.summary)
+        for path in (*written, *shown):
             path.unlink(missing_ok=True)
         self.tidy()
 
@@ -94,6 +95,11 @@ class RunDirectory:
     def tokenizer(self) -> Path:
         """The tokenizer, in the `tokenizers` library's format."""
         return self.path / "tokenizer.json"
+
+    @property
+    def tokenizer_roles(self) -> Path:
+        """What the special tokens are for, if the tokenizer came with a model of another library."""
+        return self.path / "tokenizer.roles.json"
 
     @property
     def state(self) -> Path:

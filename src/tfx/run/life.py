@@ -193,6 +193,8 @@ class _Life:
                 causes = [name for name in changed if name not in ("data", "content")] or changed
                 raise UserError(f"{self.run.path} cannot go on: changed since it began: {' and '.join(causes)}")
         write_text(self.run.tokenizer, parts.data.tokenizer.to_json())
+        if parts.data.tokenizer.roles is not None:
+            write_json(self.run.tokenizer_roles, parts.data.tokenizer.roles.to_dict())
         write_json(self.run.environment, environment)
 
     def _measurer(self, parts: Parts) -> Measurer:

@@ -18,9 +18,10 @@ from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.speed import Candidate, measure_speed
+from tfx.exchange.importing import local_file
 from tfx.model.transformer import Transformer, run_batch
 from tfx.record.console import RunConsole, number
-from tfx.record.directory import RunDirectory, model_file
+from tfx.record.directory import RunDirectory
 from tfx.record.files import sha256
 from tfx.record.signals import raise_if_signalled
 from tfx.record.summary import FILE, REFERENCE, Reference, Speed, Stage
@@ -105,7 +106,7 @@ class Measurer:
     def measure_reference(self, path: Path, name: str) -> None:
         """Measures the dense model that results are compared with: quality on this run's data, bytes and speed."""
         start = time.perf_counter()
-        file = model_file(path)
+        file = local_file(path)
         loaded = checkpoint.load(file, str(self.device))
         if loaded.model.architecture.family != self.data.task:
             raise UserError(f"reference {path} is for another task than dataset '{self.data.name}'")
@@ -159,7 +160,7 @@ class Measurer:
             models["plain_fp32"] = (checkpoint.load(plain, str(self.device)), self.data)
         if self.reference is not None:
             path = Path(self.reference.path)
-            other = checkpoint.load(model_file(path), str(self.device))
+            other = checkpoint.load(local_file(path), str(self.device))
             models["reference"] = (other, self._data_for(other, f"{self.reference.name} {path}")[0])
         self.inference = self.speeds(**models)
         self.inference.setdefault("plain_fp32", self.inference["file"])

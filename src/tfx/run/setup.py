@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import Root
+from tfx.config.tasks import facts_of
 from tfx.errors import UserError
-from tfx.record.directory import model_file
 from tfx.run.tracking.contract import require
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Setup:
         import torch
 
         from tfx.evaluation.metrics import check_metrics
+        from tfx.exchange.importing import local_file
         from tfx.model.architecture import check_model
         from tfx.model.device import choose_device
         from tfx.run.teacher import check_need
@@ -76,7 +77,7 @@ class Setup:
         require(config.tracking.to)
         self.stack = Stack.from_config(config)
         if config.reference is not None:
-            model_file(Path(config.reference))  # raises before any training if it does not exist
+            local_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
 
@@ -133,11 +134,13 @@ def read_inputs(
 def _origin(config: Root) -> LoadedModel | None:
     """The model that ``init_from`` names. Raises `UserError` if it is for another task than the data."""
     from tfx.compression import checkpoint
+    from tfx.exchange.importing import local_file
 
     if config.init_from is None:
         return None
-    loaded = checkpoint.load(Path(config.init_from), kernels=False)
+    loaded = checkpoint.load(local_file(Path(config.init_from)), kernels=False)
     family = loaded.model.architecture.family
+    facts_of(family, f"init_from={config.init_from}")
     if family != config.dataset.task:
         raise UserError(
             f"init_from={config.init_from} is a model for {family}, and dataset '{config.dataset.name}' is for "

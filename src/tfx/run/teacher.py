@@ -14,7 +14,7 @@ from tfx.config import compose
 from tfx.config.inheritance import from_scratch
 from tfx.config.schema import Budget, Root, TrackingConfig
 from tfx.record.console import RunConsole
-from tfx.record.directory import RunDirectory, model_file
+from tfx.record.directory import RunDirectory
 from tfx.record.files import sha256
 from tfx.record.lock import making
 
@@ -36,7 +36,9 @@ _VERSION = 1
 def check_need(config: Root, need: TeacherNeed) -> None:
     """Raises `UserError` if the named teacher does not exist, or cannot be trained with these settings."""
     if need.path is not None:
-        model_file(need.path)
+        from tfx.exchange.importing import local_file
+
+        local_file(need.path)
     else:
         teacher_config(config, need)
 
@@ -90,11 +92,12 @@ def _trained(config: Root, need: TeacherNeed, console: RunConsole, train: TrainR
 def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
     """A teacher from a run directory or model file, in the precision of the run."""
     from tfx.compression import checkpoint
+    from tfx.exchange.importing import local_file
     from tfx.model.compilation import compile_for
     from tfx.model.device import choose_precision
     from tfx.techniques.contract import Teacher
 
-    file = model_file(path)
+    file = local_file(path)
     loaded = checkpoint.load(file, kernels=False)
     cost = RunDirectory(path).training_cost()
     compile_for(loaded.model, config.trainer, device)

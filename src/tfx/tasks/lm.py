@@ -129,9 +129,8 @@ class LanguageModel(Task):
             for text, own in zip(texts, ids, strict=True):
                 if tokenizer.unk in own:
                     arrays.append("unknown_bytes", np.asarray(tokenizer.unknown_bytes(text), dtype=np.int64))
-            if is_part or _has_documents(dataset):
-                for document in ids:
-                    document.append(tokenizer.eos)
+            end = [tokenizer.eos] if is_part or _has_documents(dataset) else []
+            ids = [[*tokenizer.text_start, *text, *end] for text in ids]
             arrays.append("tokens", Ragged.from_lists(ids, id_dtype(tokenizer)).values)
         arrays.append("text_bytes", np.asarray([text_bytes], dtype=np.int64))
 
@@ -180,7 +179,7 @@ class LanguageModel(Task):
         context = model.architecture.context
         outputs = []
         for row, own in enumerate(prompts.ids):
-            prompt = own
+            prompt = [*tokenizer.text_start, *own]
             if not prompt:
                 prompt = _beginning(tokenizer)
                 what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"

@@ -242,7 +242,7 @@ def decode_sources(
     """
     model.eval()
     device = model.embedding.weight.device
-    ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad)
+    ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
     lengths = sources.lengths + 1
     limits = np.asarray([output_limit(int(length), config, model.architecture.context) for length in lengths])
     hypotheses = config.beam if config.method in ("auto", "beam") else 1

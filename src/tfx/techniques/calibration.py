@@ -105,7 +105,7 @@ class Calibration:
         for piece in batch.split(-(-batch.positions // positions)):
             hidden_ND = run_batch(self._model, piece).flatten(0, 1)
             losses = [(CrossEntropy(piece.targets_and_weights()), 1.0)]
-            loss, _ = projected_losses(hidden_ND, self._model.output.weight, losses, dtype=torch.float32)
+            loss, _ = projected_losses(*self._model.output_factors(hidden_ND), losses, dtype=torch.float32)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient

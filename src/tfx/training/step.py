@@ -192,8 +192,7 @@ class Stepper:
         objective = Objective(batch, self._forward, hidden_ND, keep_N, [("task", task, 1.0)])
         self.stack.objective(objective, moment)
         loss, reported = projected_losses(
-            hidden_ND,
-            self.model.output.weight,
+            *self.model.output_factors(hidden_ND),
             [(term, scale) for _, term, scale in objective.logit_losses],
             dtype=self.precision.products,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
 from tfx.errors import UserError
@@ -9,11 +11,12 @@ from tfx.model.architecture import Architecture
 from tfx.model.rewiring import evenly_spaced
 from tfx.model.transformer import Transformer
 
+_MAY_DIFFER = {"encoder", "decoder", "context", "tied_embeddings"}
+
 
 def check_layers(theirs: Architecture, ours: Architecture) -> None:
     """Raises `UserError` if widths or kinds of layers of teacher and student differ."""
-    names = ("family", "width", "head_width", "vocab_size", "positions", "norm", "norm_position", "activation")
-    for name in (*names, "qk_norm", "bias"):
+    for name in [f.name for f in fields(Architecture) if f.name not in _MAY_DIFFER]:
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
                 f"technique.distill.initialise needs a teacher with the student's {name}: "
@@ -44,8 +47,8 @@ def copy_layers(teacher: Transformer, student: Transformer) -> int:
                 block.load_state_dict(theirs.blocks[number].state_dict())
                 copied += 1
             ours.norm.load_state_dict(theirs.norm.state_dict())
-        for name in ("embedding", "source_embedding", "output", "position"):
+        for name in ("embedding", "source_embedding", "output", "position", "token_type", "embedding_norm"):
             theirs_part, ours_part = getattr(teacher, name), getattr(student, name)
             if theirs_part is not None and ours_part is not None and ours_part.weight.shape == theirs_part.weight.shape:
-                ours_part.weight.copy_(theirs_part.weight)
+                ours_part.load_state_dict(theirs_part.state_dict())
     return copied

@@ -194,7 +194,8 @@ class Distill(Technique):
         if teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
             raise UserError(
                 f"{asked[0]}: the teacher has another tokenizer than the student, so their tokens differ; give "
-                "the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json), or learn from its "
+                "the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json, or =FOLDER for a model "
+                "folder of transformers), or learn from its "
                 "outputs alone (technique.distill.sequence_level=true technique.distill.loss=none)"
             )
         self._check_context(data.splits["train"].longest, "dataset.max_tokens={}", -1)
@@ -291,8 +292,8 @@ class Distill(Technique):
                 self.teacher.model.architecture.vocab_size,
             )
         assert hidden_NE is not None
-        weight = self.teacher.model.output.weight
-        return FromHidden(kind, temperature, weights_N, hidden_NE, weight, self.teacher.precision.products)
+        factors = self.teacher.model.output_factors(hidden_NE)
+        return FromHidden(kind, temperature, weights_N, *factors, self.teacher.precision.products)
 
     # --- proof ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,65 @@
+"""The contract of a target: how a model is written for another library, and run by it again."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfx.compression.checkpoint import LoadedModel
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture
+
+Ids = Sequence[int]
+
+
+class Reopened(ABC):
+    """An exported model, run by the library that it was written for."""
+
+    @abstractmethod
+    def scores(self, sources: Sequence[Ids] | None, targets: Sequence[Ids]) -> list[list[float]]:
+        """Log-probabilities of the tokens of each target, teacher-forced; a language model's first token has none.
+
+        Sources end with the end token, and so do targets of an encoder-decoder, whose begin token is not in them.
+        """
+
+    @abstractmethod
+    def greedy(self, inputs: Sequence[Ids], limits: Sequence[int]) -> list[list[int]]:
+        """The likeliest token at each step, at most ``limits`` of them, without the end token.
+
+        Inputs are sources with their end token, or the texts that a language model continues.
+        """
+
+
+@dataclass(frozen=True)
+class Target:
+    """A library to export to. ``module`` is what must be installed, by the extra of its name.
+
+    ``kinds`` are the number types of the weights, the default first. ``write`` puts the model into an empty folder, and
+    raises `UserError`, which names the setting that would fit, for one that the library has no place for; ``check``
+    raises the same and writes nothing.
+    """
+
+    name: str
+    doc: str
+    module: str
+    kinds: tuple[str, ...]
+    check: Callable[[Architecture], None]
+    write: Callable[[LoadedModel, Path, str], None]
+    reopen: Callable[[Path, LoadedModel], Reopened]
+
+    def require(self) -> None:
+        """Raises `UserError`, with the command that mends it, where the library is not installed."""
+        if importlib.util.find_spec(self.module) is None:
+            raise UserError(f"--to {self.name} needs an extra: pip install 'tfx[{self.name}]'")
+
+
+def refuse(target: str, setting: str, value: object, fits: object) -> UserError:
+    """The error for a setting of a model that a target has no place for."""
+    shown = {True: "true", False: "false", None: "null"}
+    words = [shown.get(each, each) if isinstance(each, bool | None) else each for each in (value, fits)]
+    return UserError(
+        f"{target} has no model with model.{setting}={words[0]}: train one with model.{setting}={words[1]} to export it"
+    )

@@ -1,0 +1,28 @@
+"""All libraries that models are exported to."""
+
+from __future__ import annotations
+
+from tfx.config.schema import ModelConfig
+from tfx.errors import UserError
+from tfx.exchange.target import Target
+from tfx.exchange.to_ctranslate2 import CTRANSLATE2
+from tfx.exchange.to_transformers import TRANSFORMERS
+from tfx.model.architecture import Architecture
+
+TARGETS: dict[str, Target] = {target.name: target for target in (TRANSFORMERS, CTRANSLATE2)}
+
+# Of a model that has no data yet; what exports does not depend on it.
+_ANY_VOCABULARY = 8000
+
+
+def exportable(model: ModelConfig) -> list[str]:
+    """The names of the targets that have a place for models of these settings."""
+    architecture = Architecture.from_config(model, _ANY_VOCABULARY)
+    found = []
+    for name, target in TARGETS.items():
+        try:
+            target.check(architecture)
+        except UserError:
+            continue
+        found.append(name)
+    return found

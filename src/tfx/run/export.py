@@ -1,0 +1,195 @@
+"""`tfx export`: a model written for another library, run there, and compared on real inputs before it is done."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tfx.compression.checkpoint import LoadedModel
+from tfx.config.schema import EvaluationConfig
+from tfx.errors import UserError
+from tfx.evaluation.metrics import score_text
+from tfx.model.batch import IGNORE, Batch
+from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
+from tfx.model.transformer import run_batch
+
+if TYPE_CHECKING:
+    from tfx.exchange.target import Reopened, Target
+    from tfx.tasks.contract import Split
+
+# Largest difference of log-probabilities in fp32, and the smallest share of equal greedy outputs.
+_TOLERANCE, _EQUAL = 1e-3, 0.995
+# Numbers of fewer bits: the largest mean difference of log-probabilities.
+_MEAN_TOLERANCE = 0.1
+_PROMPT_TOKENS, _NEW_TOKENS = 16, 32
+_ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an exported model differs from ours on ``inputs`` inputs, of so many ``tokens``.
+
+    ``largest`` and ``mean`` are differences of the log-probabilities of real targets; ``loss`` and ``theirs`` the mean
+    loss of both, in nats a token; ``equal`` the share of inputs with the same greedy output; ``scores`` the metrics of
+    the greedy outputs, theirs and ours, where the data has references.
+    """
+
+    inputs: int
+    tokens: int
+    largest: float
+    mean: float
+    loss: float
+    theirs: float
+    equal: float
+    scores: dict[str, tuple[float, float]]
+
+
+def export(
+    loaded: LoadedModel, target: Target, split: Split, output: Path, kind: str, count: int, metrics: Sequence[str] = ()
+) -> Comparison:
+    """Writes ``loaded`` for a target into the new folder ``output``, and compares it on ``count`` inputs of a split.
+
+    Raises `UserError`, and leaves nothing, for a model that the target has no place for, or whose outputs differ.
+    """
+    target.check(loaded.model.architecture)
+    with _whole_or_nothing(output) as folder:
+        target.write(loaded, folder, kind)
+        found = compare(loaded, target.reopen(folder, loaded), split, count, metrics)
+        _judge(found, target, kind)
+    return found
+
+
+def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, metrics: Sequence[str] = ()) -> Comparison:
+    """Runs both models on ``count`` inputs of a split, evenly spaced from the shortest to the longest."""
+    rows_of_all: list[int] = []
+    outputs: tuple[list[list[int]], list[list[int]]] = ([], [])
+    differences: list[float] = []
+    ours_of_all: list[float] = []
+    theirs_of_all: list[float] = []
+    for batch in _batches(loaded, split, count):
+        sources, targets = _rows(batch, loaded)
+        own = _scores(loaded, batch)
+        other = theirs.scores(sources, targets)
+        for left, right in zip(own, other, strict=True):
+            assert len(left) == len(right), (len(left), len(right))
+            ours_of_all += left
+            theirs_of_all += right
+            differences += [abs(a - b) for a, b in zip(left, right, strict=True)]
+        prompts = sources if sources is not None else [row[:_PROMPT_TOKENS] for row in targets]
+        limits = _limits(loaded, prompts)
+        outputs[0].extend(theirs.greedy(prompts, limits))
+        outputs[1].extend(_greedy(loaded, prompts, limits))
+        rows_of_all += batch.rows.tolist()
+    tokens = len(differences)
+    return Comparison(
+        inputs=len(rows_of_all),
+        tokens=tokens,
+        largest=max(differences),
+        mean=sum(differences) / tokens,
+        loss=-sum(ours_of_all) / tokens,
+        theirs=-sum(theirs_of_all) / tokens,
+        equal=sum(a == b for a, b in zip(*outputs, strict=True)) / len(rows_of_all),
+        scores=_text_scores(loaded, split, rows_of_all, outputs, metrics),
+    )
+
+
+def _text_scores(
+    loaded: LoadedModel,
+    split: Split,
+    rows: Sequence[int],
+    outputs: tuple[list[list[int]], list[list[int]]],
+    metrics: Sequence[str],
+) -> dict[str, tuple[float, float]]:
+    if split.texts is None or not metrics:
+        return {}
+    references = [split.texts[row]["references"] for row in rows]
+    theirs, ours = (
+        score_text([loaded.tokenizer.decode(ids) for ids in side], references, metrics).metrics for side in outputs
+    )
+    return {name: (theirs[name], ours[name]) for name in theirs}
+
+
+def _judge(found: Comparison, target: Target, kind: str) -> None:
+    """Raises `UserError` where the outputs differ by more than the numbers of this kind explain."""
+    if kind == "float32":
+        wrong = not found.largest <= _TOLERANCE or found.equal < _EQUAL
+    else:
+        wrong = not found.mean <= _MEAN_TOLERANCE
+    if wrong:
+        raise UserError(
+            f"the model in {target.name} differs: log-probabilities by up to {found.largest:.2g} "
+            f"({found.mean:.2g} in the mean), and {found.equal:.1%} of {found.inputs:,} greedy outputs are equal; "
+            "nothing is written"
+        )
+
+
+@contextmanager
+def _whole_or_nothing(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that is renamed to it at the end, and removed where anything fails."""
+    beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        beside.mkdir()
+        yield beside
+        os.rename(beside, output)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _batches(loaded: LoadedModel, split: Split, count: int) -> Iterator[Batch]:
+    context = loaded.model.architecture.context
+    rows = np.concatenate(list(split.in_order(4096, context)))
+    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    for start in range(0, len(chosen), _ROWS_AT_ONCE):
+        yield split.collate(chosen[start : start + _ROWS_AT_ONCE], context, loaded.tokenizer)
+
+
+def _rows(batch: Batch, loaded: LoadedModel) -> tuple[list[list[int]] | None, list[list[int]]]:
+    """Sources and targets without padding; a language model's target begins with its first input."""
+    targets = []
+    for inputs, outputs in zip(batch.target_in_BT.tolist(), batch.target_out_BT.tolist(), strict=True):
+        real = [index for index in outputs if index != IGNORE]
+        targets.append(real if batch.source_BS is not None else [inputs[0], *real])
+    if batch.source_BS is None:
+        return None, targets
+    mask = batch.source_mask_BS if batch.source_mask_BS is not None else torch.ones_like(batch.source_BS).bool()
+    return [row[real].tolist() for row, real in zip(batch.source_BS, mask, strict=True)], targets
+
+
+@torch.inference_mode()
+def _scores(loaded: LoadedModel, batch: Batch) -> list[list[float]]:
+    log_probs = loaded.model.project(run_batch(loaded.model, batch)).float().log_softmax(-1)
+    target_BT = batch.target_out_BT
+    picked = log_probs.gather(2, target_BT.clamp(min=0).unsqueeze(2)).squeeze(2)
+    return [row[real].tolist() for row, real in zip(picked, target_BT != IGNORE, strict=True)]
+
+
+def _limits(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[int]:
+    context = loaded.model.architecture.context
+    if loaded.model.architecture.is_seq2seq:
+        return [output_limit(len(row), loaded.generation, context) for row in prompts]
+    return [max(1, min(_NEW_TOKENS, context - len(row))) for row in prompts]
+
+
+def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
+    """One by one, so that no padding is part of the comparison."""
+    tokenizer, config = loaded.tokenizer, EvaluationConfig(method="greedy")
+    ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
+    pick = make_picker(config, 0, torch.device("cpu"))
+    found = []
+    for row, limit in zip(prompts, limits, strict=True):
+        if loaded.model.architecture.is_seq2seq:
+            found += translate(loaded.model, torch.tensor([list(row)]), None, torch.tensor([limit]), ends, config)
+        else:
+            found.append(continue_text(loaded.model, list(row), limit, tokenizer.eos, pick))
+    return found
