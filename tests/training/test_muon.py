@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def test_a_state_of_torchs_muon_goes_on():
     for own, other in zip(ours, theirs, strict=True):
         own.data.copy_(other.data)
     stacked = Muon(ours, **SETTINGS)
-    stacked.load_state_dict(single.state_dict())
+    stacked.load_state_dict(copy.deepcopy(single.state_dict()))
     give_gradients([ours, theirs], 1)
     stacked.step()
     single.step()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,11 +24,12 @@ class Muon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient."""
         assert closure is None, "nothing evaluates the loss again"
         for group in self.param_groups:
-            assert group["adjust_lr_fn"] == "match_rms_adamw" and group["nesterov"]
+            assert group["adjust_lr_fn"] == "match_rms_adamw"
+            assert group["nesterov"]
             parameters: list[Tensor] = []
             gradients: list[Tensor] = []
             momenta: list[Tensor] = []
