@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,21 @@ class Linear(nn.Linear):
         if self.training and self.product_dtype != torch.float32:
             return _ReducedLinear.apply(x, self.weight, self.bias, self.product_dtype)
         return functional.linear(x, self.weight, self.bias)
+
+
+def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:
+    """The outputs of several layers of one input side by side in the last dimension, by one product."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    dtype = layers[0].product_dtype
+    if layers[0].training and dtype != torch.float32:
+        return _ReducedLinear.apply(x, weight, bias, dtype)
+    return functional.linear(x, weight, bias)
+
+
+def can_join(layers: Sequence[nn.Module]) -> bool:
+    """Whether nothing watches or replaces a layer, so that its own output need not exist."""
+    return all(type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks) for layer in layers)
 
 
 def set_product_dtype(model: nn.Module, dtype: torch.dtype) -> None:
