@@ -34,7 +34,7 @@ class Dropout(nn.Module):
         if not self.training or self.rate == 0.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return x + self(y)
         keep, scale = keep_mask(y.shape, self.rate)
-        return torch.addcmul(x, y, torch.where(keep, scale, 0.0).to(y.dtype))
+        return torch.addcmul(x, y, keep.to(y.dtype).mul_(scale))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
