@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from tfx.model import attention as attention_module
 from tfx.model.attention import Attention, Bias
-from tfx.model.linear import set_product_dtype
+from tfx.model.linear import products_in
 from tfx.model.positions import rotary_table, rotate
 from tfx.model.short_attention import attend, is_short
 
@@ -71,7 +71,6 @@ def layer(**settings):
 @pytest.mark.parametrize("is_cross", [True, False])
 def test_a_layer_gives_the_same_in_training_with_its_products_joined(is_cross, dtype, monkeypatch):
     attention = layer()
-    set_product_dtype(attention, dtype)
     x = torch.randn(2, 6, 24, requires_grad=True)
     memory = torch.randn(2, 7, 24) if is_cross else None
     bias = Bias() if is_cross else Bias(causal=True)
@@ -81,7 +80,8 @@ def test_a_layer_gives_the_same_in_training_with_its_products_joined(is_cross, d
     found = []
     for short in (True, False):
         monkeypatch.setattr(attention_module, "is_short", lambda *args, short=short: short)
-        out = attention(x, memory, bias, rotary)
+        with products_in(dtype):
+            out = attention(x, memory, bias, rotary)
         found.append((out, *torch.autograd.grad(out.square().sum(), [x, *attention.parameters()])))
     assert len(calls) == 1
     # A rounding of bfloat16 may fall on the other side.

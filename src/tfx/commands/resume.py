@@ -22,7 +22,7 @@ SAFE = (
     "trainer.save.",
     "trainer.instability.",
     "trainer.log_every",
-    "trainer.tensorboard",
+    "tracking.",
     "dataset.path",
     "dataset.tokenizer.path",
     "name",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from tfx.config.schema import TrainerConfig
 from tfx.errors import UserError
+from tfx.model.linear import products_in
 from tfx.record.environment import installed_memory
+
+# Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
+_SYNCHRONOUS = ("cpu", "mps")
 
 
 def choose_device(name: str) -> torch.device:
@@ -40,6 +45,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether work on a device is queued, so that reading a value from it waits for all work before."""
+    return device.type not in _SYNCHRONOUS
+
+
+def running_sums(x: Tensor, dim: int) -> Tensor:
+    """The sums of all entries up to each one along ``dim``.
+
+    Torch has no deterministic kernel for that on a GPU, but for whole numbers it has. So entries become multiples of
+    2^-60 of the sum of their magnitudes or less, which is finer than double precision.
+    """
+    if not is_asynchronous(x.device):
+        return x.cumsum(dim)
+    whole = x.double().abs().sum(dim, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    unit = torch.exp2(whole.log2().ceil() - 61)
+    return ((x.double() / unit).round().long().cumsum(dim) * unit).to(x.dtype)
+
+
 def device_memory(device: torch.device) -> int | None:
     """Total memory of a device in bytes, used or free; None if the system does not report it."""
     if device.type == "cuda":
@@ -49,11 +72,26 @@ def device_memory(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class Precision:
-    """The number formats of training: an autocast dtype or None, and the dtype of matrix products."""
+    """The number formats of training, for a model and its teachers: an autocast dtype or None, and that of products."""
 
     name: str
     autocast: torch.dtype | None
     products: torch.dtype
+
+    @contextmanager
+    def forward(self, device: torch.device) -> Iterator[None]:
+        """Inside, the forward passes of every model use these formats."""
+        with self.backward() if self.autocast is None else torch.autocast(device.type, self.autocast):
+            yield
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Inside, blocks that run again for the backward pass use these formats; autocast sees to that itself."""
+        with products_in(self.products) if self.autocast is None else nullcontext():
+            yield
+
+
+FULL_PRECISION = Precision("fp32", None, torch.float32)
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
@@ -65,22 +103,12 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """
     if name == "auto":
         if device.type == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         else:
             name = "mixed" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
     if name == "bf16":
         return Precision(name, torch.bfloat16, torch.bfloat16)
     return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
-
-
-def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
-    """Compiles the model's calls with torch if ``trainer.compile`` says so, separately from any other model's.
-
-    Models of one class share code, and torch stops compiling code that has seen too many shapes and settings.
-    A student and its teachers would reach that limit together.
-    """
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        model.compile(dynamic=True, isolate_recompiles=True)
 
 
 def _cpu_multiplies_bf16() -> bool:

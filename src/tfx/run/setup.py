@@ -12,6 +12,7 @@ from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.record.directory import model_file
 from tfx.record.heap import keep_freed_memory
+from tfx.run.tracking.contract import require
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +76,7 @@ class Setup:
         # loads torch's compiler, which takes more than a second.
         if torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic:
             torch.use_deterministic_algorithms(config.trainer.deterministic)
-        if config.trainer.tensorboard:
-            _require_tensorboard()
+        require(config.tracking.to)
         self.stack = Stack.from_config(config)
         if config.reference is not None:
             model_file(Path(config.reference))  # raises before any training if it does not exist
@@ -167,10 +167,3 @@ def build_model(config: Root, data: PreparedData, device: torch.device, origin: 
     model = Transformer(architecture, config.model)
     initialise(model, config.seed)
     return model.to(device)
-
-
-def _require_tensorboard() -> None:
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise UserError("trainer.tensorboard needs an extra: pip install 'tfx[tensorboard]'") from None

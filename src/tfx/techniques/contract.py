@@ -23,6 +23,7 @@ from tfx.data.sources import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch
+from tfx.model.device import FULL_PRECISION, Precision
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
@@ -99,8 +100,9 @@ class Work:
 class Teacher:
     """A teacher as the train command passes it on, and what its training cost, in this run or before (0: unknown).
 
-    ``sha256`` is that of its file; it is empty for an untrained stand-in. ``work`` is the cost of what was made from
-    its outputs and cached, in this run or before, by the name of what was made.
+    ``sha256`` is that of its file; it is empty for an untrained stand-in. Its forward passes use ``precision``, that of
+    the run. ``work`` is the cost of what was made from its outputs and cached, in this run or before, by the name of
+    what was made.
     """
 
     model: Transformer
@@ -109,6 +111,7 @@ class Teacher:
     generation: Any
     path: Path
     sha256: str
+    precision: Precision = FULL_PRECISION
     steps: int = 0
     seconds: float = 0.0
     tokens: int = 0
@@ -269,7 +272,7 @@ class Technique:
     ) -> None:
         """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False.
 
-        It is finite if the guard checks each step. ``masked`` is as in `update`.
+        It is finite, and 0 for a step that is refused on the device. ``masked`` is as in `update`.
         """
 
     def settled(self) -> bool:
@@ -314,12 +317,18 @@ class Technique:
 class Mean:
     """A mean kept on the device: adding to it does not wait for the device."""
 
+    # Where `HeldMeans` is in force: what was added since.
+    _held: ClassVar[list[tuple[Mean, Tensor | float, Tensor | float]] | None] = None
+
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0
         self._count: Tensor | float = 0.0
 
     def add(self, total: Tensor | float, count: Tensor | float) -> None:
         """Adds ``count`` values with this sum."""
+        if Mean._held is not None:
+            Mean._held.append((self, total, count))
+            return
         self._sum = self._sum + total
         self._count = self._count + count
 
@@ -336,3 +345,33 @@ class Mean:
     def restore(self, state: tuple[float, float]) -> None:
         """The inverse of `state`."""
         self._sum, self._count = state
+
+
+class HeldMeans:
+    """Holds back what is added to any `Mean` inside the context, until it is known whether that counts."""
+
+    def __enter__(self) -> HeldMeans:
+        assert Mean._held is None, "means are held back already"
+        self._added = Mean._held = []
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Mean._held = None
+
+    def drop(self) -> None:
+        """Forgets what was added so far."""
+        self._added.clear()
+
+    def add(self, refused: Tensor | None = None) -> None:
+        """After the context: adds it, or nothing where ``refused`` is 1 on the device."""
+        for mean, total, count in self._added:
+            if refused is None:
+                mean.add(total, count)
+            else:
+                mean.add(_unless(refused, total), _unless(refused, count))
+
+
+def _unless(refused: Tensor, value: Tensor | float) -> Tensor:
+    """The value in double precision, 0 where it is refused, even if it is not finite."""
+    wide = value.double() if isinstance(value, Tensor) else refused.new_full((), value, dtype=torch.float64)
+    return torch.where(refused > 0, torch.zeros_like(wide), wide)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from tfx.config.schema import Root
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
-from tfx.model.device import compile_for
+from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.record.signals import StoppedBySignal, deferring_signals, raise_if_signalled
@@ -21,11 +20,12 @@ from tfx.tasks import task_named
 from tfx.tasks.batches import training_batches
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.stack import Stack
-from tfx.training.accounts import Interval, peak_flops, peak_memory
+from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.schedules import schedule_factor
 from tfx.training.selection import Selection
+from tfx.training.stability import UnstableError
 from tfx.training.state import SaveSchedule
 from tfx.training.step import Stepper, StepResult
 
@@ -86,6 +86,7 @@ class Trainer:
             smoothing = task_named(data.task).label_smoothing
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted)
         compile_for(model, config.trainer, device)
+        self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config.trainer, [model, self._extra])
         self.clock = Clock(config.trainer.budget, recorded)
@@ -103,6 +104,7 @@ class Trainer:
         waits for the end of a step or for the next batch of a validation: then the state is saved, and
         `StoppedBySignal` raised.
         """
+        reset_peak_memory(self.device)
         if not self._ended:
             with deferring_signals():
                 try:
@@ -139,7 +141,7 @@ class Trainer:
         while True:
             progress = self.clock.progress
             if self.clock.steps and self.selection.is_due(progress):
-                self._check_finite()
+                self._look()
                 with self.clock.paused():
                     self._stopped = self._validate()
                 self.selection.passed(progress)
@@ -151,13 +153,14 @@ class Trainer:
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             self.averager.update(self.clock.progress)
             if self.clock.steps % config.log_every == 0:
-                self._check_finite()
+                self._look()
                 self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
                 self._interval = Interval(self.clock)
             if saving.is_due(self.clock.steps):
                 with self.clock.paused():
                     self._save()
             raise_if_signalled()
+        self._check_weights()
         self._ended = True
         if self.clock.steps:
             self._save()
@@ -178,15 +181,28 @@ class Trainer:
 
     def _count(self, step: StepResult) -> None:
         if step.nll is not None and step.norm is not None:
-            self._interval.add(step.nll, step.norm, step.batches)
+            self._interval.add(step.nll, step.norm, step.batches, step.refused)
         self.clock.advance(sum(batch.tokens for batch in step.batches))
         self._positions += sum(batch.positions for batch in step.batches)
         self._flops += step.flops
 
-    def _check_finite(self) -> None:
-        """Checks the whole interval at once, on devices that a check at every step would stall."""
-        if not math.isfinite(self._interval.loss):
-            self.stepper.guard.respond(f"step {self.clock.steps} or shortly before: the loss is {self._interval.loss}")
+    def _look(self) -> None:
+        """Tells what happened without waiting for it. Raises `UnstableError` if the run must stop."""
+        self.stepper.look()
+        for reason in self._compilation.given_up():
+            self.observer.noted(f"torch does not compile a part of the forward pass, which is slower now: {reason}")
+
+    @torch.no_grad()
+    def _check_weights(self) -> None:
+        """Raises `UnstableError` if a weight is not finite: the update of the last step is judged by no other."""
+        with self.averager.applied():
+            weights = [*self.model.named_parameters(), *self._extra.named_parameters()]
+            # One number for the device to tell.
+            if not torch.stack([weight.isfinite().all() for _, weight in weights]).all():
+                wrong = next(name for name, weight in weights if not weight.isfinite().all())
+                raise UnstableError(
+                    f"after step {self.clock.steps} weights of {wrong} are not finite: try a smaller optimizer.lr"
+                )
 
     def _validate(self) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
@@ -218,7 +234,7 @@ class Trainer:
     # --- the state ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self._check_finite()
+        self._look()
         self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:
@@ -278,4 +294,5 @@ class Trainer:
             best_step=self.selection.best[1] if self.selection.best else 0,
             final_weights=final,
             skipped_steps=self.stepper.guard.skipped,
+            compiled_graphs=self._compilation.graphs,
         )
