@@ -227,6 +227,7 @@ ELSEWHERE = {
     "trainer.instability.policy": "tests/training/test_stability.py: what becomes of a bad step",
     "trainer.instability.spike": "tests/training/test_stability.py: which step is bad",
     "trainer.instability.patience": "tests/training/test_stability.py: when it stops all the same",
+    "trainer.profile": "tests/training/test_profile.py: two more files",
     "trainer.threads": "the same numbers but for their last bits",
     "tracking.to": "tests/run/test_tracking.py: what others receive",
     "tracking.project": "tests/run/test_tracking.py: where they keep it",

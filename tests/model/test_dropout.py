@@ -96,3 +96,18 @@ def test_token_dropout_of_the_model_leaves_positions_in_place(make_model):
     gone = (x.abs() < 1e-9).all(-1)
     assert 0 < gone.sum() < 20
     torch.testing.assert_close(x[~gone], (model.embedding.weight[:1] * 8.0).expand(int((~gone).sum()), -1))
+
+
+def test_added_to_a_residual_it_is_the_sum_of_both():
+    dropout = Dropout(0.3)
+    x, y = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7, requires_grad=True)
+    torch.manual_seed(4)
+    expected = x + dropout(y)
+    torch.manual_seed(4)
+    actual = dropout.add(x, y)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual.square().sum(), (x, y)), torch.autograd.grad(expected.square().sum(), (x, y))
+    )
+    dropout.eval()
+    assert torch.equal(dropout.add(x, y), x + y)

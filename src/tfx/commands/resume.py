@@ -22,6 +22,7 @@ SAFE = (
     "trainer.save.",
     "trainer.instability.",
     "trainer.log_every",
+    "trainer.profile",
     "tracking.",
     "dataset.path",
     "dataset.tokenizer.path",

@@ -469,6 +469,9 @@ class TrainerConfig:
     keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
     validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fractions of the budget")
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
+    profile: bool = setting(
+        False, "measure where the time of five steps goes: profile.txt and trace.json.gz in the run directory"
+    )
     threads: int | None = setting(None, "CPU threads; null: torch's choice", minimum=1, maximum=4096)
 
 

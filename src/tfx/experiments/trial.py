@@ -89,6 +89,7 @@ def _trainer_of(config: Root, steps: int) -> Any:
         log_every=1,
         validate_every=1.0,
         early_stopping=EarlyStoppingConfig(),
+        profile=False,
     )
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfx.model.linear import Linear
+from tfx.model.linear import Linear, can_join, joined
 from tfx.model.positions import alibi_bias, alibi_slopes, rotate
+from tfx.model.short_attention import attend, is_short
 
 
 @dataclass
@@ -114,6 +115,8 @@ class Attention(nn.Module):
         A cross-attention cache may have fewer rows than ``x``: each row then serves B / rows consecutive
         rows of ``x``.
         """
+        if self._is_joint(x_BTD, memory_BSD, bias, rotary, cache):
+            return self._joint(x_BTD, memory_BSD, bias, rotary)
         q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
         if rotary is not None:
             q_BHTK = rotate(q_BHTK, *rotary)
@@ -148,6 +151,35 @@ class Attention(nn.Module):
             out = out.view(shared, self.heads, rows // shared, queries, self.head_width)
             out = out.transpose(1, 2).reshape(rows, self.heads, queries, self.head_width)
         return self.o(out.transpose(1, 2).reshape(rows, queries, self.heads * self.head_width))
+
+    def _is_joint(
+        self,
+        x_BTD: Tensor,
+        memory_BSD: Tensor | None,
+        bias: Bias,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: KeyValueCache | None,
+    ) -> bool:
+        """Whether this is a step of a training on a CPU that `attend` is made for."""
+        plain = self.q_norm is None and self.slopes is None and self.kv_heads == self.heads and not self.dropout
+        if not (self.training and plain and cache is None and x_BTD.device.type == "cpu"):
+            return False
+        if x_BTD.dtype != torch.float32 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        keys = (x_BTD if memory_BSD is None else memory_BSD).shape[1]
+        return is_short(x_BTD.shape[1], keys, self.head_width, rotary) and can_join([self.q, self.k, self.v])
+
+    def _joint(
+        self, x_BTD: Tensor, memory_BSD: Tensor | None, bias: Bias, rotary: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        mask = bias.mask
+        if bias.causal:
+            mask = torch.ones(x_BTD.shape[1], x_BTD.shape[1], dtype=torch.bool).tril()
+        if memory_BSD is None:
+            q_side_BTE, kv_side_BSE = joined(x_BTD, [self.q, self.k, self.v]), None
+        else:
+            q_side_BTE, kv_side_BSE = self.q(x_BTD), joined(memory_BSD, [self.k, self.v])
+        return self.o(attend(q_side_BTE, kv_side_BSE, self.heads, mask, rotary))
 
     def weights(
         self,

@@ -29,6 +29,13 @@ class Dropout(nn.Module):
         keep, scale = keep_mask(x.shape, self.rate)
         return x * keep.to(x.dtype).mul_(scale)
 
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` plus what is left of ``y``: the end of a sub-layer, in fewer passes on a CPU."""
+        if not self.training or self.rate == 0.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return x + self(y)
+        keep, scale = keep_mask(y.shape, self.rate)
+        return torch.addcmul(x, y, keep.to(y.dtype).mul_(scale))
+
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
 

@@ -125,17 +125,18 @@ class Block(nn.Module):
         """Returns (B, T, D)."""
         own, cross = (cache.own, cache.cross) if cache is not None else (None, None)
         if self.pre:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), None, bias, rotary, own))
+            x_BTD = self.dropout.add(x_BTD, self.attention(self.attention_norm(x_BTD), None, bias, rotary, own))
             if self.cross is not None and self.cross_norm is not None:
                 assert memory_bias is not None
                 mixed = self.cross(self.cross_norm(x_BTD), memory_BSD, memory_bias, None, cross)
-                x_BTD = x_BTD + self.dropout(mixed)
-            return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
-        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, None, bias, rotary, own)))
+                x_BTD = self.dropout.add(x_BTD, mixed)
+            return self.dropout.add(x_BTD, self.ffn(self.ffn_norm(x_BTD)))
+        x_BTD = self.attention_norm(self.dropout.add(x_BTD, self.attention(x_BTD, None, bias, rotary, own)))
         if self.cross is not None and self.cross_norm is not None:
             assert memory_bias is not None
-            x_BTD = self.cross_norm(x_BTD + self.dropout(self.cross(x_BTD, memory_BSD, memory_bias, None, cross)))
-        return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
+            mixed = self.cross(x_BTD, memory_BSD, memory_bias, None, cross)
+            x_BTD = self.cross_norm(self.dropout.add(x_BTD, mixed))
+        return self.ffn_norm(self.dropout.add(x_BTD, self.ffn(x_BTD)))
 
 
 class BlockStack(nn.Module):

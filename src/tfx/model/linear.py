@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,3 +88,17 @@ class Linear(nn.Linear):
         if _products != torch.float32:
             return _ReducedLinear.apply(x, self.weight, self.bias, _products)
         return functional.linear(x, self.weight, self.bias)
+
+
+def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:
+    """The outputs of several layers of one input side by side in the last dimension, by one product."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    if _products != torch.float32:
+        return _ReducedLinear.apply(x, weight, bias, _products)
+    return functional.linear(x, weight, bias)
+
+
+def can_join(layers: Sequence[nn.Module]) -> bool:
+    """Whether nothing watches or replaces a layer, so that its own output need not exist."""
+    return all(type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks) for layer in layers)

@@ -25,20 +25,29 @@ _SLICE_ELEMENTS_GPU = 4096 * 8192
 
 @dataclass
 class LogitSlice:
-    """The logits of the positions ``rows``; the losses share them and must not change them."""
+    """The logits of the positions ``rows``; the losses share them and must not change them.
+
+    On a CPU the exponentials cost as much as a product, so they are taken once, and all else follows from them.
+    """
 
     rows: slice
     logits_NV: Tensor
-
-    @cached_property
-    def log_normalizer_N1(self) -> Tensor:
-        """Log-sum-exp of the logits."""
-        return self.logits_NV.logsumexp(1, keepdim=True)
+    # Whether several losses read this slice; a single one may overwrite the probabilities.
+    shared: bool = True
 
     @cached_property
     def probabilities_NV(self) -> Tensor:
         """Softmax of the logits."""
-        return (self.logits_NV - self.log_normalizer_N1).exp_()
+        return self.logits_NV.softmax(1)
+
+    @cached_property
+    def log_normalizer_N1(self) -> Tensor:
+        """Log-sum-exp of the logits: the largest logit less the log of its probability."""
+        return self.logits_NV.amax(1, keepdim=True) - self.probabilities_NV.amax(1, keepdim=True).log_()
+
+    def own_probabilities(self) -> Tensor:
+        """The softmax as a tensor that the caller may change; read `log_normalizer_N1` before."""
+        return self.probabilities_NV.clone() if self.shared else self.probabilities_NV
 
 
 class LogitLoss(Protocol):
@@ -63,12 +72,15 @@ class CrossEntropy:
     def __call__(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         logits_NV, log_normalizer_N1, rows = piece.logits_NV, piece.log_normalizer_N1, piece.rows
         vocab = logits_NV.shape[1]
+        # Whether each position has one target of weight 1. On a GPU the answer would have to be waited for.
+        is_plain = logits_NV.device.type == "cpu" and len(self.targets) == 1 and self.targets[0][1] is None
         plain_N1 = torch.zeros_like(log_normalizer_N1)
         mass_N1 = torch.zeros_like(log_normalizer_N1)
         picked: list[tuple[Tensor, Tensor]] = []
         for target_N, weight_N in self.targets:
             target_N1 = target_N[rows].unsqueeze(1)
             weight_N1 = (target_N1 >= 0).to(logits_NV.dtype)
+            is_plain = is_plain and bool(weight_N1.all())
             if weight_N is not None:
                 weight_N1 = weight_N1 * weight_N[rows].unsqueeze(1)
             target_N1 = target_N1.clamp(min=0)
@@ -82,9 +94,11 @@ class CrossEntropy:
         error_NV = None
         if needs_error:
             # d loss / d logits = softmax - smoothed one-hot.
-            error_NV = piece.probabilities_NV * mass_N1
+            error_NV = piece.own_probabilities()
+            if not is_plain:
+                error_NV.mul_(mass_N1)
             if self.smoothing:
-                error_NV.sub_(mass_N1 * (self.smoothing / vocab))
+                error_NV.sub_(self.smoothing / vocab if is_plain else mass_N1 * (self.smoothing / vocab))
             for target_N1, weight_N1 in picked:
                 error_NV.scatter_add_(1, target_N1, weight_N1 * (self.smoothing - 1.0))
         return loss_N1.squeeze(1), plain_N1.squeeze(1), error_NV
@@ -108,7 +122,7 @@ class _ProjectedLosses(torch.autograd.Function):
             rows = slice(start, min(start + size, hidden_ND.shape[0]))
             count = rows.stop - start
             hidden = reduce_rows(hidden_ND[rows], dtype)
-            piece = LogitSlice(rows, (hidden @ weight.t())[:count].float())
+            piece = LogitSlice(rows, (hidden @ weight.t())[:count].float(), shared=len(losses) > 1)
             error: Tensor | None = None
             for (loss, scale), report in zip(losses, reported, strict=True):
                 value, report[rows], gradient = loss(piece, needs_error)

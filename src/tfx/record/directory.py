@@ -48,8 +48,8 @@ class RunDirectory:
         """Removes what a run wrote besides its config and log, so that it can start over; other files stay."""
         shutil.rmtree(self.state, ignore_errors=True)
         written = (self.environment, self.metrics, self.tokenizer, self.model, self.compressed, self.predictions)
-        shown = (self.tokenizer_roles, self.tracking, self.tensors, self.attention, self.report, self.summary)
-        for path in (*written, *shown):
+        recorded = (self.tokenizer_roles, self.profile, self.trace, self.tracking)
+        for path in (*written, *recorded, self.tensors, self.attention, self.report, self.summary):
             path.unlink(missing_ok=True)
         self.tidy()
 
@@ -90,6 +90,16 @@ class RunDirectory:
     def log(self) -> Path:
         """What the console showed, and tracebacks."""
         return self.path / "train.log"
+
+    @property
+    def profile(self) -> Path:
+        """Where the time of a step goes, as a table."""
+        return self.path / "profile.txt"
+
+    @property
+    def trace(self) -> Path:
+        """The same steps for a trace viewer."""
+        return self.path / "trace.json.gz"
 
     @property
     def tokenizer(self) -> Path:

@@ -33,6 +33,7 @@ _NOT_THE_RESULT = (
     "name",
     "tags",
     "evaluation.attention_maps",
+    "trainer.profile",
     "tracking.to",
     "tracking.project",
     "tracking.artifacts",

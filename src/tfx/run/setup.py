@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tfx.config.schema import Root
 from tfx.config.tasks import facts_of
 from tfx.errors import UserError
+from tfx.record.heap import keep_freed_memory
 from tfx.run.tracking.contract import require
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Setup:
         check_metrics(config.dataset.metrics)
         check_model(config.model)
         self.device = choose_device(config.trainer.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if config.trainer.threads is not None:
             # A few more threads than cores can repeat a run of another machine; but each takes memory for its stack.
             most = 16 * (os.cpu_count() or 1)

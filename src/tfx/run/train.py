@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.compression import checkpoint
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
-from tfx.record.files import write_json
+from tfx.record.files import write_json, write_text
 from tfx.record.metrics import MetricsLog
 from tfx.run.measure import Measurer
 from tfx.run.tracking.contract import Trackers
@@ -60,6 +61,17 @@ class Recorder(Observer):
 
     def noted(self, message: str) -> None:
         self.console.note(message)
+
+    def profiled(self, table: str, write_trace: Callable[[Path], Any]) -> None:
+        write_text(self.run.profile, table)
+        # The profiler compresses what it writes to a name with this end.
+        temporary = self.run.path / ".new.tmp.json.gz"
+        try:
+            write_trace(temporary)
+            temporary.replace(self.run.trace)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.console.note(f"where the time of a step goes: {self.run.profile}")
 
     def keep(self, name: str) -> None:
         self.run.state.mkdir(exist_ok=True)

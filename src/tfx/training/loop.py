@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
+from tfx.training.profile import StepProfile, part
 from tfx.training.schedules import schedule_factor
 from tfx.training.selection import Selection
 from tfx.training.stability import UnstableError
@@ -47,6 +49,9 @@ class Observer:
 
     def noted(self, message: str) -> None:
         """Something happened that the user should know."""
+
+    def profiled(self, table: str, write_trace: Callable[[Path], Any]) -> None:
+        """Some steps were measured (``trainer.profile``); ``write_trace`` writes a file that ends in ``.json.gz``."""
 
     def keep(self, name: str) -> None:
         """The model holds the weights to keep as ``"best"`` or ``"last"``."""
@@ -142,6 +147,7 @@ class Trainer:
     def _loop(self) -> None:
         config = self.config.trainer
         self.model.train()
+        profile = StepProfile(self.device, self.observer.profiled) if config.profile else None
         saving = SaveSchedule(config.save, self.clock.steps)
         while True:
             progress = self.clock.progress
@@ -154,9 +160,14 @@ class Trainer:
                 break
             self.prepare(progress)
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
-            step_batches = [next(self._batches) for _ in range(config.accumulation)]
+            with part("batches"):
+                step_batches = [next(self._batches) for _ in range(config.accumulation)]
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
-            self.averager.update(self.clock.progress)
+            with part("averaging"):
+                self.averager.update(self.clock.progress)
+            if profile is not None:
+                with self.clock.paused():
+                    profile.stepped()
             if self.clock.steps % config.log_every == 0:
                 self._look()
                 row = self._interval.row(self.config.optimizer.lr * factor)
@@ -167,6 +178,8 @@ class Trainer:
                 with self.clock.paused():
                     self._save()
             raise_if_signalled()
+        if profile is not None:
+            profile.close()
         self._check_weights()
         self._ended = True
         if self.clock.steps:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tfx.config.schema import OptimizerConfig
 from tfx.model.rewiring import ParameterMap
 from tfx.model.roles import Role, parameter_roles
+from tfx.training.muon import Muon
 
 _DECAYED = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
 
@@ -165,7 +166,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
         rest = [parameter for parameter in matrices if id(parameter) not in taken]
         return Optimizers(
             [
-                torch.optim.Muon(
+                Muon(
                     hidden,
                     lr=config.matrix_lr,
                     weight_decay=config.weight_decay,

@@ -22,6 +22,7 @@ from tfx.techniques.contract import HeldMeans, Instant, Objective
 from tfx.techniques.stack import Stack
 from tfx.training.accounts import batch_flops
 from tfx.training.optimizers import build_optimizers
+from tfx.training.profile import part
 from tfx.training.stability import build_guard
 
 # A loss term's name, its sum, and over how many targets.
@@ -98,7 +99,8 @@ class Stepper:
         verdict = self.guard.judge(nll, targets, norm, number)
         if verdict.fault is None:
             self.stack.view.follow_gradients(self.model, verdict.refused)
-            self.optimizers.step(factor * self.guard.learning_rate_factor, verdict.refused)
+            with part("optimizer"):
+                self.optimizers.step(factor * self.guard.learning_rate_factor, verdict.refused)
             held.add(verdict.refused)
             if verdict.refused is not None:
                 self._examples[number] = _examples(pieces)
@@ -141,9 +143,10 @@ class Stepper:
             for index, batch in enumerate(batches):
                 moment = Instant(self.config.seed, number, index, progress)
                 changed = self.stack.transform_batch(batch.to(self.device), moment)
-                loss, nll = seen.run(partial(self._loss, changed, moment, reports))
+                with part("forward and loss"):
+                    loss, nll = seen.run(partial(self._loss, changed, moment, reports))
                 # The average is over the targets of the whole step, not over its batches.
-                with self.precision.backward():
+                with part("backward"), self.precision.backward():
                     (loss / targets).backward()
                 total += nll
             seen.pass_back()

@@ -1,0 +1,289 @@
+"""How fast tfx trains: against its peers, beside a busy neighbour, and to a loss.
+
+    python scripts/bench_train.py [--part peers|neighbour|shakespeare] [--rounds 5] [--steps 60] [--threads N]
+        [--peer-python PATH] [--json FILE] [overrides of `tfx train` …]
+
+Each measurement is a training in a fresh process; arms take turns, so that a slow minute of the machine hits all.
+Tokens are real ones of both sides. Prints medians, the ratio to the first arm of the same round with its spread, and
+the share of this machine's rate of bfloat16 products.
+
+``peers`` (text to text): Seq2SeqTrainer of `transformers` on a Marian model of the same sizes and dropout, with its
+defaults and with batches of similar lengths, in fp32 and in bfloat16. It needs a Python that has the peer:
+
+    python3 -m venv peers && peers/bin/pip install torch transformers accelerate
+
+``neighbour``: tfx alone and beside a busy process of the same priority, with threads that wait briefly (what tfx sets)
+and with OpenMP's own waiting. ``shakespeare``: seconds until the validation loss is 1.88, against nanoGPT's settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tfx.config.compose import compose
+from tfx.config.schema import Root
+from tfx.errors import UserError
+from tfx.tasks.prepare import PreparedData, prepare_data
+
+HERE = Path(__file__).parent
+# GOMP_SPINCOUNT of OpenMP's own waiting.
+SPINS = "300000"
+SHAKESPEARE_LOSS = 1.88
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    options, overrides = parsed()
+    with tempfile.TemporaryDirectory() as name:
+        part = {"peers": peers, "neighbour": neighbour, "shakespeare": shakespeare}[options.part]
+        arms = part(options, overrides, Path(name))
+        rate = run("train_worker.py", {"rate": "bfloat16", "threads": options.threads}, Path(name))["flops_per_second"]
+        rounds: list[dict[str, Result]] = []
+        for number in range(options.rounds):
+            rounds.append({arm: measure() for arm, measure in arms.items()})
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    report = {"part": options.part, "overrides": overrides, "threads": options.threads, "matrix_rate": rate}
+    report["arms"] = shakespeare_rows(rounds) if options.part == "shakespeare" else speed_rows(rounds, rate)
+    if options.json:
+        Path(options.json).write_text(json.dumps({**report, "rounds": rounds}, indent=1) + "\n")
+    show(report["arms"], rate)
+
+
+def parsed() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=("peers", "neighbour", "shakespeare"), default="peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--steps", type=int, default=60, help="steps that count; shakespeare: all steps of tfx, 470 reach the loss"
+    )
+    parser.add_argument("--warm", type=int, default=10, help="steps before them")
+    parser.add_argument("--threads", type=int, default=None, help="of each process; default: torch's choice")
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python with transformers and accelerate")
+    parser.add_argument("--peer-rows", type=int, default=128, help="pairs of a batch of the peer")
+    parser.add_argument("--json", help="also write everything measured to this file")
+    return parser.parse_known_args()
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def peers(options: argparse.Namespace, overrides: list[str], folder: Path) -> Mapping[str, Callable[[], Result]]:
+    """Seq2SeqTrainer with its defaults, then at its best, and tfx with Muon (its default) and with AdamW."""
+    check_peer(options.peer_python)
+    base = compose([*overrides, "trainer.budget.steps=1"])
+    data = prepare_data(base.dataset, base.model.context)
+    if data.task != "seq2seq":
+        raise UserError("the peer is an encoder-decoder: name a dataset that is text to text")
+    task = peer_task(options, base, data, folder)
+
+    def peer(arm: str) -> Callable[[], Result]:
+        return lambda: run("peer_trainer.py", {**task, "arm": arm}, folder, python=options.peer_python)
+
+    return {
+        "Seq2SeqTrainer, its defaults": peer("defaults"),
+        "Seq2SeqTrainer, grouped by length": peer("grouped"),
+        "Seq2SeqTrainer, grouped, bf16": peer("grouped_bf16"),
+        "tfx": tfx(options, overrides, folder),
+        "tfx, AdamW": tfx(options, [*overrides, "optimizer=adamw"], folder),
+    }
+
+
+def neighbour(options: argparse.Namespace, overrides: list[str], folder: Path) -> Mapping[str, Callable[[], Result]]:
+    """tfx alone and beside a busy process, with both ways of waiting."""
+    spinning = {"GOMP_SPINCOUNT": SPINS}
+    brief, own = tfx(options, overrides, folder), tfx(options, overrides, folder, spinning)
+    return {
+        "alone, OpenMP's own waiting": own,
+        "alone, tfx's waiting": brief,
+        "beside a neighbour, OpenMP's own waiting": lambda: beside_a_neighbour(own),
+        "beside a neighbour, tfx's waiting": lambda: beside_a_neighbour(brief),
+    }
+
+
+def shakespeare(options: argparse.Namespace, overrides: list[str], folder: Path) -> Mapping[str, Callable[[], Result]]:
+    """nanoGPT's loop and tfx's model of the same size, to the loss that nanoGPT's README names."""
+    words = ["dataset=tinyshakespeare", "model=gpt_nano", *overrides, "trainer.validate_every=0.25"]
+    base = compose([*words, "trainer.budget.steps=1"])
+    data = prepare_data(base.dataset, base.model.context)
+    streams = folder / "streams.npz"
+    np.savez(streams, **{name: data.splits[name].tokens_of_all[0] for name in ("train", "valid")})
+    task = {"streams": str(streams), "vocab_size": data.tokenizer.vocab_size, "loss": SHAKESPEARE_LOSS, "seed": 1}
+    return {
+        "nanoGPT's settings": lambda: run("peer_nanogpt.py", {**task, "threads": options.threads}, folder),
+        "tfx": tfx(options, words, folder),
+    }
+
+
+# --- one measurement ------------------------------------------------------------------------------
+
+
+def tfx(
+    options: argparse.Namespace, overrides: list[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> Callable[[], Result]:
+    """A training of tfx; the validation at its end is short, since it is not timed."""
+    is_to_a_loss = options.part == "shakespeare"
+    words = [
+        *overrides,
+        f"trainer.budget.steps={options.steps if is_to_a_loss else options.warm + options.steps}",
+        f"trainer.log_every={options.warm}",
+        f"trainer.threads={options.threads or 'null'}",
+    ]
+    if not is_to_a_loss:
+        words += ["trainer.validate_every=1", "dataset.limit.valid=64"]
+    task = {"overrides": words, "warm": options.warm, "loss": SHAKESPEARE_LOSS if is_to_a_loss else 0.0}
+    return lambda: run("train_worker.py", task, folder, environment)
+
+
+def peer_task(options: argparse.Namespace, config: Root, data: PreparedData, folder: Path) -> Result:
+    pairs = data.splits["train"]
+    arrays = {}
+    for side in ("source", "target"):
+        ragged = getattr(pairs, side)
+        arrays |= {side: ragged.values, f"{side}_ends": ragged.offsets[1:]}
+    np.savez(folder / "pairs.npz", **arrays)
+    sizes = ("width", "heads", "ffn_width", "encoder_layers", "decoder_layers", "context", "dropout")
+    return {
+        "pairs": str(folder / "pairs.npz"),
+        "model": {name: getattr(config.model, name) for name in sizes} | {"vocab_size": data.tokenizer.vocab_size},
+        "special": {name: getattr(data.tokenizer, name) for name in ("pad", "bos", "eos")},
+        "device": config.trainer.device if config.trainer.device != "auto" else auto_device(),
+        "rows": options.peer_rows,
+        "warm": options.warm,
+        "steps": options.steps,
+        "threads": options.threads,
+    }
+
+
+def auto_device() -> str:
+    from tfx.model.device import choose_device
+
+    return choose_device("auto").type
+
+
+def run(
+    script: str,
+    task: Result,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> Result:
+    """What a script prints for a task; raises `UserError` with the end of its output if it fails."""
+    file = folder / "task.json"
+    file.write_text(json.dumps(task))
+    done = subprocess.run(
+        [python, str(HERE / script), str(file)],
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise UserError(f"{script} failed: {done.stderr.strip()[-2000:]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def check_peer(python: str) -> None:
+    """Raises `UserError` where a Python lacks the peer."""
+    try:
+        found = subprocess.run([python, "-c", "import transformers, accelerate"], capture_output=True).returncode == 0
+    except OSError as error:
+        raise UserError(f"--peer-python {python} does not run: {error.strerror}") from None
+    if not found:
+        raise UserError(
+            f"{python} has no transformers and accelerate: make a Python that has them with `python3 -m venv peers && "
+            "peers/bin/pip install torch transformers accelerate`, and name it with --peer-python peers/bin/python"
+        )
+
+
+def beside_a_neighbour(measure: Callable[[], Result]) -> Result:
+    with busy_process():
+        return measure()
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """A process that computes without a pause, at the priority of this one."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def speed_rows(rounds: list[dict[str, Result]], rate: float) -> list[Result]:
+    """Per arm: the median of tokens a second, and of its ratio to the first arm, with the lowest and highest."""
+    flops = next((r["flops_per_token"] for r in rounds[0].values() if "flops_per_token" in r), 0.0)
+    speeds = {arm: [one[arm]["tokens"] / one[arm]["seconds"] for one in rounds] for arm in rounds[0]}
+    first = next(iter(speeds.values()))
+    return [
+        row(arm, "tokens/s", values, [value / other for value, other in zip(values, first, strict=True)])
+        | {"share_of_rate": statistics.median(values) * flops / rate}
+        for arm, values in speeds.items()
+    ]
+
+
+def shakespeare_rows(rounds: list[dict[str, Result]]) -> list[Result]:
+    """Per arm: the median of the seconds to the loss; an arm that missed it in a round has none there."""
+    never = float("inf")
+    seconds = {arm: [one[arm]["seconds_to_loss"] or never for one in rounds] for arm in rounds[0]}
+    first = next(iter(seconds.values()))
+    return [
+        row(arm, "seconds to the loss", values, [other / value for value, other in zip(values, first, strict=True)])
+        | {"last_loss": statistics.median(one[arm]["loss"] for one in rounds)}
+        for arm, values in seconds.items()
+    ]
+
+
+def row(arm: str, unit: str, values: list[float], ratios: list[float]) -> Result:
+    return {
+        "arm": arm,
+        unit: statistics.median(values),
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
+
+
+def show(rows: list[Result], rate: float) -> None:
+    table = Table(*rows[0])
+    for one in rows:
+        cells = [one[name] for name in rows[0]]
+        table.add_row(
+            *(cell if isinstance(cell, str) else f"{cell:,.0f}" if cell > 100 else f"{cell:.3f}" for cell in cells)
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"bfloat16 products on this machine: {rate / 1e9:,.0f} GFLOP/s")
+
+
+def cell(value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if value > 100 else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"bench_train: {error}")

@@ -1,0 +1,72 @@
+"""Muon (Jordan 2024) over stacks: the matrices of one shape are orthogonalised together.
+
+A model has many matrices of few shapes. One at a time, each of the 15 products of an update is too small to fill the
+device, and the calls cost as much as the products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of the matrices that are orthogonalised at once: 128 MB in bfloat16, and three times that beside it.
+_STACK_ELEMENTS = 1 << 26
+
+
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon` with its arithmetic and its state, and larger products.
+
+    Updates differ from its own in the order of summation only. ``adjust_lr_fn`` must be ``match_rms_adamw``.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        assert closure is None, "nothing evaluates the loss again"
+        for group in self.param_groups:
+            assert group["adjust_lr_fn"] == "match_rms_adamw"
+            assert group["nesterov"]
+            parameters: list[Tensor] = []
+            gradients: list[Tensor] = []
+            momenta: list[Tensor] = []
+            self._init_group(group, parameters, gradients, momenta)
+            if not parameters:
+                continue
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for places in _stacks(parameters):
+                stack_NRC = torch.stack([directions[i] for i in places]).bfloat16()
+                updates_NRC = orthogonalise(stack_NRC, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                rate = 0.2 * math.sqrt(max(updates_NRC.shape[1:])) * group["lr"]
+                for place, update_RC in zip(places, updates_NRC, strict=True):
+                    parameters[place].add_(update_RC, alpha=-rate)
+
+
+def _stacks(parameters: list[Tensor]) -> list[list[int]]:
+    """The numbers of parameters of one shape on one device, in stacks of bounded size."""
+    alike: defaultdict[Any, list[int]] = defaultdict(list)
+    for number, parameter in enumerate(parameters):
+        alike[parameter.shape, parameter.device].append(number)
+    stacks = []
+    for (shape, _), numbers in alike.items():
+        most = max(1, _STACK_ELEMENTS // max(1, shape.numel()))
+        stacks += [numbers[start : start + most] for start in range(0, len(numbers), most)]
+    return stacks
+
+
+def orthogonalise(stack_NRC: Tensor, coefficients: tuple[float, float, float], steps: int, least_norm: float) -> Tensor:
+    """Brings the singular values of each matrix (R, C) of a stack near 1, by Newton and Schulz's iteration."""
+    a, b, c = coefficients
+    is_tall = stack_NRC.shape[1] > stack_NRC.shape[2]
+    x_NRC = stack_NRC.mT if is_tall else stack_NRC
+    x_NRC = x_NRC / torch.linalg.vector_norm(x_NRC, dim=(1, 2), keepdim=True).clamp(min=least_norm)
+    for _ in range(steps):
+        gram_NRR = torch.bmm(x_NRC, x_NRC.mT)
+        polynomial_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
+        x_NRC = torch.baddbmm(x_NRC, polynomial_NRR, x_NRC, beta=a)
+    return x_NRC.mT if is_tall else x_NRC

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tfx.training import muon
+from tfx.training.muon import Muon
+
+SETTINGS = {"lr": 0.02, "weight_decay": 0.3, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+
+
+def parameters(shapes, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def give_gradients(sets, seed, missing=()):
+    generator = torch.Generator().manual_seed(seed)
+    for number, group in enumerate(zip(*sets, strict=True)):
+        gradient = torch.randn(group[0].shape, generator=generator)
+        for parameter in group:
+            parameter.grad = None if number in missing else gradient.clone()
+
+
+@pytest.mark.parametrize("most", [1 << 26, 1000], ids=["one stack a shape", "stacks of one or two"])
+def test_stacks_take_the_steps_of_torchs_muon(monkeypatch, most):
+    monkeypatch.setattr(muon, "_STACK_ELEMENTS", most)
+    shapes = [(16, 24), (24, 16), (16, 24), (16, 16), (24, 16), (16, 24)]
+    ours, theirs = parameters(shapes), parameters(shapes)
+    stacked, single = Muon(ours, **SETTINGS), torch.optim.Muon(theirs, **SETTINGS)
+    for step in range(4):
+        # A weight without a gradient keeps its value and has no moment yet.
+        give_gradients([ours, theirs], step, missing={2} if step == 0 else ())
+        stacked.step()
+        single.step()
+    for own, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=2e-4)
+    for own, wanted in zip(stacked.state.values(), single.state.values(), strict=True):
+        torch.testing.assert_close(own["momentum_buffer"], wanted["momentum_buffer"])
+
+
+def test_a_state_of_torchs_muon_goes_on():
+    shapes = [(8, 12), (8, 12)]
+    ours, theirs = parameters(shapes), parameters(shapes)
+    single = torch.optim.Muon(theirs, **SETTINGS)
+    give_gradients([theirs], 0)
+    single.step()
+    for own, other in zip(ours, theirs, strict=True):
+        own.data.copy_(other.data)
+    stacked = Muon(ours, **SETTINGS)
+    stacked.load_state_dict(copy.deepcopy(single.state_dict()))
+    give_gradients([ours, theirs], 1)
+    stacked.step()
+    single.step()
+    for own, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=2e-4)
+
+
+def test_the_products_are_of_stacks(monkeypatch):
+    calls = []
+    real = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: calls.append(a.shape) or real(a, b))
+    weights = parameters([(8, 12)] * 3 + [(12, 12)] * 2)
+    optimizer = Muon(weights, **SETTINGS)
+    give_gradients([weights], 1)
+    optimizer.step()
+    assert set(calls) == {(3, 8, 12), (2, 12, 12)}
