@@ -5,7 +5,7 @@ Shapes: B rows, S source positions, T target positions, N = B T flattened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,33 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Mix:
-    """How the examples of a batch are mixed (mixup): each with ``weight`` in [0, 1], its partner with the rest.
+class Blend:
+    """How the rows of one side are mixed: each with ``weight`` in [0, 1], the tokens of its partner with the rest.
 
-    ``partner`` are row numbers; the masks are True on real tokens (None: everywhere) before mixing.
+    The masks are True on real tokens (None: everywhere) of the row and of its partner.
     """
 
-    partner_B: Tensor
     weight_B: Tensor
-    source_real_BS: Tensor | None
-    target_real_BT: Tensor
+    real_BL: Tensor | None
+    partner_BL: Tensor
+    partner_real_BL: Tensor | None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the examples of a batch are mixed (mixup), each with its partner: decoder inputs, labels, and sources.
+
+    Partners are there with their own tokens, so that any rows of a batch can be taken out of it.
+    """
+
+    target: Blend
+    partner_out_BT: Tensor
+    source: Blend | None
+
+    @property
+    def weight_B(self) -> Tensor:
+        """The share of each example itself."""
+        return self.target.weight_B
 
 
 @dataclass
@@ -66,28 +83,33 @@ class Batch:
 
     def split(self, pieces: int) -> list[Batch]:
         """The rows in so many batches, or as many as there are rows; counts are divided with them."""
-        found = []
-        for rows in np.array_split(np.arange(len(self.rows)), min(pieces, len(self.rows))):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            source = None if self.source_BS is None else self.source_BS[part]
-            mask = None if self.source_mask_BS is None else self.source_mask_BS[part]
-            target_in, target_out = self.target_in_BT[part], self.target_out_BT[part]
-            targets = int((target_out >= 0).sum())
-            sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
-            found.append(
-                replace(
-                    self,
-                    target_in_BT=target_in,
-                    target_out_BT=target_out,
-                    source_BS=source,
-                    source_mask_BS=mask,
-                    rows=self.rows[part],
-                    tokens=targets + sources,
-                    positions=target_out.numel() + (0 if source is None else source.numel()),
-                    targets=targets,
-                )
-            )
-        return found
+        parts = np.array_split(np.arange(len(self.rows)), min(pieces, len(self.rows)))
+        return [self.part(slice(int(rows[0]), int(rows[-1]) + 1)) for rows in parts]
+
+    def part(self, rows: slice) -> Batch:
+        """The batch of these rows, with their own counts."""
+        found: Batch = _take(self, rows)
+        mask = found.source_mask_BS if found.mix is None or found.mix.source is None else found.mix.source.real_BL
+        targets = int((found.target_out_BT >= 0).sum())
+        source = found.source_BS
+        sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
+        positions = found.target_out_BT.numel() + (0 if source is None else source.numel())
+        return replace(found, tokens=targets + sources, positions=positions, targets=targets)
+
+    def mixed(self, partner_B: Tensor, weight_B: Tensor) -> Batch:
+        """Each example mixed with another: row numbers of partners, and the example's own share in [0, 1]."""
+
+        def blend(tokens_BL: Tensor, real_BL: Tensor | None) -> Blend:
+            partner_real_BL = None if real_BL is None else real_BL[partner_B]
+            return Blend(weight_B, real_BL, tokens_BL[partner_B], partner_real_BL)
+
+        mask = self.source_mask_BS
+        mix = Mix(
+            target=blend(self.target_in_BT, self.target_out_BT >= 0),
+            partner_out_BT=self.target_out_BT[partner_B],
+            source=None if self.source_BS is None else blend(self.source_BS, mask),
+        )
+        return replace(self, mix=mix, source_mask_BS=None if mask is None else mask | mask[partner_B])
 
     def targets_and_weights(self) -> list[tuple[Tensor, Tensor | None]]:
         """The labels of each position (N,) and their weights (N,), None for 1: two sets where examples are mixed."""
@@ -95,5 +117,14 @@ class Batch:
         if self.mix is None:
             return [(own_N, None)]
         weight_BT = self.mix.weight_B.unsqueeze(1).expand_as(self.target_out_BT)
-        partner_N = self.target_out_BT[self.mix.partner_B].flatten()
+        partner_N = self.mix.partner_out_BT.flatten()
         return [(own_N, weight_BT.flatten()), (partner_N, 1.0 - weight_BT.flatten())]
+
+
+def _take(value: Any, rows: slice) -> Any:
+    """The rows of each tensor and array in a dataclass, and in those inside it."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value[rows]
+    if isinstance(value, Batch | Mix | Blend):
+        return replace(value, **{f.name: _take(getattr(value, f.name), rows) for f in fields(value)})
+    return value

@@ -18,7 +18,7 @@ from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
-from tfx.model.batch import Batch, Mix
+from tfx.model.batch import Batch, Blend, Mix
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, BlockStack
@@ -102,19 +102,16 @@ class Transformer(nn.Module):
         tokens_BT: Tensor,
         table: nn.Embedding,
         offset: int = 0,
-        mix: Mix | None = None,
-        real_BT: Tensor | None = None,
+        blend: Blend | None = None,
     ) -> Tensor:
         """Embeddings of tokens at positions ``offset`` onwards, scaled by sqrt(D) (Vaswani 2017), with dropout.
 
-        With ``mix``, each row is the weighted sum of its own and its partner's; padding (not ``real``) adds 0.
+        With ``blend``, each row is the weighted sum of its own and its partner's; padding (not ``real``) adds 0.
         """
-        x_BTD = table(tokens_BT) * math.sqrt(self.architecture.width)
-        x_BTD = self.token_dropout(x_BTD)
-        if mix is not None:
-            if real_BT is not None:
-                x_BTD = x_BTD * real_BT.unsqueeze(-1)
-            x_BTD = torch.lerp(x_BTD[mix.partner_B], x_BTD, mix.weight_B.to(x_BTD.dtype).view(-1, 1, 1))
+        x_BTD = self._looked_up(tokens_BT, table, None if blend is None else blend.real_BL)
+        if blend is not None:
+            partner_BTD = self._looked_up(blend.partner_BL, table, blend.partner_real_BL)
+            x_BTD = torch.lerp(partner_BTD, x_BTD, blend.weight_B.to(x_BTD.dtype).view(-1, 1, 1))
         end = offset + tokens_BT.shape[1]
         if self.sinusoids is not None:
             x_BTD = x_BTD + self.sinusoids[offset:end]
@@ -123,6 +120,10 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position.weight[offset:end] * math.sqrt(self.architecture.width)
         return self.dropout(x_BTD)
 
+    def _looked_up(self, tokens_BT: Tensor, table: nn.Embedding, real_BT: Tensor | None) -> Tensor:
+        x_BTD = self.token_dropout(table(tokens_BT) * math.sqrt(self.architecture.width))
+        return x_BTD if real_BT is None else x_BTD * real_BT.unsqueeze(-1)
+
     def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None, mix: Mix | None = None) -> Tensor:
         """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None where all are real."""
         assert self.encoder is not None
@@ -130,8 +131,7 @@ class Transformer(nn.Module):
         bias = Bias(_key_mask(source_mask_BS))
         if self.architecture.positions == "alibi":
             bias.distance_TS = distances(length, length, 0, source_BS.device)
-        real_BS = mix.source_real_BS if mix is not None else None
-        x_BSD = self.embed(source_BS, self.source_embedding, 0, mix, real_BS)
+        x_BSD = self.embed(source_BS, self.source_embedding, 0, None if mix is None else mix.source)
         return self.encoder(x_BSD, bias, rotary=self._rotary(0, length))
 
     def decode(
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
             bias.mask = visible.tril(diagonal=offset)
         if is_alibi:
             bias.distance_TS = distances(length, offset + length, offset, target_BT.device)
-        x_BTD = self.embed(target_BT, self.embedding, offset, mix, mix.target_real_BT if mix is not None else None)
+        x_BTD = self.embed(target_BT, self.embedding, offset, None if mix is None else mix.target)
         return self.decoder(
             x_BTD,
             bias,
