@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfx.config.schema import InstabilityConfig
-from tfx.training.stability import Guard, UnstableError
+from tfx.training.stability import HostGuard, UnstableError
 
 
-def guard(**settings) -> Guard:
-    return Guard(InstabilityConfig(**settings))
+def guard(**settings) -> HostGuard:
+    return HostGuard(InstabilityConfig(**settings))
 
 
 @pytest.mark.parametrize(

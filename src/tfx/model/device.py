@@ -40,6 +40,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether work on a device is queued, so that reading a value from it waits for all work before."""
+    return device.type == "cuda"
+
+
 def device_memory(device: torch.device) -> int | None:
     """All memory of a device, whoever uses it now; None where the system does not say."""
     if device.type == "cuda":

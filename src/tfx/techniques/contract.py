@@ -269,7 +269,7 @@ class Technique:
     ) -> None:
         """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False.
 
-        It is finite if the guard checks each step. ``masked`` is as in `update`.
+        It is finite, and 0 for a step that is refused on the device. ``masked`` is as in `update`.
         """
 
     def settled(self) -> bool:
@@ -314,12 +314,18 @@ class Technique:
 class Mean:
     """A mean kept on the device: adding to it does not wait for the device."""
 
+    # Where `HeldMeans` is in force: what was added since.
+    _held: ClassVar[list[tuple[Mean, Tensor | float, Tensor | float]] | None] = None
+
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0
         self._count: Tensor | float = 0.0
 
     def add(self, total: Tensor | float, count: Tensor | float) -> None:
         """Adds ``count`` values with this sum."""
+        if Mean._held is not None:
+            Mean._held.append((self, total, count))
+            return
         self._sum = self._sum + total
         self._count = self._count + count
 
@@ -336,3 +342,33 @@ class Mean:
     def restore(self, state: tuple[float, float]) -> None:
         """The inverse of `state`."""
         self._sum, self._count = state
+
+
+class HeldMeans:
+    """Holds back what is added to any `Mean` inside the context, until it is known whether that counts."""
+
+    def __enter__(self) -> HeldMeans:
+        assert Mean._held is None, "means are held back already"
+        self._added = Mean._held = []
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Mean._held = None
+
+    def drop(self) -> None:
+        """Forgets what was added so far."""
+        self._added.clear()
+
+    def add(self, refused: Tensor | None = None) -> None:
+        """After the context: adds it, or nothing where ``refused`` is 1 on the device."""
+        for mean, total, count in self._added:
+            if refused is None:
+                mean.add(total, count)
+            else:
+                mean.add(_unless(refused, total), _unless(refused, count))
+
+
+def _unless(refused: Tensor, value: Tensor | float) -> Tensor:
+    """The value in double precision, 0 where it is refused, even if it is not finite."""
+    wide = value.double() if isinstance(value, Tensor) else refused.new_full((), value, dtype=torch.float64)
+    return torch.where(refused > 0, torch.zeros_like(wide), wide)

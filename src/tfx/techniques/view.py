@@ -65,12 +65,17 @@ class View:
             technique.update(model, progress, self.masked)
 
     @torch.no_grad()
-    def follow_gradients(self, model: Transformer) -> None:
-        """Passes the gradients of a step that is taken to the techniques with a grid; a refused step does not count."""
+    def follow_gradients(self, model: Transformer, refused: Tensor | None = None) -> None:
+        """Passes the gradients of a step that is taken to the techniques with a grid; a refused step does not count.
+
+        Where ``refused`` is 1 on the device, they get gradients of 0.
+        """
         for technique in self._gridding:
             for name, parameter in model.named_parameters():
-                if parameter.grad is not None:
-                    technique.follow_gradient(name, parameter.detach(), parameter.grad, self.masked)
+                if (gradient := parameter.grad) is not None:
+                    if refused is not None:
+                        gradient = torch.where(refused > 0, torch.zeros_like(gradient), gradient)
+                    technique.follow_gradient(name, parameter.detach(), gradient, self.masked)
 
 
 class SeenWeights:

@@ -26,20 +26,33 @@ class Interval:
         self._tokens, self._seconds = clock.tokens, clock.seconds
         self._nll: Tensor | None = None
         self._norm: Tensor | None = None
-        self._targets, self._real, self._positions = 0, 0, 0
+        # Counts; tensors where the device decides which steps count.
+        self._targets: int | Tensor = 0
+        self._real: int | Tensor = 0
+        self._positions: int | Tensor = 0
 
-    def add(self, nll: Tensor, norm: Tensor, batches: Sequence[Batch]) -> None:
-        """Adds a step with its summed negative log-likelihood and gradient norm."""
+    def add(self, nll: Tensor, norm: Tensor, batches: Sequence[Batch], refused: Tensor | None = None) -> None:
+        """Adds a step with its summed negative log-likelihood and gradient norm, unless ``refused`` is 1."""
+        counts: list[int | Tensor] = [
+            sum(batch.targets for batch in batches),
+            sum(batch.tokens for batch in batches),
+            sum(batch.positions for batch in batches),
+        ]
+        if refused is not None:
+            is_refused = refused > 0
+            counts = [torch.where(is_refused, 0, count) for count in counts]
+            nll = torch.where(is_refused, torch.zeros_like(nll), nll)
+            norm = torch.where(is_refused, torch.zeros_like(norm) if self._norm is None else self._norm, norm)
         self._nll = nll if self._nll is None else self._nll + nll
         self._norm = norm
-        self._targets += sum(batch.targets for batch in batches)
-        self._real += sum(batch.tokens for batch in batches)
-        self._positions += sum(batch.positions for batch in batches)
+        self._targets, self._real, self._positions = (
+            before + count for before, count in zip((self._targets, self._real, self._positions), counts, strict=True)
+        )
 
     @property
     def loss(self) -> float:
         """The mean loss per target, in nats."""
-        return 0.0 if self._nll is None else float(self._nll) / max(1, self._targets)
+        return 0.0 if self._nll is None else float(self._nll) / max(1, int(self._targets))
 
     def row(self, learning_rate: float) -> dict[str, float]:
         """What is logged for the interval."""
@@ -49,7 +62,7 @@ class Interval:
             "learning_rate": learning_rate,
             "gradient_norm": 0.0 if self._norm is None else float(self._norm),
             "tokens_per_second": (self._clock.tokens - self._tokens) / seconds,
-            "padding": 1.0 - self._real / max(1, self._positions),
+            "padding": 1.0 - int(self._real) / max(1, int(self._positions)),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.schedules import schedule_factor
 from tfx.training.selection import Selection
+from tfx.training.stability import UnstableError
 from tfx.training.state import SaveSchedule
 from tfx.training.step import Stepper, StepResult
 
@@ -139,7 +139,7 @@ class Trainer:
         while True:
             progress = self.clock.progress
             if self.clock.steps and self.selection.is_due(progress):
-                self._check_finite()
+                self.stepper.look()
                 with self.clock.paused():
                     self._stopped = self._validate()
                 self.selection.passed(progress)
@@ -151,13 +151,14 @@ class Trainer:
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             self.averager.update(self.clock.progress)
             if self.clock.steps % config.log_every == 0:
-                self._check_finite()
+                self.stepper.look()
                 self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
                 self._interval = Interval(self.clock)
             if saving.is_due(self.clock.steps):
                 with self.clock.paused():
                     self._save()
             raise_if_signalled()
+        self._check_weights()
         self._ended = True
         if self.clock.steps:
             self._save()
@@ -178,15 +179,22 @@ class Trainer:
 
     def _count(self, step: StepResult) -> None:
         if step.nll is not None and step.norm is not None:
-            self._interval.add(step.nll, step.norm, step.batches)
+            self._interval.add(step.nll, step.norm, step.batches, step.refused)
         self.clock.advance(sum(batch.tokens for batch in step.batches))
         self._positions += sum(batch.positions for batch in step.batches)
         self._flops += step.flops
 
-    def _check_finite(self) -> None:
-        """Checks the whole interval at once, on devices that a check at every step would stall."""
-        if not math.isfinite(self._interval.loss):
-            self.stepper.guard.respond(f"step {self.clock.steps} or shortly before: the loss is {self._interval.loss}")
+    @torch.no_grad()
+    def _check_weights(self) -> None:
+        """Raises `UnstableError` if a weight is not finite: the update of the last step is judged by no other."""
+        with self.averager.applied():
+            weights = [*self.model.named_parameters(), *self._extra.named_parameters()]
+            # One number for the device to tell.
+            if not torch.stack([weight.isfinite().all() for _, weight in weights]).all():
+                wrong = next(name for name, weight in weights if not weight.isfinite().all())
+                raise UnstableError(
+                    f"after step {self.clock.steps} weights of {wrong} are not finite: try a smaller optimizer.lr"
+                )
 
     def _validate(self) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
@@ -218,7 +226,7 @@ class Trainer:
     # --- the state ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self._check_finite()
+        self.stepper.look()
         self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,12 +22,69 @@ class Optimizers:
         self.parts = parts
         self._peaks = [[group["lr"] for group in part.param_groups] for part in parts]
 
-    def step(self, factor: float) -> None:
-        """One update, with every learning rate at ``factor`` times its peak."""
+    def step(self, factor: float | Tensor, refused: Tensor | None = None) -> None:
+        """One update, with every learning rate at ``factor`` times its peak; none where ``refused`` is 1.
+
+        On a device that is not waited for, both are its numbers. Raises `torch.OutOfMemoryError` if the update does not
+        fit even without what torch keeps in reserve.
+        """
         for part, peaks in zip(self.parts, self._peaks, strict=True):
-            for group, peak in zip(part.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+            if isinstance(part, torch.optim.Muon):
+                self._step_muon(part, peaks, factor, refused)
+                continue
+            # The fused kernels then leave weights and moments as they are, as for `torch.amp.GradScaler`.
+            part.found_inf = refused  # type: ignore[attr-defined]
+            _set_rates(part, peaks, factor)
+            _with_reserve(part.step)
+
+    def _step_muon(
+        self, part: torch.optim.Muon, peaks: list[float], factor: float | Tensor, refused: Tensor | None
+    ) -> None:
+        """Muon's update, which is linear in the learning rate: torch's reads it on the host."""
+        if refused is None:
+            _set_rates(part, peaks, factor)
             part.step()
+            return
+        self._allocate_muon(part)
+        weights = [weight for group in part.param_groups for weight in group["params"] if weight.grad is not None]
+        changed = [*(weight.detach() for weight in weights), *(part.state[w]["momentum_buffer"] for w in weights)]
+        before = [value.clone() for value in changed]
+        by_device = torch.is_tensor(factor)
+        _set_rates(part, peaks, 1.0 if by_device else factor)
+
+        def update() -> None:
+            torch._foreach_copy_(changed, before)
+            part.step()
+
+        _with_reserve(update)
+        for number, (value, old) in enumerate(zip(changed, before, strict=True)):
+            new = torch.lerp(old, value, factor) if by_device and number < len(weights) else value
+            value.copy_(torch.where(refused > 0, old, new))
+
+    @torch.no_grad()
+    def allocate(self) -> None:
+        """Makes the moments of all parameters that have none yet, which else the first step does."""
+        for part in self.parts:
+            if isinstance(part, torch.optim.Muon):
+                self._allocate_muon(part)
+                continue
+            fresh = [p for group in part.param_groups for p in group["params"] if not part.state.get(p)]
+            if not fresh:
+                continue
+            # A step that is refused changes nothing, and reads no gradient: the weights stand in for theirs.
+            for parameter in fresh:
+                parameter.grad = parameter.detach()
+            part.found_inf = torch.ones((), device=fresh[0].device)  # type: ignore[attr-defined]
+            part.step()
+            for parameter in fresh:
+                parameter.grad = None
+
+    @staticmethod
+    def _allocate_muon(part: torch.optim.Muon) -> None:
+        for group in part.param_groups:
+            for parameter in group["params"]:
+                if "momentum_buffer" not in part.state[parameter]:
+                    part.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def zero_grad(self) -> None:
         """Clears the gradients."""
@@ -58,6 +115,30 @@ class Optimizers:
         for part, state in zip(self.parts, states, strict=True):
             moments = {int(number): values for number, values in state.items()}
             part.load_state_dict({"state": moments, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _set_rates(part: torch.optim.Optimizer, peaks: list[float], factor: float | Tensor) -> None:
+    for group, peak in zip(part.param_groups, peaks, strict=True):
+        group["lr"] = peak * factor
+
+
+def _with_reserve(update: Callable[[], Any]) -> None:
+    """An update that changes nothing before it has its memory; once more, without torch's reserve, if that lacks."""
+    try:
+        update()
+        return
+    except torch.OutOfMemoryError:
+        pass
+    # Outside of the handler, which would keep what the update holds alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        update()
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            "out of memory while the optimizer updates the weights, where smaller batches do not help: choose a "
+            "smaller model, or optimizer=adamw"
+        ) from error
 
 
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:

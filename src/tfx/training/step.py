@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from tfx.config.schema import Root
 from tfx.model.batch import Batch
-from tfx.model.device import choose_precision
+from tfx.model.device import choose_precision, is_asynchronous
 from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer, run_batch
 from tfx.record.seeds import derive_seed
-from tfx.techniques.contract import Instant, Objective
+from tfx.techniques.contract import HeldMeans, Instant, Objective
 from tfx.techniques.stack import Stack
 from tfx.training.accounts import batch_flops
 from tfx.training.optimizers import build_optimizers
-from tfx.training.stability import Guard
+from tfx.training.stability import build_guard
 
 # A loss term's name, its sum, and over how many targets.
 _Report = tuple[str, Tensor, int]
@@ -35,12 +35,14 @@ class StepResult:
     """What a step did: ``batches`` as they were run, and the FLOPs of everything that ran.
 
     ``nll`` is the summed negative log-likelihood and ``norm`` that of the gradient; both None if the step was refused.
+    Where that is decided on the device, both are there, and ``refused`` is 1 if it was.
     """
 
     batches: list[Batch]
     flops: float
     nll: Tensor | None = None
     norm: Tensor | None = None
+    refused: Tensor | None = None
 
 
 class Stepper:
@@ -64,7 +66,12 @@ class Stepper:
         trained = nn.ModuleList([model, extra]) if any(True for _ in extra.parameters()) else model
         self.parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config.optimizer, trained, device)
-        self.guard = Guard(config.trainer.instability)
+        if is_asynchronous(device):
+            # Before the first activations, so that these are cut into pieces for the memory that is left.
+            self.optimizers.allocate()
+        self.guard = build_guard(config.trainer.instability, device)
+        # The examples of each step since the last look at the guard, by its number.
+        self._examples: dict[int, str] = {}
         # Number of pieces that each batch is cut into to fit the device's memory.
         self.pieces = 1
         # FLOPs of the teachers' forward passes in the current step.
@@ -82,28 +89,43 @@ class Stepper:
         """
         targets = sum(batch.targets for batch in batches)
         pieces = [piece for batch in batches for piece in (batch.split(self.pieces) if self.pieces > 1 else [batch])]
-        self._teacher_flops = 0.0
-        while (gradients := self._gradients(pieces, targets, number, progress)) is None:
-            pieces = self._smaller(pieces, number)
-        nll, reports = gradients
-        limit = self.config.optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-        fault = None
-        if self.device.type == "cpu" or self.guard.config.policy != "stop":
-            fault = self.guard.fault(float(nll) / targets, float(norm))
-        if fault is None:
-            self.stack.view.follow_gradients(self.model)
-            self.optimizers.step(factor * self.guard.learning_rate_factor)
+        with HeldMeans() as held:
+            while (gradients := self._gradients(pieces, targets, number, progress)) is None:
+                held.drop()
+                pieces = self._smaller(pieces, number)
+            nll, reports = gradients
             for name, total, count in reports:
                 self.stack.report(name, total, count)
+        limit = self.config.optimizer.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        verdict = self.guard.judge(nll, targets, norm, number)
+        if verdict.fault is None:
+            self.stack.view.follow_gradients(self.model, verdict.refused)
+            self.optimizers.step(factor * self.guard.learning_rate_factor, verdict.refused)
+            held.add(verdict.refused)
+            if verdict.refused is not None:
+                self._examples[number] = _examples(pieces)
         else:
-            self._refuse(fault, pieces, number)
+            self._refuse(verdict.fault, pieces, number)
         self.optimizers.zero_grad()
         # A backward pass costs two forward ones.
         flops = self._teacher_flops
         for piece in pieces:
             flops += 3.0 * batch_flops(self.model, piece)
-        return StepResult(pieces, flops) if fault is not None else StepResult(pieces, flops, nll, norm)
+        if verdict.fault is not None:
+            return StepResult(pieces, flops)
+        return StepResult(pieces, flops, nll, norm, verdict.refused)
+
+    def look(self) -> None:
+        """Tells what was refused on the device since the last look. Raises `UnstableError` if the run must stop."""
+        refusals, examples = self.guard.look(), self._examples
+        self._examples = {}
+        if refusals is not None:
+            where = f"step {refusals.step + 1}: {refusals.fault}"
+            if refusals.count > 1:
+                where += f", the last of {refusals.count} such steps since the last look"
+            self.note(f"{where}; examples {examples.get(refusals.step, 'unknown')}")
+            self.note(f"step {refusals.step + 1}: {self.guard.respond(where)}")
 
     def _gradients(
         self, batches: list[Batch], targets: int, number: int, progress: float
@@ -116,6 +138,7 @@ class Stepper:
         torch.manual_seed(derive_seed(self.config.seed, "step", number))
         total = torch.zeros((), device=self.device)
         reports: list[_Report] = []
+        self._teacher_flops = 0.0
         try:
             seen = self.stack.view.see(self.model, progress)
             for index, batch in enumerate(batches):
@@ -153,9 +176,8 @@ class Stepper:
         # A norm that is not a number counts as the largest.
         worst = sorted(gradients, key=lambda name: -gradients[name] if math.isfinite(gradients[name]) else -math.inf)
         norms = ", ".join(f"{name} {gradients[name]:.3g}" for name in worst[:5])
-        rows = ", ".join(str(row) for batch in batches for row in batch.rows[:8])
         where = f"step {number + 1}: {fault}"
-        self.note(f"{where}; examples {rows}, …; largest gradient norms: {norms}")
+        self.note(f"{where}; examples {_examples(batches)}; largest gradient norms: {norms}")
         self.note(f"step {number + 1}: {self.guard.respond(where)}")
 
     def _loss(self, batch: Batch, moment: Instant, reports: list[_Report]) -> tuple[Tensor, Tensor]:
@@ -163,7 +185,8 @@ class Stepper:
         hidden_ND = self._forward(self.model, batch).flatten(0, 1)
         targets = batch.targets_and_weights()
         keep_N = None
-        if self.device.type == "cpu" and (batch.mix is not None or batch.targets < hidden_ND.shape[0]):
+        # Picking them would wait for the device: it must say how many there are.
+        if not is_asynchronous(self.device) and (batch.mix is not None or batch.targets < hidden_ND.shape[0]):
             keep_N = torch.stack([ids >= 0 for ids, _ in targets]).any(0)
             hidden_ND = hidden_ND[keep_N]
             targets = [(ids[keep_N], None if weight is None else weight[keep_N]) for ids, weight in targets]
@@ -189,3 +212,8 @@ class Stepper:
         autocast = self.precision.autocast
         with torch.autocast(self.device.type, autocast) if autocast is not None else nullcontext():
             return run_batch(model, batch)
+
+
+def _examples(batches: Sequence[Batch]) -> str:
+    """The first examples of each batch, by number."""
+    return ", ".join(str(row) for batch in batches for row in batch.rows[:8]) + ", …"
