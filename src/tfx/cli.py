@@ -25,6 +25,10 @@ COMMANDS = {
 }
 
 
+# One process of a run in several: tfx starts it itself.
+_WORKER = "worker"
+
+
 def usage() -> str:
     """The text of `tfx --help`."""
     width = max(map(len, COMMANDS))
@@ -88,7 +92,7 @@ def _run(words: list[str]) -> int:
     except OSError as error:  # Hydra and torch fail in it, each in its own words
         raise UserError(f"the working directory cannot be used ({error.strerror}): change to another one") from None
     name = words[0]
-    if name not in COMMANDS:
+    if name not in (*COMMANDS, _WORKER):
         raise UserError(f"command '{name}' is unknown{suggest(name, COMMANDS)}")
     return importlib.import_module(f"tfx.commands.{name}").main(words[1:])
 

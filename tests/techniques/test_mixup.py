@@ -114,7 +114,7 @@ def test_rows_taken_out_of_a_mixed_batch_keep_their_partners():
     mixed, _ = mixed_whole(batch)
     hidden = run_batch(model, mixed)
     for rows in (slice(1, None, 2), slice(0, 1)):
-        part = mixed.part(rows)
+        part = mixed.part(rows, batch)
         torch.testing.assert_close(run_batch(model, part), hidden[rows])
         assert part.targets == int((batch.target_out_BT[rows] >= 0).sum())
         assert part.tokens == part.targets + int(batch.source_mask_BS[rows].sum())

@@ -6,6 +6,7 @@ Shapes: B rows, S source positions, T target positions, N = B T flattened.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,17 +84,25 @@ class Batch:
 
     def split(self, pieces: int) -> list[Batch]:
         """The rows in so many batches, or as many as there are rows; counts are divided with them."""
-        parts = np.array_split(np.arange(len(self.rows)), min(pieces, len(self.rows)))
-        return [self.part(slice(int(rows[0]), int(rows[-1]) + 1)) for rows in parts]
+        return [self.part(rows, self) for rows in slices(range(len(self.rows)), pieces)]
 
-    def part(self, rows: slice) -> Batch:
-        """The batch of these rows, with their own counts."""
+    def part(self, rows: slice, counted: Batch) -> Batch:
+        """The batch of these rows, with their own counts.
+
+        ``counted`` is this batch before anything was done to its tokens, on the CPU: to count on another device would
+        wait for it.
+        """
+        if rows.indices(len(self.rows)) == (0, len(self.rows), 1):
+            return self
         found: Batch = _take(self, rows)
-        mask = found.source_mask_BS if found.mix is None or found.mix.source is None else found.mix.source.real_BL
-        targets = int((found.target_out_BT >= 0).sum())
-        source = found.source_BS
+        target, source, mask = (
+            None if side is None else side[rows]
+            for side in (counted.target_out_BT, counted.source_BS, counted.source_mask_BS)
+        )
+        assert target is not None
+        targets = int((target >= 0).sum())
         sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
-        positions = found.target_out_BT.numel() + (0 if source is None else source.numel())
+        positions = target.numel() + (0 if source is None else source.numel())
         return replace(found, tokens=targets + sources, positions=positions, targets=targets)
 
     def mixed(self, partner_B: Tensor, weight_B: Tensor) -> Batch:
@@ -119,6 +128,15 @@ class Batch:
         weight_BT = self.mix.weight_B.unsqueeze(1).expand_as(self.target_out_BT)
         partner_N = self.mix.partner_out_BT.flatten()
         return [(own_N, weight_BT.flatten()), (partner_N, 1.0 - weight_BT.flatten())]
+
+
+def slices(rows: range, pieces: int) -> list[slice]:
+    """The rows in so many parts of nearly one size, or in as many as there are rows."""
+    if not rows:
+        return []
+    bounds = np.linspace(0, len(rows), min(pieces, len(rows)) + 1).astype(int).tolist()
+    parts = [rows[first:last] for first, last in pairwise(bounds)]
+    return [slice(part.start, part.stop, part.step) for part in parts]
 
 
 def _take(value: Any, rows: slice) -> Any:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tfx.processes.place import Place, find_place
+from tfx.errors import UserError
+from tfx.processes.place import NO_LAUNCHER, Place, find_place
+from tfx.record.signals import StoppedBySignal
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 Value = TypeVar("Value")
 
@@ -55,6 +58,16 @@ class Failure:
     message: str
     traceback: str
     status: int
+
+    @classmethod
+    def of(cls, error: BaseException, rank: int) -> Failure:
+        """What an error that ends a process says."""
+        text = "".join(traceback.format_exception(error))
+        if isinstance(error, UserError):
+            return cls(rank, "user", str(error), text, 2)
+        if isinstance(error, KeyboardInterrupt):
+            return cls(rank, "signal", str(error), text, getattr(error, "status", 130))
+        return cls(rank, "error", f"{type(error).__name__}: {error}", text, 1)
 
 
 class Group:
@@ -103,8 +116,16 @@ class Group:
 
     # --- the end of a process ---------------------------------------------------------------------------
 
-    def fail(self, failure: Failure) -> None:
-        """Tells the others why this process ends, and leaves them. Then nothing more can be agreed."""
+    def fail(self, failure: Failure) -> bool:
+        """Tells the others why this process ends, and leaves them: then nothing more can be agreed.
+
+        Returns whether the first process reports it, or has: all but that one wait for it.
+        """
+        return True
+
+    def cause(self, error: BaseException) -> BaseException:
+        """The error that ends the run where this one follows from the end of another process; else itself."""
+        return error
 
     def reported(self) -> None:
         """Tells the others that the first process has reported why the run ends: they can end too."""
@@ -124,7 +145,7 @@ class _Several(Group):
         hosts = ["cpu:gloo"]
         if torch.cuda.is_available():
             hosts.append("cuda:nccl")
-        self._store: Store = distributed.TCPStore(
+        self._store: Store = distributed.TCPStore(  # type: ignore[attr-defined]
             place.address,
             place.port,
             # Under torchrun the launcher has a store at this address already.
@@ -134,7 +155,7 @@ class _Several(Group):
         )
         distributed.init_process_group(
             ",".join(hosts),
-            store=distributed.PrefixStore("tfx", self._store),
+            store=distributed.PrefixStore("tfx", self._store),  # type: ignore[attr-defined]
             rank=place.rank,
             world_size=place.size,
             timeout=_PATIENCE,
@@ -192,26 +213,46 @@ class _Several(Group):
                 raise
             raise LostProcessError(self._last_word()) from error
 
-    def _last_word(self) -> Failure | None:
-        """What the process that failed first said."""
-        end = time.monotonic() + _WORD_SECONDS
-        with suppress(RuntimeError):  # the store is gone with its process
-            while time.monotonic() < end:
-                if self._store.check([_FAILURE]):
-                    return Failure(**json.loads(self._store.get(_FAILURE)))
-                time.sleep(0.05)
-        return None
+    def _last_word(self, seconds: float = _WORD_SECONDS) -> Failure | None:
+        """What the process that failed first said; None if it says nothing within some seconds."""
+        return Failure(**json.loads(self._store.get(_FAILURE))) if self._waits_for(_FAILURE, seconds) else None
 
-    def fail(self, failure: Failure) -> None:
+    def _waits_for(self, key: str, seconds: float) -> bool:
+        """Whether the store has a key within some seconds. Between looks at it a signal can end the process."""
+        end = time.monotonic() + seconds
+        with suppress(RuntimeError):  # the store is gone with its process
+            while not self._store.check([key]):
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(0.05)
+            return True
+        return False
+
+    def cause(self, error: BaseException) -> BaseException:
+        failure = None
+        if isinstance(error, LostProcessError):
+            failure = error.failure
+        elif isinstance(error, StoppedBySignal):
+            # A launcher sends a signal to those that are left when one has failed.
+            failure = self._last_word(0.0)
+        if failure is None:
+            return error
+        if failure.kind == "user":
+            return UserError(failure.message)
+        if failure.kind == "signal":
+            return StoppedBySignal(failure.status - 128)
+        found = LostProcessError(failure)
+        found.add_note(failure.traceback)
+        return found
+
+    def fail(self, failure: Failure) -> bool:
         if not self._connected:
-            return
+            return self.is_first
         with suppress(RuntimeError):
             # The first word counts: what others say is its consequence.
             self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
         self._disconnect()
-        if not self.is_first:
-            with suppress(RuntimeError):
-                self._store.wait([_REPORTED], timedelta(seconds=_REPORT_SECONDS))
+        return self.is_first or self._waits_for(_REPORTED, _REPORT_SECONDS)
 
     def reported(self) -> None:
         with suppress(RuntimeError):
@@ -230,13 +271,9 @@ class _Several(Group):
             distributed.destroy_process_group()
 
 
-_SINGLE = Group(Place(0, 1, 0, 1, "", 0))
+# The group of a run of one process.
+ALONE = Group(NO_LAUNCHER)
 _joined: Group | None = None
-
-
-def alone() -> Group:
-    """The group of a run of one process."""
-    return _SINGLE
 
 
 def join() -> Group:
@@ -244,7 +281,7 @@ def join() -> Group:
     global _joined
     if _joined is None:
         place = find_place()
-        _joined = _SINGLE if place.size == 1 else _Several(place)
+        _joined = ALONE if place.size == 1 else _Several(place)
     return _joined
 
 

@@ -35,11 +35,11 @@ class Place:
         return self.rank == 0
 
 
-ALONE = Place(0, 1, 0, 1, "", 0)
+NO_LAUNCHER = Place(0, 1, 0, 1, "", 0)
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """The place of this process, as torchrun (or `launch`), srun or submitit set it; `ALONE` where none did.
+    """The place of this process, as torchrun (or `launch`), srun or submitit set it; `NO_LAUNCHER` where none did.
 
     Raises `UserError` where the launcher started several processes and left out what they need.
     """
@@ -50,13 +50,13 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
     # A batch script has the counts of its job too, and is one process: only srun sets those of a step.
     if "SLURM_STEP_NUM_TASKS" in environment:
         return _of_slurm(environment)
-    return ALONE
+    return NO_LAUNCHER
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> Place:
     size = int(environment["WORLD_SIZE"])
     if size == 1:
-        return ALONE
+        return NO_LAUNCHER
     missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise UserError(
@@ -77,7 +77,7 @@ def _of_submitit(environment: Mapping[str, str]) -> Place:
     """A job of submitit's local executor: all its processes are on this machine."""
     size = int(environment["SUBMITIT_LOCAL_NTASKS"])
     if size == 1:
-        return ALONE
+        return NO_LAUNCHER
     rank = int(environment["SUBMITIT_LOCAL_GLOBALID"])
     local_rank = int(environment.get("SUBMITIT_LOCAL_LOCALID", rank))
     return Place(rank, size, local_rank, size, "127.0.0.1", _port(environment, "SUBMITIT_LOCAL_JOB_ID"))
@@ -86,7 +86,7 @@ def _of_submitit(environment: Mapping[str, str]) -> Place:
 def _of_slurm(environment: Mapping[str, str]) -> Place:
     size = int(environment["SLURM_STEP_NUM_TASKS"])
     if size == 1:
-        return ALONE
+        return NO_LAUNCHER
     per_node = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     return Place(
         rank=int(environment["SLURM_PROCID"]),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
+from tfx.processes.group import ALONE, Group
 from tfx.record.directory import model_file
 
 if TYPE_CHECKING:
@@ -39,12 +40,13 @@ class Parts:
     data: PreparedData
     model: Transformer
     dense: Architecture
+    group: Group = ALONE
 
 
 class Setup:
     """The device and the stack of a run, checked before any data is read."""
 
-    def __init__(self, config: Root) -> None:
+    def __init__(self, config: Root, group: Group = ALONE) -> None:
         """Checks what can be checked without data, and applies process-wide settings; raises `UserError`."""
         import torch
 
@@ -57,7 +59,8 @@ class Setup:
         self.config = config
         check_metrics(config.dataset.metrics)
         check_model(config.model)
-        self.device = choose_device(config.trainer.device)
+        self.group = group
+        self.device = choose_device(config.trainer.device, group.place)
         if config.trainer.threads is not None:
             # A few more threads than cores can repeat a run of another machine; but each takes memory for its stack.
             most = 16 * (os.cpu_count() or 1)
@@ -105,7 +108,7 @@ class Setup:
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
         stack.data_prepared(teachers, data, self.device)
-        return Parts(config, self.device, stack, teachers, data, model, dense)
+        return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
 
 
 def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teachers: list[Teacher]) -> None:

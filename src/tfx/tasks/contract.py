@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from tfx.processes.group import ALONE, Group
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -116,8 +118,12 @@ class Split(ABC):
         *,
         seed: int,
         progress: Callable[[int, int], Any] | None = None,
+        group: Group = ALONE,
     ) -> list[str]:
-        """The model's output for each of the first ``count`` rows, if outputs are scored as texts."""
+        """The model's output for each of the first ``count`` rows, if outputs are scored as texts.
+
+        Each process of a ``group`` decodes its share; the outputs of the others are empty.
+        """
         raise NotImplementedError
 
     # --- what others look at --------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from tfx.model.architecture import Architecture
 from tfx.model.device import compile_for
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
-from tfx.record.signals import StoppedBySignal, deferring_signals, raise_if_signalled
+from tfx.processes.group import ALONE, Group
+from tfx.record.signals import StoppedBySignal, deferred_signal, deferring_signals, raise_if_signalled, stop_as_others
 from tfx.record.summary import TrainingCost
 from tfx.tasks import task_named
 from tfx.tasks.batches import training_batches
@@ -23,6 +24,7 @@ from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
+from tfx.training.parallel import Sharing
 from tfx.training.schedules import schedule_factor
 from tfx.training.selection import Selection
 from tfx.training.stability import UnstableError
@@ -68,11 +70,14 @@ class Trainer:
         stack: Stack,
         state: dict[str, Any] | None = None,
         recorded: Sequence[float] = (),
+        group: Group = ALONE,
     ) -> None:
         """``state`` was saved by the observer of an earlier trainer of this config; training resumes from it.
 
-        ``recorded`` is the `Clock.history` of a run that is being repeated.
+        ``recorded`` is the `Clock.history` of a run that is being repeated. Each process of a ``group`` has a trainer
+        of its own, and calls the same methods in the same order.
         """
+        self.group, self._sharing = group, Sharing(group)
         self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
         self.stack = stack
         self._extra = stack.prepare_model(model)
@@ -84,11 +89,11 @@ class Trainer:
         smoothing = config.trainer.label_smoothing
         if smoothing is None:
             smoothing = task_named(data.task).label_smoothing
-        self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted)
+        self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted, self._sharing)
         compile_for(model, config.trainer, device)
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config.trainer, [model, self._extra])
-        self.clock = Clock(config.trainer.budget, recorded)
+        self.clock = Clock(config.trainer.budget, recorded, group)
         self._interval = Interval(self.clock)
         self._ended = self._stopped = self._compressing = False
         self._positions = 0
@@ -154,10 +159,15 @@ class Trainer:
                 self.stepper.look()
                 self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
                 self._interval = Interval(self.clock)
-            if saving.is_due(self.clock.steps):
+            # A signal to any process stops all of them at the end of the same step; the first one's clock says when a
+            # state is due.
+            is_due = saving.is_due(self.clock.steps) and self.group.is_first
+            signal, due = map(int, self.group.greatest(deferred_signal(), is_due))
+            if due:
                 with self.clock.paused():
                     self._save()
-            raise_if_signalled()
+            if signal:
+                stop_as_others(signal)
         self._check_weights()
         self._ended = True
         if self.clock.steps:
@@ -210,10 +220,13 @@ class Trainer:
                         self.data.tokenizer,
                         batch_tokens=tokens,
                         device=self.device,
-                        between=raise_if_signalled,
+                        between=raise_if_signalled if self.group.size == 1 else None,
+                        group=self.group,
                     )
                 ),
-            )
+                self.group,
+            ).completed(self.group)
+            self._stop_if_signalled()
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
             if not self.stack.settled():
@@ -222,6 +235,11 @@ class Trainer:
             if self.selection.judge(metrics, self.clock.steps):
                 self.observer.keep("best")
         return self.selection.stops
+
+    def _stop_if_signalled(self) -> None:
+        """Raises `StoppedBySignal` in all processes if a signal came to any of them."""
+        if signal := int(self.group.greatest(deferred_signal())[0]):
+            stop_as_others(signal)
 
     # --- the state ----------------------------------------------------------------------------------
 
@@ -281,7 +299,8 @@ class Trainer:
             padding=1.0 - self.clock.tokens / self._positions if self._positions else 0.0,
             flops=self._flops,
             mfu=self._flops / seconds / peak if peak else None,
-            peak_memory_bytes=peak_memory(self.device),
+            peak_memory_bytes=int(self.group.greatest(peak_memory(self.device))[0]),
+            processes=self.group.size,
             stopped_early=self._stopped,
             best_step=self.selection.best[1] if self.selection.best else 0,
             final_weights=final,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tfx.model.batch import Batch
+from tfx.model.batch import slices
 from tfx.processes.group import Group
 
 
@@ -29,23 +29,19 @@ class Sharing:
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    def own(self, batch: Batch) -> list[Batch]:
-        """The rows of a batch that this process runs, as a batch; none if there are more processes than rows."""
-        if self.group.size == 1:
-            return [batch]
-        rows = slice(self.group.rank, None, self.group.size)
-        return [batch.part(rows)] if self.group.rank < len(batch.rows) else []
+    def own(self, count: int, pieces: int) -> list[slice]:
+        """Of so many rows those that this process runs, in pieces; none if there are more processes than rows."""
+        return slices(range(self.group.rank, count, self.group.size), pieces)
 
     def all_fit(self, fits: bool, parameters: Sequence[Tensor]) -> bool:
         """Whether the step fitted the memory of every process. A gradient that some process has, all have then."""
         if self.group.size == 1:
             return fits
-        missing = [float(parameter.grad is None) for parameter in parameters]
-        exceeds, *absent = self.group.greatest(float(not fits), *(-flag for flag in missing))
+        exceeds, *present = self.group.greatest(float(not fits), *(float(p.grad is not None) for p in parameters))
         if exceeds:
             return False
-        for parameter, is_absent in zip(parameters, absent, strict=True):
-            if parameter.grad is None and not is_absent:
+        for parameter, is_present in zip(parameters, present, strict=True):
+            if is_present and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return True
 

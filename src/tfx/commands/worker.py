@@ -1,0 +1,28 @@
+"""`tfx worker FOLDER`: one process of a run that another tfx has started. Not for users."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from tfx.processes.launch import end_with_parent
+from tfx.record.directory import RunDirectory
+from tfx.run.life import resume, status_of, train
+from tfx.run.several import Order
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the order in the folder says."""
+    end_with_parent()
+    config, order = Order.read(Path(arguments[0]))
+    folder = Path(order.folder)
+    with redirect_stdout(sys.stderr if order.quiet else sys.stdout):
+        if order.command == "train":
+            status, _ = status_of(lambda: train(config, order.typed, folder, order.recorded))
+        else:
+            # The process that started this one holds the lock.
+            run = RunDirectory(folder)
+            status, _ = status_of(lambda: resume(config, order.typed, run, extends=order.extends))
+    return status
