@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 TINY = [
@@ -38,6 +39,8 @@ TEXT = ["model=gpt_nano", "model.context=16", "dataset=text", "dataset.tokenizer
 KINDS = {
     "dense": [*TINY, *PAIRS, "trainer.accumulation=3", "trainer.averaging.kind=ema", "trainer.budget.steps=90"],
     "stack": [*TINY, *PAIRS, *STACK, "trainer.budget.steps=90"],
+    "processes": [*TINY, *PAIRS, "trainer.devices=2", "trainer.averaging.kind=ema", "trainer.budget.steps=90"],
+    "processes_stack": [*TINY, *PAIRS, *STACK, "trainer.devices=2", "trainer.budget.steps=90"],
     "lm": [*TINY, *TEXT, "dataset.path={folder}/text.txt", "trainer.keep=best", "trainer.budget.steps=300"],
 }
 FINAL = ("config.yaml", "tokenizer.json", "model.safetensors", "compressed.safetensors", "predictions.jsonl")
@@ -116,11 +119,28 @@ def kill(process: subprocess.Popen[str], case: Case, generator: random.Random, l
         if time.monotonic() >= moment:
             folders = [case.run, case.run / "state", *Path(case.environment["TFX_CACHE"]).glob("teachers/.*/state")]
             if not inside or any(path.suffix == ".tmp" for f in folders if f.is_dir() for path in f.iterdir()):
-                os.killpg(process.pid, signal.SIGKILL)
-                break
+                members = [process.pid, *children(process.pid)]
+                os.kill(generator.choice(members), signal.SIGKILL)
+                process.communicate()
+                while any(is_running(member) for member in members):
+                    time.sleep(0.05)
+                return process.returncode != 0
         time.sleep(0.0005 if inside else 0.005)
     process.communicate()
-    return process.returncode == -signal.SIGKILL
+    return False
+
+
+def children(parent: int) -> list[int]:
+    """The processes that another one has started, such as those of a run on several devices."""
+    with suppress(OSError):
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return []
+
+
+def is_running(pid: int) -> bool:
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
 
 
 def kills(folder: Path, kind: str, count: int, generator: random.Random) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from tfx.config import compose
@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
 
     run = RunDirectory.open(options.run)
-    with locked(run.path) if find_place().is_first else nullcontext():
+    with ExitStack() as held:
+        if find_place().is_first:
+            held.enter_context(locked(run.path))
         saved = compose.load(run.config)
         config = _changed(saved, options.overrides)
         result = run.read_summary().result if run.summary.is_file() else None
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             )
             return 0
         typed = [*run.read_overrides(), *options.overrides]
-        status, _ = status_of(lambda: resume(config, typed, run, extends=result is not None))
+        status, _ = status_of(lambda: resume(config, typed, run, extends=result is not None, release=held.close))
     return status
 
 

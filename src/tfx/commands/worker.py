@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from tfx.processes.launch import end_with_parent
+from tfx.processes.place import find_place
 from tfx.record.directory import RunDirectory
+from tfx.record.lock import locked
 from tfx.run.life import resume, status_of, train
 from tfx.run.several import Order
 
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         if order.command == "train":
             status, _ = status_of(lambda: train(config, order.typed, folder, order.recorded))
         else:
-            # The process that started this one holds the lock.
-            run = RunDirectory(folder)
-            status, _ = status_of(lambda: resume(config, order.typed, run, extends=order.extends))
+            with locked(folder) if find_place().is_first else nullcontext():
+                run = RunDirectory(folder)
+                status, _ = status_of(lambda: resume(config, order.typed, run, extends=order.extends))
     return status

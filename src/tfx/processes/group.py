@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfx.errors import UserError
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
-from tfx.record.signals import StoppedBySignal
+from tfx.record.signals import StoppedBySignal, deferred_signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,7 +222,8 @@ class _Several(Group):
         end = time.monotonic() + seconds
         with suppress(RuntimeError):  # the store is gone with its process
             while not self._store.check([key]):
-                if time.monotonic() >= end:
+                # A launcher sends a signal where the first process was killed: it cannot report anything.
+                if time.monotonic() >= end or deferred_signal():
                     return False
                 time.sleep(0.05)
             return True

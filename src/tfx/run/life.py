@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
-from tfx.processes.group import Failure, Group, join
+from tfx.processes.group import Failure, Group, LostProcessError, join
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
@@ -93,11 +93,19 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
             raise
 
 
-def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> Summary | None:
+def resume(
+    config: Root,
+    typed: Sequence[str],
+    run: RunDirectory,
+    *,
+    extends: bool = False,
+    release: Callable[[], None] = lambda: None,
+) -> Summary | None:
     """Continues the run of ``config`` from its newest undamaged state, or from the start if there is none.
 
     With ``extends`` the run is finished, and continues with a longer budget: its result stays until there is a new one,
-    and without a state `UserError` is raised. The caller holds the lock of the run directory.
+    and without a state `UserError` is raised. The caller holds the lock of the run directory, and ``release`` gives it
+    up: where the run has several processes, the first of them takes it.
     """
     from tfx.run.setup import Setup
     from tfx.training.state import newest_state
@@ -110,6 +118,7 @@ def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bo
     console = RunConsole()
     setup = Setup(config, group)
     if is_to_be_launched(config, group.place):
+        release()
         return run_in_processes("resume", config, typed, run.path, extends=extends)
     state = newest_state(run.state, setup.device, console.note)
     if state is None and extends:
@@ -296,7 +305,10 @@ class _Life:
             self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
         if isinstance(error, UserError):
             return  # printed by the command line
-        advice = f"continue with `tfx resume {self.run.path}`" if interrupted else f"see {self.run.log}"
+        # A process that was killed is no fault of the run.
+        was_killed = isinstance(error, LostProcessError) and error.failure is None
+        goes_on = interrupted or was_killed
+        advice = f"continue with `tfx resume {self.run.path}`" if goes_on else f"see {self.run.log}"
         self.console.note(f"{status}: {' '.join(message.split())} ({advice})")
 
 
