@@ -1,10 +1,10 @@
-"""Makes every table of docs/RESULTS.md from the files under docs/results.
+"""Builds every table of docs/RESULTS.md from the files in docs/results.
 
-    python scripts/make_results.py            # writes docs/RESULTS.md again
-    python scripts/make_results.py --check    # status 1 where it is not what the files give
+    python scripts/make_results.py            # rewrites docs/RESULTS.md
+    python scripts/make_results.py --check    # exits with status 1 if the page is out of date
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. Kept runs (``*.runs.jsonl``) are named as
-`tfx.report.kept` says; what no kept run holds was printed by a script and lies under ``benchmarks/``, with its command,
+Each table is between ``<!-- table: NAME -->`` and ``<!-- end -->``. `tfx.report.kept` defines the names of kept runs
+(``*.runs.jsonl``). Numbers that no kept run holds were printed by a script; they are in ``benchmarks/``, with command,
 machine and date.
 """
 
@@ -17,12 +17,12 @@ from results.files import TABLES
 
 PAGE = Path(__file__).parents[1] / "docs" / "RESULTS.md"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# Importing them registers their tables.
+# Importing these modules registers their tables.
 SUBJECTS = (dense, techniques, compression, tried)
 
 
 def make(page: str) -> str:
-    """The page with its tables made anew; raises `KeyError` where a marker names no table, or a table has no marker."""
+    """The page with its tables rebuilt; raises `KeyError` if a marker names no table, or a table has no marker."""
     unused = set(TABLES)
 
     def replace(match: re.Match[str]) -> str:
@@ -37,7 +37,9 @@ def make(page: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where the page would change")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if the page would change"
+    )
     options = parser.parse_args(arguments)
     page = PAGE.read_text(encoding="utf-8")
     made = make(page)

@@ -1,1 +1,1 @@
-"""The tables of docs/RESULTS.md, made from the files under docs/results."""
+"""The tables of docs/RESULTS.md, built from the files in docs/results."""

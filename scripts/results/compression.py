@@ -50,9 +50,9 @@ def one_shot_decay() -> str:
             ("`rate=3.85 bits=6`", "rate3.85"),
             ("the same with GPTQ", "rate3.85-gptq"),
             ("`rate=3 bits=6`", "rate3"),
-            ("the same, scales by root mean square (before)", "rate3-rms-scales"),
+            ("the same, scales from the root mean square (earlier version)", "rate3-rms-scales"),
             ("`rate=2 bits=5`", "rate2"),
-            ("the same, scales by root mean square (before)", "rate2-rms-scales"),
+            ("the same, scales from the root mean square (earlier version)", "rate2-rms-scales"),
             ("`rate=2 bits=5` with GPTQ", "rate2-gptq"),
         ),
     )
@@ -66,8 +66,8 @@ def one_shot_6m() -> str:
             BITS8,
             BITS4,
             ("the same with `method=gptq calibration=64`", "4bit-gptq"),
-            ("`rate=3 bits=5`, scales by root mean square", "rate3"),
-            ("`rate=2`, scales by root mean square", "rate2"),
+            ("`rate=3 bits=5`, scales from the root mean square", "rate3"),
+            ("`rate=2`, scales from the root mean square", "rate2"),
             ("the same with `method=gptq calibration=64`", "rate2-gptq"),
             ("`[prune,quantize]`, 65 % with embeddings and 3 bits in groups of 128", "prune65-3bit-group128"),
         ),
@@ -85,7 +85,7 @@ def one_shot_1200s() -> str:
             ("the same with `method=codebook`", "4bit-codebook"),
             ("`bits=3 group=32`", "3bit-group32"),
             ("`+technique=prune technique.prune.embeddings=true` (50 %, fp16)", "prune50"),
-            ("the same with 8 bits a channel", "prune50-8bit-channel"),
+            ("the same with 8 bits per channel", "prune50-8bit-channel"),
         ),
     )
 
@@ -93,7 +93,7 @@ def one_shot_1200s() -> str:
 def trained_on(
     study: str, arms: Sequence[tuple[str, Sequence[str]]], others: Sequence[str] = ("dense",)
 ) -> list[list[Any]]:
-    """Rows of arms that were trained on: ratio, BLEU by seed, difference to each dense arm over the seeds shared."""
+    """Rows of arms that were trained further: ratio, BLEU by seed, difference to each dense arm over shared seeds."""
     rows = []
     for what, names in arms:
         runs = arm(*(f"{study}/{name}" for name in names))
@@ -113,13 +113,13 @@ def trained_on(
 @table("small-files")
 def small_files() -> str:
     arms = (
-        ("dense, trained on", ["dense"]),
-        ("the same in 8 bits a channel, in one shot", ["dense-8bit-channel"]),
+        ("dense, trained further", ["dense"]),
+        ("the same with 8 bits per channel, in one shot", ["dense-8bit-channel"]),
         ("4 bits in groups of 64", ["4bit"]),
         ("half of all weights pruned, fp16 (seeds 1 and 2; 1 without decay)", ["prune50-no-decay", "prune50"]),
-        ("a rate of 1.9", ["rate1.9"]),
-        ("a rate of 1.7", ["rate1.7"]),
-        ("a rate of 1.5", ["rate1.5"]),
+        ("rate 1.9", ["rate1.9"]),
+        ("rate 1.7", ["rate1.7"]),
+        ("rate 1.5", ["rate1.5"]),
     )
     header = [
         "arm",
@@ -127,13 +127,13 @@ def small_files() -> str:
         "valid BLEU by seed",
         "test BLEU by seed",
         "difference, valid and test",
-        "95 % on test",
+        "95 % interval, test",
     ]
     return rows_of(header, trained_on("small-files", arms))
 
 
 def equal_bytes(arms: Sequence[tuple[str, str, str, str]]) -> str:
-    """Narrow models beside the compressed one of their size: width, what differs, its arm, the compressed arm."""
+    """Narrow models beside compressed ones of the same size: width, settings, its arm, the compressed arm."""
     dense = arm(BASE)[0].summary["bytes"]["dense_fp32"]
     rows = []
     for width, what, name, other in arms:
@@ -142,7 +142,7 @@ def equal_bytes(arms: Sequence[tuple[str, str, str, str]]) -> str:
         beside = [f"{mean(compressed, split):.2f}" for split in ("valid", "test")]
         label = f"{other.rsplit('/', 1)[1]} ({ratio(compressed)})"
         rows.append([width, what, size(dense / held), by_seed(runs, "valid"), by_seed(runs, "test"), label, *beside])
-    header = ["width, 8 bits", "settings", "times smaller than width 128", "valid BLEU", "test BLEU"]
+    header = ["width (8 bits)", "settings", "times smaller than width 128", "valid BLEU", "test BLEU"]
     return rows_of([*header, "compressed, seed 1", "valid", "test"], rows)
 
 
@@ -153,7 +153,7 @@ def equal_bytes_with_decay() -> str:
         (
             ("80", own, "small-files/narrow80-8bit", "small-files/4bit"),
             ("48", own, "small-files/narrow48-8bit", "small-files/rate1.9"),
-            ("48", f"{own}, their teacher", "small-files/narrow48-8bit-distill", "small-files/rate1.9"),
+            ("48", f"{own}, with the same teacher", "small-files/narrow48-8bit-distill", "small-files/rate1.9"),
             ("40", own, "small-files/narrow40-8bit", "small-files/rate1.7"),
             ("40", own, "small-files/narrow40-8bit", "small-files/rate1.5"),
         )
@@ -167,7 +167,7 @@ def lengths() -> str:
         "lengths",
         [
             *columns,
-            ("length, of the references'", "length_ratio", ".3f"),
+            ("length relative to the references", "length_ratio", ".3f"),
             ("brevity penalty", "brevity_penalty", ".3f"),
         ],
     )
@@ -177,21 +177,21 @@ def lengths() -> str:
 def scales() -> str:
     rows = []
     for tokens, rate, what, name in (
-        ("1.2 M", "1.9", "root mean square", f"{TRIALS}/decay-rate1.9-1.2m-rms-scales"),
-        ("1.2 M", "1.9", "gradients of the last 50 steps", f"{TRIALS}/decay-rate1.9-1.2m-last-50-steps"),
-        ("1.2 M", "1.9", "gradients of all steps so far (what tfx does)", f"{TRIALS}/decay-rate1.9-1.2m-all-steps"),
-        ("2 M", "1.9", "root mean square", f"{TRIALS}/decay-rate1.9-2m-rms-scales-longer-outputs"),
-        ("2 M", "1.9", "gradients of all steps so far", f"{TRIALS}/decay-rate1.9-2m-bits6"),
-        ("2 M", "1.9", "root mean square, shorter outputs", f"{TRIALS}/decay-rate1.9-2m-rms-scales"),
-        ("2 M", "1.9", "gradients of all steps so far", "small-files/rate1.9"),
-        ("2 M", "1.5", "root mean square, shorter outputs", f"{TRIALS}/decay-rate1.5-2m-rms-scales"),
-        ("2 M", "1.5", "gradients of all steps so far", "small-files/rate1.5/seed1"),
+        ("1.2 M", "1.9", "the root mean square", f"{TRIALS}/decay-rate1.9-1.2m-rms-scales"),
+        ("1.2 M", "1.9", "the gradients of the last 50 steps", f"{TRIALS}/decay-rate1.9-1.2m-last-50-steps"),
+        ("1.2 M", "1.9", "the gradients of all steps so far (what tfx does)", f"{TRIALS}/decay-rate1.9-1.2m-all-steps"),
+        ("2 M", "1.9", "the root mean square", f"{TRIALS}/decay-rate1.9-2m-rms-scales-longer-outputs"),
+        ("2 M", "1.9", "the gradients of all steps so far", f"{TRIALS}/decay-rate1.9-2m-bits6"),
+        ("2 M", "1.9", "the root mean square, shorter outputs", f"{TRIALS}/decay-rate1.9-2m-rms-scales"),
+        ("2 M", "1.9", "the gradients of all steps so far", "small-files/rate1.9"),
+        ("2 M", "1.5", "the root mean square, shorter outputs", f"{TRIALS}/decay-rate1.5-2m-rms-scales"),
+        ("2 M", "1.5", "the gradients of all steps so far", "small-files/rate1.5/seed1"),
     ):
         runs = arm(name)
         bits = runs[0].config["technique"]["quantize"]["bits"]
         cells = [f"{mean(runs, 'valid', 'loss'):.3f}", f"{mean(runs, 'valid'):.2f}", f"{mean(runs, 'test'):.2f}"]
         rows.append([tokens, rate, bits, what, len(runs), *cells])
-    return rows_of(["tokens", "rate", "`bits`", "scales by", "seeds", "valid loss", "valid BLEU", "test BLEU"], rows)
+    return rows_of(["tokens", "rate", "`bits`", "scales from", "seeds", "valid loss", "valid BLEU", "test BLEU"], rows)
 
 
 def trials(arms: Sequence[tuple[str, str]]) -> str:
@@ -200,7 +200,7 @@ def trials(arms: Sequence[tuple[str, str]]) -> str:
         runs = arm(f"{TRIALS}/{name}")
         cells = [f"{mean(runs, 'valid', 'loss'):.3f}", f"{mean(runs, 'valid'):.2f}", f"{mean(runs, 'test'):.2f}"]
         rows.append([what, *cells])
-    return rows_of(["what", "valid loss", "valid BLEU", "test BLEU"], rows)
+    return rows_of(["settings", "valid loss", "valid BLEU", "test BLEU"], rows)
 
 
 @table("recipe")
@@ -209,21 +209,21 @@ def recipe() -> str:
         (
             ("`optimizer.lr=0.001 optimizer.matrix_lr=0.005`, dropout 0.15, `schedule=wsd`", "rate1.9-lr1"),
             ("twice the learning rates", "rate1.9-lr2"),
-            ("four times", "rate1.9-lr4"),
-            ("twice, `model.dropout=0.05`", "rate1.9-lr2-dropout0.05"),
-            ("twice, distilled by logits", "rate1.9-lr2-distill"),
+            ("four times the learning rates", "rate1.9-lr4"),
+            ("twice the learning rates, `model.dropout=0.05`", "rate1.9-lr2-dropout0.05"),
+            ("twice the learning rates, distilled on logits", "rate1.9-lr2-distill"),
             ("`model.dropout=0.05`", "rate1.9-lr1-dropout0.05"),
             ("`model.dropout=0 schedule=linear`", "rate1.9-lr1-linear-dropout0"),
-            ("distilled by logits (alpha 0.8) from a teacher of valid 34.72", "rate1.9-distill"),
+            ("distilled on logits (alpha 0.8) from a teacher with valid BLEU 34.72", "rate1.9-distill"),
             ("the same, `schedule=linear`", "rate1.9-distill-linear"),
             ("the same, `model.dropout=0.05`", "rate1.9-distill-linear-dropout0.05"),
-            ("the same without dropout, from 32 cached logits a position", "rate1.9-distill-linear-dropout0-cached"),
-            ("dropout 0.05, cached, from a better teacher (valid 37.08)", "rate1.9-better-teacher"),
+            ("the same without dropout, with 32 cached logits per position", "rate1.9-distill-linear-dropout0-cached"),
+            ("dropout 0.05, cached, from a better teacher (valid BLEU 37.08)", "rate1.9-better-teacher"),
             ("the same, `optimizer.weight_decay=0.3`", "rate1.9-better-teacher-decay0.3"),
             ("the same, `optimizer.weight_decay=1`", "rate1.9-better-teacher-decay1"),
-            ("dense: its own dropout and schedule", "dense-dropout0.15"),
-            ("dense: `schedule=linear`", "dense-linear"),
-            ("dense: `schedule=linear model.dropout=0.05`", "dense-linear-dropout0.05"),
+            ("dense, its own dropout and schedule", "dense-dropout0.15"),
+            ("dense, `schedule=linear`", "dense-linear"),
+            ("dense, `schedule=linear model.dropout=0.05`", "dense-linear-dropout0.05"),
             ("the same, `optimizer.weight_decay=0.3`", "dense-linear-dropout0.05-decay0.3"),
             ("the same, `optimizer.weight_decay=1`", "dense-linear-dropout0.05-decay1"),
         )
@@ -234,17 +234,25 @@ def recipe() -> str:
 def small_files_without_decay() -> str:
     taught = ["dense-distill", "dense-distill-no-decay"]
     arms = (
-        ("dense, trained on", ["dense"]),
+        ("dense, trained further", ["dense"]),
         ("the same with the teacher (seeds 2 and 3 without decay)", taught),
         ("4 bits in groups of 64", ["4bit"]),
         ("half of all weights pruned, fp16 (seed 1)", ["prune50"]),
-        ("a rate of 1.9", ["rate1.9"]),
-        ("a rate of 1.5", ["rate1.5"]),
-        ("a rate of 1.2 (seed 1)", ["rate1.2"]),
+        ("rate 1.9", ["rate1.9"]),
+        ("rate 1.5", ["rate1.5"]),
+        ("rate 1.2 (seed 1)", ["rate1.2"]),
     )
     rows = trained_on("small-files-without-decay", arms, ("dense", " ".join(taught)))
     header = ["arm", "times smaller", "valid BLEU by seed", "test BLEU by seed"]
-    return rows_of([*header, "to dense, valid and test", "to dense with the teacher", "to dense on test, 95 %"], rows)
+    return rows_of(
+        [
+            *header,
+            "difference to dense, valid and test",
+            "to dense with the teacher",
+            "to dense on test, 95 % interval",
+        ],
+        rows,
+    )
 
 
 @table("beam")
@@ -266,13 +274,13 @@ def beam() -> str:
     for name in names:
         gains = [signed(value - dense) for value, dense in zip(means[name], means["dense"], strict=True)]
         rows.append([name, *(f"{value:.2f}" for value in means[name]), None if name == "dense" else ", ".join(gains)])
-    return rows_of(["arm, by a beam of 5, three seeds", "valid BLEU", "test BLEU", "difference, valid and test"], rows)
+    return rows_of(["arm (beam of 5, three seeds)", "valid BLEU", "test BLEU", "difference, valid and test"], rows)
 
 
 @table("longer")
 def longer() -> str:
     rows = []
-    for what, name in (("dense", "dense-4m"), ("a rate of 1.9", "rate1.9-4m"), ("a rate of 1.5", "rate1.5-4m")):
+    for what, name in (("dense", "dense-4m"), ("rate 1.9", "rate1.9-4m"), ("rate 1.5", "rate1.5-4m")):
         runs = arm(f"small-files-without-decay/{name}")
         rows.append([what, ratio(runs), by_seed(runs, "valid"), by_seed(runs, "test")])
     return rows_of(["4 M tokens, seed 1", "times smaller", "valid BLEU", "test BLEU"], rows)
@@ -301,10 +309,10 @@ def demo() -> str:
 
     rows: list[list[Any]] = []
     for what, name in (
-        ("today's: 810 and 530 steps", "normalize/demo-steps/seed1"),
-        ("today's, one thread, beside other work", "normalize/demo-steps-one-thread/seed1"),
-        ("in seconds, decay 0", "normalize/demo/seed1"),
-        ("in seconds, decay 0.3", "normalize/demo-decay0.3/seed1"),
+        ("current demo: 810 and 530 steps", "normalize/demo-steps/seed1"),
+        ("current demo, one thread, on a busy machine", "normalize/demo-steps-one-thread/seed1"),
+        ("budgets in seconds, decay 0", "normalize/demo/seed1"),
+        ("budgets in seconds, decay 0.3", "normalize/demo-decay0.3/seed1"),
     ):
         (run,) = arm(name)
         held, teacher, latency = run.summary["bytes"], run.summary["reference"], run.summary["inference"]
@@ -330,4 +338,4 @@ def demo() -> str:
                 ]
             )
     header = ["run", "time", "weights and header", "times smaller", "exact match, valid (teacher)", "test (teacher)"]
-    return rows_of([*header, "ms a sentence", "as plain fp32"], rows)
+    return rows_of([*header, "ms per sentence", "ms in plain fp32"], rows)

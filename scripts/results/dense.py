@@ -27,7 +27,7 @@ def repeats() -> str:
             ("second version", arm("small-files/rate1.9/seed2")),
         )
     ]
-    return rows_of(["the same config and seed, by two versions of the code", "valid BLEU", "test BLEU"], rows)
+    return rows_of(["same config and seed, two versions of the code", "valid BLEU", "test BLEU"], rows)
 
 
 @table("multi30k")
@@ -60,7 +60,7 @@ def starts() -> str:
     for name in [*names, f"{TRIALS}/from-5m-dense-2.5m"]:
         runs = arm(name)
         rows.append([f"`{name}`", megatokens(runs[0]), by_seed(runs, "valid"), by_seed(runs, "test")])
-    return rows_of(["model", "tokens of its last training", "valid BLEU by seed", "test BLEU by seed"], rows)
+    return rows_of(["model", "tokens of the last training", "valid BLEU by seed", "test BLEU by seed"], rows)
 
 
 @table("weight-decay")
@@ -92,7 +92,7 @@ def normalize() -> str:
     (run,) = arm("normalize/dense-4.5m-decay0.3")
     rows.append(
         [
-            "`trainer.budget.tokens=4500000` (a decay of 0.3, the default)",
+            "`trainer.budget.tokens=4500000` (weight decay 0.3, the default)",
             f"{run.summary['train']['steps']:,}",
             f"{run.summary['train']['tokens'] / 1e6:.1f} M",
             *(f"{run.summary[split]['exact_match']:.3f}" for split in ("valid", "test")),
@@ -107,7 +107,7 @@ def tinyshakespeare() -> str:
     rows: list[list[Any]] = []
     for what, name in (
         ("no weight decay", "gpt-nano"),
-        ("a decay of 0.3 (the default), one thread", "gpt-nano-decay0.3"),
+        ("weight decay 0.3 (the default), one thread", "gpt-nano-decay0.3"),
     ):
         (run,) = arm(f"tinyshakespeare/{name}")
         train, valid = run.summary["train"], run.summary["valid"]
@@ -118,7 +118,7 @@ def tinyshakespeare() -> str:
         for row in printed("peers")["rows"]
         if row["study"] == "tinyshakespeare"
     ]
-    return rows_of(["settings", "valid loss", "bits a byte", "training", "tokens/s"], rows)
+    return rows_of(["settings", "valid loss", "bits per byte", "training time", "tokens/s"], rows)
 
 
 # Speed.
@@ -143,10 +143,10 @@ TABLES["saving"] = lambda: benchmark(
     "saving",
     [
         ("model", "model", ""),
-        ("training stands still, s", "stands_still_s", ".3f"),
-        ("until it is on the disk, s", "on_disk_s", ".3f"),
-        ("share of five minutes, %", "share_percent", ".3f"),
-        ("with the writing, %", "share_with_writing_percent", ".3f"),
+        ("training pauses, s", "stands_still_s", ".3f"),
+        ("time until on disk, s", "on_disk_s", ".3f"),
+        ("pause in five minutes, %", "share_percent", ".3f"),
+        ("pause and writing, %", "share_with_writing_percent", ".3f"),
     ],
 )
 TABLES["decoding"] = lambda: benchmark(

@@ -1,4 +1,4 @@
-"""What the files under docs/results hold, the numbers that tables show of it, and how a table is written."""
+"""Reading the files in docs/results, computing the numbers that tables show, and formatting tables."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Arm = Sequence[KeptRun]
 
 
 def table(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
-    """Registers what makes the table of that name."""
+    """Registers a function as the maker of the table ``name``."""
 
     def register(make: Callable[[], str]) -> Callable[[], str]:
         TABLES[name] = make
@@ -40,7 +40,7 @@ def kept_runs() -> dict[str, KeptRun]:
 
 
 def arm(*names: str) -> Arm:
-    """The runs of the arms, in the order of their seeds; a name that ends with a seed is that run alone."""
+    """The runs of the arms in the order of their seeds; a name with a seed at its end stands for that run alone."""
     found = [
         (name.rsplit("/seed", 1)[1], run)
         for name, run in kept_runs().items()
@@ -62,7 +62,7 @@ def printed(name: str) -> dict[str, Any]:
 
 
 def interval(of: str, name: str) -> dict[str, Any]:
-    """What `tfx report` printed of an arm, of which only the run directories' predictions could give it again."""
+    """The interval and p that `tfx report` printed for an arm, from predictions that only run directories have."""
     found: dict[str, Any]
     (found,) = (row for row in printed("intervals")["rows"] if (row["table"], row["arm"]) == (of, name))
     return found
@@ -86,14 +86,14 @@ def spread(runs: Arm, split: str) -> str:
 
 
 def against(runs: Arm, others: Arm, split: str) -> str:
-    """The difference of the means over the seeds that both have."""
+    """The difference of the means over the seeds that both arms have."""
     pairs = {seed(run): run for run in others}
     shared = [run for run in runs if seed(run) in pairs]
     return signed(mean(shared, split) - mean([pairs[seed(run)] for run in shared], split))
 
 
 def lost(runs: Arm, split: str) -> str:
-    """The mean difference to the reference that each run was measured beside."""
+    """The mean difference between each run and the reference that it was measured against."""
     return signed(fmean(run.summary[split]["bleu"] - run.summary["reference"][split]["bleu"] for run in runs))
 
 
@@ -102,7 +102,7 @@ def signed(value: float) -> str:
 
 
 def ratio(runs: Arm) -> str:
-    """How many times smaller weights and header are than as plain fp32."""
+    """How many times smaller weights and header are than in plain fp32."""
     return size(fmean(run.summary["bytes"]["ratio"] for run in runs))
 
 
@@ -120,7 +120,7 @@ def rows_of(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def benchmark(name: str, columns: Sequence[tuple[str, str, str]]) -> str:
-    """A printed file's rows: for each column its title, its key, and how its numbers are written."""
+    """The rows of a printed file; each column is its title, its key, and the format of its numbers."""
     cells = [
         [
             value if isinstance(value := row.get(key), (str, type(None))) else format(value, how)

@@ -51,14 +51,14 @@ def techniques_equal_tokens() -> str:
         ("distill, logits", "techniques/distill-logits"),
         ("shuffle, mixup and distill (logits)", "techniques/shuffle-mixup-distill-logits"),
         ("mixup (a quarter of the examples, the default)", "techniques/mixup-share0.25"),
-        ("shuffle (a tenth of the sequences, falling to none at the end)", "techniques/shuffle-share0.1-annealed"),
-        ("shuffle as it ships (5 %, falling to none by half of the budget)", "techniques/shuffle-default"),
+        ("shuffle (a tenth of the sequences, annealed to none at the end)", "techniques/shuffle-share0.1-annealed"),
+        ("shuffle, defaults (5 %, annealed to none by half of the budget)", "techniques/shuffle-default"),
     )
     return rows_of(["arm", *JUDGED], technique_rows("techniques-equal-tokens", arms, lambda runs: []))
 
 
 def teraflops(run: KeptRun) -> tuple[float, float]:
-    """What the run took, a teacher's decoding with it, and with all that the teacher's training took."""
+    """TFLOPs of a run with its teacher's decoding, and the same with the teacher's whole training."""
     train, reference = run.summary["train"], run.summary["reference"]
     if not reference:
         return train["flops"] / 1e12, train["flops"] / 1e12
@@ -77,7 +77,7 @@ def techniques_equal_flops() -> str:
     arms = (
         ("baseline", "techniques/baseline"),
         ("distill, logits", "techniques/distill-logits-equal-flops"),
-        ("distill, sequence-level, its decoding counted", "techniques/distill-sequence-equal-flops"),
+        ("distill, sequence-level, decoding included", "techniques/distill-sequence-equal-flops"),
     )
 
     def costs(runs: Arm) -> list[str]:
@@ -91,7 +91,7 @@ def techniques_equal_flops() -> str:
     scored = [f"{greedy[split]['bleu']:.2f}" for split in ("valid", "test")]
     rows.append(
         [
-            "baseline, trained for more than teacher and student together",
+            "baseline with more FLOPs than teacher and student together",
             megatokens(longer),
             flops,
             flops,
@@ -126,14 +126,14 @@ def techniques_trials() -> str:
         (
             "distill, sequence-level",
             "distill-sequence",
-            ("smoothing-default", "label smoothing as it ships"),
+            ("smoothing-default", "default label smoothing"),
             ("smoothing0", "`trainer.label_smoothing=0`"),
         ),
         (
             "shuffle, mixup and distill",
             "shuffle-mixup-distill-logits",
-            ("plain", "the first settings of the three"),
-            ("tuned", "their second settings"),
+            ("plain", "each with its trial 1 settings"),
+            ("tuned", "each with its trial 2 settings"),
         ),
     ):
         values = [mean(arm(f"techniques/trial-{name}-{setting}"), "valid") for setting, _ in (first, second)]
@@ -156,7 +156,7 @@ def techniques_untuned() -> str:
         ("shuffle (a tenth of the sequences)", "techniques/untuned-shuffle"),
     )
     rows = [[what, len(arm(name)), f"{mean(arm(name), 'valid'):.2f}", spread(arm(name), "test")] for what, name in arms]
-    return rows_of(["arm, before any was tuned", "seeds", "valid BLEU", "test BLEU"], rows)
+    return rows_of(["arm, before any tuning", "seeds", "valid BLEU", "test BLEU"], rows)
 
 
 @table("techniques-decay")
@@ -178,16 +178,16 @@ def techniques_normalize() -> str:
     rows = []
     for what, name in (
         ("baseline", "baseline"),
-        ("distill, as it ships (alpha 0.8)", "distill-alpha0.8"),
+        ("distill, defaults (alpha 0.8)", "distill-alpha0.8"),
         ("distill, alpha 0.5, the same teacher", "distill-alpha0.5"),
-        ("distill, alpha 0.5, trains its own teacher", "distill-alpha0.5-trains-teacher"),
+        ("distill, alpha 0.5, a teacher trained by the run", "distill-alpha0.5-trains-teacher"),
     ):
         runs = arm(f"normalize/{name}")
         match = [by_seed(runs, split, "exact_match", 3) for split in ("valid", "test")]
         rows.append([what, *match, by_seed(runs, "test", "loss", 3)])
     teacher = arm("normalize/distill-alpha0.8")[0].summary["reference"]
     scored = [f"{teacher[split]['exact_match']:.3f}" for split in ("valid", "test")]
-    rows.append(["their teacher (400 s)", *scored, f"{teacher['test']['loss']:.3f}"])
+    rows.append(["the teacher (400 s)", *scored, f"{teacher['test']['loss']:.3f}"])
     return rows_of(["arm", "exact match by seed, valid", "test", "loss on test"], rows)
 
 
@@ -203,9 +203,9 @@ def ablation() -> str:
         ("distill, prune", "distill+prune"),
         ("distill, prune, quantize", "distill+prune+quantize"),
         ("quantize (4 bits)", "quantize"),
-        ("prune (50 %, embeddings left out)", "prune"),
+        ("prune (50 %, without embeddings)", "prune"),
         ("prune, quantize", "prune+quantize"),
-        ("a narrower dense model, width 72, 8 bits a channel", "narrow72-8bit"),
+        ("a narrower dense model, width 72, 8 bits per channel", "narrow72-8bit"),
     ):
         runs = arm(f"ablation/{name}")
         held = fmean(run.summary["bytes"]["weights"] + run.summary["bytes"]["header"] for run in runs)
@@ -226,4 +226,4 @@ def contributions() -> str:
         found = interval("contributions", row.technique)
         gains[2] += f" ({found['low']:+.2f} to {found['high']:+.2f}), p {found['p']}"
         rows.append([row.technique, *gains])
-    return rows_of(["technique", "alone", "given the others", "on average over all orders"], rows)
+    return rows_of(["technique", "alone", "given the others", "average over all orders"], rows)

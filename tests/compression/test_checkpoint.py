@@ -1,4 +1,4 @@
-"""The model file: exact, specified, and refused where it is not whole."""
+"""The model file: exact, as specified, and refused if damaged."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize(("family", "tied"), KINDS)
-def test_what_is_loaded_is_what_was_saved_to_the_bit(family, tied, tmp_path):
+def test_loading_gives_back_the_saved_model_bit_for_bit(family, tied, tmp_path):
     model = build(family, tied)
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
     for path in paths:
@@ -61,7 +61,7 @@ def test_what_is_loaded_is_what_was_saved_to_the_bit(family, tied, tmp_path):
 
 @pytest.mark.parametrize("storage", [None, checkpoint.Storage()], ids=["plain", "compressed"])
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_file_says_whether_an_end_token_stood_behind_each_document_of_training(storage, ends, tmp_path):
+def test_a_file_records_whether_training_documents_ended_with_an_end_token(storage, ends, tmp_path):
     tokenizer = Tokenizer.from_json(TOKENIZER.to_json())
     tokenizer.ends_documents = ends
     path = tmp_path / "model.safetensors"
@@ -94,7 +94,7 @@ def refused(path) -> str:
     return str(caught.value)
 
 
-def test_a_cut_file_is_refused_wherever_it_is_cut(file):
+def test_a_truncated_file_is_refused_at_any_length(file):
     data = file.read_bytes()
     for size in [0, 1, 7, 8, 9, 100, len(data) // 2, len(data) - 1]:
         file.write_bytes(data[:size])
@@ -128,7 +128,7 @@ def test_other_files_are_refused_and_nothing_in_them_runs(file, tmp_path):
     file.write_bytes((2**50).to_bytes(8, "little") + b"{}")
     assert "claims" in refused(file)
     safetensors.numpy.save_file({"a": np.zeros(3)}, file)
-    assert "not a model of tfx" in refused(file)
+    assert "not a tfx model" in refused(file)
     assert "does not exist" in refused(tmp_path / "nowhere")
 
 
@@ -147,7 +147,7 @@ def test_a_newer_version_and_a_lying_header_are_refused(key, value, word, file):
 @pytest.mark.parametrize(
     ("name", "value"), [("max_length_ratio", 1e308), ("new_tokens", 10**9), ("temperature", 1e-300), ("beam", 0)]
 )
-def test_generation_defaults_that_no_decoding_ends_with_are_refused(name, value, tmp_path, capsys):
+def test_generation_defaults_out_of_range_are_refused(name, value, tmp_path, capsys):
     path = tmp_path / "model.safetensors"
     checkpoint.save(path, build("seq2seq", "all"), TOKENIZER, EvaluationConfig(**{name: value}))
     assert main(["generate", str(path), "abc"]) == 2

@@ -12,8 +12,8 @@ from tfx.compression.grid import Grid
 FLOATS = {"f16": torch.float16, "f32": torch.float32}
 
 
-def back(layout, shape, sequences):
-    """The value that is read from a layout's record and its sequences; all of them must be asked for."""
+def decoded(layout, shape, sequences):
+    """The value read from a layout's record and its sequences; the decoder must ask for every sequence."""
     remaining = iter(sequences)
 
     def take(width, count):
@@ -28,8 +28,8 @@ def back(layout, shape, sequences):
     return value
 
 
-def preferring(kind):
-    """A price with which sequences of this kind of sparsity are the cheapest that there are."""
+def price_preferring(kind):
+    """A price that makes one kind of sparsity the cheapest."""
 
     def price(sequence):
         return {"stored": len(sequence.symbols), "short": sequence.width * len(sequence.symbols)}.get(kind, 1.0)
@@ -41,18 +41,18 @@ shapes = st.one_of(
     st.tuples(st.integers(1, 40)), st.tuples(st.integers(1, 9), st.integers(1, 24)), st.just((2, 3, 4)), st.just((1, 1))
 )
 zeros = st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.99, 1.0])
-prices = st.sampled_from(["stored", "short", "constant"]).map(preferring)
+prices = st.sampled_from(["stored", "short", "constant"]).map(price_preferring)
 seeds = st.integers(0, 2**31)
 
 
 @given(shapes, zeros, st.sampled_from(["f16", "f32"]), prices, seeds)
 @settings(max_examples=250, deadline=None)
-def test_dense_tensors_of_any_shape_and_sparsity_come_back_to_the_bit(shape, zero, floats, price, seed):
+def test_dense_tensors_of_any_shape_and_sparsity_are_restored_bit_for_bit(shape, zero, floats, price, seed):
     generator = torch.Generator().manual_seed(seed)
     dtype = FLOATS[floats]
     value = (torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) >= zero)).to(dtype)
     layout, sequences = encode_tensor(value.float(), dtype, price)
-    found = back(layout, shape, sequences)
+    found = decoded(layout, shape, sequences)
     assert found.dtype == dtype
     assert found.shape == shape
     assert torch.equal(found, value)
@@ -80,30 +80,30 @@ def grids(draw):
 
 @given(grids(), prices)
 @settings(max_examples=400, deadline=None)
-def test_grids_of_any_bits_grouping_and_sparsity_come_back_as_the_same_values(grid, price):
+def test_grids_of_any_bits_grouping_and_sparsity_keep_their_values(grid, price):
     layout, sequences = encode_tensor(grid, torch.float32, price)
-    found = back(layout, tuple(grid.codes_RC.shape), sequences)
+    found = decoded(layout, tuple(grid.codes_RC.shape), sequences)
     assert isinstance(found, Grid)
     assert torch.equal(found.values(), grid.values())
     assert torch.equal(found.codes_RC, grid.codes_RC)
     assert found.bits == grid.bits
 
 
-def test_every_kind_of_sparsity_was_among_them():
-    """The prices above really lead to masks, to gaps and to neither."""
+def test_the_prices_lead_to_every_kind_of_sparsity():
+    """The prices above do lead to masks, to gaps and to neither."""
     rare = torch.zeros(40)
     rare[7] = 1.0
     kinds = {
-        name: encode_tensor(rare, torch.float16, preferring(name))[0].sparsity
+        name: encode_tensor(rare, torch.float16, price_preferring(name))[0].sparsity
         for name in ("stored", "short", "constant")
     }
     assert set(kinds.values()) == {"none", "gaps"}
     half = torch.tensor([0.0, 1.0] * 20)
-    assert encode_tensor(half, torch.float16, preferring("short"))[0].sparsity == "mask"
+    assert encode_tensor(half, torch.float16, price_preferring("short"))[0].sparsity == "mask"
 
 
 @pytest.mark.parametrize(("sparsity", "widths"), [("mask", {1, 4, 8}), ("gaps", {2, 3, 4, 5, 6, 7, 8}), ("none", {0})])
-def test_the_widths_that_the_page_allows_are_those_that_are_read(sparsity, widths):
+def test_exactly_the_specified_widths_are_read(sparsity, widths):
     taken = set()
     for width in range(10):
         record = {"kind": "dense", "floats": "f16", "sparsity": sparsity, "sparsity_width": width}

@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote open still, and hold the same model."""
+"""Files from earlier versions still open and hold the same model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ FILES = Path(__file__).parent / "files"
         ("dense_lm", 1, 57.0153098311348, "import os\n", "s" * 12),
     ],
 )
-def test_a_file_of_an_earlier_version_gives_the_model_that_it_was_written_for(name, version, total, text, output):
+def test_a_file_of_an_earlier_version_gives_the_model_that_was_saved(name, version, total, text, output):
     file = FILES / f"{name}.safetensors"
     loaded = tfx.load(file)
     assert read_header(file).version == version

@@ -1,11 +1,11 @@
-"""Entropy coding: near the entropy, exact, and bits that no library may change."""
+"""Entropy coding: close to the entropy, exact, with the same bits whatever the library's version."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx.compression.entropy import MOST_TABLE_BYTE, PRECISION, Decoder, encode_symbols, fit_table, frequencies
+from tfx.compression.entropy import MAX_TABLE_BYTE, PRECISION, Decoder, encode_symbols, fit_table, frequencies
 
 
 def gaussian(bits: int, spread: float, count: int) -> np.ndarray:
@@ -35,15 +35,15 @@ def test_frequencies_are_positive_and_sum_to_two_to_the_24(counts):
     found = frequencies(table)
     assert found.min() >= 1
     assert found.sum() == 2**PRECISION
-    assert table.max() <= MOST_TABLE_BYTE
+    assert table.max() <= MAX_TABLE_BYTE
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 300), st.integers(0, 99)), max_size=5))
-def test_sequences_come_back_in_order_each_under_its_table(kinds):
+def test_sequences_are_restored_in_order_each_with_its_table(kinds):
     parts = []
     for width, count, seed in kinds:
         symbols = np.random.default_rng(seed).integers(0, 2**width, count).astype(np.uint8)
-        # A table that some of the symbols are strange to must still code them.
+        # A table must also code symbols that it was not fitted to.
         histogram = np.bincount(symbols[: count // 2], minlength=2**width) + np.eye(1, 2**width, dtype=int)[0]
         parts.append((symbols, fit_table(histogram)))
     decoder = Decoder(encode_symbols(parts))
@@ -52,7 +52,7 @@ def test_sequences_come_back_in_order_each_under_its_table(kinds):
     assert decoder.is_empty()
 
 
-def test_the_coders_bits_are_the_ones_in_every_file_written_so_far():
+def test_the_coder_writes_the_same_bits_as_in_all_earlier_files():
     first = np.array([0, 1, 2, 3, 3, 2, 1, 0, 2, 2] * 4, dtype=np.uint8)
     second = np.array([200, 7, 200, 200, 7, 200] * 3, dtype=np.uint8)
     tables = [fit_table(np.bincount(s, minlength=n)) for s, n in ((first, 4), (second, 256))]
@@ -61,7 +61,7 @@ def test_the_coders_bits_are_the_ones_in_every_file_written_so_far():
     assert encode_symbols([(first, tables[0]), (second, tables[1])]).hex() == GOLDEN_WORDS
 
 
-def test_words_that_no_coder_makes_are_refused():
+def test_words_that_no_coder_could_make_are_refused():
     with pytest.raises(ValueError):  # noqa: PT011 (the library's own words)
         Decoder(bytes(8))
     with pytest.raises(ValueError):  # noqa: PT011

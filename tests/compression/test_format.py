@@ -1,4 +1,4 @@
-"""Compressed files: read by a reader that knows nothing but docs/FORMAT.md, and refused when forged."""
+"""Compressed files: a reader written from docs/FORMAT.md alone reads them, and tfx refuses forged ones."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ TOKENIZER = Tokenizer.train(TokenizerConfig(vocab_size=270), ["abcdefgh abcd é"
 
 
 class Reader:
-    """Plain integers and numpy; nothing of tfx, nothing of the coder's library."""
+    """Uses plain integers and numpy, but neither tfx nor the coder's library."""
 
     def __init__(self, data: bytes) -> None:
         length = int.from_bytes(data[:8], "little")
@@ -175,7 +175,7 @@ CASES = [
 
 
 def prepared(family: str, kind: str, bits: int, floats: str, entropy: bool) -> tuple[Transformer, Storage]:
-    """A model whose matrices lie on grids, or are dense and sparse in some way, and how it is to be stored."""
+    """A model whose matrices are on grids, or dense with some sparsity, and how to store it."""
     dtype = {"f16": torch.float16, "f32": torch.float32}[floats]
     model, grids = build(family), {}
     generator = torch.Generator().manual_seed(7)
@@ -203,7 +203,7 @@ def write(path, family, *case) -> Transformer:
 
 @pytest.mark.parametrize("family", ["seq2seq", "lm"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_every_codec_is_read_back_to_the_bit_by_tfx_and_by_the_page_alone(family, case, tmp_path):
+def test_tfx_and_a_reader_from_the_page_alone_restore_every_codec_bit_for_bit(family, case, tmp_path):
     path = tmp_path / "compressed.safetensors"
     model = write(path, family, *case)
     first = path.read_bytes()
@@ -249,7 +249,7 @@ def test_another_process_gives_the_same_logits(tmp_path):
     assert ran.stdout.split() == expected
 
 
-def test_inspect_adds_up_to_the_compressed_file_and_it_is_all_that_generate_needs(tmp_path, capsys):
+def test_inspect_adds_up_to_the_compressed_file_and_generate_needs_nothing_else(tmp_path, capsys):
     path = tmp_path / "compressed.safetensors"
     model = write(path, "lm", "sparse", 4, "f16", True)
     assert main(["inspect", str(path), "--json"]) == 0
@@ -296,7 +296,7 @@ def test_half_zeros_in_fp16_and_four_bits_are_really_smaller(tmp_path):
         account = checkpoint.read_header(path).bytes
         assert dense / (account.weights + account.header) > least
         assert account.header < 2500
-    # The codes of the grids within 1 % of their entropy, with tables, header and all that is not codes set aside.
+    # The codes of the grids are within 1 % of their entropy, not counting tables, header and everything else.
     codes = torch.cat([grid.codes_RC.flatten() for grid in storage.grids.values()]).numpy()
     share = np.bincount(codes) / len(codes)
     share = share[share > 0]
@@ -341,7 +341,7 @@ def refused(path) -> str:
     return str(caught.value)
 
 
-def test_a_cut_or_flipped_file_is_refused_or_the_same(file):
+def test_a_truncated_or_flipped_file_is_refused_or_unchanged(file):
     data = file.read_bytes()
     for size in [0, 7, 8, 100, len(data) // 2, len(data) - 1]:
         file.write_bytes(data[:size])
@@ -362,7 +362,7 @@ def test_a_cut_or_flipped_file_is_refused_or_the_same(file):
 
 
 def forge(file, change) -> None:
-    """Rewrites a file with its description and streams changed, and a checksum that fits."""
+    """Rewrites a file with a changed description or streams, and a matching checksum."""
     content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     description = json.loads(lzma.decompress(content["description"]))
     change(description, content)
@@ -371,7 +371,7 @@ def forge(file, change) -> None:
     write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
 
 
-def in_all(**values):
+def in_every_record(**values):
     def change(description, content):
         for record in description["tensors"]:
             record.update(values)
@@ -379,7 +379,7 @@ def in_all(**values):
     return change
 
 
-def in_grids(**values):
+def in_grid_records(**values):
     def change(description, content):
         for record in description["tensors"]:
             if record["kind"] == "scaled":
@@ -425,26 +425,26 @@ FORGERIES = {
     "tables of zeros": lambda d, c: d.update(tables=["00" * (len(t) // 2) for t in d["tables"]]),
     "tables of large bytes": lambda d, c: d.update(tables=["ff" * (len(t) // 2) for t in d["tables"]]),
     "a tensor twice": lambda d, c: d["tensors"].append(d["tensors"][0]),
-    "another shape": in_all(shape=[3, 3]),
-    "another name": in_all(name="x"),
-    "a name of another type": in_all(name=[1]),
+    "another shape": in_every_record(shape=[3, 3]),
+    "another name": in_every_record(name="x"),
+    "a name of another type": in_every_record(name=[1]),
     "no kind": lambda d, c: d["tensors"][0].pop("kind"),
-    "an unknown kind": in_all(kind="x"),
-    "a kind of another type": in_all(kind=["x"]),
-    "floats of another type": in_all(floats=["f16"]),
-    "an unknown entry": in_all(more=1),
-    "nine bits": in_grids(bits=9),
-    "a huge number of groups": in_grids(grouping=[10**9, 10**9]),
-    "groups that do not divide": in_grids(grouping=[8, 3]),
-    "negative groups": in_grids(grouping=[-1, 1]),
-    "a zero point out of range": in_grids(zero=16),
-    "many gaps": in_grids(sparsity="gaps", sparsity_width=4, gaps=10**12),
-    "another sparsity": in_grids(sparsity="mask", sparsity_width=1),
-    "a sparsity of another type": in_grids(sparsity=["mask"]),
-    "no sequence": in_all(tables=[]),
-    "an unknown table": in_all(tables=[99] * 8),
-    "a table of another type": in_all(tables=[None] * 8),
-    "packed instead": in_all(tables=[-1] * 8),
+    "an unknown kind": in_every_record(kind="x"),
+    "a kind of another type": in_every_record(kind=["x"]),
+    "floats of another type": in_every_record(floats=["f16"]),
+    "an unknown entry": in_every_record(more=1),
+    "nine bits": in_grid_records(bits=9),
+    "a huge number of groups": in_grid_records(grouping=[10**9, 10**9]),
+    "groups that do not divide": in_grid_records(grouping=[8, 3]),
+    "negative groups": in_grid_records(grouping=[-1, 1]),
+    "a zero point out of range": in_grid_records(zero=16),
+    "many gaps": in_grid_records(sparsity="gaps", sparsity_width=4, gaps=10**12),
+    "another sparsity": in_grid_records(sparsity="mask", sparsity_width=1),
+    "a sparsity of another type": in_grid_records(sparsity=["mask"]),
+    "no sequence": in_every_record(tables=[]),
+    "an unknown table": in_every_record(tables=[99] * 8),
+    "a table of another type": in_every_record(tables=[None] * 8),
+    "packed instead": in_every_record(tables=[-1] * 8),
     "streams cut": lambda d, c: c.update(coded=c["coded"][:-8]),
     "streams of odd length": lambda d, c: c.update(coded=c["coded"][:-1]),
     "a last word of zero": lambda d, c: c.update(coded=c["coded"] + bytes(4)),
@@ -468,15 +468,15 @@ FORGERIES = {
 }
 
 
-def test_a_newer_version_is_refused_and_an_older_one_than_any(file):
+def test_versions_that_are_newer_or_do_not_exist_are_refused(file):
     data = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     arrays = {name: bytes_array(content) for name, content in data.items()}
-    for version, words in ((4, "format version 4, and this tfx reads up to 3: update tfx"), (0, "not readable")):
+    for version, words in ((4, "format version 4, but this tfx reads up to 3: update tfx"), (0, "not readable")):
         write_container(file, arrays, {"format_version": version, "checksum": checksum(b"", data)})
         assert words in refused(file)
 
 
-def test_merges_spelled_out_are_version_2_which_is_still_read(file):
+def test_version_2_with_merges_spelled_out_is_still_read(file):
     before = checkpoint.load(file)
     content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
 
@@ -485,7 +485,7 @@ def test_merges_spelled_out_are_version_2_which_is_still_read(file):
         write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
 
     put(content)
-    assert "streams that its format version does not know" in refused(file)
+    assert "streams that its format version does not define" in refused(file)
     del content["merges"]
     put(content | {"tokenizer": compress(TOKENIZER.to_json().encode())})
     after = checkpoint.load(file)
@@ -495,12 +495,12 @@ def test_merges_spelled_out_are_version_2_which_is_still_read(file):
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_description_is_refused_though_its_checksum_fits(name, file):
+def test_a_forged_description_with_a_correct_checksum_is_refused(name, file):
     forge(file, FORGERIES[name])
     refused(file)
 
 
-def test_a_forger_who_changes_nothing_is_believed(file):
+def test_a_rewritten_file_without_changes_is_accepted(file):
     forge(file, lambda description, content: None)
     checkpoint.load(file)
 
@@ -512,12 +512,12 @@ def test_scales_that_are_not_finite_are_refused(tmp_path):
     def change(description, content):
         content["packed"] = b"\x7c" + content["packed"][1:]
 
-    # The first packed byte is the highest of the embedding's one scale: 7c makes it infinite or not a number.
+    # The first packed byte is the high byte of the embedding's only scale: 7c makes it infinite or not a number.
     forge(path, change)
     assert "finite" in refused(path)
 
 
-def test_a_bomb_of_a_description_is_refused(file):
+def test_a_description_that_unpacks_to_too_much_is_refused(file):
     content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     content["description"] = compress(b" " * (5 << 20))
     header = {"format_version": 3, "checksum": checksum(b"", content)}
@@ -525,7 +525,7 @@ def test_a_bomb_of_a_description_is_refused(file):
     assert "description" in refused(file)
 
 
-def test_a_value_that_would_change_is_an_error_of_the_caller(tmp_path):
+def test_saving_raises_if_a_value_would_change(tmp_path):
     model, storage = prepared("lm", "groups", 4, "f16", True)
     path = tmp_path / "compressed.safetensors"
     with torch.no_grad():

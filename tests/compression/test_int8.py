@@ -35,13 +35,13 @@ def test_the_layer_multiplies_weights_on_their_grid_with_activations_of_eight_bi
     rounded = ((x / step).round() + zero).clamp(0, most).sub(zero) * step
     expected = nn.functional.linear(rounded, grid.values(), offset)
     found = Int8Linear(grid, offset)(x)
-    # A tie may fall to either side: one step of one activation.
+    # A tie may round either way: one step of one activation.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2 * step * float(weight.abs().max()))
     assert float((found - expected).abs().mean()) < 0.1 * step * float(weight.abs().max())
 
 
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 24, 40), (20, 9, 13), (40, 16, 8)])
-def test_the_kernel_of_the_gpu_pads_to_the_sizes_that_it_takes(rows, outputs, inputs):
+def test_the_gpu_kernel_pads_to_sizes_that_it_supports(rows, outputs, inputs):
     x, weight = problem(rows, outputs, inputs)
     grid = grid_of(weight)
     step = x.abs().amax(1, keepdim=True) / 127
@@ -53,7 +53,7 @@ def test_the_kernel_of_the_gpu_pads_to_the_sizes_that_it_takes(rows, outputs, in
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_only_what_the_kernels_take_is_put_on_them():
+def test_only_layers_that_the_kernels_support_are_replaced():
     model = nn.ModuleDict({"a": nn.Linear(8, 4), "b": nn.Linear(8, 4), "c": nn.Linear(8, 4), "d": nn.Linear(8, 4)})
     codes = torch.full((4, 8), 130, dtype=torch.uint8)
     one = torch.ones(4, 1)

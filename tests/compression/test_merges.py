@@ -1,4 +1,4 @@
-"""Merges as pairs of ids: every tokenizer comes back to the letter, and what cannot stays as it was."""
+"""Merges as pairs of ids: every tokenizer is restored exactly, or left as it is."""
 
 import json
 
@@ -17,7 +17,7 @@ def trained(kind: str, size: int, texts: list[str]) -> Tokenizer:
 
 
 def edited(change) -> str:
-    """The JSON of a tokenizer whose content was changed, as the library writes it."""
+    """The JSON of a tokenizer with changed content, as the library writes it."""
     content = json.loads(trained("bpe", 300, ["the theatre there and then"] * 3).to_json())
     change(content, content["model"])
     return Tokenizer.from_json(json.dumps(content)).to_json()
@@ -25,7 +25,7 @@ def edited(change) -> str:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=20), st.integers(260, 400), st.data())
-def test_a_trained_or_reduced_tokenizer_comes_back_to_the_letter(texts, size, data):
+def test_a_trained_or_reduced_tokenizer_is_restored_exactly(texts, size, data):
     tokenizer = trained("bpe", size, texts)
     if data.draw(st.booleans()):
         ids = st.integers(0, tokenizer.vocab_size - 1)
@@ -41,7 +41,7 @@ def test_a_trained_or_reduced_tokenizer_comes_back_to_the_letter(texts, size, da
         assert join_merges(rest, planes) == text
 
 
-def test_a_vocabulary_of_thousands_takes_less_than_half_of_the_bytes():
+def test_a_large_vocabulary_takes_less_than_half_the_bytes():
     parts = [a + b + c for a in "bdfgklmn" for b in "aeiou" for c in "lnrst"]
     texts = [a + b for a in parts for b in parts[::7]]
     text = trained("bpe", 2000, texts).to_json()
@@ -49,7 +49,7 @@ def test_a_vocabulary_of_thousands_takes_less_than_half_of_the_bytes():
     assert len(compress(rest.encode())) + len(compress(planes)) < 0.5 * len(compress(text.encode()))
 
 
-def test_tokens_that_were_added_behind_the_merges_keep_their_ids():
+def test_tokens_added_after_the_merges_keep_their_ids():
     def add(content, model):
         token = content["added_tokens"][0] | {"content": "<|end|>", "id": len(model["vocab"])}
         content["added_tokens"].append(token)

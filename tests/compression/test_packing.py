@@ -1,4 +1,4 @@
-"""Packing: every width and length comes back, in the bit order of the specification."""
+"""Packing: every width and length is restored, in the bit order of the specification."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from tfx.compression.packing import (
 
 
 @given(width=st.integers(1, 8), data=st.data())
-def test_packed_symbols_come_back_and_stand_in_the_order_written_down(width, data):
+def test_packed_symbols_are_restored_and_have_the_specified_bit_order(width, data):
     values = data.draw(st.lists(st.integers(0, 2**width - 1), max_size=70))
     packed = pack(np.array(values, dtype=np.uint8), width)
     assert len(packed) == packed_size(width, len(values))
@@ -29,7 +29,7 @@ def test_packed_symbols_come_back_and_stand_in_the_order_written_down(width, dat
 
 
 @pytest.mark.parametrize("width", range(1, 9))
-def test_long_sequences_are_packed_in_pieces_that_fit_together(width, monkeypatch):
+def test_long_sequences_are_packed_in_chunks_without_gaps(width, monkeypatch):
     symbols = np.random.default_rng(width).integers(0, 2**width, 1003).astype(np.uint8)
     whole = pack(symbols, width)
     monkeypatch.setattr(packing, "_CHUNK", 64)
@@ -38,7 +38,7 @@ def test_long_sequences_are_packed_in_pieces_that_fit_together(width, monkeypatc
 
 
 @given(st.lists(st.booleans(), max_size=600), st.integers(2, 8), st.sampled_from([1, 4, 8]))
-def test_masks_come_back_from_bits_and_from_gaps(bits, gap_width, mask_width):
+def test_masks_are_restored_from_bits_and_from_gaps(bits, gap_width, mask_width):
     mask = np.array(bits, dtype=bool)
     np.testing.assert_array_equal(symbols_to_mask(mask_to_symbols(mask, mask_width), mask_width, len(mask)), mask)
     gaps = mask_to_gaps(mask, gap_width)

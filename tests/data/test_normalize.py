@@ -224,7 +224,7 @@ def write_time(spoken: str) -> str:
 
 
 def clock_readings(clock: str, hour_alone: bool) -> set[int]:
-    """Return all the times, in minutes since midnight, that hour and minute said in a row can mean."""
+    """Return all times, in minutes since midnight, that an hour followed by a minute can mean."""
     hour, full, _ = clock.partition(" o clock" if "clock" in clock else " hundred hours")
     words = hour.split()
     if full or (hour_alone and len(words) == 1):
@@ -311,7 +311,7 @@ def test_negative_size() -> None:
 
 
 def test_size_beyond_the_distinct_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfx.data.normalize.MAX_REJECTIONS", 1)
+    monkeypatch.setattr("tfx.data.normalize.generator.MAX_REJECTIONS", 1)
     with pytest.raises(ValueError, match="cardinal for split test"):
         generate(0, 0, 0, 1_000)
 
@@ -373,7 +373,7 @@ def test_source_is_lower_case_words_and_target_has_digits(splits: Splits) -> Non
         assert re.search("[0-9]", example["target"])
 
 
-def test_a_third_to_a_half_stands_in_carriers(splits: Splits) -> None:
+def test_a_third_to_a_half_is_in_carriers(splits: Splits) -> None:
     for examples in splits.values():
         # The two sides of a date can share "the year" without a carrier.
         others = [example for example in examples if example["kind"] != "date"]

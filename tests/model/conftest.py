@@ -1,4 +1,4 @@
-"""Small models whose every weight matters: biases and norms are perturbed, not left at 0 and 1."""
+"""Small models in which every weight matters: biases and norms are perturbed, not left at 0 and 1."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _make_model(*, vocab: int = 11, seed: int = 1, dtype: torch.dtype = torch.fl
 
 @pytest.fixture
 def make_model() -> Callable[..., Transformer]:
-    """A small model in double precision and evaluation mode; keywords are settings of `ModelConfig`."""
+    """A small model in double precision and evaluation mode; keyword arguments are settings of `ModelConfig`."""
     return _make_model
 
 

@@ -31,7 +31,7 @@ def test_an_architecture_survives_json(config):
     assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
 
 
-def test_a_field_that_an_older_file_lacks_has_its_default():
+def test_a_field_that_an_older_file_lacks_takes_its_default():
     @dataclass(frozen=True)
     class Later(Architecture):
         norm_epsilon: float = 1e-5

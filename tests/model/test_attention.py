@@ -16,7 +16,7 @@ def make(heads=4, kv_heads=4, head_width=6, **settings) -> Attention:
 
 
 def by_hand(attention: Attention, x, memory, added=None, change=lambda x: x):
-    """Attention one head at a time; ``added`` (H, T, S) goes onto the scores, ``change`` onto each head's q and k."""
+    """Attention one head at a time; adds ``added`` (H, T, S) to the scores and applies ``change`` to each q and k."""
     width, group = attention.head_width, attention.heads // attention.kv_heads
     heads = []
     for head in range(attention.heads):
@@ -102,7 +102,7 @@ def test_boolean_mask_hides_exactly_the_keys_that_are_false(x, memory):
 @pytest.mark.parametrize("causal", [False, True])
 def test_alibi_subtracts_slope_times_distance(x, heads, causal):
     attention = make(heads=heads, kv_heads=heads, alibi=True)
-    # The paper's slopes for 2 and 4 heads, and for 3: those of 2, then the first of 4.
+    # The paper's slopes for 2 and 4 heads; 3 heads have those of 2 and then the first of 4.
     slopes = {2: [2**-4, 2**-8], 3: [2**-4, 2**-8, 2**-2], 4: [2**-2, 2**-4, 2**-6, 2**-8]}[heads]
     added = torch.tensor(
         [

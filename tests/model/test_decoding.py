@@ -332,7 +332,7 @@ def test_sampled_translations_follow_the_seed(model, sources):
 def test_sampling_from_what_is_not_finite_is_a_user_error(value):
     logits = torch.zeros(2, 5)
     logits[1, 3] = value
-    with pytest.raises(UserError, match="no finite numbers"):
+    with pytest.raises(UserError, match="outputs are not finite"):
         make_picker(EvaluationConfig(method="sample"), 0, CPU, (0, 1))(logits, [0, 1])
 
 

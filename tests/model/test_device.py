@@ -24,7 +24,7 @@ def test_without_a_gpu_it_is_the_cpu(no_gpu, name):
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "meta", "warp", "", "cuda:x"])
-def test_a_device_that_is_not_there_is_a_user_error_that_says_what_to_use(no_gpu, name):
+def test_a_missing_device_is_a_user_error_that_says_what_to_use(no_gpu, name):
     with pytest.raises(UserError, match=r"auto"):
         choose_device(name)
 
@@ -54,12 +54,12 @@ def test_precision_on_a_cpu(monkeypatch, name, has_bf16, expected):
 
 
 @pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp32")])
-def test_automatic_precision_on_a_gpu_is_bfloat16_where_there_is_any(monkeypatch, has_bf16, name):
+def test_automatic_precision_on_a_gpu_is_bfloat16_if_supported(monkeypatch, has_bf16, name):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
     assert choose_precision("auto", torch.device("cuda")).name == name
 
 
-def test_models_that_are_compiled_use_up_no_limit_together(make_model, example, monkeypatch):
+def test_compiled_models_do_not_share_a_recompile_limit(make_model, example, monkeypatch):
     plain = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module, **options: plain(module, backend="eager", **options))
     models = [make_model(family="lm", dtype=torch.float32) for _ in range(3)]

@@ -18,10 +18,10 @@ SETTINGS = [
 
 @pytest.mark.parametrize("family", ["seq2seq", "lm"])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_flops_are_those_that_torch_counts(make_model, example, family, settings):
+def test_flops_equal_torchs_count(make_model, example, family, settings):
     model = make_model(family=family, dtype=torch.float32, **settings)
     target, source, mask = example(family)
-    # torch counts no fused attention on a CPU; as plain products its two are counted.
+    # torch does not count fused attention on a CPU, but it counts the two plain products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.project(model(target, source, mask))
     source_length = 0 if source is None else source.shape[1]
@@ -30,11 +30,11 @@ def test_flops_are_those_that_torch_counts(make_model, example, family, settings
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("beam", [1, 3])
-def test_flops_of_decoding_are_those_that_torch_counts(make_model, example, settings, beam):
+def test_flops_of_decoding_equal_torchs_count(make_model, example, settings, beam):
     model = make_model(family="seq2seq", dtype=torch.float32, **settings).eval()
     _, source, _ = example("seq2seq")
     source = source[:1]
-    # An end that is no token: every hypothesis lives to the limit.
+    # The end token is none of the vocabulary, so every hypothesis reaches the limit.
     ends = Ends(bos=1, eos=-1, pad=0)
     config = EvaluationConfig(method="beam" if beam > 1 else "greedy", beam=beam)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -95,7 +95,7 @@ def test_feed_forward_is_the_formula_of_its_paper(activation, formula):
     torch.testing.assert_close(ffn(x), formula(up, gate) @ ffn.down.weight.t() + ffn.down.bias)
 
 
-def test_bias_off_leaves_no_bias_anywhere_and_rmsnorm_divides_by_the_root_mean_square(make_model):
+def test_without_bias_no_layer_has_one_and_rmsnorm_divides_by_the_root_mean_square(make_model):
     model = make_model(bias=False, norm="rmsnorm")
     assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
     x = torch.randn(2, 16, dtype=torch.float64)

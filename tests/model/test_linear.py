@@ -30,7 +30,7 @@ def test_mixed_products_and_gradients_stay_near_full_precision(shape, bias):
     assert (y - expected).norm() < 0.01 * expected.norm()
     grads = torch.autograd.grad(y, inputs, grad)
     if bias:
-        torch.testing.assert_close(grads[2], expected_grads[2])  # a sum, and no product
+        torch.testing.assert_close(grads[2], expected_grads[2])  # a sum, not a matrix product
     for actual, wanted in zip(grads, expected_grads, strict=True):
         assert actual.dtype == torch.float32
         assert actual.shape == wanted.shape

@@ -39,7 +39,7 @@ def test_value_and_gradients_are_torchs_cross_entropy(rows, vocab, smoothing):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(nll.double(), expected_nll, rtol=1e-5, atol=1e-5)
     assert not nll.requires_grad
-    # Divided, as the training loop does: the gradient of the sum must be scaled by what comes from above.
+    # Divided as in the training loop: the backward pass must scale the gradient of the sum by the incoming one.
     for actual, wanted in zip(torch.autograd.grad(loss / 7, (hidden, weight)), expected_grads, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
 

@@ -109,8 +109,8 @@ def test_ties_stay_ties():
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_the_optimizers_state_of_what_stays_is_kept(optimizer):
-    """A step of the smaller model equals the step of the large one in what stays, moments included."""
+def test_kept_parameters_keep_their_optimizer_state(optimizer):
+    """A step of the smaller model equals the large model's step on the kept parts, moments included."""
     model = build()
     model.train()
     projection = nn.Linear(3, 3)
@@ -169,7 +169,7 @@ def test_layers_are_spaced_evenly_with_both_ends():
 
 @pytest.mark.parametrize("tied", ["all", "output", "none"])
 @pytest.mark.parametrize("family", ["seq2seq", "lm"])
-def test_kept_tokens_have_the_logits_that_they_had(family, tied):
+def test_kept_tokens_keep_their_logits(family, tied):
     layers = 2 if family == "seq2seq" else 0
     config = ModelConfig(family=family, encoder_layers=layers, width=16, heads=2, tied_embeddings=tied)
     model = Transformer(Architecture.from_config(config, 40), config).eval()

@@ -49,7 +49,7 @@ def test_hypotheses_share_one_memory_row_also_after_rows_are_selected(make_model
     for step in range(3):
         hidden = model.decode(target[:, step : step + 1], memory, mask, caches)
         torch.testing.assert_close(hidden[:, 0], expected[:, step])
-    # Sentence 1 leaves; in the others hypotheses are copied, dropped and put in another order.
+    # Sentence 1 leaves; the hypotheses of the others are copied, dropped and reordered.
     sentences = torch.tensor([0, 2])
     rows = torch.tensor([2, 2, 0, 1, 11, 8, 8, 8])
     for cache in caches:
@@ -147,12 +147,12 @@ def weights(norm_position="pre", seed=1, **settings):
     return dict(model.named_parameters())
 
 
-def test_first_weights_go_by_what_they_are_there_for_and_not_by_their_name(make_model):
+def test_initial_weights_follow_the_role_and_not_the_name(make_model):
     model = make_model(dtype=torch.float32)
     model.decoder.table = torch.nn.Embedding(4000, 4)
     model.decoder.norm.gain = torch.nn.Parameter(torch.zeros(3, 5))
     initialise(model, 1)
-    # Of variance 1 / D, where Xavier's would be 2 / (rows + columns).
+    # The variance is 1 / D; Xavier's would be 2 / (rows + columns).
     assert float(model.decoder.table.weight.detach().std()) == pytest.approx(model.architecture.width**-0.5, rel=0.05)
     assert bool((model.decoder.norm.gain == 1).all())
 
@@ -162,14 +162,14 @@ def test_one_more_decoder_layer_changes_no_other_initial_weight(norm_position):
     less, more = weights(norm_position, decoder_layers=2), weights(norm_position, decoder_layers=3)
     assert less.keys() < more.keys()
     for name, weight in less.items():
-        # Pre-norm scales what the decoder's blocks write by the root of their number: 6 writes, then 9.
+        # Pre-norm divides what the decoder's blocks write by the root of the number of writes: 6, then 9.
         is_write = name.startswith("decoder") and name.endswith(("o.weight", "down.weight")) and norm_position == "pre"
         factor = math.sqrt(6 / 9) if is_write else 1.0
         torch.testing.assert_close(more[name], weight * factor, msg=name)
 
 
 @pytest.mark.parametrize(("stack", "writes"), [("encoder", 2 * 5), ("decoder", 3 * 2)])
-def test_writes_to_the_residual_stream_are_scaled_by_their_own_stacks_number(stack, writes):
+def test_writes_to_the_residual_stream_are_scaled_by_the_number_in_their_stack(stack, writes):
     drawn = weights(encoder_layers=5, decoder_layers=2)
     bound = drawn[f"{stack}.blocks.1.attention.q.weight"].abs().max().item()
     assert bound == pytest.approx(math.sqrt(6 / 32), rel=0.05)
@@ -177,7 +177,7 @@ def test_writes_to_the_residual_stream_are_scaled_by_their_own_stacks_number(sta
     assert written == pytest.approx(math.sqrt(6 / 32 / writes), rel=0.05)
 
 
-def test_every_weight_has_draws_of_its_own_and_seeds_differ():
+def test_every_weight_has_its_own_draws_and_seeds_differ():
     first, again, second = weights(seed=1), weights(seed=1), weights(seed=2)
     matrices = [name for name, weight in first.items() if weight.ndim == 2]
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -215,7 +215,7 @@ def test_weights_are_counted_without_building_the_model(make_model, family, posi
         assert count_parameters(architecture) == expected
 
 
-def test_a_model_that_the_memory_cannot_hold_is_refused_before_memory_is_taken(monkeypatch):
+def test_a_model_that_does_not_fit_is_refused_before_memory_is_allocated(monkeypatch):
     largest = ModelConfig(width=65536, ffn_width=1 << 20, encoder_layers=1000, decoder_layers=1000, context=1024)
     with pytest.raises(UserError, match=r"needs at least .* GB to train, and cpu has .*: lower model\.width"):
         check_fits(Architecture.from_config(largest, 8000), torch.device("cpu"))

@@ -1,1 +1,1 @@
-"""Codecs, the model file, and kernels that run on it."""
+"""Codecs, the model file, and int8 kernels that run its weights."""

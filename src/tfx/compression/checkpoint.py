@@ -1,9 +1,9 @@
 """The model file: one safetensors file with weights, architecture, tokenizer and generation defaults.
 
-Two kinds, one specification (docs/FORMAT.md). Version 1 has the weights as plain tensors, so any tool can open
-them. Version 3 is the compressed one: all weights in two streams of bytes, and a compressed description that says
-how each is stored; in version 2 the tokenizer's merges were spelled out. `load` reads all three; nothing in a file is
-ever executed.
+docs/FORMAT.md specifies its two kinds. Version 1 stores the weights as plain tensors, which any tool can open.
+Version 3 is compressed: two streams of bytes hold all weights, and a compressed description says how each is
+stored. Version 2 is the same, except that it spells out the tokenizer's merges. `load` reads all three versions
+and never executes anything from a file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tfx.compression.container import (
 )
 from tfx.compression.grid import Grid
 from tfx.compression.int8 import use_int8
-from tfx.compression.merges import MOST_MERGES_BYTES, MOST_TEXT_BYTES, join_merges, split_merges
+from tfx.compression.merges import MAX_MERGES_BYTES, MAX_TEXT_BYTES, join_merges, split_merges
 from tfx.compression.streams import Streams, read_layout, read_streams, write_streams
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
@@ -51,21 +51,22 @@ _DESCRIPTION, _PACKED, _CODED = "description", "packed", "coded"
 _ALIGNMENT = 64
 _STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_MOST_TOKENIZER_BYTES = 256 << 20
-_MOST_DESCRIPTION_BYTES = 4 << 20
-# What a compressed file may unpack to: a row of equal codes takes next to no bytes, and a forged file could ask for
-# any memory. A model with 99.9 % zeros has some 500 weights a byte.
-_MOST_WEIGHTS_PER_BYTE = 1024
+_MAX_TOKENIZER_BYTES = 256 << 20
+_MAX_DESCRIPTION_BYTES = 4 << 20
+# Limit on what a compressed file may unpack to. Equal codes take almost no bytes, so a forged file could ask for
+# any amount of memory. A model with 99.9 % zeros has about 500 weights per byte.
+_MAX_WEIGHTS_PER_BYTE = 1024
 _ALWAYS_ALLOWED = 1 << 20
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How the weights of a compressed file are stored; every value is exact, or saving raises.
+    """How to store the weights of a compressed file; saving raises if any value would change.
 
-    ``grids``: by stored tensor name (`unique_tensors`) the grid that the weight lies on; its `Grid.values` are the
-    weight's values in memory. ``dtype``: of all other tensors, fp16 or fp32. ``entropy``: code what gets smaller.
-    ``int8``: the linear layers whose grids fit are to run on int8 kernels, with activations rounded as they come.
+    ``grids`` maps a stored tensor's name (`unique_tensors`) to its grid; `Grid.values` must equal the weight in
+    memory. ``dtype`` is that of all other tensors, fp16 or fp32. ``entropy`` allows entropy coding where it makes
+    a sequence smaller. ``int8`` asks readers to run the linear layers whose grids fit on int8 kernels, which
+    round activations on the fly.
     """
 
     grids: Mapping[str, Grid] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor. ``bytes`` is its share of the file's weights; the shares add up to them."""
+    """One stored tensor. ``bytes`` is its share of the file's weights; the shares add up to the whole."""
 
     name: str
     shape: tuple[int, ...]
@@ -97,7 +98,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class FileBytes:
-    """Where the bytes of a model file go; they add up to the size of the file."""
+    """The bytes of a model file by purpose: ``weights``, ``header`` and ``tokenizer`` add up to ``file``."""
 
     file: int
     weights: int
@@ -107,7 +108,7 @@ class FileBytes:
 
 @dataclass(frozen=True)
 class Header:
-    """What a model file says of itself; ``raw`` is the record that it has it from."""
+    """What a model file says about itself; ``raw`` is the record that the other fields come from."""
 
     architecture: Architecture
     generation: EvaluationConfig
@@ -117,7 +118,7 @@ class Header:
 
 
 def unique_tensors(model: Transformer) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The model's weights with tied ones once, and the names of the others: alias to stored name."""
+    """The model's weights by name, tied ones once, and the aliases: other names of tied weights to stored names."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
@@ -140,9 +141,9 @@ def save(
     generation: EvaluationConfig,
     storage: Storage | None = None,
 ) -> None:
-    """Writes the model, whole or not at all: as plain fp32 tensors, or compressed as ``storage`` says.
+    """Writes the whole model or nothing: as plain fp32 tensors, or compressed as ``storage`` says.
 
-    Raises `ValueError` where a compressed file would give back other values than the model has.
+    Raises `ValueError` if the compressed file would not give back the model's exact values.
     """
     stored, aliases = unique_tensors(model)
     facts: dict[str, Any] = {
@@ -172,10 +173,10 @@ def _save_compressed(
 ) -> None:
     unknown = storage.grids.keys() - stored.keys()
     if unknown:
-        raise ValueError(f"grids of tensors that the model does not store: {sorted(unknown)}")
+        raise ValueError(f"there are grids for tensors that the model does not store: {sorted(unknown)}")
     for name, grid in storage.grids.items():
         if not torch.equal(grid.values(), stored[name].float()):
-            raise ValueError(f"'{name}' has other values in memory than on its grid")
+            raise ValueError(f"the values of '{name}' in memory differ from those of its grid")
     values = {name: storage.grids.get(name, tensor.float()) for name, tensor in stored.items()}
     streams = write_streams(values, storage.dtype, storage.entropy)
     weights = sum(tensor.numel() for tensor in stored.values())
@@ -203,7 +204,7 @@ def _dense_head(header: dict[str, Any]) -> bytes:
 
 
 def runnable(model: Transformer, storage: Storage) -> Transformer:
-    """A model of the same weights that runs exactly as what is read back from its compressed file."""
+    """A model with the same weights that runs exactly like the one loaded from its compressed file."""
     twin = Transformer.holding(model.architecture, model.state_dict())
     if storage.int8:
         use_int8(twin, storage.grids, unique_tensors(twin)[1])
@@ -214,13 +215,13 @@ def runnable(model: Transformer, storage: Storage) -> Transformer:
 
 
 def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> LoadedModel:
-    """Reads a model file, or the final file of a run directory; compressed weights are unpacked to fp32.
+    """Reads a model file, or the final file of a run directory, and unpacks compressed weights to fp32.
 
-    Where the file asks for int8 activations its layers run on int8 kernels; without ``kernels`` they are plain
-    layers too, which can be trained.
+    If the file asks for int8 activations, its layers run on int8 kernels. With ``kernels=False`` they are plain
+    layers, which can be trained.
 
-    Raises `UserError` for a file that is missing, cut, altered, newer than this version of tfx, or whose tensors
-    are not those of the architecture in its header; shapes are compared before memory is taken.
+    Raises `UserError` if the file is missing, truncated, altered or newer than this version of tfx, or if its
+    tensors do not match the architecture in its header. Shapes are compared before memory is allocated.
     """
     target = choose_device(device)
     file = model_file(Path(path))
@@ -228,7 +229,7 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     header = _read_header(file, handle, metadata)
     blocks = len(header.architecture.encoder) + len(header.architecture.decoder)
     if blocks > len(header.raw["tensors"] if header.version >= _FIRST_COMPRESSED else handle.keys()):
-        raise damaged(file, f"its architecture has {blocks:,} blocks, more than there are tensors")
+        raise damaged(file, f"its architecture has {blocks:,} blocks, more than the file has tensors")
     shapes, aliases = _expected(file, header.architecture)
     read = _read_dense if header.version == _DENSE else _read_compressed
     state, tensors, grids = read(file, handle, metadata, header, shapes)
@@ -245,16 +246,19 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor as fp32 where vector instructions read it fastest: a file is mapped wherever its header ends."""
+    """The tensor in fp32 at an aligned address, which vector instructions read fastest.
+
+    A mapped file's tensors begin wherever its header ends.
+    """
     plain = tensor.float()
     return plain if plain.is_contiguous() and plain.data_ptr() % _ALIGNMENT == 0 else plain.clone()
 
 
 def tensor_rows(loaded: LoadedModel) -> list[dict[str, Any]]:
-    """A row a stored tensor: ``name``, ``shape``, ``codec``, ``bits_per_weight``, ``sparsity`` and ``bytes``.
+    """One row per stored tensor: ``name``, ``shape``, ``codec``, ``bits_per_weight``, ``sparsity`` and ``bytes``.
 
-    ``sparsity`` is the share of weights that are zero. The model must have been read with ``kernels=False``: int8
-    kernels keep their weights in a form of their own.
+    ``sparsity`` is the share of weights that are zero. Load the model with ``kernels=False`` first, because int8
+    kernels keep their weights in another form.
     """
     weights, _ = unique_tensors(loaded.model)
     rows = []
@@ -274,7 +278,7 @@ def tensor_rows(loaded: LoadedModel) -> list[dict[str, Any]]:
 
 
 def read_header(file: Path) -> Header:
-    """Reads and checks what a file says of itself, not its weights; raises `UserError` as `load` does."""
+    """Reads and checks a file's header without its weights; raises `UserError` as `load` does."""
     return _read_header(file, *open_container(file))
 
 
@@ -283,7 +287,7 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
     if type(version) is not int or version < _DENSE:
         raise damaged(file, "its header is not readable")
     if version > FORMAT_VERSION:
-        raise UserError(f"{file} has format version {version}, and this tfx reads up to {FORMAT_VERSION}: update tfx")
+        raise UserError(f"{file} has format version {version}, but this tfx reads up to {FORMAT_VERSION}: update tfx")
     sizes = {}
     for name in handle.keys():  # noqa: SIM118 (not a dictionary)
         piece = handle.get_slice(name)
@@ -297,12 +301,12 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
     others = set(tokenizer)
     if version >= _FIRST_COMPRESSED:
         if not sizes.keys() <= {*tokenizer, _DESCRIPTION, *_STREAMS}:
-            raise damaged(file, "it has streams that its format version does not know")
+            raise damaged(file, "it has streams that its format version does not define")
         description = read_bytes(file, handle, _DESCRIPTION)
-        raw = parse_object(file, decompress(file, "description", description, _MOST_DESCRIPTION_BYTES))
+        raw = parse_object(file, decompress(file, "description", description, _MAX_DESCRIPTION_BYTES))
         others.add(_DESCRIPTION)
     if _TOKENIZER not in sizes:
-        raise damaged(file, "it has no tokenizer inside")
+        raise damaged(file, "it has no tokenizer")
     size = file.stat().st_size
     weights = sum(bytes_ for name, bytes_ in sizes.items() if name not in others)
     tokens = sum(sizes.get(name, 0) for name in tokenizer)
@@ -324,7 +328,7 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
 
 
 def _generation(record: dict[str, Any]) -> EvaluationConfig:
-    """The settings that this version knows; raises `ValueError` for a value of another type or not finite."""
+    """The settings that this version knows; raises `ValueError` if one has the wrong type or is not finite."""
     known = {}
     for setting in fields(EvaluationConfig):
         if setting.name not in record:
@@ -339,8 +343,8 @@ def _generation(record: dict[str, Any]) -> EvaluationConfig:
 
 def _read_tokenizer(file: Path, handle: Any) -> Tokenizer:
     packed, merges = (read_bytes(file, handle, name) for name in (_TOKENIZER, _MERGES))
-    data = decompress(file, "tokenizer", packed, MOST_TEXT_BYTES if merges else _MOST_TOKENIZER_BYTES)
-    planes = decompress(file, "merges", merges, MOST_MERGES_BYTES) if merges else b""
+    data = decompress(file, "tokenizer", packed, MAX_TEXT_BYTES if merges else _MAX_TOKENIZER_BYTES)
+    planes = decompress(file, "merges", merges, MAX_MERGES_BYTES) if merges else b""
     try:
         text = join_merges(data.decode(), planes) if merges else data.decode()
         return Tokenizer.from_json(text)
@@ -349,10 +353,10 @@ def _read_tokenizer(file: Path, handle: Any) -> Tokenizer:
 
 
 def _expected(file: Path, architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Names and shapes of the tensors that an architecture stores, and its aliases; takes no memory for them."""
+    """Names and shapes of the tensors that an architecture stores, and its aliases; allocates no tensor."""
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's words on tensors without elements
+            warnings.simplefilter("ignore")  # torch warns of tensors without elements
             model = Transformer(architecture)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError) as error:
         raise damaged(file, f"its architecture cannot be built ({error})") from None
@@ -378,7 +382,7 @@ def _read_dense(
 def _read_compressed(
     file: Path, handle: Any, metadata: dict[str, Any], header: Header, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, Tensor], list[TensorInfo], dict[str, Grid]]:
-    # The file's own size bounds all that is read up to here.
+    # The file's size limits everything that is read up to here.
     content = {name: read_bytes(file, handle, name) for name in handle.keys()}  # noqa: SIM118 (not a dictionary)
     _match(file, metadata, checksum(b"", content))
     try:
@@ -386,7 +390,7 @@ def _read_compressed(
         found = {record["name"]: tuple(record["shape"]) for record in records}
         _compare(file, shapes, found)
         if len(records) != len(found):
-            raise ValueError("a tensor is stored twice")
+            raise ValueError("it stores a tensor twice")
         packed, coded = (content.get(name, b"") for name in _STREAMS)
         if not _may_unpack(sum(map(prod, shapes.values())), len(packed) + len(coded)):
             raise ValueError("its header asks for more weights than its streams can hold")
@@ -405,7 +409,7 @@ def _read_compressed(
 
 
 def _may_unpack(weights: int, bytes_: int) -> bool:
-    return weights <= _ALWAYS_ALLOWED + _MOST_WEIGHTS_PER_BYTE * bytes_
+    return weights <= _ALWAYS_ALLOWED + _MAX_WEIGHTS_PER_BYTE * bytes_
 
 
 def _match(file: Path, metadata: dict[str, Any], found: str) -> None:
@@ -418,6 +422,6 @@ def _compare(file: Path, expected: dict[str, tuple[int, ...]], found: dict[str, 
         if expected.get(name) != found.get(name):
             raise damaged(
                 file,
-                f"tensor '{name}' is {found.get(name, 'missing')}, and the architecture in the "
-                f"header has {expected.get(name, 'none of that name')}",
+                f"tensor '{name}' is {found.get(name, 'missing')}, but the architecture in the "
+                f"header has {expected.get(name, 'no tensor of that name')}",
             )

@@ -1,12 +1,12 @@
 """One weight as sequences of small symbols, and back: sparsity, then floats or a grid of integer codes.
 
-A codec is a `Layout` and what it does to a tensor is the list of sequences that `encode_tensor` gives, in this order:
+A `Layout` describes a codec. `encode_tensor` turns a tensor into sequences in this order:
 
-1. where the tensor is not zero: a bitmask, or gaps between the stored elements (neither where all are stored);
-2. for a grid its scales or codebook as planes of bytes, then its zero points where they differ;
-3. the stored elements: symbols of a grid, or planes of bytes of floats.
+1. a bitmask of the stored elements, or the gaps between them; neither if all elements are stored;
+2. for a grid, its scales or codebook as byte planes, then its zero points if they differ;
+3. the stored elements: symbols of a grid, or byte planes of floats.
 
-How a sequence becomes bits, packed or entropy coded, is decided elsewhere (`tfx.compression.streams`).
+`tfx.compression.streams` decides whether a sequence is bit-packed or entropy coded.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one tensor is stored; a record of it stands in the file.
+    """How one tensor is stored; the file holds a record of it.
 
-    ``kind``: ``dense``, ``scaled`` or ``codebook``. ``floats``: type of the dense values, scales or entries.
-    ``bits``: of a code. ``grouping``: shape of the scales or of the codebook. ``zero``: the code that symbol 0
-    stands for; None: one a scale, stored. ``sparsity``: ``none``, ``mask`` or ``gaps`` in symbols of
-    ``sparsity_width`` bits, and how many gaps there are.
+    ``kind`` is ``dense``, ``scaled`` or ``codebook``. ``floats`` is the type of the dense values, the scales or
+    the codebook's entries. ``bits`` is the width of a code. ``grouping`` is the shape of the scales or of the
+    codebook. ``zero`` is the code that symbol 0 stands for; None: each scale has a zero point in the file.
+    ``sparsity`` is ``none``, ``mask`` or ``gaps``, in symbols of ``sparsity_width`` bits; ``gaps`` counts the
+    gap symbols.
     """
 
     kind: str
@@ -59,12 +60,12 @@ class Layout:
     gaps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The record: what differs from the defaults."""
+        """The record, without the values that equal their defaults."""
         return {key: value for key, value in asdict(self).items() if value != _DEFAULTS.get(key, _MISSING)}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], shape: tuple[int, ...]) -> Layout:
-        """Reads a record for a tensor of ``shape``; raises `ValueError` for one that no writer makes."""
+        """Reads a record for a tensor of ``shape``; raises `ValueError` if no writer could have made it."""
         values = dict(record)
         if isinstance(values.get("grouping"), list):
             values["grouping"] = tuple(values["grouping"])
@@ -101,13 +102,13 @@ class Layout:
         )
 
     def __str__(self) -> str:
-        """As tables show it: ``4 bit, 64 a scale f16, gaps``."""
+        """The layout as tables show it: ``4 bit, scale f16 x 2,048, gaps``."""
         if self.kind == "dense":
             text = f"dense {self.floats}"
         elif self.kind == "codebook":
-            text = f"{self.bits} bit, codebook {self.floats}" + (" a row" if self.grouping[0] > 1 else "")
+            text = f"{self.bits} bit, codebook {self.floats}" + (" per row" if self.grouping[0] > 1 else "")
         else:
-            per = " a tensor" if prod(self.grouping) == 1 else f" x {prod(self.grouping):,}"
+            per = " per tensor" if prod(self.grouping) == 1 else f" x {prod(self.grouping):,}"
             text = f"{self.bits} bit, scale {self.floats}{per}" + (", zero points" if self.zero is None else "")
         return text if self.sparsity == "none" else f"{text}, {self.sparsity}"
 
@@ -117,9 +118,9 @@ _DEFAULTS = {field.name: field.default for field in fields(Layout) if field.name
 
 
 def encode_tensor(value: Value, dtype: torch.dtype, size: Callable[[Sequence], float]) -> tuple[Layout, list[Sequence]]:
-    """The smallest layout of a tensor, stored as ``dtype``, or of a grid; ``size`` gives the bits of a sequence.
+    """The smallest layout of a grid, or of a tensor stored as ``dtype``; ``size`` gives a sequence's size in bits.
 
-    Raises `ValueError` where the layout cannot hold the value exactly. Negative zeros become zeros.
+    Raises `ValueError` if the layout cannot hold the value exactly. Negative zeros become zeros.
     """
     if isinstance(value, Grid):
         layout, head, body, width = _grid_parts(value)
@@ -141,9 +142,9 @@ def encode_tensor(value: Value, dtype: torch.dtype, size: Callable[[Sequence], f
 
 
 def decode_tensor(layout: Layout, shape: tuple[int, ...], take: Callable[[int, int], Symbols]) -> Value:
-    """The tensor or grid of a layout; ``take(width, count)`` gives the next sequence.
+    """The tensor or grid of a layout; ``take(width, count)`` returns the next sequence.
 
-    Raises `ValueError` where the sequences are not what `encode_tensor` makes.
+    Raises `ValueError` if `encode_tensor` could not have made the sequences.
     """
     size = prod(shape)
     is_stored = None
@@ -188,13 +189,14 @@ def _sparse(layout: Layout, sparsity: str, width: int, gaps: int = 0) -> Layout:
 
 
 def _grid_parts(grid: Grid) -> tuple[Layout, list[Sequence], Symbols, int]:
-    """Layout, scales or codebook and zero points, and the symbols: code minus the code of zero, modulo 2^bits.
+    """Layout, scales or codebook with zero points, symbols, and their width.
 
-    So the zeros of all groups are one symbol, and groups with different zero points share their statistics.
+    A symbol is the code minus the code of zero, modulo 2^bits. So zeros have the same symbol in all groups, and
+    groups with different zero points share their statistics.
     """
     codes, bits = grid.codes_RC.cpu(), grid.bits
     if grid.codes_RC.dtype != torch.uint8 or int(codes.max()) >= 2**bits:
-        raise ValueError(f"codes of a grid are uint8 below 2^{bits}")
+        raise ValueError(f"the codes of a grid must be uint8 below 2^{bits}")
     zero: int | None
     if grid.codebook is not None:
         floats = grid.codebook.cpu()
@@ -220,10 +222,10 @@ def _shift(codes: Tensor, offset: Tensor | int, bits: int) -> Tensor:
 
 
 def _exact(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor as ``dtype``, without negative zeros; raises `ValueError` where a value would change."""
+    """The tensor as ``dtype``, without negative zeros; raises `ValueError` if a value would change."""
     stored = _finite(value.detach().cpu().to(dtype)) + 0.0
     if not torch.equal(stored.to(value.dtype), value.detach().cpu()):
-        raise ValueError(f"values change when they are stored as {dtype}: round them first")
+        raise ValueError(f"some values would change if stored as {dtype}: round them first")
     return stored
 
 
@@ -239,9 +241,9 @@ def _float_bits(values: Tensor) -> NDArray[Any]:
 
 
 def _planes(patterns: NDArray[Any]) -> list[Sequence]:
-    """Bit patterns as sequences of bytes: all highest bytes, then all second ones, and so on.
+    """Bit patterns as byte planes: the highest byte of every element, then the next lower byte, and so on.
 
-    The highest byte, sign and exponent, is where the order is; the low ones are nearly random.
+    The highest byte, with sign and exponent, compresses well; the low ones are nearly random.
     """
     bytes_NB = patterns.astype(patterns.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, patterns.itemsize)
     return [Sequence(np.ascontiguousarray(bytes_NB[:, plane]), 8) for plane in reversed(range(bytes_NB.shape[1]))]

@@ -1,9 +1,9 @@
-"""Entropy coding: asymmetric numeral systems (Duda 2013, arXiv 1311.2540) with frequency tables of integers.
+"""Entropy coding: asymmetric numeral systems (Duda 2013, arXiv 1311.2540) with integer frequency tables.
 
 The coder is the ANS coder of the `constriction` library (Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit
-words, frequencies that sum to 2^24. docs/FORMAT.md writes its arithmetic down, and the tests pin its bits. A
-table is written with one byte a symbol; how the 24-bit frequencies come from it is integer arithmetic, so that no
-reader depends on how floats are rounded.
+words, frequencies that sum to 2^24. docs/FORMAT.md specifies its arithmetic, and tests fix its output bits. The
+file holds one byte of a table per symbol. Integer arithmetic turns these bytes into 24-bit frequencies, so no
+reader depends on the rounding of floats.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from tfx.compression.packing import Symbols
 
 PRECISION = 24
-# 2^24, the largest weight's exponent: cumulative sums times 2^24 stay inside 64 bits for 256 symbols.
-MOST_TABLE_BYTE = 8 * PRECISION + 8
+# Limits weights to exponent 24: for 256 symbols, cumulative sums times 2^24 then fit in 64 bits.
+MAX_TABLE_BYTE = 8 * PRECISION + 8
 
 Table = NDArray[np.uint8]
 Histogram = NDArray[np.int64]
 
 
 def fit_table(histogram: Histogram) -> Table:
-    """One byte for each of L symbols, a float of 3 bits mantissa: 0 is weight 0, else 1 + 8e + m is (8 + m) * 2^e.
+    """One byte for each of L symbols, a float with 3 bits of mantissa.
 
-    The rounding, at most 1/16 of a count, costs less than 0.001 bits a symbol.
+    Byte 0 is weight 0; byte 1 + 8e + m is weight (8 + m) * 2^e. The rounding changes a count by at most 1/16 and
+    costs less than 0.001 bits per symbol.
     """
     counts = histogram.astype(np.int64)
     counts = np.where(counts > 0, np.maximum(1, counts >> max(0, int(counts.max()).bit_length() - PRECISION)), 0)
@@ -37,25 +38,25 @@ def fit_table(histogram: Histogram) -> Table:
 
 
 def frequencies(table: Table) -> Histogram:
-    """The L integer frequencies, each at least 1, that sum to 2^24; raises `ValueError` for what is no table."""
+    """The L integer frequencies, each at least 1, that sum to 2^24; raises `ValueError` if the table is not valid."""
     byte = table.astype(np.int64)
     if not 2 <= len(table) <= 256:
-        raise ValueError("a frequency table is not one")
+        raise ValueError("a frequency table is not valid")
     weight = np.where(byte > 0, (8 + (byte - 1) % 8) << ((byte - 1) // 8), 0)
     ends = np.concatenate([[0], np.cumsum(weight)])
-    if ends[-1] == 0 or byte.max() > MOST_TABLE_BYTE:
-        raise ValueError("a frequency table is not one")
+    if ends[-1] == 0 or byte.max() > MAX_TABLE_BYTE:
+        raise ValueError("a frequency table is not valid")
     spare = 2**PRECISION - len(table)
     return np.diff(np.arange(len(table) + 1) + ends * spare // ends[-1])
 
 
 def bits_per_symbol(table: Table) -> NDArray[np.float64]:
-    """What each symbol costs under the table, in bits."""
+    """The cost of each symbol under the table, in bits."""
     return PRECISION - np.log2(frequencies(table))
 
 
 def encode_symbols(parts: Sequence[tuple[Symbols, Table]]) -> bytes:
-    """Codes the parts one after the other, each under its table, as little-endian 32-bit words."""
+    """Codes the parts in order, each with its table, as little-endian 32-bit words."""
     coder = constriction.stream.stack.AnsCoder()
     for symbols, table in reversed(parts):
         coder.encode_reverse(symbols.astype(np.int32), _model(table))
@@ -63,23 +64,23 @@ def encode_symbols(parts: Sequence[tuple[Symbols, Table]]) -> bytes:
 
 
 class Decoder:
-    """Takes parts out of what `encode_symbols` made, in the same order."""
+    """Decodes the output of `encode_symbols` part by part, in the same order."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises `ValueError` for what cannot be a coder's words."""
+        """Raises `ValueError` if no coder could have made these words."""
         words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
         self._coder = constriction.stream.stack.AnsCoder(words)
 
     def take(self, table: Table, count: int) -> Symbols:
-        """The next ``count`` symbols; on altered data they are wrong, never out of the table's range."""
+        """The next ``count`` symbols. Altered data gives wrong symbols, but none outside the table's range."""
         return np.asarray(self._coder.decode(_model(table), count)).astype(np.uint8)
 
     def is_empty(self) -> bool:
-        """Whether everything was taken, as it is when the data was not altered."""
+        """Whether nothing is left. Unaltered data is empty once every symbol is taken."""
         return bool(self._coder.is_empty())
 
 
 def _model(table: Table) -> constriction.stream.model.Model:
-    # The library gives each symbol 1 and spreads 2^24 - L in proportion; these floats are integers of exactly that
-    # sum, thus its factor is 1.0 and nothing is rounded.
+    # The library gives each symbol 1 and spreads 2^24 - L in proportion to these floats. They are integers with
+    # exactly that sum, so its factor is 1.0 and it rounds nothing.
     return constriction.stream.model.Categorical((frequencies(table) - 1).astype(np.float64), perfect=False)

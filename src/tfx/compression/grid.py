@@ -1,4 +1,4 @@
-"""Weights on a grid: what quantization makes, what the file stores, and the one way back to floats.
+"""Weights on a grid, as quantization makes them and the file stores them, and the only way back to floats.
 
 Shapes: R rows and C columns of a matrix, G groups of columns in a row, L = 2^bits levels of a codebook.
 """
@@ -14,13 +14,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """A matrix (R, C) of which each value is one of a few levels.
+    """A matrix (R, C) whose values are each one of a few levels.
 
-    ``codes_RC`` (uint8) are below ``2 ** bits``, with 2 to 8 bits. Either ``scale`` is set, and a code stands for
-    (code - zero) * scale: its shape is (1, 1), one for the tensor; (R, 1), one a row; or (R, G), one for each of
-    the G equal groups of a row's columns. ``zero`` (uint8, same shape) is the code of 0.0; None: 2^(bits - 1)
-    everywhere. Or ``codebook`` is set, (1, L) or (R, L), and a code stands for its row's entry. Scales and
-    codebooks are fp16 or fp32, and are stored as they are.
+    ``codes_RC`` (uint8) are below ``2 ** bits``, with 2 to 8 bits. Either ``scale`` or ``codebook`` is set.
+
+    With ``scale``, a code stands for (code - zero) * scale. Its shape is (1, 1) for one scale per tensor, (R, 1)
+    for one per row, or (R, G) for one per group, where each row has G groups of equally many columns. ``zero``
+    (uint8, same shape) is the code of 0.0; None: 2^(bits - 1) everywhere.
+
+    With ``codebook``, (1, L) or (R, L), a code stands for that entry of its row's codebook.
+
+    Scales and codebooks are fp16 or fp32, and the file stores them in that type.
     """
 
     codes_RC: Tensor
@@ -32,8 +36,8 @@ class Grid:
     def values(self) -> Tensor:
         """The matrix (R, C) in fp32.
 
-        The order of operations is part of the file format: code minus zero, which is exact, then one fp32
-        product with the scale; a codebook's entry is taken as it is. So every reader gets the same bits.
+        The file format fixes the order of operations, so that every reader gets the same bits: code minus zero,
+        which is exact, then one fp32 product with the scale. Codebook entries do not change.
         """
         if self.codebook is not None:
             table_RL = self.codebook.float().expand(self.codes_RC.shape[0], -1)
@@ -50,13 +54,13 @@ class Grid:
 
 
 def spread(per_group: Tensor, columns: int) -> Tensor:
-    """Values (1, 1), (R, 1) or (R, G) as they apply to each of so many columns; broadcasts to (R, C)."""
+    """Repeats values (1, 1), (R, 1) or (R, G) for each of their columns; the result broadcasts to (R, C)."""
     groups = per_group.shape[1]
     return per_group if groups == 1 else per_group.repeat_interleave(columns // groups, dim=1)
 
 
 def straight_through(weight: Tensor, values: Tensor) -> Tensor:
-    """``values`` in the forward pass; its gradient is that of ``weight`` (Bengio 2013, arXiv 1308.3432)."""
+    """``values``, with a gradient that passes unchanged to ``weight`` (Bengio 2013, arXiv 1308.3432)."""
     return _StraightThrough.apply(weight, values)  # type: ignore[no-any-return]
 
 

@@ -1,9 +1,9 @@
-"""Linear layers on int8 kernels: 8-bit weights, and activations rounded to 8 bits as they come.
+"""Linear layers on int8 kernels: 8-bit weights, and activations rounded to 8 bits on the fly.
 
-On a CPU the kernel is the one behind `torch.ao.quantization.quantize_dynamic`: activations get one scale and zero
-point a call, from their minimum and maximum (of 7 bits where the processor cannot add up products of 8). On CUDA it
-is `torch._int_mm`, with a symmetric scale a row. Both lie behind functions of their own, because torch has announced
-that such names will move.
+The CPU kernel is the one behind `torch.ao.quantization.quantize_dynamic`. Activations get one scale and one zero
+point per call, from their minimum and maximum, in 7 bits if the processor cannot accumulate 8-bit products. The
+CUDA kernel is `torch._int_mm`, with a symmetric scale per row of activations. Separate functions wrap both kernels,
+because torch has announced that their names will move.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from tfx.compression.grid import Grid
 
-# torch._int_mm takes more rows than this, and widths that are multiples of 8.
-_LEAST_ROWS = 17
+# torch._int_mm needs at least this many rows, and widths that are multiples of 8.
+_MIN_ROWS = 17
 _WIDTH_MULTIPLE = 8
 
 
 def fits_int8(grid: Grid) -> bool:
-    """Whether the kernels can take a grid: 8 bits, symmetric, one scale a row or for all."""
+    """Whether the kernels support a grid: 8 bits, symmetric, one scale per row or per tensor."""
     return (
         grid.bits == 8
         and grid.codebook is None
@@ -34,7 +34,7 @@ def fits_int8(grid: Grid) -> bool:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weight is a grid that `fits_int8`; it is run, not trained."""
+    """A linear layer whose weight is a grid that `fits_int8`; for inference only."""
 
     def __init__(self, grid: Grid, bias: Tensor | None) -> None:
         super().__init__()
@@ -43,22 +43,22 @@ class Int8Linear(nn.Module):
         codes = (grid.codes_RC.to(torch.int16) - 128).to(torch.int8)
         scale = grid.scale.float().expand(self.out_features, 1).flatten().contiguous()
         bias = None if bias is None else bias.detach().float()
-        # The bytes of the weight in memory, however the kernel keeps them.
+        # Bytes that codes, scales and bias take in memory, whatever the kernel's own layout.
         self.memory_bytes = codes.numel() + 4 * scale.numel() + (0 if bias is None else 4 * bias.numel())
         self._packed = _pack_cpu(codes, scale, bias) if codes.device.type == "cpu" else None
         self._plain = (pad_codes(codes), scale, bias) if self._packed is None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., R), in fp32."""
+        """Maps (..., C) to (..., R), in fp32."""
         if self._plain is not None:
             return linear_int8(x, *self._plain)
         return torch.ops.quantized.linear_dynamic(x.float(), self._packed, kernel_saturates())
 
 
 def use_int8(model: nn.Module, grids: Mapping[str, Grid], tied: Mapping[str, str]) -> int:
-    """Puts the linear layers whose grids fit on int8 kernels, in place; returns how many.
+    """Replaces the linear layers whose grids fit by layers on int8 kernels, in place; returns their number.
 
-    ``tied`` gives the stored name of a weight that is stored under another one's (`unique_tensors`).
+    ``tied`` maps the name of a tied weight to the name that it is stored under (`unique_tensors`).
     """
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     count = 0
@@ -76,10 +76,10 @@ def use_int8(model: nn.Module, grids: Mapping[str, Grid], tied: Mapping[str, str
 
 @cache
 def kernel_saturates() -> bool:
-    """Whether the CPU kernel adds up two products in 16 bits, where two large ones do not fit.
+    """Whether the CPU kernel adds pairs of products in 16 bits, where two large ones overflow.
 
-    So it does on processors without instructions for 8-bit products (VNNI). It must then be given activations of 7
-    bits (torch's ``reduce_range``), or its results are wrong. Found by trying, once a process.
+    It does on processors without instructions for 8-bit products (VNNI). It then needs activations of 7 bits
+    (torch's ``reduce_range``), or its results are wrong. One trial per process finds out.
     """
     ones = torch.full((4, 64), 127, dtype=torch.int8)
     packed = _pack_cpu(ones, torch.ones(4), None)
@@ -91,26 +91,26 @@ def kernel_saturates() -> bool:
 def _pack_cpu(codes_RC: Tensor, scale_R: Tensor, bias_R: Tensor | None) -> Tensor:
     zeros = torch.zeros(len(scale_R), dtype=torch.long)
     with warnings.catch_warnings():
-        # Torch says that tensors of this kind will go; the kernel behind them has no successor as fast yet.
+        # Torch warns that it will remove tensors of this kind, but no other kernel is as fast yet.
         warnings.simplefilter("ignore", UserWarning)
         weight = torch._make_per_channel_quantized_tensor(codes_RC, scale_R.double(), zeros, 0)
     return torch.ops.quantized.linear_prepack(weight, bias_R)
 
 
 def pad_codes(codes_RC: Tensor) -> Tensor:
-    """Codes with zeros around them, so that both widths are ones that the CUDA kernel takes."""
+    """Pads codes with zeros to widths that the CUDA kernel accepts."""
     rows, columns = codes_RC.shape
     return nn.functional.pad(codes_RC, (0, -columns % _WIDTH_MULTIPLE, 0, -rows % _WIDTH_MULTIPLE))
 
 
 def linear_int8(x: Tensor, padded_RC: Tensor, scale_R: Tensor, bias_R: Tensor | None) -> Tensor:
-    """The linear layer of codes that `pad_codes` made, by `torch._int_mm`: (..., C) to (..., R)."""
+    """Applies a linear layer by `torch._int_mm`, with codes from `pad_codes`: (..., C) to (..., R)."""
     x_NC = x.reshape(-1, x.shape[-1]).float()
     rows, columns = x_NC.shape
     step_N1 = x_NC.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
     rounded = (x_NC / step_N1).round().to(torch.int8)
-    # Rows and widths that the kernel takes; zeros add nothing.
-    rounded = nn.functional.pad(rounded, (0, padded_RC.shape[1] - columns, 0, max(0, _LEAST_ROWS - rows)))
+    # Pad to rows and widths that the kernel accepts; zeros add nothing.
+    rounded = nn.functional.pad(rounded, (0, padded_RC.shape[1] - columns, 0, max(0, _MIN_ROWS - rows)))
     y_NR = torch._int_mm(rounded, padded_RC.t())[:rows, : len(scale_R)].float() * step_N1 * scale_R
     if bias_R is not None:
         y_NR = y_NR + bias_R

@@ -1,6 +1,6 @@
-"""Symbols as bits: packed n-bit integers, and two ways to say where a tensor is not zero.
+"""Symbols as bits: packed n-bit integers, and two ways to mark the stored elements of a sparse tensor.
 
-Everything here is plain numpy on flat uint8 arrays; the bit order is little-endian throughout.
+All functions work on flat uint8 numpy arrays, with little-endian bit order.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 Symbols = NDArray[np.uint8]
 
-# Whole bytes at every width, and bounds the eight bytes of work that a bit takes.
+# Symbols per pass. They fill whole bytes at every width, and limit memory, because each bit takes a byte in between.
 _CHUNK = 1 << 20
 
 
 def packed_size(width: int, count: int) -> int:
-    """Bytes of ``count`` packed symbols of ``width`` bits."""
+    """Size in bytes of ``count`` packed symbols of ``width`` bits."""
     return -(-width * count // 8)
 
 
 def pack(symbols: Symbols, width: int) -> bytes:
-    """Symbols below 2^width, 1 to 8 bits, one after the other from the lowest bit of the first byte."""
+    """Packs symbols of ``width`` bits (1 to 8) in order, from the lowest bit of the first byte."""
     if width == 8:
         return symbols.tobytes()
     pieces = []
@@ -46,9 +46,10 @@ def unpack(data: bytes, width: int, count: int) -> Symbols:
 
 
 def mask_to_symbols(is_stored: NDArray[np.bool_], width: int) -> Symbols:
-    """A bitmask in symbols of ``width`` elements (1, 4, 8), the first element in the lowest bit; zeros fill the last.
+    """A bitmask in symbols of ``width`` elements (1, 4 or 8), the first element in the lowest bit.
 
-    Wider symbols cost nothing when packed, and let an entropy coder see patterns such as 2:4.
+    Zeros fill the last symbol. Wider symbols take no more space when packed, and show patterns such as 2:4 to an
+    entropy coder.
     """
     return unpack(pack(is_stored.astype(np.uint8), 1), width, -(-len(is_stored) // width))
 
@@ -59,8 +60,9 @@ def symbols_to_mask(symbols: Symbols, width: int, size: int) -> NDArray[np.bool_
 
 
 def mask_to_gaps(is_stored: NDArray[np.bool_], width: int) -> Symbols:
-    """A sparse mask as symbols: g below 2^width - 1 is g zeros, then a stored element; the last, that many zeros.
+    """A sparse mask as symbols of ``width`` bits.
 
+    A symbol g below 2^width - 1 means g zeros and then a stored element; 2^width - 1 means that many zeros alone.
     Zeros after the last stored element have no symbol.
     """
     most = 2**width - 1
@@ -72,7 +74,7 @@ def mask_to_gaps(is_stored: NDArray[np.bool_], width: int) -> Symbols:
 
 
 def gaps_to_mask(symbols: Symbols, width: int, size: int) -> NDArray[np.bool_]:
-    """The inverse of `mask_to_gaps`; raises `ValueError` where the gaps reach beyond ``size`` elements."""
+    """The inverse of `mask_to_gaps`; raises `ValueError` if the gaps reach beyond ``size`` elements."""
     most = 2**width - 1
     ends = np.cumsum(np.where(symbols == most, most, symbols.astype(np.int64) + 1))
     if len(ends) and ends[-1] > size:

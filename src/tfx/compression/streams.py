@@ -1,7 +1,7 @@
-"""All weights of a file as two streams, packed and entropy coded, with frequency tables that tensors share.
+"""All weights of a file in two streams, one bit-packed and one entropy coded, with shared frequency tables.
 
-A small file cannot pay for a stream, or a table, of each tensor: all packed sequences stand one after the other in
-one stream, all coded ones in the other, and sequences with the same statistics share a table.
+In a small file, a stream or a table for each tensor would cost too much. So one stream holds all packed sequences in
+order, the other holds all coded ones, and sequences with similar statistics share a table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class Streams:
-    """The two streams, and what is needed to read them: a record a tensor, and the tables."""
+    """The two streams, and what a reader needs besides: one record per tensor, and the tables."""
 
     packed: bytes
     coded: bytes
@@ -35,7 +35,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor read back, and the bytes that it takes of both streams: together, all of them."""
+    """A tensor read back, and its share of the bytes of both streams; the shares add up to the whole."""
 
     value: Value
     layout: Layout
@@ -43,7 +43,7 @@ class Stored:
 
 
 def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool) -> Streams:
-    """Chooses codecs and tables by size; raises `ValueError` where a value cannot be stored exactly."""
+    """Chooses codecs and tables for the smallest size; raises `ValueError` if a value cannot be stored exactly."""
 
     def size(sequence: Sequence) -> float:
         packed = 8.0 * packed_size(sequence.width, len(sequence.symbols))
@@ -72,9 +72,9 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
 
 
 def read_streams(streams: Streams) -> dict[str, Stored]:
-    """The inverse of `write_streams`; raises `ValueError` for records or streams that it does not make.
+    """The inverse of `write_streams`; raises `ValueError` for records or streams that it could not have made.
 
-    The caller bounds the shapes in the records: what is decoded is as large as they say.
+    The caller must limit the shapes in the records, because they set the size of what is decoded.
     """
     tables = [np.frombuffer(bytes.fromhex(table), dtype=np.uint8) for table in streams.tables]
     prices = [bits_per_symbol(table) for table in tables]
@@ -85,11 +85,11 @@ def read_streams(streams: Streams) -> dict[str, Stored]:
         values.append(decode_tensor(layouts[-1], tuple(record["shape"]), reader.tensor(record["tables"])))
         spent.append((reader.packed_bytes, reader.coded_bits))
     reader.finish()
-    # The coded stream is one number; each tensor's share of its bytes is that of the bits its symbols cost.
+    # The coded stream is one long number. A tensor's share of its bytes is in proportion to its symbols' cost in bits.
     scale = len(streams.coded) / reader.coded_bits if reader.coded_bits else 0.0
     ends = [0, *(packed + round(coded * scale) for packed, coded in spent)]
     if ends[-1] != len(streams.packed) + len(streams.coded):
-        raise ValueError("its streams hold more than its tensors")
+        raise ValueError("its streams hold more than its tensors need")
     return {
         record["name"]: Stored(value, layout, end - start)
         for record, value, layout, (start, end) in zip(streams.tensors, values, layouts, pairwise(ends), strict=True)
@@ -97,13 +97,13 @@ def read_streams(streams: Streams) -> dict[str, Stored]:
 
 
 def read_layout(record: dict[str, Any]) -> Layout:
-    """The layout in a tensor's record; raises `ValueError` for one that no writer makes."""
+    """The layout in a tensor's record; raises `ValueError` if no writer could have made it."""
     rest = {key: value for key, value in record.items() if key not in ("name", "shape", "tables")}
     return Layout.from_dict(rest, tuple(record["shape"]))
 
 
 class _Reader:
-    """Walks both streams, and counts what each tensor takes."""
+    """Reads both streams in order, and counts what each tensor takes."""
 
     def __init__(self, streams: Streams, tables: list[Table], prices: list[NDArray[np.float64]]) -> None:
         self._packed, self._tables, self._prices = streams.packed, tables, prices
@@ -112,7 +112,7 @@ class _Reader:
         self.coded_bits = 0.0
 
     def tensor(self, choices: list[int]) -> Any:
-        """The function that takes the sequences of one tensor, which ``choices`` says how to read."""
+        """A function that reads the sequences of one tensor, each as its entry in ``choices`` says."""
         remaining = iter(choices)
 
         def take(width: int, count: int) -> Symbols:
@@ -124,7 +124,7 @@ class _Reader:
                 self.packed_bytes = end
                 return unpack(self._packed[start:end], width, count)
             if type(choice) is not int or not 0 <= choice < len(self._tables):
-                raise ValueError("a sequence names no table")
+                raise ValueError("a sequence names a table that does not exist")
             if len(self._tables[choice]) != 2**width:
                 raise ValueError("a frequency table has the wrong length")
             symbols = self._decoder.take(self._tables[choice], count)
@@ -135,7 +135,7 @@ class _Reader:
 
     def finish(self) -> None:
         if not self._decoder.is_empty() or self.packed_bytes != len(self._packed):
-            raise ValueError("its streams hold more than its tensors")
+            raise ValueError("its streams hold more than its tensors need")
 
 
 # --- tables -----------------------------------------------------------------------------------------
@@ -146,15 +146,15 @@ def _histogram(sequence: Sequence) -> Histogram:
 
 
 def _table_bits(histogram: Histogram) -> float:
-    """About what a table adds to the file."""
+    """An estimate of a table's size in the file, in bits."""
     return 8.0 * (4 + np.count_nonzero(histogram))
 
 
 def _share_tables(sequences: list[Sequence]) -> tuple[list[Table], list[int]]:
-    """Tables, and for each sequence the one that codes it smallest, or `PACKED`.
+    """Tables, and for each sequence the number of the table that codes it smallest, or `PACKED`.
 
-    Large sequences found tables and small ones join where that is cheaper than their own; then, as in k-means,
-    tables are fitted to their members and members choose again. The result depends on nothing but the sequences.
+    From the largest sequence to the smallest, each gets its own table unless it costs less to share one. Then, as in
+    k-means, tables are fitted to their members and members choose again. The result depends on the sequences alone.
     """
     tables: list[Table] = []
     choices = [PACKED] * len(sequences)

@@ -1,7 +1,7 @@
 """The embedded data set `stdlib`: the Python standard library as text for a language model.
 
-The documents are the source files of the running Python's library, so no download is needed, and the text differs
-a little between Python versions.
+The documents are the source files of the running Python's library. So nothing is downloaded, and the text differs a
+little between Python versions.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import sysconfig
 import tokenize
 from pathlib import Path, PurePosixPath
 
-# Tests would be more than half of the text; what is installed is not the standard library.
+# Tests would be over half of the text, and installed packages are not part of the standard library.
 LEFT_OUT_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 LEFT_OUT_PREFIXES = ("test_", "_sysconfigdata_")
 
@@ -19,14 +19,14 @@ VALID_PERCENT = 5
 
 
 def read() -> dict[str, list[dict[str, str]]]:
-    """Read the standard library, one document per file.
+    """Reads the standard library, one document per file.
 
-    Returns the documents of the splits "train", "valid" and "test", each with its "text", in the order of the
-    paths of the files. The split depends on nothing but the path of a file inside the library: about 90 % of
-    the files are in train and 5 % each in valid and test. Left out are tests, installed packages, the record
-    of how Python was built, empty files, and files that their declared coding, else UTF-8, cannot decode.
+    Returns the documents of the splits ``train``, ``valid`` and ``test``, each with its ``text``, in the order
+    of the files' paths. The path of a file inside the library alone decides its split: about 90 % of the files
+    are in train, and 5 % each in valid and test. Tests, installed packages, the record of how Python was built,
+    empty files, and files that their declared encoding (else UTF-8) cannot decode are left out.
 
-    Raises FileNotFoundError where the standard library has no source files, as in some embedded Pythons.
+    Raises `FileNotFoundError` if the standard library has no source files, as in some embedded Pythons.
     """
     root = Path(sysconfig.get_path("stdlib"))
     splits: dict[str, list[dict[str, str]]] = {"train": [], "valid": [], "test": []}
@@ -40,7 +40,7 @@ def read() -> dict[str, list[dict[str, str]]]:
 
 
 def _source_paths(root: Path) -> list[PurePosixPath]:
-    """List the source files by their paths relative to `root`, sorted alike on every platform."""
+    """Paths of the source files relative to ``root``, in the same order on every platform."""
     paths = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in LEFT_OUT_FOLDERS]

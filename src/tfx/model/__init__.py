@@ -1,1 +1,1 @@
-"""The Transformer families, from one set of layers, and decoding."""
+"""The Transformer families, built from one set of layers, and decoding."""

@@ -1,4 +1,4 @@
-"""What a model is, apart from its weights: the record that a checkpoint's header holds."""
+"""The shape of a model without its weights, as the header of a checkpoint records it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 
-# Bounds on what a file's header may ask for, above any model that is trained. Of blocks a config allows no more.
-_MOST_BLOCKS = 1000
-_MOST_HEADS = 1024
-_MOST_WIDTH = 1 << 24
-# Of a table of sines or angles, which every process that has the model keeps in memory: 256 MB.
-_MOST_TABLE_ELEMENTS = 1 << 26
+# Limits on what a file's header may ask for, all above what anyone trains. A config has the same limit on blocks.
+_MAX_BLOCKS = 1000
+_MAX_HEADS = 1024
+_MAX_WIDTH = 1 << 24
+# Limit on a table of sines or angles: 256 MB, which every process with the model keeps in memory.
+_MAX_TABLE_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths of one block. They are per block because structured pruning changes them one by one.
+    """Widths of one block. Each block has its own because structured pruning changes them one by one.
 
-    Heads are counted, not measured: a head is always ``Architecture.head_width`` wide. ``cross_heads`` is
-    0 where the block has no cross-attention. Each key/value head serves ``heads / kv_heads`` query heads.
+    Heads are counts: every head is ``Architecture.head_width`` wide. ``cross_heads`` is 0 if the block has
+    no cross-attention. Each key/value head serves ``heads / kv_heads`` query heads.
     """
 
     heads: int
@@ -31,7 +31,7 @@ class BlockShape:
     ffn: int
 
     def keeping(self, kv_heads: int, cross_kv_heads: int, ffn: int) -> BlockShape:
-        """The shape with so many key/value heads, each with the query heads that it serves, and so many units."""
+        """The shape with these numbers of key/value heads and units; query heads go with their key/value head."""
         return BlockShape(
             heads=kv_heads * (self.heads // self.kv_heads),
             kv_heads=kv_heads,
@@ -43,7 +43,7 @@ class BlockShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything needed to build the module that a set of weights belongs to."""
+    """Everything needed to build the module for a set of weights."""
 
     family: str
     vocab_size: int
@@ -62,7 +62,7 @@ class Architecture:
 
     @classmethod
     def from_config(cls, model: ModelConfig, vocab_size: int) -> Architecture:
-        """Builds the uniform architecture of a config; raises `UserError` where widths do not divide."""
+        """Builds an architecture of equal blocks from a config; raises `UserError` if it cannot be built."""
         check_model(model)
         kv_heads = model.kv_heads or model.heads
         is_seq2seq = model.family == "seq2seq"
@@ -93,17 +93,17 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """The inverse of `to_dict`; what an older record lacks has its default.
+        """The inverse of `to_dict`; fields that an older record lacks take their defaults.
 
-        Raises `UserError` on a record that is not one, that no config can make, or that a newer tfx has added to.
+        Raises `UserError` if the record is malformed, no config could make it, or a newer tfx has added fields.
         """
         try:
             if newer := sorted(values.keys() - {f.name for f in fields(cls)}):
                 raise ValueError(f"this version of tfx does not know its {', '.join(newer)}")
             known = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.default is MISSING}
             for stack in ("encoder", "decoder"):
-                if len(known[stack]) > _MOST_BLOCKS:
-                    raise ValueError(f"{stack} of {len(known[stack]):,} blocks")
+                if len(known[stack]) > _MAX_BLOCKS:
+                    raise ValueError(f"its {stack} has {len(known[stack]):,} blocks, more than {_MAX_BLOCKS:,}")
                 known[stack] = tuple(BlockShape(**shape) for shape in known[stack])
             architecture = cls(**known)
             architecture._check()
@@ -112,23 +112,23 @@ class Architecture:
             raise UserError(f"the architecture in the file's header is not readable: {error}") from error
 
     def _check(self) -> None:
-        """Raises `ValueError` for a value of the wrong type or out of its range."""
+        """Raises `ValueError` for a value of the wrong type or out of range."""
         widths = {name: getattr(self, name) for name in ("vocab_size", "width", "head_width", "context")}
         inner = [value for shape in (*self.encoder, *self.decoder) for value in astuple(shape)]
-        if not all(type(value) is int and 1 <= value <= _MOST_WIDTH for value in widths.values()):
-            raise ValueError(f"{widths}")
-        if not all(type(value) is int and 0 <= value <= _MOST_WIDTH for value in inner):
-            raise ValueError("a block's width")
-        if any(max(astuple(shape)[:4]) > _MOST_HEADS for shape in (*self.encoder, *self.decoder)):
-            raise ValueError(f"a block of more than {_MOST_HEADS:,} heads")
+        if not all(type(value) is int and 1 <= value <= _MAX_WIDTH for value in widths.values()):
+            raise ValueError(f"{widths} must be whole numbers from 1 to {_MAX_WIDTH:,}")
+        if not all(type(value) is int and 0 <= value <= _MAX_WIDTH for value in inner):
+            raise ValueError("a width of a block is not a number in range")
+        if any(max(astuple(shape)[:4]) > _MAX_HEADS for shape in (*self.encoder, *self.decoder)):
+            raise ValueError(f"a block has more than {_MAX_HEADS:,} heads")
         for name in ("family", "positions", "norm_position", "norm", "activation", "tied_embeddings"):
             choices = ModelConfig.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}")
         if type(self.qk_norm) is not bool or type(self.bias) is not bool:
-            raise ValueError("qk_norm and bias are true or false")
-        if _table_elements(self.positions, self.context, self.width, self.head_width) > _MOST_TABLE_ELEMENTS:
-            raise ValueError(f"it asks for positions of {self.context:,} tokens")
+            raise ValueError("qk_norm and bias must be true or false")
+        if _table_elements(self.positions, self.context, self.width, self.head_width) > _MAX_TABLE_ELEMENTS:
+            raise ValueError(f"its context of {self.context:,} tokens is too long for {self.positions} positions")
 
     @property
     def is_seq2seq(self) -> bool:
@@ -150,10 +150,10 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.positions=rotary needs an even head width, not {model.width // model.heads}")
     if model.positions == "sinusoidal" and model.width % 2:
         raise UserError(f"model.positions=sinusoidal needs an even model.width, not {model.width}")
-    if _table_elements(model.positions, model.context, model.width, model.width // model.heads) > _MOST_TABLE_ELEMENTS:
+    if _table_elements(model.positions, model.context, model.width, model.width // model.heads) > _MAX_TABLE_ELEMENTS:
         raise UserError(
             f"model.context={model.context} makes a table of {model.positions} positions with more than "
-            f"{_MOST_TABLE_ELEMENTS:,} entries: lower it, or take model.positions=alibi"
+            f"{_MAX_TABLE_ELEMENTS:,} entries: lower it, or use model.positions=alibi"
         )
 
 

@@ -18,11 +18,11 @@ from tfx.model.positions import alibi_bias, alibi_slopes, rotate
 
 @dataclass
 class Bias:
-    """What attention adds to or hides from the scores.
+    """The mask and the bias that attention applies to its scores.
 
-    ``mask`` is boolean, True where a key may be seen, and broadcasts to (B, H, T, S). ``causal`` hides later
-    keys inside the kernel and is never set together with a mask or a distance. ``distance_TS`` is how far
-    each key is from each query, for ALiBi; each head weighs it with its own slope.
+    ``mask`` is boolean, True where a query may see a key, and broadcasts to (B, H, T, S). ``causal`` hides
+    later keys inside the kernel; it is never set together with a mask or a distance. ``distance_TS`` is the
+    distance from each query to each key, for ALiBi; each head multiplies it by its own slope.
     """
 
     mask: Tensor | None = None
@@ -31,10 +31,10 @@ class Bias:
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer, (B, G, S, K) each, as they grow while decoding.
+    """Keys and values of one attention layer, (B, G, S, K) each, which grow during decoding.
 
-    A cross-attention's cache may have fewer rows than the queries: the source of a sentence is kept once,
-    for all its hypotheses.
+    A cross-attention cache may have fewer rows than the queries, because all hypotheses of a sentence share
+    one copy of its source.
     """
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class KeyValueCache:
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """The number of positions held."""
         return 0 if self.keys is None else self.keys.shape[2]
 
     def append(self, keys_BGSK: Tensor, values_BGSK: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds positions at the end; returns all keys and values."""
+        """Appends positions; returns all keys and values."""
         if self.keys is not None and self.values is not None:
             keys_BGSK = torch.cat([self.keys, keys_BGSK], dim=2)
             values_BGSK = torch.cat([self.values, values_BGSK], dim=2)
@@ -64,10 +64,10 @@ class KeyValueCache:
 class Attention(nn.Module):
     """Scaled dot-product attention (Vaswani 2017), with separate q, k, v, o projections.
 
-    They stay separate so that each can be pruned by head and quantized by itself. ``kv_heads`` below
-    ``heads`` is grouped-query attention (Ainslie 2023, arXiv 2305.13245); ``qk_norm`` normalises each
-    head's queries and keys (Henry 2020, arXiv 2010.04245). With ``alibi`` (Press 2021, arXiv 2108.12409)
-    the slopes of the heads are kept with the weights: a head that outlives its neighbours keeps its own.
+    The projections are separate so that each can be pruned by head and quantized on its own. ``kv_heads``
+    below ``heads`` gives grouped-query attention (Ainslie 2023, arXiv 2305.13245); ``qk_norm`` normalises
+    each head's queries and keys (Henry 2020, arXiv 2010.04245). With ``alibi`` (Press 2021, arXiv
+    2108.12409) the slopes are saved with the weights, so that a head keeps its slope when others are pruned.
     """
 
     slopes: Tensor | None
@@ -105,7 +105,8 @@ class Attention(nn.Module):
         """Attends from ``x`` to ``memory`` (None: to itself); returns (B, T, D).
 
         With a cache, self-attention appends this call's positions to it, and cross-attention fills it once.
-        There the cache may have fewer rows than ``x``: each row then serves B / rows consecutive queries.
+        A cross-attention cache may have fewer rows than ``x``: each row then serves B / rows consecutive
+        rows of ``x``.
         """
         q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
         if rotary is not None:
@@ -126,7 +127,7 @@ class Attention(nn.Module):
             v_BGSK = v_BGSK.repeat_interleave(group, dim=1)
         rows, queries, shared = x_BTD.shape[0], x_BTD.shape[1], k_BGSK.shape[0]
         if shared != rows:
-            # Hypotheses of one sentence stand side by side as extra query positions of its one memory row.
+            # The hypotheses of a sentence become extra query positions of its single memory row.
             q_BHTK = q_BHTK.view(shared, rows // shared, self.heads, queries, self.head_width)
             q_BHTK = q_BHTK.transpose(1, 2).reshape(shared, self.heads, -1, self.head_width)
         out = functional.scaled_dot_product_attention(
@@ -149,7 +150,7 @@ class Attention(nn.Module):
         bias: Bias,
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """What `forward` weighs the values with, (B, H, T, S): the same kernel, with the identity as its values."""
+        """The attention weights of `forward`, (B, H, T, S), from the same kernel with the identity as values."""
         origin = x_BTD if memory_BSD is None else memory_BSD
         q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
         k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)

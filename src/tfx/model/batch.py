@@ -1,6 +1,6 @@
-"""One micro-batch of training or scoring, and how mixup mixes its examples.
+"""One micro-batch for training or scoring, and how mixup mixes its examples.
 
-Shapes: B rows, S source positions, T target positions, N = B T flattened.
+Shapes: B rows, S source positions, T target positions, N = B T flattened positions.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Mix:
 
 @dataclass
 class Batch:
-    """One micro-batch of training or scoring.
+    """One micro-batch for training or scoring.
 
     ``target_in`` starts with the begin token; ``target_out`` is shifted by one, ends with the end token, and
-    is `IGNORE` on padding. ``source_mask`` is True on real tokens, None where there is no padding. ``rows``
-    are the examples' numbers (a stream: where the windows begin). ``tokens`` counts the real tokens of both
-    sides, ``positions`` also the padding, ``targets`` the labels. ``special`` are the ids of the padding,
-    begin and end tokens.
+    is `IGNORE` on padding. ``source_mask`` is True on real tokens, None if there is no padding. ``rows``
+    holds the examples' numbers, or for a token stream the offsets of the windows. ``tokens`` counts the real
+    tokens of both sides, ``positions`` counts padding too, and ``targets`` counts the labels. ``special``
+    holds the ids of the padding, begin and end tokens.
     """
 
     target_in_BT: Tensor
@@ -69,7 +69,7 @@ class Batch:
     mix: Mix | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; the copy does not wait."""
+        """The same batch on a device; copies asynchronously where the device can."""
         if device.type == "cpu":
             return self
 
@@ -121,7 +121,7 @@ class Batch:
         return replace(self, mix=mix, source_mask_BS=None if mask is None else mask | mask[partner_B])
 
     def targets_and_weights(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The labels of each position (N,) and their weights (N,), None for 1: two sets where examples are mixed."""
+        """Labels (N,) with their weights (N,), None for 1. A batch with mixup has two sets, any other one."""
         own_N = self.target_out_BT.flatten()
         if self.mix is None:
             return [(own_N, None)]

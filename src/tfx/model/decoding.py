@@ -28,11 +28,11 @@ class Ends:
 
 
 Picker = Callable[[Tensor, list[int]], Tensor]
-"""Chooses the next token (B,) from logits (B, V); the list says which inputs of the batch the rows belong to."""
+"""Chooses the next token (B,) from logits (B, V); the list gives the number of each row's input in the batch."""
 
 
 def output_limit(source_length: int, config: EvaluationConfig, context: int) -> int:
-    """Longest output for a source of so many tokens."""
+    """The longest output, in tokens, for a source of ``source_length`` tokens."""
     return max(1, min(context - 1, int(config.max_length_ratio * source_length + 10)))
 
 
@@ -49,7 +49,7 @@ def translate(
 ) -> list[list[int]]:
     """Outputs of an encoder-decoder for a batch of sources, without begin and end tokens.
 
-    ``limits`` is the longest output of each. ``seed`` and ``streams`` matter for sampling only (`make_picker`).
+    ``limits`` holds the longest output of each. Only sampling uses ``seed`` and ``streams`` (`make_picker`).
     """
     memory_BSD = model.encode(source_BS, source_mask_BS)
     if config.method in ("beam", "auto") and config.beam > 1:
@@ -60,9 +60,9 @@ def translate(
 
 @torch.inference_mode()
 def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: int, pick: Picker) -> list[int]:
-    """Tokens that a language model adds behind ``prompt`` (not empty), until the end token or ``new_tokens``.
+    """Tokens that a language model adds after a non-empty ``prompt``: up to the end token, or ``new_tokens`` of them.
 
-    Where the context is full, the later half of it is read anew and decoding goes on.
+    When the context is full, the model reads its later half again and continues from there.
     """
     device = model.embedding.weight.device
     context = model.architecture.context
@@ -84,9 +84,9 @@ def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: i
 def make_picker(config: EvaluationConfig, seed: int, device: torch.device, streams: Sequence[int] = (0,)) -> Picker:
     """Greedy choice, or sampling with temperature, top-k (Fan 2018) and top-p (Holtzman 2020).
 
-    Each input draws from a stream of its own, keyed by the seed and its number in ``streams`` (by its place in the
-    batch): what is drawn for it does not depend on what else is decoded, and no stream is another one shifted.
-    Sampling raises `UserError` where the model's outputs are not finite.
+    Each input has its own random stream, keyed by the seed and by the input's entry in ``streams``. So its sample
+    does not depend on the rest of the batch, and no stream is a shifted copy of another. Sampling raises
+    `UserError` if the model's outputs are not finite.
     """
     if config.method != "sample":
         return lambda logits, rows: logits.argmax(-1)
@@ -95,8 +95,8 @@ def make_picker(config: EvaluationConfig, seed: int, device: torch.device, strea
     def pick(logits: Tensor, rows: list[int]) -> Tensor:
         probabilities = sampling_distribution(logits.float(), config.temperature, config.top_k, config.top_p)
         if not bool(probabilities.isfinite().all()):
-            raise UserError("the model gives no finite numbers: its file is forged, or its training has diverged")
-        # The first of exponential clocks to ring, with the probabilities as their rates, is a draw from these.
+            raise UserError("the model's outputs are not finite: its training diverged, or its file has been altered")
+        # Of exponential waiting times with the probabilities as rates, the shortest one is a draw from them.
         times = torch.empty_like(probabilities)
         for row, time in zip(rows, times, strict=True):
             time.exponential_(generator=generators[row])
@@ -106,11 +106,11 @@ def make_picker(config: EvaluationConfig, seed: int, device: torch.device, strea
 
 
 def sampling_distribution(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Probabilities (..., V) after temperature, then top-k, then top-p; the likeliest token always stays."""
-    # The largest becomes 0 first, or a small temperature would overflow.
+    """Probabilities (..., V) after temperature, then top-k, then top-p; the most likely token always stays."""
+    # Shift the largest logit to 0 first, or a small temperature would overflow.
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        # By index, not by value: of equal logits, no more than k stay.
+        # By index, not by value, so that ties leave no more than k tokens.
         top = logits.topk(top_k, dim=-1)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, top.indices, top.values)
     probabilities = logits.softmax(-1)
@@ -173,10 +173,10 @@ def _beam_search(
     ends: Ends,
     config: EvaluationConfig,
 ) -> list[list[int]]:
-    """Keeps the K likeliest prefixes of each sentence; ended ones compete by length-normalised score.
+    """Keeps the K most likely prefixes of each sentence; finished ones compete by length-normalised score.
 
-    A sentence is done when K hypotheses have ended and no living prefix, normalised at its present length,
-    beats the worst of them, or at its length limit. Done sentences leave the batch.
+    A sentence is done at its length limit, or when K hypotheses have finished and no live prefix, normalised
+    by its current length, scores higher than the worst of them. Done sentences leave the batch.
     """
     device = memory_BSD.device
     sentences, beam = memory_BSD.shape[0], config.beam
@@ -187,7 +187,7 @@ def _beam_search(
     alive_B = torch.arange(sentences, device=device)
     tokens_BKT = torch.full((sentences, beam, longest + 1), ends.pad, dtype=torch.long, device=device)
     tokens_BKT[:, :, 0] = ends.bos
-    # All hypotheses start equal: only the first may have children, or the beam would hold copies.
+    # All hypotheses start equal. Only the first may have children, or the beam would hold duplicates.
     scores_BK = torch.full((sentences, beam), -torch.inf, device=device)
     scores_BK[:, 0] = 0.0
     ended_BKT = torch.full_like(tokens_BKT, ends.pad)
@@ -209,9 +209,9 @@ def _beam_search(
         token = top_tokens.view(rows, -1).gather(1, child)
         is_end = token == ends.eos
 
-        # Ended hypotheses: score normalised by length, end token included.
+        # Finished hypotheses: the score is normalised by length, which includes the end token.
         normalised = child_scores / _length_penalty(step + 1, alpha).to(device)
-        # Only an end among the K best children counts, as if the beam had no other place for it.
+        # An end token counts only if it is among the K best children, as in a beam that keeps K children in all.
         counts = is_end & (torch.arange(child.shape[1], device=device) < beam)
         new_ended = torch.where(counts, normalised, -torch.inf)
         prefixes = tokens_BKT.gather(1, parent.unsqueeze(-1).expand(-1, -1, longest + 1))
@@ -220,7 +220,7 @@ def _beam_search(
         pool = torch.cat([ended_BKT, prefixes], dim=1)
         ended_BKT = pool.gather(1, chosen.unsqueeze(-1).expand(-1, -1, longest + 1))
 
-        # Living prefixes: the K best children that have not ended.
+        # Live prefixes: the K best children that have not finished.
         scores_BK, kept = torch.where(is_end, -torch.inf, child_scores).topk(beam, dim=1)
         parent, token = parent.gather(1, kept), token.gather(1, kept)
         tokens_BKT = tokens_BKT.gather(1, parent.unsqueeze(-1).expand(-1, -1, longest + 1))
@@ -233,7 +233,7 @@ def _beam_search(
             for row in done.nonzero().squeeze(1).tolist():
                 if ended_scores_BK[row, 0] > -torch.inf:
                     ids = ended_BKT[row, 0].tolist()
-                else:  # nothing ended within the limit: the likeliest prefix
+                else:  # none finished within the limit: take the most likely prefix
                     ids = tokens_BKT[row, 0].tolist()
                 best[int(alive_B[row])] = [i for i in ids[1:] if i != ends.pad]
             going = (~done).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Where the model runs, and in which numbers it trains there."""
+"""The device that a model runs on, and the number formats in which it trains there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"trainer.device={name} is no device: use auto, cpu, cuda, cuda:N or mps") from None
+        raise UserError(f"trainer.device={name} is not a device: use auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
@@ -67,7 +67,7 @@ def is_asynchronous(device: torch.device) -> bool:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """All memory of a device, whoever uses it now; None where the system does not say."""
+    """Total memory of a device in bytes, used or free; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return installed_memory()
@@ -75,7 +75,7 @@ def device_memory(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class Precision:
-    """The numbers of a training: an autocast dtype or none, and the dtype of the matrix products."""
+    """The number formats of training: an autocast dtype or None, and the dtype of matrix products."""
 
     name: str
     autocast: torch.dtype | None
@@ -85,8 +85,9 @@ class Precision:
 def choose_precision(name: str, device: torch.device) -> Precision:
     """What ``trainer.precision`` means on a device.
 
-    ``auto``: bfloat16 autocast on a GPU that has it; on a CPU with bfloat16 products, only those (autocast
-    costs a small model there more than it gains, see docs/RESULTS.md); else fp32.
+    ``auto`` is bfloat16 autocast on a GPU that supports it. On a CPU that multiplies bfloat16 matrices, it
+    is bfloat16 for the products alone, because autocast costs a small model more there than it gains (see
+    docs/RESULTS.md). Elsewhere it is fp32.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -99,10 +100,10 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
-    """Has torch compile the model's calls where ``trainer.compile`` says so, apart from those of any other model.
+    """Compiles the model's calls with torch if ``trainer.compile`` says so, separately from any other model's.
 
-    Models of one class share their code, and torch gives up on code after a number of shapes and settings that a
-    student and its teachers would use up together.
+    Models of one class share code, and torch stops compiling code that has seen too many shapes and settings.
+    A student and its teachers would reach that limit together.
     """
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
         model.compile(dynamic=True, isolate_recompiles=True)

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava 2014), with random bits that are cheap on a CPU."""
+"""Dropout (Srivastava 2014), with cheap random bits on a CPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _LEVELS = 1 << 16
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability ``rate`` while training and scales the rest by 1 / (1 - rate).
+    """Zeroes each element with probability ``rate`` in training and scales the rest by 1 / (1 - rate).
 
-    On a CPU, torch draws a float for each element, which costs more than the matrix products of a small
-    model. Four elements share one 64-bit draw here; the rate is then a multiple of 2^-16, and the scale
-    is exact for that multiple.
+    On a CPU, torch draws a float for each element, which costs a small model more than its matrix products.
+    Here four elements share one 64-bit draw. The rate is therefore rounded to a multiple of 2^-16, and the
+    scale is exact for that multiple.
     """
 
     def __init__(self, rate: float) -> None:
@@ -34,7 +34,7 @@ class Dropout(nn.Module):
 
 
 def keep_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
-    """Returns a boolean CPU mask of what is kept, and the scale that makes the expectation exact.
+    """Returns a boolean CPU mask, True on what is kept, and the scale that makes the expectation exact.
 
     Draws from torch's global CPU generator, which the training loop seeds by (seed, step).
     """

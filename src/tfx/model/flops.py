@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, counted from its shapes (a multiply-add is two)."""
+"""Floating-point operations of a model, counted from its shapes; a multiply-add counts as two."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from tfx.model.architecture import Architecture
 
 
 def forward_flops(architecture: Architecture, rows: int, source_length: int, target_length: int) -> float:
-    """FLOPs of the matrix products of one teacher-forced forward pass, padding included.
+    """FLOPs of the matrix products in one teacher-forced forward pass, padding included.
 
-    Attention scores and their product with the values are counted over the full rectangle, as they are
-    computed; softmax, norms and embeddings are left out. A training step costs three times as much.
+    Attention scores and their product with the values count over the full rectangle, masked entries too,
+    as they are computed. Softmax, norms and embeddings do not count. A training step costs three times as much.
     """
     attended = target_length * target_length
     decoder = _decoder_flops(architecture, target_length, attended, source_length)
@@ -17,7 +17,7 @@ def forward_flops(architecture: Architecture, rows: int, source_length: int, tar
 
 
 def decoding_flops(architecture: Architecture, source_length: int, target_length: int, hypotheses: int) -> float:
-    """FLOPs of the matrix products of decoding one source with caches, in so many steps with so many hypotheses."""
+    """FLOPs of the matrix products in decoding one source with caches: ``target_length`` steps of all hypotheses."""
     attended = target_length * (target_length + 1) // 2
     once = _encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length)
     return once + hypotheses * _decoder_flops(architecture, target_length, attended, source_length)
@@ -34,7 +34,7 @@ def _encoder_flops(architecture: Architecture, length: int) -> float:
 
 
 def _memory_flops(architecture: Architecture, source_length: int) -> float:
-    """The keys and values of the encoder's output in every layer of the decoder."""
+    """The keys and values that every decoder layer computes from the encoder's output."""
     width, head = architecture.width, architecture.head_width
     return sum(4.0 * width * shape.cross_kv_heads * head * source_length for shape in architecture.decoder)
 

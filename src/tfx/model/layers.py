@@ -1,4 +1,4 @@
-"""The block that every family is made of: attention, cross-attention, feed-forward, each with its norm."""
+"""The block of every family: attention, cross-attention and feed-forward, each with its norm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfx.model.linear import Linear
 
 
 class BlockCache:
-    """Caches of one decoder block."""
+    """The self-attention and cross-attention caches of one decoder block."""
 
     def __init__(self) -> None:
         self.own = KeyValueCache()
@@ -29,7 +29,7 @@ def make_norm(architecture: Architecture) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around an activation; ``swiglu`` has a third that gates (Shazeer 2020)."""
+    """Two linear layers around an activation; ``swiglu`` adds a third as a gate (Shazeer 2020)."""
 
     def __init__(self, width: int, ffn: int, *, activation: str, bias: bool, dropout: float) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One residual block; cross-attention where its shape has cross heads.
+    """One residual block, with cross-attention if its shape has cross heads.
 
     ``pre``: x + f(norm(x)) (Xiong 2020, arXiv 2002.04745); ``post``: norm(x + f(x)) (Vaswani 2017).
     """
@@ -122,9 +122,9 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """Blocks one after the other, with the closing norm that pre-norm needs.
+    """A sequence of blocks, with the final norm that pre-norm needs.
 
-    While training, ``layer_dropout`` skips whole blocks (LayerDrop, Fan 2020, arXiv 1909.11556), and
+    In training, ``layer_dropout`` skips whole blocks (LayerDrop, Fan 2020, arXiv 1909.11556), and
     ``checkpointing`` recomputes activations in the backward pass (Chen 2016, arXiv 1604.06174).
     """
 

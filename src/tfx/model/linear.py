@@ -1,4 +1,4 @@
-"""The linear layer of every block, with matrix products in bfloat16 where that was asked for."""
+"""The linear layer of every block, which can compute its matrix products in bfloat16."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# A CPU library makes a new kernel for each new number of rows, which takes longer than running it once.
-# Batches differ in their rows; rounded up to a multiple of this, they share a few dozen kernels.
+# A CPU library builds a new kernel for each new number of rows, which takes longer than running it once.
+# Batches differ in their rows. Rounded up to a multiple of this number, they share a few dozen kernels.
 _ROW_MULTIPLE = 128
 
 
 def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in ``dtype``, on a CPU with rows of zeros below it up to a multiple that kernels are shared for."""
+    """``x`` in ``dtype``; on a CPU, rows of zeros below it round up the count, so that batches share kernels."""
     rows = x_ND.shape[0]
     padded = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
     if x_ND.device.type != "cpu" or padded == rows:
@@ -26,10 +26,10 @@ def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _ReducedLinear(torch.autograd.Function):
-    """y = x W^T + b with all three matrix products in ``dtype``, and fp32 outside of them.
+    """y = x W^T + b with all three matrix products in ``dtype``, and everything else in fp32.
 
-    Autocast would also cast the activations between layers, which costs a small model on a CPU more than
-    the products save. The input is kept for the backward pass in ``dtype``: half the memory.
+    Autocast would also cast the activations between layers. On a CPU this costs a small model more than the
+    faster products save. The backward pass reads the input in ``dtype``, in half the memory.
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class _ReducedLinear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` whose products run in ``product_dtype`` while it trains; plain when it is evaluated."""
+    """`torch.nn.Linear` with its matrix products in ``product_dtype`` in training; unchanged in evaluation."""
 
     product_dtype: torch.dtype = torch.float32
 
@@ -70,7 +70,7 @@ class Linear(nn.Linear):
 
 
 def set_product_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Sets the dtype of the matrix products of every `Linear` below ``model``."""
+    """Sets the dtype of the matrix products in every `Linear` of ``model``."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.product_dtype = dtype

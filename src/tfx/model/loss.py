@@ -1,9 +1,8 @@
-"""Losses on the logits, computed in slices that stay in the cache.
+"""Losses on the logits, computed in slices that fit the cache.
 
-The logits of a batch are its largest tensor (4,096 x 10,000 in fp32 are 160 MB), and writing and reading
-them costs more than the products that make them. So losses and their gradients are computed slice by
-slice, several losses on the same slice where there are several, and no more than one slice of logits exists
-at a time.
+The logits of a batch are its largest tensor (4,096 x 10,000 in fp32 take 160 MB). Writing and reading them
+costs more than the matrix products that compute them. So losses and their gradients are computed slice by
+slice. All losses share each slice, and only one slice of logits exists at a time.
 
 Shapes: N target positions, D model width, V vocabulary.
 """
@@ -26,36 +25,36 @@ _SLICE_ELEMENTS_GPU = 4096 * 8192
 
 @dataclass
 class LogitSlice:
-    """The logits of the positions ``rows``, which losses share and leave as they are."""
+    """The logits of the positions ``rows``; the losses share them and must not change them."""
 
     rows: slice
     logits_NV: Tensor
 
     @cached_property
     def log_normalizer_N1(self) -> Tensor:
-        """The logarithm of the sum of the exponentials."""
+        """Log-sum-exp of the logits."""
         return self.logits_NV.logsumexp(1, keepdim=True)
 
     @cached_property
     def probabilities_NV(self) -> Tensor:
-        """Their softmax."""
+        """Softmax of the logits."""
         return (self.logits_NV - self.log_normalizer_N1).exp_()
 
 
 class LogitLoss(Protocol):
-    """A loss that is a sum over positions of a function of each position's logits."""
+    """A loss that sums a function of the logits over the positions."""
 
     def __call__(self, piece: LogitSlice, needs_error: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """For a slice: the loss (N,), what is reported (N,), and d loss / d logits (N, V), which is the caller's."""
+        """The loss (N,), the value to report (N,), and d loss / d logits (N, V), which the caller may overwrite."""
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with one or more weighted targets a position.
+    """Cross-entropy with one or more weighted targets per position.
 
-    ``targets`` are pairs of ids (N,) and weights (N,), None for 1; a negative id counts nothing. ``smoothing``
-    mixes the target with the uniform distribution (Szegedy 2016, arXiv 1512.00567); what is reported is the
-    plain negative log-likelihood in nats.
+    ``targets`` are pairs of ids (N,) and weights (N,), None for 1; negative ids do not count. ``smoothing``
+    mixes the target with the uniform distribution (Szegedy 2016, arXiv 1512.00567). The reported value is
+    the negative log-likelihood without smoothing, in nats.
     """
 
     targets: Sequence[tuple[Tensor, Tensor | None]]
@@ -148,8 +147,8 @@ def projected_losses(
 ) -> tuple[Tensor, list[Tensor]]:
     """Losses on the logits hidden @ weight^T, each times its scale, summed over positions and losses.
 
-    ``dtype`` is that of the matrix products; sums are fp32. Returns the total, which has gradients for hidden
-    and weight, and what each loss reports a position (N,), which has none.
+    ``dtype`` is the dtype of the matrix products; sums are in fp32. Returns the total, which has gradients for
+    hidden and weight, and each loss's reported values (N,), which have none.
     """
     total, *reported = _ProjectedLosses.apply(hidden_ND, weight_VD, losses, dtype)
     return total, reported

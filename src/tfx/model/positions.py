@@ -27,13 +27,13 @@ def rotary_table(context: int, head_width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotates each pair (i, i + K/2) of every head by its position's angle."""
+    """Rotates each pair of components (i, i + K/2) of every head by the angle of its position."""
     left, right = x_BHTK.chunk(2, dim=-1)
     return x_BHTK * cos_TK.to(x_BHTK.dtype) + torch.cat([-right, left], dim=-1) * sin_TK.to(x_BHTK.dtype)
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """One slope a head (Press 2021, arXiv 2108.12409): geometric, and interleaved where heads is no power of two."""
+    """One slope per head (Press 2021, arXiv 2108.12409): geometric; interleaved if heads is not a power of two."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-8.0 * (2 * i + 1) / (2 * power)) for i in range(heads - power)]
@@ -41,12 +41,12 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 def distances(queries: int, keys: int, offset: int, device: torch.device) -> Tensor:
-    """How many positions lie between each query and key, (queries, keys); query i stands at ``offset + i``."""
+    """Distance in positions between each query and key, (queries, keys); query i is at position ``offset + i``."""
     query = torch.arange(offset, offset + queries, device=device).unsqueeze(1)
     key = torch.arange(keys, device=device).unsqueeze(0)
     return (query - key).abs()
 
 
 def alibi_bias(slopes_H: Tensor, distance_TS: Tensor) -> Tensor:
-    """The (1, H, T, S) bias -slope * distance of every head (Press 2021), also on later keys in an encoder."""
+    """The bias -slope * distance of every head, (1, H, T, S) (Press 2021); an encoder has it on later keys too."""
     return (-slopes_H.view(-1, 1, 1) * distance_TS).unsqueeze(0)

@@ -1,6 +1,6 @@
-"""Removing parts of a model for good: fewer heads, feed-forward units or layers, as one map of indices.
+"""Removing heads, feed-forward units or layers of a model for good, by one map of indices.
 
-The map is made once, and applied alike to weights, optimizer moments, averages and masks.
+The same map applies to weights, optimizer moments, averages and masks.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tfx.model.transformer import Transformer, count_parameters
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor of the smaller model comes from: a tensor of the larger one, and the indices that stay.
+    """Where a tensor of the smaller model comes from: a tensor of the larger one, and the indices to keep.
 
-    ``rows`` and ``columns`` are indices into its first and second dimension; None: all of them.
+    ``rows`` and ``columns`` index its first and second dimension; None keeps all.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Origin:
     columns: Tensor | None = None
 
     def select(self, value: Tensor) -> Tensor:
-        """What stays of a tensor of the larger model, or of anything of its shape."""
+        """The kept part of the larger model's tensor, or of any tensor of the same shape."""
         if self.rows is not None:
             value = value.index_select(0, self.rows.to(value.device))
         if self.columns is not None:
@@ -37,37 +37,37 @@ class Origin:
 
 
 class ParameterMap:
-    """What became of each parameter of a model that was rewired: a smaller one and its origin, or None: it is gone."""
+    """Maps each old parameter of a rewired model to its smaller one and that one's origin, or to None if removed."""
 
     def __init__(self, parts: Mapping[Tensor, tuple[nn.Parameter, Origin] | None]) -> None:
         self._parts = parts
 
     def follow(self, parameters: Iterable[Tensor]) -> list[Tensor]:
-        """The parameters that there are now; those that were not the model's (a projection) stay."""
+        """The parameters that replace these; any that never belonged to the model (a projection) stay."""
         found = ((parameter, self._parts.get(parameter)) for parameter in parameters)
         return [old if new is None else new[0] for old, new in found if new is not None or old not in self._parts]
 
     def select(self, old: Tensor, value: Tensor) -> Tensor:
-        """What stays of a tensor of a former parameter's shape: of its moments, or of its average."""
+        """The kept part of a tensor with the shape of an old parameter, such as a moment or an average."""
         part = self._parts.get(old)
         return value if part is None else part[1].select(value)
 
 
 @dataclass(frozen=True)
 class Rewiring:
-    """The smaller architecture, and the origin of each of its tensors by name."""
+    """The smaller architecture, and the origin of each tensor by its name there."""
 
     architecture: Architecture
     origins: dict[str, Origin]
 
     def carry(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values by the names of the larger model as values by those of the smaller one."""
+        """Turns values named as in the larger model into the kept values, named as in the smaller one."""
         return {
             name: origin.select(values[origin.name]) for name, origin in self.origins.items() if origin.name in values
         }
 
     def apply(self, model: Transformer) -> ParameterMap:
-        """Makes the model smaller in place; returns what became of its parameters."""
+        """Makes the model smaller in place; returns the map of its parameters."""
         before = dict(model.named_parameters())
         reshape(model, self.architecture, self.carry(model.state_dict()))
         origins = {before[self.origins[name].name]: (new, self.origins[name]) for name, new in model.named_parameters()}
@@ -75,7 +75,7 @@ class Rewiring:
 
 
 def reshape(model: Transformer, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
-    """Gives a model another architecture in place, with these weights; its rates, dtypes and mode stay."""
+    """Gives a model another architecture and these weights in place; its dropout rates, dtypes and mode stay."""
     other = Transformer(architecture, model.rates).to(model.embedding.weight.device)
     other.load_state_dict(state)
     linear = next((module for module in model.modules() if isinstance(module, Linear)), None)
@@ -83,13 +83,13 @@ def reshape(model: Transformer, architecture: Architecture, state: Mapping[str, 
         set_product_dtype(other, linear.product_dtype)
     other.set_checkpointing(model.decoder.checkpointing)
     other.train(model.training)
-    for name, child in other._modules.items():  # tied ones under each of their names
+    for name, child in other._modules.items():  # lists tied modules under each of their names
         setattr(model, name, child)
     model.architecture = architecture
 
 
 def removed_parts(before: Architecture, after: Architecture) -> str:
-    """What a smaller architecture lacks, in words: ``4 of 16 heads, 1 of 2 encoder layers, ...``."""
+    """Describes the removed parts in words: ``4 of 16 heads, 1 of 2 encoder layers, ...``."""
     found = []
     sums = []
     for architecture in (before, after):
@@ -111,9 +111,9 @@ def removed_parts(before: Architecture, after: Architecture) -> str:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What stays of one block: its number in the larger model, and the indices of heads and units that stay.
+    """What to keep of one block: its number in the larger model, and the indices of its heads and units to keep.
 
-    ``heads`` and ``cross_heads`` count groups: a key/value head with the query heads that it serves.
+    ``heads`` and ``cross_heads`` index groups: a key/value head with the query heads that it serves.
     """
 
     number: int
@@ -123,19 +123,19 @@ class BlockPlan:
 
 
 def whole_block(number: int, shape: BlockShape) -> BlockPlan:
-    """The plan that keeps all of a block."""
+    """The plan that keeps a whole block."""
     return BlockPlan(number, torch.arange(shape.kv_heads), torch.arange(shape.cross_kv_heads), torch.arange(shape.ffn))
 
 
 def evenly_spaced(kept: int, layers: int) -> list[int]:
-    """Numbers of ``kept`` evenly spaced layers, the first and the last among them; of one, the last."""
+    """Numbers of ``kept`` evenly spaced layers, with the first and the last; if only one is kept, the last."""
     if kept == 1:
         return [layers - 1]
     return [round(i * (layers - 1) / (kept - 1)) for i in range(kept)]
 
 
 def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[BlockPlan]) -> Rewiring:
-    """The rewiring that keeps what the plans of the two stacks say."""
+    """The rewiring that keeps what the plans of both stacks list."""
     architecture = model.architecture
     origins = {
         name: Origin(name) for name in model.state_dict() if not name.startswith(("encoder.blocks.", "decoder.blocks."))
@@ -155,7 +155,7 @@ def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[Bl
 
 
 def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:
-    """The rewiring that keeps these tokens alone: their rows of the embeddings and of the output layer."""
+    """The rewiring that keeps only these tokens: their rows of the embeddings and of the output layer."""
     rows = torch.tensor(ids)
     vocabulary = ("embedding.weight", "source_embedding.weight", "output.weight")
     origins = {name: Origin(name, rows if name in vocabulary else None) for name in model.state_dict()}
@@ -163,7 +163,7 @@ def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:
 
 
 def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor | None, Tensor | None]]]:
-    """Rows and columns that stay, for each tensor of a block by its name inside it."""
+    """The rows and columns to keep of each tensor in a block, with the tensor's name inside the block."""
     for name in block.state_dict():
         part, _, rest = name.partition(".")
         if part == "ffn":
@@ -191,5 +191,5 @@ def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor
 
 
 def _spread(indices: Tensor, width: int) -> Tensor:
-    """Indices of equal runs of ``width`` as the indices of their members."""
+    """Turns indices of groups of ``width`` into the indices of their members."""
     return (indices.unsqueeze(1) * width + torch.arange(width)).flatten()

@@ -1,4 +1,4 @@
-"""What each parameter of a model is there for: what it is treated by, rather than by its name or shape."""
+"""The role of each parameter of a model; code asks for the role instead of guessing from name or shape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Role(Enum):
-    """The kinds of parameters; one of a technique that is no layer's (a learned scale) is its own affair."""
+    """Kinds of parameters. ``OTHER`` belongs to a technique and to no layer, such as a learned scale."""
 
     EMBEDDING = "embedding"
     MATRIX = "matrix of a block"
@@ -19,7 +19,7 @@ class Role(Enum):
 
 
 def parameter_roles(module: nn.Module) -> dict[str, Role]:
-    """The role of each parameter by its name in ``module``; of a tied one that of its first place."""
+    """The role of each parameter by its name in ``module``; a tied parameter has the role of its first place."""
     roles: dict[str, Role] = {}
     for prefix, layer in module.named_modules():
         for name, _ in layer.named_parameters(prefix, recurse=False):

@@ -1,4 +1,4 @@
-"""The Transformer families: encoder-decoder (Vaswani 2017) and decoder-only (Radford 2019), from one set of blocks.
+"""The Transformer families, built from one kind of block: encoder-decoder (Vaswani 2017), decoder-only (Radford 2019).
 
 Shapes: B batch, S source positions, T target positions, D model width, V vocabulary, K head width.
 """
@@ -30,8 +30,8 @@ from tfx.record.seeds import derive_seed
 class Transformer(nn.Module):
     """An encoder-decoder or a decoder-only Transformer, as its `Architecture` says.
 
-    ``forward`` gives hidden states and ``project`` the logits, apart, because the loss works on the hidden
-    states in slices: the logits of a whole batch are the largest tensor of a small model.
+    ``forward`` returns hidden states, and ``project`` turns them into logits. They are separate because the
+    loss projects the hidden states in slices: the logits of a whole batch would be the largest tensor.
     """
 
     sinusoids: Tensor | None
@@ -39,7 +39,7 @@ class Transformer(nn.Module):
     rotary_sin: Tensor | None
 
     def __init__(self, architecture: Architecture, config: ModelConfig | None = None) -> None:
-        """``config`` gives the dropout rates; without it there is none (a model that is only run)."""
+        """``config`` gives the dropout rates; without it there is no dropout, as in a model that never trains."""
         super().__init__()
         self.architecture = architecture
         self.rates = rates = config or ModelConfig(dropout=0.0)
@@ -69,9 +69,9 @@ class Transformer(nn.Module):
     def holding(
         cls, architecture: Architecture, state: Mapping[str, Tensor], config: ModelConfig | None = None
     ) -> Transformer:
-        """A model whose weights are these very tensors, by all their names; none is drawn first or copied."""
+        """A model that uses these tensors as its weights, without a copy and without drawing any weights first."""
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's words on tensors without elements
+            warnings.simplefilter("ignore")  # torch warns of tensors without elements
             model = cls(architecture, config)
         model.load_state_dict(state, assign=True)
         model._tie()
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
         offset: int = 0,
         blend: Blend | None = None,
     ) -> Tensor:
-        """Embeddings of tokens at positions ``offset`` onwards, scaled by sqrt(D) (Vaswani 2017), with dropout.
+        """Embeds tokens at positions from ``offset`` on, scaled by sqrt(D) (Vaswani 2017), with dropout.
 
         With ``blend``, each row is the weighted sum of its own and its partner's; padding (not ``real``) adds 0.
         """
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         if self.sinusoids is not None:
             x_BTD = x_BTD + self.sinusoids[offset:end]
         elif self.position is not None:
-            # Stored like a token embedding, thus scaled like one.
+            # Position embeddings are stored like token embeddings, so they are scaled in the same way.
             x_BTD = x_BTD + self.position.weight[offset:end] * math.sqrt(self.architecture.width)
         return self.dropout(x_BTD)
 
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
         return x_BTD if real_BT is None else x_BTD * real_BT.unsqueeze(-1)
 
     def encode(self, source_BS: Tensor, source_mask_BS: Tensor | None, mix: Mix | None = None) -> Tensor:
-        """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None where all are real."""
+        """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None if all are real."""
         assert self.encoder is not None
         length = source_BS.shape[1]
         bias = Bias(_key_mask(source_mask_BS))
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Returns the hidden states (B, T, D) of target positions.
 
-        With ``caches`` (see `new_caches`) the positions follow those of the calls before, and the memory may
+        With ``caches`` (see `new_caches`) the positions continue those of earlier calls, and the memory may
         have fewer rows than the target: each then serves B / rows consecutive target rows.
         """
         offset = caches[0].own.length if caches is not None else 0
@@ -152,7 +152,7 @@ class Transformer(nn.Module):
         is_alibi = self.architecture.positions == "alibi"
         bias = Bias(causal=length > 1 and offset == 0 and not is_alibi)
         if length > 1 and not bias.causal:
-            # The kernel's causal mask starts at position 0, and takes no bias beside it.
+            # The kernel's causal mask starts at position 0 and cannot be combined with a bias.
             visible = torch.ones(length, offset + length, dtype=torch.bool, device=target_BT.device)
             bias.mask = visible.tril(diagonal=offset)
         if is_alibi:
@@ -183,7 +183,7 @@ class Transformer(nn.Module):
         return self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix)
 
     def new_caches(self) -> list[BlockCache]:
-        """Empty caches for a decoding with `decode`."""
+        """Empty caches, one per decoder block, for step-by-step calls of `decode`."""
         return [BlockCache() for _ in self.decoder.blocks]
 
     # --- details ------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def _key_mask(mask_BS: Tensor | None) -> Tensor | None:
 
 
 def count_parameters(architecture: Architecture) -> int:
-    """Number of weights of a model, which is not built: each shape of block is counted once, and takes no memory."""
+    """Number of weights in a model. Counts each shape of block once, on the meta device, which takes no memory."""
 
     def count(encoder: tuple[BlockShape, ...], decoder: tuple[BlockShape, ...]) -> int:
         with torch.device("meta"):
@@ -223,7 +223,7 @@ def count_parameters(architecture: Architecture) -> int:
 
 
 def check_fits(architecture: Architecture, device: torch.device) -> None:
-    """Raises `UserError` where weights, gradients and one moment of each in fp32 are more than the device has."""
+    """Raises `UserError` if fp32 weights, gradients and one moment need more memory than the device has."""
     parameters, available = count_parameters(architecture), device_memory(device)
     needed = 3 * 4 * parameters
     if available is not None and needed > available:
@@ -234,12 +234,12 @@ def check_fits(architecture: Architecture, device: torch.device) -> None:
 
 
 def initialise(model: Transformer, seed: int) -> None:
-    """Draws every weight anew, each from a generator keyed by its own name.
+    """Draws every weight anew, each from a generator keyed by the weight's name.
 
-    So a model that lacks a part, or has one more, starts from the same weights elsewhere. Matrices are
-    Xavier-uniform (Glorot 2010); those that write to the residual stream are scaled down by the square root
-    of the number of writes to their stack's stream (Radford 2019); embeddings have variance 1/D, so that they
-    have unit variance once scaled.
+    So a model with one part more or less starts from the same weights in all other parts. Matrices are
+    Xavier-uniform (Glorot 2010). In a pre-norm model, those that write to the residual stream are divided by
+    the square root of the number of writes in their stack (Radford 2019). Embeddings have variance 1/D, which
+    gives unit variance once they are scaled by sqrt(D).
     """
     writes = {
         "encoder": 2 * len(model.architecture.encoder),

@@ -28,7 +28,7 @@ def clock(seconds: float) -> str:
 
 
 def number(value: Any) -> str:
-    """A value for a table: four significant digits, with thousands separators."""
+    """A value for a table: floats to four significant digits, whole numbers in full, both with thousands separators."""
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value)
     if isinstance(value, int):

@@ -22,7 +22,7 @@ from tfx.report.arms import Arm
 from tfx.report.comparison import COSTS, SCALES, Comparison, Family, difference_shown, verdict
 from tfx.report.contributions import KINDS
 from tfx.report.labels import differing_keys
-from tfx.report.plots import Plot, Point, number
+from tfx.report.plots import Plot, Point, rounded
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
 from tfx.report.statistics import RESAMPLES
 
@@ -110,9 +110,9 @@ def table_rows(family: Family) -> list[list[str]]:
                 *([arm.settings] if has_settings else []),
                 verdict(arm, family),
                 str(len(arm.runs)),
-                number(float(np.mean(arm.scores)))
+                rounded(float(np.mean(arm.scores)))
                 + (f" ± {float(np.std(arm.scores, ddof=1)):.2g}" if len(arm.runs) > 1 else ""),
-                f"{number(interval[0])} to {number(interval[1])}" if interval else "–",
+                f"{rounded(interval[0])} to {rounded(interval[1])}" if interval else "–",
                 f"{difference[0]:+.3g}" if difference else "–",
                 f"{difference[1]:+.3g} to {difference[2]:+.3g}" if difference and difference[1] is not None else "–",
                 _p(arm.p_holm),
@@ -201,8 +201,8 @@ def _family(family: Family) -> dict[str, Any]:
                 arm.label,
                 str(run.path),
                 str(run.seed),
-                *(number(run.test.get(name)) for name in arms[0].runs[0].test),
-                *(number(run.train.get(name)) for name in ("steps", "tokens", "seconds")),
+                *(rounded(run.test.get(name)) for name in arms[0].runs[0].test),
+                *(rounded(run.train.get(name)) for name in ("steps", "tokens", "seconds")),
             ]
             for arm in arms
             for run in arm.runs

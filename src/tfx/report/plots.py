@@ -27,6 +27,8 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
 
+from tfx.record.console import number  # noqa: E402
+
 # Colours that stand for CSS variables: nothing else in a figure may have them.
 _INK, _MUTED, _GRID, _PAPER = "#010a01", "#010a02", "#010a03", "#010a04"
 _SERIES = [f"#010b{i:02x}" for i in range(8)]
@@ -81,11 +83,9 @@ class Plot:
     rows: list[list[str]]
 
 
-def number(value: float | None) -> str:
-    """Four significant digits, thousands apart; a dash for None."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+def rounded(value: float | None) -> str:
+    """A number as the page shows it: to four significant digits, also a whole one; a dash for None."""
+    return "–" if value is None else number(float(value))
 
 
 def _render(figure: Figure, title: str, description: str) -> str:
@@ -235,7 +235,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
                 color=color,
                 markerfacecolor=color if point.on_front else _PAPER,
                 markersize=7,
-                gid=_tip(f"{point.label}: {number(point.quality)} at {number(point.cost)} ({cost_label})"),
+                gid=_tip(f"{point.label}: {rounded(point.quality)} at {rounded(point.cost)} ({cost_label})"),
             )
             if point.on_front or point.is_baseline or len(points) <= 24:
                 axes.annotate(
@@ -260,7 +260,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
         text = f"On the Pareto front, filled: {names}. Grey hollow marks: another is better at no higher cost."
         svg = _render(figure, title, text)
     rows = [
-        [str(i), p.label, number(p.cost), number(p.quality), "on the front" if p.on_front else "another is better"]
+        [str(i), p.label, rounded(p.cost), rounded(p.quality), "on the front" if p.on_front else "another is better"]
         for i, p in enumerate(points, 1)
     ]
     return Plot(svg, title, ["", "config", cost_label, quality_label, "front"], rows)
@@ -339,7 +339,7 @@ def stages(label: str, rows: Sequence[dict[str, Any]], metric: str) -> Plot:
             figure,
             title,
             "; ".join(
-                f"{n}: {number(s)} bytes, {metric} {number(v)}" for n, s, v in zip(names, sizes, values, strict=True)
+                f"{n}: {rounded(s)} bytes, {metric} {rounded(v)}" for n, s, v in zip(names, sizes, values, strict=True)
             ),
         )
     return Plot(svg, title, *stage_table(rows, metric))
@@ -394,7 +394,7 @@ def heat_map(label: str, tensors: Sequence[dict[str, Any]], key: str, unit: str)
             t["codec"],
             f"{t['bits_per_weight']:.2f}",
             f"{t['sparsity']:.1%}",
-            number(t["bytes"]),
+            rounded(t["bytes"]),
         ]
         for t in tensors
     ]
