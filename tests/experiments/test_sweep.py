@@ -166,6 +166,16 @@ def test_gpus_are_handed_out_one_a_job_and_threads_do_not_depend_on_how_many_job
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu.environment(0)
 
 
+def test_jobs_that_name_their_gpu_run_there_one_after_the_other(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    machine = Machine.of(LauncherConfig(), "cuda:1")
+    assert (machine.jobs, machine.gpus) == (1, ("5",))
+    # Hidden, the others would give it another number.
+    assert "CUDA_VISIBLE_DEVICES" not in machine.environment(0)
+    assert Machine.of(LauncherConfig(jobs=2), "cuda:1").jobs == 2
+    assert Machine.of(LauncherConfig(), "cuda:7").gpus == ()
+
+
 def test_metrics_that_are_being_written_are_read_once_they_are_whole(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics = Metrics(path)

@@ -54,8 +54,11 @@ def test_precision_on_a_cpu(monkeypatch, name, has_bf16, expected):
 
 
 @pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp32")])
-def test_automatic_precision_on_a_gpu_is_bfloat16_if_supported(monkeypatch, has_bf16, name):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+def test_automatic_precision_on_a_gpu_is_bfloat16_where_it_is_not_emulated(monkeypatch, has_bf16, name):
+    # Torch counts emulation unless told otherwise: every GPU has that.
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
+    )
     assert choose_precision("auto", torch.device("cuda")).name == name
 
 

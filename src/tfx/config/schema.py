@@ -347,7 +347,7 @@ class InstabilityConfig:
     policy: str = setting(
         "stop",
         "stop the run; skip the step; or back off: skip it and halve the learning rate from then on. "
-        "On a GPU, skip and back_off wait for the device at every step; stop checks every trainer.log_every steps",
+        "A GPU decides by itself, and the run hears of it every trainer.log_every steps",
         choices=("stop", "skip", "back_off"),
     )
     spike: float | None = setting(

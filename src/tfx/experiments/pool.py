@@ -33,27 +33,34 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Machine:
-    """What the jobs of a sweep share: how many run at a time, threads per job, and the GPUs (none: the CPU)."""
+    """What the jobs of a sweep share: how many run at a time, threads per job, and the GPUs (none: the CPU).
+
+    ``assigns``: each job gets one of the GPUs, and sees no other. Else the jobs name theirs themselves.
+    """
 
     jobs: int
     threads: int
     gpus: tuple[str, ...]
+    assigns: bool = True
 
     @classmethod
     def of(cls, settings: LauncherConfig, device: str) -> Machine:
         """This machine, for jobs whose ``trainer.device`` is ``device``."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        gpus = _gpus() if device in ("auto", "cuda") else ()
+        kind, _, number = device.partition(":")
+        gpus = _gpus() if kind in ("auto", "cuda") else ()
+        if number:
+            gpus = gpus[int(number) : int(number) + 1] if number.isdecimal() else ()
         given = os.environ.get("OMP_NUM_THREADS", "")
         # It must not depend on how many jobs run at a time.
         threads = settings.threads or (int(given) if given.isdecimal() else max(1, cores // len(gpus)) if gpus else 1)
-        return cls(settings.jobs or len(gpus) or max(1, cores // threads), threads, gpus)
+        return cls(settings.jobs or len(gpus) or max(1, cores // threads), threads, gpus, not number)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Environment variables of the job in a slot (0, 1, … ``jobs`` - 1)."""
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
         found = dict.fromkeys(names, str(self.threads))
-        if self.gpus:
+        if self.gpus and self.assigns:
             found["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return found
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
+from tfx.model.device import running_sums
 from tfx.model.layers import BlockCache
 from tfx.model.transformer import Transformer
 from tfx.record.seeds import derive_seed
@@ -116,7 +117,7 @@ def sampling_distribution(logits: Tensor, temperature: float, top_k: int | None,
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ranked, order = probabilities.sort(dim=-1, descending=True)
-        before = ranked.cumsum(-1) - ranked
+        before = running_sums(ranked, -1) - ranked
         ranked = ranked.masked_fill(before >= top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)

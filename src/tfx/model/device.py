@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tfx.config.schema import TrainerConfig
 from tfx.errors import UserError
 from tfx.processes.place import NO_LAUNCHER, Place
 from tfx.record.environment import installed_memory
+
+# Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
+_SYNCHRONOUS = ("cpu", "mps")
 
 
 def choose_device(name: str, place: Place = NO_LAUNCHER) -> torch.device:
@@ -63,7 +66,20 @@ def _named_device(name: str) -> torch.device:
 
 def is_asynchronous(device: torch.device) -> bool:
     """Whether work on a device is queued, so that reading a value from it waits for all work before."""
-    return device.type == "cuda"
+    return device.type not in _SYNCHRONOUS
+
+
+def running_sums(x: Tensor, dim: int) -> Tensor:
+    """The sums of all entries up to each one along ``dim``.
+
+    Torch has no deterministic kernel for that on a GPU, but for whole numbers it has. So entries become multiples of
+    2^-60 of the sum of their magnitudes or less, which is finer than double precision.
+    """
+    if not is_asynchronous(x.device):
+        return x.cumsum(dim)
+    whole = x.double().abs().sum(dim, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    unit = torch.exp2(whole.log2().ceil() - 61)
+    return ((x.double() / unit).round().long().cumsum(dim) * unit).to(x.dtype)
 
 
 def device_memory(device: torch.device) -> int | None:
@@ -91,7 +107,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """
     if name == "auto":
         if device.type == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         else:
             name = "mixed" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
     if name == "bf16":

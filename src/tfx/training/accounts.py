@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -82,29 +83,57 @@ def batch_flops(model: Transformer, batch: Batch) -> float:
     return forward_flops(model.architecture, rows, source, length)
 
 
-# Dense bfloat16 peaks from the vendors' data sheets, in FLOP/s.
-_PEAKS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "V100": 125e12,
-}
+# Peaks of the tensor cores without sparsity in FLOP/s: bfloat16 (T4 and V100, which have none: float16), accumulated in
+# fp32. The first pattern that the whole name matches counts.
+_PEAKS = (
+    (r".*\bB200\b.*", 2250e12),
+    (r".*\bGH200\b.*", 989e12),
+    (r".*\bH200 NVL\b.*", 835e12),
+    (r".*\bH200\b.*", 989e12),
+    (r".*\bH100 PCIe\b.*", 756e12),
+    (r".*\bH100 NVL\b.*", 835e12),
+    (r".*\bH100\b.*HBM3.*", 989e12),
+    (r".*\bA100\b.*", 312e12),
+    (r".*\bA30\b.*", 165e12),
+    (r".*\bA10", 125e12),
+    (r".*\bL40S", 362e12),
+    (r".*\bL40", 181e12),
+    (r".*\bL4", 121e12),
+    (r".*\bRTX 6000 Ada\b.*", 364e12),
+    (r".*\bRTX A6000", 155e12),
+    (r".*\bRTX 5090", 209e12),
+    (r".*\bRTX 4090", 165e12),
+    (r".*\bRTX 3090", 71e12),
+    (r".*\bT4", 65e12),
+    (r".*\bV100\b.*", 125e12),
+)
 
 
 def peak_flops(device: torch.device) -> float | None:
     """The device's peak in FLOP/s if it is known, else None."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+    return named_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def named_peak(name: str) -> float | None:
+    """The peak of a GPU in FLOP/s by the name that its driver gives; None for a part of one, and for unknown ones.
+
+    Sources: NVIDIA's data sheets of H100 (SXM, whose name has HBM3, PCIe and NVL differ), H200, GH200, DGX B200, A100,
+    A30, A10, L40S, L40, L4, RTX 6000 Ada, RTX A6000, T4 and V100, and its white papers on Ada (RTX 4090), Ampere GA102
+    (RTX 3090) and RTX Blackwell (RTX 5090).
+    """
+    known = () if " MIG " in name else _PEAKS
+    return next((peak for pattern, peak in known if re.fullmatch(pattern, name)), None)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far: allocated on a GPU, resident of the process on a CPU; bytes."""
+    """The most memory used since `reset_peak_memory` on a GPU, and by the process so far on a CPU; bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Counts the GPU's peak anew: what a reference or a teacher used before is no part of a training."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

@@ -21,7 +21,7 @@ from tfx.tasks import task_named
 from tfx.tasks.batches import training_batches
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.stack import Stack
-from tfx.training.accounts import Interval, peak_flops, peak_memory
+from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.parallel import Sharing
@@ -108,6 +108,7 @@ class Trainer:
         waits for the end of a step or for the next batch of a validation: then the state is saved, and
         `StoppedBySignal` raised.
         """
+        reset_peak_memory(self.device)
         if not self._ended:
             with deferring_signals():
                 try:

@@ -154,7 +154,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
     vectors = [parameter for name, parameter in named if roles[name] not in _DECAYED]
     hidden = [parameter for name, parameter in named if roles[name] is Role.MATRIX]
     betas = (config.betas[0], config.betas[1])
-    fused = device.type in ("cpu", "cuda")
+    fused = device.type != "mps"
 
     def groups(decayed: Iterable[Tensor], plain: Iterable[Tensor]) -> list[dict[str, Any]]:
         sets = [(list(decayed), config.weight_decay), (list(plain), 0.0)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tfx.errors import UserError
+from tfx.model.device import is_asynchronous
 
 
 def smallest(magnitude: Tensor, count: int) -> Tensor:
@@ -15,7 +16,11 @@ def smallest(magnitude: Tensor, count: int) -> Tensor:
     gone = torch.zeros_like(magnitude, dtype=torch.bool)
     if count <= 0:
         return gone
-    threshold_R1 = magnitude.kthvalue(count, dim=1, keepdim=True).values
+    if is_asynchronous(magnitude.device) or magnitude.device.type == "mps":
+        # There `kthvalue` has no deterministic kernel, and CUDA's gives a row to one block of threads.
+        threshold_R1 = magnitude.sort(dim=1).values[:, count - 1 : count]
+    else:
+        threshold_R1 = magnitude.kthvalue(count, dim=1, keepdim=True).values
     gone = magnitude < threshold_R1
     tied = magnitude == threshold_R1
     missing_R1 = count - gone.sum(1, keepdim=True)

@@ -1,0 +1,279 @@
+"""On a device that is not waited for, a bad step is refused as on the CPU, and nothing waits.
+
+The CPU stands in for such a device: it is taken from the list of those that are waited for. That no value is read is
+seen on a fake one.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tfx.config.compose import compose
+from tfx.model import device
+from tfx.run.setup import build_model, read_inputs
+from tfx.techniques.stack import Stack
+from tfx.training import loop, stability, step
+from tfx.training.loop import Observer, Trainer
+from tfx.training.optimizers import Optimizers
+from tfx.training.stability import UnstableError
+from tfx.training.state import StateSaver, load_state
+from tfx.training.step import Stepper
+
+CPU = torch.device("cpu")
+FAKE_STEPS = Path(__file__).with_name("fake_steps.py")
+TINY = [
+    *("model.width=16", "model.heads=2", "model.ffn_width=16", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *("dataset.limit.train=40", "dataset.limit.valid=5", "dataset.limit.test=5", "dataset.batch_tokens=256"),
+    *("trainer.budget.steps=8", "trainer.validate_every=1", "trainer.log_every=4", "optimizer.lr=0.01"),
+    *("trainer.precision=fp32", "dataset.tokenizer.kind=char"),
+]
+STACK = [
+    "+technique=[shuffle,mixup,prune,quantize]",
+    "technique.quantize.rate=4",
+    "technique.quantize.start=0",
+    "technique.mixup.share=1",
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return read_inputs(compose(TINY))[1]
+
+
+class Seen(Observer):
+    def __init__(self, saver=None):
+        self.notes, self.rows, self.saver = [], [], saver
+
+    def noted(self, message):
+        self.notes.append(message)
+
+    def stepped(self, row, **place):
+        self.rows.append((place["step"], {name: row[name] for name in ("loss", "gradient_norm", "padding")}))
+
+    def save(self, step, state):
+        if self.saver is not None:
+            self.saver.save(step, state)
+
+
+def train(prepared, monkeypatch, overrides, *, on_device, spoilt=(), state=None, saver=None):
+    """Trains with gradients spoilt at some steps; gives trainer, what its observer saw, and the error, if any."""
+    config = compose([*TINY, *overrides])
+    stack = Stack.from_config(config)
+    observer = Seen(saver)
+    with monkeypatch.context() as patch:
+        if on_device:
+            patch.setattr(device, "_SYNCHRONOUS", ())
+        trainer = Trainer(config, build_model(config, prepared, CPU, None), prepared, CPU, observer, stack, state=state)
+        gradients = Stepper._gradients
+
+        def broken(self, *arguments):
+            found = gradients(self, *arguments)
+            if trainer.clock.steps + 1 in spoilt:
+                trainer.model.output.weight.grad[0, 0] = float("nan")
+            return found
+
+        patch.setattr(Stepper, "_gradients", broken)
+        cost = error = None
+        try:
+            cost = trainer.train()
+        except UnstableError as unstable:
+            error = unstable
+    return SimpleNamespace(trainer=trainer, seen=observer, error=error, cost=cost)
+
+
+def weights(run):
+    return dict(run.trainer.model.named_parameters())
+
+
+def same(ours, theirs):
+    return all(torch.equal(value, weights(theirs)[name]) for name, value in weights(ours).items())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
+@pytest.mark.parametrize("policy", ["skip", "back_off"])
+def test_a_spoilt_step_changes_nothing_whoever_decides(prepared, monkeypatch, optimizer, policy):
+    overrides = [f"optimizer={optimizer}", f"trainer.instability.policy={policy}", "trainer.averaging.kind=ema"]
+    overrides.append("model.bias=false")  # a bias of keys has only rounding errors as gradients
+    host, other = (
+        train(prepared, monkeypatch, overrides, on_device=on_device, spoilt=(1, 5)) for on_device in (False, True)
+    )
+    # Muon's rate is applied to its update, and its products are bfloat16's.
+    allowed = 1e-3 if optimizer == "muon" else 1e-6
+    for name, value in weights(host).items():
+        torch.testing.assert_close(weights(other)[name], value, rtol=1e-5, atol=allowed, msg=name)
+    if policy == "skip":
+        assert same(host, other)
+    for mine, theirs in zip(host.seen.rows, other.seen.rows, strict=True):
+        assert mine[1] == pytest.approx(theirs[1], rel=1e-5), mine
+    assert [run.trainer.stepper.guard.skipped for run in (host, other)] == [2, 2]
+    assert float(other.trainer.stepper.guard.learning_rate_factor) == (0.25 if policy == "back_off" else 1.0)
+    told = [note for note in other.seen.notes if "examples" in note]
+    assert len(told) == 2
+    assert "step 5: the loss is" in told[1]
+    assert "gradient norm nan" in told[1]
+    assert "unknown" not in told[1]
+
+
+def test_when_the_run_stops_no_step_after_the_fault_was_taken(prepared, monkeypatch):
+    host, other = (
+        train(prepared, monkeypatch, ["trainer.log_every=8"], on_device=on_device, spoilt=(5,))
+        for on_device in (False, True)
+    )
+    assert all(isinstance(run.error, UnstableError) for run in (host, other))
+    assert "step 5: the loss is" in str(other.error)
+    assert other.trainer.clock.steps > host.trainer.clock.steps
+    assert same(host, other)
+
+
+def test_a_spike_and_a_loss_that_is_not_finite_are_found_on_the_device(prepared, monkeypatch):
+    config = compose([*TINY, "trainer.instability.policy=skip", "trainer.instability.spike=2"]).trainer.instability
+    host, other = stability.HostGuard(config), stability.DeviceGuard(config, CPU)
+    losses = [3.0 - 0.01 * number for number in range(23)] + [5.5, float("nan"), 2.7, float("inf"), 4.9, 4.7]
+    for number, loss in enumerate(losses):
+        verdict = host.judge(torch.tensor(100 * loss), 100, torch.tensor(1.0), number)
+        refused = other.judge(torch.tensor(100 * loss), 100, torch.tensor(1.0), number).refused
+        assert bool(refused) == (verdict.fault is not None), loss
+        if verdict.fault is not None:
+            assert other.look() == stability.Refusals(1, number, verdict.fault)
+            host.respond(verdict.fault)
+    assert host.skipped == other.skipped == 4
+    mine, theirs = host.state_dict(), other.state_dict()
+    assert mine == theirs
+    again = stability.DeviceGuard(config, CPU)
+    again.load_state_dict(mine)
+    assert again.state_dict() == mine
+    assert again.look() is None
+
+
+def test_patience_on_the_device_ends_the_run_with_the_weights_before(prepared, monkeypatch):
+    overrides = ["trainer.instability.policy=skip", "trainer.instability.patience=3", "trainer.log_every=8"]
+    other = train(prepared, monkeypatch, overrides, on_device=True, spoilt=(2, 4, 5, 6))
+    host = train(prepared, monkeypatch, overrides, on_device=False, spoilt=(2, 4, 5, 6))
+    assert "3 steps in a row" in str(other.error)
+    assert same(host, other)
+
+
+@pytest.mark.parametrize("spoilt", [(), (4,)])
+def test_evidence_counts_the_steps_that_were_taken(prepared, monkeypatch, spoilt):
+    overrides = [*STACK, "trainer.instability.policy=skip"]
+    host, other = (
+        train(prepared, monkeypatch, overrides, on_device=on_device, spoilt=spoilt) for on_device in (False, True)
+    )
+    assert same(host, other)
+    mine, theirs = (run.trainer.stack.state_dict() for run in (host, other))
+    assert mine["mixup"] == theirs["mixup"]
+    assert mine["shuffle"] == theirs["shuffle"]
+    assert mine["mixup"]["share"][0] > 0
+    for name, square in mine["quantize"]["sensitivities"].items():
+        torch.testing.assert_close(theirs["quantize"]["sensitivities"][name], square)
+    clean = train(prepared, monkeypatch, overrides, on_device=False).trainer.stack.state_dict()
+    assert (clean["mixup"] == mine["mixup"]) == (not spoilt)
+
+
+def test_a_state_of_either_goes_on_at_the_other(prepared, monkeypatch, tmp_path):
+    overrides = ["trainer.save.every_steps=4", "trainer.instability.policy=skip"]
+    spoilt = {"spoilt": (3,)}
+    whole = train(prepared, monkeypatch, overrides, on_device=False, **spoilt)
+    for first in (False, True):
+        saver = StateSaver(tmp_path / str(first), 3)
+        train(prepared, monkeypatch, overrides, on_device=first, saver=saver, **spoilt)
+        saver.close()
+        saved = load_state(saver.folder / "step-000000004.safetensors")
+        assert same(whole, train(prepared, monkeypatch, overrides, on_device=not first, state=saved, **spoilt))
+
+
+def test_weights_that_the_last_update_made_infinite_do_not_complete(prepared, monkeypatch):
+    update = Optimizers.step
+
+    def broken(self, *arguments):
+        update(self, *arguments)
+        self.parts[-1].param_groups[0]["params"][0].data[0, 0] = float("inf")
+
+    monkeypatch.setattr(Optimizers, "step", broken)
+    for on_device in (False, True):
+        run = train(prepared, monkeypatch, ["trainer.budget.steps=1"], on_device=on_device)
+        assert "after step 1 weights of embedding.weight are not finite" in str(run.error)
+
+
+def test_memory_that_was_used_before_a_training_is_not_counted_as_its_own(prepared, monkeypatch):
+    used = {"peak": 900, "now": 100}  # by a reference that was measured, or a teacher that was trained
+    monkeypatch.setattr(loop, "reset_peak_memory", lambda device: used.update(peak=used["now"]))
+    monkeypatch.setattr(loop, "peak_memory", lambda device: used["peak"])
+    ran = train(prepared, monkeypatch, ["trainer.budget.steps=1"], on_device=False)
+    assert ran.cost.peak_memory_bytes == 100
+
+
+# --- out of memory ----------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_tried_again_in_smaller_pieces_counts_its_evidence_once(prepared, monkeypatch):
+    overrides = ["+technique=shuffle", "technique.shuffle.share=1", "trainer.budget.steps=2"]
+    loss, calls = Stepper._loss, []
+
+    def short(self, *arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            loss(self, *arguments)
+            raise torch.OutOfMemoryError("too many rows")
+        return loss(self, *arguments)
+
+    def tokens():
+        ran = train(prepared, monkeypatch, overrides, on_device=False)
+        return ran.trainer.stack.state_dict()["shuffle"]["moved"][1]
+
+    plain = tokens()
+    monkeypatch.setattr(Stepper, "_loss", short)
+    assert tokens() == plain > 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_update_without_memory_is_taken_back_and_tried_once_more(prepared, monkeypatch, times):
+    plain = train(prepared, monkeypatch, [], on_device=True)
+    newton, calls = torch.optim._muon._zeropower_via_newtonschulz, []
+
+    def short(*arguments):
+        calls.append(1)
+        # In the middle of an update: some matrices have changed.
+        if 5 <= len(calls) < 5 + times:
+            raise torch.OutOfMemoryError("too large")
+        return newton(*arguments)
+
+    monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", short)
+    if times == 1:
+        assert same(train(prepared, monkeypatch, [], on_device=True), plain)
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match="while the optimizer updates the weights"):
+            train(prepared, monkeypatch, [], on_device=True)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_can_be_made_before_the_first_activations(prepared, monkeypatch, optimizer):
+    config = compose([*TINY, f"optimizer={optimizer}"])
+    models = [build_model(config, prepared, CPU, None) for _ in range(2)]
+    ours, theirs = (step.build_optimizers(config.optimizer, model, CPU) for model in models)
+    ours.allocate()
+    assert all(len(part.state) == sum(len(g["params"]) for g in part.param_groups) for part in ours.parts)
+    for model, optimizers in zip(models, (ours, theirs), strict=True):
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            assert parameter.grad is None
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizers.step(0.5)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a, b)
+
+
+# --- nothing waits ----------------------------------------------------------------------------------
+
+
+def test_a_step_reads_nothing_back_and_all_its_tensors_are_on_the_device():
+    # A process of its own: the fake device is for good.
+    ran = subprocess.run([sys.executable, str(FAKE_STEPS)], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines() == ["data, masks: taken", "grids: taken", "a value: DataDependentOutputException"]
