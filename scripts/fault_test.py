@@ -41,6 +41,14 @@ KINDS = {
     "stack": [*TINY, *PAIRS, *STACK, "trainer.budget.steps=90"],
     "processes": [*TINY, *PAIRS, "trainer.devices=2", "trainer.averaging.kind=ema", "trainer.budget.steps=90"],
     "processes_stack": [*TINY, *PAIRS, *STACK, "trainer.devices=2", "trainer.budget.steps=90"],
+    "processes_local": [
+        *TINY,
+        *PAIRS,
+        "trainer.devices=2",
+        "trainer.parallel=local",
+        "trainer.local.steps=7",
+        "trainer.budget.steps=90",
+    ],
     "lm": [*TINY, *TEXT, "dataset.path={folder}/text.txt", "trainer.keep=best", "trainer.budget.steps=300"],
 }
 FINAL = ("config.yaml", "tokenizer.json", "model.safetensors", "compressed.safetensors", "predictions.jsonl")

@@ -31,6 +31,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "accumulated": ("trainer.accumulation=2", "trainer.averaging.kind=ema", "model.layer_dropout=0"),
     "one_row": ("dataset.batch_tokens=24", "technique=shuffle", "technique.shuffle.share=1"),
+    "local": ("trainer.parallel=local", "trainer.local.steps=4", "trainer.averaging.kind=ema"),
     "distill": ("technique=distill", "technique.distill.hidden=0.1"),
     "shuffle_mixup": (
         "technique=[shuffle,mixup]",

@@ -31,7 +31,10 @@ def found(tmp_path_factory):
     return one, *(json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
 
 
-@pytest.mark.parametrize("name", list(arms.ARMS))
+SAME = [name for name in arms.ARMS if name != "local"]
+
+
+@pytest.mark.parametrize("name", SAME)
 def test_two_processes_give_the_loss_curve_of_one(found, name):
     one, first, second = (each[name] for each in found)
     assert len(one["curve"]) == 12
@@ -46,7 +49,19 @@ def test_two_processes_give_the_loss_curve_of_one(found, name):
     assert first["curve"] == second["curve"]
 
 
-@pytest.mark.parametrize("name", list(arms.ARMS))
+def test_local_steps_end_with_one_model_in_all_processes_near_that_of_all_gradients(found):
+    one, first, second = (each["local"] for each in found)
+    assert first["weights"] == second["weights"]
+    assert first["curve"] == second["curve"]
+    dense = found[0]["dense"]
+    assert first["cost"]["tokens"] == dense["cost"]["tokens"]
+    ends = [each["curve"][-1]["valid"] for each in (first, dense)]
+    assert ends[0] == pytest.approx(ends[1], rel=0.1)
+    # They did not share each gradient.
+    assert first["curve"][5] != pytest.approx(one["curve"][5], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SAME)
 def test_the_evidence_is_that_of_all_processes(found, name):
     one, first, _ = (each[name] for each in found)
     for technique, evidence in one["evidence"].items():

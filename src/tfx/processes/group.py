@@ -111,6 +111,10 @@ class Group:
         """The values of all processes, by rank, in each of them."""
         return [value]
 
+    def gather_to_first(self, value: Value) -> list[Value]:
+        """The values of all processes, by rank, in the first one; in the others an empty list."""
+        return [value]
+
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors of one device, in place, by their sums over all processes: the same bits in each."""
 
@@ -187,6 +191,14 @@ class _Several(Group):
         with self._noticing():
             distributed.all_gather_object(values, value)
         return values
+
+    def gather_to_first(self, value: Value) -> list[Value]:
+        from torch import distributed
+
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        with self._noticing():
+            distributed.gather_object(_on_cpu(value), values)
+        return values or []
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         import torch
@@ -284,6 +296,19 @@ def join() -> Group:
         place = find_place()
         _joined = ALONE if place.size == 1 else _Several(place)
     return _joined
+
+
+def _on_cpu(value: Any) -> Any:
+    """A nested value with its tensors on the CPU: those of one process's GPU mean nothing in another."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {name: _on_cpu(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_on_cpu, value))
+    return value
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -24,7 +24,7 @@ from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
-from tfx.training.parallel import Sharing
+from tfx.training.parallel import build_sharing
 from tfx.training.schedules import schedule_factor
 from tfx.training.selection import Selection
 from tfx.training.stability import UnstableError
@@ -77,12 +77,13 @@ class Trainer:
         ``recorded`` is the `Clock.history` of a run that is being repeated. Each process of a ``group`` has a trainer
         of its own, and calls the same methods in the same order.
         """
-        self.group, self._sharing = group, Sharing(group)
+        self.group, self._sharing = group, build_sharing(config.trainer, group)
         self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
         self.stack = stack
         self._extra = stack.prepare_model(model)
         model.set_checkpointing(config.trainer.activation_checkpointing)
         if state is not None:
+            state = self._own_state(state)
             # Parts may have been removed from the model since it was built.
             reshape(model, Architecture.from_dict(state["architecture"]), state["model"])
             self._extra.load_state_dict(state["extra"])
@@ -94,6 +95,7 @@ class Trainer:
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config.trainer, [model, self._extra])
         self.clock = Clock(config.trainer.budget, recorded, group)
+        self._sharing.begin(self.stepper.parameters)
         self._interval = Interval(self.clock)
         self._ended = self._stopped = self._compressing = False
         self._positions = 0
@@ -146,16 +148,19 @@ class Trainer:
             progress = self.clock.progress
             if self.clock.steps and self.selection.is_due(progress):
                 self.stepper.look()
+                self._sharing.meet(self.averager.average or [])
                 with self.clock.paused():
                     self._stopped = self._validate()
                 self.selection.passed(progress)
             if progress >= 1.0 or self._stopped:
                 break
-            self.prepare(progress)
+            if self._sharing.are_equal:
+                self.prepare(progress)
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
             step_batches = [next(batches) for _ in range(config.accumulation)]
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             self.averager.update(self.clock.progress)
+            self._sharing.stepped(self.averager.average or [])
             if self.clock.steps % config.log_every == 0:
                 self.stepper.look()
                 self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
@@ -252,11 +257,8 @@ class Trainer:
         """All that exact resuming needs, at the end of the last step; the next step changes its tensors."""
         return {
             "architecture": self.model.architecture.to_dict(),
-            "model": self.model.state_dict(),
-            "extra": self._extra.state_dict(),
-            "optimizers": self.stepper.optimizers.state_dict(),
-            "averager": self.averager.state_dict(),
-            "stack": self.stack.state_dict(),
+            **self._differing_state(),
+            "sharing": self._sharing.state_dict(),
             "clock": self.clock.state_dict(),
             "guard": self.stepper.guard.state_dict(),
             "interval": self._interval.state_dict(),
@@ -265,10 +267,27 @@ class Trainer:
             **{name: getattr(self, f"_{name}") for name in _COUNTERS},
         }
 
+    def _differing_state(self) -> dict[str, Any]:
+        """The part of the state that is not the same in processes that step apart: then that of each, by rank."""
+        own = {
+            "model": self.model.state_dict(),
+            "extra": self._extra.state_dict(),
+            "optimizers": self.stepper.optimizers.state_dict(),
+            "averager": self.averager.state_dict(),
+            "stack": self.stack.state_dict(),
+        }
+        return {"ranks": self.group.gather_to_first(own)} if self._sharing.steps_apart else own
+
+    def _own_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with this process's part of it. More processes than there were take the parts in turn."""
+        ranks = state.get("ranks")
+        return state if ranks is None else state | ranks[self.group.rank % len(ranks)]
+
     def _restore(self, state: dict[str, Any]) -> None:
         """Loads the rest of a state: the weights are in the model already, and the optimizers were built for them."""
         self.stepper.optimizers.load_state_dict(state["optimizers"])
         self.averager.load_state_dict(state["averager"])
+        self._sharing.load_state_dict(state.get("sharing", {}))
         self.stack.load_state_dict(state["stack"])
         self.clock.load_state_dict(state["clock"])
         self.stepper.guard.load_state_dict(state["guard"])

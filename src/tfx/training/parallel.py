@@ -7,11 +7,14 @@ so the number of processes changes nothing but the order of sums.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tfx.config.schema import LocalConfig, TrainerConfig
 from tfx.model.batch import slices
+from tfx.model.rewiring import ParameterMap
 from tfx.processes.group import Group
 
 
@@ -26,8 +29,13 @@ class Sharing:
     under the wrapper the others would wait for it for ever.
     """
 
+    # Whether each process takes steps by itself, with the gradient of its own rows.
+    steps_apart = False
+
     def __init__(self, group: Group) -> None:
         self.group = group
+
+    # --- a step -----------------------------------------------------------------------------------------
 
     def own(self, count: int, pieces: int) -> list[slice]:
         """Of so many rows those that this process runs, in pieces; none if there are more processes than rows."""
@@ -47,12 +55,125 @@ class Sharing:
 
     def combine(self, parameters: Sequence[Tensor], sums: Mapping[str, Tensor], complete: bool) -> dict[str, Tensor]:
         """Adds up gradients, in place, and named sums over all processes. ``complete``: each process has all names."""
-        if self.group.size == 1:
-            return dict(sums)
+        totals, values_N = self._totals(parameters[0].device, sums, complete)
+        self.group.add_up([values_N, *(p.grad for p in parameters if p.grad is not None)])
+        return dict(zip(totals, values_N.unbind(), strict=True))
+
+    def common_norm(self, norm: Tensor) -> Tensor:
+        """The norm of the gradient by which all processes judge the step; not finite if it is so in any of them."""
+        return norm
+
+    def _totals(self, device: torch.device, sums: Mapping[str, Tensor], complete: bool) -> tuple[list[str], Tensor]:
+        """The names, in one order for all processes, and this process's sums (N,)."""
         names = list(sums) if complete else self.group.first(list(sums))
-        device = parameters[0].device
         exact = torch.float32 if device.type == "mps" else torch.float64
         zero = torch.zeros((), device=device)
-        totals_N = torch.stack([sums.get(name, zero).detach().to(exact) for name in names])
-        self.group.add_up([totals_N, *(p.grad for p in parameters if p.grad is not None)])
-        return dict(zip(names, totals_N.unbind(), strict=True))
+        return names, torch.stack([sums.get(name, zero).detach().to(exact) for name in names])
+
+    # --- between steps ----------------------------------------------------------------------------------
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether all processes have the same weights now."""
+        return True
+
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """Call this before the first step, with the parameters that are trained: they are the same everywhere."""
+
+    def stepped(self, averages: Sequence[Tensor]) -> None:
+        """Call this after each step, with the averages of weights that go with the parameters."""
+
+    def meet(self, averages: Sequence[Tensor]) -> None:
+        """Gives all processes the same weights and averages, if they differ."""
+
+    def rewire(self, parameter_map: ParameterMap) -> None:
+        """Carries what it holds over to the smaller parameters that replace the old ones."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that exact resuming needs, the same in each process."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+class LocalSteps(Sharing):
+    """DiLoCo (Douillard 2023, arXiv 2311.08105): steps of each process by itself, joined now and then by an outer one.
+
+    The outer optimizer is SGD with Nesterov momentum. Its gradient is the common weights before, minus the mean of the
+    processes' weights now. Where the network is slow this sends weights once in many steps, and not gradients in each.
+    """
+
+    steps_apart = True
+
+    def __init__(self, group: Group, config: LocalConfig) -> None:
+        super().__init__(group)
+        self._config = config
+        self._parameters: list[Tensor] = []
+        self._common: list[Tensor] = []
+        self._momentum: list[Tensor] = []
+        # Steps since they last met.
+        self._apart = 0
+
+    def all_fit(self, fits: bool, parameters: Sequence[Tensor]) -> bool:
+        return not self.group.any(not fits)
+
+    def combine(self, parameters: Sequence[Tensor], sums: Mapping[str, Tensor], complete: bool) -> dict[str, Tensor]:
+        totals, values_N = self._totals(parameters[0].device, sums, complete)
+        self.group.add_up([values_N])
+        return dict(zip(totals, values_N.unbind(), strict=True))
+
+    def common_norm(self, norm: Tensor) -> Tensor:
+        found = norm.detach().clone().view(1)
+        self.group.add_up([found])
+        return found[0] / self.group.size
+
+    @property
+    def are_equal(self) -> bool:
+        return self._apart == 0
+
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self._common = [parameter.detach().clone() for parameter in parameters]
+        self._momentum = [torch.zeros_like(value) for value in self._common]
+
+    def stepped(self, averages: Sequence[Tensor]) -> None:
+        self._apart += 1
+        if self._apart >= self._config.steps:
+            self.meet(averages)
+
+    @torch.no_grad()
+    def meet(self, averages: Sequence[Tensor]) -> None:
+        if self.are_equal:
+            return
+        self._apart = 0
+        changes = torch._foreach_sub(self._common, [parameter.detach() for parameter in self._parameters])
+        self.group.add_up([*changes, *averages])
+        torch._foreach_div_([*changes, *averages], float(self.group.size))
+        momentum = self._config.outer_momentum
+        torch._foreach_mul_(self._momentum, momentum)
+        torch._foreach_add_(self._momentum, changes)
+        torch._foreach_add_(changes, self._momentum, alpha=momentum)
+        torch._foreach_add_(self._common, changes, alpha=-self._config.outer_lr)
+        torch._foreach_copy_([parameter.detach() for parameter in self._parameters], self._common)
+
+    def rewire(self, parameter_map: ParameterMap) -> None:
+        kept = [
+            (parameter_map.select(old, common), parameter_map.select(old, momentum))
+            for old, common, momentum in zip(self._parameters, self._common, self._momentum, strict=True)
+            if parameter_map.follow([old])
+        ]
+        self._common, self._momentum = [pair[0] for pair in kept], [pair[1] for pair in kept]
+        self._parameters = parameter_map.follow(self._parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"common": self._common, "momentum": self._momentum, "apart": self._apart}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._common, self._momentum = list(state["common"]), list(state["momentum"])
+        self._apart = state["apart"]
+
+
+def build_sharing(config: TrainerConfig, group: Group) -> Sharing:
+    """What ``trainer.parallel`` names. A process alone can take local steps too: the outer ones then follow its own."""
+    return LocalSteps(group, config.local) if config.parallel == "local" else Sharing(group)

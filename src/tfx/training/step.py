@@ -80,6 +80,7 @@ class Stepper:
     def rewire(self, parameter_map: ParameterMap) -> None:
         """Carries the state of parameters over to the smaller ones that replace them."""
         self.optimizers.rewire(parameter_map)
+        self.sharing.rewire(parameter_map)
         self.parameters = parameter_map.follow(self.parameters)
 
     def take(self, batches: Sequence[Batch], factor: float, number: int, progress: float) -> StepResult:
@@ -97,6 +98,7 @@ class Stepper:
         targets = sum(batch.targets for batch in batches)
         limit = self.config.optimizer.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        norm = self.sharing.common_norm(norm)
         verdict = self.guard.judge(nll, targets, norm, number)
         if verdict.fault is None:
             self.stack.view.follow_gradients(self.model, verdict.refused)
@@ -143,26 +145,27 @@ class Stepper:
         # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
         torch.manual_seed(derive_seed(self.config.seed, "step", number, *([rank] if rank else [])))
         total = torch.zeros((), device=self.device)
-        targets = sum(batch.targets for batch in batches)
+        pieces = [
+            piece if changed is not batch else piece.to(self.device)
+            for batch, changed in zip(batches, whole, strict=True)
+            for rows in self.sharing.own(len(batch.rows), self.pieces)
+            for piece in [changed.part(rows, batch)]
+        ]
+        averaged = pieces if self.sharing.steps_apart else batches
+        targets = sum(batch.targets for batch in averaged)
         self._teacher_flops = 0.0
         fits = True
         try:
             seen = self.stack.view.see(self.model, progress)
-            place = 0
-            for batch, changed in zip(batches, whole, strict=True):
-                before = self._teacher_flops
-                for rows in (own := self.sharing.own(len(batch.rows), self.pieces)):
-                    piece = changed.part(rows, batch)
-                    moment = Instant(self.config.seed, number, place, progress)
-                    place += 1
-                    on_device = piece.to(self.device) if changed is batch else piece
-                    loss, nll = seen.run(partial(self._loss, on_device, moment))
-                    # The average is over the targets of the whole step, not over its batches.
-                    (loss / targets).backward()
-                    total += nll
-                share = sum(len(range(*rows.indices(len(batch.rows)))) for rows in own) / len(batch.rows)
-                self._teacher_flops = before + (self._teacher_flops - before) / (share or 1.0)
+            for index, piece in enumerate(pieces):
+                moment = Instant(self.config.seed, number, index, progress)
+                loss, nll = seen.run(partial(self._loss, piece, moment))
+                # The average is over the targets of the whole step, not over its batches.
+                (loss / targets).backward()
+                total += nll
             seen.pass_back()
+            # Other processes' teachers read the other rows.
+            self._teacher_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
         except torch.OutOfMemoryError:
             if all(self.pieces >= len(batch.rows) for batch in batches):
                 raise
