@@ -19,6 +19,7 @@ from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer, run_batch
+from tfx.processes.group import ALONE
 from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import HeldMeans, Instant, Objective
 from tfx.techniques.stack import Stack
@@ -55,10 +56,13 @@ class Stepper:
         stack: Stack,
         label_smoothing: float,
         note: Callable[[str], Any],
-        sharing: Sharing,
+        sharing: Sharing | None = None,
     ) -> None:
-        """``extra`` are modules that techniques train: optimised with the model, but not part of it."""
-        self.sharing = sharing
+        """``extra`` are modules that techniques train: optimised with the model, but not part of it.
+
+        ``sharing`` is how several processes share a step; None: there is one.
+        """
+        self.sharing = sharing or Sharing(ALONE)
         self.config, self.model, self.device, self.stack, self.note = config, model, device, stack, note
         self.label_smoothing = label_smoothing
         self.precision = choose_precision(config.trainer.precision, device)
