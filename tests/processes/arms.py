@@ -32,6 +32,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "accumulated": ("trainer.accumulation=2", "trainer.averaging.kind=ema", "model.layer_dropout=0"),
     "one_row": ("dataset.batch_tokens=24", "technique=shuffle", "technique.shuffle.share=1"),
     "local": ("trainer.parallel=local", "trainer.local.steps=4", "trainer.averaging.kind=ema"),
+    "fsdp": ("trainer.parallel=fsdp", "dataset.batch_tokens=96", "trainer.accumulation=2"),
+    "fsdp_distill": ("trainer.parallel=fsdp", "technique=[distill,shuffle,mixup]", "technique.shuffle.share=1"),
     "distill": ("technique=distill", "technique.distill.hidden=0.1"),
     "shuffle_mixup": (
         "technique=[shuffle,mixup]",

@@ -55,6 +55,7 @@ class Setup:
         from tfx.model.device import choose_device
         from tfx.run.teacher import check_need
         from tfx.techniques.stack import Stack
+        from tfx.training.sharded import check_sharded
 
         self.config = config
         check_metrics(config.dataset.metrics)
@@ -78,6 +79,7 @@ class Setup:
         if config.trainer.tensorboard:
             _require_tensorboard()
         self.stack = Stack.from_config(config)
+        check_sharded(config, self.stack)
         if config.reference is not None:
             model_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():

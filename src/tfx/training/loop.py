@@ -90,6 +90,9 @@ class Trainer:
         smoothing = config.trainer.label_smoothing
         if smoothing is None:
             smoothing = task_named(data.task).label_smoothing
+        # The one that trains, and the one that others know: the same, but where weights are divided.
+        self.model, self._whole = self._sharing.divide(model, self._extra), model
+        model = self.model
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted, self._sharing)
         compile_for(model, config.trainer, device)
         self.averager = Averager(config.trainer.averaging, model)
@@ -122,7 +125,8 @@ class Trainer:
         self.prepare(1.0)
         with self.clock.paused():
             self.averager.apply()
-            self.observer.keep("last")
+            with self._sharing.gathered(self.model, self._whole):
+                self.observer.keep("last")
             is_best = self.selection.restore_best()
             if self.selection.best is None and self.clock.steps and self.selection.decides:
                 self.observer.noted(
@@ -204,7 +208,8 @@ class Trainer:
     def _check_weights(self) -> None:
         """Raises `UnstableError` if a weight is not finite: the update of the last step is judged by no other."""
         with self.averager.applied():
-            weights = [*self.model.named_parameters(), *self._extra.named_parameters()]
+            named = [*self.model.named_parameters(), *self._extra.named_parameters()]
+            weights = [(name, self._sharing.local(weight)) for name, weight in named]
             # One number for the device to tell.
             if not torch.stack([weight.isfinite().all() for _, weight in weights]).all():
                 wrong = next(name for name, weight in weights if not weight.isfinite().all())
@@ -214,14 +219,14 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
-        with self.averager.applied():
+        with self.averager.applied(), self._sharing.gathered(self.model, self._whole) as model:
             with torch.no_grad():
-                seen = self.stack.view.see(self.model, self.clock.progress)
+                seen = self.stack.view.see(model, self.clock.progress)
             score = in_memory(
                 self.config.evaluation.batch_tokens,
                 lambda tokens: seen.run(
                     lambda: score_loss(
-                        self.model,
+                        model,
                         self.data.splits["valid"],
                         self.data.tokenizer,
                         batch_tokens=tokens,
@@ -270,9 +275,9 @@ class Trainer:
     def _differing_state(self) -> dict[str, Any]:
         """The part of the state that is not the same in processes that step apart: then that of each, by rank."""
         own = {
-            "model": self.model.state_dict(),
+            "model": self._sharing.whole_state(self.model.state_dict()),
             "extra": self._extra.state_dict(),
-            "optimizers": self.stepper.optimizers.state_dict(),
+            "optimizers": self._sharing.whole_state(self.stepper.optimizers.state_dict()),
             "averager": self.averager.state_dict(),
             "stack": self.stack.state_dict(),
         }
@@ -286,6 +291,7 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         """Loads the rest of a state: the weights are in the model already, and the optimizers were built for them."""
         self.stepper.optimizers.load_state_dict(state["optimizers"])
+        self._sharing.divide_state(self.stepper.optimizers)
         self.averager.load_state_dict(state["averager"])
         self._sharing.load_state_dict(state.get("sharing", {}))
         self.stack.load_state_dict(state["stack"])

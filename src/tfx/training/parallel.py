@@ -6,16 +6,19 @@ so the number of processes changes nothing but the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfx.config.schema import LocalConfig, TrainerConfig
 from tfx.model.batch import slices
 from tfx.model.rewiring import ParameterMap
+from tfx.model.transformer import Transformer
 from tfx.processes.group import Group
+from tfx.training.optimizers import Optimizers
 
 
 class Sharing:
@@ -31,6 +34,8 @@ class Sharing:
 
     # Whether each process takes steps by itself, with the gradient of its own rows.
     steps_apart = False
+    # Whether each process holds a part of each weight.
+    divides_weights = False
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -55,20 +60,38 @@ class Sharing:
 
     def combine(self, parameters: Sequence[Tensor], sums: Mapping[str, Tensor], complete: bool) -> dict[str, Tensor]:
         """Adds up gradients, in place, and named sums over all processes. ``complete``: each process has all names."""
-        totals, values_N = self._totals(parameters[0].device, sums, complete)
+        names, values_N = totals(self.group, parameters[0].device, sums, complete)
         self.group.add_up([values_N, *(p.grad for p in parameters if p.grad is not None)])
-        return dict(zip(totals, values_N.unbind(), strict=True))
+        return dict(zip(names, values_N.unbind(), strict=True))
 
     def common_norm(self, norm: Tensor) -> Tensor:
         """The norm of the gradient by which all processes judge the step; not finite if it is so in any of them."""
         return norm
 
-    def _totals(self, device: torch.device, sums: Mapping[str, Tensor], complete: bool) -> tuple[list[str], Tensor]:
-        """The names, in one order for all processes, and this process's sums (N,)."""
-        names = list(sums) if complete else self.group.first(list(sums))
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        zero = torch.zeros((), device=device)
-        return names, torch.stack([sums.get(name, zero).detach().to(exact) for name in names])
+    # --- weights ----------------------------------------------------------------------------------------
+
+    def divide(self, model: Transformer, extra: nn.Module) -> Transformer:
+        """The model that trains: where weights are divided, a copy with this process's part of them.
+
+        Raises `UserError` if that cannot be, with the modules that techniques train beside the model.
+        """
+        return model
+
+    @contextmanager
+    def gathered(self, divided: Transformer, whole: Transformer) -> Iterator[Transformer]:
+        """Inside, ``whole`` has the weights of the model that trains, and can be evaluated."""
+        yield divided
+
+    def local(self, weight: Tensor) -> Tensor:
+        """This process's part of a weight."""
+        return weight
+
+    def whole_state(self, state: Any) -> Any:
+        """A nested state with whole tensors; where weights are divided, on the CPU."""
+        return state
+
+    def divide_state(self, optimizers: Optimizers) -> None:
+        """Gives moments that were loaded as whole tensors the form of their parameters."""
 
     # --- between steps ----------------------------------------------------------------------------------
 
@@ -119,9 +142,9 @@ class LocalSteps(Sharing):
         return not self.group.any(not fits)
 
     def combine(self, parameters: Sequence[Tensor], sums: Mapping[str, Tensor], complete: bool) -> dict[str, Tensor]:
-        totals, values_N = self._totals(parameters[0].device, sums, complete)
+        names, values_N = totals(self.group, parameters[0].device, sums, complete)
         self.group.add_up([values_N])
-        return dict(zip(totals, values_N.unbind(), strict=True))
+        return dict(zip(names, values_N.unbind(), strict=True))
 
     def common_norm(self, norm: Tensor) -> Tensor:
         found = norm.detach().clone().view(1)
@@ -174,6 +197,23 @@ class LocalSteps(Sharing):
         self._apart = state["apart"]
 
 
+def totals(group: Group, device: torch.device, sums: Mapping[str, Tensor], complete: bool) -> tuple[list[str], Tensor]:
+    """The names of sums, in one order for all processes, and this process's own (N,). ``complete``: each has all."""
+    names = list(sums) if complete else group.first(list(sums))
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    zero = torch.zeros((), device=device)
+    return names, torch.stack([sums.get(name, zero).detach().to(exact) for name in names])
+
+
 def build_sharing(config: TrainerConfig, group: Group) -> Sharing:
-    """What ``trainer.parallel`` names. A process alone can take local steps too: the outer ones then follow its own."""
-    return LocalSteps(group, config.local) if config.parallel == "local" else Sharing(group)
+    """What ``trainer.parallel`` names. A process alone can take local steps too: the outer ones then follow its own.
+
+    A process alone has nobody to divide its weights with.
+    """
+    if config.parallel == "local":
+        return LocalSteps(group, config.local)
+    if config.parallel == "fsdp" and group.size > 1:
+        from tfx.training.sharded import Sharded
+
+        return Sharded(group)
+    return Sharing(group)

@@ -73,7 +73,9 @@ class Stepper:
         if is_asynchronous(device):
             # Before the first activations, so that these are cut into pieces for the memory that is left.
             self.optimizers.allocate()
-        self.guard = build_guard(config.trainer.instability, device)
+        # A divided weight cannot be refused on its device: the host waits for the verdict.
+        judged_on = torch.device("cpu") if self.sharing.divides_weights else device
+        self.guard = build_guard(config.trainer.instability, judged_on)
         # The examples of each step since the last look at the guard, by its number.
         self._examples: dict[int, str] = {}
         # Number of pieces that each batch is cut into to fit the device's memory.
@@ -145,18 +147,14 @@ class Stepper:
         Returns their summed negative log-likelihood. Returns None, and leaves no gradients, if the device of any
         process has too little memory.
         """
-        rank = self.sharing.group.rank
+        rank, size = self.sharing.group.rank, self.sharing.group.size
         # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
         torch.manual_seed(derive_seed(self.config.seed, "step", number, *([rank] if rank else [])))
         total = torch.zeros((), device=self.device)
-        pieces = [
-            piece if changed is not batch else piece.to(self.device)
-            for batch, changed in zip(batches, whole, strict=True)
-            for rows in self.sharing.own(len(batch.rows), self.pieces)
-            for piece in [changed.part(rows, batch)]
-        ]
+        pieces, counting = self._pieces(batches, whole)
         averaged = pieces if self.sharing.steps_apart else batches
-        targets = sum(batch.targets for batch in averaged)
+        # FSDP2 takes the mean over processes, and each of them divides by the targets of all.
+        divisor = sum(batch.targets for batch in averaged) / (size if self.sharing.divides_weights else 1)
         self._teacher_flops = 0.0
         fits = True
         try:
@@ -165,8 +163,9 @@ class Stepper:
                 moment = Instant(self.config.seed, number, index, progress)
                 loss, nll = seen.run(partial(self._loss, piece, moment))
                 # The average is over the targets of the whole step, not over its batches.
-                (loss / targets).backward()
-                total += nll
+                (loss / divisor if index < counting else 0.0 * loss).backward()
+                if index < counting:
+                    total += nll
             seen.pass_back()
             # Other processes' teachers read the other rows.
             self._teacher_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
@@ -178,6 +177,20 @@ class Stepper:
             return total
         self.optimizers.zero_grad()
         return None
+
+    def _pieces(self, batches: Sequence[Batch], whole: Sequence[Batch]) -> tuple[list[Batch], int]:
+        """This process's rows on the device, and how many of these pieces count.
+
+        The others hold a row that is of another process: they are there so that all run the same number of passes.
+        """
+        pieces: list[Batch] = []
+        fillers: list[Batch] = []
+        for batch, changed in zip(batches, whole, strict=True):
+            for rows in self.sharing.own(len(batch.rows), self.pieces):
+                is_filler = rows.start == rows.stop
+                piece = changed.part(slice(0, 1) if is_filler else rows, batch)
+                (fillers if is_filler else pieces).append(piece.to(self.device) if changed is batch else piece)
+        return [*pieces, *fillers], len(pieces)
 
     def _cut(self, number: int) -> None:
         """Halves the size of the pieces in which batches are run, now and from now on."""
