@@ -11,12 +11,14 @@ from typing import Any
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.evaluation.quality import measure_quality
-from tfx.processes.group import ALONE, Group, join
+from tfx.processes.group import Group, join
 from tfx.record.console import SilentConsole
 from tfx.run.compress import calibration_batches
+from tfx.run.life import status_of, train
 from tfx.run.setup import Parts, Setup
 from tfx.run.teacher import make_teachers
 from tfx.techniques.calibration import Calibration
+from tfx.training import loop
 from tfx.training.loop import Observer, Trainer
 
 TINY = (
@@ -29,7 +31,7 @@ TINY = (
 # In a group of two the batches have odd numbers of rows too, and the second arm accumulates.
 ARMS: dict[str, tuple[str, ...]] = {
     "dense": (),
-    "accumulated": ("trainer.accumulation=2", "trainer.averaging.kind=ema", "model.layer_dropout=0"),
+    "accumulated": ("trainer.accumulation=2", "trainer.averaging.kind=ema"),
     "one_row": ("dataset.batch_tokens=24", "technique=shuffle", "technique.shuffle.share=1"),
     "local": ("trainer.parallel=local", "trainer.local.steps=4", "trainer.averaging.kind=ema"),
     "fsdp": ("trainer.parallel=fsdp", "dataset.batch_tokens=96", "trainer.accumulation=2"),
@@ -113,9 +115,29 @@ def all_of(teacher: Path, group: Group) -> dict[str, Any]:
     return {**{name: trained(name, teacher, group) for name in ARMS}, "scores": scored(teacher, group)}
 
 
+def run(folder: Path) -> None:
+    """A whole run, with a teacher that all processes train first."""
+    words = [
+        *(*TINY, "technique=[distill,prune]", "technique.prune.sparsity=0.4", "trainer.budget.steps=6"),
+        *("technique.distill.teacher_budget.steps=4", "evaluation.latency_inputs=1", "trainer.save.every_steps=2"),
+    ]
+    train(compose(words), words, folder)
+
+
+def fail(folder: Path) -> int:
+    """The exit status of a run in whose second process a validation fails."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("a broken disk")
+
+    if join().rank == 1:
+        loop.score_loss = broken  # type: ignore[assignment]
+    return status_of(lambda: train(compose(TINY), TINY, folder))[0]
+
+
 if __name__ == "__main__":
-    members = join()
+    members, place = join(), Path(sys.argv[2])
     found = all_of(Path(sys.argv[1]), members)
-    Path(sys.argv[2], f"{members.rank}.json").write_text(json.dumps(found))
-    members.leave()
-    assert members is not ALONE
+    run(place / "run")
+    found["status"] = fail(place / "failed")
+    (place / f"{members.rank}.json").write_text(json.dumps(found))

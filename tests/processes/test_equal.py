@@ -18,7 +18,7 @@ ARMS.loader.exec_module(arms)
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What one process did, and what each of two did, by arm."""
+    """A folder of runs of two processes; what one process did, and what each of two did, by arm."""
     folder = tmp_path_factory.mktemp("arms")
     teacher = folder / "teacher.safetensors"
     threads = torch.get_num_threads()
@@ -28,7 +28,7 @@ def found(tmp_path_factory):
         launch([arms.__file__, str(teacher), str(folder)], 2, threads=1)
         one = json.loads(json.dumps(arms.all_of(teacher, ALONE)))
     torch.set_num_threads(threads)
-    return one, *(json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    return folder, one, *(json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
 
 
 SAME = [name for name in arms.ARMS if name != "local"]
@@ -36,7 +36,7 @@ SAME = [name for name in arms.ARMS if name != "local"]
 
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_give_the_loss_curve_of_one(found, name):
-    one, first, second = (each[name] for each in found)
+    one, first, second = (each[name] for each in found[1:])
     assert len(one["curve"]) == 12
     for ours, theirs in zip(first["curve"], one["curve"], strict=True):
         assert ours == pytest.approx(theirs, rel=2e-4)
@@ -50,10 +50,10 @@ def test_two_processes_give_the_loss_curve_of_one(found, name):
 
 
 def test_local_steps_end_with_one_model_in_all_processes_near_that_of_all_gradients(found):
-    one, first, second = (each["local"] for each in found)
+    one, first, second = (each["local"] for each in found[1:])
     assert first["weights"] == second["weights"]
     assert first["curve"] == second["curve"]
-    dense = found[0]["dense"]
+    dense = found[1]["dense"]
     assert first["cost"]["tokens"] == dense["cost"]["tokens"]
     ends = [each["curve"][-1]["valid"] for each in (first, dense)]
     assert ends[0] == pytest.approx(ends[1], rel=0.1)
@@ -63,13 +63,37 @@ def test_local_steps_end_with_one_model_in_all_processes_near_that_of_all_gradie
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_evidence_is_that_of_all_processes(found, name):
-    one, first, _ = (each[name] for each in found)
+    one, first, _ = (each[name] for each in found[1:])
     for technique, evidence in one["evidence"].items():
         assert first["evidence"][technique] == pytest.approx(evidence, rel=2e-3), technique
 
 
 def test_shared_scoring_and_decoding_give_the_bits_of_one_process(found):
-    one, first, second = (each["scores"] for each in found)
+    one, first, second = (each["scores"] for each in found[1:])
     assert first == one
     assert {"loss", "chrf"} <= one["metrics"].keys()
     assert second["metrics"]["loss"] == one["metrics"]["loss"]
+
+
+def test_one_of_two_processes_writes_the_run_directory(found):
+    folder = found[0] / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["train"]["processes"] == 2
+    assert [stage["name"] for stage in summary["stages"]] == ["reference", "trained", "prune", "file"]
+    assert summary["train"]["teacher_steps"] == 4
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 7))
+    assert (folder / "train.log").read_text().count("2 processes (ddp)") == 1
+    assert json.loads((folder / "environment.json").read_text())["processes"] == 2
+    assert len(list((found[0] / "cache" / "teachers").iterdir())) == 1
+
+
+def test_the_first_process_reports_why_another_one_failed(found):
+    folder, _, first, second = found
+    summary = json.loads((folder / "failed" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "process 1 failed: ValueError: a broken disk" in summary["error"]
+    log = (folder / "failed" / "train.log").read_text()
+    assert "in broken" in log, "the traceback of the other process is missing"
+    assert first["status"] == second["status"] == 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfx.errors import UserError
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
-from tfx.record.signals import StoppedBySignal, deferred_signal
+from tfx.record.signals import StoppedBySignal, hold_signals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,13 +27,9 @@ Value = TypeVar("Value")
 
 # A process may wait for another as long as that trains a teacher or waits for a cache; a dead one is noticed at once.
 _PATIENCE = timedelta(days=7)
-# How long a process that failed waits until the first one has reported it.
-_REPORT_SECONDS = 20.0
-# How long the first process waits for the word of one that is gone.
-_WORD_SECONDS = 3.0
 # Bytes of gradients in one message: large enough for the full speed of a network, small enough for its buffer.
 _BUCKET_BYTES = 32 << 20
-_FAILURE, _REPORTED = "tfx/failure", "tfx/reported"
+_FAILURE = "tfx/failure"
 
 
 class LostProcessError(Exception):
@@ -120,19 +115,15 @@ class Group:
 
     # --- the end of a process ---------------------------------------------------------------------------
 
-    def fail(self, failure: Failure) -> bool:
-        """Tells the others why this process ends, and leaves them: then nothing more can be agreed.
-
-        Returns whether the first process reports it, or has: all but that one wait for it.
-        """
-        return True
+    def fail(self, failure: Failure) -> None:
+        """Tells the others why this process ends. They hear it when it is gone: end it soon."""
 
     def cause(self, error: BaseException) -> BaseException:
-        """The error that ends the run where this one follows from the end of another process; else itself."""
-        return error
+        """The error that ends the run where this one follows from the end of another process; else itself.
 
-    def reported(self) -> None:
-        """Tells the others that the first process has reported why the run ends: they can end too."""
+        From now on signals do not disturb the report of it.
+        """
+        return error
 
     def leave(self) -> None:
         """Call this at the end of a run that did not fail."""
@@ -225,29 +216,21 @@ class _Several(Group):
                 raise
             raise LostProcessError(self._last_word()) from error
 
-    def _last_word(self, seconds: float = _WORD_SECONDS) -> Failure | None:
-        """What the process that failed first said; None if it says nothing within some seconds."""
-        return Failure(**json.loads(self._store.get(_FAILURE))) if self._waits_for(_FAILURE, seconds) else None
-
-    def _waits_for(self, key: str, seconds: float) -> bool:
-        """Whether the store has a key within some seconds. Between looks at it a signal can end the process."""
-        end = time.monotonic() + seconds
+    def _last_word(self) -> Failure | None:
+        """What the process that failed first said before it ended; None if it said nothing."""
         with suppress(RuntimeError):  # the store is gone with its process
-            while not self._store.check([key]):
-                # A launcher sends a signal where the first process was killed: it cannot report anything.
-                if time.monotonic() >= end or deferred_signal():
-                    return False
-                time.sleep(0.05)
-            return True
-        return False
+            if self._store.check([_FAILURE]):
+                return Failure(**json.loads(self._store.get(_FAILURE)))
+        return None
 
     def cause(self, error: BaseException) -> BaseException:
+        hold_signals()
         failure = None
         if isinstance(error, LostProcessError):
             failure = error.failure
         elif isinstance(error, StoppedBySignal):
             # A launcher sends a signal to those that are left when one has failed.
-            failure = self._last_word(0.0)
+            failure = self._last_word()
         if failure is None:
             return error
         if failure.kind == "user":
@@ -258,29 +241,19 @@ class _Several(Group):
         found.add_note(failure.traceback)
         return found
 
-    def fail(self, failure: Failure) -> bool:
-        if not self._connected:
-            return self.is_first
-        with suppress(RuntimeError):
-            # The first word counts: what others say is its consequence.
-            self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
-        self._disconnect()
-        return self.is_first or self._waits_for(_REPORTED, _REPORT_SECONDS)
-
-    def reported(self) -> None:
-        with suppress(RuntimeError):
-            self._store.set(_REPORTED, "1")
+    def fail(self, failure: Failure) -> None:
+        if self._connected:
+            self._connected = False
+            with suppress(RuntimeError):
+                # The first word counts: what others say is its consequence.
+                self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
 
     def leave(self) -> None:
-        if self._connected:
-            self.gather(None)
-            self._disconnect()
-
-    def _disconnect(self) -> None:
         from torch import distributed
 
-        self._connected = False
-        with suppress(RuntimeError):
+        if self._connected:
+            self._connected = False
+            self.gather(None)
             distributed.destroy_process_group()
 
 

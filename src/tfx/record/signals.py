@@ -42,7 +42,7 @@ def leaving_on_signals(*, once: bool = False) -> Iterator[None]:
     and inside another such block nothing changes. With ``once`` a second signal does nothing: a process of several may
     get the same one from its terminal, its cluster and its launcher.
     """
-    global _once
+    global _once, _held
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _leave:
         yield
         return
@@ -51,10 +51,10 @@ def leaving_on_signals(*, once: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        _once = False
+        is_held, _once, _held = _held, False, False
         _came.clear()
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_held else handler)
 
 
 @contextmanager
@@ -75,6 +75,16 @@ def raise_if_signalled() -> None:
         raise StoppedBySignal(_waiting.pop())
 
 
+def hold_signals() -> None:
+    """From now on signals do nothing: one of several processes ends, and first says why.
+
+    Its launcher signals it where another one has ended.
+    """
+    global _held
+    _came.append(0)
+    _held = True
+
+
 def deferred_signal() -> int:
     """The number of the signal that waits; 0: none does."""
     return _waiting[-1] if _waiting else 0
@@ -92,6 +102,7 @@ _came: list[int] = []
 _waiting: list[int] = []
 _deferring = 0
 _once = False
+_held = False
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

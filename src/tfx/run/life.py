@@ -47,12 +47,12 @@ def _telling(group: Group) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        failure = Failure.of(error.__cause__ or error if isinstance(error, ReportedError) else error, group.rank)
-        is_reported = group.fail(failure)
+        cause = group.cause(error)
+        failure = Failure.of(cause.__cause__ or cause if isinstance(cause, ReportedError) else cause, group.rank)
+        group.fail(failure)
         if group.is_first:
-            group.reported()
-            raise
-        raise ReportedError(0 if is_reported else failure.status) from error
+            raise cause from (None if cause is error else error)
+        raise ReportedError(failure.status) from error
     group.leave()
 
 
