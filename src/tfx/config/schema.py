@@ -374,7 +374,9 @@ class LocalConfig:
         maximum=1000000,
     )
     outer_lr: float = setting(0.7, "outer learning rate: of the mean change since they last met", above=0, maximum=10)
-    outer_momentum: float = setting(0.9, "Nesterov momentum of the outer optimizer", minimum=0, below=1)
+    outer_momentum: float = setting(
+        0.5, "Nesterov momentum of the outer optimizer; the paper has 0.9 for 500 steps", minimum=0, below=1
+    )
 
 
 @dataclass
