@@ -1,6 +1,112 @@
 """What tests of commands have in common."""
 
+import functools
+import gc
+import importlib
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import traceback
+
+# Before torch is loaded: threads of OpenMP do not survive a fork, and one thread gives the same bits everywhere.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
+
+_Process = subprocess.Popen
+_PARAMETERS = inspect.signature(_Process._execute_child)
+
+
+class _Forked(_Process):
+    """`subprocess.Popen`, but ``python -m tfx …`` is a fork of the tests' process.
+
+    What it would load, which takes several times as long as most commands here, is loaded already. All else is as in
+    a process of its own: pipes, environment, folder, signals, session and exit status.
+    """
+
+    def _execute_child(self, args, *others):
+        if isinstance(args, (str, bytes)) or list(args[:3]) != [sys.executable, "-m", "tfx"]:
+            super()._execute_child(args, *others)
+            return
+        given = _PARAMETERS.bind(self, args, *others).arguments
+        _load()
+        pipes = [given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(given, [str(word) for word in args[3:]])
+        self._child_created = True
+        self._close_pipe_fds(*pipes)
+
+
+@functools.cache
+def _load():
+    """Loads what a training loads on its way."""
+    for name in ("torch._dynamo", "tfx.run.life", "tfx.experiments.launcher", "tfx.report.page"):
+        importlib.import_module(name)
+    from tfx.config.schema import DatasetConfig
+    from tfx.data.sources import load_corpus
+
+    load_corpus(DatasetConfig(name="normalize", format="normalize"))
+
+
+def _become(given, words):
+    """Runs the command in the forked process, and ends it."""
+    status = 1
+    try:
+        gc.disable()  # what the tests left is not for this process to finalize
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for target, name in enumerate(("p2cread", "c2pwrite", "errwrite")):
+            if given[name] != -1:
+                os.dup2(given[name], target)
+        os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
+        if given["start_new_session"]:
+            os.setsid()
+        if given["preexec_fn"] is not None:
+            given["preexec_fn"]()
+        if given["cwd"] is not None:
+            os.chdir(given["cwd"])
+        if given["env"] is not None:
+            os.environ.clear()
+            os.environ.update(given["env"])
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
+        _open_streams()
+        sys.argv = ["tfx", *words]
+        from hydra.core.global_hydra import GlobalHydra
+
+        from tfx.cli import main
+
+        GlobalHydra.instance().clear()
+        status = main(words)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                status = 120
+        os._exit(status)
+
+
+def _open_streams():
+    """Opens the standard streams as a new process would."""
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0] or "utf-8"
+    sys.stdin = sys.__stdin__ = open(0, encoding=encoding, closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False)
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch, request):
+    """Commands of tfx that a test starts are forks; a test marked ``whole_process`` starts them as a user does."""
+    if request.node.get_closest_marker("whole_process") is None:
+        monkeypatch.setattr(subprocess, "Popen", _Forked)
 
 
 @pytest.fixture

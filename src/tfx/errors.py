@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_MOST_LISTED = 20
+_MAX_LISTED = 20
 _LONGEST_MESSAGE = 1000
 
 
@@ -34,9 +34,9 @@ def suggest(word: str, choices: Iterable[str], see: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f": did you mean '{close[0]}'?"
-    if len(known) > _MOST_LISTED:
+    if len(known) > _MAX_LISTED:
         # A long list helps less than the command that explains it.
-        return f": {see}" if see else f": choose one of {', '.join(known[:_MOST_LISTED])} … ({len(known):,} in all)"
+        return f": {see}" if see else f": choose one of {', '.join(known[:_MAX_LISTED])} … ({len(known):,} in all)"
     return f": choose one of {', '.join(known)}" if known else ""
 
 

@@ -246,6 +246,7 @@ def wait_for(pattern: str, run: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.whole_process
 def test_a_signal_saves_says_how_to_go_on_and_the_rest_is_the_same(folder):
     words = [*PAIRS, "trainer.budget.steps=120", "trainer.save.every_steps=50"]
     run = folder / "stopped"

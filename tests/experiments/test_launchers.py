@@ -7,6 +7,9 @@ import sys
 import pytest
 import yaml
 
+# The launchers start and end their processes at the start and end of the one that runs them.
+pytestmark = pytest.mark.whole_process
+
 TINY = [
     "model.width=16",
     "model.heads=2",

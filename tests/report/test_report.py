@@ -395,7 +395,7 @@ def test_all_differences_are_drawn_or_counted_and_each_has_a_text_under_the_poin
     text = (sweep / "report.html").read_text()
     assert re.search(r"<title>prune: [−-]0\.\d+ \([−-]0\.\d+ to [−+-]0\.\d+\)</title>", text)
     assert "more are in the table above" not in text
-    monkeypatch.setattr(page, "_MOST_DIFFERENCES", 0)
+    monkeypatch.setattr(page, "_MAX_DIFFERENCES", 0)
     assert main(["report", str(sweep)]) == 0
     assert "The best 0; 1 more are in the table above." in (sweep / "report.html").read_text()
 

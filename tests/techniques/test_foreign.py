@@ -54,6 +54,7 @@ def tfx(site, here, *arguments):
     return subprocess.run(command, env=variables, cwd=here, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.whole_process  # which finds an installed package
 def test_the_readmes_technique_is_listed_trained_and_proved(site, tmp_path):
     listed = json.loads(tfx(site, tmp_path, "list", "technique", "--json").stdout)["technique"]["drop_tokens"]
     assert listed.splitlines()[0] == "replaces input tokens by padding, as noise"

@@ -16,7 +16,7 @@ from tfx.config.schema import Root
 from tfx.errors import UserError, unknown
 
 # Far more than any config has; nested aliases can expand a short text to any size.
-_MOST_YAML_NODES = 100_000
+_MAX_YAML_NODES = 100_000
 
 
 def check_yaml(path: Path) -> None:
@@ -36,7 +36,7 @@ def check_yaml(path: Path) -> None:
 
     def size(node: yaml.Node) -> int:
         if id(node) not in sizes:
-            sizes[id(node)] = _MOST_YAML_NODES  # the size of a node inside itself
+            sizes[id(node)] = _MAX_YAML_NODES  # the size of a node inside itself
             inner = node.value if isinstance(node, yaml.CollectionNode) else ()
             parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
             sizes[id(node)] = 1 + sum(map(size, parts))
@@ -44,8 +44,8 @@ def check_yaml(path: Path) -> None:
 
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is not None and size(root) > _MOST_YAML_NODES:
-            raise UserError(f"{path}: its aliases (*name) expand to more than {_MOST_YAML_NODES:,} values: write fewer")
+        if root is not None and size(root) > _MAX_YAML_NODES:
+            raise UserError(f"{path}: its aliases (*name) expand to more than {_MAX_YAML_NODES:,} values: write fewer")
     except (yaml.YAMLError, RecursionError):
         return
 

@@ -11,7 +11,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.model.attention import Attention
 from tfx.model.transformer import Transformer
 
-_MOST_TOKENS = 32  # a larger map is unreadable
+_MAX_TOKENS = 32  # a larger map is unreadable
 
 
 @torch.inference_mode()
@@ -28,7 +28,7 @@ def record_attention(
     was_training = model.training
     model.eval()
     device = model.embedding.weight.device
-    longest = min(_MOST_TOKENS, model.architecture.context)
+    longest = min(_MAX_TOKENS, model.architecture.context)
     layers: list[dict[str, Any]] = []
 
     def recorder(name: str) -> Any:

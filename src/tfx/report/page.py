@@ -26,12 +26,12 @@ from tfx.report.plots import Plot, Point, rounded
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
 from tfx.report.statistics import RESAMPLES
 
-_MOST_ARMS_IN_DETAIL = 6
-_MOST_DIFFERENCES = 100
+_MAX_ARMS_IN_DETAIL = 6
+_MAX_DIFFERENCES = 100
 _FLAT = 0.001  # costs that differ by less than this share say nothing against each other
-_MOST_EXAMPLES = 8
-_MOST_ATTENTION = 2
-_MOST_TEXT = 600
+_MAX_EXAMPLES = 8
+_MAX_ATTENTION = 2
+_MAX_TEXT = 600
 
 
 def write_page(comparison: Comparison, file: Path) -> None:
@@ -161,7 +161,7 @@ def _family(family: Family) -> dict[str, Any]:
     better = "more" if higher_is_better(metric) else "less"
     dominated = {arm.label for arm in arms if arm.fronts and not any(arm.fronts.values())}
     kinds = ["base" if arm is family.baseline else "dominated" if arm.label in dominated else "" for arm in arms]
-    detailed = family.arms[:_MOST_ARMS_IN_DETAIL]
+    detailed = family.arms[:_MAX_ARMS_IN_DETAIL]
     first = detailed[0].runs[0]
     signature, split = first.signatures.get(metric), first.test_split
     heat_maps = []
@@ -268,14 +268,14 @@ def _differences(family: Family) -> tuple[Plot, str] | None:
     sign = -1 if higher_is_better(family.metric) else 1
     rows.sort(key=lambda row: sign * row[1])
     plot = plots.differences(
-        rows[:_MOST_DIFFERENCES],
+        rows[:_MAX_DIFFERENCES],
         family.metric,
         family.margin,
         "the baseline" if family.baseline else "where each started",
         higher_is_better=higher_is_better(family.metric),
     )
-    most = len(rows) - _MOST_DIFFERENCES
-    return plot, f"The best {_MOST_DIFFERENCES}; {most} more are in the table above." if most > 0 else ""
+    most = len(rows) - _MAX_DIFFERENCES
+    return plot, f"The best {_MAX_DIFFERENCES}; {most} more are in the table above." if most > 0 else ""
 
 
 def _fronts(family: Family) -> tuple[list[Plot], str]:
@@ -373,13 +373,13 @@ def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
     changes.sort(key=lambda item: -item[0])
     rows = [
         {
-            "source": str(row["source"])[:_MOST_TEXT],
-            "reference": _references(row.get("reference"))[:_MOST_TEXT],
-            "dense": str(other.get("hypothesis"))[:_MOST_TEXT],
-            "hypothesis": str(row["hypothesis"])[:_MOST_TEXT],
+            "source": str(row["source"])[:_MAX_TEXT],
+            "reference": _references(row.get("reference"))[:_MAX_TEXT],
+            "dense": str(other.get("hypothesis"))[:_MAX_TEXT],
+            "hypothesis": str(row["hypothesis"])[:_MAX_TEXT],
             "change": f"{change:+.2f} nats a token",
         }
-        for _, change, row, other in changes[:_MOST_EXAMPLES]
+        for _, change, row, other in changes[:_MAX_EXAMPLES]
     ]
     return {"label": arm.label, "reference": name, "rows": rows}
 
@@ -394,7 +394,7 @@ def _same_seed(runs: Sequence[Run], seed: int) -> Run:
 
 def _attention(run: Run) -> list[Plot]:
     result = []
-    for row in read_attention(run.path)[:_MOST_ATTENTION]:
+    for row in read_attention(run.path)[:_MAX_ATTENTION]:
         for layer in row["layers"]:
             weights_HTS = layer["weights_HTS"]
             sides = {"encoder": (row["tokens_source"],) * 2, "cross": (row["tokens_target"], row["tokens_source"])}

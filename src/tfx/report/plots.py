@@ -48,7 +48,7 @@ _DASHES: list[Any] = [
 ]
 _WIDE = 10.5  # inches, of a plot that stands alone on the page
 MOST_SERIES = len(_SERIES)
-_MOST_MARKS = 8  # on a curve: they tell it from others, and its line has every value
+_MAX_MARKS = 8  # on a curve: they tell it from others, and its line has every value
 MOST_NAMED = 6  # more names than that would overlap in a front: then numbers stand for them
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -279,7 +279,7 @@ def curves(series: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], m
                     linestyle=_DASHES[index],
                     marker=_MARKERS[index],
                     markersize=4,
-                    markevery=max(1, len(run) // _MOST_MARKS),
+                    markevery=max(1, len(run) // _MAX_MARKS),
                     linewidth=1.3,
                     alpha=1.0,
                     label=_cut(label, 60) if place == 0 else None,

@@ -26,7 +26,7 @@ from tfx.record.summary import Reference, Summary
 from tfx.record.vocabulary import scorer
 from tfx.report.kept import SUFFIX, KeptRun, kept_files, kept_run, read_kept
 
-_MOST_LEAVES = 5000
+_MAX_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.
 _NOT_THE_RESULT = ("seed", "name", "tags", "evaluation.attention_maps", "trainer.tensorboard")
 # Settings that name another run.
@@ -437,8 +437,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
     while pending:
         name, value = pending.pop()
         leaves += 1
-        if leaves > _MOST_LEAVES:
-            raise BrokenRunError(f"its config unfolds to more than {_MOST_LEAVES} values")
+        if leaves > _MAX_LEAVES:
+            raise BrokenRunError(f"its config unfolds to more than {_MAX_LEAVES} values")
         if isinstance(value, dict) and value:
             pending += [(f"{name}.{key}" if name else str(key), value[key]) for key in value]
         else:

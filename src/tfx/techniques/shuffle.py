@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import Root, setting
+from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
@@ -92,11 +93,12 @@ class Shuffle(Technique):
         self._reordered = 0
 
     def check(self, config: Root) -> None:
-        if config.dataset.task == "lm" and self.settings.side != "source":
+        is_stream = TASKS[config.dataset.task].is_stream
+        if is_stream and self.settings.side != "source":
             raise UserError(
                 f"technique.shuffle.side={self.settings.side} is for text to text: a language model has one sequence"
             )
-        if config.dataset.task == "lm" and self.settings.examples == "by_length":
+        if is_stream and self.settings.examples == "by_length":
             raise UserError(
                 "technique.shuffle.examples=by_length is for text to text: the windows of a language model are all of "
                 "one length; leave it out"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import Budget, Root, group, setting
+from tfx.config.tasks import TASKS
 from tfx.data.sources import Corpus, replace_targets
 from tfx.errors import UserError
 from tfx.model.linear import Linear
@@ -94,7 +95,7 @@ class Distill(Technique):
                 "technique.distill has nothing to do: loss=none or alpha=0, hidden=0, sequence_level=false, "
                 "initialise=false"
             )
-        if config.dataset.task == "lm":
+        if not TASKS[config.dataset.task].decodes:
             for name in ("sequence_level", "cache_top_k"):
                 if getattr(settings, name):
                     raise UserError(f"technique.distill.{name} is for text to text, not for a language model")

@@ -8,7 +8,7 @@ from torch import Tensor
 from tfx.compression.grid import Grid
 from tfx.model.device import running_sums
 
-_MOST_ROUNDS = 100
+_MAX_ROUNDS = 100
 
 
 def cluster(weight_RC: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
@@ -33,7 +33,7 @@ def cluster(weight_RC: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 def _lloyd(values: Tensor, others: Tensor) -> Tensor:
     """Moves each centre to the mean of the sorted values nearest to it, until none moves; the one at 0 stays."""
     sums = torch.cat([values.new_zeros(1), running_sums(values, 0)])
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         centres = torch.cat([others, others.new_zeros(1)]).sort().values
         bounds = torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
         bounds = torch.cat([bounds.new_zeros(1), bounds, bounds.new_full((1,), len(values))])
