@@ -2,15 +2,16 @@
 
 import importlib.util
 import json
+import multiprocessing
+import os
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 from tfx.processes.group import ALONE
-from tfx.processes.launch import launch
 
-# A script too: the processes run it.
 ARMS = importlib.util.spec_from_file_location("arms", Path(__file__).with_name("arms.py"))
 arms = importlib.util.module_from_spec(ARMS)
 ARMS.loader.exec_module(arms)
@@ -25,10 +26,30 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFX_CACHE", str(folder / "cache"))
         arms.make_teacher(teacher)
-        launch([arms.__file__, str(teacher), str(folder)], 2, threads=1)
+        # Forked, because they then need not load what is loaded here.
+        fork, port = multiprocessing.get_context("fork"), free_port()
+        processes = [fork.Process(target=member, args=(rank, port, teacher, folder)) for rank in (0, 1)]
+        for process in processes:
+            process.start()
         one = json.loads(json.dumps(arms.all_of(teacher, ALONE)))
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
     torch.set_num_threads(threads)
     return folder, one, *(json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+
+
+def member(rank: int, port: int, teacher: Path, folder: Path) -> None:
+    """The work of one of two processes, which finds its place as torchrun would tell it."""
+    place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    (folder / f"{rank}.json").write_text(json.dumps(arms.all_of_two(teacher, folder)))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 SAME = [name for name in arms.ARMS if name != "local"]
