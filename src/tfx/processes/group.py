@@ -259,16 +259,17 @@ class _Several(Group):
 
 # The group of a run of one process.
 ALONE = Group(NO_LAUNCHER)
-_joined: Group | None = None
+# The group that was joined, and the process that did: one that it forked belongs to another.
+_joined: tuple[Group, int] | None = None
 
 
 def join() -> Group:
     """The group that this process belongs to, connected at the first call. Raises `UserError`."""
     global _joined
-    if _joined is None:
+    if _joined is None or _joined[1] != os.getpid():
         place = find_place()
-        _joined = ALONE if place.size == 1 else _Several(place)
-    return _joined
+        _joined = (ALONE if place.size == 1 else _Several(place)), os.getpid()
+    return _joined[0]
 
 
 def _on_cpu(value: Any) -> Any:

@@ -15,6 +15,8 @@ from tfx.record.signals import StoppedBySignal, leave_signals
 # How long processes may take to save their state after a signal before they are killed.
 _SAVING_SECONDS = 300
 _PR_SET_PDEATHSIG = 1
+# Set in the environment of the processes that `launch` starts.
+_LAUNCHED = "TFX_LAUNCHED"
 
 
 class LaunchedError(Exception):
@@ -51,7 +53,9 @@ def launch(arguments: Sequence[str], count: int, threads: int) -> None:
         shutdown_timeout=_SAVING_SECONDS,
         signals_to_handle=",".join(signal.Signals(number).name for number in leave_signals()),
     )
-    given = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "TFX_LAUNCHED": "1"}
+    if was_launched():
+        raise AssertionError("a process of a run never starts others")
+    given = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", _LAUNCHED: "1"}
     try:
         with _environment(given), _own_handlers():
             elastic_launch(config, sys.executable)(*arguments)
@@ -61,9 +65,14 @@ def launch(arguments: Sequence[str], count: int, threads: int) -> None:
         raise StoppedBySignal(stopped.sigval) from None
 
 
+def was_launched() -> bool:
+    """Whether `launch` started this process."""
+    return _LAUNCHED in os.environ
+
+
 def end_with_parent() -> None:
     """Lets a process that `launch` started get a SIGTERM when the launcher itself is killed (on Linux)."""
-    if os.environ.get("TFX_LAUNCHED") and sys.platform == "linux":
+    if was_launched() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
