@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests that need the libraries of these extras, in an environment of their own.
+EXTRAS := test,wandb,mlflow,trackio
+EXTRA_TESTS := tests/run/test_tracking.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types format docs clean
+.PHONY: help install demo test test-slow test-extras lint types format docs clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +20,8 @@ test: $(VENV)/.installed-dev ## the test suite (minutes; no network once install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 test-slow: $(VENV)/.installed-dev ## checks that train for minutes, or need real data in $$TFX_TEST_DATA
 	$(BIN)/python -m pytest -m slow
+test-extras: $(VENV)-extras/.installed ## what other libraries do with runs and models: trackers, import, export
+	OMP_NUM_THREADS=1 $(VENV)-extras/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(EXTRA_TESTS)
 lint: $(VENV)/.installed-dev ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,7 +33,7 @@ format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 docs: $(VENV)/.installed-docs ## the documentation as a site, in build/site
 	$(BIN)/properdocs build --strict
 clean: ## remove the virtual environment and caches, never outputs/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/tfx.egg-info
+	rm -rf $(VENV) $(VENV)-extras .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/tfx.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -39,6 +44,11 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[test,lint]'
+	@touch $@
+$(VENV)-extras/.installed: pyproject.toml constraints.txt constraints-extras.txt
+	$(PYTHON) -m venv $(VENV)-extras
+	$(VENV)-extras/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -c constraints-extras.txt -e '.[$(EXTRAS)]'
 	@touch $@
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) -e '.[docs]'

@@ -238,21 +238,6 @@ def test_completion_knows_commands_and_choices(monkeypatch, capfd):
     assert "model=seq2seq_tiny" in done.stdout
 
 
-def test_tensorboard_that_is_missing_is_one_line(folder):
-    script = "import sys; sys.modules['torch.utils.tensorboard'] = None; from tfx.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", script, "train", *TINY, *PAIRS, "trainer.tensorboard=true"]
-    done = subprocess.run([*command, f"hydra.run.dir={folder / 'tb'}"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip() == "tfx: trainer.tensorboard needs an extra: pip install 'tfx[tensorboard]'"
-    assert not (folder / "tb").exists()
-
-
-def test_tensorboard_events_lie_in_the_run(folder):
-    pytest.importorskip("tensorboard")
-    assert train(*PAIRS, "trainer.tensorboard=true", f"hydra.run.dir={folder / 'events'}") == 0
-    assert list((folder / "events" / "tensorboard").glob("events.*"))
-
-
 @pytest.mark.parametrize(("command", "usage"), [("train", "[key=value …]"), ("ablate", "+technique=[a,b,…]")])
 def test_the_usage_line_keeps_its_brackets(command, usage, capsys):
     assert main([command, "--help"]) == 0

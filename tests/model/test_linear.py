@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tfx.model.linear import Linear, reduce_rows, set_product_dtype
+from tfx.model.device import choose_precision
+from tfx.model.linear import Linear, _ReducedLinear, products_in, reduce_rows
 
 
 def pair(shape, bias):
@@ -22,8 +23,8 @@ def test_mixed_products_and_gradients_stay_near_full_precision(shape, bias):
     inputs = [x, *layer.parameters()]
     expected = functional.linear(x, layer.weight, layer.bias)
     expected_grads = torch.autograd.grad(expected, inputs, grad)
-    set_product_dtype(layer, torch.bfloat16)
-    y = layer(x)
+    with products_in(torch.bfloat16):
+        y = layer(x)
     assert y.dtype == torch.float32
     assert y.shape == expected.shape
     assert not torch.equal(y, expected)
@@ -37,32 +38,54 @@ def test_mixed_products_and_gradients_stay_near_full_precision(shape, bias):
         assert (actual - wanted).norm() < 0.01 * wanted.norm()
 
 
-def test_evaluation_is_in_full_precision():
+@pytest.mark.parametrize("training", [True, False])
+def test_outside_all_is_in_full_precision_whatever_the_mode(training):
     layer, x, _ = pair((5,), True)
-    set_product_dtype(layer, torch.bfloat16)
-    assert torch.equal(layer.eval()(x), functional.linear(x, layer.weight, layer.bias))
+    layer.train(training)
+    expected = functional.linear(x, layer.weight, layer.bias)
+    with products_in(torch.bfloat16):
+        assert not torch.equal(layer(x), expected)
+        with products_in(torch.float32):
+            assert torch.equal(layer(x), expected)
+        assert not torch.equal(layer(x), expected)
+    assert torch.equal(layer(x), expected)
 
 
 def test_frozen_weights_still_pass_the_gradient_on():
     layer, x, grad = pair((5,), True)
-    set_product_dtype(layer, torch.bfloat16)
     layer.requires_grad_(False)
-    layer(x).backward(grad)
+    with products_in(torch.bfloat16):
+        layer(x).backward(grad)
     assert layer.weight.grad is None
     assert (x.grad - grad @ layer.weight).norm() < 0.01 * x.grad.norm()
 
 
-def test_set_product_dtype_reaches_every_linear_of_the_blocks_and_mixed_training_stays_close(make_model, example):
+def test_every_linear_of_the_blocks_is_reached_and_mixed_training_stays_close(make_model, example, monkeypatch):
     model = make_model(dtype=torch.float32).train()
     inputs = example("seq2seq")
     expected = model(*inputs)
-    set_product_dtype(model, torch.bfloat16)
+    reduced, plain = [], _ReducedLinear.apply
+    monkeypatch.setattr(_ReducedLinear, "apply", lambda *arguments: reduced.append(1) or plain(*arguments))
+    with products_in(torch.bfloat16):
+        actual = model(*inputs)
     layers = [module for module in model.modules() if isinstance(module, Linear)]
-    assert len(layers) == 2 * 6 + 2 * 10
-    assert all(layer.product_dtype == torch.bfloat16 for layer in layers)
-    actual = model(*inputs)
+    assert len(reduced) == len(layers) == 2 * 6 + 2 * 10
     assert not torch.equal(actual, expected)
     assert (actual - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("precision", ["mixed", "bf16"])
+def test_blocks_that_run_again_backwards_have_the_same_numbers(make_model, example, precision):
+    chosen, gradients = choose_precision(precision, torch.device("cpu")), []
+    for checkpointing in (False, True):
+        model = make_model(dtype=torch.float32).train()
+        model.set_checkpointing(checkpointing)
+        with chosen.forward(torch.device("cpu")):
+            loss = model(*example("seq2seq")).float().square().sum()
+        with chosen.backward():
+            loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])

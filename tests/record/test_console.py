@@ -137,18 +137,6 @@ def test_metrics_are_appended_and_taken_back_to_a_place(tmp_path):
     ]
 
 
-def test_tensorboard_gets_the_same_values(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
-    for step in (1, 2, 3):
-        log.write("train", step=step, tokens=10, seconds=0.1, loss=1.0 / step)
-    log.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert found == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
-
-
 def test_the_environment_names_what_a_result_may_depend_on():
     import torch
 

@@ -15,8 +15,8 @@ from tfx.data.sources import Corpus
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch
+from tfx.model.device import FULL_PRECISION, Precision, choose_precision
 from tfx.model.flops import decoding_flops, forward_flops
-from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, LogitSlice, projected_losses
 from tfx.model.transformer import Transformer, initialise, run_batch
 from tfx.tasks.prepare import PreparedData
@@ -154,9 +154,11 @@ def weight_of_positions(batch: Batch) -> torch.Tensor:
     return (own * real + (1 - own) * (batch.mix.partner_out_BT >= 0)).flatten()
 
 
-def taught(settings: DistillSettings, teacher: Transformer, data: object = None) -> Distill:
+def taught(
+    settings: DistillSettings, teacher: Transformer, data: object = None, precision: Precision = FULL_PRECISION
+) -> Distill:
     technique = Distill(settings)
-    technique.receive_teacher(a_teacher(teacher), None, CPU)
+    technique.receive_teacher(a_teacher(teacher, precision=precision), None, CPU)
     if data is not None:
         technique.receive_teacher(technique.teacher, data, CPU)
     return technique
@@ -336,9 +338,9 @@ def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, mon
     assert len(list(cache.iterdir())) == 1
     # As many pairs of the same data, but others; and products in another precision.
     taught(settings, teacher, data_of(some_pairs((4, 2), (6, 5), (3, 3), (5, 2))))
-    set_product_dtype(teacher, torch.bfloat16)
-    taught(settings, teacher, data_of(PAIRS))
-    assert len(list(cache.iterdir())) == 3
+    for name in ("mixed", "bf16"):
+        taught(settings, teacher, data_of(PAIRS), choose_precision(name, CPU))
+    assert len(list(cache.iterdir())) == 4
 
 
 def test_of_a_teacher_that_is_yet_to_be_trained_nothing_is_cached(cache):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tfx.model.transformer import Transformer
 from tfx.run.setup import read_inputs
 from tfx.tasks.batches import training_batches
 from tfx.tasks.prepare import PreparedData
+from tfx.techniques.contract import Teacher
 from tfx.techniques.stack import Stack
 from tfx.training.step import Stepper, StepResult
 
@@ -27,6 +29,7 @@ TINY = [
 ]
 CASES = {
     "data, masks": ["+technique=[shuffle,mixup,prune]", "technique.shuffle.share=1", "technique.shuffle.side=both"],
+    "a teacher": ["+technique=distill", "technique.distill.cache_top_k=4"],
     "grids": [
         *("+technique=quantize", "technique.quantize.start=0", "technique.quantize.learned_step=true"),
         *("technique.quantize.group=16", "technique.quantize.clip=false", "optimizer=adamw"),
@@ -46,7 +49,13 @@ def take_steps(data: PreparedData, overrides: list[str], device: torch.device) -
     config = compose([*TINY, *overrides])
     stack = Stack.from_config(config)
     with device:
-        model = Transformer(Architecture.from_config(config.model, data.tokenizer.vocab_size), config.model)
+        model, teacher = (
+            Transformer(Architecture.from_config(config.model, data.tokenizer.vocab_size), config.model)
+            for _ in range(2)
+        )
+    for technique, _ in stack.teacher_needs():
+        made = Teacher(teacher, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), sha256="")
+        technique.receive_teacher(made, data, device)
     stepper = Stepper(config, model, stack.prepare_model(model), device, stack, 0.1, print)
     model.train()
     options: dict[str, Any] = {"batch_tokens": 256, "context": config.model.context, "seed": 1, "start": 0}

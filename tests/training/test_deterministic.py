@@ -4,6 +4,8 @@ The CPU stands in for it, taken from the list of devices that are waited for, an
 `use_deterministic_algorithms` as those without a deterministic kernel are refused here.
 """
 
+import os
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +21,8 @@ from tfx.techniques.quantize.codebook import cluster
 from tfx.training.loop import Observer, Trainer
 
 ATEN = torch.ops.aten
+# `scripts/check_gpu.py` runs these tests on a GPU, which then refuses by itself too.
+DEVICE = torch.device(os.environ.get("TFX_TEST_DEVICE", "cpu"))
 # Those that a model like ours could meet.
 NEVER = (ATEN.kthvalue, ATEN.histc, ATEN.put, ATEN.put_, ATEN.nll_loss2d_forward, ATEN.upsample_linear1d_backward)
 WITH_INDICES = (ATEN.median.dim, ATEN.nanmedian.dim, ATEN.median.dim_values, ATEN.nanmedian.dim_values)
@@ -50,7 +54,12 @@ def on_device(monkeypatch):
             patch.setattr(device, "_SYNCHRONOUS", ())
             return work()
 
-    return run
+    if DEVICE.type != "cpu":
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    yield run
+    if DEVICE.type != "cpu":
+        torch.use_deterministic_algorithms(False)
 
 
 def test_what_is_refused_is_refused(on_device):
@@ -68,9 +77,9 @@ def test_what_is_refused_is_refused(on_device):
 def test_sums_up_to_each_entry_are_as_exact_as_doubles(on_device):
     generator = torch.Generator().manual_seed(1)
     for scale in (1e-30, 1.0, 1e12):
-        x = scale * torch.randn(3, 10_000, generator=generator, dtype=torch.float64)
+        x = (scale * torch.randn(3, 10_000, generator=generator, dtype=torch.float64)).to(DEVICE)
         sums = on_device(lambda x=x: running_sums(x, 1))
-        torch.testing.assert_close(sums, x.cumsum(1), rtol=0, atol=1e-11 * scale)
+        torch.testing.assert_close(sums.cpu(), x.cpu().cumsum(1), rtol=0, atol=1e-11 * scale)
     assert torch.equal(on_device(lambda: running_sums(torch.zeros(4), 0)), torch.zeros(4))
 
 
@@ -78,18 +87,21 @@ def test_sums_up_to_each_entry_are_as_exact_as_doubles(on_device):
 def test_the_same_weights_go(on_device, scope):
     generator = torch.Generator().manual_seed(2)
     weights = {"a": torch.randn(6, 8, generator=generator).round(decimals=1), "b": torch.randn(7, generator=generator)}
+    there = {name: weight.to(DEVICE) for name, weight in weights.items()}
     for sparsity in (0.0, 0.3, 0.5, 1.0):
         expected = magnitude_masks(weights, sparsity, scope)
-        found = on_device(lambda sparsity=sparsity: magnitude_masks(weights, sparsity, scope))
-        assert all(torch.equal(mask, expected[name]) for name, mask in found.items())
-    assert torch.equal(on_device(lambda: pattern_mask(weights["a"], 2, 4)), pattern_mask(weights["a"], 2, 4))
+        found = on_device(lambda sparsity=sparsity: magnitude_masks(there, sparsity, scope))
+        assert all(torch.equal(mask.cpu(), expected[name]) for name, mask in found.items())
+    assert torch.equal(on_device(lambda: pattern_mask(there["a"], 2, 4)).cpu(), pattern_mask(weights["a"], 2, 4))
 
 
 def test_the_same_codebook_is_found_and_the_same_nucleus(on_device):
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(on_device(lambda: cluster(weight, 3, torch.float32)), cluster(weight, 3, torch.float32))
+    there = weight.to(DEVICE)
+    book = on_device(lambda: cluster(there, 3, torch.float32)).cpu()
+    torch.testing.assert_close(book, cluster(weight, 3, torch.float32))
     for top_p in (0.1, 0.5, 0.99):
-        found = on_device(lambda top_p=top_p: sampling_distribution(4 * weight, 1.0, None, top_p))
+        found = on_device(lambda top_p=top_p: sampling_distribution(4 * there, 1.0, None, top_p)).cpu()
         torch.testing.assert_close(found, sampling_distribution(4 * weight, 1.0, None, top_p))
 
 
@@ -99,7 +111,7 @@ def test_a_whole_training_with_every_technique_needs_no_other(on_device, here):
         *("dataset.limit.train=40", "dataset.limit.valid=5", "dataset.limit.test=5", "trainer.budget.steps=4"),
         *("+technique=[shuffle,mixup,prune,quantize]", "technique.quantize.method=codebook", "technique.prune.end=0.5"),
         *("dataset.tokenizer.kind=char", "dataset.batch_tokens=256", "technique.shuffle.share=1"),
-        *("technique.quantize.start=0.5", "technique.quantize.bits=2"),
+        *("technique.quantize.start=0.5", "technique.quantize.bits=2", f"trainer.device={DEVICE}"),
     ]
     parts = Setup(compose(words)).prepare({})
 

@@ -52,6 +52,18 @@ def check_technique(name: str, values: Any) -> dict[str, Any]:
     return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 
 
+def renew(values: dict[str, Any], typed: Sequence[str]) -> None:
+    """Says what a config of an earlier version says in the keys of today.
+
+    Raises `UserError` if the user typed an old key.
+    """
+    if any(word.lstrip("+").startswith("trainer.tensorboard=") for word in typed):
+        raise UserError("trainer.tensorboard is gone: set tracking.to=[tensorboard]")
+    trainer = values.get("trainer")
+    if isinstance(trainer, dict) and trainer.pop("tensorboard", False):
+        values.setdefault("tracking", {}).setdefault("to", ["tensorboard"])
+
+
 def check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
     """Raises `UserError` for a key that the schema, a settings dataclass, does not have."""
     known = {f.name: f for f in fields(schema)}
@@ -102,8 +114,9 @@ def check_values(node: Any, prefix: str) -> None:
             check_values(value, f"{name}.")
             continue
         choices = meta.get("choices")
-        if choices and value is not None and value not in choices:
-            raise unknown(name, str(value), choices)
+        for chosen in value if isinstance(value, list) else [value]:
+            if choices and chosen is not None and chosen not in choices:
+                raise unknown(name, str(chosen), choices)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(value, list) and isinstance(number, dict | list):  # merging lets them through
                 raise UserError(f"{name}={value} must be a list of single values")

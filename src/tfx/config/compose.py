@@ -11,7 +11,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tfx.config.checks import check_combinations, check_given, check_keys, check_technique, check_values, choose_budget
+from tfx.config.checks import (
+    check_combinations,
+    check_given,
+    check_keys,
+    check_technique,
+    check_values,
+    choose_budget,
+    renew,
+)
 from tfx.config.driver import compose_tree, register
 from tfx.config.explain import check_yaml, explain, of_yaml
 from tfx.config.grammar import check_words, escaped, parse
@@ -110,6 +118,7 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
     if not isinstance(content, dict):
         raise UserError("the config is a list, not groups of settings")
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
+    renew(values, typed)
     check_keys(values, Root, "")
     check_given(values, "")
     make_absolute(values, Root, "")

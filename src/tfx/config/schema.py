@@ -429,7 +429,20 @@ class TrainerConfig:
     validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fractions of the budget")
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
     threads: int | None = setting(None, "CPU threads; null: torch's choice", minimum=1, maximum=4096)
-    tensorboard: bool = setting(False, "also write TensorBoard events (extra 'tensorboard')")
+
+
+# --- trackers -------------------------------------------------------------------------------------
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+@dataclass
+class TrackingConfig:
+    """Trackers that also receive what a run records. Each needs the extra of its name."""
+
+    to: list[str] = setting([], "trackers of the run, several at once", choices=TRACKERS)
+    project: str = setting("tfx", "what the runs are grouped under: a project (W&B, Trackio), an experiment (MLflow)")
+    artifacts: bool = setting(False, "also send the final file and the page")
 
 
 # --- evaluation -------------------------------------------------------------------------------------
@@ -553,6 +566,7 @@ class Root:
     schedule: ScheduleConfig = group(ScheduleConfig)
     trainer: TrainerConfig = group(TrainerConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
+    tracking: TrackingConfig = group(TrackingConfig)
     technique: dict[str, Any] = field(
         default_factory=dict, metadata={"doc": "the stack; settings of one: `tfx train technique=NAME --help`"}
     )

@@ -17,7 +17,7 @@ from tfx.config.schema import Budget, EarlyStoppingConfig, Root
 from tfx.errors import UserError
 from tfx.experiments.design import Rates
 from tfx.run.setup import Setup, build_model
-from tfx.run.teacher import make_ready, stand_in_teachers
+from tfx.run.teacher import stand_in_teachers
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,6 @@ def _trainer_of(config: Root, steps: int) -> Any:
         log_every=1,
         validate_every=1.0,
         early_stopping=EarlyStoppingConfig(),
-        tensorboard=False,
     )
 
 
@@ -124,8 +123,11 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
 
 def _stand_in(config: Root, data: PreparedData, device: torch.device) -> Teacher:
     """An untrained teacher of the right shape, so that its forward passes cost the same."""
+    from tfx.model.compilation import compile_for
+    from tfx.model.device import choose_precision
     from tfx.techniques.contract import Teacher
 
     model = build_model(config, data, device, None)
-    make_ready(model, config, device)
-    return Teacher(model, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), sha256="")
+    compile_for(model, config.trainer, device)
+    precision = choose_precision(config.trainer.precision, device)
+    return Teacher(model, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), "", precision)

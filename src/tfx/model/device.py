@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tfx.config.schema import TrainerConfig
 from tfx.errors import UserError
+from tfx.model.linear import products_in
 from tfx.processes.place import NO_LAUNCHER, Place
 from tfx.record.environment import installed_memory
 
@@ -91,11 +93,26 @@ def device_memory(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class Precision:
-    """The number formats of training: an autocast dtype or None, and the dtype of matrix products."""
+    """The number formats of training, for a model and its teachers: an autocast dtype or None, and that of products."""
 
     name: str
     autocast: torch.dtype | None
     products: torch.dtype
+
+    @contextmanager
+    def forward(self, device: torch.device) -> Iterator[None]:
+        """Inside, the forward passes of every model use these formats."""
+        with self.backward() if self.autocast is None else torch.autocast(device.type, self.autocast):
+            yield
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Inside, blocks that run again for the backward pass use these formats; autocast sees to that itself."""
+        with products_in(self.products) if self.autocast is None else nullcontext():
+            yield
+
+
+FULL_PRECISION = Precision("fp32", None, torch.float32)
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
@@ -113,16 +130,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "bf16":
         return Precision(name, torch.bfloat16, torch.bfloat16)
     return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
-
-
-def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
-    """Compiles the model's calls with torch if ``trainer.compile`` says so, separately from any other model's.
-
-    Models of one class share code, and torch stops compiling code that has seen too many shapes and settings.
-    A student and its teachers would reach that limit together.
-    """
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        model.compile(dynamic=True, isolate_recompiles=True)
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -148,11 +148,21 @@ class BlockStack(nn.Module):
     ) -> Tensor:
         """Returns (B, T, D)."""
         for index, block in enumerate(self.blocks):
-            if self.training and self.layer_dropout and torch.rand(()).item() < self.layer_dropout:
-                continue
+            skips = None
+            if self.training and self.layer_dropout:
+                skips = self._draw(x_BTD.device)
+                if skips is True:
+                    continue
             arguments = (x_BTD, bias, memory_BSD, memory_bias, rotary)
             if self.training and self.checkpointing:
-                x_BTD = checkpoint(block, *arguments, use_reentrant=False)
+                y_BTD = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                x_BTD = block(*arguments, caches[index] if caches is not None else None)
+                y_BTD = block(*arguments, caches[index] if caches is not None else None)
+            x_BTD = torch.where(skips, x_BTD, y_BTD) if torch.is_tensor(skips) else y_BTD
         return self.norm(x_BTD)
+
+    def _draw(self, device: torch.device) -> bool | Tensor:
+        """Whether to skip a block. Compiled code must not depend on it: there it is a tensor, and the block runs."""
+        if torch.compiler.is_compiling():
+            return torch.rand((), device=device) < self.layer_dropout
+        return bool(torch.rand(()).item() < self.layer_dropout)

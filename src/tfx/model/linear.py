@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype``; on a CPU, rows of zeros below it round up the count, so that batches share kernels."""
     rows = x_ND.shape[0]
     padded = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
-    if x_ND.device.type != "cpu" or padded == rows:
+    # Compiled code must not depend on the number of rows.
+    if torch.compiler.is_compiling() or x_ND.device.type != "cpu" or padded == rows:
         return x_ND.to(dtype)
     out = torch.empty(padded, x_ND.shape[1], dtype=dtype)
     out[:rows] = x_ND
@@ -58,19 +61,30 @@ class _ReducedLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
-class Linear(nn.Linear):
-    """`torch.nn.Linear` with its matrix products in ``product_dtype`` in training; unchanged in evaluation."""
+# The dtype of the products of every `Linear`: what `products_in` sets.
+_products = torch.float32
 
-    product_dtype: torch.dtype = torch.float32
+
+@contextmanager
+def products_in(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, every `Linear` has its matrix products in ``dtype``, forwards and in blocks that run again backwards."""
+    global _products
+    before, _products = _products, dtype
+    try:
+        yield
+    finally:
+        _products = before
+
+
+def current_products() -> torch.dtype:
+    """The dtype of the products now."""
+    return _products
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, with its matrix products in another dtype inside `products_in`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.product_dtype != torch.float32:
-            return _ReducedLinear.apply(x, self.weight, self.bias, self.product_dtype)
+        if _products != torch.float32:
+            return _ReducedLinear.apply(x, self.weight, self.bias, _products)
         return functional.linear(x, self.weight, self.bias)
-
-
-def set_product_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Sets the dtype of the matrix products in every `Linear` of ``model``."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.product_dtype = dtype

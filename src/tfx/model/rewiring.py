@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tfx.model.architecture import Architecture, BlockShape
-from tfx.model.linear import Linear, set_product_dtype
 from tfx.model.transformer import Transformer, count_parameters
 
 
@@ -75,12 +74,9 @@ class Rewiring:
 
 
 def reshape(model: Transformer, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
-    """Gives a model another architecture and these weights in place; its dropout rates, dtypes and mode stay."""
+    """Gives a model another architecture and these weights in place; its dropout rates and mode stay."""
     other = Transformer(architecture, model.rates).to(model.embedding.weight.device)
     other.load_state_dict(state)
-    linear = next((module for module in model.modules() if isinstance(module, Linear)), None)
-    if linear is not None:
-        set_product_dtype(other, linear.product_dtype)
     other.set_checkpointing(model.decoder.checkpointing)
     other.train(model.training)
     for name, child in other._modules.items():  # lists tied modules under each of their names

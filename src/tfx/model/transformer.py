@@ -19,6 +19,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
 from tfx.model.batch import Batch, Blend, Mix
+from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, BlockStack
@@ -202,6 +203,7 @@ class Transformer(nn.Module):
 
 def run_batch(model: Transformer, batch: Batch) -> Tensor:
     """Teacher-forced hidden states (B, T, D) of a batch."""
+    settle(model, batch, model.architecture.context)
     return model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix)  # type: ignore[no-any-return]
 
 

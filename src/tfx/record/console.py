@@ -5,6 +5,7 @@ Progress goes to stderr. Where stderr is no terminal there is no live line, only
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import traceback
@@ -62,6 +63,13 @@ def plain_console(*, stderr: bool = False, file: TextIO | None = None) -> Consol
     if target is None or not target.isatty():
         settings |= {"width": UNLIMITED, "file": target and _Trimmed(target)}
     return Console(highlight=False, markup=False, emoji=False, stderr=stderr, **settings)
+
+
+def plain_text(content: Any, width: int = 120) -> str:
+    """What a console of this many columns shows, without colours."""
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None, highlight=False).print(content)
+    return file.getvalue()
 
 
 class _Trimmed:

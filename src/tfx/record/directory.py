@@ -48,7 +48,7 @@ class RunDirectory:
         """Removes what a run wrote besides its config and log, so that it can start over; other files stay."""
         shutil.rmtree(self.state, ignore_errors=True)
         written = (self.environment, self.metrics, self.tokenizer, self.model, self.compressed, self.predictions)
-        for path in (*written, self.tensors, self.attention, self.report, self.summary):
+        for path in (*written, self.tracking, self.tensors, self.attention, self.report, self.summary):
             path.unlink(missing_ok=True)
         self.tidy()
 
@@ -134,6 +134,11 @@ class RunDirectory:
     def tensors(self) -> Path:
         """Shape, codec, bits and sparsity of each tensor of the final file."""
         return self.path / "tensors.json"
+
+    @property
+    def tracking(self) -> Path:
+        """How each tracker finds this run again."""
+        return self.path / "tracking.json"
 
     @property
     def attention(self) -> Path:

@@ -11,22 +11,15 @@ from typing import Any
 class MetricsLog:
     """Appends rows with ``split``, ``step``, ``tokens``, ``seconds`` and the values under their own names.
 
-    Optionally writes the same values as TensorBoard events. ``place`` comes from an earlier log of the same
-    file: what was written after it is removed.
+    ``place`` comes from an earlier log of the same file: what was written after it is removed.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None, place: dict[str, int] | None = None) -> None:
+    def __init__(self, path: Path, place: dict[str, int] | None = None) -> None:
         self._file = open(path, "ab")
         self._step = 0
         if place is not None:
             self._file.truncate(place["bytes"])
             self._step = place["step"]
-        self._writer = None
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = None if place is None else self._step + 1
-            self._writer = SummaryWriter(str(tensorboard), purge_step=purge)
 
     def write(self, split: str, *, step: int, tokens: int, seconds: float, **values: float) -> None:
         """Appends one row, and flushes it to the operating system at once."""
@@ -34,9 +27,6 @@ class MetricsLog:
         self._file.write((json.dumps(row | values) + "\n").encode())
         self._file.flush()
         self._step = step
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def place(self) -> dict[str, int]:
         """The current position in the log; everything before it is on the disk."""
@@ -44,7 +34,5 @@ class MetricsLog:
         return {"bytes": os.fstat(self._file.fileno()).st_size, "step": self._step}
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file."""
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()

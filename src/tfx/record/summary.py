@@ -70,6 +70,7 @@ class FileBytes:
 class TrainingCost:
     """What a training did and cost. Tokens are those of both sides, without padding.
 
+    ``compiled_graphs`` counts what torch compiled meanwhile, teachers included; 0 where nothing is compiled.
     ``teacher_*`` are the cost of the teachers: their own training, and what was made from their outputs.
     """
 
@@ -86,6 +87,7 @@ class TrainingCost:
     best_step: int = 0
     final_weights: str = "last"
     skipped_steps: int = 0
+    compiled_graphs: int = 0
     teacher_steps: int = 0
     teacher_seconds: float = 0.0
     teacher_tokens: int = 0

@@ -28,7 +28,15 @@ from tfx.report.kept import SUFFIX, KeptRun, kept_files, kept_run, read_kept
 
 _MAX_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.
-_NOT_THE_RESULT = ("seed", "name", "tags", "evaluation.attention_maps", "trainer.tensorboard")
+_NOT_THE_RESULT = (
+    "seed",
+    "name",
+    "tags",
+    "evaluation.attention_maps",
+    "tracking.to",
+    "tracking.project",
+    "tracking.artifacts",
+)
 # Settings that name another run.
 OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
 # Settings without effect on a run of no steps, and those among them that its test depends on all the same.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.processes.group import Failure, Group, LostProcessError, join
-from tfx.record.console import RunConsole
+from tfx.record.console import RunConsole, plain_text
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
@@ -19,6 +19,7 @@ from tfx.record.summary import COMPLETED, FAILED, INTERRUPTED, Facts, Result, Su
 from tfx.run.closing import closing_table
 from tfx.run.follow import follow
 from tfx.run.several import ReportedError, check_processes, is_to_be_launched, run_in_processes
+from tfx.run.tracking.contract import Trackers
 
 if TYPE_CHECKING:
     from tfx.record.summary import TrainingCost
@@ -158,6 +159,7 @@ class _Life:
         # The steps after which the run was resumed.
         self.resumed = [] if state is None else [*state["resumed"], state["training"]["clock"]["steps"]]
         self.is_prepared = False
+        self.trackers = Trackers(self.config, run, console.note)
 
     def live(self) -> Summary:
         """Trains, compresses and evaluates; writes the summary with its status, also after an error."""
@@ -192,6 +194,7 @@ class _Life:
             # The result is complete: an error after this point is not a failure of the run.
             self._write_page()
             self._close(summary.facts, result)
+            self._track(summary, file)
             return summary
         finally:
             self.console.close()
@@ -256,7 +259,8 @@ class _Life:
         from tfx.run.train import Recorder, build_trainer, train
 
         place = None if self.state is None else self.state["metrics"]
-        recorder = Recorder(parts, self.run, self.console, measurer, self.resumed, place)
+        self.trackers.open(self.resumed[-1] if self.resumed else 0)
+        recorder = Recorder(parts, self.run, self.console, measurer, self.resumed, place, self.trackers)
         trainer = build_trainer(parts, recorder, self.state, self.recorded)
         self.is_prepared = True
         self.state = None  # its tensors are not needed any more
@@ -272,6 +276,14 @@ class _Life:
         except Exception as error:
             self.console.failure(error)
             self.console.note(f"no {self.run.report.name}: {type(error).__name__}: {error}")
+
+    def _track(self, summary: Summary, file: Path) -> None:
+        """Sends the result to the trackers, which then close."""
+        facts, result = summary.facts, summary.result
+        assert result is not None
+        files = [file, self.run.report]
+        self.trackers.finish(summary, lambda: plain_text(closing_table(facts, result)), files)
+        self.trackers.close(summary.status)
 
     def _close(self, facts: Facts, result: Result) -> None:
         """Shows the result. If that fails, a note says so."""
@@ -293,6 +305,7 @@ class _Life:
         else:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
         self.console.failure(error)
+        self.trackers.close(status)
         try:
             # A run that went on from its end still has the result of then, and the files of it; one that is refused
             # is as it was.

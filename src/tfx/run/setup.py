@@ -12,6 +12,7 @@ from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.processes.group import ALONE, Group
 from tfx.record.directory import model_file
+from tfx.run.tracking.contract import require
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +77,7 @@ class Setup:
         # loads torch's compiler, which takes more than a second.
         if torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic:
             torch.use_deterministic_algorithms(config.trainer.deterministic)
-        if config.trainer.tensorboard:
-            _require_tensorboard()
+        require(config.tracking.to)
         self.stack = Stack.from_config(config)
         check_sharded(config, self.stack)
         if config.reference is not None:
@@ -169,10 +169,3 @@ def build_model(config: Root, data: PreparedData, device: torch.device, origin: 
     model = Transformer(architecture, config.model)
     initialise(model, config.seed)
     return model.to(device)
-
-
-def _require_tensorboard() -> None:
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise UserError("trainer.tensorboard needs an extra: pip install 'tfx[tensorboard]'") from None

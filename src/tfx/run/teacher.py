@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tfx.config import compose
 from tfx.config.inheritance import from_scratch
-from tfx.config.schema import Budget, Root
+from tfx.config.schema import Budget, Root, TrackingConfig
 from tfx.processes.group import Group, LostProcessError
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory, model_file
@@ -22,7 +22,6 @@ from tfx.record.lock import making
 if TYPE_CHECKING:
     import torch
 
-    from tfx.model.transformer import Transformer
     from tfx.tasks.prepare import PreparedData
     from tfx.techniques.contract import Teacher, TeacherNeed
     from tfx.techniques.stack import Stack
@@ -99,12 +98,14 @@ def _trained(config: Root, need: TeacherNeed, console: RunConsole, train: TrainR
 def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
     """A teacher from a run directory or model file, in the precision of the run."""
     from tfx.compression import checkpoint
+    from tfx.model.compilation import compile_for
+    from tfx.model.device import choose_precision
     from tfx.techniques.contract import Teacher
 
     file = model_file(path)
     loaded = checkpoint.load(file, kernels=False)
     cost = RunDirectory(path).training_cost()
-    make_ready(loaded.model, config, device)
+    compile_for(loaded.model, config.trainer, device)
     return Teacher(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
@@ -112,20 +113,12 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
         generation=loaded.generation,
         path=path,
         sha256=sha256(file),
+        precision=choose_precision(config.trainer.precision, device),
         steps=int(cost.get("steps", 0)),
         seconds=cost.get("seconds", 0.0),
         tokens=int(cost.get("tokens", 0)),
         flops=cost.get("flops", 0.0),
     )
-
-
-def make_ready(model: Transformer, config: Root, device: torch.device) -> None:
-    """Gives a teacher the precision of the run's matrix products, and compiles it if the run compiles."""
-    from tfx.model.device import choose_precision, compile_for
-    from tfx.model.linear import set_product_dtype
-
-    set_product_dtype(model, choose_precision(config.trainer.precision, device).products)
-    compile_for(model, config.trainer, device)
 
 
 def teacher_config(config: Root, need: TeacherNeed) -> Root:
@@ -147,6 +140,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
         dry_run=False,
         name=None,
         tags=[],
+        tracking=TrackingConfig(),
         reference=None,
         max_quality_drop=None,
     )

@@ -11,6 +11,7 @@ from tfx.record.directory import RunDirectory
 from tfx.record.files import write_json
 from tfx.record.metrics import MetricsLog
 from tfx.run.measure import Measurer
+from tfx.run.tracking.contract import Trackers
 from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver
 
@@ -30,11 +31,11 @@ class Recorder(Observer):
         measurer: Measurer,
         resumed: Sequence[int],
         place: dict[str, Any] | None,
+        trackers: Trackers,
     ) -> None:
         """``place`` is the position of the metrics log of a resumed run (`MetricsLog.place`)."""
         self.parts, self.run, self.console, self.measurer, self.resumed = parts, run, console, measurer, list(resumed)
-        events = run.path / "tensorboard" if parts.config.trainer.tensorboard else None
-        self.metrics = MetricsLog(run.metrics, events, place)
+        self.metrics, self.trackers = MetricsLog(run.metrics, place), trackers
         self.saver = StateSaver(run.state, parts.config.trainer.save.keep)
 
     def close(self) -> None:
@@ -44,10 +45,12 @@ class Recorder(Observer):
 
     def stepped(self, row: dict[str, Any], **place: Any) -> None:
         self.metrics.write("train", **place, **row)
+        self.trackers.log("train", row, place["step"])
         self.console.stepped(row, **place)
 
     def validated(self, row: dict[str, Any], **place: Any) -> None:
         self.metrics.write("valid", **place, **row)
+        self.trackers.log("valid", row, place["step"])
         self.console.validated(row, **place)
 
     def compressing(self, seconds: float) -> None:

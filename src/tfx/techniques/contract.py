@@ -23,6 +23,7 @@ from tfx.data.sources import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch
+from tfx.model.device import FULL_PRECISION, Precision
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
@@ -99,8 +100,9 @@ class Work:
 class Teacher:
     """A teacher as the train command passes it on, and what its training cost, in this run or before (0: unknown).
 
-    ``sha256`` is that of its file; it is empty for an untrained stand-in. ``work`` is the cost of what was made from
-    its outputs and cached, in this run or before, by the name of what was made.
+    ``sha256`` is that of its file; it is empty for an untrained stand-in. Its forward passes use ``precision``, that of
+    the run. ``work`` is the cost of what was made from its outputs and cached, in this run or before, by the name of
+    what was made.
     """
 
     model: Transformer
@@ -109,6 +111,7 @@ class Teacher:
     generation: Any
     path: Path
     sha256: str
+    precision: Precision = FULL_PRECISION
     steps: int = 0
     seconds: float = 0.0
     tokens: int = 0

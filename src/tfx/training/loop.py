@@ -11,7 +11,7 @@ from tfx.config.schema import Root
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
-from tfx.model.device import compile_for
+from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
@@ -94,7 +94,10 @@ class Trainer:
         self.model, self._whole = self._sharing.divide(model, self._extra), model
         model = self.model
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted, self._sharing)
-        compile_for(model, config.trainer, device)
+        if not self._sharing.divides_weights:
+            # Compiling runs a model once more, and where weights are divided all processes must run it as often.
+            compile_for(model, config.trainer, device)
+        self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config.trainer, [model, self._extra])
         self.clock = Clock(config.trainer.budget, recorded, group)
@@ -151,7 +154,7 @@ class Trainer:
         while True:
             progress = self.clock.progress
             if self.clock.steps and self.selection.is_due(progress):
-                self.stepper.look()
+                self._look()
                 self._sharing.meet(self.averager.average or [])
                 with self.clock.paused():
                     self._stopped = self._validate()
@@ -166,7 +169,7 @@ class Trainer:
             self.averager.update(self.clock.progress)
             self._sharing.stepped(self.averager.average or [])
             if self.clock.steps % config.log_every == 0:
-                self.stepper.look()
+                self._look()
                 self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
                 self._interval = Interval(self.clock)
             # A signal to any process stops all of them at the end of the same step; the first one's clock says when a
@@ -203,6 +206,12 @@ class Trainer:
         self.clock.advance(sum(batch.tokens for batch in step.batches))
         self._positions += sum(batch.positions for batch in step.batches)
         self._flops += step.flops
+
+    def _look(self) -> None:
+        """Tells what happened without waiting for it. Raises `UnstableError` if the run must stop."""
+        self.stepper.look()
+        for reason in self._compilation.given_up():
+            self.observer.noted(f"torch does not compile a part of the forward pass, which is slower now: {reason}")
 
     @torch.no_grad()
     def _check_weights(self) -> None:
@@ -255,7 +264,7 @@ class Trainer:
     # --- the state ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self.stepper.look()
+        self._look()
         self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:
@@ -331,4 +340,5 @@ class Trainer:
             best_step=self.selection.best[1] if self.selection.best else 0,
             final_weights=final,
             skipped_steps=self.stepper.guard.skipped,
+            compiled_graphs=self._compilation.graphs,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from tfx.config.schema import Root
 from tfx.model.batch import Batch
 from tfx.model.device import choose_precision, is_asynchronous
-from tfx.model.linear import set_product_dtype
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer, run_batch
@@ -66,7 +64,6 @@ class Stepper:
         self.config, self.model, self.device, self.stack, self.note = config, model, device, stack, note
         self.label_smoothing = label_smoothing
         self.precision = choose_precision(config.trainer.precision, device)
-        set_product_dtype(model, self.precision.products if self.precision.autocast is None else torch.float32)
         trained = nn.ModuleList([model, extra]) if any(True for _ in extra.parameters()) else model
         self.parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config.optimizer, trained, device)
@@ -163,7 +160,8 @@ class Stepper:
                 moment = Instant(self.config.seed, number, index, progress)
                 loss, nll = seen.run(partial(self._loss, piece, moment))
                 # The average is over the targets of the whole step, not over its batches.
-                (loss / divisor if index < counting else 0.0 * loss).backward()
+                with self.precision.backward():
+                    (loss / divisor if index < counting else 0.0 * loss).backward()
                 if index < counting:
                     total += nll
             seen.pass_back()
@@ -258,8 +256,7 @@ class Stepper:
         """Hidden states (B, T, D) of the model, or of a teacher, in the precision of the training."""
         if model is not self.model:
             self._teacher_flops += batch_flops(model, batch)
-        autocast = self.precision.autocast
-        with torch.autocast(self.device.type, autocast) if autocast is not None else nullcontext():
+        with self.precision.forward(self.device):
             return run_batch(model, batch)
 
 

@@ -46,7 +46,6 @@ def decoded_outputs(teacher: Teacher, corpus: Corpus, decoding: EvaluationConfig
             encoded = Ragged.from_lists(ids, np.int64)
             teacher.model.eval()
             decoded = decode_sources(teacher.model, encoded, teacher.tokenizer, decoding, seed=0)
-            teacher.model.train()
             seconds, flops = time.perf_counter() - start, _decoding_flops(teacher, ids, decoded, decoding.beam)
             write_json(path, {"seconds": seconds, "flops": flops, "outputs": decoded})
         # JSON, because an output may hold any kind of line end.
@@ -68,27 +67,28 @@ def _decoding_flops(teacher: Teacher, sources: list[list[int]], outputs: list[st
 class TopLogits:
     """The K largest logits at each target position of the training pairs, one pair behind another.
 
-    ``ids`` and ``logits`` are (positions, K); pair i has the positions from ``offsets[i]`` to ``offsets[i + 1]``.
+    ``ids`` (int32) and ``logits`` (float16) are (positions, K), on the CPU; pair i has the positions from
+    ``offsets[i]`` to ``offsets[i + 1]``.
     """
 
-    ids: np.ndarray
-    logits: np.ndarray
+    ids: Tensor
+    logits: Tensor
     offsets: np.ndarray
 
     @classmethod
-    def of(
-        cls, teacher: Teacher, data: PreparedData, count: int, dtype: torch.dtype, device: torch.device
-    ) -> TopLogits:
-        """The logits of a teacher whose products are in ``dtype``: from the cache, or computed and cached."""
+    def of(cls, teacher: Teacher, data: PreparedData, count: int, device: torch.device) -> TopLogits:
+        """The logits of a teacher in its precision: from the cache, or computed and cached."""
         k = min(count, teacher.model.architecture.vocab_size)
         train = data.splits["train"]
         assert isinstance(train, Pairs)
         offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
         if not teacher.sha256:  # an untrained stand-in: any logits cost as much to learn from
             size = (int(offsets[-1]), k)
-            ids = np.broadcast_to(np.arange(k, dtype=np.int32), size)
-            return cls(ids, np.broadcast_to(np.float16(0), size), offsets)
-        content = hashlib.sha256(f"{_VERSION}\0{data.fingerprint}\0{teacher.sha256}\0{k}\0{dtype}".encode())
+            ids = torch.arange(k, dtype=torch.int32).expand(size)
+            return cls(ids, torch.zeros(1, dtype=torch.float16).expand(size), offsets)
+        precision = teacher.precision
+        numbers = precision.products if precision.autocast is None else f"autocast {precision.autocast}"
+        content = hashlib.sha256(f"{_VERSION}\0{data.fingerprint}\0{teacher.sha256}\0{k}\0{numbers}".encode())
         # Which of the data's pairs are trained on is another matter than what they are.
         for side in (train.source, train.target):
             content.update(side.lengths.tobytes())
@@ -97,43 +97,63 @@ class TopLogits:
             if not path.is_file():
                 begun = time.perf_counter()
                 ids, logits, flops = _largest(teacher, train, data, k, offsets, device)
+                seconds = time.perf_counter() - begun
                 with replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, ids=ids, logits=logits, seconds=time.perf_counter() - begun, flops=flops)
+                    np.savez(file, ids=ids.numpy(), logits=logits.numpy(), seconds=seconds, flops=flops)
         with np.load(path) as stored:
             teacher.work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
-            return cls(stored["ids"], stored["logits"], offsets)
+            return cls(torch.from_numpy(stored["ids"]), torch.from_numpy(stored["logits"]), offsets)
 
     def of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Ids (B, T, K) and logits (B, T, K) of a batch, on the CPU.
+        """Ids (B, T, K) and logits (B, T, K) of a batch, where the batch is.
 
         Padding gets ids from 0 on with equal logits; it does not count.
         """
         starts_B, counts_B = self.offsets[batch.rows], np.diff(self.offsets)[batch.rows]
         steps_T = np.arange(batch.target_out_BT.shape[1])
-        real_BT1 = (steps_T < counts_B[:, None])[:, :, None]
-        place_BT = np.where(real_BT1[:, :, 0], starts_B[:, None] + steps_T, 0)
-        ids_BTK = np.where(real_BT1, self.ids[place_BT], np.arange(self.ids.shape[1])).astype(np.int64)
-        logits_BTK = np.where(real_BT1, self.logits[place_BT], 0).astype(np.float32)
-        return torch.from_numpy(ids_BTK), torch.from_numpy(logits_BTK)
+        real_BT = steps_T < counts_B[:, None]
+        places_N = torch.from_numpy(np.where(real_BT, starts_B[:, None] + steps_T, 0).ravel())
+        device, shape = batch.target_out_BT.device, (*real_BT.shape, -1)
+        real_BT1 = _carried(torch.from_numpy(real_BT), device).unsqueeze(-1)
+        ids_BTK = _carried(_picked(self.ids, places_N, device), device).view(shape).long()
+        logits_BTK = _carried(_picked(self.logits, places_N, device), device).view(shape).float()
+        first_K = torch.arange(self.ids.shape[1], device=device)
+        return torch.where(real_BT1, ids_BTK, first_K), torch.where(real_BT1, logits_BTK, 0.0)
 
 
+def _picked(values: Tensor, places_N: Tensor, device: torch.device) -> Tensor:
+    """The rows of a table on the CPU, in memory from which a GPU copies while others compute."""
+    out = torch.empty(len(places_N), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
+    return torch.index_select(values, 0, places_N, out=out)
+
+
+def _carried(value: Tensor, device: torch.device) -> Tensor:
+    """The value on a device; nothing waits for the copy if its memory is pinned."""
+    if device.type == "cuda" and not value.is_pinned():
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
+@torch.no_grad()
 def _largest(
     teacher: Teacher, train: Pairs, data: PreparedData, k: int, offsets: np.ndarray, device: torch.device
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[Tensor, Tensor, float]:
     """Ids and logits (positions, K) of all training pairs, and the FLOPs of making them."""
-    ids = np.zeros((int(offsets[-1]), k), dtype=np.int32)
-    logits = np.zeros((int(offsets[-1]), k), dtype=np.float16)
+    ids = torch.zeros(int(offsets[-1]), k, dtype=torch.int32)
+    logits = torch.zeros(int(offsets[-1]), k, dtype=torch.float16)
     flops = 0.0
     for start in range(0, len(train), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(train)))
-        batch = collate_pairs(train, rows, data.tokenizer).to(device)
-        with torch.no_grad():
-            top = teacher.model.project(run_batch(teacher.model, batch)).float().topk(k, dim=-1)
+        batch = collate_pairs(train, rows, data.tokenizer)
+        real_N = _carried((batch.target_out_BT >= 0).flatten().nonzero().squeeze(1), device)
+        moved = batch.to(device)
+        with teacher.precision.forward(device):
+            hidden_BTD = run_batch(teacher.model, moved)
+        top = teacher.model.project(hidden_BTD.flatten(0, 1)[real_N].float()).topk(k, dim=-1)
         assert batch.source_BS is not None
         shape = (batch.source_BS.shape[1], batch.target_in_BT.shape[1])
         flops += forward_flops(teacher.model.architecture, len(rows), *shape)
-        real = (batch.target_out_BT >= 0).cpu()
         span = slice(int(offsets[start]), int(offsets[rows[-1] + 1]))
-        ids[span] = top.indices.cpu()[real].numpy()
-        logits[span] = top.values.cpu()[real].numpy()
+        ids[span] = top.indices.int().cpu()
+        logits[span] = top.values.half().cpu()
     return ids, logits, flops

@@ -16,7 +16,6 @@ from tfx.config.schema import Budget, Root, group, setting
 from tfx.config.tasks import TASKS
 from tfx.data.sources import Corpus, replace_targets
 from tfx.errors import UserError
-from tfx.model.linear import Linear
 from tfx.model.transformer import Transformer
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.contract import Instant, Mean, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
@@ -80,7 +79,6 @@ class Distill(Technique):
         self.teacher: Teacher | None = None
         self._projection: nn.Linear | None = None
         self._top_logits: TopLogits | None = None
-        self._product_dtype = torch.float32
         self._divergence, self._hidden_error = Mean(), Mean()
         self._share = Mean()
         self._targets_changed = 0.0
@@ -170,16 +168,12 @@ class Distill(Technique):
                 "no targets for sources: name one that is text to text (technique.distill.teacher=RUN)"
             )
         self.teacher = teacher
-        # Training mode lets its linear layers use the fast products; it has no dropout, and no gradients.
-        teacher.model.to(device).train().requires_grad_(False)
-        self._product_dtype = next(
-            (module.product_dtype for module in teacher.model.modules() if isinstance(module, Linear)), torch.float32
-        )
+        teacher.model.to(device).eval().requires_grad_(False)
         if data is None:
             return
         self._check_teacher(teacher, data)
         if self.settings.cache_top_k is not None and self._uses_logits():
-            self._top_logits = TopLogits.of(teacher, data, self.settings.cache_top_k, self._product_dtype, device)
+            self._top_logits = TopLogits.of(teacher, data, self.settings.cache_top_k, device)
 
     def _check_teacher(self, teacher: Teacher, data: PreparedData) -> None:
         """Raises `UserError` if teacher and student have other tokens, and the student learns from logits or states."""
@@ -245,7 +239,7 @@ class Distill(Technique):
             self._layers_copied = copy_layers(teacher, model)
         if not self.settings.hidden:
             return None
-        self._projection = Linear(model.architecture.width, teacher.architecture.width, bias=False)
+        self._projection = nn.Linear(model.architecture.width, teacher.architecture.width, bias=False)
         # An orthogonal start, drawn from its shape alone, keeps the student's geometry.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -292,13 +286,13 @@ class Distill(Technique):
                 kind,
                 temperature,
                 weights_N,
-                objective.select(ids.to(counts_N.device)),
-                objective.select(logits.to(counts_N.device)),
+                objective.select(ids),
+                objective.select(logits),
                 self.teacher.model.architecture.vocab_size,
             )
         assert hidden_NE is not None
         weight = self.teacher.model.output.weight
-        return FromHidden(kind, temperature, weights_N, hidden_NE, weight, self._product_dtype)
+        return FromHidden(kind, temperature, weights_N, hidden_NE, weight, self.teacher.precision.products)
 
     # --- proof ----------------------------------------------------------------------------------------
 

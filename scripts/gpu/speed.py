@@ -1,0 +1,153 @@
+"""Parts that measure: the rate of matrix products, training, time to a loss, and kernels for small weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.sparse import to_sparse_semi_structured
+
+from gpu.parts import Bench, Row, Told, part, trainer_of
+from tfx.compression.grid import Grid
+from tfx.compression.int8 import Int8Linear
+from tfx.config.schema import Budget
+from tfx.techniques.prune.magnitude import pattern_mask
+from tfx.training.accounts import peak_flops
+
+# nanoGPT's published loss of its GPU recipe for characters, and the rest of that recipe.
+_TARGET_LOSS = 1.47
+_BABY = [
+    *("model=gpt_baby", "dataset=tinyshakespeare", "dataset.batch_tokens=16384", "trainer.budget.steps=5000"),
+    *("optimizer.lr=1e-3", "trainer.validate_every=0.02"),
+]
+_PRESETS = {
+    "seq2seq_small": ["model=seq2seq_small", "dataset=normalize", "dataset.batch_tokens=32768"],
+    "gpt_small": ["model=gpt_small", "dataset=stdlib", "dataset.batch_tokens=16384"],
+}
+# The share of the measured rate that a language model of 124 M parameters is to reach.
+_AIM = 0.45
+
+
+def _seconds(bench: Bench, work: Callable[[], Any], least: float) -> float:
+    """Seconds of one call, over calls of at least this many seconds together."""
+    for _ in range(3):
+        work()
+    bench.wait()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < least:
+        for _ in range(3):
+            work()
+        count += 3
+        bench.wait()
+    return (time.perf_counter() - start) / count
+
+
+@part
+def rate(bench: Bench) -> Iterator[Row]:
+    """The rate of large matrix products, which shares refer to."""
+    size = 512 if bench.small else 8192
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
+        seconds = _seconds(bench, lambda a=a, b=b: a @ b, 0.1 if bench.small else 2.0)
+        name = str(dtype).removeprefix("torch.")
+        bench.measured[name] = 2 * size**3 / seconds
+        value = f"{bench.measured[name] / 1e12:.4g} TFLOP/s"
+        peak = peak_flops(bench.device)
+        if peak is not None and dtype == torch.bfloat16:
+            value += f", {bench.measured[name] / peak:.0%} of the data sheet's"
+        yield Row(f"matrix products in {name}", value, None, bench.measured[name])
+
+
+@part
+def training(bench: Bench) -> Iterator[Row]:
+    """Training speed, share of the measured rate of matrix products, and peak memory."""
+    if "bfloat16" not in bench.measured:
+        yield from rate(bench)
+    for name, words in _PRESETS.items():
+        parts = bench.prepare(*words)
+        budget = Budget(steps=3) if bench.small else Budget(seconds=90)
+        told = Told()
+        # Without what is compiled, and caches that are cold.
+        cost = trainer_of(parts, told, budget=budget, log_every=1 if bench.small else 10, validate_every=1.0).train()
+        rows = told.rows[len(told.rows) // 2 :]
+        speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+        share = speed * cost.flops / cost.tokens / bench.measured["bfloat16"]
+        yield Row(f"{name}: training", f"{speed:,.0f} tokens/s", None, speed)
+        is_aim = bench.is_cuda and name == "gpt_small"
+        yield Row(f"{name}: share of the rate", f"{share:.1%}", share >= _AIM if is_aim else None, share)
+        yield Row(f"{name}: peak memory", f"{cost.peak_memory_bytes / 1e9:.2f} GB", None, cost.peak_memory_bytes)
+
+
+class _ReachedError(Exception):
+    """The loss is there."""
+
+
+class _Watch(Told):
+    def __init__(self, target: float) -> None:
+        super().__init__()
+        self.target = target
+        self.best = float("inf")
+
+    def validated(self, row: dict[str, float], *, seconds: float, **place: Any) -> None:
+        self.best, self.seconds = min(self.best, row["loss"]), seconds
+        if row["loss"] <= self.target:
+            raise _ReachedError
+
+
+@part
+def shakespeare(bench: Bench) -> Iterator[Row]:
+    """Training time of gpt_baby to nanoGPT's loss on tinyshakespeare."""
+    if bench.shakespeare is None:
+        yield Row("time to the loss", "left out: name the data with --shakespeare FOLDER")
+        return
+    watch = _Watch(4.2 if bench.small else _TARGET_LOSS)
+    few = ["trainer.budget.steps=100", "dataset.valid_fraction=0.01", "optimizer.lr=0.01"] if bench.small else []
+    parts = bench.prepare(*_BABY, f"dataset.path={bench.shakespeare}", *few)
+    reached = False
+    try:
+        trainer_of(parts, watch).train()
+    except _ReachedError:
+        reached = True
+    value = f"{watch.seconds:.1f} s" if reached else f"not reached: {watch.best:.3f} after {watch.seconds:.1f} s"
+    yield Row(f"to a loss of {watch.target:g}", value, reached, watch.seconds)
+
+
+@part
+def kernels(bench: Bench) -> Iterator[Row]:
+    """Linear layers on int8 kernels and on 2:4 sparse ones, against bfloat16."""
+    outputs, inputs = (64, 64) if bench.small else (4096, 1024)
+    weight = torch.randn(outputs, inputs, device=bench.device)
+    codes = (weight / weight.abs().amax(1, keepdim=True) * 127).round() + 128
+    scale = weight.abs().amax(1, keepdim=True).half() / 127
+    int8 = Int8Linear(Grid(codes.to(torch.uint8), 8, scale), None)
+    dense = weight.bfloat16()
+    for rows in (1, 32) if bench.small else (1, 32, 4096):
+        x = torch.randn(rows, inputs, device=bench.device)
+        half = x.bfloat16()
+        least = 0.02 if bench.small else 0.5
+        plain = _seconds(bench, lambda half=half: half @ dense.t(), least)
+        yield Row(f"{rows} rows: bfloat16", f"{plain * 1e6:.1f} µs", None, plain)
+        exact = x.double() @ weight.double().t()
+        wrong = float((int8(x).double() - exact).norm() / exact.norm())
+        seconds = _seconds(bench, lambda x=x: int8(x), least)
+        yield Row(f"{rows} rows: int8", f"{plain / seconds:.2f} times as fast, {wrong:.1%} off", wrong < 0.03, seconds)
+    yield from _sparse(bench, dense)
+
+
+def _sparse(bench: Bench, dense: Tensor) -> Iterator[Row]:
+    if not bench.is_cuda:
+        yield Row("2:4", "left out: torch has no such kernel on a CPU")
+        return
+    pruned = dense * pattern_mask(dense, 2, 4)
+    sparse = to_sparse_semi_structured(pruned)
+    for rows in (32, 4096):
+        half = torch.randn(rows, dense.shape[1], device=bench.device, dtype=torch.bfloat16)
+        plain = _seconds(bench, lambda half=half: functional.linear(half, pruned), 0.5)
+        seconds = _seconds(bench, lambda half=half: functional.linear(half, sparse), 0.5)
+        expected = functional.linear(half, pruned).float()
+        wrong = float((functional.linear(half, sparse).float() - expected).norm() / expected.norm())
+        yield Row(f"{rows} rows: 2:4", f"{plain / seconds:.2f} times as fast", wrong < 0.02, seconds)

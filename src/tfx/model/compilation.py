@@ -1,0 +1,117 @@
+"""Models compiled by torch: one set of kernels whatever shapes come first, and an account of what was compiled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tfx.config.schema import TrainerConfig
+from tfx.model.batch import Batch, Blend, Mix
+from tfx.model.linear import current_products
+
+# A forward pass has about a dozen variants: training or not, mixed or not, with padding or without, one row or several.
+# Torch's own limit is 8, after which it runs the model uncompiled.
+_MAX_VARIANTS = 32
+# The sizes that kernels are chosen for, about those of a batch of 4,096 tokens of text to text. All differ: torch takes
+# sizes that are equal at first for one and the same.
+_ROWS, _TARGETS, _SOURCES = 62, 37, 31
+
+
+def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
+    """Has torch compile the model's calls where ``trainer.compile`` says so, apart from those of any other model.
+
+    Models of one class share their code, and torch gives up on code after a number of shapes and settings that a
+    student and its teachers would use up together.
+    """
+    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        model.compile(dynamic=True, isolate_recompiles=True, recompile_limit=_MAX_VARIANTS)
+
+
+def settle(model: nn.Module, batch: Batch, context: int) -> None:
+    """Has a compiled model meet a batch of fixed sizes before the first batch of each variant of its forward pass.
+
+    Kernels for all sizes are still chosen for those that come first: how a sum is split depends on them, and so do its
+    last bits. Without this a resumed run, whose first batch is another one, would differ from an uninterrupted one.
+    """
+    if model._compiled_call_impl is None:
+        return
+    inputs: list[Tensor | None] = [batch.target_in_BT, batch.source_BS, batch.source_mask_BS]
+    mix = batch.mix
+    if mix is not None:
+        inputs += [*_tensors(mix.target), *_tensors(mix.source)]
+    device = batch.target_in_BT.device
+    variant = (
+        *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        *(torch.is_autocast_enabled(device.type), current_products()),
+        # While the weights are seen through masks and grids, some are no parameters.
+        *(type(weight) for module in model.modules() for weight in module._parameters.values()),
+        # Code for one row or position is always apart.
+        *(None if tensor is None else tuple(size == 1 for size in tensor.shape) for tensor in inputs),
+    )
+    known: set[tuple[object, ...]] = model.__dict__.setdefault("_settled", set())
+    if variant in known:
+        return
+    known.add(variant)
+    targets, sources = min(_TARGETS, context), max(2, min(_SOURCES, context - 1))
+    target, source, mask = (
+        None if tensor is None else _resized(tensor, length)
+        for tensor, length in zip(inputs[:3], (targets, sources, sources), strict=True)
+    )
+    if mix is not None:
+        mix = Mix(
+            target=_resized_blend(mix.target, targets),
+            partner_out_BT=_resized(mix.partner_out_BT, targets),
+            source=None if mix.source is None else _resized_blend(mix.source, sources),
+        )
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model(target, source, mask, mix)
+
+
+def _tensors(blend: Blend | None) -> list[Tensor | None]:
+    return [] if blend is None else [blend.weight_B, blend.real_BL, blend.partner_BL, blend.partner_real_BL]
+
+
+def _resized_blend(blend: Blend, length: int) -> Blend:
+    return Blend(
+        weight_B=_resized(blend.weight_B, length),
+        real_BL=None if blend.real_BL is None else _resized(blend.real_BL, length),
+        partner_BL=_resized(blend.partner_BL, length),
+        partner_real_BL=None if blend.partner_real_BL is None else _resized(blend.partner_real_BL, length),
+    )
+
+
+def _resized(tensor: Tensor, length: int) -> Tensor:
+    """Another value for an input, with fixed sizes where it has more than one row or position."""
+    sizes = [1 if old == 1 else new for old, new in zip(tensor.shape, (_ROWS, length), strict=False)]
+    return torch.full(sizes, tensor.dtype == torch.bool, dtype=tensor.dtype, device=tensor.device)
+
+
+class CompilationAccount:
+    """Counts what torch compiles from now on, in this process."""
+
+    def __init__(self) -> None:
+        self._graphs = _counter("stats", "unique_graphs")
+        self._known = set(_counters("unimplemented"))
+
+    @property
+    def graphs(self) -> int:
+        """The graphs that were compiled: one for each variant of a model's forward pass, if none of them breaks."""
+        return _counter("stats", "unique_graphs") - self._graphs
+
+    def given_up(self) -> list[str]:
+        """What torch did not compile since the last call: each reason in one line."""
+        new = [reason for reason in _counters("unimplemented") if reason not in self._known]
+        self._known.update(new)
+        return [" ".join(reason.partition("Hint:")[0].split()) for reason in new]
+
+
+def _counters(kind: str) -> Mapping[str, int]:
+    dynamo = sys.modules.get("torch._dynamo.utils")  # not imported: nothing was compiled
+    return {} if dynamo is None else dynamo.counters[kind]
+
+
+def _counter(kind: str, name: str) -> int:
+    return _counters(kind).get(name, 0)

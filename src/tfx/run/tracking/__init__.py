@@ -1,0 +1,1 @@
+"""Trackers: services that also receive what a run records, one file for each."""

@@ -1,0 +1,158 @@
+"""Compiled models: the same kernels whatever comes first, no limit reached unseen, and no break for layer dropout."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tfx.config.schema import TrainerConfig
+from tfx.model import compilation
+from tfx.model.batch import Batch, Mix
+from tfx.model.compilation import CompilationAccount, compile_for
+from tfx.model.linear import products_in
+from tfx.model.transformer import run_batch
+
+CPU = torch.device("cpu")
+# Tracing takes its time for each layer.
+SHALLOW = {"dtype": torch.float32, "encoder_layers": 1, "decoder_layers": 1}
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Has models compiled without making kernels; gives the graphs with the sizes that kernels would be chosen for."""
+    plain, graphs = nn.Module.compile, []
+
+    def record(module, inputs):
+        hints = {}
+        for node in module.graph.nodes:
+            value = node.meta.get("example_value")
+            sizes = value.shape if isinstance(value, torch.Tensor) else [value]
+            for size in sizes if node.op == "placeholder" else ():
+                if isinstance(size, torch.SymInt):
+                    hints |= {size.node.expr: size.node.hint}
+        graphs.append((module.code, hints))
+        return module
+
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: plain(module, backend=record, **options))
+    torch.compiler.reset()
+    yield graphs
+    torch.compiler.reset()
+
+
+def compiled(model):
+    compile_for(model, TrainerConfig(compile="on"), CPU)
+    return model
+
+
+def batch(rows, source, target, *, mixed=False, padded=True):
+    generator = torch.Generator().manual_seed(rows)
+    source_BS = torch.randint(3, 11, (rows, source), generator=generator)
+    target_BT = torch.randint(3, 11, (rows, target), generator=generator)
+    mask_BS = torch.ones(rows, source, dtype=torch.bool) if padded else None
+    made = Batch(target_BT, target_BT, source_BS, mask_BS, np.arange(rows), 1, 1, 1, (0, 1, 2))
+    if not mixed:
+        return made
+    real_BT = torch.ones(rows, target, dtype=torch.bool)
+    real_BS = None if mask_BS is None else mask_BS.clone()
+    return replace(made, mix=Mix(torch.arange(rows).flip(0), torch.rand(rows), real_BS, real_BT))
+
+
+def test_models_that_are_compiled_use_up_no_limit_together(backend, make_model, monkeypatch):
+    monkeypatch.setattr(compilation, "_MAX_VARIANTS", 1)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(2):
+            model = compiled(make_model(**SHALLOW))
+            assert torch.isfinite(run_batch(model, batch(3, 4, 5))).all()
+    assert len(backend) == 2
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_kernels_are_chosen_for_the_same_sizes_whatever_batch_comes_first(backend, make_model, mixed):
+    shapes = [(8, 7, 9), (5, 5, 5)]
+    for first in shapes:
+        model = compiled(make_model(**SHALLOW))
+        for shape in (first, *shapes):
+            run_batch(model, batch(*shape, mixed=mixed))
+    assert len(backend) == len(shapes)
+    code, hints = backend[0]
+    # Rows, and the context of 32 for targets.
+    assert sorted(hints.values()) == [31, 32, 62]
+    # The same symbols with the same sizes: nothing is left of what came first, not even that three sizes were equal.
+    assert all(graph == (code, hints) for graph in backend)
+
+
+def test_every_variant_of_a_forward_pass_is_compiled(backend, make_model):
+    model = compiled(make_model(**SHALLOW, dropout=0.1))
+    account = CompilationAccount()
+    # More than torch would compile by itself, if it would compile two.
+    choices = [(True, False, 3), (True, True, 3), (False, False, 3), (True, False, 1)]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for training, padded, rows in choices:
+            model.train(training)
+            run_batch(model, batch(rows, 4, 5, padded=padded))
+    assert len(backend) == account.graphs == len(choices)
+    assert account.given_up() == []
+
+
+def test_meeting_fixed_sizes_first_changes_no_draw_and_no_gradient(backend, make_model):
+    plain, ours = make_model(**SHALLOW, dropout=0.5).train(), compiled(make_model(**SHALLOW, dropout=0.5).train())
+    for model in (plain, ours):
+        model.token_dropout.rate = 0.3  # drawn alike, compiled or not
+        torch.manual_seed(1)
+        with torch.random.fork_rng():
+            run_batch(model, batch(3, 4, 5))
+        assert all(parameter.grad is None for parameter in model.parameters())
+    torch.manual_seed(1)
+    first = run_batch(ours, batch(3, 4, 5))
+    torch.manual_seed(1)
+    assert torch.equal(first, run_batch(ours, batch(3, 4, 5)))
+
+
+def test_mixed_products_are_compiled_for_any_number_of_rows(backend, make_model):
+    model = compiled(make_model(**SHALLOW).train())
+    with products_in(torch.bfloat16):
+        for rows in (3, 32, 64):
+            loss = run_batch(model, batch(rows, 4, 8)).sum()
+            loss.backward()
+    assert len(backend) == 1
+
+
+def test_what_torch_gives_up_on_is_told_once(backend, make_model, monkeypatch):
+    monkeypatch.setattr(compilation, "_MAX_VARIANTS", 1)
+    model = compiled(make_model(**SHALLOW))
+    account = CompilationAccount()
+    run_batch(model, batch(3, 4, 5))
+    assert (account.graphs, account.given_up()) == (1, [])
+    run_batch(model, batch(3, 4, 5, padded=False))
+    (told,) = account.given_up()
+    assert "recompile limit exceeded" in told
+    assert "\n" not in told
+    assert account.given_up() == []
+
+
+def test_layer_dropout_neither_breaks_the_graph_nor_multiplies_it(backend, make_model):
+    settings = {"dtype": torch.float32, "family": "lm", "decoder_layers": 2}
+    model = make_model(layer_dropout=0.5, **settings).train()
+    tokens = torch.randint(3, 11, (3, 7), generator=torch.Generator().manual_seed(1))
+    # What comes out where each subset of the blocks runs.
+    whole, expected = make_model(**settings), []
+    blocks = list(whole.decoder.blocks)
+    for kept in itertools.product((False, True), repeat=2):
+        whole.decoder.blocks = nn.ModuleList(itertools.compress(blocks, kept))
+        expected.append(whole(tokens))
+    seen = set()
+    compiled(model)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found = model(tokens)
+        (match,) = [number for number, each in enumerate(expected) if torch.allclose(found, each, atol=1e-5)]
+        seen.add(match)
+        model.zero_grad()
+        found.sum().backward()
+        grads = [block.ffn.up.weight.grad for block in model.decoder.blocks]
+        assert [bool(grad.any()) for grad in grads] == [bool(match & 2), bool(match & 1)]
+    assert seen == {0, 1, 2, 3}
+    assert len(backend) == 1
