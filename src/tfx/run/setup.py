@@ -56,7 +56,7 @@ class Setup:
         from tfx.model.device import choose_device
         from tfx.run.teacher import check_need
         from tfx.techniques.stack import Stack
-        from tfx.training.sharded import check_sharded
+        from tfx.training.parallel import check_sharded
 
         self.config = config
         check_metrics(config.dataset.metrics)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tfx.config.schema import Root
+from tfx.config.schema import Root, TrainerConfig
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
@@ -24,7 +24,7 @@ from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
-from tfx.training.parallel import build_sharing
+from tfx.training.parallel import LocalSteps, Sharing
 from tfx.training.schedules import schedule_factor
 from tfx.training.selection import Selection
 from tfx.training.stability import UnstableError
@@ -77,7 +77,7 @@ class Trainer:
         ``recorded`` is the `Clock.history` of a run that is being repeated. Each process of a ``group`` has a trainer
         of its own, and calls the same methods in the same order.
         """
-        self.group, self._sharing = group, build_sharing(config.trainer, group)
+        self.group, self._sharing = group, _sharing(config.trainer, group)
         self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
         self.stack = stack
         self._extra = stack.prepare_model(model)
@@ -342,3 +342,17 @@ class Trainer:
             skipped_steps=self.stepper.guard.skipped,
             compiled_graphs=self._compilation.graphs,
         )
+
+
+def _sharing(config: TrainerConfig, group: Group) -> Sharing:
+    """What ``trainer.parallel`` names. A process alone can take local steps too: the outer ones then follow its own.
+
+    A process alone has nobody to divide its weights with.
+    """
+    if config.parallel == "local":
+        return LocalSteps(group, config.local)
+    if config.parallel == "fsdp" and group.size > 1:
+        from tfx.training.sharded import Sharded
+
+        return Sharded(group)
+    return Sharing(group)

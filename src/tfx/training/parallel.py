@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from tfx.config.schema import LocalConfig, TrainerConfig
+from tfx.config.schema import LocalConfig, Root
+from tfx.errors import UserError
 from tfx.model.batch import slices
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer
 from tfx.processes.group import Group
 from tfx.training.optimizers import Optimizers
+
+if TYPE_CHECKING:
+    from tfx.techniques.stack import Stack
 
 
 class Sharing:
@@ -205,15 +209,21 @@ def totals(group: Group, device: torch.device, sums: Mapping[str, Tensor], compl
     return names, torch.stack([sums.get(name, zero).detach().to(exact) for name in names])
 
 
-def build_sharing(config: TrainerConfig, group: Group) -> Sharing:
-    """What ``trainer.parallel`` names. A process alone can take local steps too: the outer ones then follow its own.
-
-    A process alone has nobody to divide its weights with.
-    """
-    if config.parallel == "local":
-        return LocalSteps(group, config.local)
-    if config.parallel == "fsdp" and group.size > 1:
-        from tfx.training.sharded import Sharded
-
-        return Sharded(group)
-    return Sharing(group)
+def check_sharded(config: Root, stack: Stack) -> None:
+    """Raises `UserError` for what needs whole weights in each step, if ``trainer.parallel`` divides them."""
+    if config.trainer.parallel != "fsdp":
+        return
+    if stack.compressing:
+        names = " and ".join(f"'{technique.name}'" for technique in stack.compressing)
+        raise UserError(
+            f"trainer.parallel=fsdp divides each weight, and technique {names} needs whole ones: use "
+            "trainer.parallel=ddp, or compress the finished model with init_from=RUN"
+        )
+    for key, value, kept in (
+        ("optimizer.name", config.optimizer.name == "muon", "optimizer=adamw"),
+        ("trainer.averaging.kind", config.trainer.averaging.kind != "none", "trainer.averaging.kind=none"),
+        ("model.layer_dropout", config.model.layer_dropout > 0, "model.layer_dropout=0"),
+        ("trainer.keep", config.trainer.keep == "best", "trainer.keep=last"),
+    ):
+        if value:
+            raise UserError(f"trainer.parallel=fsdp does not go with this {key}: set {kept}, or trainer.parallel=ddp")

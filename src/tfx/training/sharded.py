@@ -15,38 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.model.transformer import Transformer
 from tfx.training.optimizers import Optimizers
 from tfx.training.parallel import Sharing, totals
 
 if TYPE_CHECKING:
-    from tfx.techniques.stack import Stack
+    pass
 
 
 class ShardedMemoryError(Exception):
     """A process ran out of memory in a step. The others wait for its part of that step, so it cannot be repeated."""
-
-
-def check_sharded(config: Root, stack: Stack) -> None:
-    """Raises `UserError` for what needs whole weights in each step, if ``trainer.parallel`` divides them."""
-    if config.trainer.parallel != "fsdp":
-        return
-    if stack.compressing:
-        names = " and ".join(f"'{technique.name}'" for technique in stack.compressing)
-        raise UserError(
-            f"trainer.parallel=fsdp divides each weight, and technique {names} needs whole ones: use "
-            "trainer.parallel=ddp, or compress the finished model with init_from=RUN"
-        )
-    for key, value, kept in (
-        ("optimizer.name", config.optimizer.name == "muon", "optimizer=adamw"),
-        ("trainer.averaging.kind", config.trainer.averaging.kind != "none", "trainer.averaging.kind=none"),
-        ("model.layer_dropout", config.model.layer_dropout > 0, "model.layer_dropout=0"),
-        ("trainer.keep", config.trainer.keep == "best", "trainer.keep=last"),
-    ):
-        if value:
-            raise UserError(f"trainer.parallel=fsdp does not go with this {key}: set {kept}, or trainer.parallel=ddp")
 
 
 class Sharded(Sharing):
