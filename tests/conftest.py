@@ -16,6 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 _Process = subprocess.Popen
+# How many forks stand above this process.
+_DEPTH = "TFX_TEST_FORKS"
 _PARAMETERS = inspect.signature(_Process._execute_child)
 
 
@@ -32,10 +34,12 @@ class _Forked(_Process):
             return
         given = _PARAMETERS.bind(self, args, *others).arguments
         _load()
+        depth = int(os.environ.get(_DEPTH, 0)) + 1
+        assert depth < 5, "commands start commands without end"
         pipes = [given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
         self.pid = os.fork()
         if self.pid == 0:
-            _become(given, [str(word) for word in args[3:]])
+            _become(given, [str(word) for word in args[3:]], depth)
         self._child_created = True
         self._close_pipe_fds(*pipes)
 
@@ -51,7 +55,7 @@ def _load():
     load_corpus(DatasetConfig(name="normalize", format="normalize"))
 
 
-def _become(given, words):
+def _become(given, words, depth):
     """Runs the command in the forked process, and ends it."""
     status = 1
     try:
@@ -72,6 +76,7 @@ def _become(given, words):
         if given["env"] is not None:
             os.environ.clear()
             os.environ.update(given["env"])
+        os.environ[_DEPTH] = str(depth)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
         _open_streams()
         sys.argv = ["tfx", *words]
