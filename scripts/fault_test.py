@@ -58,13 +58,13 @@ TIMES = re.compile(r'"(seconds|tokens_per_second)": [^,}]+')
 POISON = """
 import sys
 from tfx.cli import main
-from tfx.training import loop
-plain, calls = loop.projected_losses, []
+from tfx.training import step
+plain, calls = step.projected_losses, []
 def poisoned(*arguments, **settings):
     loss, reported = plain(*arguments, **settings)
     calls.append(loss)
     return (loss * float("nan"), [r * float("nan") for r in reported]) if len(calls) == 7 else (loss, reported)
-loop.projected_losses = poisoned
+step.projected_losses = poisoned
 sys.exit(main(sys.argv[1:]))
 """
 

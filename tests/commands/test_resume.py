@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from tfx.cli import main
 from tfx.record.lock import locked
@@ -57,6 +59,18 @@ KINDS = {
         *("trainer.early_stopping.metric=loss", "optimizer.clip_norm=null"),
     ],
 }
+# Buffers of less than a pass, and passes of less than the run.
+STREAM = ["dataset.streaming=true", "dataset.buffer=25", "dataset.tokenizer.kind=char", "dataset.batch_tokens=128"]
+KINDS["streamed from the hub"] = [
+    *PAIRS[:1],
+    *("dataset=parquet", "dataset.hub=./hub", "dataset.path=null", "dataset.metrics=[chrf]", *STREAM),
+    "trainer.budget.steps=13",
+]
+KINDS["a mixture"] = [
+    *PAIRS[:1],
+    "dataset.mix=[{dataset: json, path: rows, weight: 3, streaming: true},{dataset: normalize, limit: {train: 60}}]",
+    *("dataset.buffer=15", "dataset.batch_tokens=128", "trainer.budget.steps=9", "trainer.accumulation=2"),
+]
 OUTPUTS = ("model.safetensors", "compressed.safetensors", "tokenizer.json", "predictions.jsonl")
 
 
@@ -81,8 +95,20 @@ def cut_back(whole: Path, run: Path, states: int) -> None:
     (run / ".model.safetensors.abcd.tmp").write_bytes(b"half a file")
 
 
+@pytest.fixture(scope="module")
+def data(folder) -> None:
+    """A folder that stands in for a repository of the hub, with two files of training rows; and lines of JSON."""
+    (folder / "hub").mkdir()
+    (folder / "rows").mkdir()
+    for name, count in (("train-00000-of-00002", 45), ("train-00001-of-00002", 30), ("valid", 5), ("test", 5)):
+        texts = [f"{name[:3]} {i * i % 97} of {name[8:11]}" for i in range(count)]
+        rows = [{"source": text, "target": text[::-1]} for text in texts]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"hub/{name}.parquet", row_group_size=20)
+        (folder / f"rows/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def whole(request, folder) -> Path:
+def whole(request, folder, data) -> Path:
     run = folder / request.param
     assert train(run, *KINDS[request.param]) == 0
     return run

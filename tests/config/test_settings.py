@@ -74,6 +74,9 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "dataset.max_tokens": ("4", []),
     "dataset.max_length_ratio": ("3", ["dataset.target=other"]),
     "dataset.batch_tokens": ("200", []),
+    "dataset.streaming": ("true", []),
+    "dataset.buffer": ("5", ["dataset.streaming=true"]),
+    "dataset.tokenizer.rows": ("3", []),
     "dataset.tokenizer.kind": ("bpe", ["dataset.tokenizer.vocab_size=300"]),
     "dataset.tokenizer.vocab_size": ("12", []),
     "dataset.tokenizer.split_digits": ("true", ["dataset.tokenizer.kind=bpe", "dataset.tokenizer.vocab_size=300"]),
@@ -197,6 +200,7 @@ ELSEWHERE = {
     "dataset.hub_config": "needs the hub",
     "dataset.hub_revision": "needs the hub",
     "dataset.valid_fraction": "tests/data/test_sources.py: without a validation split",
+    "dataset.mix": "tests/tasks/test_mixture.py: several corpora",
     "dataset.empty": "tests/data/test_sources.py: an error or not",
     "trainer.budget.seconds": "tests/training/test_budget.py: by the clock",
     "trainer.device": "there is a CPU alone here",
@@ -371,7 +375,7 @@ class World:
             run = RunDirectory(self.here / "none")
             quality = Measurer(parts.config, parts.data, parts.device, run, RunConsole()).quality(loaded, "valid")
             self.seen[key] = {
-                "data": {name: len(split) for name, split in parts.data.splits.items()},
+                "data": {name: split.size for name, split in parts.data.splits.items()},
                 "notes": parts.data.notes,
                 "plan": parts.stack.plan(),
                 "told": told.told,

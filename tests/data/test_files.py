@@ -12,7 +12,7 @@ import pytest
 
 from tfx.config.schema import DatasetConfig, SplitConfig
 from tfx.data.files import find_files
-from tfx.data.reading import read_text
+from tfx.data.reading import TextFile
 from tfx.errors import UserError
 
 
@@ -198,7 +198,7 @@ def test_a_compressed_file_is_read_as_it_is(name, tmp_path):
     else:
         pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zip": lambda _: zipped(inner=TEXT)}
         file.write_bytes(pack.get(name.rpartition(".")[2], gzip.compress if "." not in name else bytes)(data))
-    assert read_text(file).text == TEXT
+    assert TextFile(file).text() == TEXT
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_compressed_file_is_read_as_it_is(name, tmp_path):
 def test_a_damaged_archive_is_one_line(data, message, tmp_path):
     (tmp_path / "a.gz").write_bytes(data)
     with pytest.raises(UserError, match=message):
-        read_text(tmp_path / "a.gz")
+        TextFile(tmp_path / "a.gz").text()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_damaged_archive_is_one_line(data, message, tmp_path):
 )
 def test_lines_end_as_their_file_ends_them(data, lines, tmp_path):
     (tmp_path / "a").write_bytes(data)
-    assert read_text(tmp_path / "a").lines == lines
+    assert list(TextFile(tmp_path / "a").lines()) == lines
 
 
 def test_a_file_with_links_is_known_by_its_own_name(tmp_path):
@@ -251,4 +251,4 @@ def test_a_link_to_nothing_is_named(tmp_path):
 
 def test_a_text_that_begins_like_an_archive_is_a_text(tmp_path):
     (tmp_path / "a.txt").write_text("BZhang was here\n")
-    assert read_text(tmp_path / "a.txt").lines == ["BZhang was here"]
+    assert list(TextFile(tmp_path / "a.txt").lines()) == ["BZhang was here"]

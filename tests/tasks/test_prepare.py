@@ -259,15 +259,21 @@ def test_a_damaged_entry_is_made_anew(tmp_path, cache, work, how):
     assert sorted((cache / "tokenized").iterdir()) == sorted(entries), "temporary files are left behind"
 
 
-@pytest.mark.parametrize("part", ["tokenized", "tokenizers"])
+@pytest.mark.parametrize("part", ["rows", "tokenized", "tokenizers"])
 def test_an_entry_of_another_user_is_named_with_the_remedy(tmp_path, cache, monkeypatch, part):
     prepare_data(pairs_config(tmp_path), context=64)
     entries = sorted((cache / part).iterdir())
 
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
+    def refusing(read):
+        def refuse(path, *arguments, **options):
+            if f"/{part}/" in str(path):
+                raise PermissionError(13, "Permission denied")
+            return read(path, *arguments, **options)
 
-    monkeypatch.setattr(*((np, "load") if part == "tokenized" else (Path, "read_text")), refuse)
+        return refuse
+
+    for where, name in ((np, "load"), (Path, "read_text")):
+        monkeypatch.setattr(where, name, refusing(getattr(where, name)))
     with pytest.raises(UserError, match=rf"{part}/.* cannot be read.*Permission denied.*TFX_CACHE"):
         prepare_data(pairs_config(tmp_path), context=64)
     assert sorted((cache / part).iterdir()) == entries

@@ -241,17 +241,23 @@ def test_a_step_that_is_tried_again_in_smaller_pieces_counts_its_evidence_once(p
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_update_without_memory_is_taken_back_and_tried_once_more(prepared, monkeypatch, times):
-    plain = train(prepared, monkeypatch, [], on_device=True)
-    newton, calls = torch.optim._muon._zeropower_via_newtonschulz, []
+    plain, build = train(prepared, monkeypatch, [], on_device=True), step.build_optimizers
 
-    def short(*arguments):
-        calls.append(1)
-        # In the middle of an update: some matrices have changed.
-        if 5 <= len(calls) < 5 + times:
-            raise torch.OutOfMemoryError("too large")
-        return newton(*arguments)
+    def build_short(*arguments):
+        optimizers, calls = build(*arguments), []
+        muon, *_ = optimizers.parts
+        update = muon.step
 
-    monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", short)
+        def short():
+            calls.append(1)
+            update()  # what had changed when memory ran out
+            if 3 <= len(calls) < 3 + times:
+                raise torch.OutOfMemoryError("too large")
+
+        muon.step = short
+        return optimizers
+
+    monkeypatch.setattr(step, "build_optimizers", build_short)
     if times == 1:
         assert same(train(prepared, monkeypatch, [], on_device=True), plain)
     else:

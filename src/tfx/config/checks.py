@@ -113,6 +113,8 @@ def check_values(node: Any, prefix: str) -> None:
         if is_dataclass(value):
             check_values(value, f"{name}.")
             continue
+        if meta.get("are_groups"):  # each is checked as the config of its own that it becomes
+            continue
         choices = meta.get("choices")
         for chosen in value if isinstance(value, list) else [value]:
             if choices and chosen is not None and chosen not in choices:

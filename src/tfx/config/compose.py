@@ -20,6 +20,7 @@ from tfx.config.checks import (
     choose_budget,
     renew,
 )
+from tfx.config.corpora import check_corpora, complete
 from tfx.config.driver import compose_tree, register
 from tfx.config.explain import check_yaml, explain, of_yaml
 from tfx.config.grammar import check_words, escaped, parse
@@ -106,6 +107,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     check_values(config, "")
     config.technique = {name: check_technique(name, config.technique[name]) for name in sorted(config.technique)}
     check_combinations(config)
+    check_corpora(config.dataset)
     return config
 
 
@@ -122,6 +124,8 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
     check_keys(values, Root, "")
     check_given(values, "")
     make_absolute(values, Root, "")
+    if isinstance(values.get("dataset"), dict):
+        complete(values["dataset"])
     if is_new and values.get("init_from") is not None:
         origin = Path(str(values["init_from"]))
         # A model file that lies in its run brings what the run does.

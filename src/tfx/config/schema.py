@@ -25,11 +25,12 @@ def setting(
     unit: str = "",
     paper: str = "",
     path: bool = False,
+    are_groups: bool = False,
 ) -> Any:
     """A dataclass field with the facts for ``--help`` and the range check.
 
     ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive. A ``path`` is relative to the folder
-    that the command runs in, and saved as an absolute one.
+    that the command runs in, and saved as an absolute one. ``are_groups``: a list of groups of settings.
     """
     metadata = {
         "doc": doc,
@@ -41,6 +42,7 @@ def setting(
         "unit": unit,
         "paper": paper,
         "path": path,
+        "are_groups": are_groups,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -150,6 +152,11 @@ class TokenizerConfig:
         8000, "entries, special tokens included (char: the largest number)", minimum=8, maximum=1000000
     )
     split_digits: bool = setting(False, "every digit is a separate token")
+    rows: int = setting(
+        1_000_000,
+        "most rows of the training split that it is trained on: of more, evenly spaced ones; of a stream, the first",
+        minimum=1,
+    )
     path: str | None = setting(None, "a tokenizer.json to use unchanged, instead of training one", path=True)
 
 
@@ -215,6 +222,18 @@ class DatasetConfig:
         "error",
         "seq2seq: what an empty line on one side does: stop with an error, or drop the pair",
         choices=("error", "drop"),
+    )
+    streaming: bool = setting(
+        False, "read the training split while training on it, without a download or a prepared copy"
+    )
+    buffer: int = setting(
+        20_000, "streaming: rows that are read ahead, and among which batches of similar lengths are made", minimum=1
+    )
+    mix: list[Any] = setting(
+        [],
+        "several corpora in one run: [{dataset: NAME, path: …, weight: 2}, …]; the weight is a corpus's part of the "
+        "batches",
+        are_groups=True,
     )
     batch_tokens: int = setting(
         4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"

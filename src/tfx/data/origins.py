@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
-from tfx.data.files import SPLITS, find_files
-from tfx.data.reading import COMPRESSED, cr_note, file_digest, mark_note, read_bytes, read_text
-from tfx.data.tables import csv_rows as _csv_rows
-from tfx.data.tables import json_rows as _json_rows
+from tfx.data.files import SPLITS
+from tfx.data.reading import COMPRESSED, file_digest, unpacked
+from tfx.data.records import Reading, parallel_rows, table_rows, whole_texts
+from tfx.data.rows import Batch, canonical, columns_of
+from tfx.data.store import in_memory, kept, mapped
 from tfx.errors import UserError, suggest
-from tfx.record.files import write_bytes
+from tfx.record.directory import writable_cache
+from tfx.record.files import replacing
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-from tfx.data.rows import Reader, text_dataset
-from tfx.record.directory import writable_cache
+    from datasets import Dataset, IterableDataset
 
 _EMBEDDED_SEED = 1
 
@@ -50,23 +50,29 @@ def generated(config: DatasetConfig) -> tuple[dict[str, Dataset], str]:
 
     try:
         is_stdlib = config.format == "stdlib"
-        splits, digest = _made(stdlib.read) if is_stdlib else _made(normalize.generate, _EMBEDDED_SEED)
+        splits, digest = _made("lm", stdlib.read) if is_stdlib else _made("seq2seq", normalize.generate, _EMBEDDED_SEED)
     except FileNotFoundError as error:
         raise UserError(f"dataset '{config.name}': {error}; choose another data set") from None
     return dict(splits), digest
 
 
 @lru_cache(maxsize=2)
-def _made(make: Callable[..., dict[str, list[dict[str, str]]]], *arguments: int) -> tuple[dict[str, Dataset], str]:
+def _made(
+    task: str, make: Callable[..., dict[str, list[dict[str, str]]]], *arguments: int
+) -> tuple[dict[str, Dataset], str]:
     """What a program makes, and its fingerprint. Kept, for a process may train a teacher or try arms on it as well."""
-    from datasets import Dataset
-
     rows = make(*arguments)
     digest = hashlib.sha256()
     for name in SPLITS:
         for row in rows[name]:
             digest.update("\0".join([name, *row.values(), ""]).encode("utf-8", "surrogatepass"))
-    return {name: Dataset.from_list(rows[name]) for name in SPLITS}, digest.hexdigest()
+    key = digest.hexdigest()
+    splits = {}
+    for name in SPLITS:
+        texts = ((*(row[column] for column in TASKS[task].columns), 0) for row in rows[name])
+        own_key = hashlib.sha256(f"{key}\0{name}".encode()).hexdigest()
+        splits[name] = in_memory(columns_of(task), canonical(task, texts), own_key)
+    return splits, key
 
 
 def from_hub(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Dataset], str, dict[str, list[SourceFile]]]:
@@ -78,41 +84,70 @@ def from_hub(config: DatasetConfig, notes: list[str]) -> tuple[dict[str, Dataset
     try:
         found = load_dataset(config.hub, config.hub_config, revision=config.hub_revision, cache_dir=str(cache))
     except Exception as error:  # the hub client raises a dozen kinds, from timeouts to parser errors
-        raise UserError(
-            f"dataset '{config.name}' cannot be loaded from the hub ({config.hub}): {_first_line(error)}; "
-            "to use a local copy, name it with dataset.path=…"
-        ) from error
-    splits: dict[str, Dataset] = {}
-    files: dict[str, list[SourceFile]] = {}
-    unused = list(map(str, found))
-    for split in SPLITS:
-        for candidate in getattr(config.splits, split):
-            if candidate in found:
-                splits[split] = found[candidate]
-                files[split] = [SourceFile(f"{config.hub}: {candidate}", len(splits[split]))]
-                unused = [name for name in unused if name != candidate]
-                break
-    if "train" not in splits:
-        raise UserError(
-            f"{config.hub} has no split {' or '.join(config.splits.train)} "
-            f"(dataset.splits.train){suggest('train', map(str, found))}"
-        )
-    if unused:
-        notes.append(f"splits of {config.hub} left out: {', '.join(unused)}")
+        raise UserError(_not_loaded(config, error)) from error
+    names = _hub_names(config, list(map(str, found)), notes)
+    splits = {split: mapped(found[name]) for split, name in names.items()}
+    files = {split: [SourceFile(f"{config.hub}: {name}", len(splits[split]))] for split, name in names.items()}
     # The hub client's own fingerprint covers repository, revision and files.
     return splits, repr([(name, dataset._fingerprint) for name, dataset in splits.items()]), files
 
 
-def from_files(
-    config: DatasetConfig, notes: list[str], rules: set[str]
-) -> tuple[dict[str, Dataset], tuple[str, str], dict[str, list[SourceFile]]]:
-    """Raw splits of local files, digests of their content with and without the names of the files, and the files."""
-    from datasets import Dataset
+def _hub_names(config: DatasetConfig, found: list[str], notes: list[str]) -> dict[str, str]:
+    """The name of each split in a repository. Raises `UserError` if none is the training split."""
+    names = {}
+    for split in SPLITS:
+        if name := next((each for each in getattr(config.splits, split) if each in found), None):
+            names[split] = name
+    if "train" not in names:
+        raise UserError(
+            f"{config.hub} has no split {' or '.join(config.splits.train)} "
+            f"(dataset.splits.train){suggest('train', found)}"
+        )
+    if unused := [name for name in found if name not in names.values()]:
+        notes.append(f"splits of {config.hub} left out: {', '.join(unused)}")
+    return names
 
+
+def streamed_from_hub(
+    config: DatasetConfig, notes: list[str]
+) -> tuple[dict[str, Callable[[], IterableDataset]], str, dict[str, list[SourceFile]]]:
+    """What opens each split of a repository without a download, a fingerprint of its files, and the splits."""
+    from datasets import load_dataset_builder
+
+    assert config.hub is not None
+    try:
+        cache = str(writable_cache("hub"))
+        builder = load_dataset_builder(config.hub, config.hub_config, revision=config.hub_revision, cache_dir=cache)
+        found = list(map(str, builder.as_streaming_dataset()))
+    except Exception as error:
+        raise UserError(_not_loaded(config, error)) from error
+    names = _hub_names(config, found, notes)
+    files = {split: [SourceFile(f"{config.hub}: {name}", None)] for split, name in names.items()}
+    splits: dict[str, Callable[[], IterableDataset]] = {
+        split: partial(builder.as_streaming_dataset, split=name) for split, name in names.items()
+    }
+    return splits, f"{builder.config_id}\0{builder.hash}", files
+
+
+def with_columns(stream: IterableDataset) -> IterableDataset:
+    """A stream that knows its columns: where no one told it, the first rows do."""
+    return stream if stream.column_names else stream._resolve_features()
+
+
+def _not_loaded(config: DatasetConfig, error: BaseException) -> str:
+    return (
+        f"dataset '{config.name}' cannot be loaded from the hub ({config.hub}): {_first_line(error)}; "
+        "to use a local copy, name it with dataset.path=…"
+    )
+
+
+def from_files(
+    config: DatasetConfig, found: dict[str, list[Path]], notes: list[str], rules: set[str]
+) -> tuple[dict[str, Dataset], tuple[str, str], dict[str, list[SourceFile]]]:
+    """Splits of the files ``found``, digests of their content with and without their names, and the files of each."""
     digest, nameless = hashlib.sha256(), hashlib.sha256()
     splits: dict[str, Dataset] = {}
     files: dict[str, list[SourceFile]] = {}
-    found = find_files(config, notes)
     names = Counter(path.name for paths in found.values() for path in paths)
     for split, paths in found.items():
         content, nameless_content = hashlib.sha256(), hashlib.sha256()
@@ -122,16 +157,11 @@ def from_files(
             nameless_content.update(own)
         digest.update(split.encode() + content.digest())
         nameless.update(split.encode() + nameless_content.digest())
-        counts: list[int] | list[None]
-        if config.format == "parallel":
-            sides, counts = _read_parallel(paths, notes, rules)
-            splits[split] = Dataset.from_dict(sides)
-        elif config.format == "text":
-            splits[split], counts = _read_texts(paths, notes, rules), [None] * len(paths)
-        elif config.format == "parquet":
+        counts: list[int | None]
+        if config.format == "parquet":
             splits[split], counts = _read_parquet(paths, content.hexdigest())
         else:
-            splits[split], counts = _read_rows(config, paths, notes, rules)
+            splits[split], counts = _read(config, paths, content.hexdigest(), notes, rules)
         shown = [path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
         files[split] = [SourceFile(name, count) for name, count in zip(shown, counts, strict=True)]
         if len(paths) > (2 if config.format == "parallel" else 1):
@@ -139,44 +169,28 @@ def from_files(
     return splits, (digest.hexdigest(), nameless.hexdigest()), files
 
 
-def _read_parallel(paths: list[Path], notes: list[str], rules: set[str]) -> tuple[dict[str, list[str]], list[int]]:
-    """Both sides, and the lines of each file."""
-    sides: dict[str, list[str]] = {"source": [], "target": []}
-    counts = []
-    for pair in zip(paths[::2], paths[1::2], strict=True):
-        found = [read_text(path) for path in pair]
-        lines = [text.lines for text in found]
-        odd = [note for path, text in zip(pair, found, strict=True) for note in cr_note(path, text.cr)]
-        if len(lines[0]) != len(lines[1]):
-            raise UserError(
-                f"{pair[0]} has {len(lines[0]):,} lines and {pair[1]} has {len(lines[1]):,}: "
-                f"aligned files have one line for each other{''.join(f' ({note})' for note in odd)}"
-            )
-        notes += odd
-        for path, text in zip(pair, found, strict=True):
-            notes += mark_note(path, text.text)
-        if odd:
-            rules.add("line ends")
-        sides["source"] += lines[0]
-        sides["target"] += lines[1]
-        counts += [len(lines[0]), len(lines[1])]
-    return sides, counts
+def _read(
+    config: DatasetConfig, paths: list[Path], content: str, notes: list[str], rules: set[str]
+) -> tuple[Dataset, list[int | None]]:
+    """The rows of text files, all of them, and the rows of each file: read once, and then kept in the cache."""
+    # What decides the rows, or whether they are refused.
+    settings = [config.task, config.format, config.source, config.target, config.text, config.empty]
+    settings += [str(any(asdict(config.limit).values())), content]
+    key = hashlib.sha256(repr(settings).encode("utf-8", "surrogatepass")).hexdigest()
+    read = {"parallel": parallel_rows, "text": whole_texts}.get(config.format, table_rows)
+
+    def make(facts: dict[str, Any]) -> Iterator[Batch]:
+        reading = Reading()
+        yield from canonical(config.task, read(config, paths, reading))
+        facts |= asdict(reading) | {"rules": sorted(reading.rules)}
+
+    dataset, facts = kept(key, columns_of(config.task), make)
+    notes += facts["notes"]
+    rules.update(facts["rules"])
+    return dataset, facts["counts"]
 
 
-def _read_texts(paths: list[Path], notes: list[str], rules: set[str]) -> Dataset:
-    texts = []
-    for path in paths:
-        found = read_text(path)
-        notes += cr_note(path, found.cr) + mark_note(path, found.text)
-        if found.crlf:  # here a line end is text
-            notes.append(f"{path.name}: {found.crlf:,} lines end in \\r\\n, of which \\n is kept")
-        if found.crlf or found.cr:
-            rules.add("line ends")
-        texts.append(found.text)
-    return text_dataset(texts)
-
-
-def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
+def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int | None]]:
     import pyarrow.parquet
     from datasets import Dataset, load_dataset
 
@@ -193,7 +207,7 @@ def _read_parquet(paths: list[Path], content: str) -> tuple[Dataset, list[int]]:
         filled = [str(path.resolve()) for path, count in zip(plain, counts, strict=True) if count]
         if not filled:  # the library fails on them
             return Dataset.from_dict({name: [] for name in kinds[0].names}), counts
-        return load_dataset("parquet", data_files=filled, split="train", cache_dir=str(cache)), counts
+        return mapped(load_dataset("parquet", data_files=filled, split="train", cache_dir=str(cache))), counts
     except UserError:
         raise
     except Exception as error:  # the reader raises arrow and value errors of many kinds
@@ -233,62 +247,9 @@ def _unpacked(path: Path, cache: Path) -> Path:
     # Files in several folders may have the same name.
     plain = cache / f"{file_digest(path).hex()[:32]}-{path.name.removesuffix(path.suffix)}"
     if not plain.is_file():
-        write_bytes(plain, read_bytes(path))
+        with replacing(plain) as temporary, open(temporary, "wb") as file:
+            file.writelines(unpacked(path))
     return plain
-
-
-def _read_rows(
-    config: DatasetConfig, paths: list[Path], notes: list[str], rules: set[str]
-) -> tuple[Dataset, list[int]]:
-    """The canonical columns of JSON or CSV files, and the rows of each file."""
-    from datasets import Dataset
-
-    settings = TASKS[config.task].columns
-    readers = {setting: Reader(config, setting) for setting in settings}
-    columns: dict[str, list[Any]] = {setting: [] for setting in (*settings, "flags")}
-    known: dict[str, None] = {}
-    lacking: list[str] = []
-    counts = []
-    last: tuple[Path, dict[str, Any]] = paths[0], {}
-    for path in paths:
-        before = len(columns[settings[0]])
-        for line, row in _json_rows(path, notes) if config.format == "json" else _csv_rows(path, notes, rules):
-            known.update(dict.fromkeys(row))
-            flags = 0
-            for setting, reader in readers.items():
-                try:
-                    columns[setting].append(reader.texts(row) if setting == "target" else reader.text(row))
-                except ValueError as error:
-                    raise UserError(f"{path}, line {line}: dataset.{setting}={reader.spec}: {error}") from None
-                flags |= reader.flags
-                if not lacking and (missing := reader.missing(row)):
-                    lacking.append(f"{path}, line {line}: the key '{missing}' is missing (dataset.{setting})")
-            columns["flags"].append(flags)
-            last = path, row
-        counts.append(len(columns[settings[0]]) - before)
-    if columns[settings[0]]:
-        if len(columns[settings[0]]) == len(known) == 1:
-            _check_nested(*last)
-        for reader in readers.values():
-            reader.check(list(known))
-    # Documents without text are counted and left out; and where there are limits, a row may be one that nothing reads.
-    is_wanted = not TASKS[config.task].is_stream and not any(asdict(config.limit).values())
-    if lacking and is_wanted and config.empty == "error":
-        raise UserError(f"{lacking[0]}: add it, or leave such pairs out with dataset.empty=drop")
-    if not TASKS[config.task].is_stream:
-        return Dataset.from_dict(columns), counts
-    dataset = text_dataset(columns["text"])
-    return (dataset.add_column("flags", columns["flags"]) if any(columns["flags"]) else dataset), counts
-
-
-def _check_nested(path: Path, row: dict[str, Any]) -> None:
-    """Refuses a file of one object with one key that holds the rows themselves, as ``{"data": [{…}, …]}``."""
-    ((key, inner),) = row.items()
-    if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
-        raise UserError(
-            f"{path}: its rows are a list in one object, under the key '{key}': write that list alone "
-            f"(`jq '.{key}' {path.name}`), or an object a line"
-        )
 
 
 def _first_line(error: BaseException) -> str:

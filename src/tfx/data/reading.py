@@ -9,13 +9,13 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
-import io
 import lzma
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from tfx.errors import UserError
 
@@ -23,6 +23,8 @@ from tfx.errors import UserError
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _GZIP, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 _LFS = b"version https://git-lfs.github.com/spec/"
+# Bytes that are read at once.
+_BLOCK = 1 << 22
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")  # a text may begin with the first three
 
 
@@ -43,99 +45,146 @@ def file_digest(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked if it is compressed; raises `UserError` if that fails."""
+def unpacked(path: Path) -> Iterator[bytes]:
+    """The content of a file block by block, unpacked if it is compressed; raises `UserError` if that fails."""
+    is_packed = False
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        if data.startswith(_GZIP):
-            return gzip.decompress(data)
-        if _BZIP2.match(data):
-            return bz2.decompress(data)
-        if data.startswith(_XZ):
-            return lzma.decompress(data)
-        if data.startswith(_ZSTD):
-            return _unpack_zstd(path)
-        if data.startswith(_ZIP):
-            return _unpack_zip(path, data)
+        with open(path, "rb") as file:
+            opened = _unpacker(path, file)
+            is_packed = opened is not file
+            with opened as stream:
+                while block := stream.read(_BLOCK):
+                    yield block
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        if not is_packed and isinstance(error, OSError):
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
         raise UserError(f"{path} is compressed and cannot be unpacked ({error}): it is cut or damaged") from error
-    return data
 
 
-def _unpack_zstd(path: Path) -> bytes:
-    import pyarrow
+def _unpacker(path: Path, file: BinaryIO) -> Any:
+    """What reads the content of an open file, by its first bytes: the file itself, if it is not compressed."""
+    first = file.read(16)
+    file.seek(0)
+    if first.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=file)
+    if _BZIP2.match(first):
+        return bz2.BZ2File(file)
+    if first.startswith(_XZ):
+        return lzma.LZMAFile(file)
+    if first.startswith(_ZSTD):
+        import pyarrow
 
-    with pyarrow.input_stream(str(path), compression="zstd") as stream:
-        return stream.read()
-
-
-def _unpack_zip(path: Path, data: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return pyarrow.input_stream(str(path), compression="zstd")
+    if first.startswith(_ZIP):
+        archive = zipfile.ZipFile(file)
         names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
         if len(names) != 1:
             held = ", ".join(names[:5]) or "none"
             raise UserError(f"{path} holds {len(names)} files ({held}), and one is needed: unpack it into a folder")
-        return archive.read(names[0])
+        return archive.open(names[0])
+    return file
 
 
-def decoded(path: Path) -> str:
-    """A whole UTF-8 file, a byte order mark removed; raises `UserError` for other encodings and binary files."""
-    data = read_bytes(path)
-    if b"\0" in data:
-        line = _line(data, data.index(b"\0"))
+def decoded(path: Path) -> Iterator[str]:
+    """A UTF-8 file in pieces that end where lines end, a byte order mark removed.
+
+    Raises `UserError` for other encodings and binary files.
+    """
+    pieces = _pieces(path)
+    for line, piece in pieces:
+        _refuse_nul(path, line, piece)
+        try:
+            yield piece.decode("utf-8-sig" if line == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            for later in pieces:  # a binary file is named as such
+                _refuse_nul(path, *later)
+            line = _line(piece, error.start, line)
+            raise UserError(
+                f"{path}, line {line}: not UTF-8 (byte {piece[error.start]:#04x}): convert the file to UTF-8"
+            ) from None
+
+
+def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Blocks of a file that end where a line ends, each with the number of its first line."""
+    line, held = 1, bytearray()
+    for block in unpacked(path):
+        before = max(0, len(held) - 1)
+        held += block
+        # A last \r may be half of a line end.
+        end = held.rfind(b"\n", before) + 1 or held.rfind(b"\r", before, len(held) - 1) + 1
+        if end:
+            piece = bytes(held[:end])
+            yield line, piece
+            line = _line(piece, end, line)
+            del held[:end]
+    if held:
+        yield line, bytes(held)
+
+
+def _refuse_nul(path: Path, line: int, piece: bytes) -> None:
+    if b"\0" in piece:
+        line = _line(piece, piece.index(b"\0"), line)
         raise UserError(f"{path}, line {line}: a NUL byte; the file is binary or UTF-16, and UTF-8 text is needed")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = _line(data, error.start)
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x}): convert the file to UTF-8"
-        ) from None
 
 
-def _line(data: bytes, place: int) -> int:
-    before = data[:place]
-    return before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n") + 1
+def _line(piece: bytes, place: int, first: int) -> int:
+    """The line of a place in a piece that begins with the line ``first``."""
+    before = piece[:place]
+    return before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n") + first
 
 
-@dataclass(frozen=True)
-class Text:
-    """A file whose lines all end in ``\\n``: ``crlf`` of them ended in ``\\r\\n``, ``cr`` in ``\\r`` alone."""
+class TextFile:
+    """A UTF-8 file that is read in pieces of whole lines. What is said of its lines is complete at its end.
 
-    text: str
-    crlf: int
-    cr: int
+    ``crlf`` lines ended in ``\\r\\n``, ``cr`` in ``\\r`` alone.
+    """
 
-    @property
-    def lines(self) -> list[str]:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.crlf = self.cr = self._marks = self._first_mark = 0
+
+    def pieces(self, *, one_line_end: bool = True) -> Iterator[str]:
+        """The pieces; all lines end in ``\\n``, or with ``one_line_end=False`` as they do in the file."""
+        self.crlf = self.cr = self._marks = self._first_mark = 0
+        lines, begins = 0, False
+        for text in decoded(self.path):
+            crlf = text.count("\r\n")
+            cr = text.count("\r") - crlf
+            self.crlf, self.cr = self.crlf + crlf, self.cr + cr
+            if one_line_end and (crlf or cr):
+                text = text.replace("\r\n", "\n").replace("\r", "\n")
+            if "\ufeff" in text:
+                self._count_marks(text, lines, begins)
+            lines += text.count("\n")
+            begins = text.endswith("\n")
+            yield text
+
+    def lines(self) -> Iterator[str]:
         """The lines without their ends."""
-        lines = self.text.split("\n")
-        if lines[-1] == "":
-            lines.pop()
-        return lines
+        for piece in self.pieces():
+            lines = piece.split("\n")
+            if lines[-1] == "":
+                lines.pop()
+            yield from lines
 
+    def text(self) -> str:
+        """The whole text, with one kind of line end."""
+        return "".join(self.pieces())
 
-def read_text(path: Path) -> Text:
-    """A file as `decoded` reads it, with one kind of line end."""
-    text = decoded(path)
-    crlf = text.count("\r\n")
-    cr = text.count("\r") - crlf
-    if crlf or cr:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return Text(text, crlf, cr)
+    def _count_marks(self, text: str, lines: int, begins: bool) -> None:
+        at_start = begins and text.startswith("\ufeff")
+        if count := text.count("\n\ufeff") + at_start:
+            place = 0 if at_start else text.find("\n\ufeff") + 1
+            self._first_mark = self._first_mark or lines + text.count("\n", 0, place) + 1
+            self._marks += count
+
+    def mark_note(self) -> list[str]:
+        """Notes byte order marks at the start of lines, as in concatenated files; no note if there are none."""
+        where = f"the first line {self._first_mark:,}, and are taken as text"
+        note = f"{self.path.name}: {self._marks:,} byte order marks (U+FEFF) begin lines, {where}"
+        return [note] if self._marks else []
 
 
 def cr_note(path: Path, count: int) -> list[str]:
     """Notes how many lines end in a way that few programs read; no note if none does."""
     return [f"{path.name}: {count:,} lines end in \\r alone, which is read as a line end"] if count else []
-
-
-def mark_note(path: Path, text: str) -> list[str]:
-    """Notes byte order marks at the start of lines, as in concatenated files; no note if there are none."""
-    count = text.count("\n\ufeff")
-    first = text.count("\n", 0, text.find("\n\ufeff")) + 2
-    where = f"the first line {first:,}, and are taken as text"
-    return [f"{path.name}: {count:,} byte order marks (U+FEFF) begin lines, {where}"] if count else []

@@ -5,24 +5,34 @@ from __future__ import annotations
 import hashlib
 import string
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfx.config.schema import DatasetConfig
+from tfx.config.tasks import TASKS
+from tfx.data.store import arrow_batches, batches_of, in_memory, release
 from tfx.data.tables import text_of
 from tfx.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-# Of the columns that rows are kept in, in the cache of hub and parquet data.
-_LAYOUT = 2
 # Facts about a row, one bit each: kept beside its text, so that one pass can count them.
-_STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_FORM, _RETOLD = (
-    1 << bit for bit in range(8)
+_STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_FORM, _RETOLD, _NO_SOURCE, _NO_TARGET = (
+    1 << bit for bit in range(10)
 )
+_EMPTY = _NO_SOURCE | _NO_TARGET
+# The columns of a task's rows with their Arrow types. One text may be longer than the 2 GB that the offsets of an
+# ordinary column reach.
+_COLUMNS = {
+    "seq2seq": {"source": "string", "target": "string", "references": "texts"},
+    "lm": {"text": "large_string"},
+}
+_MARKS = {"flags": "int16", "key": "int64"}
+Batch = dict[str, list[Any]]
 
 
 class Reader:
@@ -114,86 +124,92 @@ class Reader:
         return value
 
 
-def _written(
-    config: DatasetConfig, dataset: Dataset, is_raw: bool, *settings: str
-) -> tuple[Dataset, Callable[[Any, list[int]], Iterator[tuple[Any, ...]]]]:
-    """A split with the columns that are needed, and what reads a batch of it: text or texts by setting, and flags."""
-    if not is_raw:
-        columns = [*settings, *({"flags"} & set(dataset.column_names))]
+class RowReader:
+    """Reads from a row, a mapping of columns, what the config names: a text or the texts of each setting, and flags."""
 
-        def canonical(batch: Any, indices: list[int]) -> Iterator[tuple[Any, ...]]:
-            return zip(*(batch[name] for name in settings), batch.get("flags") or [0] * len(indices), strict=True)
+    def __init__(self, config: DatasetConfig) -> None:
+        self.readers = {setting: Reader(config, setting) for setting in TASKS[config.task].columns}
 
-        return dataset.select_columns(columns), canonical
-    readers = {setting: Reader(config, setting) for setting in settings}
-    needed = {column for reader in readers.values() for column in reader.check(dataset.column_names)}
-
-    def read(batch: Any, indices: list[int]) -> Iterator[tuple[Any, ...]]:
-        for row, index in zip(_rows(batch), indices, strict=True):
-            flags = 0
-            texts = []
-            for setting, reader in readers.items():
-                try:
-                    texts.append(reader.texts(row) if setting == "target" else reader.text(row))
-                except ValueError as error:
-                    raise UserError(f"{reader.setting}={reader.spec}, row {index + 1}: {error}") from None
-                flags |= reader.flags
-            yield *texts, flags
-
-    return dataset.select_columns(sorted(needed)), read
+    def read(self, row: dict[str, Any], place: Callable[[Reader], str]) -> tuple[Any, ...]:
+        """The texts and the flags; raises `UserError` that begins with ``place`` for what is not text."""
+        flags = 0
+        texts: list[Any] = []
+        for setting, reader in self.readers.items():
+            try:
+                texts.append(reader.texts(row) if setting == "target" else reader.text(row))
+            except ValueError as error:
+                raise UserError(f"{place(reader)}: {error}") from None
+            flags |= reader.flags
+        return *texts, flags
 
 
-def _map(dataset: Dataset, make: Callable[[Any, list[int]], Any], features: dict[str, Any], key: str) -> Dataset:
-    """Replaces all columns, batch by batch; hub data is written to its cache and reused from there."""
-    from datasets import Features
-
-    return dataset.map(
-        make,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=Features(features),
-        new_fingerprint=hashlib.sha256(f"{_LAYOUT}\0{key}".encode()).hexdigest()[:32],
-    )
+def columns_of(task: str) -> dict[str, str]:
+    """The columns that the rows of a task are kept in, with their Arrow types."""
+    return _COLUMNS[task] | _MARKS
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
-    names = list(batch)
-    return (dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True))
+def canonical(task: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[Batch]:
+    """Batches of the columns of a task from its texts and flags, each row with a key; empty rows are marked."""
+    return batches_of(map(row_maker(task), rows), columns_of(task))
 
 
-def where(config: DatasetConfig) -> str:
-    """Where the data are, for a message."""
-    return f"see {config.path or config.hub or config.format}"
+def row_maker(task: str) -> Callable[[Any], tuple[Any, ...]]:
+    """What turns the texts and flags of a row into the columns that rows of a task are kept in."""
+    return _pair if task == "seq2seq" else _document
+
+
+def is_without_text(flags: int) -> bool:
+    """Whether the flags of a row say that a side of it, or all of it, is empty."""
+    return flags & _EMPTY > 0
+
+
+def _pair(row: tuple[str, str | list[str], int]) -> tuple[Any, ...]:
+    whole, given, flags = row
+    targets = given if isinstance(given, list) else [given]
+    source, stripped = whole.strip(), [text.strip() for text in targets]
+    references = [text for text in stripped if text]
+    if not (source and references):
+        empty = (0 if source else _NO_SOURCE) | (0 if references else _NO_TARGET)
+        return source, references[0] if references else "", references, empty, 0
+    flags |= _STRIPPED if source != whole or stripped != targets else 0
+    flags |= _WITHOUT_EMPTY if len(references) < len(stripped) else 0
+    flags |= _SEVERAL if len(references) > 1 else 0
+    flags |= _SOURCE_FORM if _is_decomposed(source) else 0
+    flags |= _TARGET_FORM if any(map(_is_decomposed, references)) else 0
+    return source, references[0], references, flags, _key(source, references[0])
+
+
+def _document(row: tuple[str, int]) -> tuple[Any, ...]:
+    text, flags = row
+    return text, flags if text else flags | _NO_SOURCE, _key(text)
+
+
+def raw_rows(config: DatasetConfig, dataset: Dataset | IterableDataset) -> Iterator[tuple[Any, ...]]:
+    """The texts and flags of the rows of a table, in the columns that the config names."""
+    reader = RowReader(config)
+    needed = sorted({column for each in reader.readers.values() for column in each.check(dataset.column_names)})
+    number = 0
+
+    def place(each: Reader) -> str:
+        return f"{each.setting}={each.spec}, row {number}"
+
+    for batch in dataset.select_columns(needed).iter(batch_size=1_000):
+        for values in zip(*(batch[name] for name in needed), strict=True):
+            number += 1
+            yield reader.read(dict(zip(needed, values, strict=True)), place)
+        release()
 
 
 def text_dataset(texts: list[str]) -> Dataset:
-    """A data set of these texts, one a row."""
-    from datasets import Dataset, Features, Value
-
-    # One text may be longer than the 2 GB that the offsets of an ordinary column reach.
-    return Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
+    """A data set of these texts, one a row, in memory."""
+    return in_memory(columns_of("lm"), canonical("lm", ((text, 0) for text in texts)), _text_key(texts))
 
 
-def to_texts(
-    config: DatasetConfig, split: str, dataset: Dataset, key: str, notes: list[str], rules: set[str], *, is_raw: bool
-) -> tuple[Dataset, np.ndarray]:
-    """The column ``text`` alone, and a key of each row."""
-    from datasets import Value
-
-    needed, written = _written(config, dataset, is_raw, "text")
-
-    def make(batch: Any, indices: list[int]) -> dict[str, list[Any]]:
-        rows = list(written(batch, indices))
-        return {
-            "text": [text for text, _ in rows],
-            "flags": [flags for _, flags in rows],
-            "key": [_key(text) for text, _ in rows],
-        }
-
-    features = {"text": Value("large_string"), "flags": Value("int16"), "key": Value("int64")}
-    texts = _map(needed, make, features, key + split)
-    return _without_marks(split, texts, notes, rules) if len(texts) else (texts, np.zeros(0, dtype=np.int64))
+def _text_key(texts: list[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def _key(*texts: str) -> int:
@@ -202,13 +218,61 @@ def _key(*texts: str) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
-def _without_marks(split: str, dataset: Dataset, notes: list[str], rules: set[str]) -> tuple[Dataset, np.ndarray]:
-    """The texts without ``flags``, which become notes, and without ``key``, which is returned."""
-    flags, keys = (np.asarray(dataset.data.column(name)) for name in ("flags", "key"))
+def finish(
+    config: DatasetConfig, split: str, dataset: Dataset, notes: list[str], rules: set[str]
+) -> tuple[Dataset, np.ndarray]:
+    """The texts of a split alone, without empty pairs or documents, and a key of each row.
+
+    What the flags of its rows say becomes ``notes``. Raises `UserError` for an empty pair where the config asks for it.
+    """
+    flags, keys = (_numbers(dataset, name) for name in _MARKS)
+    is_pairs = not TASKS[config.task].is_stream
+    is_empty = (flags & _EMPTY) > 0
+    if not is_pairs and (config.join is not None or len(dataset) < 2):
+        is_empty[:] = False  # part of a text, or the only one
+    texts = dataset.remove_columns(list(_MARKS))
+    if not is_empty.any():
+        _say(split, flags, notes, rules)
+        return texts, keys
+    if is_pairs and config.empty == "error":
+        first = int(is_empty.argmax())
+        raise UserError(
+            f"the {split} split of dataset '{config.name}', example {first + 1}: the "
+            f"{'source' if flags[first] & _NO_SOURCE else 'target'} is empty ({where(config)}; "
+            "dataset.empty=drop leaves such pairs out)"
+        )
+    count = int(is_empty.sum())
+    if is_pairs:
+        notes.append(f"{split}: {count:,} pairs with an empty side dropped")
+        flags = flags[~is_empty]
+    _say(split, flags, notes, rules)
+    if not is_pairs:
+        notes.append(f"{split}: {count:,} rows without text left out")
+    return texts.select(np.flatnonzero(~is_empty), keep_in_memory=True), keys[~is_empty]
+
+
+def _numbers(dataset: Dataset, column: str) -> np.ndarray:
+    """A column of numbers, copied out of the file that holds it."""
+    parts = [batch.column(0).to_numpy().copy() for batch in arrow_batches(dataset, [column])]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def remarks(split: str, flags: Counter[int]) -> Iterator[str]:
+    """Notes on rows by how many have which flags; those without text are counted as left out."""
+    if empty := sum(count for own, count in flags.items() if own & _EMPTY):
+        yield f"{split}: {empty:,} rows with an empty side or without text left out"
+    yield from _said(split, lambda flag: sum(n for own, n in flags.items() if own & flag and not own & _EMPTY))
+
+
+def _say(split: str, flags: np.ndarray, notes: list[str], rules: set[str]) -> None:
     if np.any(flags & _RETOLD):
         rules.add("values as JSON writes them")
     notes += _said(split, lambda flag: int(((flags & flag) > 0).sum()))
-    return dataset.remove_columns(["flags", "key"]), keys
+
+
+def where(config: DatasetConfig) -> str:
+    """Where the data are, for a message."""
+    return f"see {config.path or config.hub or config.format}"
 
 
 def _said(split: str, count: Callable[[int], int]) -> Iterator[str]:
@@ -231,58 +295,5 @@ def _said(split: str, count: Callable[[int], int]) -> Iterator[str]:
         )
 
 
-def to_pairs(
-    config: DatasetConfig, split: str, dataset: Dataset, key: str, notes: list[str], rules: set[str], *, is_raw: bool
-) -> tuple[Dataset, np.ndarray]:
-    """The columns source, target, references, and a key of each pair; empty sides are an error or dropped, as set."""
-    from datasets import List, Value
-
-    needed, written = _written(config, dataset, is_raw, "source", "target")
-
-    def make(batch: Any, indices: list[int]) -> dict[str, list[Any]]:
-        pairs: dict[str, list[Any]] = {"source": [], "target": [], "references": [], "flags": [], "key": []}
-        for (whole, targets, flags), index in zip(written(batch, indices), indices, strict=True):
-            targets = targets if isinstance(targets, list) else [targets]
-            source, stripped = whole.strip(), [text.strip() for text in targets]
-            references = [text for text in stripped if text]
-            if source and references:
-                flags |= _STRIPPED if source != whole or stripped != targets else 0
-                flags |= _WITHOUT_EMPTY if len(references) < len(stripped) else 0
-                flags |= _SEVERAL if len(references) > 1 else 0
-                flags |= _SOURCE_FORM if _is_decomposed(source) else 0
-                flags |= _TARGET_FORM if any(map(_is_decomposed, references)) else 0
-                pairs["source"].append(source)
-                pairs["target"].append(references[0])
-                pairs["references"].append(references)
-                pairs["flags"].append(flags)
-                pairs["key"].append(_key(source, references[0]))
-            elif config.empty == "error":
-                raise UserError(
-                    f"the {split} split of dataset '{config.name}', example {index + 1}: the "
-                    f"{'target' if source else 'source'} is empty ({where(config)}; "
-                    "dataset.empty=drop leaves such pairs out)"
-                )
-        return pairs
-
-    texts = {"source": Value("string"), "target": Value("string"), "references": List(Value("string"))}
-    pairs = _map(needed, make, texts | {"flags": Value("int16"), "key": Value("int64")}, key + split)
-    if not len(dataset):
-        return pairs, np.zeros(0, dtype=np.int64)
-    if len(pairs) < len(dataset):
-        notes.append(f"{split}: {len(dataset) - len(pairs):,} pairs with an empty side dropped")
-    return _without_marks(split, pairs, notes, rules)
-
-
 def _is_decomposed(text: str) -> bool:
     return not unicodedata.is_normalized("NFC", text)
-
-
-def without_empty(split: str, texts: Dataset, keys: np.ndarray, notes: list[str]) -> tuple[Dataset, np.ndarray]:
-    """The documents with text, and their keys: an empty one would be only an end token."""
-    if len(texts) < 2:
-        return texts, keys
-    kept = [row for row, text in enumerate(texts["text"]) if text]
-    if len(kept) == len(texts):
-        return texts, keys
-    notes.append(f"{split}: {len(texts) - len(kept):,} rows without text left out")
-    return texts.select(kept), keys[kept]

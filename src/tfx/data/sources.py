@@ -10,18 +10,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfx.config.corpora import mixed
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from tfx.data.origins import SourceFile, from_files, from_hub, generated
-from tfx.data.rows import text_dataset, to_pairs, to_texts, where, without_empty
+from tfx.data.files import find_files
+from tfx.data.origins import SourceFile, from_files, from_hub, generated, streamed_from_hub, with_columns
+from tfx.data.rows import canonical, columns_of, finish, raw_rows, text_dataset, where
+from tfx.data.store import kept, scan
+from tfx.data.streaming import RowStream, local_stream, table_stream
 
 # What each format is read as; the tables can be either.
 _EMBEDDED = {"normalize": "seq2seq", "stdlib": "lm"}
@@ -33,7 +37,8 @@ class Corpus:
     """Text before tokenizing. ``splits`` lacks ``test`` if the data has none; ``notes`` say what was done.
 
     ``files`` are the files of each split; for the hub, the repository and its split.
-    ``content`` is a fingerprint without the names of the files, which ``fingerprint`` has in it.
+    ``content`` is a fingerprint without the names of the files, which ``fingerprint`` has in it. ``stream`` has the
+    training rows of a streamed data set, and ``splits`` then lacks ``train``.
     """
 
     task: str
@@ -42,6 +47,7 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
     files: dict[str, list[SourceFile]] = field(default_factory=dict)
     content: str = ""
+    stream: RowStream | None = None
 
 
 def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
@@ -53,6 +59,19 @@ def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
     return Corpus(corpus.task, corpus.splits | {"train": train}, fingerprint, corpus.notes, corpus.files)
 
 
+def load_corpora(config: DatasetConfig) -> list[Corpus]:
+    """The corpora of a run: one, or those of its mixture; raises `UserError` as `load_corpus` does."""
+    return [load_corpus(part) for part, _ in mixed(config)]
+
+
+def together(config: DatasetConfig, fingerprints: list[str]) -> str:
+    """The fingerprint of a run's one corpus, or of a mixture by its weights, from those of its corpora."""
+    if not config.mix:
+        return fingerprints[0]
+    parts = [*fingerprints, *(str(weight) for _, weight in mixed(config))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def load_corpus(config: DatasetConfig) -> Corpus:
     """Reads the data set; raises `UserError` for missing, broken, misaligned, badly encoded or empty data."""
     import datasets
@@ -61,13 +80,15 @@ def load_corpus(config: DatasetConfig) -> Corpus:
     # Errors are raised too: the library's log lines would only repeat our message.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     _check_task(config)
+    if config.streaming:
+        return _streamed(config)
     notes: list[str] = []
     files: dict[str, list[SourceFile]] = {}
     # Rules for reading texts that changed since runs were first recorded. The fingerprint covers only those that the
     # data meets, so that it changes only with the text.
     rules: set[str] = set()
     if config.path is not None:
-        raw, (content, nameless), files = from_files(config, notes, rules)
+        raw, (content, nameless), files = from_files(config, find_files(config, notes), notes, rules)
     elif config.hub is not None:
         raw, content, files = from_hub(config, notes)
         nameless = content
@@ -75,40 +96,104 @@ def load_corpus(config: DatasetConfig) -> Corpus:
         raw, content = generated(config)
         nameless = content
     else:
-        raise UserError(f"dataset '{config.name}' needs its files: name a folder, file or glob with dataset.path=…")
+        raise UserError(_needs_files(config))
     key, nameless_key = _key(config, content), _key(config, nameless)
-    # Only hub and parquet data is still raw; all else was read into the canonical columns.
-    is_raw = (config.path is None and config.hub is not None) or config.format == "parquet"
+    is_raw = _is_raw(config)
     if TASKS[config.task].is_stream and is_raw and len(raw["train"]) == 1:  # one text, which may be cut in two
-        raw = {
-            name: to_texts(config, name, dataset, f"{key} whole ", notes, rules, is_raw=True)[0]
-            for name, dataset in raw.items()
-        }
+        for name, dataset in raw.items():
+            whole = finish(config, name, _canonical(config, dataset, f"{key} whole {name}"), notes, rules)[0]
+            raw[name] = text_dataset(_texts(whole))
         is_raw = False
     _cut_valid(config, raw, notes)
+    splits, keys = _finished(config, raw, key if is_raw else None, notes, rules)
+    notes += _repetitions(keys)
+    fingerprint, own_content = (_with_rules(each, rules) for each in (key, nameless_key))
+    return Corpus(config.task, splits, fingerprint, notes, files, own_content)
+
+
+def _streamed(config: DatasetConfig) -> Corpus:
+    """A corpus whose training split is read while it is trained on; the other splits are read now, as always."""
+    notes: list[str] = []
+    rules: set[str] = set()
+    raw: dict[str, Any]
+    if config.path is not None:
+        found = find_files(config, notes)
+        paths = found.pop("train")
+        stream, content = local_stream(config, paths)
+        raw, (others, _), files = from_files(config, found, notes, rules)
+        content += others
+        files = {"train": [SourceFile(path.name, None) for path in paths], **files}
+    elif config.hub is not None:
+        opened, content, files = streamed_from_hub(config, notes)
+        stream = table_stream(config, opened.pop("train"))
+        raw = {name: with_columns(open_split()) for name, open_split in opened.items()}
+    else:
+        raise UserError(_needs_files(config))
+    if "valid" not in raw:
+        raise UserError(
+            f"dataset '{config.name}' has no validation split ({where(config)}), and none can be cut from the end of "
+            "a stream: name it with dataset.splits.valid, or set dataset.streaming=false"
+        )
+    key = _key(config, f"streamed {content}")
+    splits, _ = _finished(config, raw, key if _is_raw(config) else None, notes, rules)
+    fingerprint = _with_rules(key, rules)
+    return Corpus(config.task, splits, fingerprint, notes, files, fingerprint, stream)
+
+
+def _needs_files(config: DatasetConfig) -> str:
+    return f"dataset '{config.name}' needs its files: name a folder, file or glob with dataset.path=…"
+
+
+def _is_raw(config: DatasetConfig) -> bool:
+    """Whether the data are tables as they came, of the hub or Parquet; all else is read into the canonical columns."""
+    return (config.path is None and config.hub is not None) or config.format == "parquet"
+
+
+def _finished(
+    config: DatasetConfig, raw: dict[str, Any], raw_key: str | None, notes: list[str], rules: set[str]
+) -> tuple[dict[str, Dataset], dict[str, np.ndarray]]:
+    """The texts of each split and the keys of its rows; ``raw_key`` identifies rows that are raw."""
     splits = {}
     keys: dict[str, np.ndarray] = {}
     for name, dataset in raw.items():
-        cap = getattr(config.limit, name)
-        if cap is not None and cap < len(dataset):
-            notes.append(f"{name}: the first {cap:,} of {len(dataset):,} examples")
-            dataset = dataset.select(range(cap))
-        if not TASKS[config.task].is_stream:
-            splits[name], keys[name] = to_pairs(config, name, dataset, key, notes, rules, is_raw=is_raw)
+        dataset = _capped(config, name, dataset, notes)
+        if raw_key is not None:
+            dataset = _canonical(config, dataset, f"{raw_key}{name}")
+        texts, own = finish(config, name, dataset, notes, rules)
+        if TASKS[config.task].is_stream and config.join is not None:
+            splits[name] = text_dataset([config.join.join(_texts(texts))]).select_columns(["text"])
         else:
-            texts, own = to_texts(config, name, dataset, key, notes, rules, is_raw=is_raw)
-            if config.join is not None:
-                splits[name] = text_dataset([config.join.join(texts["text"])])
-            else:
-                splits[name], keys[name] = without_empty(name, texts, own, notes)
+            splits[name], keys[name] = texts, own
         if not _has_text(config, splits[name]):
             raise UserError(
                 f"the {name} split of dataset '{config.name}' is empty ({where(config)}): "
                 f"give it text, or name other data with dataset.splits.{name}"
             )
-    notes += _repetitions(keys)
-    fingerprint, own_content = (_with_rules(each, rules) for each in (key, nameless_key))
-    return Corpus(config.task, splits, fingerprint, notes, files, own_content)
+    return splits, keys
+
+
+def _capped(config: DatasetConfig, split: str, dataset: Any, notes: list[str]) -> Any:
+    """The first examples of a split, as many as the config allows."""
+    cap = getattr(config.limit, split)
+    if cap is None:
+        return dataset
+    if not hasattr(dataset, "__len__"):  # the number of a stream's rows is not known
+        notes.append(f"{split}: at most the first {cap:,} examples")
+        return dataset.take(cap)
+    if cap < len(dataset):
+        notes.append(f"{split}: the first {cap:,} of {len(dataset):,} examples")
+        return dataset.select(range(cap))
+    return dataset
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    return [text for rows in scan(dataset, ["text"]) for text in rows["text"]]
+
+
+def _canonical(config: DatasetConfig, dataset: Dataset, key: str) -> Dataset:
+    """The rows of hub or Parquet data in the canonical columns, from the cache if they were read before."""
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return kept(digest, columns_of(config.task), lambda _: canonical(config.task, raw_rows(config, dataset)))[0]
 
 
 def _key(config: DatasetConfig, content: str) -> str:
@@ -137,7 +222,9 @@ def _check_task(config: DatasetConfig) -> None:
 
 
 def _has_text(config: DatasetConfig, dataset: Dataset) -> bool:
-    return len(dataset) > 0 and (not TASKS[config.task].is_stream or any(row["text"] for row in dataset))
+    if not TASKS[config.task].is_stream:
+        return len(dataset) > 0
+    return any(any(rows["text"]) for rows in scan(dataset, ["text"]))
 
 
 def _repetitions(keys: dict[str, np.ndarray]) -> Iterator[str]:

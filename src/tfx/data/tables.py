@@ -13,12 +13,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tfx.data.reading import cr_note, decoded, mark_note, plain_name, read_text
+from tfx.data.reading import TextFile, cr_note, plain_name
 from tfx.errors import UserError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -61,24 +61,25 @@ def json_rows(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int,
     A number keeps its spelling. Raises `UserError` with the line of what is not JSON, no object, or a
     text with half of a surrogate pair; an object in which a key stands twice.
     """
-    read = read_text(path)
-    text = read.text
-    if notes is not None:
-        notes += cr_note(path, read.cr)
-    is_list = text.lstrip()[:1] == "["
-    for line, row in (_list_items if is_list else _json_lines)(path, text):
+    file = TextFile(path)
+    begun = next((piece for piece in file.pieces() if piece.strip()), "")
+    # A list is parsed as a whole; objects are read line by line.
+    rows = _list_items(path, file.text()) if begun.lstrip()[:1] == "[" else _json_lines(file)
+    for line, row in rows:
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}, line {line}: {_as_json(row)[:40]} is not an object: "
                 'a file holds one {"column": value} per line, or one list of them'
             )
         yield line, row
+    if notes is not None:
+        notes += cr_note(path, file.cr)
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_lines(file: TextFile) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file.lines(), start=1):
         if line.strip():
-            yield number, _parsed(path, number, line, lambda line=line: _DECODER.decode(line))
+            yield number, _parsed(file.path, number, line, lambda line=line: _DECODER.decode(line))
 
 
 def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -164,21 +165,20 @@ def csv_rows(
     """The rows of a comma or tab separated file with a header, each with the line that it ends in.
 
     In a CSV file a cell may stand in double quotes. In a TSV file each line is a row, and a quotation mark is one,
-    unless the file puts cells in quotes as programs do (`_is_written_in_quotes`). ``rules`` gets "tsv quotes" where a
+    unless the file puts cells in quotes as programs do (`_Quotes.are_written`). ``rules`` gets "tsv quotes" where a
     mark that begins a cell is text. Raises `UserError` with the line of a row that does not fit the header.
     """
     notes = [] if notes is None else notes
-    text = decoded(path)
-    lone = len(_LONE_CR.findall(text)) if "\r" in text else 0
+    file = TextFile(path)
     if plain_name(path).lower().endswith(".tsv"):
-        rows = _tab_rows(path, text, notes, set() if rules is None else rules)
+        rows = _tab_rows(file, notes, set() if rules is None else rules)
     else:
-        rows = _quoted_rows(path, text, ",", notes)
+        rows = _quoted_rows(file, ",", notes)
     header: list[str] | None = None
-    blank = 0
+    # Within quotes \\r alone is text, and ends no line.
+    blank = within = 0
     for line, cells in rows:
-        if lone:  # within quotes it is text, and ends no line
-            lone -= sum(len(_LONE_CR.findall(cell)) for cell in cells)
+        within += sum(len(_LONE_CR.findall(cell)) for cell in cells if "\r" in cell)
         if header is None:
             header = cells
             doubled = [name for name, count in Counter(header).items() if count > 1 and name.strip()]
@@ -192,17 +192,26 @@ def csv_rows(
             raise UserError(
                 f"{path}, line {line}: {len(cells)} cells under a header of {len(header)}: "
                 'put text with separators, quotes or line ends between double quotes ("")'
-                + "".join(f" ({note})" for note in cr_note(path, lone))
+                + "".join(f" ({note})" for note in cr_note(path, _counted(path).cr - within))
             )
         yield line, dict(zip(header, cells, strict=True))
-    notes += cr_note(path, lone) + mark_note(path, text)
+    notes += cr_note(path, file.cr - within) + file.mark_note()
     if blank:
         notes.append(f"{path.name}: {blank:,} blank lines left out")
 
 
-def _quoted_rows(path: Path, text: str, separator: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
+def _counted(path: Path) -> TextFile:
+    """A file that was read to its end."""
+    file = TextFile(path)
+    for _ in file.pieces():
+        pass
+    return file
+
+
+def _quoted_rows(file: TextFile, separator: str, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = (line for piece in file.pieces(one_line_end=False) for line in io.StringIO(piece, newline=""))
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     longer, before, first = 0, 0, 0
     try:
         for cells in reader:
@@ -212,53 +221,89 @@ def _quoted_rows(path: Path, text: str, separator: str, notes: list[str]) -> Ite
             yield reader.line_num, cells
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num}: {error}: a cell that begins with a double quote ends with one, "
+            f"{file.path}, line {reader.line_num}: {error}: a cell that begins with a double quote ends with one, "
             "and those inside it are doubled"
         ) from None
     if longer:
         notes.append(
-            f"{path.name}: {longer:,} rows of more than one line, the first from line {first} on, for their cells in "
-            "quotes hold line ends"
+            f"{file.path.name}: {longer:,} rows of more than one line, the first from line {first} on, for their cells "
+            "in quotes hold line ends"
         )
 
 
-def _tab_rows(path: Path, text: str, notes: list[str], rules: set[str]) -> Iterator[tuple[int, list[str]]]:
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n") if text else []
-    rows = [line.split("\t") for line in lines]
-    begun = [cell for cells in rows for cell in cells if cell.startswith('"')]
-    if begun and _is_written_in_quotes(rows, begun):
-        rows = [[cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells] for cells in rows]
-        notes.append(f"{path.name}: {len(begun):,} cells have double quotes around them, which are removed")
-        begun = []
-    elif begun and any(len(cells) != len(rows[0]) and cells != [""] for cells in rows):
+def _tab_rows(file: TextFile, notes: list[str], rules: set[str]) -> Iterator[tuple[int, list[str]]]:
+    quotes = _Quotes(line.split("\t") for line in file.lines())
+    is_written = quotes.begun > 0 and quotes.are_written
+    if is_written:
+        notes.append(f"{file.path.name}: {quotes.begun:,} cells have double quotes around them, which are removed")
+    elif quotes.begun and quotes.is_uneven and _reads_as_quoted(file.path):
         # Cells with tabs or line ends in them, in quotes: only if the whole file reads as such.
-        kept: list[str] = []
-        try:
-            whole = list(_quoted_rows(path, text, "\t", kept))
-        except UserError:
-            whole = []
-        if whole and all(len(cells) in (0, len(whole[0][1])) for _, cells in whole):
-            notes += kept
-            yield from whole
-            return
-    if begun:
-        notes.append(f"{path.name}: {len(begun):,} cells begin with a quotation mark, which is read as text")
+        yield from _quoted_rows(file, "\t", notes)
+        return
+    elif quotes.begun:
+        notes.append(f"{file.path.name}: {quotes.begun:,} cells begin with a quotation mark, which is read as text")
         rules.add("tsv quotes")
-    yield from enumerate(rows, start=1)
+    for number, line in enumerate(file.lines(), start=1):
+        cells = line.split("\t")
+        if is_written:
+            cells = [cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells]
+        yield number, cells
 
 
-def _is_written_in_quotes(rows: list[list[str]], begun: list[str]) -> bool:
-    """Whether the quotes around cells come from a program, and not from the authors of the text.
-
-    Programs put quotes around all cells of a file, or all but numbers, its header included; or around those that need
-    them: in a line these have a quotation mark inside, which is doubled, or (spreadsheets) a comma besides such others.
-    """
-    if not all(_is_quoted(cell) for cell in begun):
+def _reads_as_quoted(path: Path) -> bool:
+    """Whether all rows of a file with quotes around cells are as long as the first."""
+    width = 0
+    try:
+        for number, (_, cells) in enumerate(_quoted_rows(TextFile(path), "\t", [])):
+            width = width if number else len(cells)
+            if len(cells) not in (0, width):
+                return False
+    except UserError:
         return False
-    if all(cell.startswith('"') or _NUMBER.fullmatch(cell) for cells in rows for cell in cells if cell):
-        return all(cell.startswith('"') for cell in rows[0])
-    doubled = [cell for cell in begun if '""' in cell[1:-1]]
-    return bool(doubled) and all("," in cell for cell in begun if '""' not in cell[1:-1])
+    return width > 0
+
+
+class _Quotes:
+    """What the cells of a tab separated file say about the quotation marks that begin some of them."""
+
+    def __init__(self, rows: Iterable[list[str]]) -> None:
+        self.begun = 0
+        self.is_uneven = False
+        self._all_quoted = self._all_begin_or_count = self._all_need_them = True
+        self._any_doubled = self._header_begins = False
+        width = None
+        for cells in rows:
+            if width is None:
+                width = len(cells)
+                self._header_begins = all(cell.startswith('"') for cell in cells)
+            self.is_uneven |= len(cells) != width and cells != [""]
+            for cell in cells:
+                if cell.startswith('"'):
+                    self._look_at(cell)
+                elif cell and self._all_begin_or_count:
+                    self._all_begin_or_count = _NUMBER.fullmatch(cell) is not None
+
+    def _look_at(self, cell: str) -> None:
+        self.begun += 1
+        self._all_quoted = self._all_quoted and _is_quoted(cell)
+        if '""' in cell[1:-1]:
+            self._any_doubled = True
+        else:
+            self._all_need_them = self._all_need_them and "," in cell
+
+    @property
+    def are_written(self) -> bool:
+        """Whether the quotes around cells come from a program, and not from the authors of the text.
+
+        Programs put quotes around all cells of a file, or all but numbers, its header included; or around those that
+        need them: in a line these have a quotation mark inside, which is doubled, or (spreadsheets) a comma besides
+        such others.
+        """
+        if not self._all_quoted:
+            return False
+        if self._all_begin_or_count:
+            return self._header_begins
+        return self._any_doubled and self._all_need_them
 
 
 def _is_quoted(cell: str) -> bool:

@@ -32,7 +32,8 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     outside = (Role.EMBEDDING, Role.HEAD)
     embeddings = sum(p.numel() for name, p in model.named_parameters() if roles[name] in outside)
     unit = TASKS[data.task].rows
-    splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    sizes = {name: "streamed" if split.size is None else f"{split.size:,}" for name, split in data.splits.items()}
+    splits = ", ".join(f"{name} {size}" for name, size in sizes.items())
     if "test" not in data.splits:
         splits += " (no test split: the result is measured on valid)"
     length = str(config.trainer.budget)

@@ -100,7 +100,8 @@ def measure_result(
         data={
             "notes": data.notes,
             "files": {name: [asdict(file) for file in files] for name, files in data.files.items()},
-            **{name: len(split) for name, split in data.splits.items()},
+            **({"mix": data.shares} if data.shares else {}),
+            **{name: split.size for name, split in data.splits.items()},
         },
         quality_drops=measurer.drops,
         evidence=evidence,

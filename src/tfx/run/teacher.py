@@ -148,7 +148,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
 
 def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     """A folder named by a hash of all that determines the teacher: its config and the content of the data."""
-    from tfx.data.sources import load_corpus
+    from tfx.data.sources import load_corpora, together
     from tfx.record.directory import writable_cache
 
     settings = asdict(teacher_config(config, need))
@@ -156,7 +156,8 @@ def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     del settings["trainer"]["devices"]
     if config.trainer.parallel != "local":
         del settings["trainer"]["parallel"], settings["trainer"]["local"]
-    content = json.dumps([_VERSION, settings, load_corpus(config.dataset).fingerprint], sort_keys=True)
+    corpus = together(config.dataset, [corpus.fingerprint for corpus in load_corpora(config.dataset)])
+    content = json.dumps([_VERSION, settings, corpus], sort_keys=True)
     return writable_cache("teachers") / hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

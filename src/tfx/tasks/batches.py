@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 
 from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.processes.group import ALONE, Group
 from tfx.record.seeds import derive_seed
 from tfx.tasks.contract import Split
+from tfx.tasks.mixture import Mixture
+from tfx.tasks.streamed import Buffers, Streamed
 
 Reorder = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 """From the lengths of an epoch's batches, its number and its shuffled order to the order that is used."""
+
+
+class Feed(Protocol):
+    """The endless batches of one corpus."""
+
+    def take(self) -> Batch:
+        """The next batch."""
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What going on needs besides the number of batches taken."""
+
+    def notes(self) -> list[str]:
+        """What is to be said of the rows that were read so far."""
 
 
 def training_batches(
@@ -26,16 +43,96 @@ def training_batches(
     seed: int,
     start: int = 0,
     reorder: Reorder | None = None,
-) -> Iterator[Batch]:
-    """Endless training batches from the ``start``-th on; the order of each epoch is keyed by (seed, epoch)."""
+    state: dict[str, Any] | None = None,
+) -> TrainingBatches:
+    """Endless training batches from the ``start``-th on, keyed by the seed.
+
+    ``state`` is that of the batches of an earlier training that took ``start`` of them. The order of a prepared split,
+    and of a mixture of such, is known without it; of a streamed split it says where to go on. Raises `UserError` for a
+    ``reorder`` of a streamed split.
+    """
+    mixture = split if isinstance(split, Mixture) else Mixture([""], [1.0], [split])
+    is_mixed = len(mixture.parts) > 1
+    taken = mixture.drawn_before(seed, start) if is_mixed else [start]
+    feeds: list[Feed] = []
+    for place, part in enumerate(mixture.parts):
+        purpose = f"order of corpus {place}" if is_mixed else "order"
+        if not isinstance(part, Streamed):
+            rows = _epochs(part, batch_tokens, context, seed, purpose, taken[place], reorder)
+            feeds.append(_Prepared(part, tokenizer, context, rows))
+            continue
+        if reorder is not None:
+            raise UserError(
+                "a technique orders the batches of a whole epoch by their lengths, and a streamed data set has none: "
+                "leave it out, or prepare the data with dataset.streaming=false"
+            )
+        own = None if state is None else state["feeds"][place]
+        feeds.append(Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose=purpose, state=own))
+    tokens = [0] * len(feeds) if state is None else list(state["tokens"])
+    return TrainingBatches(mixture, feeds, mixture.draws(seed, start) if is_mixed else None, tokens)
+
+
+class TrainingBatches(Iterator[Batch]):
+    """The endless batches of a training: those of each corpus, in the order in which the corpora are drawn.
+
+    Without ``draws`` there is one corpus. ``tokens`` were trained on of each.
+    """
+
+    def __init__(self, mixture: Mixture, feeds: list[Feed], draws: Iterator[int] | None, tokens: list[int]) -> None:
+        self._names, self._weights = mixture.names, mixture.weights
+        self._feeds, self._draws, self._tokens = feeds, draws, tokens
+
+    def __next__(self) -> Batch:
+        place = 0 if self._draws is None else next(self._draws)
+        batch = self._feeds[place].take()
+        self._tokens[place] += batch.tokens
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What going on after the last batch taken needs besides the number of batches."""
+        return {"tokens": list(self._tokens), "feeds": [feed.state_dict() for feed in self._feeds]}
+
+    def notes(self) -> list[str]:
+        """What is to be said of the rows that were read while training."""
+        named = zip(self._names, self._feeds, strict=True)
+        return [f"{name}: {note}" if name else note for name, feed in named for note in feed.notes()]
+
+    def shares(self) -> list[dict[str, Any]]:
+        """Of each corpus of a mixture its weight, and the tokens that were trained on; nothing of a single corpus."""
+        if self._draws is None:
+            return []
+        total = max(1, sum(self._tokens))
+        rows = zip(self._names, self._weights, self._tokens, strict=True)
+        return [{"dataset": name, "weight": weight, "tokens": n, "share": n / total} for name, weight, n in rows]
+
+
+class _Prepared:
+    """The batches of a split whose rows are all there."""
+
+    def __init__(self, split: Split, tokenizer: Tokenizer, context: int, rows: Iterator[np.ndarray]) -> None:
+        self._split, self._tokenizer, self._context, self._rows = split, tokenizer, context, rows
+
+    def take(self) -> Batch:
+        return self._split.collate(next(self._rows), self._context, self._tokenizer)
+
+    def state_dict(self) -> None:
+        return None
+
+    def notes(self) -> list[str]:
+        return []
+
+
+def _epochs(
+    split: Split, batch_tokens: int, context: int, seed: int, purpose: str, start: int, reorder: Reorder | None
+) -> Iterator[np.ndarray]:
+    """The rows of endless batches; the order of each epoch is keyed by (seed, epoch)."""
     epoch = 0
     while True:
-        rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "order", epoch)))
+        rng = np.random.Generator(np.random.PCG64(derive_seed(seed, purpose, epoch)))
         order = split.epoch(batch_tokens, context, rng)
         if reorder is not None and (lengths := split.lengths(order)) is not None:
             order = [order[i] for i in reorder(lengths, epoch, np.arange(len(order)))]
-        for rows in order[start:]:
-            yield split.collate(rows, context, tokenizer)
+        yield from order[start:]
         start = max(0, start - len(order))
         epoch += 1
 

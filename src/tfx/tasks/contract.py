@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,17 +16,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from tfx.data.store import scan
 from tfx.processes.group import ALONE, Group
+
+UNKNOWN_TOKENS = "tokens that the tokenizer does not know"
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from tfx.config.schema import DatasetConfig, EvaluationConfig
+    from tfx.data.ragged import Arrays
     from tfx.data.tokenizer import Tokenizer
     from tfx.model.batch import Batch
     from tfx.model.transformer import Transformer
-
-ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Split(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Examples, or tokens of a stream."""
+
+    @property
+    def size(self) -> int | None:
+        """Its length, or None if it is not known."""
+        return len(self)
 
     # --- batches --------------------------------------------------------------------------------------
 
@@ -130,8 +138,8 @@ class Split(ABC):
 
     @property
     @abstractmethod
-    def tokens_of_all(self) -> tuple[np.ndarray, ...]:
-        """Arrays with every token of the split."""
+    def tokens_of_all(self) -> Iterator[np.ndarray]:
+        """Arrays with every token of the split, each with a part of them."""
 
     @property
     def longest(self) -> int:
@@ -158,8 +166,8 @@ class Task(ABC):
     word_initial_space: ClassVar[bool] = False
 
     @abstractmethod
-    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-        """The arrays of a split that are cached."""
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
+        """Writes the arrays of a split, or of a part of one."""
 
     @abstractmethod
     def split(
@@ -175,6 +183,20 @@ class Task(ABC):
         """The split of these arrays, for a model of this context; ``notes`` say what that changes.
 
         Raises `UserError` if nothing is left to train on.
+        """
+
+    @abstractmethod
+    def part(
+        self,
+        arrays: dict[str, np.ndarray],
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        counts: Counter[str],
+    ) -> Split | None:
+        """What can be trained on of the arrays of a part of the training split; None if that is nothing.
+
+        ``counts`` are added to: how many rows or tokens something is said of, in the words of the note.
         """
 
     def ends_documents(self, train: Dataset) -> bool:
@@ -194,7 +216,7 @@ class Task(ABC):
 
 def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
     """The texts of a column with their ids, some rows at a time."""
-    for batch in dataset.select_columns([column]).iter(batch_size=ROWS_AT_ONCE):
+    for batch in scan(dataset, [column]):
         yield batch[column], tokenizer.encode(batch[column])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,19 +11,21 @@ import numpy as np
 import torch
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
-from tfx.data.ragged import Ragged
+from tfx.data.ragged import Arrays, Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import continue_text, make_picker
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import Prompts, ScoredText, Split, Task, TimedWork, encoded, id_dtype
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, ScoredText, Split, Task, TimedWork, encoded, id_dtype
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # Number of tokens decoded after a prompt for timing.
 _TIMED_TOKENS = 32
+# Number of tokens that are looked at together.
+_LOOKED_AT = 1 << 20
 # Number of tokens of the texts whose attention is kept.
 _ATTENDED_TOKENS = 24
 
@@ -84,8 +87,8 @@ class Stream(Split):
         return ScoredText(self.text_bytes - first, unknown_bytes)
 
     @property
-    def tokens_of_all(self) -> tuple[np.ndarray, ...]:
-        return (self.tokens,)
+    def tokens_of_all(self) -> Iterator[np.ndarray]:
+        return (self.tokens[first : first + _LOOKED_AT] for first in range(0, len(self), _LOOKED_AT))
 
     def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
         """Greedy decoding of 32 tokens after a prompt; the latency is per token."""
@@ -117,21 +120,20 @@ class Stream(Split):
 class LanguageModel(Task):
     """Text in, its continuation out."""
 
-    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
         text_bytes = 0
-        unknown_bytes: list[int] = []
-        pieces: list[np.ndarray] = []
+        for name, kind in {"tokens": id_dtype(tokenizer), "text_bytes": np.int64, "unknown_bytes": np.int64}.items():
+            arrays.append(name, np.zeros(0, kind))
         for texts, ids in encoded(dataset, "text", tokenizer):
             text_bytes += sum(len(text.encode()) for text in texts)
             for text, own in zip(texts, ids, strict=True):
                 if tokenizer.unk in own:
-                    unknown_bytes += tokenizer.unknown_bytes(text)
-            if _has_documents(dataset):
+                    arrays.append("unknown_bytes", np.asarray(tokenizer.unknown_bytes(text), dtype=np.int64))
+            if is_part or _has_documents(dataset):
                 for document in ids:
                     document.append(tokenizer.eos)
-            pieces.append(Ragged.from_lists(ids, id_dtype(tokenizer)).values)
-        counts = {"text_bytes": [text_bytes], "unknown_bytes": unknown_bytes}
-        return {"tokens": np.concatenate(pieces)} | {name: np.asarray(n, dtype=np.int64) for name, n in counts.items()}
+            arrays.append("tokens", Ragged.from_lists(ids, id_dtype(tokenizer)).values)
+        arrays.append("text_bytes", np.asarray([text_bytes], dtype=np.int64))
 
     def split(
         self,
@@ -151,7 +153,22 @@ class LanguageModel(Task):
                 f"{name}: {stream.unknown_bytes.sum():,} bytes of characters that the tokenizer does not know: "
                 "bits_per_byte counts 8 bits for each, in addition to the model's own bits; the loss does not"
             )
-            notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
+            notes.append(f"{name}: {unknown:,} {UNKNOWN_TOKENS}")
+        return stream
+
+    def part(
+        self,
+        arrays: dict[str, np.ndarray],
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        counts: Counter[str],
+    ) -> Stream | None:
+        stream = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), arrays["unknown_bytes"])
+        if len(stream) < context + 1:
+            counts["tokens left out, fewer than a window at the end of a pass"] += len(stream)
+            return None
+        counts[UNKNOWN_TOKENS] += len(stream.unknown_bytes)
         return stream
 
     def ends_documents(self, train: Dataset) -> bool:

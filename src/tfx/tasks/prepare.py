@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from tfx.config.corpora import mixed
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
 from tfx.data.origins import SourceFile
-from tfx.data.sources import Corpus, load_corpus
+from tfx.data.ragged import ArrayFiles
+from tfx.data.sources import Corpus, load_corpora, together
+from tfx.data.store import arrow_batches, release, scan, watch
 from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.errors import UserError
+from tfx.record.cache import cached, unwritable
 from tfx.record.directory import writable_cache
 from tfx.record.files import write_text
 from tfx.record.lock import making
 from tfx.tasks import task_named
-from tfx.tasks.contract import ROWS_AT_ONCE, Split
-
-if TYPE_CHECKING:
-    pass
+from tfx.tasks.contract import Split
+from tfx.tasks.mixture import Mixture
+from tfx.tasks.streamed import Streamed
 
 _VERSION = 1
 # Of what a cache entry holds.
@@ -48,6 +47,7 @@ class PreparedData:
     ``corpus`` is the fingerprint of the text as read, independent of the tokenizer; ``content``
     also of the names of its files.
     ``reduced_from`` is the fingerprint of the full tokenizer, if ``tokenizer`` is a part of one.
+    ``shares`` has a row for each corpus of a mixture, once a model was trained on it.
     """
 
     name: str
@@ -60,6 +60,7 @@ class PreparedData:
     corpus: str = ""
     content: str = ""
     reduced_from: str | None = None
+    shares: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def test_split(self) -> str:
@@ -79,34 +80,95 @@ def prepare_data(
     validation and test examples cut, both counted in ``notes``. ``tokenizer``, that of an existing model, overrides
     the config's. Raises `UserError` for any error in the data.
     """
-    corpus = load_corpus(config)
-    source, content = corpus.fingerprint, corpus.content
+    corpora = load_corpora(config)
+    named = [f"{part.name}: " if config.mix else "" for part, _ in mixed(config)]
+    first = corpora[0]
+    said: list[str] = []
+    source = together(config, [corpus.fingerprint for corpus in corpora])
+    content = together(config, [corpus.content for corpus in corpora])
     if tokenizer is None:
-        tokenizer = _tokenizer(config, corpus)
+        tokenizer = _tokenizer(config, corpora, said)
     if transform is not None:
+        if config.mix or config.streaming:
+            way = "a mixture of corpora" if config.mix else "a streamed data set"
+            raise UserError(
+                "a technique of the stack changes all training texts before training (as sequence_level does), which "
+                f"{way} does not allow: leave it out, or prepare one corpus (dataset.streaming=false)"
+            )
         # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
-        corpus = transform(corpus)
+        corpora = [transform(first)]
+    tokenizer.ends_documents = any(map(_ends_documents, corpora))
+    prepared = [
+        _splits(part, corpus, tokenizer, context, is_first=place == 0)
+        for place, ((part, _), corpus) in enumerate(zip(mixed(config), corpora, strict=True))
+    ]
+    splits = prepared[0].splits
+    if config.mix:
+        names, weights = [part.name for part, _ in mixed(config)], [weight for _, weight in mixed(config)]
+        splits = splits | {"train": Mixture(names, weights, [each.splits["train"] for each in prepared])}
+        said += _shares(names, weights)
+    notes = said + [name + note for name, each in zip(named, prepared, strict=True) for note in each.notes]
+    files = dict(first.files)
+    if any(corpus.files for corpus in corpora):
+        files["train"] = [
+            replace(file, file=name + file.file)
+            for name, corpus in zip(named, corpora, strict=True)
+            for file in corpus.files.get("train", [])
+        ]
+    fingerprint = together(config, [each.fingerprint for each in prepared])
+    return PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The splits of one corpus."""
+
+    splits: dict[str, Split]
+    fingerprint: str
+    notes: list[str]
+
+
+def _splits(config: DatasetConfig, corpus: Corpus, tokenizer: Tokenizer, context: int, *, is_first: bool) -> _Tokens:
+    """The tokenized splits of a corpus; of those after the first of a mixture, the training split alone."""
+    task = task_named(corpus.task)
     # Pieces of a long text each began with a space once; the fingerprint marks that none is added now.
     pieces = ["pieces"] if tokenizer.goes_on(_longest(corpus)) else []
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
-    task = task_named(corpus.task)
-    tokenizer.ends_documents = task.ends_documents(corpus.splits["train"])
     notes = [*corpus.notes, *_mistaken(corpus, tokenizer)]
     splits: dict[str, Split] = {}
+    if corpus.stream is not None:
+        splits["train"] = Streamed(task, config, corpus.stream, tokenizer, context)
     for name, dataset in corpus.splits.items():
+        if name != "train" and not is_first:
+            continue
         folder = writable_cache("tokenized") / f"{fingerprint[:32]}-{name}-{_LAYOUT}"
-        with making(folder):
-            arrays = _cached(folder, partial(task.tokenize, dataset, tokenizer))
+        arrays = _tokenized(folder, partial(task.tokenize, dataset, tokenizer))
         splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
-    return PreparedData(config.name, corpus.task, tokenizer, splits, fingerprint, notes, corpus.files, source, content)
+        release()
+    return _Tokens(splits, fingerprint, notes)
+
+
+def _shares(names: list[str], weights: list[float]) -> Iterator[str]:
+    total = sum(weights)
+    parts = ", ".join(f"{name} {weight / total:.1%}" for name, weight in zip(names, weights, strict=True))
+    yield f"train: a mixture, by the weights of the batches: {parts}"
+    yield f"valid and test are those of {names[0]}, the first corpus of the mixture"
+
+
+def _ends_documents(corpus: Corpus) -> bool:
+    if corpus.stream is not None:
+        return TASKS[corpus.task].is_stream
+    return task_named(corpus.task).ends_documents(corpus.splits["train"])
 
 
 def _longest(corpus: Corpus) -> int:
     """Characters of the longest text."""
     import pyarrow.compute
 
-    columns = (dataset.data.column(name) for dataset in corpus.splits.values() for name in _columns(corpus))
-    return max(pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() for column in columns)
+    batches = (batch for dataset in corpus.splits.values() for batch in arrow_batches(dataset, _columns(corpus)))
+    columns = (column for batch in batches for column in batch.columns)
+    lengths = (pyarrow.compute.max(pyarrow.compute.utf8_length(column)).as_py() or 0 for column in columns)
+    return max(lengths, default=0)
 
 
 def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
@@ -114,11 +176,14 @@ def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
     import pyarrow.compute
 
     for name, dataset in corpus.splits.items() if tokenizer.mistakes_sign else ():
-        held = [
-            pyarrow.compute.match_substring(dataset.data.column(column), SPACE).to_numpy()
-            for column in _columns(corpus)
-        ]
-        if rows := int(np.logical_or.reduce(held).sum()):
+        rows = 0
+        for batch in arrow_batches(dataset, _columns(corpus)):
+            held = [
+                pyarrow.compute.match_substring(column, SPACE).to_numpy(zero_copy_only=False)
+                for column in batch.columns
+            ]
+            rows += int(np.logical_or.reduce(held).sum())
+        if rows:
             yield f"{name}: {rows:,} rows hold the sign '{SPACE}' (U+2581), which the tokenizer takes for a space"
 
 
@@ -133,11 +198,17 @@ def _fingerprint(*parts: str) -> str:
 # --- tokenizer --------------------------------------------------------------------------------------
 
 
-def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
+def _tokenizer(config: DatasetConfig, corpora: list[Corpus], notes: list[str]) -> Tokenizer:
+    """The tokenizer that the config names, or one trained on the training splits: from the cache if it is there."""
     if config.tokenizer.path is not None:
         return Tokenizer.load(Path(config.tokenizer.path))
-    settings = json.dumps(asdict(config.tokenizer), sort_keys=True)
-    path = writable_cache("tokenizers") / f"{_fingerprint(corpus.fingerprint, settings)[:32]}.json"
+    texts = _TrainingTexts(corpora, config.tokenizer.rows // len(corpora) or 1)
+    notes += texts.notes()
+    settings = asdict(config.tokenizer)
+    if not notes:  # it changes nothing
+        del settings["rows"]
+    key = _fingerprint(*(corpus.fingerprint for corpus in corpora), json.dumps(settings, sort_keys=True))
+    path = writable_cache("tokenizers") / f"{key[:32]}.json"
     with making(path):
         if path.is_file():
             try:
@@ -146,69 +217,70 @@ def _tokenizer(config: DatasetConfig, corpus: Corpus) -> Tokenizer:
                 if isinstance(error.__cause__, PermissionError):  # another user's: not ours to remove
                     raise UserError(f"{error}: name your own cache with TFX_CACHE") from error
                 path.unlink()  # damaged: made anew
-        word_initial_space = task_named(corpus.task).word_initial_space
-        tokenizer = Tokenizer.train(config.tokenizer, _TrainingTexts(corpus), word_initial_space=word_initial_space)
+        word_initial_space = task_named(corpora[0].task).word_initial_space
+        tokenizer = Tokenizer.train(config.tokenizer, texts, word_initial_space=word_initial_space)
         try:
             write_text(path, tokenizer.to_json())
         except OSError as error:
-            raise UserError(_unwritable(path.parent, error)) from error
+            raise UserError(unwritable(path.parent, error)) from error
         # Read back, so that the run that trained it and those that find it use the same one.
         return Tokenizer.load(path)
 
 
 @dataclass(frozen=True)
 class _TrainingTexts:
-    """The texts of the training split, which can be read more than once."""
+    """The texts of the training splits, at most ``rows`` rows of each, which can be read more than once."""
 
-    corpus: Corpus
+    corpora: list[Corpus]
+    rows: int
+
+    def notes(self) -> list[str]:
+        """Says of which rows the texts are, where that is not all of them."""
+        said = []
+        for corpus in self.corpora:
+            if corpus.stream is not None:
+                said.append(f"tokenizer: trained on the first {self.rows:,} rows of the stream, or all if it has fewer")
+            elif len(corpus.splits["train"]) > self.rows:
+                count = len(corpus.splits["train"])
+                said.append(f"tokenizer: trained on {self.rows:,} of {count:,} rows, evenly spaced")
+        return said
 
     def __iter__(self) -> Iterator[str]:
-        columns = _columns(self.corpus)
-        for batch in self.corpus.splits["train"].select_columns(columns).iter(batch_size=ROWS_AT_ONCE):
-            yield from chain.from_iterable(zip(*(batch[column] for column in columns), strict=True))
+        for corpus in self.corpora:
+            yield from corpus.stream.texts(self.rows) if corpus.stream is not None else self._prepared(corpus)
+
+    def _prepared(self, corpus: Corpus) -> Iterator[str]:
+        columns, dataset = _columns(corpus), corpus.splits["train"]
+        most, place = min(self.rows, len(dataset)), 0
+        for batch in scan(dataset, columns):
+            for texts in zip(*(batch[column] for column in columns), strict=True):
+                # One row of each stretch of len / most rows: all of them where there are no more.
+                if (place + 1) * most // len(dataset) > place * most // len(dataset):
+                    yield from texts
+                place += 1
 
 
 # --- tokenized splits -------------------------------------------------------------------------------
 
 
-def _cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a cache entry, memory-mapped; made first if it is missing or damaged."""
-    made: dict[str, np.ndarray] | None = None
-    for _ in range(2):
-        if folder.is_dir():
-            try:
-                manifest = dict(json.loads((folder / "manifest.json").read_text()))
-                arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest}
-                if arrays and all(list(arrays[name].shape) == shape for name, shape in manifest.items()):
-                    return arrays
-            except PermissionError as error:  # another user's: not ours to remove
-                raise UserError(
-                    f"the cache entry {folder} cannot be read ({error.strerror}): name your own cache with TFX_CACHE"
-                ) from error
-            except (OSError, EOFError, ValueError, TypeError):
-                pass
-            shutil.rmtree(folder, ignore_errors=True)
-        made = made or make()
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+def _tokenized(folder: Path, tokenize: Callable[[ArrayFiles], None]) -> dict[str, np.ndarray]:
+    """The arrays of a split, memory-mapped; made first if they are missing or damaged."""
+
+    def write(entry: Path) -> None:
+        files = ArrayFiles(entry)
         try:
-            temporary.mkdir()
-            for name, array in made.items():
-                with open(temporary / f"{name}.npy", "wb") as file:
-                    np.save(file, array)
-                    file.flush()
-                    os.fsync(file.fileno())  # or a power cut could leave a file of zeros after the rename
-            manifest = {name: list(array.shape) for name, array in made.items()}
-            (temporary / "manifest.json").write_text(json.dumps(manifest))
-            os.rename(temporary, folder)
-        except OSError as error:
-            if not folder.is_dir():  # else another run was faster
-                raise UserError(_unwritable(folder.parent, error)) from error
+            tokenize(files)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    raise UserError(
-        f"the cache folder {folder} is damaged and cannot be replaced: remove it, or name another cache with TFX_CACHE"
-    )
+            shapes = files.close()
+        (entry / "manifest.json").write_text(json.dumps(shapes))
 
+    def read(entry: Path) -> dict[str, np.ndarray]:
+        manifest = dict(json.loads((entry / "manifest.json").read_text()))
+        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in manifest}
+        if not arrays or any(list(arrays[name].shape) != shape for name, shape in manifest.items()):
+            raise ValueError("not the arrays of the manifest")
+        for array in arrays.values():
+            watch(array)
+        return arrays
 
-def _unwritable(folder: Path, error: OSError) -> str:
-    return f"the cache folder {folder} cannot be written ({error.strerror}): name another one with TFX_CACHE"
+    return cached(folder, read, write)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +13,14 @@ import torch
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
 from tfx.data.batching import bucket
-from tfx.data.ragged import Ragged, offsets_of
+from tfx.data.ragged import Arrays, Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import Ends, output_limit, translate
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
-from tfx.tasks.contract import Prompts, Split, Task, TimedWork, encoded, id_dtype, timed
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Split, Task, TimedWork, encoded, id_dtype, timed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,12 +72,13 @@ class Pairs(Split):
         progress: Callable[[int, int], Any] | None = None,
         group: Group = ALONE,
     ) -> list[str]:
-        sources = Ragged(self.source.values, self.source.offsets[: count + 1])
-        return decode_sources(model, sources, tokenizer, config, seed=seed, progress=progress, group=group)
+        return decode_sources(
+            model, self.source.between(0, count), tokenizer, config, seed=seed, progress=progress, group=group
+        )
 
     @property
-    def tokens_of_all(self) -> tuple[np.ndarray, ...]:
-        return (self.source.values, self.target.values)
+    def tokens_of_all(self) -> Iterator[np.ndarray]:
+        return chain(self.source.pieces(), self.target.pieces())
 
     @property
     def longest(self) -> int:
@@ -86,8 +89,7 @@ class Pairs(Split):
         count = min(config.latency_inputs, len(self))
 
         def decode(first: int, last: int) -> list[str]:
-            offsets = self.source.offsets[first : last + 1]
-            return decode_sources(model, Ragged(self.source.values, offsets), tokenizer, config, seed=0)
+            return decode_sources(model, self.source.between(first, last), tokenizer, config, seed=0)
 
         def batched(seconds: list[float]) -> tuple[int, float]:
             outputs, took = timed(lambda: decode(0, count), device)
@@ -108,13 +110,16 @@ class Seq2Seq(Task):
     label_smoothing = 0.1
     word_initial_space = True
 
-    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-        arrays = {}
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
         for side in ("source", "target"):
-            parts = [Ragged.from_lists(ids, id_dtype(tokenizer)) for _, ids in encoded(dataset, side, tokenizer)]
-            arrays[side] = np.concatenate([part.values for part in parts])
-            arrays[f"{side}_offsets"] = offsets_of(np.concatenate([part.lengths for part in parts]))
-        return arrays
+            arrays.append(side, np.zeros(0, id_dtype(tokenizer)))
+            arrays.append(f"{side}_offsets", np.zeros(1, np.int64))
+            end = 0
+            for _, ids in encoded(dataset, side, tokenizer):
+                part = Ragged.from_lists(ids, id_dtype(tokenizer))
+                arrays.append(side, part.values)
+                arrays.append(f"{side}_offsets", part.ends + end)
+                end += len(part.values)
 
     def split(
         self,
@@ -126,11 +131,30 @@ class Seq2Seq(Task):
         context: int,
         notes: list[str],
     ) -> Pairs:
-        sides = [Ragged(arrays[side], arrays[f"{side}_offsets"]) for side in ("source", "target")]
-        fitting = _fit(config, name, Pairs(*sides), dataset, context, notes)
-        if unknown := sum(int((side.values == tokenizer.unk).sum()) for side in sides):
-            notes.append(f"{name}: {unknown:,} tokens that the tokenizer does not know")
-        return fitting
+        whole = _pairs(arrays)
+        counts: Counter[str] = Counter()
+        if name == "train":
+            pairs = _fitting(config, whole, context, counts)
+            if not len(pairs):
+                raise UserError(_nothing_fits(config, context, counts))
+        else:
+            pairs = _cut(name, whole, dataset, context, notes)
+        counts[UNKNOWN_TOKENS] = _unknown(whole, tokenizer)
+        notes += [f"{name}: {count:,} {what}" for what, count in counts.items() if count]
+        return pairs
+
+    def part(
+        self,
+        arrays: dict[str, np.ndarray],
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        counts: Counter[str],
+    ) -> Pairs | None:
+        whole = _pairs(arrays)
+        counts[UNKNOWN_TOKENS] += _unknown(whole, tokenizer)
+        pairs = _fitting(config, whole, context, counts)
+        return pairs if len(pairs) else None
 
     def read(self, text: str) -> str:
         return text.strip()
@@ -155,6 +179,19 @@ class Seq2Seq(Task):
 
 
 TASK = Seq2Seq()
+
+
+def _pairs(arrays: dict[str, np.ndarray]) -> Pairs:
+    return Pairs(*(Ragged.from_offsets(arrays[side], arrays[f"{side}_offsets"]) for side in ("source", "target")))
+
+
+def _nothing_fits(config: DatasetConfig, context: int, counts: Counter[str]) -> str:
+    limit = _limit(config, context)
+    is_unequal = any(count and "other" in what for what, count in counts.items())
+    ratio = f" and {config.max_length_ratio:g} times as long as its other side" if is_unequal else ""
+    return f"no training pair of dataset '{config.name}' is within {limit} tokens per side{ratio}: raise " + (
+        "dataset.max_length_ratio" if ratio else "model.context or dataset.max_tokens"
+    )
 
 
 def collate_pairs(pairs: Pairs, rows: np.ndarray, tokenizer: Tokenizer) -> Batch:
@@ -217,7 +254,7 @@ def decode_sources(
     hypotheses = config.beam if config.method in ("auto", "beam") else 1
     # A sentence needs its source once, and its output (about as long) once per hypothesis.
     batches = group.own(bucket(lengths, lengths * hypotheses, config.batch_tokens, np.arange(len(sources))))
-    no_targets = Ragged(sources.values[:0], np.zeros(len(sources) + 1, dtype=np.int64))
+    no_targets = sources.take(np.arange(len(sources)), 0)
     outputs = [""] * len(sources)
     done, total = 0, sum(map(len, batches))
     for rows in batches:
@@ -234,36 +271,39 @@ def decode_sources(
     return outputs
 
 
-def _fit(config: DatasetConfig, name: str, pairs: Pairs, dataset: Dataset, context: int, notes: list[str]) -> Pairs:
-    """Drops training pairs that are too long or too unequal; cuts the sides of validation and test pairs."""
+def _cut(name: str, pairs: Pairs, dataset: Dataset, context: int, notes: list[str]) -> Pairs:
+    """Cuts the sides of validation and test pairs to the model's context."""
     longest = context - 1  # the end token of the source, the begin token of the decoder's input
+    cut = int(((pairs.source.lengths > longest) | (pairs.target.lengths > longest)).sum())
+    if not cut:
+        return Pairs(pairs.source, pairs.target, dataset)
+    notes.append(f"{name}: {cut:,} examples cut to {longest} tokens per side")
+    rows = np.arange(len(pairs))
+    return Pairs(pairs.source.take(rows, longest), pairs.target.take(rows, longest), dataset)
+
+
+def _fitting(config: DatasetConfig, pairs: Pairs, context: int, counts: Counter[str]) -> Pairs:
+    """The training pairs that are neither too long nor too unequal; ``counts`` gets the number of the others."""
+    limit = _limit(config, context)
     source, target = pairs.source.lengths, pairs.target.lengths
-    if name != "train":
-        cut = int(((source > longest) | (target > longest)).sum())
-        if not cut:
-            return Pairs(pairs.source, pairs.target, dataset)
-        notes.append(f"{name}: {cut:,} examples cut to {longest} tokens per side")
-        rows = np.arange(len(pairs))
-        return Pairs(pairs.source.take(rows, longest), pairs.target.take(rows, longest), dataset)
-    limit = min(longest, config.max_tokens or longest)
     short = (source <= limit) & (target <= limit)
     keep = short.copy()
     if config.max_length_ratio is not None:
         keep &= np.maximum(source, target) <= config.max_length_ratio * np.maximum(1, np.minimum(source, target))
-    if not keep.any():
-        ratio = f" and {config.max_length_ratio:g} times as long as its other side" if short.any() else ""
-        raise UserError(
-            f"no training pair of dataset '{config.name}' is within {limit} tokens per side{ratio}: raise "
-            + ("dataset.max_length_ratio" if ratio else "model.context or dataset.max_tokens")
-        )
-    if not short.all():
-        notes.append(f"train: {int((~short).sum()):,} pairs over {limit} tokens per side dropped")
-    if (short & ~keep).any():
-        notes.append(
-            f"train: {int((short & ~keep).sum()):,} pairs with one side over {config.max_length_ratio:g} times "
-            "the other dropped"
-        )
+    counts[f"pairs over {limit} tokens per side dropped"] += int((~short).sum())
+    unequal = f"pairs with one side over {config.max_length_ratio or 0:g} times the other dropped"
+    counts[unequal] += int((short & ~keep).sum())
     if keep.all():
         return pairs
     rows = np.flatnonzero(keep)
     return Pairs(pairs.source.take(rows), pairs.target.take(rows))
+
+
+def _limit(config: DatasetConfig, context: int) -> int:
+    """Tokens of a side of the longest training pair."""
+    longest = context - 1
+    return min(longest, config.max_tokens or longest)
+
+
+def _unknown(pairs: Pairs, tokenizer: Tokenizer) -> int:
+    return sum(int((ids == tokenizer.unk).sum()) for ids in pairs.tokens_of_all)

@@ -108,6 +108,16 @@ class Trainer:
         self._flops = 0.0
         if state is not None:
             self._restore(state)
+        self._batches = training_batches(
+            data.splits["train"],
+            data.tokenizer,
+            batch_tokens=config.dataset.batch_tokens,
+            context=model.architecture.context,
+            seed=config.seed,
+            start=self.clock.steps * config.trainer.accumulation,
+            reorder=stack.reorder if stack.order["order_batches"] else None,
+            state=None if state is None else state.get("batches"),
+        )
 
     def train(self) -> TrainingCost:
         """Trains for the rest of the budget; the model then holds the final weights.
@@ -130,6 +140,10 @@ class Trainer:
             self.averager.apply()
             with self._sharing.gathered(self.model, self._whole):
                 self.observer.keep("last")
+            self.data.shares = self._batches.shares()
+            self.data.notes += (said := self._batches.notes())
+            for note in said:
+                self.observer.noted(note)
             is_best = self.selection.restore_best()
             if self.selection.best is None and self.clock.steps and self.selection.decides:
                 self.observer.noted(
@@ -140,15 +154,6 @@ class Trainer:
 
     def _loop(self) -> None:
         config = self.config.trainer
-        batches = training_batches(
-            self.data.splits["train"],
-            self.data.tokenizer,
-            batch_tokens=self.config.dataset.batch_tokens,
-            context=self.model.architecture.context,
-            seed=self.config.seed,
-            start=self.clock.steps * config.accumulation,
-            reorder=self.stack.reorder if self.stack.order["order_batches"] else None,
-        )
         self.model.train()
         saving = SaveSchedule(config.save, self.clock.steps)
         while True:
@@ -164,13 +169,15 @@ class Trainer:
             if self._sharing.are_equal:
                 self.prepare(progress)
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
-            step_batches = [next(batches) for _ in range(config.accumulation)]
+            step_batches = [next(self._batches) for _ in range(config.accumulation)]
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             self.averager.update(self.clock.progress)
             self._sharing.stepped(self.averager.average or [])
             if self.clock.steps % config.log_every == 0:
                 self._look()
-                self.observer.stepped(self._interval.row(self.config.optimizer.lr * factor), **self._place())
+                row = self._interval.row(self.config.optimizer.lr * factor)
+                shares = {f"share/{each['dataset']}": each["share"] for each in self._batches.shares()}
+                self.observer.stepped(row | shares, **self._place())
                 self._interval = Interval(self.clock)
             # A signal to any process stops all of them at the end of the same step; the first one's clock says when a
             # state is due.
@@ -277,6 +284,7 @@ class Trainer:
             "guard": self.stepper.guard.state_dict(),
             "interval": self._interval.state_dict(),
             "pieces": self.stepper.pieces,
+            "batches": self._batches.state_dict(),
             **self.selection.state_dict(),
             **{name: getattr(self, f"_{name}") for name in _COUNTERS},
         }

@@ -16,6 +16,7 @@ from torch import Tensor
 from tfx.config.schema import EvaluationConfig
 from tfx.data.ragged import Ragged
 from tfx.data.sources import Corpus
+from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.transformer import run_batch
@@ -80,7 +81,11 @@ class TopLogits:
         """The logits of a teacher in its precision: from the cache, or computed and cached."""
         k = min(count, teacher.model.architecture.vocab_size)
         train = data.splits["train"]
-        assert isinstance(train, Pairs)
+        if not isinstance(train, Pairs):
+            raise UserError(
+                "technique.distill.cache_top_k keeps the teacher's logits of all training pairs, which a streamed data "
+                "set and a mixture do not number: leave it out"
+            )
         offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
         if not teacher.sha256:  # an untrained stand-in: any logits cost as much to learn from
             size = (int(offsets[-1]), k)

@@ -1,0 +1,94 @@
+"""The training splits of several corpora in one: each batch is of one corpus, drawn by the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from tfx.config.schema import EvaluationConfig
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.model.batch import Batch
+from tfx.record.seeds import derive_seed
+from tfx.tasks.contract import Split, TimedWork
+
+if TYPE_CHECKING:
+    from tfx.model.transformer import Transformer
+
+# Draws that share a generator.
+_BLOCK = 1024
+
+
+@dataclass
+class Mixture(Split):
+    """The training splits ``parts`` of the corpora ``names``, from which batches are drawn by ``weights``."""
+
+    names: list[str]
+    weights: list[float]
+    parts: list[Split]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def size(self) -> int | None:
+        sizes = [part.size for part in self.parts]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    def draws(self, seed: int, first: int = 0) -> Iterator[int]:
+        """The part that each batch is of, from the ``first`` on, keyed by (seed, number of the batch)."""
+        shares = np.asarray(self.weights) / sum(self.weights)
+        while True:
+            block, inside = divmod(first, _BLOCK)
+            rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "mix", block)))
+            drawn = rng.choice(len(self.parts), size=_BLOCK, p=shares)
+            yield from drawn[inside:].tolist()
+            first = (block + 1) * _BLOCK
+
+    def drawn_before(self, seed: int, count: int) -> list[int]:
+        """How many of the first ``count`` batches are of each part."""
+        counts = [0] * len(self.parts)
+        for _, part in zip(range(count), self.draws(seed), strict=False):
+            counts[part] += 1
+        return counts
+
+    def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
+        self._refuse("an order of all batches")
+
+    def in_order(self, batch_tokens: int, context: int) -> Iterator[np.ndarray]:
+        self._refuse("an order of all rows")
+
+    def collate(self, rows: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
+        self._refuse("rows by one numbering")
+
+    def scored_rows(self, context: int) -> int:
+        self._refuse("rows by one numbering")
+
+    def places(self, rows: np.ndarray, context: int) -> np.ndarray:
+        self._refuse("rows by one numbering")
+
+    @property
+    def tokens_of_all(self) -> Iterator[np.ndarray]:
+        return chain.from_iterable(part.tokens_of_all for part in self.parts)
+
+    @property
+    def longest(self) -> int:
+        return max(part.longest for part in self.parts)
+
+    def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
+        self._refuse("rows by one numbering")
+
+    def attended(
+        self, predictions: Sequence[dict[str, Any]], tokenizer: Tokenizer, count: int
+    ) -> list[tuple[str | None, str]]:
+        self._refuse("rows by one numbering")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UserError(
+            f"the training split is a mixture of {' and '.join(self.names)}, and something in this run needs {what}: "
+            "leave it out, or train on one corpus"
+        )

@@ -1,0 +1,157 @@
+"""A mixture draws each batch's corpus by the weights, from a generator that a resumed run repeats."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tfx.config.compose import compose, load, to_yaml
+from tfx.config.schema import DatasetConfig, TokenizerConfig
+from tfx.data.ragged import Ragged
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.tasks.batches import training_batches
+from tfx.tasks.mixture import Mixture
+from tfx.tasks.prepare import prepare_data
+from tfx.tasks.seq2seq import Pairs
+
+TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char"), ["abc"], word_initial_space=False)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pairs(count: int, first: int) -> Pairs:
+    """Pairs whose ids are from ``first`` on."""
+    lengths = np.random.default_rng(first).integers(1, 12, count)
+    rows = [[first + row] * int(length) for row, length in enumerate(lengths)]
+    return Pairs(Ragged.from_lists(rows, np.uint32), Ragged.from_lists(rows, np.uint32))
+
+
+MIXTURE = Mixture(["small", "large"], [3.0, 1.0], [pairs(40, 1_000), pairs(500, 50_000)])
+OPTIONS = {"batch_tokens": 200, "context": 32, "seed": 5}
+
+
+def of_small(batch) -> bool:
+    ids = batch.source_BS[:, 0]
+    assert bool((ids < 50_000).all()) or bool((ids >= 50_000).all()), "a batch is of one corpus"
+    return bool(ids[0] < 50_000)
+
+
+def test_corpora_are_drawn_by_their_weights():
+    drawn = list(islice(MIXTURE.draws(1), 20_000))
+    assert drawn.count(0) / 20_000 == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 20_000))
+    assert drawn != list(islice(MIXTURE.draws(2), 20_000))
+    for start in (1, 1023, 1024, 1025, 5000):
+        assert list(islice(MIXTURE.draws(1, start), 3000)) == drawn[start : start + 3000]
+        counts = MIXTURE.drawn_before(1, start)
+        assert counts == [drawn[:start].count(0), drawn[:start].count(1)]
+
+
+def test_batches_go_on_anywhere_and_each_corpus_keeps_its_own_epochs():
+    whole = list(islice(training_batches(MIXTURE, TOKENIZER, **OPTIONS), 120))
+    for start in (1, 17, 64):
+        for batch, resumed in zip(
+            whole[start:], islice(training_batches(MIXTURE, TOKENIZER, **OPTIONS, start=start), 40), strict=False
+        ):
+            assert torch.equal(batch.source_BS, resumed.source_BS)
+    seen = [int(row) for batch in whole if of_small(batch) for row in batch.rows]
+    assert all(sorted(seen[at : at + 40]) == list(range(40)) for at in range(0, len(seen) // 40 * 40, 40))
+
+
+def test_shares_are_the_tokens_trained_on():
+    batches = training_batches(MIXTURE, TOKENIZER, **OPTIONS)
+    tokens = {True: 0, False: 0}
+    for batch in islice(batches, 50):
+        tokens[of_small(batch)] += batch.tokens
+    shares = {row["dataset"]: row for row in batches.shares()}
+    assert (shares["small"]["tokens"], shares["large"]["tokens"]) == (tokens[True], tokens[False])
+    assert sum(row["share"] for row in shares.values()) == pytest.approx(1)
+    resumed = training_batches(MIXTURE, TOKENIZER, **OPTIONS, start=50, state=batches.state_dict())
+    assert resumed.shares() == batches.shares()
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for split, count in (("train", 12), ("valid", 3 if name == "one" else 4)):
+            rows = [{"source": f"{name} {i}", "target": f"{i} {name[::-1]}"} for i in range(count)]
+            (tmp_path / f"{name}/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def mix(weights: tuple[float, float] = (2, 1)) -> DatasetConfig:
+    one, two = weights
+    entries = f"[{{dataset: json, path: one, weight: {one}, name: first}},{{dataset: json, path: two, weight: {two}}}]"
+    return compose([f"dataset.mix={entries}", "dataset=json", "dataset.tokenizer.kind=char"]).dataset
+
+
+def test_corpora_share_a_tokenizer_and_the_first_one_validates(data):
+    found = prepare_data(mix(), context=32)
+    texts = [text for name in ("one", "two") for i in range(12) for text in (f"{name} {i}", f"{i} {name[::-1]}")]
+    own = Tokenizer.train(TokenizerConfig(kind="char"), texts, word_initial_space=True)
+    assert found.tokenizer.to_json() == own.to_json()
+    assert len(found.splits["valid"]) == 3
+    assert found.splits["train"].size == 24
+    assert found.notes[:2] == [
+        "train: a mixture, by the weights of the batches: first 66.7%, json 33.3%",
+        "valid and test are those of first, the first corpus of the mixture",
+    ]
+    assert [file.file for file in found.files["train"]] == ["first: train.jsonl", "json: train.jsonl"]
+    assert prepare_data(mix(), context=32).fingerprint == found.fingerprint
+    assert prepare_data(mix((1, 1)), context=32).fingerprint != found.fingerprint
+    assert prepare_data(mix((1, 1)), context=32).corpus != found.corpus
+
+
+def test_a_saved_config_needs_no_other_file(data, monkeypatch):
+    config = compose(["dataset.mix=[{dataset: json, path: one, weight: 2}]", "trainer.budget.steps=3"])
+    (data / "config.yaml").write_text(to_yaml(config))
+    monkeypatch.setattr("tfx.config.corpora.compose_tree", None)
+    again = load(data / "config.yaml")
+    assert again == config
+    assert again.dataset.mix[0]["path"] == str(data / "one")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ("[{dataset: jsn, path: one}]", "dataset 'jsn' is unknown: did you mean 'json'?"),
+        ("[{dataset: json, path: one, weight: 0}]", r"dataset.mix\[0\].weight=0 is not a weight"),
+        (
+            "[{dataset: json, path: one},{dataset: normalize, weight: -1}]",
+            r"dataset.mix\[1\].weight=-1 is not a weight",
+        ),
+        ("[{dataset: json, path: one, weight: heavy}]", "weight=heavy is not a weight"),
+        ("[{dataset: stdlib}]", "'stdlib' is for dataset.task=lm, and the run for seq2seq"),
+        ("[{dataset: json, path: one, wieght: 2}]", r"did you mean 'dataset.mix\[0\].weight'"),
+        ("[{dataset: json, path: one, limit: {trian: 2}}]", r"did you mean 'dataset.mix\[0\].limit.train'"),
+        ("[{dataset: json, path: one, valid_fraction: 7}]", r"dataset.mix\[0\].valid_fraction=7 is out of range"),
+        ("[{dataset: json, path: one, batch_tokens: 7}]", "is one for all corpora: set dataset.batch_tokens"),
+        ("[json,normalize]", "is not a corpus: write {dataset: NAME"),
+        ("[{path: one}]", "names no data set"),
+        ("[{dataset: json, path: one},{dataset: json, path: two}]", "two corpora named 'json'"),
+        ("[{dataset: json, path: ''}]", r"dataset.mix\[0\].path is empty"),
+        ("{dataset: json}", "dataset.mix"),
+    ],
+)
+def test_entries_that_are_no_corpora_are_one_line(data, entries, words):
+    with pytest.raises(UserError, match=words):
+        compose([f"dataset.mix={entries}"])
+
+
+def test_a_path_beside_a_mixture_is_refused(data):
+    with pytest.raises(UserError, match="give the path to an entry of the mix"):
+        compose(["dataset.mix=[{dataset: json, path: one}]", "dataset=json", "dataset.path=two"])
+
+
+def test_what_needs_one_numbering_of_rows_is_refused():
+    with pytest.raises(UserError, match="a mixture of small and large, and something in this run needs"):
+        MIXTURE.epoch(100, 32, np.random.default_rng(1))
