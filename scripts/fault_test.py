@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 TINY = [
@@ -38,6 +39,16 @@ TEXT = ["model=gpt_nano", "model.context=16", "dataset=text", "dataset.tokenizer
 KINDS = {
     "dense": [*TINY, *PAIRS, "trainer.accumulation=3", "trainer.averaging.kind=ema", "trainer.budget.steps=90"],
     "stack": [*TINY, *PAIRS, *STACK, "trainer.budget.steps=90"],
+    "processes": [*TINY, *PAIRS, "trainer.devices=2", "trainer.averaging.kind=ema", "trainer.budget.steps=90"],
+    "processes_stack": [*TINY, *PAIRS, *STACK, "trainer.devices=2", "trainer.budget.steps=90"],
+    "processes_local": [
+        *TINY,
+        *PAIRS,
+        "trainer.devices=2",
+        "trainer.parallel=local",
+        "trainer.local.steps=7",
+        "trainer.budget.steps=90",
+    ],
     "lm": [*TINY, *TEXT, "dataset.path={folder}/text.txt", "trainer.keep=best", "trainer.budget.steps=300"],
 }
 FINAL = ("config.yaml", "tokenizer.json", "model.safetensors", "compressed.safetensors", "predictions.jsonl")
@@ -93,6 +104,11 @@ class Case:
             raise FaultError(f"status {process.returncode}: {words[-2000:]}")
         return words
 
+    def is_done(self) -> bool:
+        """Whether it has a result: a process that outlives another one writes a summary without."""
+        summary = self.run / "summary.json"
+        return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
+
     def result(self) -> dict[str, object]:
         """The final files' content, and the metrics without times."""
         found: dict[str, object] = {
@@ -116,11 +132,28 @@ def kill(process: subprocess.Popen[str], case: Case, generator: random.Random, l
         if time.monotonic() >= moment:
             folders = [case.run, case.run / "state", *Path(case.environment["TFX_CACHE"]).glob("teachers/.*/state")]
             if not inside or any(path.suffix == ".tmp" for f in folders if f.is_dir() for path in f.iterdir()):
-                os.killpg(process.pid, signal.SIGKILL)
-                break
+                members = [process.pid, *children(process.pid)]
+                os.kill(generator.choice(members), signal.SIGKILL)
+                process.communicate()
+                while any(is_running(member) for member in members):
+                    time.sleep(0.05)
+                return process.returncode != 0
         time.sleep(0.0005 if inside else 0.005)
     process.communicate()
-    return process.returncode == -signal.SIGKILL
+    return False
+
+
+def children(parent: int) -> list[int]:
+    """The processes that another one has started, such as those of a run on several devices."""
+    with suppress(OSError):
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return []
+
+
+def is_running(pid: int) -> bool:
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
 
 
 def kills(folder: Path, kind: str, count: int, generator: random.Random) -> None:
@@ -139,7 +172,7 @@ def kills(folder: Path, kind: str, count: int, generator: random.Random) -> None
             done += 1
             if generator.random() < 0.2 and (states := sorted(case.run.glob("state/step-*"))):
                 damage(states[-1], generator)
-        words = "" if (case.run / "summary.json").is_file() else case.finish()
+        words = "" if case.is_done() else case.finish()
         require_equal(alone, case.result())
         shape = words.splitlines()[0] if words else "ended by itself"
         print(f"{kind}: {done} of {count} kills, {runs} runs, no difference ({shape[:80]})", flush=True)

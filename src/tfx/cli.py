@@ -28,6 +28,10 @@ COMMANDS = {
 }
 
 
+# One process of a run in several: tfx starts it itself.
+_WORKER = "worker"
+
+
 def usage() -> str:
     """The text of `tfx --help`."""
     width = max(map(len, COMMANDS))
@@ -91,7 +95,7 @@ def _run(words: list[str]) -> int:
     except OSError as error:  # Hydra and torch fail in it, each in its own words
         raise UserError(f"the working directory cannot be used ({error.strerror}): change to another one") from None
     name = words[0]
-    if name not in COMMANDS:
+    if name not in (*COMMANDS, _WORKER):
         raise UserError(f"command '{name}' is unknown{suggest(name, COMMANDS)}")
     module = f"{name}_" if iskeyword(name) else name
     return importlib.import_module(f"tfx.commands.{module}").main(words[1:])

@@ -166,6 +166,17 @@ def test_gpus_are_handed_out_one_a_job_and_threads_do_not_depend_on_how_many_job
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu.environment(0)
 
 
+def test_jobs_of_several_processes_get_as_many_gpus_or_cores(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    machine = Machine.of(LauncherConfig(), "auto", 2)
+    assert (machine.jobs, machine.gpus) == (2, ("0,1", "2,3"))
+    assert machine.environment(1)["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert Machine.of(LauncherConfig(), "auto", 8).gpus == ("0,1,2,3,4",)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert Machine.of(LauncherConfig(), "cpu", 3).jobs == 4
+
+
 def test_jobs_that_name_their_gpu_run_there_one_after_the_other(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     machine = Machine.of(LauncherConfig(), "cuda:1")

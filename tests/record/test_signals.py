@@ -8,7 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from tfx.record.signals import StoppedBySignal, leaving_on_signals
+from tfx.record.signals import (
+    StoppedBySignal,
+    deferred_signal,
+    deferring_signals,
+    hold_signals,
+    leave_signals,
+    leaving_on_signals,
+    stop_as_others,
+)
 
 STUBBORN = """
 import time
@@ -43,6 +51,55 @@ def test_the_second_signal_leaves_at_once():
     finally:
         process.kill()
         process.communicate()
+
+
+def signalled_thrice():
+    with leaving_on_signals(once=True):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            # From the launcher, and from the terminal.
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_one_of_several_processes_takes_every_further_signal_for_the_same_one():
+    with pytest.raises(StoppedBySignal) as caught:
+        signalled_thrice()
+    assert caught.value.status == 143
+
+
+def stopped_as_others():
+    with leaving_on_signals(once=True), deferring_signals():
+        assert deferred_signal() == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert deferred_signal() == signal.SIGINT
+        try:
+            stop_as_others(signal.SIGTERM)
+        finally:
+            assert deferred_signal() == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_to_another_process_counts_as_come():
+    with pytest.raises(StoppedBySignal) as caught:
+        stopped_as_others()
+    assert caught.value.status == 143
+
+
+def test_the_end_of_one_of_several_processes_is_not_disturbed():
+    before = {number: signal.getsignal(number) for number in leave_signals()}
+    try:
+        with leaving_on_signals(once=True):
+            hold_signals()
+            os.kill(os.getpid(), signal.SIGTERM)
+        # Nor while its command prints what was wrong.
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number in before:
+            signal.signal(number, before[number])
+    with pytest.raises(StoppedBySignal), leaving_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing():

@@ -1,6 +1,5 @@
 """Distillation losses against torch's own formulas and autograd."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from tfx.data.ragged import Ragged
 from tfx.data.sources import Corpus
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
-from tfx.model.batch import Batch, Mix
+from tfx.model.batch import Batch
 from tfx.model.device import FULL_PRECISION, Precision, choose_precision
 from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.loss import CrossEntropy, LogitSlice, projected_losses
@@ -138,14 +137,7 @@ PAIRS = some_pairs(*LENGTHS)
 
 
 def mixed(batch: Batch) -> Batch:
-    mix = Mix(
-        partner_B=torch.tensor([1, 2, 0]),
-        weight_B=torch.tensor([0.8, 1.0, 0.6]),
-        source_real_BS=batch.source_mask_BS,
-        target_real_BT=batch.target_out_BT >= 0,
-    )
-    assert batch.source_mask_BS is not None
-    return replace(batch, mix=mix, source_mask_BS=batch.source_mask_BS | batch.source_mask_BS[mix.partner_B])
+    return batch.mixed(torch.tensor([1, 2, 0]), torch.tensor([0.8, 1.0, 0.6]))
 
 
 def padded_batch(*, is_mixed: bool = False) -> Batch:
@@ -159,7 +151,7 @@ def weight_of_positions(batch: Batch) -> torch.Tensor:
     if batch.mix is None:
         return real.flatten()
     own = batch.mix.weight_B.unsqueeze(1)
-    return (own * real + (1 - own) * real[batch.mix.partner_B]).flatten()
+    return (own * real + (1 - own) * (batch.mix.partner_out_BT >= 0)).flatten()
 
 
 def taught(

@@ -36,10 +36,18 @@ def tiny_model() -> Transformer:
     return model
 
 
+def mixed_whole(batch: Batch) -> tuple[Batch, torch.Tensor]:
+    """The batch with all rows mixed, and the row of each partner, found by its tokens."""
+    mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch, MOMENT)
+    rows = [[bool((own == other).all()) for other in batch.target_in_BT] for own in mixed.mix.target.partner_BL]
+    assert all(sum(row) == 1 for row in rows), "rows of the test differ"
+    return mixed, torch.tensor([row.index(True) for row in rows])
+
+
 def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_nothing():
     model = tiny_model()
-    mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch_of([(5, 4), (3, 6), (4, 2)]), MOMENT)
-    weight, partner = mixed.mix.weight_B, mixed.mix.partner_B
+    mixed, partner = mixed_whole(batch_of([(5, 4), (3, 6), (4, 2)]))
+    weight = mixed.mix.weight_B
     assert (partner != torch.arange(3)).all()
     assert ((weight >= 0.5) & (weight < 1)).all()
 
@@ -50,7 +58,7 @@ def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_noth
         + (1 - weight.view(-1, 1, 1)) * plain[partner]
         + model.sinusoids[: tokens.shape[1]]
     )
-    torch.testing.assert_close(model.embed(tokens, model.embedding, 0, mixed.mix, real.squeeze(-1)), expected)
+    torch.testing.assert_close(model.embed(tokens, model.embedding, 0, mixed.mix.target), expected)
 
     hidden = run_batch(model, mixed).flatten(0, 1)
     total, _ = projected_losses(hidden, model.output.weight, [(CrossEntropy(mixed.targets_and_weights()), 1.0)])
@@ -66,8 +74,8 @@ def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_noth
 def test_sources_of_unequal_lengths_are_mixed_over_the_longer_one():
     model, lengths = tiny_model(), [5, 3, 8, 1]
     batch = batch_of([(length, 4) for length in lengths])
-    mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch, MOMENT)
-    weight, partner = mixed.mix.weight_B.tolist(), mixed.mix.partner_B.tolist()
+    mixed, partners = mixed_whole(batch)
+    weight, partner = mixed.mix.weight_B.tolist(), partners.tolist()
     memory = model.encode(mixed.source_BS, mixed.source_mask_BS, mixed.mix)
     for row, other in enumerate(partner):
         longest = max(lengths[row], lengths[other]) + 1  # with the end token
@@ -82,21 +90,34 @@ def test_sources_of_unequal_lengths_are_mixed_over_the_longer_one():
 
 def test_the_decoder_sees_the_sources_of_both_and_nothing_of_padding():
     model, batch = tiny_model(), batch_of([(5, 4), (3, 6), (8, 2)])
-    mixed = Mixup(MixupSettings(alpha=1.0, share=1.0)).transform_batch(batch, MOMENT)
-    own, other = batch.source_mask_BS, batch.source_mask_BS[mixed.mix.partner_B]
+    mixed, partner = mixed_whole(batch)
+    own, other = batch.source_mask_BS, batch.source_mask_BS[partner]
     assert torch.equal(mixed.source_mask_BS, own | other)
-    real = mixed.mix.target_real_BT | mixed.mix.target_real_BT[mixed.mix.partner_B]
+    real = (batch.target_out_BT >= 0) | (batch.target_out_BT >= 0)[partner]
     hidden = run_batch(model, mixed)[real]
     padded = {
-        "source_BS": mixed.source_BS.where(own, 7),
-        "target_in_BT": mixed.target_in_BT.where(batch.target_out_BT >= 0, 7),
+        "source_BS": batch.source_BS.where(own, 7),
+        "target_in_BT": batch.target_in_BT.where(batch.target_out_BT >= 0, 7),
     }
-    torch.testing.assert_close(run_batch(model, replace(mixed, **padded))[real], hidden)
+    again = replace(batch, **padded).mixed(partner, mixed.mix.weight_B)
+    torch.testing.assert_close(run_batch(model, again)[real], hidden)
     # The longest source is seen by the row that it is mixed into, to its end.
-    (row,) = (mixed.mix.partner_B == 2).nonzero().flatten().tolist()
-    changed = mixed.source_BS.clone()
+    (row,) = (partner == 2).nonzero().flatten().tolist()
+    changed = batch.source_BS.clone()
     changed[2, 7] = 4 if changed[2, 7] != 4 else 5
-    assert not torch.allclose(run_batch(model, replace(mixed, source_BS=changed))[row], run_batch(model, mixed)[row])
+    other = replace(batch, source_BS=changed).mixed(partner, mixed.mix.weight_B)
+    assert not torch.allclose(run_batch(model, other)[row], run_batch(model, mixed)[row])
+
+
+def test_rows_taken_out_of_a_mixed_batch_keep_their_partners():
+    model, batch = tiny_model(), batch_of([(5, 4), (3, 6), (8, 2), (6, 3)])
+    mixed, _ = mixed_whole(batch)
+    hidden = run_batch(model, mixed)
+    for rows in (slice(1, None, 2), slice(0, 1)):
+        part = mixed.part(rows, batch)
+        torch.testing.assert_close(run_batch(model, part), hidden[rows])
+        assert part.targets == int((batch.target_out_BT[rows] >= 0).sum())
+        assert part.tokens == part.targets + int(batch.source_mask_BS[rows].sum())
 
 
 def test_a_weight_of_one_is_the_batch_itself():

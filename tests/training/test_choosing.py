@@ -1,5 +1,6 @@
 """Which weights are kept, and when training stops early, while techniques change what is compared."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,7 +46,7 @@ def run(tmp_path, monkeypatch):
         def score(viewed, *_, **__):
             step = trainer.clock.steps
             views[step] = {name: weight.detach().clone() for name, weight in viewed.named_parameters()}
-            return LossScore(losses[step - 1], 1, None, None, None)
+            return LossScore(None, np.asarray([losses[step - 1]]), np.asarray([1]))
 
         monkeypatch.setattr(loop, "score_loss", score)
         return trainer, trainer.train(), views, observer.notes

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from tfx.config import compose
 from tfx.config.schema import Budget, Root
 from tfx.errors import UserError
+from tfx.processes.place import find_place
 from tfx.record.arguments import Arguments
 from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
@@ -23,6 +25,7 @@ SAFE = (
     "trainer.instability.",
     "trainer.log_every",
     "trainer.profile",
+    "trainer.devices",
     "tracking.",
     "dataset.path",
     "dataset.tokenizer.path",
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
 
     run = RunDirectory.open(options.run)
-    with locked(run.path):
+    with ExitStack() as held:
+        if find_place().is_first:
+            held.enter_context(locked(run.path))
         saved = compose.load(run.config)
         config = _changed(saved, options.overrides)
         result = run.read_summary().result if run.summary.is_file() else None
@@ -63,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
             )
             return 0
         typed = [*run.read_overrides(), *options.overrides]
-        status, _ = status_of(lambda: resume(config, typed, run, extends=result is not None))
+        status, _ = status_of(lambda: resume(config, typed, run, extends=result is not None, release=held.close))
     return status
 
 

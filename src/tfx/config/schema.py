@@ -435,11 +435,45 @@ class InstabilityConfig:
 
 
 @dataclass
+class LocalConfig:
+    """Local steps with an outer optimizer, for ``trainer.parallel=local``.
+
+    Douillard 2023, arXiv 2311.08105.
+    """
+
+    steps: int = setting(
+        100,
+        "optimizer steps that a process takes by itself before the processes meet; they also meet before each "
+        "validation and at the end",
+        minimum=1,
+        maximum=1000000,
+    )
+    outer_lr: float = setting(0.7, "outer learning rate: of the mean change since they last met", above=0, maximum=10)
+    outer_momentum: float = setting(
+        0.5, "Nesterov momentum of the outer optimizer; the paper has 0.9 for 500 steps", minimum=0, below=1
+    )
+
+
+@dataclass
 class TrainerConfig:
     """How the model is trained."""
 
     budget: Budget = group(Budget)
     device: str = setting("auto", "cpu, cuda, cuda:N, mps; auto: the best available")
+    devices: int = setting(
+        1,
+        "processes that train together on this machine, each on a GPU of its own, or with an equal share of the cores",
+        minimum=1,
+        maximum=1024,
+    )
+    parallel: str = setting(
+        "ddp",
+        "what several processes share: ddp: the gradients of each step; fsdp: also weights and optimizer, for a model "
+        "that does not fit; local: only their weights, now and then",
+        choices=("ddp", "fsdp", "local"),
+        paper="Li 2020, arXiv 2006.15704; Zhao 2023, arXiv 2304.11277; Douillard 2023, arXiv 2311.08105",
+    )
+    local: LocalConfig = group(LocalConfig)
     precision: str = setting(
         "auto",
         "fp32; bf16: autocast; mixed: bfloat16 for matrix products only; "

@@ -13,6 +13,7 @@ from tfx.evaluation.metrics import score_text
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.scripts import misfits
 from tfx.model.transformer import Transformer
+from tfx.processes.group import ALONE, Group
 from tfx.tasks.contract import Split
 from tfx.tasks.prepare import PreparedData
 
@@ -49,12 +50,19 @@ def measure_quality(
     seed: int,
     most_decoded: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
+    group: Group = ALONE,
 ) -> Quality:
-    """Scores the loss of the whole split, and if outputs are texts decodes its first ``most_decoded`` rows."""
+    """Scores the loss of the whole split, and if outputs are texts decodes its first ``most_decoded`` rows.
+
+    The processes of a ``group`` share the work; the first one gets the scores of one process, the others no metrics of
+    texts.
+    """
     device = model.embedding.weight.device
     score = in_memory(
-        config.batch_tokens, lambda tokens: score_loss(model, split, tokenizer, batch_tokens=tokens, device=device)
-    )
+        config.batch_tokens,
+        lambda tokens: score_loss(model, split, tokenizer, batch_tokens=tokens, device=device, group=group),
+        group,
+    ).completed(group)
     quality = Quality(score.metrics)
     losses = [
         {"nll": round(float(nll), 4), "targets": int(targets)} | ({"unknown_bytes": int(unknown)} if unknown else {})
@@ -67,9 +75,14 @@ def measure_quality(
     hypotheses = in_memory(
         config.batch_tokens,
         lambda tokens: split.decode(
-            model, tokenizer, replace(config, batch_tokens=tokens), count, seed=seed, progress=progress
+            model, tokenizer, replace(config, batch_tokens=tokens), count, seed=seed, progress=progress, group=group
         ),
+        group,
     )
+    # Of each row only one process has an output.
+    hypotheses = [max(outputs) for outputs in zip(*group.gather(hypotheses), strict=True)]
+    if not group.is_first:
+        return quality
     texts = split.texts[:count]
     text = score_text(hypotheses, texts["references"], metrics)
     quality.metrics |= text.metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.nn import functional
 from tfx.data.tokenizer import Tokenizer
 from tfx.model.batch import IGNORE
 from tfx.model.transformer import Transformer, run_batch
+from tfx.processes.group import ALONE, Group
 from tfx.tasks.batches import scoring_batches
 from tfx.tasks.contract import Split
 
@@ -29,12 +30,27 @@ class LossScore:
     tokenizer does not know.
     """
 
-    total_nll: float
-    total_targets: int
     text_bytes: int | None
     nll: np.ndarray
     targets: np.ndarray
     unknown_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def completed(self, group: Group) -> LossScore:
+        """The score of all rows, from the rows that each process has scored: the same bits as that of one process."""
+        parts = [torch.from_numpy(values.copy()) for values in (self.nll, self.targets)]
+        group.add_up(parts)
+        nll, targets = (part.numpy() for part in parts)
+        return replace(self, nll=nll, targets=targets)
+
+    @property
+    def total_nll(self) -> float:
+        """The sum over all rows, in nats."""
+        return float(self.nll.sum())
+
+    @property
+    def total_targets(self) -> int:
+        """How many targets there are."""
+        return int(self.targets.sum())
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -64,10 +80,12 @@ def score_loss(
     batch_tokens: int,
     device: torch.device,
     between: Callable[[], Any] | None = None,
+    group: Group = ALONE,
 ) -> LossScore:
     """Scores every target of a split once, in fp32. The model keeps its mode.
 
-    ``between`` is called before each batch, and may raise to stop.
+    ``between`` is called before each batch, and may raise to stop. Each process of a ``group`` scores its share of the
+    batches: `LossScore.completed` adds them up.
     """
     was_training = model.training
     model.eval()
@@ -75,8 +93,7 @@ def score_loss(
     rows = split.scored_rows(context)
     nll = np.zeros(rows)
     targets = np.zeros(rows, dtype=np.int64)
-    total, count = 0.0, 0
-    for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context):
+    for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context, group=group):
         if between is not None:
             between()
         moved = batch.to(device)
@@ -86,13 +103,11 @@ def score_loss(
         slices = zip(hidden.split(_SLICE), target.split(_SLICE), strict=True)
         nll_N = torch.cat([_nll(model.project(hidden_nD), target_n) for hidden_nD, target_n in slices])
         by_row = nll_N.view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
-        total += float(by_row.sum())
-        count += batch.targets
         place = split.places(batch.rows, context)
         nll[place] = by_row
         targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
     model.train(was_training)
     text = split.scored_text(tokenizer, context)
     if text is None:
-        return LossScore(total, count, None, nll, targets, np.zeros(rows, dtype=np.int64))
-    return LossScore(total, count, text.text_bytes, nll, targets, text.unknown_bytes)
+        return LossScore(None, nll, targets, np.zeros(rows, dtype=np.int64))
+    return LossScore(text.text_bytes, nll, targets, text.unknown_bytes)

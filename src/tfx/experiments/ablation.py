@@ -69,7 +69,7 @@ class Ablation:
     def __init__(self, request: Request, settings: AblateConfig) -> None:
         self.config, self.folder, self.settings = request.config, request.folder, settings
         self.typed, self.launcher = request.typed, request.launcher
-        self.machine = Machine.of(request.launcher, request.config.trainer.device)
+        self.machine = Machine.of(request.launcher, request.config.trainer.device, request.config.trainer.devices)
         self.jobs: list[Job] = []
 
     def run(self) -> int:

@@ -58,7 +58,9 @@ class LocalLauncher(Launcher):
         self.jobs.extend(batch)
         if not stopped:
             device = str(OmegaConf.select(self.config, "trainer.device"))
-            run_jobs(batch, Path(str(self.config.hydra.sweep.dir)), self.settings, Machine.of(self.settings, device))
+            devices = int(OmegaConf.select(self.config, "trainer.devices"))
+            machine = Machine.of(self.settings, device, devices)
+            run_jobs(batch, Path(str(self.config.hydra.sweep.dir)), self.settings, machine)
         return [self._return(job, config) for job, config in zip(batch, configs, strict=True)]
 
     def _flags(self) -> list[str]:

@@ -33,9 +33,10 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Machine:
-    """What the jobs of a sweep share: how many run at a time, threads per job, and the GPUs (none: the CPU).
+    """What the jobs of a sweep share: how many run at a time, threads per process, and the GPUs (none: the CPU).
 
-    ``assigns``: each job gets one of the GPUs, and sees no other. Else the jobs name theirs themselves.
+    ``gpus`` has an entry for each job that runs at a time: one GPU, or as many as it has processes, with commas.
+    ``assigns``: each job gets one of the entries, and sees no other. Else the jobs name theirs themselves.
     """
 
     jobs: int
@@ -44,8 +45,8 @@ class Machine:
     assigns: bool = True
 
     @classmethod
-    def of(cls, settings: LauncherConfig, device: str) -> Machine:
-        """This machine, for jobs whose ``trainer.device`` is ``device``."""
+    def of(cls, settings: LauncherConfig, device: str, devices: int = 1) -> Machine:
+        """This machine, for jobs with this ``trainer.device`` and ``trainer.devices``."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         kind, _, number = device.partition(":")
         gpus = _gpus() if kind in ("auto", "cuda") else ()
@@ -54,7 +55,10 @@ class Machine:
         given = os.environ.get("OMP_NUM_THREADS", "")
         # It must not depend on how many jobs run at a time.
         threads = settings.threads or (int(given) if given.isdecimal() else max(1, cores // len(gpus)) if gpus else 1)
-        return cls(settings.jobs or len(gpus) or max(1, cores // threads), threads, gpus, not number)
+        # Where there are too few for one job, that will say so.
+        starts = range(0, max(1, len(gpus) - devices + 1), devices) if gpus else ()
+        shares = tuple(",".join(gpus[start : start + devices]) for start in starts)
+        return cls(settings.jobs or len(shares) or max(1, cores // (threads * devices)), threads, shares, not number)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Environment variables of the job in a slot (0, 1, … ``jobs`` - 1)."""

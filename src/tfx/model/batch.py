@@ -5,7 +5,8 @@ Shapes: B rows, S source positions, T target positions, N = B T flattened positi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,33 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Mix:
-    """How mixup mixes the examples of a batch: each has ``weight`` in [0, 1], its partner 1 - ``weight``.
+class Blend:
+    """How the rows of one side are mixed: each with ``weight`` in [0, 1], the tokens of its partner with the rest.
 
-    ``partner`` holds row numbers. The masks are True on the tokens that are real before mixing; None: all are.
+    The masks are True on real tokens (None: everywhere) of the row and of its partner.
     """
 
-    partner_B: Tensor
     weight_B: Tensor
-    source_real_BS: Tensor | None
-    target_real_BT: Tensor
+    real_BL: Tensor | None
+    partner_BL: Tensor
+    partner_real_BL: Tensor | None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the examples of a batch are mixed (mixup), each with its partner: decoder inputs, labels, and sources.
+
+    Partners are there with their own tokens, so that any rows of a batch can be taken out of it.
+    """
+
+    target: Blend
+    partner_out_BT: Tensor
+    source: Blend | None
+
+    @property
+    def weight_B(self) -> Tensor:
+        """The share of each example itself."""
+        return self.target.weight_B
 
 
 @dataclass
@@ -65,29 +83,42 @@ class Batch:
         return replace(self, **moved)
 
     def split(self, pieces: int) -> list[Batch]:
-        """Splits the rows into ``pieces`` batches, or one batch per row if there are fewer; each counts its own."""
-        found = []
-        for rows in np.array_split(np.arange(len(self.rows)), min(pieces, len(self.rows))):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            source = None if self.source_BS is None else self.source_BS[part]
-            mask = None if self.source_mask_BS is None else self.source_mask_BS[part]
-            target_in, target_out = self.target_in_BT[part], self.target_out_BT[part]
-            targets = int((target_out >= 0).sum())
-            sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
-            found.append(
-                replace(
-                    self,
-                    target_in_BT=target_in,
-                    target_out_BT=target_out,
-                    source_BS=source,
-                    source_mask_BS=mask,
-                    rows=self.rows[part],
-                    tokens=targets + sources,
-                    positions=target_out.numel() + (0 if source is None else source.numel()),
-                    targets=targets,
-                )
-            )
-        return found
+        """The rows in so many batches, or as many as there are rows; counts are divided with them."""
+        return [self.part(rows, self) for rows in slices(range(len(self.rows)), pieces)]
+
+    def part(self, rows: slice, counted: Batch) -> Batch:
+        """The batch of these rows, with their own counts.
+
+        ``counted`` is this batch before anything was done to its tokens, on the CPU: to count on another device would
+        wait for it.
+        """
+        if rows.indices(len(self.rows)) == (0, len(self.rows), 1):
+            return self
+        found: Batch = _take(self, rows)
+        target, source, mask = (
+            None if side is None else side[rows]
+            for side in (counted.target_out_BT, counted.source_BS, counted.source_mask_BS)
+        )
+        assert target is not None
+        targets = int((target >= 0).sum())
+        sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
+        positions = target.numel() + (0 if source is None else source.numel())
+        return replace(found, tokens=targets + sources, positions=positions, targets=targets)
+
+    def mixed(self, partner_B: Tensor, weight_B: Tensor) -> Batch:
+        """Each example mixed with another: row numbers of partners, and the example's own share in [0, 1]."""
+
+        def blend(tokens_BL: Tensor, real_BL: Tensor | None) -> Blend:
+            partner_real_BL = None if real_BL is None else real_BL[partner_B]
+            return Blend(weight_B, real_BL, tokens_BL[partner_B], partner_real_BL)
+
+        mask = self.source_mask_BS
+        mix = Mix(
+            target=blend(self.target_in_BT, self.target_out_BT >= 0),
+            partner_out_BT=self.target_out_BT[partner_B],
+            source=None if self.source_BS is None else blend(self.source_BS, mask),
+        )
+        return replace(self, mix=mix, source_mask_BS=None if mask is None else mask | mask[partner_B])
 
     def targets_and_weights(self) -> list[tuple[Tensor, Tensor | None]]:
         """Labels (N,) with their weights (N,), None for 1. A batch with mixup has two sets, any other one."""
@@ -95,5 +126,23 @@ class Batch:
         if self.mix is None:
             return [(own_N, None)]
         weight_BT = self.mix.weight_B.unsqueeze(1).expand_as(self.target_out_BT)
-        partner_N = self.target_out_BT[self.mix.partner_B].flatten()
+        partner_N = self.mix.partner_out_BT.flatten()
         return [(own_N, weight_BT.flatten()), (partner_N, 1.0 - weight_BT.flatten())]
+
+
+def slices(rows: range, pieces: int) -> list[slice]:
+    """The rows in so many parts of nearly one size, or in as many as there are rows."""
+    if not rows:
+        return []
+    bounds = np.linspace(0, len(rows), min(pieces, len(rows)) + 1).astype(int).tolist()
+    parts = [rows[first:last] for first, last in pairwise(bounds)]
+    return [slice(part.start, part.stop, part.step) for part in parts]
+
+
+def _take(value: Any, rows: slice) -> Any:
+    """The rows of each tensor and array in a dataclass, and in those inside it."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value[rows]
+    if isinstance(value, Batch | Mix | Blend):
+        return replace(value, **{f.name: _take(getattr(value, f.name), rows) for f in fields(value)})
+    return value

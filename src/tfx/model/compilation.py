@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import TrainerConfig
-from tfx.model.batch import Batch, Mix
+from tfx.model.batch import Batch, Blend, Mix
 from tfx.model.linear import current_products
 
 # A forward pass has about a dozen variants: training or not, mixed or not, with padding or without, one row or several.
@@ -41,7 +41,7 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
     inputs: list[Tensor | None] = [batch.target_in_BT, batch.source_BS, batch.source_mask_BS]
     mix = batch.mix
     if mix is not None:
-        inputs += [mix.partner_B, mix.weight_B, mix.source_real_BS, mix.target_real_BT]
+        inputs += [*_tensors(mix.target), *_tensors(mix.source)]
     device = batch.target_in_BT.device
     variant = (
         *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
@@ -56,15 +56,31 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
         return
     known.add(variant)
     targets, sources = min(_TARGETS, context), max(2, min(_SOURCES, context - 1))
-    lengths = (targets, sources, sources, 1, 1, sources, targets)
-    target, source, mask, partner, weight, source_real, target_real = (
+    target, source, mask = (
         None if tensor is None else _resized(tensor, length)
-        for tensor, length in zip([*inputs, *[None] * (7 - len(inputs))], lengths, strict=True)
+        for tensor, length in zip(inputs[:3], (targets, sources, sources), strict=True)
     )
-    if partner is not None and weight is not None and target_real is not None:
-        mix = Mix(partner, weight, source_real, target_real)
+    if mix is not None:
+        mix = Mix(
+            target=_resized_blend(mix.target, targets),
+            partner_out_BT=_resized(mix.partner_out_BT, targets),
+            source=None if mix.source is None else _resized_blend(mix.source, sources),
+        )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model(target, source, mask, mix)
+
+
+def _tensors(blend: Blend | None) -> list[Tensor | None]:
+    return [] if blend is None else [blend.weight_B, blend.real_BL, blend.partner_BL, blend.partner_real_BL]
+
+
+def _resized_blend(blend: Blend, length: int) -> Blend:
+    return Blend(
+        weight_B=_resized(blend.weight_B, length),
+        real_BL=None if blend.real_BL is None else _resized(blend.real_BL, length),
+        partner_BL=_resized(blend.partner_BL, length),
+        partner_real_BL=None if blend.partner_real_BL is None else _resized(blend.partner_real_BL, length),
+    )
 
 
 def _resized(tensor: Tensor, length: int) -> Tensor:

@@ -11,17 +11,38 @@ from torch import Tensor
 
 from tfx.errors import UserError
 from tfx.model.linear import products_in
+from tfx.processes.place import NO_LAUNCHER, Place
 from tfx.record.environment import installed_memory
 
 # Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
 _SYNCHRONOUS = ("cpu", "mps")
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that ``trainer.device`` names; ``auto`` tries CUDA, then MPS, then the CPU.
+def choose_device(name: str, place: Place = NO_LAUNCHER) -> torch.device:
+    """The device that ``trainer.device`` names; ``auto`` takes CUDA, then MPS, then the CPU.
 
-    Raises `UserError` if this machine does not have it.
+    Of several processes, each takes the GPU of its number on this machine, or all the CPU. Raises `UserError` where the
+    device is not there.
     """
+    device = _named_device(name)
+    if place.size == 1:
+        return device
+    if device.type == "mps" and name == "auto":
+        return torch.device("cpu")
+    if device.type == "mps" or (device.index is not None and name != "auto"):
+        raise UserError(f"trainer.device={name} is one device, and there are {place.size} processes: use cuda or cpu")
+    if device.type != "cuda":
+        return device
+    if place.local_size > (count := torch.cuda.device_count()):
+        raise UserError(
+            f"there are {place.local_size} processes and {count} CUDA devices: each process needs one of its own "
+            "(or trainer.device=cpu)"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
+
+
+def _named_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

@@ -18,7 +18,7 @@ from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
-from tfx.model.batch import Batch, Mix
+from tfx.model.batch import Batch, Blend, Mix
 from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
@@ -106,21 +106,18 @@ class Transformer(nn.Module):
         tokens_BT: Tensor,
         table: nn.Embedding,
         offset: int = 0,
-        mix: Mix | None = None,
-        real_BT: Tensor | None = None,
+        blend: Blend | None = None,
         types_BT: Tensor | None = None,
     ) -> Tensor:
         """Embeds tokens at positions from ``offset`` on, scaled by sqrt(D) unless told not to, with dropout.
 
-        With ``mix``, each row is the weighted sum of its own and its partner's embeddings; padding (where
-        ``real`` is False) adds 0. ``types`` are the token types, if the model has such embeddings; None: all 0.
+        With ``blend``, each row is the weighted sum of its own and its partner's; padding (not ``real``) adds 0.
+        ``types`` are the token types, if the model has such embeddings; None: all 0.
         """
-        x_BTD = table(tokens_BT) * self.embedding_scale
-        x_BTD = self.token_dropout(x_BTD)
-        if mix is not None:
-            if real_BT is not None:
-                x_BTD = x_BTD * real_BT.unsqueeze(-1)
-            x_BTD = torch.lerp(x_BTD[mix.partner_B], x_BTD, mix.weight_B.to(x_BTD.dtype).view(-1, 1, 1))
+        x_BTD = self._looked_up(tokens_BT, table, None if blend is None else blend.real_BL)
+        if blend is not None:
+            partner_BTD = self._looked_up(blend.partner_BL, table, blend.partner_real_BL)
+            x_BTD = torch.lerp(partner_BTD, x_BTD, blend.weight_B.to(x_BTD.dtype).view(-1, 1, 1))
         end = offset + tokens_BT.shape[1]
         if self.sinusoids is not None:
             x_BTD = x_BTD + self.sinusoids[offset:end]
@@ -133,6 +130,10 @@ class Transformer(nn.Module):
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         return self.dropout(x_BTD)
+
+    def _looked_up(self, tokens_BT: Tensor, table: nn.Embedding, real_BT: Tensor | None) -> Tensor:
+        x_BTD = self.token_dropout(table(tokens_BT) * self.embedding_scale)
+        return x_BTD if real_BT is None else x_BTD * real_BT.unsqueeze(-1)
 
     def encode(
         self,
@@ -149,8 +150,7 @@ class Transformer(nn.Module):
         length = source_BS.shape[1]
         bias = Bias(_key_mask(source_mask_BS))
         self._add_distances(bias, length, length, source_BS.device, is_causal=False)
-        real_BS = mix.source_real_BS if mix is not None else None
-        x_BSD = self.embed(source_BS, self.source_embedding, 0, mix, real_BS, types_BS)
+        x_BSD = self.embed(source_BS, self.source_embedding, 0, None if mix is None else mix.source, types_BS)
         return self.encoder(x_BSD, bias, rotary=self._rotary(0, length))
 
     def decode(
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
             visible = torch.ones(length, offset + length, dtype=torch.bool, device=target_BT.device)
             bias.mask = visible.tril(diagonal=offset)
         self._add_distances(bias, length, offset + length, target_BT.device, is_causal=True)
-        x_BTD = self.embed(target_BT, self.embedding, offset, mix, mix.target_real_BT if mix is not None else None)
+        x_BTD = self.embed(target_BT, self.embedding, offset, None if mix is None else mix.target)
         return self.decoder(
             x_BTD,
             bias,

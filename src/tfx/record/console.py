@@ -203,3 +203,19 @@ class RunConsole:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class SilentConsole(RunConsole):
+    """Shows nothing: of the processes of a run, the first one speaks."""
+
+    def training_started(self) -> None:
+        """Opens nothing."""
+
+    def failure(self, error: BaseException) -> None:
+        """Writes nothing: the first process hears of the error."""
+
+    def result(self, table: RenderableType) -> None:
+        """Shows nothing."""
+
+    def _show(self, item: Any) -> None:
+        """Shows nothing."""

@@ -13,8 +13,8 @@ from typing import Any
 _PACKAGES = ("tfx", "torch", "numpy", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "sacrebleu")
 
 
-def describe_environment(device: Any, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Returns the content of `environment.json`. ``device`` is the `torch.device` of the run."""
+def describe_environment(device: Any, fingerprints: dict[str, str], processes: int = 1) -> dict[str, Any]:
+    """Returns the content of `environment.json`. ``device`` is the `torch.device` of the first process of the run."""
     import torch
 
     hardware: dict[str, Any] = {
@@ -35,6 +35,7 @@ def describe_environment(device: Any, fingerprints: dict[str, str]) -> dict[str,
         "git": _git(Path(__file__).parent),
         "hardware": hardware,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "fingerprints": fingerprints,
         "command": sys.argv[1:],
     }
@@ -47,6 +48,8 @@ def environment_differences(before: dict[str, Any], now: dict[str, Any]) -> dict
     not differ.
     """
     old, new = (flat({name: part for name, part in each.items() if name != "command"}) for each in (before, now))
+    for each in (old, new):
+        each.setdefault("processes", 1)  # an earlier version had one, and did not record it
     names = [*old, *(name for name in new if name not in old)]
     found = {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
     content = [each.get("fingerprints.content") for each in (old, new)]

@@ -35,22 +35,26 @@ def is_echo(number: int) -> bool:
 
 
 @contextmanager
-def leaving_on_signals() -> Iterator[None]:
+def leaving_on_signals(*, once: bool = False) -> Iterator[None]:
     """Inside, the first of `leave_signals` raises `StoppedBySignal`; a second one ends the process at once.
 
     The exit status is 128 + the signal's number both ways. Outside the main thread, which alone gets signals,
-    and inside another such block nothing changes.
+    and inside another such block nothing changes. With ``once`` a second signal does nothing: a process of several may
+    get the same one from its terminal, its cluster and its launcher.
     """
+    global _once, _held
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _leave:
         yield
         return
+    _once = once
     before = {number: signal.signal(number, _leave) for number in leave_signals()}
     try:
         yield
     finally:
+        is_held, _once, _held = _held, False, False
         _came.clear()
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_held else handler)
 
 
 @contextmanager
@@ -71,14 +75,39 @@ def raise_if_signalled() -> None:
         raise StoppedBySignal(_waiting.pop())
 
 
+def hold_signals() -> None:
+    """From now on signals do nothing: one of several processes ends, and first says why.
+
+    Its launcher signals it where another one has ended.
+    """
+    global _held
+    _came.append(0)
+    _held = True
+
+
+def deferred_signal() -> int:
+    """The number of the signal that waits; 0: none does."""
+    return _waiting[-1] if _waiting else 0
+
+
+def stop_as_others(number: int) -> None:
+    """Raises `StoppedBySignal` for a signal that came to another process of the run: it counts as come to this one."""
+    _waiting.clear()
+    if not _came:
+        _came.append(number)
+    raise StoppedBySignal(number)
+
+
 _came: list[int] = []
 _waiting: list[int] = []
 _deferring = 0
+_once = False
+_held = False
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if _came:
-        if is_echo(number):
+        if _once or is_echo(number):
             return
         os._exit(128 + number)
     _came.append(number)

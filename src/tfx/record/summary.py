@@ -75,6 +75,7 @@ class TrainingCost:
     """
 
     steps: int = 0
+    processes: int = 1
     tokens: int = 0
     seconds: float = 0.0
     tokens_per_second: float = 0.0

@@ -54,7 +54,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             f"{length}, {config.dataset.batch_tokens * config.trainer.accumulation:,} tokens per step, "
             f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
-        ("device", ", ".join([str(device), precision, *_threads(device)])),
+        ("device", ", ".join([str(device), precision, *_threads(device), *_processes(parts)])),
         *(_plan_rows(stack, model) or [("stack", "no technique")]),
         ("run", str(folder)),
     ]
@@ -69,6 +69,13 @@ def _threads(device: torch.device) -> list[str]:
         return []
     count = torch.get_num_threads()
     return ["1 thread"] if count == 1 else [f"{count} threads {how_they_wait()}".rstrip()]
+
+
+def _processes(parts: Parts) -> list[str]:
+    """How many processes there are or will be, and what they share."""
+    trainer = parts.config.trainer
+    count = max(parts.group.size, trainer.devices)
+    return [] if count == 1 and trainer.parallel != "local" else [f"{count} processes ({trainer.parallel})"]
 
 
 def zeros_given_up(parts: Parts) -> str | None:

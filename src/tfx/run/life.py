@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
+from tfx.processes.group import Failure, Group, LostProcessError, join
 from tfx.record.console import RunConsole, plain_text
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
@@ -15,6 +17,8 @@ from tfx.record.lock import locked
 from tfx.record.signals import leaving_on_signals
 from tfx.record.summary import COMPLETED, FAILED, INTERRUPTED, Facts, Result, Summary
 from tfx.run.closing import closing_table
+from tfx.run.follow import follow
+from tfx.run.several import ReportedError, check_processes, is_to_be_launched, run_in_processes
 from tfx.run.tracking.contract import Trackers
 
 if TYPE_CHECKING:
@@ -23,19 +27,34 @@ if TYPE_CHECKING:
     from tfx.run.setup import Parts, Setup
 
 
-class ReportedError(Exception):
-    """A run failed. Its summary, its log and the console say so already."""
-
-
 def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
-    """Runs ``work``, one of the functions below, and returns the exit status of its command and the summary."""
+    """Runs ``work``, one of the functions below, and returns the exit status of its command and the summary.
+
+    Of several processes only the first one has a summary.
+    """
+    group = join()
     try:
-        with leaving_on_signals():
+        with leaving_on_signals(once=group.size > 1), _telling(group):
             return 0, work()
     except KeyboardInterrupt as error:
         return getattr(error, "status", 130), None
-    except ReportedError:
-        return 1, None
+    except ReportedError as error:
+        return error.status, None
+
+
+@contextmanager
+def _telling(group: Group) -> Iterator[None]:
+    """Tells the other processes why this one ends. The first one reports it, and its exit status counts."""
+    try:
+        yield
+    except BaseException as error:
+        cause = group.cause(error)
+        failure = Failure.of(cause.__cause__ or cause if isinstance(cause, ReportedError) else cause, group.rank)
+        group.fail(failure)
+        if group.is_first:
+            raise cause from (None if cause is error else error)
+        raise ReportedError(failure.status) from error
+    group.leave()
 
 
 def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[float] = ()) -> Summary | None:
@@ -46,17 +65,26 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
     """
     from tfx.run.setup import Setup
 
+    group = join()
+    check_processes(config, group.place)
+    if not group.is_first:
+        if not config.dry_run:
+            follow(config, group, train_teacher, recorded)
+        return None
     console = RunConsole()
     if RunDirectory(folder).config.exists():
         RunDirectory.create(folder)  # says that it is not overwritten
-    setup = Setup(config)
+    setup = Setup(config, group)
     if config.dry_run:
         _show(setup.prepare(), folder, console)
         console.close()
         return None
+    if is_to_be_launched(config, group.place):
+        return run_in_processes("train", config, typed, folder, recorded)
     run = RunDirectory.create(folder)
     with locked(folder):
         RunDirectory.create(folder)  # another process may have run there in the meantime
+        group.first(str(folder)), group.first(None)
         begun = _Life(setup, typed, run, console, recorded=recorded)
         try:
             return begun.live()
@@ -66,17 +94,33 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
             raise
 
 
-def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bool = False) -> Summary:
+def resume(
+    config: Root,
+    typed: Sequence[str],
+    run: RunDirectory,
+    *,
+    extends: bool = False,
+    release: Callable[[], None] = lambda: None,
+) -> Summary | None:
     """Continues the run of ``config`` from its newest undamaged state, or from the start if there is none.
 
     With ``extends`` the run is finished, and continues with a longer budget: its result stays until there is a new one,
-    and without a state `UserError` is raised. The caller holds the lock of the run directory.
+    and without a state `UserError` is raised. The caller holds the lock of the run directory, and ``release`` gives it
+    up: where the run has several processes, the first of them takes it.
     """
     from tfx.run.setup import Setup
     from tfx.training.state import newest_state
 
+    group = join()
+    check_processes(config, group.place)
+    if not group.is_first:
+        follow(config, group, train_teacher)
+        return None
     console = RunConsole()
-    setup = Setup(config)
+    setup = Setup(config, group)
+    if is_to_be_launched(config, group.place):
+        release()
+        return run_in_processes("resume", config, typed, run.path, extends=extends)
     state = newest_state(run.state, setup.device, console.note)
     if state is None and extends:
         raise UserError(
@@ -89,6 +133,7 @@ def resume(config: Root, typed: Sequence[str], run: RunDirectory, *, extends: bo
     else:
         run.tidy()
         console.note(f"continuing after step {state['training']['clock']['steps']:,}")
+    group.first(str(run.path)), group.first(None if state is None else state["training"]["clock"]["steps"])
     return _Life(setup, typed, run, console, state=state, extends=extends, known=known).live()
 
 
@@ -132,15 +177,19 @@ class _Life:
                 self._write_config()
             measurer = self._measurer(parts)
             training = self._train(parts, measurer)
-            file = compress(parts, self.run, measurer, training.seconds)
-            result = measure_result(parts, self.run, measurer, training, file, self.resumed)
+            with measurer.helped():
+                file = compress(parts, self.run, measurer, training.seconds)
+                result = measure_result(parts, self.run, measurer, training, file, self.resumed)
             summary = Summary(COMPLETED, facts_of(self.config, self.setup.stack), result=result)
             summary.write(self.run.summary)
-        except BaseException as error:
+        except BaseException as raised:
+            error = self.setup.group.cause(raised)
             self._failed(error)
             if isinstance(error, Exception) and not isinstance(error, UserError):
                 raise ReportedError from error
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         else:
             # The result is complete: an error after this point is not a failure of the run.
             self._write_page()
@@ -162,7 +211,7 @@ class _Life:
         from tfx.run.teacher import make_teachers
 
         setup = self.setup
-        teachers = make_teachers(self.config, setup.stack, setup.device, self.console, train_teacher)
+        teachers = make_teachers(self.config, setup.stack, setup.device, self.console, train_teacher, setup.group)
         parts = setup.prepare(teachers)
         _show(parts, self.run.path, self.console)
         self._write_environment(parts)
@@ -175,7 +224,7 @@ class _Life:
         fingerprints["content"] = parts.data.content
         fingerprints["tokenizer"] = parts.data.tokenizer.fingerprint
         fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in parts.teachers.items()}
-        environment = describe_environment(parts.device, fingerprints)
+        environment = describe_environment(parts.device, fingerprints, parts.group.size)
         if self.known is not None:
             differences = environment_differences(self.known, environment)
             for name, (before, now) in differences.items():
@@ -200,11 +249,12 @@ class _Life:
     def _measurer(self, parts: Parts) -> Measurer:
         from tfx.run.measure import Measurer
 
-        measurer = Measurer(self.config, parts.data, parts.device, self.run, self.console)
-        if self.state is not None:
-            measurer.load_state_dict(self.state["measurer"])
-        elif (reference := _reference(parts)) is not None:
-            measurer.measure_reference(*reference)
+        measurer = Measurer(self.config, parts.data, parts.device, self.run, self.console, parts.group)
+        with measurer.helped():
+            if self.state is not None:
+                measurer.load_state_dict(self.state["measurer"])
+            elif (reference := _reference(parts)) is not None:
+                measurer.measure_reference(*reference)
         return measurer
 
     def _train(self, parts: Parts, measurer: Measurer) -> TrainingCost:
@@ -270,7 +320,10 @@ class _Life:
             self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
         if isinstance(error, UserError):
             return  # printed by the command line
-        advice = f"continue with `tfx resume {self.run.path}`" if interrupted else f"see {self.run.log}"
+        # A process that was killed is no fault of the run.
+        was_killed = isinstance(error, LostProcessError) and error.failure is None
+        goes_on = interrupted or was_killed
+        advice = f"continue with `tfx resume {self.run.path}`" if goes_on else f"see {self.run.log}"
         self.console.note(f"{status}: {' '.join(message.split())} ({advice})")
 
 
@@ -294,9 +347,9 @@ def _reference(parts: Parts) -> tuple[Path, str] | None:
 
 def train_teacher(config: Root, folder: Path) -> None:
     """Trains a teacher as a run in ``folder``; a run that was interrupted there is resumed."""
-    run = RunDirectory(folder)
-    if not run.config.is_file():
+    run, group = RunDirectory(folder), join()
+    if group.first(not run.config.is_file()):
         train(config, [], folder)
-    elif not run.training_cost():
-        with locked(folder):
+    elif group.first(not run.training_cost()):
+        with locked(folder) if group.is_first else nullcontext():
             resume(config, [], run)

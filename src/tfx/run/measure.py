@@ -20,6 +20,7 @@ from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.speed import Candidate, measure_speed
 from tfx.exchange.importing import local_file
 from tfx.model.transformer import Transformer, run_batch
+from tfx.processes.group import ALONE, Group
 from tfx.record.console import RunConsole, number
 from tfx.record.directory import RunDirectory
 from tfx.record.files import sha256
@@ -44,8 +45,18 @@ class Measurer:
     ``stages`` collects the rows of `summary.json`, in the order in which they were measured.
     """
 
-    def __init__(self, config: Root, data: PreparedData, device: torch.device, run: RunDirectory, console: RunConsole):
+    def __init__(
+        self,
+        config: Root,
+        data: PreparedData,
+        device: torch.device,
+        run: RunDirectory,
+        console: RunConsole,
+        group: Group = ALONE,
+    ) -> None:
+        """The first process of a ``group`` measures; the others `help` it wherever it is `helped`."""
         self.config, self.data, self.device, self.run, self.console = config, data, device, run, console
+        self.group = group
         self.primary = config.dataset.metrics[0] if config.dataset.metrics else "loss"
         self.stages: list[Stage] = []
         self.reference: Reference | None = None
@@ -73,7 +84,24 @@ class Measurer:
 
         ``data`` is given for a model with another tokenizer or a smaller context.
         """
-        config, data = self.config, data or self.data
+        self.group.first((str(loaded.path), split))
+        return self._quality(loaded, split, data or self.data)
+
+    @contextmanager
+    def helped(self) -> Iterator[None]:
+        """Inside, the other processes take their share of each `quality`: they are in `help`."""
+        yield
+        self.group.first(None)
+
+    def help(self) -> None:
+        """Takes this process's share of the first one's `quality`, until that needs no more help."""
+        while (work := self.group.first(None)) is not None:
+            file, split = work
+            loaded = checkpoint.load(Path(file), str(self.device))
+            self._quality(loaded, split, self._data_for(loaded, file)[0])
+
+    def _quality(self, loaded: checkpoint.LoadedModel, split: str, data: PreparedData) -> Quality:
+        config = self.config
         self.console.training_started()
         quality = measure_quality(
             loaded.model,
@@ -84,6 +112,7 @@ class Measurer:
             seed=config.seed,
             most_decoded=config.evaluation.decode_valid if split == "valid" and "test" in data.splits else None,
             progress=partial(self._decoded, f"decoding {split}"),
+            group=self.group,
         )
         self.console.training_ended()
         return quality

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tfx.config.schema import Root
 from tfx.config.tasks import facts_of
 from tfx.errors import UserError
+from tfx.processes.group import ALONE, Group
 from tfx.record.heap import keep_freed_memory
 from tfx.run.tracking.contract import require
 
@@ -41,12 +42,13 @@ class Parts:
     data: PreparedData
     model: Transformer
     dense: Architecture
+    group: Group = ALONE
 
 
 class Setup:
     """The device and the stack of a run, checked before any data is read."""
 
-    def __init__(self, config: Root) -> None:
+    def __init__(self, config: Root, group: Group = ALONE) -> None:
         """Checks what can be checked without data, and applies process-wide settings; raises `UserError`."""
         import torch
 
@@ -56,11 +58,13 @@ class Setup:
         from tfx.model.device import choose_device
         from tfx.run.teacher import check_need
         from tfx.techniques.stack import Stack
+        from tfx.training.parallel import check_sharded
 
         self.config = config
         check_metrics(config.dataset.metrics)
         check_model(config.model)
-        self.device = choose_device(config.trainer.device)
+        self.group = group
+        self.device = choose_device(config.trainer.device, group.place)
         if self.device.type == "cpu":
             keep_freed_memory()
         if config.trainer.threads is not None:
@@ -79,6 +83,7 @@ class Setup:
             torch.use_deterministic_algorithms(config.trainer.deterministic)
         require(config.tracking.to)
         self.stack = Stack.from_config(config)
+        check_sharded(config, self.stack)
         if config.reference is not None:
             local_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
@@ -109,7 +114,7 @@ class Setup:
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
         stack.data_prepared(teachers, data, self.device)
-        return Parts(config, self.device, stack, teachers, data, model, dense)
+        return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
 
 
 def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teachers: list[Teacher]) -> None:

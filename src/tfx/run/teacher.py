@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tfx.config import compose
 from tfx.config.inheritance import from_scratch
 from tfx.config.schema import Budget, Root, TrackingConfig
+from tfx.processes.group import Group, LostProcessError
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.record.files import sha256
@@ -44,15 +45,15 @@ def check_need(config: Root, need: TeacherNeed) -> None:
 
 
 def make_teachers(
-    config: Root, stack: Stack, device: torch.device, console: RunConsole, train: TrainRun
+    config: Root, stack: Stack, device: torch.device, console: RunConsole, train: TrainRun, group: Group
 ) -> dict[str, Teacher]:
     """The teachers of a stack by technique, each already given to its technique.
 
-    ``train`` trains those that are neither named nor in the cache.
+    ``train`` trains those that are neither named nor in the cache, in all processes of a ``group`` together.
     """
     teachers = {}
     for technique, need in stack.teacher_needs():
-        path = _trained(config, need, console, train) if need.path is None else need.path
+        path = _trained(config, need, console, train, group) if need.path is None else need.path
         teachers[technique.name] = read_teacher(config, path, device)
         technique.receive_teacher(teachers[technique.name], None, device)
     return teachers
@@ -77,15 +78,22 @@ def stand_in_teachers(
     return teachers
 
 
-def _trained(config: Root, need: TeacherNeed, console: RunConsole, train: TrainRun) -> Path:
-    """The cache entry of a teacher. Trains it if there is none; waits if another process is training it."""
+def _trained(config: Root, need: TeacherNeed, console: RunConsole, train: TrainRun, group: Group) -> Path:
+    """The cache entry of a teacher. Trains it if there is none; waits if another run is training it."""
     path = _cached_folder(config, need)
+    if not group.is_first:
+        if group.first(False):
+            train(teacher_config(config, need), path)
+        group.first(None)  # the first process has put it in its place
+        return path
     with making(path, lambda: console.note(f"another run is training the teacher: waiting for {path}")):
-        if RunDirectory(path).model.is_file():
+        is_missing = group.first(not RunDirectory(path).model.is_file())
+        if not is_missing:
             console.note(f"the teacher is in the cache: {path}")
         else:
             console.note(f"no teacher is named: training one first and keeping it in {path}")
             _train_beside(teacher_config(config, need), path, train)
+        group.first(None)
     return path
 
 
@@ -147,6 +155,10 @@ def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     from tfx.record.directory import writable_cache
 
     settings = asdict(teacher_config(config, need))
+    # How many processes train it changes the order of sums and no more, unless they take steps of their own.
+    del settings["trainer"]["devices"]
+    if config.trainer.parallel != "local":
+        del settings["trainer"]["parallel"], settings["trainer"]["local"]
     corpus = together(config.dataset, [corpus.fingerprint for corpus in load_corpora(config.dataset)])
     content = json.dumps([_VERSION, settings, corpus], sort_keys=True)
     return writable_cache("teachers") / hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -160,6 +172,8 @@ def _train_beside(config: Root, folder: Path, train: TrainRun) -> None:
     beside = folder.with_name(f".{folder.name}.training")
     try:
         train(config, beside)
+    except LostProcessError:
+        raise
     except Exception:
         shutil.rmtree(beside, ignore_errors=True)
         raise

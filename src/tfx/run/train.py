@@ -56,7 +56,8 @@ class Recorder(Observer):
 
     def compressing(self, seconds: float) -> None:
         self.console.training_ended()
-        self.measurer.measure_model("trained", self.parts.model, seconds)
+        with self.measurer.helped():
+            self.measurer.measure_model("trained", self.parts.model, seconds)
         self.console.training_started()
 
     def noted(self, message: str) -> None:
@@ -84,14 +85,16 @@ class Recorder(Observer):
         self.saver.save(step, {"training": state, **rest})
 
 
-def build_trainer(parts: Parts, recorder: Recorder, state: dict[str, Any] | None, recorded: Sequence[float]) -> Trainer:
+def build_trainer(parts: Parts, observer: Observer, state: dict[str, Any] | None, recorded: Sequence[float]) -> Trainer:
     """The trainer of a run: from its start, or from the ``state`` that a `Recorder` saved.
 
     ``recorded`` is the progress after each step of a run that is being repeated (`Clock`). Raises `UserError` for
     settings that do not fit the model.
     """
     training = None if state is None else state["training"]
-    return Trainer(parts.config, parts.model, parts.data, parts.device, recorder, parts.stack, training, recorded)
+    return Trainer(
+        parts.config, parts.model, parts.data, parts.device, observer, parts.stack, training, recorded, parts.group
+    )
 
 
 def train(trainer: Trainer, recorder: Recorder) -> TrainingCost:

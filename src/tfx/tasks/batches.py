@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import Batch
+from tfx.processes.group import ALONE, Group
 from tfx.record.seeds import derive_seed
 from tfx.tasks.contract import Split
 from tfx.tasks.mixture import Mixture
@@ -135,7 +137,9 @@ def _epochs(
         epoch += 1
 
 
-def scoring_batches(split: Split, tokenizer: Tokenizer, *, batch_tokens: int, context: int) -> Iterator[Batch]:
-    """Every example of a split once; windows of a stream do not overlap."""
-    for rows in split.in_order(batch_tokens, context):
+def scoring_batches(
+    split: Split, tokenizer: Tokenizer, *, batch_tokens: int, context: int, group: Group = ALONE
+) -> Iterator[Batch]:
+    """Every example of a split once; windows of a stream do not overlap. Each process of a group gets its share."""
+    for rows in islice(split.in_order(batch_tokens, context), group.rank, None, group.size):
         yield split.collate(rows, context, tokenizer)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tfx.data.store import scan
+from tfx.processes.group import ALONE, Group
 
 UNKNOWN_TOKENS = "tokens that the tokenizer does not know"
 
@@ -125,8 +126,12 @@ class Split(ABC):
         *,
         seed: int,
         progress: Callable[[int, int], Any] | None = None,
+        group: Group = ALONE,
     ) -> list[str]:
-        """The model's output for each of the first ``count`` rows, if outputs are scored as texts."""
+        """The model's output for each of the first ``count`` rows, if outputs are scored as texts.
+
+        Each process of a ``group`` decodes its share; the outputs of the others are empty.
+        """
         raise NotImplementedError
 
     # --- what others look at --------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import Ends, output_limit, translate
 from tfx.model.transformer import Transformer
+from tfx.processes.group import ALONE, Group
 from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Split, Task, TimedWork, encoded, id_dtype, timed
 
 if TYPE_CHECKING:
@@ -69,8 +70,11 @@ class Pairs(Split):
         *,
         seed: int,
         progress: Callable[[int, int], Any] | None = None,
+        group: Group = ALONE,
     ) -> list[str]:
-        return decode_sources(model, self.source.between(0, count), tokenizer, config, seed=seed, progress=progress)
+        return decode_sources(
+            model, self.source.between(0, count), tokenizer, config, seed=seed, progress=progress, group=group
+        )
 
     @property
     def tokens_of_all(self) -> Iterator[np.ndarray]:
@@ -234,11 +238,13 @@ def decode_sources(
     seed: int,
     streams: Sequence[int] | None = None,
     progress: Callable[[int, int], Any] | None = None,
+    group: Group = ALONE,
 ) -> list[str]:
     """The output text of an encoder-decoder for each tokenized source, in order.
 
     A source is sampled from the random stream of its number in ``streams``, by default its position. ``progress`` is
-    called with the number of sentences done and their total.
+    called with the number of sentences done and their total. Each process of a ``group`` decodes its share of the
+    batches; the outputs of the others are empty.
     """
     model.eval()
     device = model.embedding.weight.device
@@ -247,21 +253,21 @@ def decode_sources(
     limits = np.asarray([output_limit(int(length), config, model.architecture.context) for length in lengths])
     hypotheses = config.beam if config.method in ("auto", "beam") else 1
     # A sentence needs its source once, and its output (about as long) once per hypothesis.
-    groups = bucket(lengths, lengths * hypotheses, config.batch_tokens, np.arange(len(sources)))
+    batches = group.own(bucket(lengths, lengths * hypotheses, config.batch_tokens, np.arange(len(sources))))
     no_targets = sources.take(np.arange(len(sources)), 0)
     outputs = [""] * len(sources)
-    done = 0
-    for group in groups:
-        batch = collate_pairs(Pairs(sources, no_targets), group, tokenizer).to(device)
+    done, total = 0, sum(map(len, batches))
+    for rows in batches:
+        batch = collate_pairs(Pairs(sources, no_targets), rows, tokenizer).to(device)
         assert batch.source_BS is not None
-        limit_B = torch.from_numpy(limits[group]).to(device)
-        own = [int(row) if streams is None else streams[row] for row in group]
+        limit_B = torch.from_numpy(limits[rows]).to(device)
+        own = [int(row) if streams is None else streams[row] for row in rows]
         ids = translate(model, batch.source_BS, batch.source_mask_BS, limit_B, ends, config, seed, own)
-        for row, sequence in zip(group, ids, strict=True):
+        for row, sequence in zip(rows, ids, strict=True):
             outputs[row] = tokenizer.decode(sequence)
-        done += len(group)
+        done += len(rows)
         if progress is not None:
-            progress(done, len(sources))
+            progress(done, total)
     return outputs
 
 

@@ -7,7 +7,7 @@ never the order in which they were typed, and never their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -361,6 +361,20 @@ class HeldMeans:
     def drop(self) -> None:
         """Forgets what was added so far."""
         self._added.clear()
+
+    def merged(self) -> list[tuple[Mean, Tensor | float, Tensor | float]]:
+        """Each mean with the sum and the count of all that was added to it, in the order of their first addition."""
+        found: dict[int, tuple[Mean, Tensor | float, Tensor | float]] = {}
+        for mean, total, count in self._added:
+            _, before, counted = found.get(id(mean), (mean, 0.0, 0.0))
+            found[id(mean)] = (mean, before + total, counted + count)
+        return list(found.values())
+
+    def replace(self, sums: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Sum and count of each mean of `merged`, in place of what was added here: those of all processes."""
+        self._added[:] = [
+            (mean, total, count) for (mean, _, _), (total, count) in zip(self.merged(), sums, strict=True)
+        ]
 
     def add(self, refused: Tensor | None = None) -> None:
         """After the context: adds it, or nothing where ``refused`` is 1 on the device."""

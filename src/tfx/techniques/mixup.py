@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from tfx.config.schema import setting
-from tfx.model.batch import Batch, Mix
+from tfx.model.batch import Batch
 from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 
@@ -61,14 +61,7 @@ class Mixup(Technique):
         partner[cycle] = np.roll(cycle, 1)
         self._share.add(float(mixed.sum()), float(rows))
         self._weight.add(float(weight[mixed].sum()), float(mixed.sum()))
-        mix = Mix(
-            partner_B=torch.from_numpy(partner).to(device),
-            weight_B=torch.from_numpy(weight.astype(np.float32)).to(device),
-            source_real_BS=batch.source_mask_BS,
-            target_real_BT=batch.target_out_BT >= 0,
-        )
-        mask = batch.source_mask_BS
-        return replace(batch, mix=mix, source_mask_BS=None if mask is None else mask | mask[mix.partner_B])
+        return batch.mixed(torch.from_numpy(partner).to(device), torch.from_numpy(weight.astype(np.float32)).to(device))
 
     def evidence(self) -> dict[str, float]:
         return {"examples_mixed": self._share.value, "mean_lambda": self._weight.value}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tfx.config.schema import Budget
+from tfx.processes.group import ALONE, Group
 
 
 class Clock:
@@ -18,11 +19,11 @@ class Clock:
     budget is spent at once.
 
     A budget of seconds allows other steps on every machine: ``history`` then keeps the progress after each step, and a
-    clock that gets a history as ``recorded`` repeats it.
+    clock that gets a history as ``recorded`` repeats it. Of a ``group`` of processes, the first one's clock counts.
     """
 
-    def __init__(self, budget: Budget, recorded: Sequence[float] = ()) -> None:
-        self.budget = budget
+    def __init__(self, budget: Budget, recorded: Sequence[float] = (), group: Group = ALONE) -> None:
+        self.budget, self._group = budget, group
         self.steps = 0
         self.tokens = 0
         self.history: list[float] = []
@@ -54,6 +55,8 @@ class Clock:
         if self.budget.is_zero:
             return 1.0
         seconds = self.seconds if self.steps else 0.0
+        if self.budget.unit == "seconds":
+            seconds = self._group.first(seconds)
         spent = {"steps": self.steps, "tokens": self.tokens, "seconds": seconds}[self.budget.unit]
         return min(1.0, spent / self.budget.amount)
 

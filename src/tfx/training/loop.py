@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from tfx.config.schema import Root
+from tfx.config.schema import Root, TrainerConfig
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
 from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
-from tfx.record.signals import StoppedBySignal, deferring_signals, raise_if_signalled
+from tfx.processes.group import ALONE, Group
+from tfx.record.signals import StoppedBySignal, deferred_signal, deferring_signals, raise_if_signalled, stop_as_others
 from tfx.record.summary import TrainingCost
 from tfx.tasks import task_named
 from tfx.tasks.batches import training_batches
@@ -24,6 +25,7 @@ from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
+from tfx.training.parallel import LocalSteps, Sharing
 from tfx.training.profile import StepProfile, part
 from tfx.training.schedules import schedule_factor
 from tfx.training.selection import Selection
@@ -73,28 +75,38 @@ class Trainer:
         stack: Stack,
         state: dict[str, Any] | None = None,
         recorded: Sequence[float] = (),
+        group: Group = ALONE,
     ) -> None:
         """``state`` was saved by the observer of an earlier trainer of this config; training resumes from it.
 
-        ``recorded`` is the `Clock.history` of a run that is being repeated.
+        ``recorded`` is the `Clock.history` of a run that is being repeated. Each process of a ``group`` has a trainer
+        of its own, and calls the same methods in the same order.
         """
+        self.group, self._sharing = group, _sharing(config.trainer, group)
         self.config, self.model, self.data, self.device, self.observer = config, model, data, device, observer
         self.stack = stack
         self._extra = stack.prepare_model(model)
         model.set_checkpointing(config.trainer.activation_checkpointing)
         if state is not None:
+            state = self._own_state(state)
             # Parts may have been removed from the model since it was built.
             reshape(model, Architecture.from_dict(state["architecture"]), state["model"])
             self._extra.load_state_dict(state["extra"])
         smoothing = config.trainer.label_smoothing
         if smoothing is None:
             smoothing = task_named(data.task).label_smoothing
-        self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted)
-        compile_for(model, config.trainer, device)
+        # The one that trains, and the one that others know: the same, but where weights are divided.
+        self.model, self._whole = self._sharing.divide(model, self._extra), model
+        model = self.model
+        self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted, self._sharing)
+        if not self._sharing.divides_weights:
+            # Compiling runs a model once more, and where weights are divided all processes must run it as often.
+            compile_for(model, config.trainer, device)
         self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config.trainer, [model, self._extra])
-        self.clock = Clock(config.trainer.budget, recorded)
+        self.clock = Clock(config.trainer.budget, recorded, group)
+        self._sharing.begin(self.stepper.parameters)
         self._interval = Interval(self.clock)
         self._ended = self._stopped = self._compressing = False
         self._positions = 0
@@ -131,7 +143,8 @@ class Trainer:
         self.prepare(1.0)
         with self.clock.paused():
             self.averager.apply()
-            self.observer.keep("last")
+            with self._sharing.gathered(self.model, self._whole):
+                self.observer.keep("last")
             self.data.shares = self._batches.shares()
             self.data.notes += (said := self._batches.notes())
             for note in said:
@@ -153,18 +166,21 @@ class Trainer:
             progress = self.clock.progress
             if self.clock.steps and self.selection.is_due(progress):
                 self._look()
+                self._sharing.meet(self.averager.average or [])
                 with self.clock.paused():
                     self._stopped = self._validate()
                 self.selection.passed(progress)
             if progress >= 1.0 or self._stopped:
                 break
-            self.prepare(progress)
+            if self._sharing.are_equal:
+                self.prepare(progress)
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
             with part("batches"):
                 step_batches = [next(self._batches) for _ in range(config.accumulation)]
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             with part("averaging"):
                 self.averager.update(self.clock.progress)
+                self._sharing.stepped(self.averager.average or [])
             if profile is not None:
                 with self.clock.paused():
                     profile.stepped()
@@ -174,10 +190,15 @@ class Trainer:
                 shares = {f"share/{each['dataset']}": each["share"] for each in self._batches.shares()}
                 self.observer.stepped(row | shares, **self._place())
                 self._interval = Interval(self.clock)
-            if saving.is_due(self.clock.steps):
+            # A signal to any process stops all of them at the end of the same step; the first one's clock says when a
+            # state is due.
+            is_due = saving.is_due(self.clock.steps) and self.group.is_first
+            signal, due = map(int, self.group.greatest(deferred_signal(), is_due))
+            if due:
                 with self.clock.paused():
                     self._save()
-            raise_if_signalled()
+            if signal:
+                stop_as_others(signal)
         if profile is not None:
             profile.close()
         self._check_weights()
@@ -216,7 +237,8 @@ class Trainer:
     def _check_weights(self) -> None:
         """Raises `UnstableError` if a weight is not finite: the update of the last step is judged by no other."""
         with self.averager.applied():
-            weights = [*self.model.named_parameters(), *self._extra.named_parameters()]
+            named = [*self.model.named_parameters(), *self._extra.named_parameters()]
+            weights = [(name, self._sharing.local(weight)) for name, weight in named]
             # One number for the device to tell.
             if not torch.stack([weight.isfinite().all() for _, weight in weights]).all():
                 wrong = next(name for name, weight in weights if not weight.isfinite().all())
@@ -226,22 +248,25 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
-        with self.averager.applied():
+        with self.averager.applied(), self._sharing.gathered(self.model, self._whole) as model:
             with torch.no_grad():
-                seen = self.stack.view.see(self.model, self.clock.progress)
+                seen = self.stack.view.see(model, self.clock.progress)
             score = in_memory(
                 self.config.evaluation.batch_tokens,
                 lambda tokens: seen.run(
                     lambda: score_loss(
-                        self.model,
+                        model,
                         self.data.splits["valid"],
                         self.data.tokenizer,
                         batch_tokens=tokens,
                         device=self.device,
-                        between=raise_if_signalled,
+                        between=raise_if_signalled if self.group.size == 1 else None,
+                        group=self.group,
                     )
                 ),
-            )
+                self.group,
+            ).completed(self.group)
+            self._stop_if_signalled()
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
             if not self.stack.settled():
@@ -250,6 +275,11 @@ class Trainer:
             if self.selection.judge(metrics, self.clock.steps):
                 self.observer.keep("best")
         return self.selection.stops
+
+    def _stop_if_signalled(self) -> None:
+        """Raises `StoppedBySignal` in all processes if a signal came to any of them."""
+        if signal := int(self.group.greatest(deferred_signal())[0]):
+            stop_as_others(signal)
 
     # --- the state ----------------------------------------------------------------------------------
 
@@ -261,11 +291,8 @@ class Trainer:
         """All that exact resuming needs, at the end of the last step; the next step changes its tensors."""
         return {
             "architecture": self.model.architecture.to_dict(),
-            "model": self.model.state_dict(),
-            "extra": self._extra.state_dict(),
-            "optimizers": self.stepper.optimizers.state_dict(),
-            "averager": self.averager.state_dict(),
-            "stack": self.stack.state_dict(),
+            **self._differing_state(),
+            "sharing": self._sharing.state_dict(),
             "clock": self.clock.state_dict(),
             "guard": self.stepper.guard.state_dict(),
             "interval": self._interval.state_dict(),
@@ -275,10 +302,28 @@ class Trainer:
             **{name: getattr(self, f"_{name}") for name in _COUNTERS},
         }
 
+    def _differing_state(self) -> dict[str, Any]:
+        """The part of the state that is not the same in processes that step apart: then that of each, by rank."""
+        own = {
+            "model": self._sharing.whole_state(self.model.state_dict()),
+            "extra": self._extra.state_dict(),
+            "optimizers": self._sharing.whole_state(self.stepper.optimizers.state_dict()),
+            "averager": self.averager.state_dict(),
+            "stack": self.stack.state_dict(),
+        }
+        return {"ranks": self.group.gather_to_first(own)} if self._sharing.steps_apart else own
+
+    def _own_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with this process's part of it. More processes than there were take the parts in turn."""
+        ranks = state.get("ranks")
+        return state if ranks is None else state | ranks[self.group.rank % len(ranks)]
+
     def _restore(self, state: dict[str, Any]) -> None:
         """Loads the rest of a state: the weights are in the model already, and the optimizers were built for them."""
         self.stepper.optimizers.load_state_dict(state["optimizers"])
+        self._sharing.divide_state(self.stepper.optimizers)
         self.averager.load_state_dict(state["averager"])
+        self._sharing.load_state_dict(state.get("sharing", {}))
         self.stack.load_state_dict(state["stack"])
         self.clock.load_state_dict(state["clock"])
         self.stepper.guard.load_state_dict(state["guard"])
@@ -310,10 +355,25 @@ class Trainer:
             padding=1.0 - self.clock.tokens / self._positions if self._positions else 0.0,
             flops=self._flops,
             mfu=self._flops / seconds / peak if peak else None,
-            peak_memory_bytes=peak_memory(self.device),
+            peak_memory_bytes=int(self.group.greatest(peak_memory(self.device))[0]),
+            processes=self.group.size,
             stopped_early=self._stopped,
             best_step=self.selection.best[1] if self.selection.best else 0,
             final_weights=final,
             skipped_steps=self.stepper.guard.skipped,
             compiled_graphs=self._compilation.graphs,
         )
+
+
+def _sharing(config: TrainerConfig, group: Group) -> Sharing:
+    """What ``trainer.parallel`` names. A process alone can take local steps too: the outer ones then follow its own.
+
+    A process alone has nobody to divide its weights with.
+    """
+    if config.parallel == "local":
+        return LocalSteps(group, config.local)
+    if config.parallel == "fsdp" and group.size > 1:
+        from tfx.training.sharded import Sharded
+
+        return Sharded(group)
+    return Sharing(group)

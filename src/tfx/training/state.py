@@ -87,13 +87,18 @@ class SaveSchedule:
 def _write(folder: Path, step: int, text: str, tensors: dict[str, Tensor], keep: int) -> Path:
     """Writes a state completely or not at all, and removes all but the last few."""
     folder.mkdir(exist_ok=True)
-    path = folder / f"step-{step:09d}.safetensors"
+    path = state_file(folder, step)
     record = {"format_version": VERSION, "sha256": _digest(text, tensors), "value": text}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(record)})
     for old in saved_states(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def state_file(folder: Path, step: int) -> Path:
+    """The file of the state after a step."""
+    return folder / f"step-{step:09d}.safetensors"
 
 
 def saved_states(folder: Path) -> list[Path]:

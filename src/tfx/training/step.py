@@ -17,27 +17,26 @@ from tfx.model.device import choose_precision, is_asynchronous
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer, run_batch
+from tfx.processes.group import ALONE
 from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import HeldMeans, Instant, Objective
 from tfx.techniques.stack import Stack
 from tfx.training.accounts import batch_flops
 from tfx.training.optimizers import build_optimizers
+from tfx.training.parallel import Sharing
 from tfx.training.profile import part
 from tfx.training.stability import build_guard
-
-# A loss term's name, its sum, and over how many targets.
-_Report = tuple[str, Tensor, int]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: ``batches`` as they were run, and the FLOPs of everything that ran.
+    """What a step did: its ``batches``, and the FLOPs of everything that ran, in all processes.
 
     ``nll`` is the summed negative log-likelihood and ``norm`` that of the gradient; both None if the step was refused.
     Where that is decided on the device, both are there, and ``refused`` is 1 if it was.
     """
 
-    batches: list[Batch]
+    batches: Sequence[Batch]
     flops: float
     nll: Tensor | None = None
     norm: Tensor | None = None
@@ -56,8 +55,13 @@ class Stepper:
         stack: Stack,
         label_smoothing: float,
         note: Callable[[str], Any],
+        sharing: Sharing | None = None,
     ) -> None:
-        """``extra`` are modules that techniques train: optimised with the model, but not part of it."""
+        """``extra`` are modules that techniques train: optimised with the model, but not part of it.
+
+        ``sharing`` is how several processes share a step; None: there is one.
+        """
+        self.sharing = sharing or Sharing(ALONE)
         self.config, self.model, self.device, self.stack, self.note = config, model, device, stack, note
         self.label_smoothing = label_smoothing
         self.precision = choose_precision(config.trainer.precision, device)
@@ -67,7 +71,9 @@ class Stepper:
         if is_asynchronous(device):
             # Before the first activations, so that these are cut into pieces for the memory that is left.
             self.optimizers.allocate()
-        self.guard = build_guard(config.trainer.instability, device)
+        # A divided weight cannot be refused on its device: the host waits for the verdict.
+        judged_on = torch.device("cpu") if self.sharing.divides_weights else device
+        self.guard = build_guard(config.trainer.instability, judged_on)
         # The examples of each step since the last look at the guard, by its number.
         self._examples: dict[int, str] = {}
         # Number of pieces that each batch is cut into to fit the device's memory.
@@ -78,6 +84,7 @@ class Stepper:
     def rewire(self, parameter_map: ParameterMap) -> None:
         """Carries the state of parameters over to the smaller ones that replace them."""
         self.optimizers.rewire(parameter_map)
+        self.sharing.rewire(parameter_map)
         self.parameters = parameter_map.follow(self.parameters)
 
     def take(self, batches: Sequence[Batch], factor: float, number: int, progress: float) -> StepResult:
@@ -85,35 +92,34 @@ class Stepper:
 
         Raises `UnstableError` before a step that must not be taken, if the policy is to stop.
         """
-        targets = sum(batch.targets for batch in batches)
-        pieces = [piece for batch in batches for piece in (batch.split(self.pieces) if self.pieces > 1 else [batch])]
+        with HeldMeans() as of_batches:
+            whole = [self._changed(batch, number, index, progress) for index, batch in enumerate(batches)]
         with HeldMeans() as held:
-            while (gradients := self._gradients(pieces, targets, number, progress)) is None:
+            while (nll := self._gradients(batches, whole, number, progress)) is None:
                 held.drop()
-                pieces = self._smaller(pieces, number)
-            nll, reports = gradients
-            for name, total, count in reports:
-                self.stack.report(name, total, count)
+                self._cut(number)
+        nll = self._combine(nll, held, batches)
+        targets = sum(batch.targets for batch in batches)
         limit = self.config.optimizer.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        norm = self.sharing.common_norm(norm)
         verdict = self.guard.judge(nll, targets, norm, number)
         if verdict.fault is None:
             self.stack.view.follow_gradients(self.model, verdict.refused)
             with part("optimizer"):
                 self.optimizers.step(factor * self.guard.learning_rate_factor, verdict.refused)
-            held.add(verdict.refused)
+            for means in (of_batches, held):
+                means.add(verdict.refused)
             if verdict.refused is not None:
-                self._examples[number] = _examples(pieces)
+                self._examples[number] = _examples(batches)
         else:
-            self._refuse(verdict.fault, pieces, number)
+            self._refuse(verdict.fault, batches, number)
         self.optimizers.zero_grad()
         # A backward pass costs two forward ones.
-        flops = self._teacher_flops
-        for piece in pieces:
-            flops += 3.0 * batch_flops(self.model, piece)
+        flops = self._teacher_flops + 3.0 * sum(batch_flops(self.model, batch) for batch in batches)
         if verdict.fault is not None:
-            return StepResult(pieces, flops)
-        return StepResult(pieces, flops, nll, norm, verdict.refused)
+            return StepResult(batches, flops)
+        return StepResult(batches, flops, nll, norm, verdict.refused)
 
     def look(self) -> None:
         """Tells what was refused on the device since the last look. Raises `UnstableError` if the run must stop."""
@@ -126,39 +132,69 @@ class Stepper:
             self.note(f"{where}; examples {examples.get(refusals.step, 'unknown')}")
             self.note(f"step {refusals.step + 1}: {self.guard.respond(where)}")
 
-    def _gradients(
-        self, batches: list[Batch], targets: int, number: int, progress: float
-    ) -> tuple[Tensor, list[_Report]] | None:
-        """Computes the gradients; returns the summed negative log-likelihood and what techniques need to know of it.
+    def _changed(self, batch: Batch, number: int, index: int, progress: float) -> Batch:
+        """A whole batch as techniques change it, on the device; still on the CPU if none does."""
+        if not self.stack.order["transform_batch"]:
+            return batch
+        return self.stack.transform_batch(batch.to(self.device), Instant(self.config.seed, number, index, progress))
 
-        Returns None, and leaves no gradients, if the device has too little memory.
+    def _gradients(
+        self, batches: Sequence[Batch], whole: Sequence[Batch], number: int, progress: float
+    ) -> Tensor | None:
+        """Computes the gradients of this process's rows of ``whole``, which are ``batches`` as techniques change them.
+
+        Returns their summed negative log-likelihood. Returns None, and leaves no gradients, if the device of any
+        process has too little memory.
         """
+        rank, size = self.sharing.group.rank, self.sharing.group.size
         # Dropout draws from the global generators; keyed by the step, a resumed run draws the same.
-        torch.manual_seed(derive_seed(self.config.seed, "step", number))
+        torch.manual_seed(derive_seed(self.config.seed, "step", number, *([rank] if rank else [])))
         total = torch.zeros((), device=self.device)
-        reports: list[_Report] = []
+        pieces, counting = self._pieces(batches, whole)
+        averaged = pieces if self.sharing.steps_apart else batches
+        # FSDP2 takes the mean over processes, and each of them divides by the targets of all.
+        divisor = sum(batch.targets for batch in averaged) / (size if self.sharing.divides_weights else 1)
         self._teacher_flops = 0.0
+        fits = True
         try:
             seen = self.stack.view.see(self.model, progress)
-            for index, batch in enumerate(batches):
+            for index, piece in enumerate(pieces):
                 moment = Instant(self.config.seed, number, index, progress)
-                changed = self.stack.transform_batch(batch.to(self.device), moment)
                 with part("forward and loss"):
-                    loss, nll = seen.run(partial(self._loss, changed, moment, reports))
+                    loss, nll = seen.run(partial(self._loss, piece, moment))
                 # The average is over the targets of the whole step, not over its batches.
                 with part("backward"), self.precision.backward():
-                    (loss / targets).backward()
-                total += nll
+                    (loss / divisor if index < counting else 0.0 * loss).backward()
+                if index < counting:
+                    total += nll
             seen.pass_back()
+            # Other processes' teachers read the other rows.
+            self._teacher_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
         except torch.OutOfMemoryError:
-            if all(len(batch.rows) == 1 for batch in batches):
+            if all(self.pieces >= len(batch.rows) for batch in batches):
                 raise
-            self.optimizers.zero_grad()
-            return None
-        return total, reports
+            fits = False
+        if self.sharing.all_fit(fits, self.parameters):
+            return total
+        self.optimizers.zero_grad()
+        return None
 
-    def _smaller(self, batches: list[Batch], number: int) -> list[Batch]:
-        """Takes the same step in batches of half the size, now and from now on."""
+    def _pieces(self, batches: Sequence[Batch], whole: Sequence[Batch]) -> tuple[list[Batch], int]:
+        """This process's rows on the device, and how many of these pieces count.
+
+        The others hold a row that is of another process: they are there so that all run the same number of passes.
+        """
+        pieces: list[Batch] = []
+        fillers: list[Batch] = []
+        for batch, changed in zip(batches, whole, strict=True):
+            for rows in self.sharing.own(len(batch.rows), self.pieces):
+                is_filler = rows.start == rows.stop
+                piece = changed.part(slice(0, 1) if is_filler else rows, batch)
+                (fillers if is_filler else pieces).append(piece.to(self.device) if changed is batch else piece)
+        return [*pieces, *fillers], len(pieces)
+
+    def _cut(self, number: int) -> None:
+        """Halves the size of the pieces in which batches are run, now and from now on."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.pieces *= 2
@@ -166,9 +202,22 @@ class Stepper:
             f"out of memory at step {number + 1}: each batch is cut into {self.pieces} from now on, and "
             "their gradients are added up"
         )
-        return [piece for batch in batches for piece in batch.split(2)]
 
-    def _refuse(self, fault: str, batches: list[Batch], number: int) -> None:
+    def _combine(self, nll: Tensor, held: HeldMeans, batches: Sequence[Batch]) -> Tensor:
+        """Adds up the gradients, the evidence and the negative log-likelihood of all processes; returns the latter."""
+        group = self.sharing.group
+        if group.size == 1:
+            return nll
+        sums = {"nll": nll}
+        for place, (_, total, count) in enumerate(held.merged()):
+            sums[f"total {place}"] = torch.as_tensor(total, device=self.device)
+            sums[f"count {place}"] = torch.as_tensor(count, device=self.device)
+        everywhere = all(len(batch.rows) >= group.size for batch in batches)
+        found = self.sharing.combine(self.parameters, sums, everywhere)
+        held.replace((found[f"total {place}"], found[f"count {place}"]) for place in range(len(held.merged())))
+        return found["nll"]
+
+    def _refuse(self, fault: str, batches: Sequence[Batch], number: int) -> None:
         gradients = {
             name: float(parameter.grad.norm())
             for name, parameter in self.model.named_parameters()
@@ -181,7 +230,7 @@ class Stepper:
         self.note(f"{where}; examples {_examples(batches)}; largest gradient norms: {norms}")
         self.note(f"step {number + 1}: {self.guard.respond(where)}")
 
-    def _loss(self, batch: Batch, moment: Instant, reports: list[_Report]) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, moment: Instant) -> tuple[Tensor, Tensor]:
         """Summed training loss, and summed plain negative log-likelihood without gradients."""
         hidden_ND = self._forward(self.model, batch).flatten(0, 1)
         targets = batch.targets_and_weights()
@@ -200,7 +249,7 @@ class Stepper:
             dtype=self.precision.products,
         )
         for (name, _, _), report_N in zip(objective.logit_losses, reported, strict=True):
-            reports.append((name, report_N.sum(), batch.targets))
+            self.stack.report(name, report_N.sum(), batch.targets)
         for _, value, scale in objective.other:
             loss = loss + scale * value
         return loss, reported[0].sum()

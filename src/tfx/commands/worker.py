@@ -1,0 +1,30 @@
+"""`tfx worker FOLDER`: one process of a run that another tfx has started. Not for users."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+
+from tfx.processes.launch import end_with_parent
+from tfx.processes.place import find_place
+from tfx.record.directory import RunDirectory
+from tfx.record.lock import locked
+from tfx.run.life import resume, status_of, train
+from tfx.run.several import Order
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the order in the folder says."""
+    end_with_parent()
+    config, order = Order.read(Path(arguments[0]))
+    folder = Path(order.folder)
+    with redirect_stdout(sys.stderr if order.quiet else sys.stdout):
+        if order.command == "train":
+            status, _ = status_of(lambda: train(config, order.typed, folder, order.recorded))
+        else:
+            with locked(folder) if find_place().is_first else nullcontext():
+                run = RunDirectory(folder)
+                status, _ = status_of(lambda: resume(config, order.typed, run, extends=order.extends))
+    return status

@@ -1,0 +1,103 @@
+"""A run in several processes of this machine: starts them, and learns from the run directory how it ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tfx.config import compose
+from tfx.config.schema import Root
+from tfx.errors import UserError
+from tfx.processes.launch import LaunchedError, launch
+from tfx.processes.place import Place
+from tfx.record.directory import RunDirectory
+from tfx.record.files import read_json, write_json, write_text
+from tfx.record.summary import Summary
+
+_CONFIG, _ORDER = "config.yaml", "order.json"
+
+
+class ReportedError(Exception):
+    """A run failed, or one of its processes. Its summary, its log and the console say so already.
+
+    ``status`` is the exit status of the command.
+    """
+
+    def __init__(self, status: int = 1) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the processes of a run are to do: ``train`` or ``resume``, with the arguments of `tfx.run.life`.
+
+    With ``quiet`` the result goes to stderr too.
+    """
+
+    command: str
+    typed: list[str]
+    folder: str
+    recorded: list[float]
+    extends: bool
+    quiet: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> tuple[Root, Order]:
+        """The config and the order that `run_in_processes` left in a folder."""
+        return compose.load(folder / _CONFIG), cls(**read_json(folder / _ORDER))
+
+
+def run_in_processes(
+    command: str,
+    config: Root,
+    typed: Sequence[str],
+    folder: Path,
+    recorded: Sequence[float] = (),
+    *,
+    extends: bool = False,
+) -> Summary:
+    """Runs a command of `tfx.run.life` in ``trainer.devices`` processes, and returns the summary.
+
+    Raises `ReportedError` if it failed.
+    """
+    # `reproduce` keeps stdout for its own result.
+    order = Order(command, list(typed), str(folder), list(recorded), extends, quiet=sys.stdout is sys.stderr)
+    count = config.trainer.devices
+    with tempfile.TemporaryDirectory(prefix="tfx-") as place:
+        write_text(Path(place) / _CONFIG, compose.to_yaml(config))
+        write_json(Path(place) / _ORDER, asdict(order))
+        try:
+            launch(["-m", "tfx", "worker", place], count, threads=max(1, cores() // count))
+        except LaunchedError as error:
+            if error.killed == 0:  # the one that would have reported it
+                how = signal.Signals(error.signal_number).name
+                resume = f"tfx resume {shlex.quote(str(folder))}"
+                print(f"tfx: process 0 of the run was killed ({how}): continue with `{resume}`", file=sys.stderr)
+            raise ReportedError(error.status) from None
+    return RunDirectory(folder).read_summary()
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_to_be_launched(config: Root, place: Place) -> bool:
+    """Whether the run is one of several processes, and none of them is there yet."""
+    return config.trainer.devices > 1 and place.size == 1
+
+
+def check_processes(config: Root, place: Place) -> None:
+    """Raises `UserError` if ``trainer.devices`` disagrees with the processes that a launcher started."""
+    count = config.trainer.devices
+    if place.size > 1 and count not in (1, place.size, place.local_size):
+        raise UserError(
+            f"trainer.devices={count}, and a launcher has started {place.size} processes: leave trainer.devices out"
+        )

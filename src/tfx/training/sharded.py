@@ -1,0 +1,119 @@
+"""Weights, gradients and optimizer divided over the processes of a run: for a model that does not fit into one device.
+
+PyTorch's FSDP2 (Zhao 2023, arXiv 2304.11277): each process holds a slice of each tensor, and gathers those of a block
+when that runs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tfx.errors import UserError
+from tfx.model.transformer import Transformer
+from tfx.training.optimizers import Optimizers
+from tfx.training.parallel import Sharing, totals
+
+if TYPE_CHECKING:
+    pass
+
+
+class ShardedMemoryError(Exception):
+    """A process ran out of memory in a step. The others wait for its part of that step, so it cannot be repeated."""
+
+
+class Sharded(Sharing):
+    """FSDP2. All processes run the same number of passes: in each, they gather the weights from one another."""
+
+    divides_weights = True
+
+    def own(self, count: int, pieces: int) -> list[slice]:
+        """As many slices in each process; where one has too few rows for that, the last are empty."""
+        found = super().own(count, pieces)
+        most = min(pieces, -(-count // self.group.size))
+        return [*found, *[slice(0, 0)] * (most - len(found))]
+
+    def all_fit(self, fits: bool, parameters: Sequence[Tensor]) -> bool:
+        if not fits:
+            raise ShardedMemoryError(
+                "out of memory: set a smaller dataset.batch_tokens, with trainer.accumulation for the same step, or "
+                "trainer.activation_checkpointing=true"
+            )
+        return True
+
+    def combine(self, parameters: Sequence[Tensor], sums: Mapping[str, Tensor], complete: bool) -> dict[str, Tensor]:
+        """The gradients are added up in the backward pass already."""
+        names, values_N = totals(self.group, parameters[0].device, sums, complete)
+        self.group.add_up([values_N])
+        return dict(zip(names, values_N.unbind(), strict=True))
+
+    def common_norm(self, norm: Tensor) -> Tensor:
+        return _whole(norm)
+
+    # --- weights ----------------------------------------------------------------------------------------
+
+    def divide(self, model: Transformer, extra: nn.Module) -> Transformer:
+        """A copy of the model whose weights are divided. Raises `UserError` if a technique trains modules beside it."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        if any(True for _ in extra.parameters()):
+            names = " and ".join(f"'{name}'" for name, _ in extra.named_children())
+            raise UserError(
+                f"trainer.parallel=fsdp divides the model, and technique {names} trains modules beside it: use "
+                "trainer.parallel=ddp"
+            )
+        self._device = model.embedding.weight.device
+        mesh = init_device_mesh(self._device.type, (self.group.size,))
+        # Block by block the slices go to the device: that never holds two whole models.
+        divided = copy.deepcopy(model.cpu())
+        for stack in (divided.encoder, divided.decoder):
+            for block in stack.blocks if stack is not None else ():
+                fully_shard(block, mesh=mesh)
+        fully_shard(divided, mesh=mesh)
+        return divided
+
+    @contextmanager
+    def gathered(self, divided: Transformer, whole: Transformer) -> Iterator[Transformer]:
+        with torch.no_grad():
+            values = self.whole_state(divided.state_dict())
+        whole.load_state_dict(values)
+        try:
+            yield whole.to(self._device)
+        finally:
+            whole.cpu()
+
+    def local(self, weight: Tensor) -> Tensor:
+        return weight.to_local() if isinstance(weight, DTensor) else weight
+
+    def whole_state(self, state: Any) -> Any:
+        return _mapped(state, lambda tensor: _whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor)
+
+    def divide_state(self, optimizers: Optimizers) -> None:
+        for part in optimizers.parts:
+            for parameter, moments in part.state.items():
+                for name, value in moments.items():
+                    if torch.is_tensor(value) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
+                        moments[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The whole of a divided tensor, in each process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A nested value with each of its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _mapped(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(item, change) for item in value)
+    return value

@@ -1,0 +1,120 @@
+"""Two processes train, score and decode as one does: the same batches and draws, and sums in another order."""
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from tfx.processes.group import ALONE
+
+ARMS = importlib.util.spec_from_file_location("arms", Path(__file__).with_name("arms.py"))
+arms = importlib.util.module_from_spec(ARMS)
+ARMS.loader.exec_module(arms)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A folder of runs of two processes; what one process did, and what each of two did, by arm."""
+    folder = tmp_path_factory.mktemp("arms")
+    teacher = folder / "teacher.safetensors"
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFX_CACHE", str(folder / "cache"))
+        arms.make_teacher(teacher)
+        # Forked, because they then need not load what is loaded here.
+        fork, port = multiprocessing.get_context("fork"), free_port()
+        processes = [fork.Process(target=member, args=(rank, port, teacher, folder)) for rank in (0, 1)]
+        for process in processes:
+            process.start()
+        one = json.loads(json.dumps(arms.all_of(teacher, ALONE)))
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+    torch.set_num_threads(threads)
+    return folder, one, *(json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+
+
+def member(rank: int, port: int, teacher: Path, folder: Path) -> None:
+    """The work of one of two processes, which finds its place as torchrun would tell it."""
+    place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    (folder / f"{rank}.json").write_text(json.dumps(arms.all_of_two(teacher, folder)))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+SAME = [name for name in arms.ARMS if name != "local"]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_two_processes_give_the_loss_curve_of_one(found, name):
+    one, first, second = (each[name] for each in found[1:])
+    assert len(one["curve"]) == 12
+    for ours, theirs in zip(first["curve"], one["curve"], strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4)
+    assert first["cost"] == pytest.approx({**one["cost"], "processes": 2})
+    # A key's bias changes no attention: it follows rounding errors, which Adam enlarges.
+    known = {name: size for name, size in one["weights"].items() if not name.endswith("k.bias")}
+    assert {name: first["weights"][name] for name in known} == pytest.approx(known, rel=1e-3)
+    # Their weights are the same bits in both.
+    assert first["weights"] == second["weights"]
+    assert first["curve"] == second["curve"]
+
+
+def test_local_steps_end_with_one_model_in_all_processes_near_that_of_all_gradients(found):
+    one, first, second = (each["local"] for each in found[1:])
+    assert first["weights"] == second["weights"]
+    assert first["curve"] == second["curve"]
+    dense = found[1]["dense"]
+    assert first["cost"]["tokens"] == dense["cost"]["tokens"]
+    ends = [each["curve"][-1]["valid"] for each in (first, dense)]
+    assert ends[0] == pytest.approx(ends[1], rel=0.1)
+    # They did not share each gradient.
+    assert first["curve"][5] != pytest.approx(one["curve"][5], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_evidence_is_that_of_all_processes(found, name):
+    one, first, _ = (each[name] for each in found[1:])
+    for technique, evidence in one["evidence"].items():
+        assert first["evidence"][technique] == pytest.approx(evidence, rel=2e-3), technique
+
+
+def test_shared_scoring_and_decoding_give_the_bits_of_one_process(found):
+    one, first, second = (each["scores"] for each in found[1:])
+    assert first == one
+    assert {"loss", "chrf"} <= one["metrics"].keys()
+    assert second["metrics"]["loss"] == one["metrics"]["loss"]
+
+
+def test_one_of_two_processes_writes_the_run_directory(found):
+    folder = found[0] / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["train"]["processes"] == 2
+    assert [stage["name"] for stage in summary["stages"]] == ["reference", "trained", "prune", "file"]
+    assert summary["train"]["teacher_steps"] == 4
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 7))
+    assert (folder / "train.log").read_text().count("2 processes (ddp)") == 1
+    assert json.loads((folder / "environment.json").read_text())["processes"] == 2
+    assert len(list((found[0] / "cache" / "teachers").iterdir())) == 1
+
+
+def test_the_first_process_reports_why_another_one_failed(found):
+    folder, _, first, second = found
+    summary = json.loads((folder / "failed" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "process 1 failed: ValueError: a broken disk" in summary["error"]
+    log = (folder / "failed" / "train.log").read_text()
+    assert "in broken" in log, "the traceback of the other process is missing"
+    assert first["status"] == second["status"] == 1

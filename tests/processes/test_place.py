@@ -1,0 +1,136 @@
+"""Which process of a run this is, by the environment of each launcher; and what becomes of the status of a lost one."""
+
+import signal
+import subprocess
+
+import pytest
+
+from tfx.config.compose import compose
+from tfx.errors import UserError
+from tfx.processes import group
+from tfx.processes import place as places
+from tfx.processes.group import Failure, LostProcessError
+from tfx.processes.launch import _what_failed, launch
+from tfx.processes.place import NO_LAUNCHER, Place, find_place
+from tfx.record.signals import StoppedBySignal
+from tfx.run.setup import Setup
+from tfx.run.several import check_processes
+
+TORCHRUN = {
+    **{"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+    **{"MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
+}
+SRUN = {
+    **{"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
+    **{"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_NTASKS": "16"},
+}
+SUBMITIT = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_JOB_ID": "123"}
+
+
+def test_torchrun_says_all():
+    assert find_place(TORCHRUN) == Place(5, 16, 1, 4, "node1", 29500)
+    assert find_place(TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}) == NO_LAUNCHER
+    with pytest.raises(UserError, match=r"WORLD_SIZE=16 .*MASTER_PORT is not set"):
+        find_place({name: value for name, value in TORCHRUN.items() if name != "MASTER_PORT"})
+
+
+def test_srun_has_the_first_host_in_its_list_and_the_port_in_its_job(monkeypatch):
+    asked = []
+
+    def scontrol(words, **_):
+        asked.append(words)
+        return subprocess.CompletedProcess(words, 0, "gpu07\ngpu08\n")
+
+    monkeypatch.setattr(places.subprocess, "run", scontrol)
+    found = find_place(SRUN)
+    assert (found.rank, found.size, found.local_rank, found.local_size, found.address) == (9, 16, 1, 8, "gpu07")
+    assert asked == [["scontrol", "show", "hostnames", "gpu[07-08]"]]
+    # All processes of a step choose one port, two steps of a job mostly not the same.
+    assert find_place(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).port == found.port
+    assert find_place(SRUN | {"SLURM_STEP_ID": "1"}).port != found.port
+    assert find_place(SRUN | {"SLURM_STEP_NODELIST": "alpha,beta"}).address == "alpha"
+    assert find_place(SRUN | {"MASTER_ADDR": "other", "MASTER_PORT": "1234"}).address == "other"
+
+
+def test_a_batch_script_is_one_process_although_its_job_has_several():
+    script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "4711"}
+    assert find_place(script) == NO_LAUNCHER
+    assert find_place({}) == NO_LAUNCHER
+
+
+def test_a_missing_scontrol_is_told_with_its_remedy(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="set MASTER_ADDR"):
+        find_place(SRUN)
+
+
+def test_submitits_local_executor_has_all_processes_here():
+    found = find_place(SUBMITIT)
+    assert (found.rank, found.size, found.local_rank, found.local_size) == (1, 2, 1, 2)
+    assert found.address == "127.0.0.1"
+    assert found.port == find_place(SUBMITIT | {"SUBMITIT_LOCAL_GLOBALID": "0"}).port
+
+
+def test_devices_that_disagree_with_the_launcher_are_refused():
+    check_processes(compose(["trainer.devices=4"]), NO_LAUNCHER)
+    check_processes(compose(["trainer.devices=4"]), find_place(TORCHRUN))
+    check_processes(compose([]), find_place(TORCHRUN))
+    with pytest.raises(UserError, match=r"trainer\.devices=3, and a launcher has started 16"):
+        check_processes(compose(["trainer.devices=3"]), find_place(TORCHRUN))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["technique=prune", "optimizer=adamw"], "technique 'prune' needs whole ones"),
+        (["technique=[prune,quantize]", "optimizer=adamw"], "'prune' and 'quantize'"),
+        (["optimizer=muon"], "optimizer=adamw"),
+        (["optimizer=adamw", "trainer.averaging.kind=ema"], "trainer.averaging.kind=none"),
+        (["optimizer=adamw", "trainer.averaging.kind=none", "model.layer_dropout=0.1"], "model.layer_dropout=0"),
+        (["optimizer=adamw", "trainer.averaging.kind=none", "trainer.keep=best"], "trainer.keep=last"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_before_training_where_they_are_divided(overrides, words):
+    with pytest.raises(UserError, match=f"trainer.parallel=fsdp.*{words}"):
+        Setup(compose(["trainer.parallel=fsdp", *overrides]))
+    Setup(compose(["trainer.parallel=ddp", *overrides]))
+
+
+def test_the_status_of_the_first_process_counts_and_a_kill_is_known():
+    assert _what_failed({0: 2, 1: 2}).status == 2
+    assert _what_failed({0: 143, 1: 1}).status == 143
+    # The launcher ended the others by SIGTERM.
+    assert _what_failed({0: -signal.SIGTERM, 1: 2}).status == 2
+    killed = _what_failed({0: -signal.SIGKILL, 1: 1})
+    assert (killed.status, killed.killed, killed.signal_number) == (1, 0, signal.SIGKILL)
+    # The first one has reported that the second was killed.
+    assert _what_failed({0: 1, 1: -signal.SIGKILL}).killed is None
+
+
+def test_a_failure_says_what_kind_it_is():
+    assert Failure.of(UserError("no data"), 1).kind == "user"
+    stopped = Failure.of(StoppedBySignal(signal.SIGTERM), 2)
+    assert (stopped.kind, stopped.status) == ("signal", 143)
+    error = Failure.of(ValueError("odd"), 3)
+    assert (error.kind, error.status, error.message) == ("error", 1, "ValueError: odd")
+    assert "process 3 failed: ValueError: odd" in str(LostProcessError(error))
+    assert "killed" in str(LostProcessError(None))
+
+
+def test_a_process_of_a_run_starts_no_others(monkeypatch):
+    monkeypatch.setenv("TFX_LAUNCHED", "1")
+    with pytest.raises(AssertionError, match="never starts others"):
+        launch(["-c", "pass"], 2, threads=1)
+
+
+def test_a_fork_of_a_process_belongs_to_a_group_of_its_own(monkeypatch):
+    assert group.join() is group.ALONE
+    joined = []
+    monkeypatch.setattr(group, "_Several", joined.append)
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert group.join() is group.ALONE
+    monkeypatch.setattr(group.os, "getpid", lambda: -1)
+    group.join()
+    assert joined == [find_place(TORCHRUN)]
+    monkeypatch.setattr(group, "_joined", None)

@@ -1,0 +1,84 @@
+"""How processes share a step: rows, the outer optimizer of local steps, and parameters that become smaller."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfx.config.schema import LocalConfig
+from tfx.processes.group import ALONE, Group
+from tfx.processes.place import Place
+from tfx.training.parallel import LocalSteps, Sharing
+
+
+@given(count=st.integers(0, 40), size=st.integers(1, 6), pieces=st.integers(1, 8))
+def test_each_row_is_run_once_in_pieces_of_nearly_one_size(count, size, pieces):
+    rows = list(range(count))
+    found = []
+    for rank in range(size):
+        parts = [rows[part] for part in Sharing(Group(Place(rank, size, rank, size, "", 0))).own(count, pieces)]
+        own = [row for part in parts for row in part]
+        assert own == rows[rank::size]
+        assert len(parts) == min(pieces, len(own))
+        assert not parts or max(map(len, parts)) - min(map(len, parts)) <= 1
+        found += own
+    assert sorted(found) == rows
+
+
+def test_the_outer_optimizer_is_sgd_with_nesterov_momentum():
+    torch.manual_seed(0)
+    parameters = [torch.randn(3, 2), torch.randn(4)]
+    outer = [torch.nn.Parameter(parameter.clone()) for parameter in parameters]
+    expected = torch.optim.SGD(outer, lr=0.6, momentum=0.8, nesterov=True)
+    sharing = LocalSteps(ALONE, LocalConfig(steps=3, outer_lr=0.6, outer_momentum=0.8))
+    sharing.begin(parameters)
+    for step in range(12):
+        for parameter in parameters:
+            parameter += torch.randn_like(parameter)
+        before = [parameter.clone() for parameter in parameters]
+        sharing.stepped([])
+        assert sharing.are_equal == (step % 3 == 2)
+        if not sharing.are_equal:
+            assert all(map(torch.equal, parameters, before))
+            continue
+        for common, parameter in zip(outer, before, strict=True):
+            common.grad = common.detach() - parameter
+        expected.step()
+        for common, parameter in zip(outer, parameters, strict=True):
+            torch.testing.assert_close(parameter, common.detach())
+
+
+def test_local_steps_go_on_from_their_state_and_meet_early_where_they_must():
+    config = LocalConfig(steps=4, outer_lr=0.5, outer_momentum=0.9)
+    first, second = [torch.zeros(2)], [torch.zeros(2)]
+    sharing = LocalSteps(ALONE, config)
+    sharing.begin(first)
+    other = LocalSteps(ALONE, config)
+    for step in range(10):
+        first[0] += step
+        sharing.stepped([])
+        if step == 5:
+            other.begin(second)
+            second[0].copy_(first[0])
+            state = sharing.state_dict()
+            other.load_state_dict(
+                {**state, **{name: [t.clone() for t in state[name]] for name in ("common", "momentum")}}
+            )
+        if step > 5:
+            second[0] += step
+            other.stepped([])
+        if step == 8:
+            for each in (sharing, other):
+                each.meet([])
+                assert each.are_equal
+    assert torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_averages_meet_too(count):
+    """The mean over one process is its own average."""
+    sharing = LocalSteps(ALONE, LocalConfig(steps=1))
+    parameters, averages = [torch.ones(2)], [torch.full((2,), 3.0)] * count
+    sharing.begin(parameters)
+    sharing.stepped(averages)
+    assert all(average.tolist() == [3.0, 3.0] for average in averages)
