@@ -123,7 +123,7 @@ def shakespeare(options: argparse.Namespace, overrides: list[str], folder: Path)
     base = compose([*words, "trainer.budget.steps=1"])
     data = prepare_data(base.dataset, base.model.context)
     streams = folder / "streams.npz"
-    np.savez(streams, **{name: data.splits[name].tokens_of_all[0] for name in ("train", "valid")})
+    np.savez(streams, **{name: np.concatenate([*data.splits[name].tokens_of_all]) for name in ("train", "valid")})
     task = {"streams": str(streams), "vocab_size": data.tokenizer.vocab_size, "loss": SHAKESPEARE_LOSS, "seed": 1}
     return {
         "nanoGPT's settings": lambda: run("peer_nanogpt.py", {**task, "threads": options.threads}, folder),
@@ -156,7 +156,8 @@ def peer_task(options: argparse.Namespace, config: Root, data: PreparedData, fol
     arrays = {}
     for side in ("source", "target"):
         ragged = getattr(pairs, side)
-        arrays |= {side: ragged.values, f"{side}_ends": ragged.offsets[1:]}
+        rows = [ragged[row] for row in range(len(ragged))]
+        arrays |= {side: np.concatenate(rows), f"{side}_ends": np.cumsum([len(ids) for ids in rows])}
     np.savez(folder / "pairs.npz", **arrays)
     sizes = ("width", "heads", "ffn_width", "encoder_layers", "decoder_layers", "context", "dropout")
     return {
