@@ -16,6 +16,7 @@ from tfx.config.compose import change, compose
 from tfx.config.describe import settings, technique_settings
 from tfx.config.registry import entry_points
 from tfx.config.schema import Root
+from tfx.processes.group import ALONE
 from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.run.measure import Measurer
@@ -354,7 +355,7 @@ class World:
         whole = [word for word in words if word.startswith("dataset.") or "." not in word.partition("=")[0]]
         values = [word for word in words if word not in whole]
         setup = Setup(change(composed(*base, *whole), values))
-        teachers = make_teachers(setup.config, setup.stack, setup.device, RunConsole(), train=_no_training)
+        teachers = make_teachers(setup.config, setup.stack, setup.device, RunConsole(), _no_training, ALONE)
         return setup.prepare(teachers)
 
     def trained(self, overrides: list[str]):

@@ -107,3 +107,18 @@ def test_what_needs_the_layers_apart_gets_them(monkeypatch):
     layer().eval()(x, None, Bias(), rotary)
     layer(alibi=True)(x, None, Bias(), rotary)
     layer(dropout=0.5)(x, None, Bias(), rotary)
+
+
+@pytest.mark.parametrize("kind", ["plain", "qk_norm", "alibi", "buckets", "kv_heads"])
+def test_training_and_evaluation_attend_alike_whatever_the_kind(kind):
+    torch.manual_seed(0)
+    options = {"qk_norm": kind == "qk_norm", "alibi": kind == "alibi", "buckets": 4 if kind == "buckets" else 0}
+    kv_heads = 1 if kind == "kv_heads" else HEADS
+    layer = Attention(HEADS * WIDTH, HEADS, kv_heads, WIDTH, bias=False, dropout=0.0, **options)
+    if layer.relative_bias is not None:
+        torch.nn.init.normal_(layer.relative_bias)
+    x = torch.randn(2, 6, HEADS * WIDTH)
+    places = torch.arange(6)
+    distance = places - places.unsqueeze(1)
+    bias = Bias(None, distance_TS=distance if kind == "alibi" else None, bucket_TS=distance.abs().clamp(max=3))
+    torch.testing.assert_close(layer.train()(x, None, bias), layer.eval()(x, None, bias), rtol=1e-5, atol=1e-6)

@@ -161,7 +161,8 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
     ) -> bool:
         """Whether this is a step of a training on a CPU that `attend` is made for."""
-        plain = self.q_norm is None and self.slopes is None and self.kv_heads == self.heads and not self.dropout
+        plain = self.q_norm is None and self.slopes is None and self.relative_bias is None
+        plain = plain and self.kv_heads == self.heads and not self.dropout
         if not (self.training and plain and cache is None and x_BTD.device.type == "cpu"):
             return False
         if x_BTD.dtype != torch.float32 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
