@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tfx.cli import COMMANDS, main
 from tfx.commands import resume
-from tfx.compression.checkpoint import LoadedModel
+from tfx.compression.checkpoint import LoadedModel, save
 from tfx.config.command_line import split_flags
 from tfx.config.compose import compose
 from tfx.config.schema import Budget, EvaluationConfig, ModelConfig, TokenizerConfig
@@ -63,6 +63,7 @@ def place(tmp_path_factory):
     (to / "conf" / "dataset" / "mine.yaml").write_text(f"name: mine\nformat: parallel\npath: {to / 'pairs'}\n")
     with open(to / "conf" / "dataset" / "mine.yaml", "a") as file:
         file.write("source: en\ntarget: de\n")
+    (here / "sentences.txt").write_text("a first line\na second one\n")
     (here / "sentences.en").write_text("a first line\na second one\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFX_CACHE", str(here / "cache"))
@@ -79,7 +80,10 @@ def place(tmp_path_factory):
         assert main(["train", *data, *tiny, f"hydra.run.dir={run}"]) == 0
         for name in ("RUN", "BETTER_RUN", "TEACHER", "flag_1"):
             (here / name).symlink_to(run)
-        _write_foreign_model(to / "model")
+        (to / "model").mkdir()
+        write_folder(_small_model(MODEL), to / "model", "float32")
+        encoder = _small_model(ENCODER)
+        save(here / "encoder.safetensors", encoder.model, encoder.tokenizer, encoder.generation)
         assert main(["import", str(to / "model"), "--output", str(here / "model.safetensors")]) == 0
         (here / "docs").symlink_to(ROOT / "docs")
         (here / "runs").mkdir()
@@ -87,15 +91,16 @@ def place(tmp_path_factory):
         yield here
 
 
-def _write_foreign_model(folder: Path) -> None:
-    """A small language model as a folder of another library."""
-    config = ModelConfig(
-        family="lm", encoder_layers=0, decoder_layers=1, width=64, heads=2, ffn_width=64, positions="learned"
-    )
+MODEL = {"family": "lm", "encoder_layers": 0, "decoder_layers": 1}
+ENCODER = {"family": "encoder", "encoder_layers": 1, "decoder_layers": 0, "norm_position": "post"}
+ENCODER |= {"embedding_norm": True, "embedding_scale": False, "token_types": 2, "norm_eps": 1e-12}
+
+
+def _small_model(settings: dict) -> LoadedModel:
+    config = ModelConfig(width=64, heads=2, ffn_width=64, positions="learned", **settings)
     tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=270), ["a few words"], word_initial_space=False)
     model = Transformer(Architecture.from_config(config, tokenizer.vocab_size))
-    folder.mkdir()
-    write_folder(LoadedModel(model, tokenizer, EvaluationConfig(), folder, []), folder, "float32")
+    return LoadedModel(model, tokenizer, EvaluationConfig(), Path("ours"), [])
 
 
 def words_of(line: str) -> list[str]:
@@ -155,6 +160,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
     if command == "export":  # tests/exchange has the libraries
         monkeypatch.setattr(Target, "require", lambda target: None)
         monkeypatch.setattr(export, "export", _exported)
+        monkeypatch.setattr(export, "export_encoder", _exported)
     if command == "resume":
         monkeypatch.setattr(resume, "resume", lambda *arguments, **options: None)
     if command == "reproduce" and not words:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ import transformers
 
 import tfx
 from tfx.cli import main
+from tfx.errors import UserError
 from tfx.exchange.importing import import_folder
+from tfx.exchange.targets import TARGETS
+from tfx.run.export import export_encoder
 
 SENTENCES = ["A man rides a bike.", "Zwei Hunde spielen im Schnee!", "It rained all day, and nobody came to the match."]
 
@@ -46,6 +50,41 @@ def test_an_encoder_gives_the_same_hidden_states(tmp_path, make, texts, capsys, 
     for words in (["generate", file, "a"], ["train", f"init_from={file}", "dataset=normalize"]):
         assert main([*words]) == 2
         assert "is an encoder alone, and no task uses one yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "changes"), [("Bert", {}), ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1})])
+def test_an_encoder_leaves_as_it_came(tmp_path, make, texts, capsys, name, changes):
+    theirs = make("encoder", tmp_path / "theirs", name=name, **changes)
+    (tmp_path / "texts.txt").write_text("\n".join(texts[:40]))
+    words = ["export", str(tmp_path / "theirs"), "--to", "transformers", "--output", str(tmp_path / "out"), "--json"]
+    assert main(words) == 2
+    assert "--texts FILE is needed for an encoder" in capsys.readouterr().err
+    assert main([*words, "--card", "--texts", str(tmp_path / "texts.txt")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["inputs"] == 40
+    assert found["largest"] < 1e-4
+    again = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    assert type(again) is transformers.BertModel  # RoBERTa's other numbers of positions change nothing of the function
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(texts[5], return_tensors="pt")["input_ids"]
+    torch.testing.assert_close(
+        again(input_ids=ids).last_hidden_state, theirs(input_ids=ids).last_hidden_state, atol=1e-4, rtol=0
+    )
+    assert "pipeline_tag: feature-extraction" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_encoder_whose_hidden_states_differ_leaves_nothing(tmp_path, make, texts):
+    make("encoder", tmp_path / "theirs")
+    import_folder(tmp_path / "theirs", tmp_path / "ours.safetensors")
+    loaded = tfx.load(tmp_path / "ours.safetensors")
+
+    def spoiled(folder, model):
+        with torch.no_grad():
+            model.model.encoder.blocks[1].attention.v.weight.mul_(1.1)
+        return TARGETS["transformers"].reopen(folder, model)
+
+    with pytest.raises(UserError, match="hidden states by up to"):
+        export_encoder(loaded, replace(TARGETS["transformers"], reopen=spoiled), texts[:4], tmp_path / "out", "float32")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

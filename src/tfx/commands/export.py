@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tfx.commands.evaluate import config_of
-from tfx.config.tasks import facts_of
 from tfx.errors import UserError, unknown
 from tfx.record.arguments import Arguments
 from tfx.record.console import plain_console
+from tfx.record.files import write_text
 from tfx.record.sheet import Column, Sheet
 
+if TYPE_CHECKING:
+    from tfx.run.export import Comparison, EncoderComparison
+
 # The targets; each is a file of `tfx.exchange`.
-NAMES = ("transformers", "ctranslate2")
+NAMES = ("transformers", "ctranslate2", "safetensors")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,6 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--numbers", metavar="TYPE", help="type of the weights (default float32), such as int8")
     parser.add_argument("--inputs", type=int, default=200, help="inputs that are compared (default 200)")
+    parser.add_argument(
+        "--texts", type=Path, metavar="FILE", help="for an encoder, the texts to compare on, one a line"
+    )
+    parser.add_argument("--card", action="store_true", help="also write README.md, a model card")
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
     options = parser.read(arguments)
     if options.to not in NAMES:
@@ -43,10 +52,27 @@ def main(arguments: Sequence[str]) -> int:
     if options.output.exists():
         raise UserError(f"--output {options.output} exists already: name a new folder")
 
+    found, facts, compared = _export(options)
+    if options.json:
+        print(json.dumps(facts | asdict(found), indent=2))
+        return 0
+    table = Sheet(Column("", wrap=False, style="cyan"), Column(""), title=str(options.output), lines=False)
+    table.add_row("written for", f"{facts['target']}, weights in {facts['numbers']}, {facts['bytes']:,} bytes")
+    for name, text in compared.items():
+        table.add_row(name, text)
+    plain_console().print(table)
+    if facts["dequantized"]:
+        print("note: the weights are those of the compressed file, dequantized", file=sys.stderr)
+    return 0
+
+
+def _export(options: Namespace) -> tuple[Comparison | EncoderComparison, dict[str, Any], dict[str, str]]:
+    """Writes the folder; returns the comparison, facts for JSON, and the comparison in words."""
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
     from tfx.exchange.targets import TARGETS
-    from tfx.run.export import export
+    from tfx.run.card import card
+    from tfx.run.export import export, export_encoder
     from tfx.tasks.prepare import prepare_data
 
     target = TARGETS[options.to]
@@ -57,26 +83,42 @@ def main(arguments: Sequence[str]) -> int:
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
-    facts_of(loaded.model.architecture.family, options.path)
     target.check(loaded.model.architecture)
-    config = config_of(path, options.overrides)
-    data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
-    split, metrics = data.splits[data.test_split], config.dataset.metrics[:1]
-    found = export(loaded, target, split, options.output, kind, options.inputs, metrics)
-    size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
-    facts = {"folder": str(options.output), "target": target.name, "numbers": kind, "bytes": size, **asdict(found)}
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return 0
-    table = Sheet(Column("", wrap=False, style="cyan"), Column(""), title=str(options.output), lines=False)
-    table.add_row("written for", f"{target.name}, weights in {kind}, {size:,} bytes")
-    table.add_row("compared on", f"{found.inputs:,} inputs of {data.test_split}, {found.tokens:,} tokens")
-    table.add_row("log-probabilities", f"differ by up to {found.largest:.2g}, {found.mean:.2g} in the mean")
-    table.add_row("loss", f"{found.theirs:.5f} nats a token there, {found.loss:.5f} here")
-    table.add_row("greedy outputs", f"{found.equal:.1%} equal")
-    for name, (theirs, ours) in found.scores.items():
-        table.add_row(f"{name} of these", f"{theirs:.2f} there, {ours:.2f} here")
-    plain_console().print(table)
-    if any(tensor.codec.split()[0] != "dense" for tensor in loaded.tensors):
-        print("note: the weights are those of the compressed file, dequantized", file=sys.stderr)
-    return 0
+    is_encoder = loaded.model.architecture.family == "encoder"
+    if is_encoder != (options.texts is not None):
+        raise UserError(f"{options.path}: --texts FILE is needed for an encoder, and for no other model")
+    where = "the texts" if is_encoder else ""
+
+    def finish(folder: Path, found: Comparison | EncoderComparison) -> None:
+        if options.card:
+            run = path if path.is_dir() else None
+            words = "; ".join(f"{name}: {text}" for name, text in found.words(where).items())
+            write_text(folder / "README.md", card(loaded, run, target.name, kind, _bytes(folder), words))
+
+    found: Comparison | EncoderComparison
+    if is_encoder:
+        found = export_encoder(loaded, target, _texts(options.texts, options.inputs), options.output, kind, finish)
+    else:
+        config = config_of(path, options.overrides)
+        data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+        where, metrics = data.test_split, config.dataset.metrics[:1]
+        split = data.splits[where]
+        found = export(loaded, target, split, options.output, kind, options.inputs, metrics, finish)
+    dequantized = any(tensor.codec.split()[0] != "dense" for tensor in loaded.tensors)
+    facts = {"folder": str(options.output), "target": target.name, "numbers": kind, "bytes": _bytes(options.output)}
+    return found, facts | {"dequantized": dequantized}, found.words(where)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _texts(path: Path, count: int) -> list[str]:
+    """The first ``count`` lines of a file that are not empty."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--texts {path} cannot be read: {error}") from error
+    if not lines:
+        raise UserError(f"--texts {path} has no text: write one a line")
+    return lines[:count]

@@ -29,7 +29,9 @@ class TaskFacts:
 def facts_of(family: str, what: object) -> TaskFacts:
     """The task of a family of models; raises `UserError`, which names the model, for one that no task uses."""
     if family not in TASKS:
-        raise UserError(f"{what} is an encoder alone, and no task uses one yet: only `tfx inspect` reads it")
+        raise UserError(
+            f"{what} is an encoder alone, and no task uses one yet: only `tfx inspect` and `tfx export` read it"
+        )
     return TASKS[family]
 
 

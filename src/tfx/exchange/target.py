@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from tfx.compression.checkpoint import LoadedModel
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
@@ -31,6 +34,10 @@ class Reopened(ABC):
 
         Inputs are sources with their end token, or the texts that a language model continues.
         """
+
+    def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:
+        """The last hidden states (S, D) of each source, without padding; only where encoders alone are written."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -63,3 +70,20 @@ def refuse(target: str, setting: str, value: object, fits: object) -> UserError:
     return UserError(
         f"{target} has no model with model.{setting}={words[0]}: train one with model.{setting}={words[1]} to export it"
     )
+
+
+def gathered(logits_BTV: Tensor, targets: Sequence[Ids]) -> list[list[float]]:
+    """The log-probabilities of the tokens of each target."""
+    log_probs = logits_BTV.float().log_softmax(-1)
+    return [
+        log_probs[row, : len(ids)].gather(1, torch.tensor(ids).unsqueeze(1)).squeeze(1).tolist()
+        for row, ids in enumerate(targets)
+    ]
+
+
+def padded(rows: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows of one length, and a mask with 1 on their real tokens."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    mask = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    return ids, mask.long()

@@ -17,7 +17,7 @@ from tfx.errors import UserError
 from tfx.exchange.families import FAMILIES
 from tfx.exchange.family import Family
 from tfx.exchange.fields import Fields
-from tfx.exchange.target import Ids, Reopened, Target, refuse
+from tfx.exchange.target import Ids, Reopened, Target, gathered, padded, refuse
 from tfx.exchange.weights import write_state
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer
@@ -186,7 +186,8 @@ class InTransformers(Reopened):
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         self._seq2seq = loaded.model.architecture.is_seq2seq
-        kind = transformers.AutoModelForSeq2SeqLM if self._seq2seq else transformers.AutoModelForCausalLM
+        kinds = {"seq2seq": "AutoModelForSeq2SeqLM", "lm": "AutoModelForCausalLM", "encoder": "AutoModel"}
+        kind = getattr(transformers, kinds[loaded.model.architecture.family])
         self._model = kind.from_pretrained(folder, dtype=torch.float32).eval()
         self._tokenizer = loaded.tokenizer
 
@@ -194,11 +195,11 @@ class InTransformers(Reopened):
     def scores(self, sources: Sequence[Ids] | None, targets: Sequence[Ids]) -> list[list[float]]:
         tokenizer = self._tokenizer
         if sources is not None:
-            source, mask = _padded(sources, tokenizer.pad)
-            inputs, _ = _padded([[tokenizer.bos, *row[:-1]] for row in targets], tokenizer.pad)
+            source, mask = padded(sources, tokenizer.pad)
+            inputs, _ = padded([[tokenizer.bos, *row[:-1]] for row in targets], tokenizer.pad)
             logits = self._model(input_ids=source, attention_mask=mask, decoder_input_ids=inputs).logits
         else:
-            inputs, mask = _padded([row[:-1] for row in targets], tokenizer.pad)
+            inputs, mask = padded([row[:-1] for row in targets], tokenizer.pad)
             logits = self._model(input_ids=inputs, attention_mask=mask).logits
         return gathered(logits, targets if sources is not None else [row[1:] for row in targets])
 
@@ -218,21 +219,11 @@ class InTransformers(Reopened):
             found.append(_before_end(output[1:] if self._seq2seq else output[len(row) :], self._tokenizer.eos))
         return found
 
-
-def gathered(logits_BTV: Tensor, targets: Sequence[Ids]) -> list[list[float]]:
-    """The log-probabilities of the tokens of each target."""
-    log_probs = logits_BTV.float().log_softmax(-1)
-    return [
-        log_probs[row, : len(ids)].gather(1, torch.tensor(ids).unsqueeze(1)).squeeze(1).tolist()
-        for row, ids in enumerate(targets)
-    ]
-
-
-def _padded(rows: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-    mask = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
-    return ids, mask.long()
+    @torch.no_grad()
+    def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:
+        source, mask = padded(sources, self._tokenizer.pad)
+        states = self._model(input_ids=source, attention_mask=mask).last_hidden_state
+        return [row[: len(ids)] for row, ids in zip(states, sources, strict=True)]
 
 
 def _before_end(ids: Iterable[int], end: int) -> list[int]:
@@ -246,7 +237,7 @@ def _check(architecture: Architecture) -> None:
 
 TRANSFORMERS = Target(
     "transformers",
-    "a folder for from_pretrained: Marian or Pegasus, GPT-2 or Llama",
+    "a folder for from_pretrained: Marian, Pegasus or T5, GPT-2 or Llama, BERT",
     "transformers",
     ("float32", "bfloat16", "float16"),
     _check,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,20 +52,94 @@ class Comparison:
     equal: float
     scores: dict[str, tuple[float, float]]
 
+    def words(self, where: str) -> dict[str, str]:
+        """Each part of the comparison in words; ``where`` is the split."""
+        found = {
+            "compared on": f"{self.inputs:,} inputs of {where}, {self.tokens:,} tokens",
+            "log-probabilities": f"differ by up to {self.largest:.2g}, {self.mean:.2g} in the mean",
+            "loss": f"{self.theirs:.5f} nats a token there, {self.loss:.5f} here",
+            "greedy outputs": f"{self.equal:.1%} equal",
+        }
+        scores = {f"{name} of these": f"{a:.2f} there, {b:.2f} here" for name, (a, b) in self.scores.items()}
+        return found | scores
+
+
+@dataclass(frozen=True)
+class EncoderComparison:
+    """How the hidden states of an exported encoder differ from ours: the largest difference, and the mean one."""
+
+    inputs: int
+    tokens: int
+    largest: float
+    mean: float
+
+    def words(self, where: str) -> dict[str, str]:
+        """Each part of the comparison in words; ``where`` names the inputs."""
+        return {
+            "compared on": f"{self.inputs:,} of {where}, {self.tokens:,} tokens",
+            "hidden states": f"differ by up to {self.largest:.2g}, {self.mean:.2g} in the mean",
+        }
+
 
 def export(
-    loaded: LoadedModel, target: Target, split: Split, output: Path, kind: str, count: int, metrics: Sequence[str] = ()
+    loaded: LoadedModel,
+    target: Target,
+    split: Split,
+    output: Path,
+    kind: str,
+    count: int,
+    metrics: Sequence[str] = (),
+    finish: Callable[[Path, Comparison], None] = lambda folder, found: None,
 ) -> Comparison:
     """Writes ``loaded`` for a target into the new folder ``output``, and compares it on ``count`` inputs of a split.
 
-    Raises `UserError`, and leaves nothing, for a model that the target has no place for, or whose outputs differ.
+    ``finish`` adds files to the folder once the comparison is done. Raises `UserError`, and leaves nothing, for a
+    model that the target has no place for, or whose outputs differ.
     """
     target.check(loaded.model.architecture)
     with _whole_or_nothing(output) as folder:
         target.write(loaded, folder, kind)
         found = compare(loaded, target.reopen(folder, loaded), split, count, metrics)
         _judge(found, target, kind)
+        finish(folder, found)
     return found
+
+
+def export_encoder(
+    loaded: LoadedModel,
+    target: Target,
+    texts: Sequence[str],
+    output: Path,
+    kind: str,
+    finish: Callable[[Path, EncoderComparison], None] = lambda folder, found: None,
+) -> EncoderComparison:
+    """Writes an encoder alone, and compares its hidden states on ``texts``; else like `export`."""
+    target.check(loaded.model.architecture)
+    with _whole_or_nothing(output) as folder:
+        target.write(loaded, folder, kind)
+        found = _compare_hidden(loaded, target.reopen(folder, loaded), texts)
+        if not (found.largest <= _TOLERANCE if kind == "float32" else found.mean <= _MEAN_TOLERANCE):
+            raise UserError(
+                f"the encoder in {target.name} differs: hidden states by up to {found.largest:.2g} "
+                f"({found.mean:.2g} in the mean) on {found.inputs:,} texts; nothing is written"
+            )
+        finish(folder, found)
+    return found
+
+
+@torch.inference_mode()
+def _compare_hidden(loaded: LoadedModel, theirs: Reopened, texts: Sequence[str]) -> EncoderComparison:
+    """Texts framed by begin and end token, and cut to the context."""
+    tokenizer, context = loaded.tokenizer, loaded.model.architecture.context
+    rows = [[tokenizer.bos, *ids[: context - 2], tokenizer.eos] for ids in tokenizer.encode(texts)]
+    differences = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        for row, other in zip(part, theirs.hidden(part), strict=True):
+            own_SD = loaded.model.encode(torch.tensor([row]), None)[0]
+            differences.append((own_SD - other).abs())
+    every_ND = torch.cat(differences)
+    return EncoderComparison(len(rows), len(every_ND), float(every_ND.max()), float(every_ND.mean()))
 
 
 def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, metrics: Sequence[str] = ()) -> Comparison:

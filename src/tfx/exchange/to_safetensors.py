@@ -1,0 +1,89 @@
+"""A model as plain tensors by their names, dequantized, for programs that know the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from tfx.compression.checkpoint import LoadedModel, unique_tensors
+from tfx.config.schema import EvaluationConfig
+from tfx.exchange.target import Ids, Reopened, Target, gathered, padded
+from tfx.model.architecture import Architecture
+from tfx.model.decoding import Ends, continue_text, make_picker, translate
+from tfx.model.transformer import Transformer
+from tfx.record.files import read_json, write_json, write_text
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def write(loaded: LoadedModel, folder: Path, kind: str) -> None:
+    """Writes model.safetensors (tied weights once), config.json (architecture, roles of tokens) and tokenizer.json."""
+    tensors, aliases = unique_tensors(loaded.model)
+    plain = {name: tensor.to(_DTYPES[kind]).contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = loaded.tokenizer
+    roles = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad, "unk": tokenizer.unk}
+    config = {
+        "architecture": loaded.model.architecture.to_dict(),
+        "tied": aliases,
+        "tokens": {name: index for name, index in roles.items() if index >= 0} | {"never": list(tokenizer.never)},
+    }
+    write_json(folder / "config.json", config)
+    write_text(folder / "tokenizer.json", tokenizer.to_json())
+
+
+class Plain(Reopened):
+    """A folder, read by the safetensors library, and a model built from its config.json."""
+
+    def __init__(self, folder: Path, loaded: LoadedModel) -> None:
+        config = read_json(folder / "config.json")
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        state = {name: tensor.float() for name, tensor in tensors.items()}
+        state |= {name: state[first] for name, first in config["tied"].items()}
+        self._model = Transformer.holding(Architecture.from_dict(config["architecture"]), state).eval()
+        tokens = config["tokens"]
+        self._ends = Ends(tokens["bos"], tokens["eos"], tokens["pad"], tuple(tokens["never"]))
+
+    @torch.inference_mode()
+    def scores(self, sources: Sequence[Ids] | None, targets: Sequence[Ids]) -> list[list[float]]:
+        if sources is None:
+            inputs, _ = padded([row[:-1] for row in targets], self._ends.pad)
+            return gathered(self._model.project(self._model(inputs)), [row[1:] for row in targets])
+        source, mask = padded(sources, self._ends.pad)
+        inputs, _ = padded([[self._ends.bos, *row[:-1]] for row in targets], self._ends.pad)
+        return gathered(self._model.project(self._model(inputs, source, mask.bool())), targets)
+
+    def greedy(self, inputs: Sequence[Ids], limits: Sequence[int]) -> list[list[int]]:
+        config, ends = EvaluationConfig(method="greedy"), self._ends
+        found: list[list[int]] = []
+        for row, limit in zip(inputs, limits, strict=True):
+            if self._model.architecture.is_seq2seq:
+                found += translate(self._model, torch.tensor([list(row)]), None, torch.tensor([limit]), ends, config)
+            else:
+                pick = make_picker(config, 0, torch.device("cpu"))
+                found.append(continue_text(self._model, list(row), limit, ends.eos, pick))
+        return found
+
+    @torch.inference_mode()
+    def hidden(self, sources: Sequence[Ids]) -> list[torch.Tensor]:
+        source, mask = padded(sources, self._ends.pad)
+        states = self._model.encode(source, mask.bool())
+        return [row[: len(ids)] for row, ids in zip(states, sources, strict=True)]
+
+
+def check(architecture: Architecture) -> None:
+    """Any architecture has a place here."""
+
+
+SAFETENSORS = Target(
+    "safetensors",
+    "plain tensors by their names, dequantized",
+    "safetensors",
+    tuple(_DTYPES),
+    check,
+    write,
+    Plain,
+)
