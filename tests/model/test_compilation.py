@@ -1,7 +1,6 @@
 """Compiled models: the same kernels whatever comes first, no limit reached unseen, and no break for layer dropout."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 
 from tfx.config.schema import TrainerConfig
 from tfx.model import compilation
-from tfx.model.batch import Batch, Mix
+from tfx.model.batch import Batch
 from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.linear import products_in
 from tfx.model.transformer import run_batch
@@ -53,11 +52,7 @@ def batch(rows, source, target, *, mixed=False, padded=True):
     target_BT = torch.randint(3, 11, (rows, target), generator=generator)
     mask_BS = torch.ones(rows, source, dtype=torch.bool) if padded else None
     made = Batch(target_BT, target_BT, source_BS, mask_BS, np.arange(rows), 1, 1, 1, (0, 1, 2))
-    if not mixed:
-        return made
-    real_BT = torch.ones(rows, target, dtype=torch.bool)
-    real_BS = None if mask_BS is None else mask_BS.clone()
-    return replace(made, mix=Mix(torch.arange(rows).flip(0), torch.rand(rows), real_BS, real_BT))
+    return made.mixed(torch.arange(rows).flip(0), torch.rand(rows)) if mixed else made
 
 
 def test_models_that_are_compiled_use_up_no_limit_together(backend, make_model, monkeypatch):

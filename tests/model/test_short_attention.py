@@ -4,13 +4,19 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tfx.config.schema import ModelConfig
 from tfx.model import attention as attention_module
+from tfx.model.architecture import Architecture
 from tfx.model.attention import Attention, Bias
 from tfx.model.linear import products_in
 from tfx.model.positions import rotary_table, rotate
 from tfx.model.short_attention import attend, is_short
 
 HEADS, WIDTH = 3, 8
+
+
+def angles(length):
+    return rotary_table(Architecture.from_config(ModelConfig(width=WIDTH, heads=1, context=length), 2))
 
 
 def expected(q_side, kv_side, mask, rotary):
@@ -36,7 +42,7 @@ def masks(queries, keys):
 def test_self_attention_and_its_gradient_are_torchs(length, mask, turned):
     torch.manual_seed(length)
     side = torch.randn(3, length, 3 * HEADS * WIDTH, requires_grad=True)
-    rotary = rotary_table(length, WIDTH) if turned else None
+    rotary = angles(length) if turned else None
     grad = torch.randn(3, length, HEADS * WIDTH)
     given = masks(length, length)[mask]
     wanted, actual = expected(side, None, given, rotary), attend(side, None, HEADS, given, rotary)
@@ -74,7 +80,7 @@ def test_a_layer_gives_the_same_in_training_with_its_products_joined(is_cross, d
     x = torch.randn(2, 6, 24, requires_grad=True)
     memory = torch.randn(2, 7, 24) if is_cross else None
     bias = Bias() if is_cross else Bias(causal=True)
-    rotary = None if is_cross else rotary_table(6, WIDTH)
+    rotary = None if is_cross else angles(6)
     calls = []
     monkeypatch.setattr(attention_module, "attend", lambda *args: calls.append(args) or attend(*args))
     found = []
@@ -95,7 +101,7 @@ def test_what_needs_the_layers_apart_gets_them(monkeypatch):
 
     monkeypatch.setattr(attention_module, "attend", refuse)
     x = torch.randn(2, 6, 24)
-    rotary = rotary_table(6, WIDTH)
+    rotary = angles(6)
     assert is_short(6, 6, WIDTH, rotary)
     with pytest.raises(AssertionError, match="joined"):
         layer()(x, None, Bias(), rotary)

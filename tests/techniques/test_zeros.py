@@ -86,7 +86,7 @@ def test_a_model_file_in_its_run_brings_the_data_of_the_run_and_one_alone_needs_
     alone = here / "alone.safetensors"
     alone.write_bytes(file.read_bytes())
     assert main(["train", f"init_from={alone}", "dry_run=true"]) == 2
-    assert "is a model file without its run: name the data with dataset=" in capsys.readouterr().err
+    assert "is a model without its run: name the data with dataset=" in capsys.readouterr().err
     assert main(["train", f"init_from={alone}", "dataset=normalize", *DATA, "dry_run=true"]) == 0
 
 

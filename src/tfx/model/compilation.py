@@ -61,10 +61,11 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
         for tensor, length in zip(inputs[:3], (targets, sources, sources), strict=True)
     )
     if mix is not None:
+        weight_B = _resized(mix.weight_B, _ROWS)  # one tensor on both sides, as in a batch: torch guards that too
         mix = Mix(
-            target=_resized_blend(mix.target, targets),
+            target=_resized_blend(mix.target, weight_B, targets),
             partner_out_BT=_resized(mix.partner_out_BT, targets),
-            source=None if mix.source is None else _resized_blend(mix.source, sources),
+            source=None if mix.source is None else _resized_blend(mix.source, weight_B, sources),
         )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model(target, source, mask, mix)
@@ -74,9 +75,9 @@ def _tensors(blend: Blend | None) -> list[Tensor | None]:
     return [] if blend is None else [blend.weight_B, blend.real_BL, blend.partner_BL, blend.partner_real_BL]
 
 
-def _resized_blend(blend: Blend, length: int) -> Blend:
+def _resized_blend(blend: Blend, weight_B: Tensor, length: int) -> Blend:
     return Blend(
-        weight_B=_resized(blend.weight_B, length),
+        weight_B=weight_B,
         real_BL=None if blend.real_BL is None else _resized(blend.real_BL, length),
         partner_BL=_resized(blend.partner_BL, length),
         partner_real_BL=None if blend.partner_real_BL is None else _resized(blend.partner_real_BL, length),
