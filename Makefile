@@ -17,7 +17,7 @@ install: $(VENV)/.installed ## virtual environment in .venv with tfx in it
 demo: $(VENV)/.installed ## train, distill, prune and quantize the default model on the embedded data (about 8 minutes)
 	$(BIN)/tfx train '+technique=[distill,prune,quantize]' experiment=demo
 test: $(VENV)/.installed-dev ## the test suite (minutes; no network once installed)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 test-slow: $(VENV)/.installed-dev ## checks that train for minutes, or need real data in $$TFX_TEST_DATA
 	$(BIN)/python -m pytest -m slow
 test-extras: $(VENV)-extras/.installed ## what other libraries do with runs and models: trackers, import, export
