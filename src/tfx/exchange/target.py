@@ -35,9 +35,13 @@ class Reopened(ABC):
         Inputs are sources with their end token, or the texts that a language model continues.
         """
 
+
+class ReopenedEncoder(Reopened):
+    """The same, by a library that also runs encoders alone."""
+
+    @abstractmethod
     def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:
-        """The last hidden states (S, D) of each source, without padding; only where encoders alone are written."""
-        raise NotImplementedError
+        """The last hidden states (S, D) of each source, without padding."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from tfx.compression.checkpoint import LoadedModel, unique_tensors
 from tfx.config.schema import EvaluationConfig
-from tfx.exchange.target import Ids, Reopened, Target, gathered, padded
+from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered, padded
 from tfx.model.architecture import Architecture
 from tfx.model.decoding import Ends, continue_text, make_picker, translate
 from tfx.model.transformer import Transformer
@@ -35,7 +35,7 @@ def write(loaded: LoadedModel, folder: Path, kind: str) -> None:
     write_text(folder / "tokenizer.json", tokenizer.to_json())
 
 
-class Plain(Reopened):
+class Plain(ReopenedEncoder):
     """A folder, read by the safetensors library, and a model built from its config.json."""
 
     def __init__(self, folder: Path, loaded: LoadedModel) -> None:

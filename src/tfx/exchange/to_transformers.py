@@ -17,7 +17,7 @@ from tfx.errors import UserError
 from tfx.exchange.families import FAMILIES
 from tfx.exchange.family import Family
 from tfx.exchange.fields import Fields
-from tfx.exchange.target import Ids, Reopened, Target, gathered, padded, refuse
+from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered, padded, refuse
 from tfx.exchange.weights import write_state
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer
@@ -177,7 +177,7 @@ def _tokenizer_config(loaded: LoadedModel, name: Any) -> dict[str, Any]:
     }
 
 
-class InTransformers(Reopened):
+class InTransformers(ReopenedEncoder):
     """A folder, opened by `from_pretrained`."""
 
     def __init__(self, folder: Path, loaded: LoadedModel) -> None:

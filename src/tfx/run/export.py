@@ -18,6 +18,7 @@ from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.evaluation.metrics import score_text
+from tfx.exchange.target import ReopenedEncoder
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
 from tfx.model.transformer import run_batch
@@ -117,7 +118,9 @@ def export_encoder(
     target.check(loaded.model.architecture)
     with _whole_or_nothing(output) as folder:
         target.write(loaded, folder, kind)
-        found = _compare_hidden(loaded, target.reopen(folder, loaded), texts)
+        theirs = target.reopen(folder, loaded)
+        assert isinstance(theirs, ReopenedEncoder)  # the target's check refused what it cannot run
+        found = _compare_hidden(loaded, theirs, texts)
         if not (found.largest <= _TOLERANCE if kind == "float32" else found.mean <= _MEAN_TOLERANCE):
             raise UserError(
                 f"the encoder in {target.name} differs: hidden states by up to {found.largest:.2g} "
@@ -128,7 +131,7 @@ def export_encoder(
 
 
 @torch.inference_mode()
-def _compare_hidden(loaded: LoadedModel, theirs: Reopened, texts: Sequence[str]) -> EncoderComparison:
+def _compare_hidden(loaded: LoadedModel, theirs: ReopenedEncoder, texts: Sequence[str]) -> EncoderComparison:
     """Texts framed by begin and end token, and cut to the context."""
     tokenizer, context = loaded.tokenizer, loaded.model.architecture.context
     rows = [[tokenizer.bos, *ids[: context - 2], tokenizer.eos] for ids in tokenizer.encode(texts)]
