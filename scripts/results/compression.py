@@ -310,7 +310,8 @@ def demo() -> str:
     rows: list[list[Any]] = []
     for what, name in (
         ("current demo: 810 and 530 steps", "normalize/demo-steps/seed1"),
-        ("current demo, one thread, on a busy machine", "normalize/demo-steps-one-thread/seed1"),
+        ("the same before attention was joined", "normalize/demo-steps-before-joined-attention/seed1"),
+        ("that, one thread, on a busy machine", "normalize/demo-steps-before-joined-attention-one-thread/seed1"),
         ("budgets in seconds, decay 0", "normalize/demo/seed1"),
         ("budgets in seconds, decay 0.3", "normalize/demo-decay0.3/seed1"),
     ):

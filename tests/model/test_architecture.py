@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -72,3 +72,14 @@ def test_a_broken_record_is_a_user_error(broken):
 def test_settings_that_cannot_be_built_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         Architecture.from_config(ModelConfig(**settings), 100)
+
+
+def test_what_was_added_later_is_in_the_file_only_where_it_says_something():
+    plain = Architecture.from_config(ModelConfig(), 100)
+    assert plain.to_dict().keys() <= {
+        *("family", "vocab_size", "width", "head_width", "context", "encoder", "decoder", "positions"),
+        *("norm_position", "norm", "activation", "qk_norm", "bias", "tied_embeddings"),
+    }
+    other = replace(plain, rotary_base=500.0, output_bias=True)
+    assert other.to_dict() == plain.to_dict() | {"rotary_base": 500.0, "output_bias": True}
+    assert Architecture.from_dict(other.to_dict()) == other

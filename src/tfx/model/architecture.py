@@ -101,8 +101,12 @@ class Architecture:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The architecture as plain JSON values."""
-        return asdict(self)
+        """The architecture as plain JSON values.
+
+        Fields that were added later are left out at their defaults: the file is smaller, and earlier versions read it.
+        """
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
