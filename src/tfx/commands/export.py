@@ -99,7 +99,7 @@ def _export(options: Namespace) -> tuple[Comparison | EncoderComparison, dict[st
     if is_encoder:
         found = export_encoder(loaded, target, _texts(options.texts, options.inputs), options.output, kind, finish)
     else:
-        config = config_of(path, options.overrides)
+        config = config_of(path, options.overrides, options.path)
         data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
         where, metrics = data.test_split, config.dataset.metrics[:1]
         split = data.splits[where]
