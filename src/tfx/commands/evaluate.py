@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     config = config_of(path, options.overrides)
     check_metrics(config.dataset.metrics)
     loaded = load(path, options.device)
-    data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    architecture = loaded.model.architecture
+    data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
     notes += _differences(path, options.overrides, config, loaded, data)
     for note in notes:

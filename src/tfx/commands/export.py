@@ -100,7 +100,8 @@ def _export(options: Namespace) -> tuple[Comparison | EncoderComparison, dict[st
         found = export_encoder(loaded, target, _texts(options.texts, options.inputs), options.output, kind, finish)
     else:
         config = config_of(path, options.overrides)
-        data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+        architecture = loaded.model.architecture
+        data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
         where, metrics = data.test_split, config.dataset.metrics[:1]
         split = data.splits[where]
         found = export(loaded, target, split, options.output, kind, options.inputs, metrics, finish)
