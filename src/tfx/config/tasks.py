@@ -14,11 +14,11 @@ class TaskFacts:
 
     ``watchable`` are the metrics that exist during training; ``metrics`` those that `dataset.metrics` may name, None:
     those of generated text. ``decodes`` says whether its outputs are texts, for text metrics and beam search;
-    ``is_stream`` whether its texts form one stream, any part of which is an example. ``starts_from`` are the families
-    of models that a model of the task can start from besides its own. ``spreads``: validation rows that are cut from the
-    training split are taken from all of it, for it may be sorted by label. ``rows`` and ``input`` are the words for its
-    training examples and for one input, ``empty`` those for the rows that `dataset.empty` is about, and ``output`` is
-    the unit of throughput.
+    ``is_stream`` whether its texts form one stream, any part of which is an example; ``spreads`` whether validation
+    rows that are cut from the training split come from all of it, for it may be sorted by label. ``starts_from`` are
+    the families of models that a model of the task can start from besides its own. ``rows`` and ``input`` are the words
+    for its training examples and for one input, ``empty`` those for the rows that `dataset.empty` is about, and
+    ``output`` is the unit of throughput.
     """
 
     what: str

@@ -208,11 +208,6 @@ class Architecture:
         return self.family != "lm"
 
     @property
-    def has_decoder(self) -> bool:
-        """Whether hidden states are those of decoder blocks."""
-        return self.outputs is None
-
-    @property
     def output_count(self) -> int:
         """How many outputs a hidden state is projected to: tokens, or those of a classifier."""
         return self.vocab_size if self.outputs is None else self.outputs.count
