@@ -164,8 +164,8 @@ def check_combinations(config: Root) -> None:
         raise UserError(
             f"dataset.metrics={dataset.metrics} score generated text, but {task.what} is scored by its loss"
         )
-    known = None if task.metrics is None else LABEL_METRICS[dataset.predict]
-    for name in dataset.metrics if known is not None else ():
+    known = LABEL_METRICS[dataset.predict]
+    for name in dataset.metrics if task.metrics else ():
         if name not in known:
             raise unknown(f"dataset.metrics (for dataset.predict={dataset.predict})", name, known)
     if dataset.class_weights != "none" and dataset.predict != "one":

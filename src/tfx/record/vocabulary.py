@@ -17,6 +17,8 @@ LOSS_METRICS = ("loss", "perplexity", "bits_per_byte")
 ERRORS = ("calibration_error", "squared_error")
 # Bins of equal width that answers are put in by their probability (Guo 2017, arXiv 1706.04599).
 BINS = 15
+# Of more labels no statistics by text are read: they would be wider than long.
+_MOST_LABELS = 2_000
 
 
 def higher_is_better(metric: str) -> bool:
@@ -106,6 +108,8 @@ def _labels(metric: str) -> Callable[[dict[str, Any]], list[float]]:
 
     def read(row: dict[str, Any]) -> list[float]:
         held, said, count = row[metric]
+        if not 0 < count <= _MOST_LABELS or not all(type(n) is int and 0 <= n < count for n in (*held, *said)):
+            raise ValueError(f"{metric} is not two lists of labels and at most {_MOST_LABELS:,} labels")
         found = [0.0] * (3 * count)
         for start, numbers in ((0, held), (count, said), (2 * count, set(held) & set(said))):
             for number in numbers:
@@ -134,6 +138,8 @@ def _matthews(sums: np.ndarray) -> np.ndarray:
 def _bin(row: dict[str, Any]) -> list[float]:
     """By bin the probability of the answer, then whether it is right; and 1."""
     share, is_right = row["calibration_error"]
+    if not 0 <= share <= 1:
+        raise ValueError("calibration_error has no probability")
     found = [0.0] * (2 * BINS + 1)
     place = min(int(share * BINS), BINS - 1)
     found[place], found[BINS + place], found[-1] = share, is_right, 1.0
