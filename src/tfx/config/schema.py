@@ -363,6 +363,13 @@ class OptimizerConfig:
         maximum=100,
         paper="Liu 2025, arXiv 2502.16982",
     )
+    layer_decay: float = setting(
+        1.0,
+        "learning rate of a layer relative to the one above it, for fine-tuning; embeddings are the lowest layer",
+        above=0,
+        maximum=1,
+        paper="Howard 2018, arXiv 1801.06146; Clark 2020, arXiv 2003.10555",
+    )
     clip_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never", above=0)
 
 

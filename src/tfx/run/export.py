@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
@@ -41,8 +40,8 @@ class Comparison:
     """How an exported model differs from ours on ``inputs`` inputs, of so many ``tokens``.
 
     ``largest`` and ``mean`` are differences of the log-probabilities of real targets; ``loss`` and ``theirs`` the mean
-    loss of both, in nats a token; ``equal`` the share of inputs with the same greedy output (``what``: or label, or
-    number); ``scores`` the metrics of the greedy outputs, theirs and ours, where the data has references.
+    loss of both, in nats a token; ``equal`` the share of inputs with the same greedy output; ``scores`` the metrics of
+    the greedy outputs, theirs and ours, where the data has references.
     """
 
     inputs: int
@@ -53,7 +52,6 @@ class Comparison:
     theirs: float
     equal: float
     scores: dict[str, tuple[float, float]]
-    what: str = "greedy outputs"
 
     def words(self, where: str) -> dict[str, str]:
         """Each part of the comparison in words; ``where`` is the split."""
@@ -61,13 +59,8 @@ class Comparison:
             "compared on": f"{self.inputs:,} inputs of {where}, {self.tokens:,} tokens",
             "log-probabilities": f"differ by up to {self.largest:.2g}, {self.mean:.2g} in the mean",
             "loss": f"{self.theirs:.5f} nats a token there, {self.loss:.5f} here",
-            self.what: f"{self.equal:.1%} equal",
+            "greedy outputs": f"{self.equal:.1%} equal",
         }
-        if self.what == "labels":
-            found["loss"] = f"{self.theirs:.5f} nats a text there, {self.loss:.5f} here"
-        elif self.what == "numbers":
-            del found["loss"], found["log-probabilities"]
-            found[self.what] = f"differ by up to {self.largest:.2g} standard deviations, {self.mean:.2g} in the mean"
         scores = {f"{name} of these": f"{a:.2f} there, {b:.2f} here" for name, (a, b) in self.scores.items()}
         return found | scores
 
@@ -105,7 +98,7 @@ def export(
     model that the target has no place for, or whose outputs differ.
     """
     target.check(loaded.model.architecture)
-    with _whole_or_nothing(output) as folder:
+    with whole_or_nothing(output) as folder:
         target.write(loaded, folder, kind)
         found = compare(loaded, target.reopen(folder, loaded), split, count, metrics)
         _judge(found, target, kind)
@@ -123,7 +116,7 @@ def export_encoder(
 ) -> EncoderComparison:
     """Writes an encoder alone, and compares its hidden states on ``texts``; else like `export`."""
     target.check(loaded.model.architecture)
-    with _whole_or_nothing(output) as folder:
+    with whole_or_nothing(output) as folder:
         target.write(loaded, folder, kind)
         theirs = target.reopen(folder, loaded)
         assert isinstance(theirs, ReopenedEncoder)  # the target's check refused what it cannot run
@@ -154,14 +147,12 @@ def _compare_hidden(loaded: LoadedModel, theirs: ReopenedEncoder, texts: Sequenc
 
 def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, metrics: Sequence[str] = ()) -> Comparison:
     """Runs both models on ``count`` inputs of a split, evenly spaced from the shortest to the longest."""
-    if loaded.model.architecture.outputs is not None:
-        return _compare_outputs(loaded, theirs, split, count)
     rows_of_all: list[int] = []
     outputs: tuple[list[list[int]], list[list[int]]] = ([], [])
     differences: list[float] = []
     ours_of_all: list[float] = []
     theirs_of_all: list[float] = []
-    for batch in _batches(loaded, split, count):
+    for batch in batches_of(loaded, split, count):
         sources, targets = _rows(batch, loaded)
         own = _scores(loaded, batch)
         other = theirs.scores(sources, targets)
@@ -185,51 +176,6 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
         theirs=-sum(theirs_of_all) / tokens,
         equal=sum(a == b for a, b in zip(*outputs, strict=True)) / len(rows_of_all),
         scores=_text_scores(loaded, split, rows_of_all, outputs, metrics),
-    )
-
-
-@torch.inference_mode()
-def _compare_outputs(loaded: LoadedModel, theirs: Reopened, split: Split, count: int) -> Comparison:
-    """The same of a classifier: log-probabilities of the right labels, or numbers, of each text, and its answers."""
-    outputs = loaded.model.architecture.outputs
-    assert outputs is not None
-    found: list[torch.Tensor] = []
-    tokens = 0
-    for batch in _batches(loaded, split, count):
-        sources, _ = _rows(batch, loaded)
-        assert sources is not None
-        types = None
-        if batch.types_BS is not None:
-            types = [row[: len(ids)].tolist() for row, ids in zip(batch.types_BS, sources, strict=True)]
-        own = loaded.model.project(run_batch(loaded.model, batch)).squeeze(1) * outputs.scale + outputs.offset
-        other = theirs.outputs(sources, types).float()
-        tokens += batch.tokens
-        if outputs.predicts == "one":
-            labels = batch.target_out_BT
-            right = [side.log_softmax(1).gather(1, labels).squeeze(1) for side in (own, other)]
-            equal = own.argmax(1) == other.argmax(1)
-        elif outputs.predicts == "several":
-            assert batch.values_BC is not None
-            signs = 2.0 * batch.values_BC - 1.0
-            right = [functional.logsigmoid(side * signs).mean(1) for side in (own, other)]
-            equal = ((own > 0) == (other > 0)).all(1)
-        else:
-            # A number is as good as equal where it differs by less than its last printed digit.
-            right = [side.squeeze(1) / outputs.scale for side in (own, other)]
-            equal = (right[0] - right[1]).abs() < _TOLERANCE
-        found.append(torch.stack([*right, equal.float()]))
-    ours, others, equal = torch.cat(found, dim=1)
-    differences = (ours - others).abs()
-    return Comparison(
-        inputs=len(ours),
-        tokens=tokens,
-        largest=float(differences.max()),
-        mean=float(differences.mean()),
-        loss=-float(ours.mean()),
-        theirs=-float(others.mean()),
-        equal=float(equal.mean()),
-        scores={},
-        what="numbers" if outputs.predicts == "number" else "labels",
     )
 
 
@@ -258,13 +204,13 @@ def _judge(found: Comparison, target: Target, kind: str) -> None:
     if wrong:
         raise UserError(
             f"the model in {target.name} differs: log-probabilities by up to {found.largest:.2g} "
-            f"({found.mean:.2g} in the mean), and {found.equal:.1%} of {found.inputs:,} {found.what} are equal; "
+            f"({found.mean:.2g} in the mean), and {found.equal:.1%} of {found.inputs:,} greedy outputs are equal; "
             "nothing is written"
         )
 
 
 @contextmanager
-def _whole_or_nothing(output: Path) -> Iterator[Path]:
+def whole_or_nothing(output: Path) -> Iterator[Path]:
     """A folder beside ``output`` that is renamed to it at the end, and removed where anything fails."""
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -277,7 +223,8 @@ def _whole_or_nothing(output: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _batches(loaded: LoadedModel, split: Split, count: int) -> Iterator[Batch]:
+def batches_of(loaded: LoadedModel, split: Split, count: int) -> Iterator[Batch]:
+    """Batches of ``count`` rows of a split, evenly spaced from the shortest to the longest."""
     context = loaded.model.architecture.context
     rows = np.concatenate(list(split.in_order(4096, context)))
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
