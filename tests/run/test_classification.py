@@ -111,11 +111,11 @@ def test_heads_units_layers_and_unused_tokens_go_and_the_labels_stay(data, folde
         ),
         (
             ["+technique=distill", "technique.distill.sequence_level=true"],
-            "is for text to text, not for classification",
+            "for text to text, not for classification",
         ),
         (
             ["+technique=shuffle", "technique.shuffle.side=target"],
-            "is for text to text: classification has one sequence",
+            "for text to text: classification has one sequence",
         ),
         (["model.decoder_layers=2"], "model.family=classification has no decoder: set model.decoder_layers=0 (not 2)"),
     ],
