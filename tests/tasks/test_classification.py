@@ -20,9 +20,10 @@ from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture, Outputs
 from tfx.model.transformer import Transformer, initialise
 from tfx.tasks.batches import training_batches
-from tfx.tasks.classification import Texts, _cut, _in_windows, classify, collate_texts, named, one_line
+from tfx.tasks.classification import classify
 from tfx.tasks.contract import Prompts
 from tfx.tasks.prepare import prepare_data
+from tfx.tasks.texts import Texts, collate_texts, cut, in_windows, named, one_line
 
 CHAR = TokenizerConfig(kind="char")
 TRAIN = [("ab ab", "yes"), ("ba", "no"), ("abab", "yes"), ("b", "no, never"), ("bb", "no")]
@@ -222,20 +223,20 @@ def texts_of(first: list[int], second: list[int] | None = None) -> Texts:
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=8), st.integers(5, 40))
 def test_pairs_are_cut_from_the_longer_text_until_they_fit(lengths, context):
     whole = texts_of(*map(list, zip(*lengths, strict=True)))
-    cut = _cut(whole, context)
+    found_ = cut(whole, context)
     for row, (first, second) in enumerate(lengths):
         while first + second + 3 > context:  # by hand: one token at a time
             first, second = (first - 1, second) if first > second else (first, second - 1)
-        found = (cut.first.lengths[row], cut.second.lengths[row])
+        found = (found_.first.lengths[row], found_.second.lengths[row])
         assert sum(found) == first + second
         assert abs(found[0] - first) <= 1
-        assert cut.first[row].tolist() == whole.first[row][: found[0]].tolist()
+        assert found_.first[row].tolist() == whole.first[row][: found[0]].tolist()
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(4, 20))
 def test_windows_cover_every_token_and_fit(lengths, context):
     whole = texts_of(lengths)
-    windows = _in_windows(whole, context)
+    windows = in_windows(whole, context)
     assert windows.positions.max() <= context
     owner = np.arange(len(lengths)) if windows.owner is None else windows.owner
     for row in range(len(lengths)):
