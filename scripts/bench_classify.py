@@ -1,7 +1,7 @@
 """How well questions are classified: words and pairs of words, tfx, and `transformers` fine-tuning the same encoder.
 
     python scripts/bench_classify.py --data path/to/trec --output FOLDER [--encoder path/to/encoder]
-        [--arms words tfx …] [--seeds 5] [--epochs 2] [--rows 32] [--rate 1e-4] [overrides of `tfx train` for the arms of tfx …]
+        [--arms words tfx …] [--seeds 5] [--epochs 2] [--rows 32] [--rate 1e-4] [overrides of `tfx train` …]
 
 Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours; `scratch`, `tfx train` of the
 data set's own model; `tfx`, the encoder fine-tuned by `tfx train experiment=finetune`; `transformers`, the same by the
