@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.tasks.prepare import prepare_data
 
     path = local_model(options.path)
-    config = config_of(path, options.overrides)
+    config = config_of(path, options.overrides, options.path)
     check_metrics(config.dataset.metrics)
     loaded = load(path, options.device)
     architecture = loaded.model.architecture
@@ -78,14 +78,17 @@ def main(arguments: Sequence[str]) -> int:
             write_json_lines(options.predictions, quality.predictions)
         except OSError as error:
             raise UserError(f"--predictions {options.predictions} cannot be written: {error.strerror}") from error
-    title = f"{loaded.path} on {config.dataset.name}, {split}"
+    title = f"{options.path if path != options.path else loaded.path} on {config.dataset.name}, {split}"
     facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
     _print(quality, title, facts if options.json else None)
     return 0
 
 
-def config_of(path: Path, overrides: Sequence[str]) -> Root:
-    """That of the run, or for a model file one of the data that the overrides name."""
+def config_of(path: Path, overrides: Sequence[str], named: Path) -> Root:
+    """That of the run, or for a model file one of the data that the overrides name.
+
+    Errors say what the user ``named``: the file may be one that was converted from it.
+    """
     from tfx.compression.checkpoint import read_header
     from tfx.config import compose
 
@@ -93,10 +96,10 @@ def config_of(path: Path, overrides: Sequence[str]) -> Root:
         return compose.change(compose.load(RunDirectory.open(path).config), overrides)
     file = model_file(path)
     if not any(word.lstrip("+").startswith("dataset=") for word in overrides):
-        raise UserError(f"{path} is a model file: name the data to score it on, such as dataset=multi30k")
+        raise UserError(f"{named} is a model without its run: name the data to score it on, such as dataset=multi30k")
     # A model file brings its own architecture: the model group is unused, but must fit the task.
     family = read_header(file).architecture.family
-    facts_of(family, path)
+    facts_of(family, named)
     try:
         return compose.compose([f"model={TASKS[family].example}", *overrides])
     except UserError as error:
@@ -104,7 +107,7 @@ def config_of(path: Path, overrides: Sequence[str]) -> Root:
         if not any(_composes([f"model={task.example}", *overrides]) for task in TASKS.values()):
             raise
         raise UserError(
-            f"{path} holds a model of another task ({TASKS[family].what}) than the data: "
+            f"{named} holds a model of another task ({TASKS[family].what}) than the data: "
             "name other data, or their task and columns with dataset.task=…"
         ) from error
 

@@ -69,9 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _export(
-    options: Namespace,
-) -> tuple[Compared, dict[str, Any], dict[str, str]]:
+def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str]]:
     """Writes the folder; returns the comparison, facts for JSON, and the comparison in words."""
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
@@ -105,7 +103,7 @@ def _export(
     if is_encoder:
         found = export_encoder(loaded, target, _texts(options.texts, options.inputs), options.output, kind, finish)
     else:
-        config = config_of(path, options.overrides)
+        config = config_of(path, options.overrides, options.path)
         architecture = loaded.model.architecture
         data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
         where, metrics = data.test_split, config.dataset.metrics[:1]

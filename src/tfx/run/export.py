@@ -212,6 +212,8 @@ def _judge(found: Comparison, target: Target, kind: str) -> None:
 @contextmanager
 def whole_or_nothing(output: Path) -> Iterator[Path]:
     """A folder beside ``output`` that is renamed to it at the end, and removed where anything fails."""
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist")
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         beside.mkdir()
