@@ -150,10 +150,10 @@ def _tokenizer(loaded: LoadedModel) -> str:
     content = json.loads(tokenizer.to_json())
     before = [tokenizer.text_start[0]] if tokenizer.text_start else []
     behind = [tokenizer.eos] if loaded.model.architecture.is_seq2seq else []
-    if loaded.model.architecture.outputs is not None:
+    if loaded.model.architecture.family in ("encoder", "classification"):
         if tokenizer.roles is None:  # one that came with an encoder frames texts itself
             content["post_processor"] = _template([tokenizer.bos], [tokenizer.eos], tokenizer.token, is_pair=True)
-    elif loaded.model.architecture.family != "encoder":
+    else:
         content["post_processor"] = _template(before, behind, tokenizer.token) if before or behind else None
     return json.dumps(content, ensure_ascii=False)
 
