@@ -72,7 +72,12 @@ def test_a_run_learns_and_its_other_commands_agree(run, data, capsys, monkeypatc
 def test_every_technique_acts_on_it_and_the_file_is_smaller(run, folder, capsys):
     stack = "+technique=[shuffle,mixup,distill,prune,quantize]"
     words = ["technique.shuffle.share=0.5", "technique.mixup.share=0.5", "technique.prune.sparsity=0.3"]
-    words += ["technique.distill.hidden=0.1", f"technique.distill.teacher={run}", "technique.quantize.bits=8"]
+    words += [
+        "technique.distill.hidden=0.1",
+        f"technique.distill.teacher={run}",
+        "technique.quantize.bits=8",
+        "technique.quantize.group=16",
+    ]
     where = f"hydra.run.dir={folder / 'small'}"
     assert main(["train", f"init_from={run}", stack, *words, "trainer.budget.steps=12", where]) == 0
     summary = summary_of(folder / "small")
