@@ -31,7 +31,10 @@ def reread(batch: Batch, own: Tokenizer, other: Tokenizer, context: int, texts: 
         texts,
         first=Ragged.from_lists(other.encode(first), np.int64),
         second=Ragged.from_lists(other.encode(second), np.int64) if batch.types_BS is not None else None,
-        **dict.fromkeys(("truth", "counts", "owner", "dataset")),
+        truth=None,
+        counts=None,
+        owner=None,
+        dataset=None,
     )
     rows = len(batch.rows)
     told = collate_texts(cut(found, context), np.arange(len(first)), other)
