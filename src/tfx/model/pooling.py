@@ -14,7 +14,7 @@ from tfx.model.dropout import Dropout
 class Pooling(nn.Module):
     """The state of the first token (Devlin 2019), the mean or the maximum of all (Kim 2014), or Lin's (2017) mean.
 
-    The weights of that mean come there from two layers and several heads; here they are a softmax of one product with each state.
+    The weights of that mean come there from two layers and several heads; here from one product with each state.
     """
 
     def __init__(self, width: int, *, kind: str, pooler: bool, bias: bool, dropout: float) -> None:
