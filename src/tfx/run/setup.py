@@ -84,6 +84,7 @@ class Setup:
         require(config.tracking.to)
         self.stack = Stack.from_config(config)
         check_sharded(config, self.stack)
+        _check_order(config, self.stack)
         if config.reference is not None:
             local_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
@@ -115,6 +116,17 @@ class Setup:
         data.notes += quality_notes(data, config.dataset.metrics)
         stack.data_prepared(teachers, data, self.device)
         return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
+
+
+def _check_order(config: Root, stack: Stack) -> None:
+    """Raises `UserError` if a technique orders the batches of an epoch, and streamed data has no such order."""
+    dataset = config.dataset
+    is_streamed = dataset.streaming or any(entry.get("streaming") for entry in dataset.mix)
+    if is_streamed and (ordering := stack.order["order_batches"]):
+        raise UserError(
+            f"technique '{ordering[0].name}' orders the batches of a whole epoch by their lengths, and a streamed data "
+            "set has none: leave it out, or prepare the data with dataset.streaming=false"
+        )
 
 
 def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teachers: list[Teacher]) -> None:
