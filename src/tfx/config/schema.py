@@ -219,6 +219,7 @@ class TokenizerConfig:
         8000, "entries, special tokens included (char: the largest number)", minimum=8, maximum=1000000
     )
     split_digits: bool = setting(False, "every digit is a separate token")
+    lowercase: bool = setting(False, "texts are read in lower case, and outputs written in it: for classification")
     rows: int = setting(
         1_000_000,
         "most rows of the training split that it is trained on: of more, evenly spaced ones; of a stream, the first",
