@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
-from tfx.config.tasks import facts_of
+from tfx.config.tasks import TaskFacts, facts_of
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import plain_console
@@ -35,12 +36,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--top-p", type=float, help="sampling: the likeliest tokens up to this mass")
     parser.add_argument("--new-tokens", type=int, help="largest number of tokens that a language model adds")
     parser.add_argument("--seed", type=int, help="sampling: seed (default 1)")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line: the output, probabilities of labels")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
     options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load
     from tfx.config.checks import check_values
-    from tfx.evaluation.generation import describe_decoding, generate
+    from tfx.evaluation.generation import describe_decoding, generate, generate_records
     from tfx.exchange.importing import local_file
 
     loaded = load(local_file(options.path), options.device)
@@ -49,12 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     config = replace(loaded.generation, **chosen)
     check_values(config, "evaluation.")
     task = facts_of(loaded.model.architecture.family, options.path)
-    if not task.decodes:
+    if not task.decodes and not task.metrics:
         if config.method == "beam":
             raise UserError(f"--method beam is for text to text: {task.what} decodes by greedy or sample")
         config = replace(config, method="sample" if config.method == "auto" else config.method)
     notes = plain_console(stderr=True)
-    for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task.decodes):
+    for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task):
         notes.print(f"note: {option}")
     scored, used = describe_decoding(loaded.generation), describe_decoding(config)
     if scored != used and task.decodes:
@@ -67,16 +69,18 @@ def main(arguments: Sequence[str]) -> int:
         for number, text in enumerate(batch, start=done + 1):
             if "\r" in text:
                 notes.print(f"note: line {number}: a carriage return in it ends no line here, unlike in data files")
-        outputs = generate(
-            loaded.model,
-            loaded.tokenizer,
-            batch,
-            config,
-            seed=1 if options.seed is None else options.seed,
-            first=done,
-            note=lambda message: notes.print(f"note: {message}"),
-        )
+        settings: dict[str, Any] = {
+            "seed": 1 if options.seed is None else options.seed,
+            "first": done,
+            "note": lambda message: notes.print(f"note: {message}"),
+        }
         done += len(batch)
+        if options.json:
+            for record in generate_records(loaded.model, loaded.tokenizer, batch, config, **settings):
+                sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            continue
+        outputs = generate(loaded.model, loaded.tokenizer, batch, config, **settings)
         for text, output in zip(batch, outputs, strict=True):
             shown = output if not task.is_stream else (text + output).replace("\\", "\\\\").replace("\n", "\\n")
             sys.stdout.write(shown.replace("\r", " ") + "\n")
@@ -86,12 +90,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, decodes: bool) -> list[str]:
+def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, task: TaskFacts) -> list[str]:
     """Notes which options have no effect, and why."""
     from tfx.evaluation.generation import ignored_settings
 
     reasons = ignored_settings(config)
-    if decodes:
+    if task.metrics:  # labels are no texts that are written
+        names = ("method", "beam", "temperature", "top_k", "top_p", "new_tokens", "seed")
+        reasons = dict.fromkeys(names, f"{task.what} writes no text")
+    if task.decodes:
         reasons["new_tokens"] = "an output of text to text ends by itself"
     if config.top_k is not None and config.top_k >= vocab_size:
         reasons.setdefault("top_k", f"the vocabulary has {vocab_size:,} tokens")

@@ -9,7 +9,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
-from tfx.tasks.contract import Prompts
+from tfx.tasks.contract import Prompts, Task
 
 # The settings that each decoding method reads.
 _READS = {"greedy": (), "beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
@@ -61,6 +61,29 @@ def generate(
     spaces for text to text; the continuation of a language model keeps them and follows its text directly. The output
     for an empty text is empty in text to text.
     """
+    task, prompts = _prompts(model, tokenizer, texts, first, note)
+    return task.generate(model, tokenizer, prompts, config, seed)
+
+
+def generate_records(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    config: EvaluationConfig,
+    *,
+    seed: int = 1,
+    first: int = 0,
+    note: Callable[[str], Any] = lambda message: None,
+) -> list[dict[str, Any]]:
+    """The same as JSON objects: the ``output`` of each text, and what else the model says of it."""
+    task, prompts = _prompts(model, tokenizer, texts, first, note)
+    return task.records(model, tokenizer, prompts, config, seed)
+
+
+def _prompts(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], first: int, note: Callable[[str], Any]
+) -> tuple[Task, Prompts]:
+    """The task of a model, and the texts as it reads them."""
     model.eval()
     task = task_named(model.architecture.family)
     read = [task.read(text) for text in texts]
@@ -72,4 +95,4 @@ def generate(
             prompts.say(row, f"{unknown:,} tokens of characters that the tokenizer does not know")
         if (signs := read[row].count(SPACE)) and tokenizer.mistakes_sign:
             prompts.say(row, f"{signs:,} signs '{SPACE}' (U+2581), which the tokenizer takes for spaces")
-    return task.generate(model, tokenizer, prompts, config, seed)
+    return task, prompts

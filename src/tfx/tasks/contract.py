@@ -250,6 +250,12 @@ class Task(ABC):
     ) -> list[str]:
         """One output for each prompt; see `tfx.evaluation.generation.generate`."""
 
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        """The same as JSON objects, with what else the model says of each output."""
+        return [{"output": output} for output in self.generate(model, tokenizer, prompts, config, seed)]
+
 
 def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
     """The texts of a column with their ids, some rows at a time."""
