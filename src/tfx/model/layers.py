@@ -113,6 +113,10 @@ class Block(nn.Module):
         self.ffn_norm = make_norm(architecture)
         self.dropout = Dropout(dropout)
 
+    def attended(self, x_BTD: Tensor) -> Tensor:
+        """What self-attention reads (B, T, D) of what enters the block."""
+        return self.attention_norm(x_BTD) if self.pre else x_BTD
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -168,9 +172,12 @@ class BlockStack(nn.Module):
         memory_bias: Bias | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         caches: list[BlockCache] | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Returns (B, T, D)."""
+        """Returns (B, T, D); ``states`` gets what enters each block, and what leaves the last one."""
         for index, block in enumerate(self.blocks):
+            if states is not None:
+                states.append(x_BTD)
             skips = None
             if self.training and self.layer_dropout:
                 skips = self._draw(x_BTD.device)
@@ -182,6 +189,8 @@ class BlockStack(nn.Module):
             else:
                 y_BTD = block(*arguments, caches[index] if caches is not None else None)
             x_BTD = torch.where(skips, x_BTD, y_BTD) if torch.is_tensor(skips) else y_BTD
+        if states is not None:
+            states.append(x_BTD)
         return self.norm(x_BTD)
 
     def _draw(self, device: torch.device) -> bool | Tensor:
