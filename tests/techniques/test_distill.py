@@ -322,7 +322,7 @@ def test_the_layers_learn_the_mean_of_what_each_teacher_has():
         assert objective.flops > 0
         assert [scale for _, _, scale in objective.other] == [1, 2, 3]
         positions = float(weight_of_positions(batch).sum())
-        found = {name.removeprefix("distill_"): float(value) for name, value, _ in objective.other}
+        found = {name.removeprefix("distill_"): float(value.detach()) for name, value, _ in objective.other}
         evidence = technique.evidence()
         for name, proof in (("hidden", "hidden_error"), ("attention", "attention_error")):
             assert evidence[proof] == pytest.approx(found[name] / positions)
