@@ -77,14 +77,15 @@ class Chain:
 
     def __init__(self, tables):
         self.tables, self.position, self.device = tables, -1, CPU
-        self.model = SimpleNamespace(
-            output=None, project=lambda hidden: hidden, architecture=SimpleNamespace(vocab_size=tables.shape[-1])
-        )
+        self.model = SimpleNamespace(architecture=SimpleNamespace(vocab_size=tables.shape[-1]))
 
     def step(self, last_N):
         self.position += 1
         tables = self.tables[:, self.position].repeat_interleave(len(last_N) // len(self.tables), 0)
         return tables[torch.arange(len(last_N)), last_N].clone()
+
+    def logits(self, hidden):
+        return hidden
 
     def reorder(self, parents):
         pass

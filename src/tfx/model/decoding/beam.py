@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
 from tfx.model.decoding.decoder import Decoder
-from tfx.model.decoding.output import Output, logits_behind
+from tfx.model.decoding.output import Output
 from tfx.model.decoding.rules import Ends, Rules
 from tfx.model.decoding.top import best_children
 
@@ -36,17 +36,16 @@ def beam_search(
     """
     found: list[list[Output]] = [[] for _ in limits]
     search = _Search(decoder, list(range(len(limits))), limits, ends, rules, config)
-    is_near = decoder.device.type == "cpu"
+    is_near = decoder.device.type == "cpu" or rules.reads_texts
     unseen = 0
     for step in range(max(limits)):
-        done_B = search.step(step, is_near)
+        search.step(step, is_near)
         unseen += 1
         left = min(search.limits) - (step + 1)
         if left and not is_near and unseen < _STEPS_UNSEEN:
             continue
         unseen = 0
-        done = done_B.tolist()
-        done = [is_done or limit <= step + 1 for is_done, limit in zip(done, search.limits, strict=True)]
+        done = search.done(step + 1)
         if not any(done):
             continue
         for row, number in enumerate(search.numbers):
@@ -83,55 +82,74 @@ class _Search:
         self._scores_BK[:, 0] = 0.0
         self._ended_BKT = torch.full_like(self._tokens_BKT, ends.pad)
         self._ended_scores_BK = torch.full_like(self._scores_BK, -torch.inf)
+        self._has_ended = False
         self._done_B = torch.zeros(len(limits), dtype=torch.bool, device=device)
         self._first_B1 = torch.arange(0, len(limits) * config.beam, config.beam, device=device).unsqueeze(1)
         self._last_N = self._tokens_BKT[:, :, 0].flatten()
 
-    def step(self, step: int, is_near: bool) -> Tensor:
-        """Appends a token to all living prefixes; returns which sentences are done before their limit."""
+    def step(self, step: int, is_near: bool) -> None:
+        """Appends a token to all living prefixes. Where the host ``is_near``, what does not happen is left out."""
         scores_BC, parent_BC, token_BC = self._children(step)
         is_end_BC = token_BC == self._ends.eos
-        penalty = length_penalty(step + 1, self._alpha)
-        # An end token counts only if it is among the K best children, as in a beam that keeps K children in all.
-        counts_BK = is_end_BC[:, : self._beam]
-        if not is_near or bool(counts_BK.any()):
-            self._finish(scores_BC[:, : self._beam], parent_BC[:, : self._beam], counts_BK, penalty)
-        # Living prefixes: the K best children that have not finished.
-        self._scores_BK, kept_BK = scores_BC.masked_fill(is_end_BC, -torch.inf).topk(self._beam, dim=1)
-        token_BK = token_BC.gather(1, kept_BK)
-        parent_N = (parent_BC.gather(1, kept_BK) + self._first_B1).flatten()
+        beam = self._beam
+        if is_near and not bool(is_end_BC.any()):
+            self._scores_BK, parent_BK, token_BK = scores_BC[:, :beam], parent_BC[:, :beam], token_BC[:, :beam]
+        else:
+            penalty = length_penalty(step + 1, self._alpha)
+            self._finish(scores_BC[:, :beam], parent_BC[:, :beam], is_end_BC[:, :beam], penalty)
+            # Living prefixes: the K best children that have not finished.
+            self._scores_BK, kept_BK = scores_BC.masked_fill(is_end_BC, -torch.inf).topk(beam, dim=1)
+            token_BK, parent_BK = token_BC.gather(1, kept_BK), parent_BC.gather(1, kept_BK)
+        parent_N = (parent_BK + self._first_B1).flatten()
         flat_NT = self._tokens_BKT.flatten(0, 1).index_select(0, parent_N)
-        self._last_N = token_BK.flatten()
-        flat_NT[:, step + 1] = self._last_N
+        self._last_N = flat_NT[:, step + 1] = token_BK.flatten()
         self._tokens_BKT = flat_NT.view(self._tokens_BKT.shape)
         self._decoder.reorder(parent_N)
-        self._done_B = self._done_B | (self._scores_BK[:, 0] / penalty <= self._ended_scores_BK[:, -1])
-        return self._done_B
+        if not is_near:
+            self._see_done(step + 1)
+
+    def _see_done(self, length: int) -> None:
+        """Notes where K hypotheses have finished and no living prefix scores higher than the worst of them."""
+        best_B = self._scores_BK[:, 0] / length_penalty(length, self._alpha)
+        self._done_B = self._done_B | (best_B <= self._ended_scores_BK[:, -1])
+
+    def done(self, length: int) -> list[bool]:
+        """Which sentences are done."""
+        if self._has_ended:
+            self._see_done(length)
+            done = self._done_B.tolist()
+        else:
+            done = [False] * len(self.limits)
+        return [is_done or limit <= length for is_done, limit in zip(done, self.limits, strict=True)]
 
     def _children(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, parents and tokens of the 2K best children: at most K of them can be end tokens."""
-        hidden_ND = self._decoder.step(self._last_N)
-        sentences = len(self.numbers)
-        vocab = self._decoder.model.architecture.vocab_size
-        at_once = sentences
+        decoder, beam = self._decoder, self._beam
+        hidden_ND = decoder.step(self._last_N)
+        at_once = len(hidden_ND)
         if hidden_ND.device.type == "cpu":
-            at_once = max(1, _AT_ONCE // (vocab * self._beam))
+            at_once = max(1, _AT_ONCE // (decoder.model.architecture.vocab_size * beam)) * beam
         parts = []
-        for first in range(0, sentences, at_once):
-            last = min(first + at_once, sentences)
-            rows = slice(first * self._beam, last * self._beam)
-            logits_nV = logits_behind(self._decoder.model, hidden_ND[rows])
-            self._rules.apply(
-                logits_nV, [step] * len(logits_nV), lambda: self._tokens_BKT.flatten(0, 1)[rows, 1 : step + 1].tolist()
-            )
-            parts.append(best_children(logits_nV.log_softmax(-1), self._scores_BK[first:last], 2 * self._beam))
+        for scores_bK, hidden_nD, tokens_nT in zip(
+            self._scores_BK.split(at_once // beam),
+            hidden_ND.split(at_once),
+            self._tokens_BKT.flatten(0, 1).split(at_once),
+            strict=True,
+        ):
+            logits_nV = decoder.logits(hidden_nD)
+            self._rules.apply(logits_nV, step, tokens_nT[:, 1 : step + 1])
+            parts.append(best_children(logits_nV.log_softmax(-1), scores_bK, 2 * beam))
         if len(parts) == 1:
             return parts[0]
         scores, parents, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
         return scores, parents, tokens
 
     def _finish(self, scores_BK: Tensor, parent_BK: Tensor, counts_BK: Tensor, penalty: float) -> None:
-        """Lets the children that ended compete with the hypotheses that ended before."""
+        """Lets the children that ended compete with the hypotheses that ended before.
+
+        An end token counts only if it is among the K best children, as in a beam that keeps K children in all.
+        """
+        self._has_ended = True
         # The score is normalised by length, which includes the end token.
         counts_BK = counts_BK & ~self._done_B.unsqueeze(1)
         new_BK = (scores_BK / penalty).masked_fill(~counts_BK, -torch.inf)

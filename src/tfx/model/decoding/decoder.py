@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfx.model.decoding.caches import CrossAttention, OwnAttention, Rotary
+from tfx.model.decoding.caches import CrossAttention, OwnAttention, Rotary, bare
 from tfx.model.layers import Block
 from tfx.model.positions import alibi_bias, relative_buckets
 from tfx.model.transformer import Transformer
@@ -48,7 +48,9 @@ class Decoder:
             CrossAttention(block.cross, memory_BSD) if block.cross is not None and memory_BSD is not None else None
             for block in blocks
         ]
-        self._blocks = list(zip(blocks, self._own, self._cross, strict=True))
+        self._blocks = [_Block(*parts) for parts in zip(blocks, self._own, self._cross, strict=True)]
+        self._norm = bare(model.decoder.norm)
+        self._project = bare(model.output)
         weight = model.embedding.weight
         self.device, self._dtype = weight.device, weight.dtype
         self._source_bias_B111S: Tensor | None = None
@@ -108,19 +110,26 @@ class Decoder:
             distance_QP = self._distances(queries)
             if self.model.architecture.positions == "relative":
                 buckets_QP = relative_buckets(distance_QP, self.model.architecture, is_causal=True)
-        for block, own, cross in self._blocks:
+        for block in self._blocks:
             biases = visible
             if distance_QP is not None:
-                biases = (*visible, _by_head(own, distance_QP, buckets_QP))
-            pre = block.pre
-            mixed = own(block.attention_norm(x_ND) if pre else x_ND, rows, start, biases, rotary)
-            x_ND = x_ND + mixed if pre else block.attention_norm(x_ND + mixed)
-            if cross is not None and block.cross_norm is not None:
-                mixed = cross(block.cross_norm(x_ND) if pre else x_ND, self.sentences, cross_biases)
-                x_ND = x_ND + mixed if pre else block.cross_norm(x_ND + mixed)
-            mixed = block.ffn(block.ffn_norm(x_ND) if pre else x_ND)
-            x_ND = x_ND + mixed if pre else block.ffn_norm(x_ND + mixed)
-        return self.model.decoder.norm(x_ND)  # type: ignore[no-any-return]
+                biases = (*visible, _by_head(block.own, distance_QP, buckets_QP))
+            own, cross = block.own, block.cross
+            if block.pre:
+                x_ND = x_ND + own(block.own_norm(x_ND), rows, start, biases, rotary)
+                if cross is not None:
+                    x_ND = x_ND + cross(block.cross_norm(x_ND), self.sentences, cross_biases)
+                x_ND = x_ND + block.feed_forward(block.ffn_norm(x_ND))
+            else:
+                x_ND = block.own_norm(x_ND + own(x_ND, rows, start, biases, rotary))
+                if cross is not None:
+                    x_ND = block.cross_norm(x_ND + cross(x_ND, self.sentences, cross_biases))
+                x_ND = block.ffn_norm(x_ND + block.feed_forward(x_ND))
+        return self._norm(x_ND)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """The logits (N, V) of hidden states, in fp32 and in memory of their own."""
+        return self._project(hidden_ND).float()
 
     # --- what a position sees -------------------------------------------------------------------------
 
@@ -208,6 +217,23 @@ class Decoder:
         if self._first_R is not None:
             self._first_R = self._first_R[:count]
         return order_B
+
+
+class _Block:
+    """The parts of a block, ready to be called for rows (N, D)."""
+
+    def __init__(self, block: Block, own: OwnAttention, cross: CrossAttention | None) -> None:
+        self.pre, self.own, self.cross = block.pre, own, cross
+        self.own_norm, self.ffn_norm = bare(block.attention_norm), bare(block.ffn_norm)
+        self.cross_norm = self.ffn_norm if block.cross_norm is None else bare(block.cross_norm)
+        self._up, self._down = bare(block.ffn.up), bare(block.ffn.down)
+        self._gate = None if block.ffn.gate is None else bare(block.ffn.gate)
+        self._activation = block.ffn.activation
+
+    def feed_forward(self, x_ND: Tensor) -> Tensor:
+        """As `FeedForward`, without dropout."""
+        up = self._up(x_ND)
+        return self._down(self._activation(up) if self._gate is None else self._activation(self._gate(x_ND)) * up)
 
 
 def _rows_of(sentences_b: Tensor, each: int) -> Tensor:

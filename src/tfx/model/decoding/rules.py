@@ -5,7 +5,6 @@ Shapes: N hypotheses, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,7 @@ class Rules:
         """Whether `apply` needs the texts so far, and so waits for the device."""
         return False
 
-    def apply(self, logits_NV: Tensor, produced: Sequence[int], texts: Callable[[], list[list[int]]]) -> None:
-        """``produced`` is the number of tokens of each output so far, ``texts`` gives all tokens of each text so far."""
+    def apply(self, logits_NV: Tensor, produced: int | list[int], texts: Tensor | list[list[int]]) -> None:
+        """``produced`` is the number of tokens of each output so far; ``texts`` holds those of each text so far."""
         if self._never is not None:
             logits_NV.index_fill_(1, self._never, -torch.inf)

@@ -14,7 +14,6 @@ from torch import Tensor
 from tfx.config.schema import EvaluationConfig
 from tfx.model.decoding.beam import beam_search
 from tfx.model.decoding.decoder import Decoder
-from tfx.model.decoding.output import Output, logits_behind
 from tfx.model.decoding.rules import Ends, Rules
 from tfx.model.decoding.sampling import Picker, make_picker
 from tfx.model.transformer import Transformer
@@ -114,8 +113,8 @@ def _extend(decoder: Decoder, hidden_ND: Tensor, texts: list[_Text], eos: int, r
     unseen: list[Tensor] = []
     while True:
         produced = [len(text.added) + len(unseen) for text in alive]
-        logits_NV = logits_behind(decoder.model, hidden_ND)
-        rules.apply(logits_NV, produced, lambda rows=alive: [text.all for text in rows])  # type: ignore[misc]
+        logits_NV = decoder.logits(hidden_ND)
+        rules.apply(logits_NV, produced, [text.all for text in alive] if rules.reads_texts else [])
         token_N = pick(logits_NV, [text.number for text in alive])
         unseen.append(token_N)
         left = min(text.stop - count for text, count in zip(alive, produced, strict=True)) - 1
