@@ -41,7 +41,7 @@ def beam_search(
     """
     found: list[list[Output]] = [[] for _ in limits]
     search = _Search(decoder, limits, ends, rules, config, detailed=detailed)
-    is_near = decoder.device.type == "cpu" or rules.reads_texts
+    is_near = decoder.is_near or rules.reads_texts
     unseen = 0
     for step in range(max(limits)):
         search.step(step, is_near)

@@ -61,6 +61,11 @@ class Decoder:
         # The first place of each row that holds a token; None: all are 0.
         self._first_R: Tensor | None = None
 
+    @property
+    def is_near(self) -> bool:
+        """Whether the host can look at results without waiting for a device."""
+        return self.device.type == "cpu"
+
     # --- steps ----------------------------------------------------------------------------------------
 
     def step(self, token_N: Tensor) -> Tensor:

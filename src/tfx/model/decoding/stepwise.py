@@ -163,7 +163,7 @@ def _extend(
     detailed: bool,
 ) -> None:
     """Adds tokens to all texts until each has ended or reached its ``stop``. Texts that stop leave the batch."""
-    is_near = decoder.device.type == "cpu" or rules.reads_texts
+    is_near = decoder.is_near or rules.reads_texts
     alive = texts
     unseen: list[Tensor] = []
     unseen_probs: list[Tensor] = []
