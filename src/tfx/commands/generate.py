@@ -112,11 +112,8 @@ def _config(options: Any, kept: EvaluationConfig, task: TaskFacts) -> Evaluation
             raise UserError(f"--nbest {options.nbest} must be at least 1")
         beam = config.beam if task.decodes and decoding_method(config) == "beam" else 1
         if options.nbest > beam:
-            method = "" if task.decodes else f", which {task.what} does not have"
-            raise UserError(
-                f"--nbest {options.nbest} needs a beam of as many hypotheses (here {beam}): "
-                + (f"name --method beam --beam {options.nbest}" if task.decodes else f"leave it out{method}")
-            )
+            mend = f"name --method beam --beam {options.nbest}" if task.decodes else "that is for text to text"
+            raise UserError(f"--nbest {options.nbest} needs a beam of as many hypotheses (here {beam}): {mend}")
     return config
 
 
