@@ -110,7 +110,7 @@ def test_the_gradient_of_a_mixed_batch_is_the_mixture_of_two(predicts):
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("settings", [{"pooling": "first"}, {"pooling": "mean"}, {"pooling": "attention"}])
+@pytest.mark.parametrize("settings", [{"pooling": kind} for kind in ("first", "mean", "max", "attention")])
 @pytest.mark.parametrize("pooler", [False, True])
 def test_padding_changes_no_pooled_state(settings, pooler):
     model = Transformer(architecture_of("one", pooler=pooler, **settings)).eval()
@@ -125,6 +125,7 @@ def test_padding_changes_no_pooled_state(settings, pooler):
     pooled = {
         "first": lambda: memory[0],
         "mean": lambda: memory.mean(0),
+        "max": lambda: memory.max(0).values,
         "attention": lambda: (memory @ model.pooling.score.weight[0]).softmax(0) @ memory if model.pooling.score else 0,
     }[settings["pooling"]]()
     if pooler:

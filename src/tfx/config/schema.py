@@ -179,10 +179,10 @@ class ModelConfig:
     )
     pooling: str = setting(
         "mean",
-        "classification: how the states of a text become one: that of the first token, their mean, or a mean with "
-        "learned weights",
-        choices=("first", "mean", "attention"),
-        paper="Devlin 2019, arXiv 1810.04805; Lin 2017, arXiv 1703.03130",
+        "classification: how the states of a text become one: that of the first token, their mean, their maximum, or a "
+        "mean with learned weights",
+        choices=("first", "mean", "max", "attention"),
+        paper="Devlin 2019, arXiv 1810.04805; Kim 2014, arXiv 1408.5882; Lin 2017, arXiv 1703.03130",
     )
     pooler: bool = setting(
         False,
@@ -219,6 +219,7 @@ class TokenizerConfig:
         8000, "entries, special tokens included (char: the largest number)", minimum=8, maximum=1000000
     )
     split_digits: bool = setting(False, "every digit is a separate token")
+    lowercase: bool = setting(False, "texts are read in lower case, and outputs written in it: for classification")
     rows: int = setting(
         1_000_000,
         "most rows of the training split that it is trained on: of more, evenly spaced ones; of a stream, the first",
