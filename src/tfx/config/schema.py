@@ -596,6 +596,21 @@ class EvaluationConfig:
     top_p: float | None = setting(
         None, "sample: the likeliest tokens up to this mass", above=0, maximum=1, paper="Holtzman 2020"
     )
+    min_length: int = setting(0, "shortest output: no end before", minimum=0, maximum=100000, unit="tokens")
+    no_repeat_ngram: int = setting(
+        0,
+        "a text has no n-gram of this many tokens twice; 0: it may",
+        minimum=0,
+        maximum=1000,
+        paper="Paulus 2017, arXiv 1705.04304",
+    )
+    repetition_penalty: float = setting(
+        1.0,
+        "what divides positive logits, and multiplies negative ones, of tokens that the text has; 1: nothing",
+        minimum=1,
+        maximum=100,
+        paper="Keskar 2019, arXiv 1909.05858",
+    )
     max_length_ratio: float = setting(
         2.0, "longest output: ratio * source length + 10", above=0, maximum=1000, unit="tokens"
     )
