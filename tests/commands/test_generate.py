@@ -158,36 +158,37 @@ def test_another_decoding_than_that_of_the_scores_is_named(words, used, runs, mo
 
 def test_the_best_outputs_are_a_line_of_json_for_each_line(runs, monkeypatch, capsys):
     words = [str(runs / "pairs"), "--method", "beam", "--beam", "3"]
-    lines = b"five past nine\n\nhalf past two\n"
+    texts = ["five past nine", "", "half past two"]
+    lines = "".join(f"{text}\n" for text in texts).encode()
     plain = generate(runs, monkeypatch, capsys, *words, stdin=lines)[1].splitlines()
     _, out, _ = generate(runs, monkeypatch, capsys, *words, "--nbest", "3", stdin=lines)
     found = [json.loads(line) for line in out.splitlines()]
-    assert [row["input"] for row in found] == ["five past nine", "", "half past two"]
-    assert [len(row["outputs"]) for row in found] == [3, 0, 3]
-    assert [row["outputs"][0]["text"] if row["outputs"] else "" for row in found] == plain
-    for row in found:
-        scores = [output["score"] for output in row["outputs"]]
+    assert [len(row["nbest"]) for row in found] == [3, 0, 3]
+    assert [row["output"] for row in found] == plain
+    for text, row in zip(texts, found, strict=True):
+        scores = [one["score"] for one in row["nbest"]]
         assert scores == sorted(scores, reverse=True)
-        assert len({output["text"] for output in row["outputs"]}) == len(scores)
-        for output in row["outputs"]:
-            values = [token["log_prob"] for token in output["tokens"]]
-            assert sum(values) / ((5 + len(values)) / 6) == pytest.approx(output["score"], abs=1e-3)
-            assert [number for _, number in output["alignment"]] == list(range(len(output["text"].split())))
-            assert all(0 <= word < len(row["input"].split()) for word, _ in output["alignment"])
+        assert len({one["output"] for one in row["nbest"]}) == len(scores)
+        for one in row["nbest"]:
+            values = [token["log_prob"] for token in one["tokens"]]
+            assert sum(values) / ((5 + len(values)) / 6) == pytest.approx(one["score"], abs=1e-3)
+            assert [number for _, number in one["alignment"]] == list(range(len(one["output"].split())))
+            assert all(0 <= word < len(text.split()) for word, _ in one["alignment"])
     _, out, _ = generate(runs, monkeypatch, capsys, *words, "--json", stdin=lines)
-    assert [json.loads(line)["outputs"] for line in out.splitlines()] == [row["outputs"][:1] for row in found]
+    best = [row["nbest"][0] if row["nbest"] else {"output": ""} for row in found]
+    assert [json.loads(line) for line in out.splitlines()] == best
 
 
 def test_a_language_model_has_scores_and_tokens_but_no_alignment(runs, monkeypatch, capsys):
-    words = [str(runs / "lm"), "--method", "greedy", "--new-tokens", "4", "a line", "and"]
+    texts = ["a line", "and"]
+    words = [str(runs / "lm"), "--method", "greedy", "--new-tokens", "4", *texts]
     plain = generate(runs, monkeypatch, capsys, *words)[1].splitlines()
     found = [json.loads(line) for line in generate(runs, monkeypatch, capsys, *words, "--json")[1].splitlines()]
-    for row, line in zip(found, plain, strict=True):
-        (output,) = row["outputs"]
-        assert (row["input"] + output["text"]).replace("\n", "\\n") == line
-        assert "alignment" not in output
-        assert len(output["tokens"]) == 4
-        assert sum(token["log_prob"] for token in output["tokens"]) / 1.5 == pytest.approx(output["score"], abs=1e-3)
+    for text, row, line in zip(texts, found, plain, strict=True):
+        assert (text + row["output"]).replace("\n", "\\n") == line
+        assert "alignment" not in row
+        assert len(row["tokens"]) == 4
+        assert sum(token["log_prob"] for token in row["tokens"]) / 1.5 == pytest.approx(row["score"], abs=1e-3)
 
 
 def test_rules_change_outputs_and_are_named(runs, monkeypatch, capsys):

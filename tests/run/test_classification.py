@@ -66,9 +66,9 @@ def test_a_run_learns_and_its_other_commands_agree(run, data, capsys, monkeypatc
     assert capsys.readouterr().out.splitlines() == [*(row["hypothesis"] for row in rows), ""]
     assert main(["generate", str(run), "--json", "--beam", "3", "sun and snow"]) == 0
     shown = capsys.readouterr()
-    (record,) = json.loads(shown.out)["outputs"]
+    record = json.loads(shown.out)
     assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-    assert max(record["probabilities"], key=record["probabilities"].get) == record["text"]
+    assert max(record["probabilities"], key=record["probabilities"].get) == record["output"]
     assert "--beam has no effect: classification writes no text" in shown.err
     page = (run / "report.html").read_text()
     assert "Labels of " in page

@@ -20,7 +20,6 @@ from tfx.record.console import plain_console
 
 if TYPE_CHECKING:
     from tfx.compression.checkpoint import LoadedModel
-    from tfx.tasks.contract import Written
 
 _LINES_AT_ONCE = 256
 
@@ -88,11 +87,9 @@ def _options(arguments: Sequence[str]) -> Any:
     parser.add_argument("--prefix", metavar="TEXT", help="text to text: what every output begins with")
     parser.add_argument("--seed", type=int, help="sampling: seed (default 1)")
     parser.add_argument(
-        "--json",
-        action="store_true",
-        help="a line of JSON for each input: outputs and what is known of them",
+        "--json", action="store_true", help="a JSON object a line: the output, score, tokens, alignment; or labels"
     )
-    parser.add_argument("--nbest", type=int, metavar="N", help="the N best outputs of a beam, as --json")
+    parser.add_argument("--nbest", type=int, metavar="N", help="as --json, with the N best outputs of a beam")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
     return parser.read(arguments)
 
@@ -130,36 +127,22 @@ def _decoded(
     is_stream: bool,
 ) -> Iterator[str]:
     """The line for each text; ``done`` is the number of texts before."""
-    from tfx.evaluation.generation import generate, write
+    from tfx.evaluation.generation import generate, generate_records
 
-    def note(message: str) -> None:
-        notes.print(f"note: {message}")
-
-    seed, prefix = 1 if options.seed is None else options.seed, options.prefix or ""
-    model, tokenizer = loaded.model, loaded.tokenizer
+    settings: dict[str, Any] = {
+        "seed": 1 if options.seed is None else options.seed,
+        "first": done,
+        "prefix": options.prefix or "",
+        "note": lambda message: notes.print(f"note: {message}"),
+    }
     if options.json or options.nbest is not None:
-        best = options.nbest or 1
-        found = write(model, tokenizer, texts, config, best=best, seed=seed, first=done, prefix=prefix, note=note)
-        for text, outputs in zip(texts, found, strict=True):
-            yield json.dumps({"input": text, "outputs": [_facts(output) for output in outputs]}, ensure_ascii=False)
+        records = generate_records(loaded.model, loaded.tokenizer, texts, config, best=options.nbest, **settings)
+        yield from (json.dumps(record, ensure_ascii=False) for record in records)
         return
-    lines = generate(model, tokenizer, texts, config, seed=seed, first=done, prefix=prefix, note=note)
-    for text, output in zip(texts, lines, strict=True):
+    outputs = generate(loaded.model, loaded.tokenizer, texts, config, **settings)
+    for text, output in zip(texts, outputs, strict=True):
         shown = output if not is_stream else (text + output).replace("\\", "\\\\").replace("\n", "\\n")
         yield shown.replace("\r", " ")
-
-
-def _facts(output: Written) -> dict[str, Any]:
-    facts: dict[str, Any] = {"text": output.text}
-    if output.probabilities is not None:
-        facts["probabilities"] = output.probabilities
-    if output.score is not None:
-        facts["score"] = round(output.score, 4)
-    if output.tokens:
-        facts["tokens"] = [{"token": token, "log_prob": round(value, 4)} for token, value in output.tokens]
-    if output.alignment is not None:
-        facts["alignment"] = output.alignment
-    return facts
 
 
 def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, task: TaskFacts) -> list[str]:
@@ -167,12 +150,12 @@ def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, tas
     from tfx.evaluation.generation import ignored_settings
 
     reasons = ignored_settings(config)
+    if not task.decodes:
+        reasons["prefix"] = "only outputs of text to text have one"
     if task.metrics:  # labels are no texts that are written
-        reasons = dict.fromkeys(("method", *_SETTINGS, "seed"), f"{task.what} writes no text")
+        reasons = dict.fromkeys(("method", "prefix", "seed", *_SETTINGS), f"{task.what} writes no text")
     if task.decodes:
         reasons["new_tokens"] = "an output of text to text ends by itself"
-    else:
-        reasons["prefix"] = "only outputs of text to text have one"
     if config.top_k is not None and config.top_k >= vocab_size:
         reasons.setdefault("top_k", f"the vocabulary has {vocab_size:,} tokens")
     return [

@@ -9,7 +9,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
-from tfx.tasks.contract import Prompts, Written
+from tfx.tasks.contract import Prompts, Task
 
 # The settings that each decoding method reads.
 _READS = {"greedy": (), "beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
@@ -68,30 +68,29 @@ def generate(
     spaces for text to text; the continuation of a language model keeps them and follows its text directly. The output
     for an empty text is empty in text to text.
     """
-    model.eval()
-    prompts = _prompts(model, tokenizer, texts, first, prefix, note)
-    return task_named(model.architecture.family).generate(model, tokenizer, prompts, config, seed)
+    task, prompts = _prompts(model, tokenizer, texts, first, note, prefix)
+    return task.generate(model, tokenizer, prompts, config, seed)
 
 
-def write(
+def generate_records(
     model: Transformer,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     config: EvaluationConfig,
     *,
-    best: int = 1,
+    best: int | None = None,
     seed: int = 1,
     first: int = 0,
     prefix: str = "",
     note: Callable[[str], Any] = lambda message: None,
-) -> list[list[Written]]:
-    """As `generate`, the ``best`` outputs for each text with scores, tokens and alignment; none for an empty text.
+) -> list[dict[str, Any]]:
+    """The same as JSON objects: the ``output`` of each text, and what else the model says of it.
 
-    Raises `UserError` for a model that writes no texts.
+    Written texts have a score and their tokens, and in text to text an alignment of words; with ``best``, so many
+    outputs of a beam are in ``nbest``.
     """
-    model.eval()
-    prompts = _prompts(model, tokenizer, texts, first, prefix, note)
-    return task_named(model.architecture.family).write(model, tokenizer, prompts, config, seed, best=best)
+    task, prompts = _prompts(model, tokenizer, texts, first, note, prefix, best)
+    return task.records(model, tokenizer, prompts, config, seed)
 
 
 def _prompts(
@@ -99,12 +98,15 @@ def _prompts(
     tokenizer: Tokenizer,
     texts: Sequence[str],
     first: int,
-    prefix: str,
     note: Callable[[str], Any],
-) -> Prompts:
+    prefix: str,
+    best: int | None = None,
+) -> tuple[Task, Prompts]:
+    """The task of a model, and the texts as it reads them."""
+    model.eval()
     task = task_named(model.architecture.family)
     read = [task.read(text) for text in texts]
-    prompts = Prompts(read, tokenizer.encode(read), first, note, prefix)
+    prompts = Prompts(read, tokenizer.encode(read), first, note, prefix, best)
     for row, own in enumerate(prompts.ids):
         if read[row] and read[row] != texts[row]:
             prompts.say(row, "outer white space is left out, as it is in training data")
@@ -112,4 +114,4 @@ def _prompts(
             prompts.say(row, f"{unknown:,} tokens of characters that the tokenizer does not know")
         if (signs := read[row].count(SPACE)) and tokenizer.mistakes_sign:
             prompts.say(row, f"{signs:,} signs '{SPACE}' (U+2581), which the tokenizer takes for spaces")
-    return prompts
+    return task, prompts

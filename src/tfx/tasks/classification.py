@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Outputs
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Task, Written, encoded, id_dtype
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Task, encoded, id_dtype
 from tfx.tasks.labels import outputs_of
 from tfx.tasks.texts import Texts, averaged, cut, in_windows, logits_of, named, one_line, probabilities, truth_of
 
@@ -132,26 +132,19 @@ class Classification(Task):
         found = classify(model, tokenizer, prompts, config)
         return ["" if row is None else one_line(named(outputs, row)) for row in found]
 
-    def write(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        prompts: Prompts,
-        config: EvaluationConfig,
-        seed: int,
-        *,
-        best: int = 1,
-    ) -> list[list[Written]]:
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        """The output, and the probability of each label; of an empty text nothing."""
         outputs = model.architecture.outputs
         assert outputs is not None
-        written: list[list[Written]] = []
+        rows: list[dict[str, Any]] = []
         for found in classify(model, tokenizer, prompts, config):
-            if found is None:
-                written.append([])
-                continue
-            shares = dict(zip(outputs.labels, (round(float(share), 6) for share in found), strict=False))
-            written.append([Written(named(outputs, found), probabilities=shares or None)])
-        return written
+            rows.append({"output": None if found is None else named(outputs, found)})
+            if found is not None and outputs.labels:
+                shares = (round(float(share), 6) for share in found)
+                rows[-1]["probabilities"] = dict(zip(outputs.labels, shares, strict=True))
+        return rows
 
 
 TASK = Classification()

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tfx.data.tokenizer import Tokenizer
     from tfx.model.architecture import Outputs
     from tfx.model.batch import Batch
-    from tfx.model.decoding import Output
     from tfx.model.transformer import Transformer
 
 
@@ -53,7 +52,7 @@ class TimedWork:
 class Prompts:
     """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one.
 
-    All outputs begin with ``prefix``.
+    All outputs begin with ``prefix``. With ``best``, the record of a prompt holds so many outputs.
     """
 
     texts: Sequence[str]
@@ -61,26 +60,11 @@ class Prompts:
     first: int
     note: Callable[[str], Any]
     prefix: str = ""
+    best: int | None = None
 
     def say(self, row: int, what: str) -> None:
         """Notes what is done to the prompt of a row."""
         self.note(f"line {self.first + row + 1}: {what}")
-
-
-@dataclass(frozen=True)
-class Written:
-    """An output, which for labels may be several or a number; ``score`` is its log-probability, normalised by length.
-
-    ``tokens`` are the spellings of its tokens with their log-probabilities, the end token among them if it ended.
-    ``alignment`` has pairs of words, of the input and of the output, and ``probabilities`` that of each label; None for
-    a task that has none.
-    """
-
-    text: str | list[str] | float
-    score: float | None = None
-    tokens: Sequence[tuple[str, float]] = ()
-    alignment: Sequence[tuple[int, int]] | None = None
-    probabilities: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -271,32 +255,17 @@ class Task(ABC):
     ) -> list[str]:
         """One output for each prompt; see `tfx.evaluation.generation.generate`."""
 
-    def write(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        prompts: Prompts,
-        config: EvaluationConfig,
-        seed: int,
-        *,
-        best: int = 1,
-    ) -> list[list[Written]]:
-        """The ``best`` outputs for each prompt with all that is known of them, none for an empty one."""
-        raise NotImplementedError
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        """The same as JSON objects, with what else the model says of each output."""
+        return [{"output": output} for output in self.generate(model, tokenizer, prompts, config, seed)]
 
 
 def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:
     """The texts of a column with their ids, some rows at a time."""
     for batch in scan(dataset, [column]):
         yield batch[column], tokenizer.encode(batch[column])
-
-
-def spelled(output: Output, tokenizer: Tokenizer) -> list[tuple[str, float]]:
-    """The tokens of a detailed output as they are written in the vocabulary, with their log-probabilities."""
-    ids = output.tokens
-    if len(output.log_probs) > len(ids):
-        ids = [*ids, tokenizer.eos]
-    return [(tokenizer.token(token), value) for token, value in zip(ids, output.log_probs, strict=True)]
 
 
 def id_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger[Any]]:

@@ -25,11 +25,10 @@ from tfx.tasks.contract import (
     Split,
     Task,
     TimedWork,
-    Written,
     encoded,
     id_dtype,
-    spelled,
 )
+from tfx.tasks.written import described, record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -191,19 +190,12 @@ class LanguageModel(Task):
         found = _continued(model, tokenizer, prompts, config, seed, Wanted())
         return [_joined(tokenizer, own, output.tokens) for own, output in zip(prompts.ids, found, strict=True)]
 
-    def write(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        prompts: Prompts,
-        config: EvaluationConfig,
-        seed: int,
-        *,
-        best: int = 1,
-    ) -> list[list[Written]]:
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
         found = _continued(model, tokenizer, prompts, config, seed, Wanted(detailed=True))
         return [
-            [Written(_joined(tokenizer, own, output.tokens), output.score, spelled(output, tokenizer))]
+            record([described(output, _joined(tokenizer, own, output.tokens), tokenizer)], prompts.best)
             for own, output in zip(prompts.ids, found, strict=True)
         ]
 

@@ -27,12 +27,11 @@ from tfx.tasks.contract import (
     Split,
     Task,
     TimedWork,
-    Written,
     encoded,
     id_dtype,
-    spelled,
     timed,
 )
+from tfx.tasks.written import described, record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -184,26 +183,19 @@ class Seq2Seq(Task):
             outputs[row] = _one_line(tokenizer.decode(own[0].tokens))
         return outputs
 
-    def write(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        prompts: Prompts,
-        config: EvaluationConfig,
-        seed: int,
-        *,
-        best: int = 1,
-    ) -> list[list[Written]]:
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
         full, sources = _readable(model, prompts)
-        written: list[list[Written]] = [[] for _ in prompts.texts]
-        found = _decoded(model, sources, tokenizer, config, seed, prompts, full, Wanted(best, detailed=True))
+        rows: list[list[dict[str, Any]]] = [[] for _ in prompts.texts]
+        wanted = Wanted(prompts.best or 1, detailed=True)
+        found = _decoded(model, sources, tokenizer, config, seed, prompts, full, wanted)
         for place, (row, outputs) in enumerate(zip(full, found, strict=True)):
             source = sources[place].tolist()
             for output in outputs:
                 alignment = word_alignment(model, tokenizer, source, output.tokens)
-                text = _one_line(tokenizer.decode(output.tokens))
-                written[row].append(Written(text, output.score, spelled(output, tokenizer), alignment))
-        return written
+                rows[row].append(described(output, _one_line(tokenizer.decode(output.tokens)), tokenizer, alignment))
+        return [record(outputs, prompts.best) for outputs in rows]
 
 
 TASK = Seq2Seq()

@@ -136,20 +136,17 @@ class _Search:
         """Scores, parents and tokens of the 2K best children: at most K of them can be end tokens."""
         decoder, beam = self._decoder, self._beam
         hidden_ND = decoder.step(self._last_N)
-        at_once = len(hidden_ND)
-        if hidden_ND.device.type == "cpu":
-            at_once = max(1, _AT_ONCE // (decoder.model.architecture.vocab_size * beam)) * beam
+        tokens_NT = self._living[0].flatten(0, 1)[:, 1 : step + 1]
+        at_once = sentences = len(self.numbers)
+        if decoder.is_near:
+            at_once = max(1, _AT_ONCE // (decoder.model.architecture.vocab_size * beam))
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for scores_bK, hidden_nD, tokens_nT in zip(
-            self._scores_BK.split(at_once // beam),
-            hidden_ND.split(at_once),
-            self._living[0].flatten(0, 1).split(at_once),
-            strict=True,
-        ):
-            logits_nV = decoder.logits(hidden_nD)
-            first = len(parts) * at_once // beam
-            numbers = [number for number in self.numbers[first : first + at_once // beam] for _ in range(beam)]
-            self._rules.apply(logits_nV, step, tokens_nT[:, 1 : step + 1], numbers)
+        for first in range(0, sentences, at_once):
+            numbers = self.numbers[first : first + at_once]
+            rows = slice(first * beam, (first + len(numbers)) * beam)
+            logits_nV = decoder.logits(hidden_ND[rows])
+            self._rules.apply(logits_nV, step, tokens_NT[rows], [number for number in numbers for _ in range(beam)])
+            scores_bK = self._scores_BK[first : first + at_once]
             parts.append(best_children(logits_nV.log_softmax(-1), scores_bK, 2 * beam))
         if len(parts) == 1:
             return parts[0]

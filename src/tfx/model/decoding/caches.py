@@ -66,12 +66,12 @@ class OwnAttention:
         layers = [attention.q, attention.k, attention.v]
         self._qkv: Callable[[Tensor], Tensor] | None = None
         if can_join(layers):
-            # The scale of the scores is that of the queries.
-            scales = (self._scale if attention.q_norm is None else 1.0, 1.0, 1.0)
-            weight = torch.cat([layer.weight * scale for layer, scale in zip(layers, scales, strict=True)])
-            bias = None
-            if attention.q.bias is not None:
-                bias = torch.cat([layer.bias * scale for layer, scale in zip(layers, scales, strict=True)])
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = None if attention.q.bias is None else torch.cat([layer.bias for layer in layers])
+            if attention.q_norm is None:  # else the norm would undo it
+                for part in (weight, bias):
+                    if part is not None:
+                        part[: attention.heads * attention.head_width] *= self._scale
             self._qkv = Product(weight, bias)
         self._out = bare(attention.o)
 
@@ -96,21 +96,22 @@ class OwnAttention:
         """Queries (N, H, K), scaled, keys and values (N, G, K)."""
         attention = self.attention
         heads, groups, width = attention.heads, attention.kv_heads, attention.head_width
+        queries = len(x_ND) // rows
         if self._qkv is not None:
             qkv = self._qkv(x_ND).view(len(x_ND), heads + 2 * groups, width)
             qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
             if rotary is not None and attention.q_norm is None:
-                qk = rotate(qk.view(rows, -1, heads + groups, width), *rotary).flatten(0, 1)
+                qk = rotate(qk.view(rows, queries, heads + groups, width), *rotary).flatten(0, 1)
             q, k = qk[:, :heads], qk[:, heads:]
             if attention.q_norm is None:
                 return q, k, v
         else:
-            q = attention.q(x_ND).view(-1, heads, width)
-            k, v = (layer(x_ND).view(-1, groups, width) for layer in (attention.k, attention.v))
+            q = attention.q(x_ND).view(len(x_ND), heads, width)
+            k, v = (layer(x_ND).view(len(x_ND), groups, width) for layer in (attention.k, attention.v))
         if attention.q_norm is not None and attention.k_norm is not None:
             q, k = attention.q_norm(q), attention.k_norm(k)
         if rotary is not None:
-            q, k = (rotate(part.reshape(rows, -1, *part.shape[1:]), *rotary).flatten(0, 1) for part in (q, k))
+            q, k = (rotate(part.reshape(rows, queries, *part.shape[1:]), *rotary).flatten(0, 1) for part in (q, k))
         return q * self._scale, k, v
 
     def _reserved(self, rows: int, end: int, like: Tensor) -> Tensor:
@@ -127,8 +128,8 @@ class OwnAttention:
 
     def select(self, rows: Tensor) -> None:
         """Keeps these rows, in this order."""
-        if self._cache is not None:
-            groups = self.attention.kv_heads
+        groups = self.attention.kv_heads
+        if self._cache is not None and groups:
             self._cache = self._cache.unflatten(1, (-1, groups)).index_select(1, rows).flatten(1, 2)
 
     def move(self, rows: Tensor, places: Tensor) -> None:
@@ -144,7 +145,9 @@ class CrossAttention:
         sentences, length, width = memory_BSD.shape
         groups, head_width = attention.kv_heads, attention.head_width
         memory_ND = memory_BSD.reshape(sentences * length, width)
-        keys, values = (layer(memory_ND).view(-1, groups, head_width) for layer in (attention.k, attention.v))
+        keys, values = (
+            layer(memory_ND).view(len(memory_ND), groups, head_width) for layer in (attention.k, attention.v)
+        )
         if attention.k_norm is not None:
             keys = attention.k_norm(keys)
         # (2, B G, S, K)

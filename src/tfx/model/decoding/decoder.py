@@ -255,4 +255,5 @@ def _by_head(own: OwnAttention, distance_QP: Tensor, bucket_QP: Tensor | None) -
     else:
         assert attention.slopes is not None
         bias_HQP = alibi_bias(attention.slopes, distance_QP)[0]
-    return bias_HQP.view(attention.kv_heads, -1, *bias_HQP.shape[1:])
+    joint = attention.heads // max(1, attention.kv_heads)
+    return bias_HQP.view(attention.kv_heads, joint, *bias_HQP.shape[1:])
