@@ -51,6 +51,7 @@ class Reader:
             self.state = self.state << 32 | self.words.pop()
         self.ends = [self.cumulative(bytes.fromhex(table)) for table in self.description["tables"]]
         self.tensors = {record["name"]: self.tensor(record) for record in self.description["tensors"]}
+        self.trellises()
         assert self.state == 0
         assert not self.words
         assert self.place == len(self.packed)
@@ -116,6 +117,8 @@ class Reader:
             return values.reshape(shape)
         rows, across = record["grouping"]
         table = floats(rows * across).reshape(rows, across)
+        if record["kind"] == "trellis":
+            return table
         zero = np.full((rows, across), record.get("zero", 0) or 0)
         if record.get("zero", 0) is None:
             zero = np.array(self.sequence(next(tables), bits, rows * across)).reshape(rows, across)
@@ -135,6 +138,40 @@ class Reader:
         return values
 
 
+    def trellises(self) -> None:
+        records = [record for record in self.description["tensors"] if record["kind"] == "trellis"]
+        magnitudes = {record["name"]: np.zeros(record["shape"], int) for record in records}
+        choices = self.description.get("contexts")
+        steps = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
+        for columns in sorted({record["shape"][1] for record in records}):
+            rows = [(r["name"], i, r.get("mean", 0)) for r in records if r["shape"][1] == columns
+                    for i in range(r["shape"][0])]  # fmt: skip
+            for c in range(columns):
+                at = []
+                for name, i, start in rows:
+                    before = magnitudes[name][i, :c]
+                    mean = (4 * start + 16 * before.sum()) // (4 + c)
+                    at.append(choices[2 * sum(mean >= step for step in steps) + self.quantizers(before)[c]])
+                for table in sorted(set(at)):
+                    which = [row for row, number in zip(rows, at, strict=True) if number == table]
+                    for (name, i, _), symbol in zip(which, self.sequence(table, 7, len(which)), strict=True):
+                        magnitudes[name][i, c] = symbol
+        for record in records:
+            level = magnitudes[record["name"]].reshape(-1)
+            level[level > 0] *= 1 - 2 * np.array(self.sequence(-1, 1, (level > 0).sum()), int)
+            level = level.reshape(record["shape"])
+            second = np.array([self.quantizers(row)[:-1] for row in level])
+            values = (2 * level - second * np.sign(level)).astype(np.float32)
+            self.tensors[record["name"]] = values * self.tensors[record["name"]]
+
+    @staticmethod
+    def quantizers(row: np.ndarray) -> list[int]:
+        q = [0, 0, 0]  # of the columns before the first
+        for t in range(len(row) + 1):
+            q.append(q[-1] ^ q[-3] ^ (int(row[t - 2]) & 1 if t > 1 else 0) if t else 0)
+        return q[3:]
+
+
 # --- models on grids --------------------------------------------------------------------------------
 
 
@@ -151,6 +188,11 @@ def build(family: str) -> Transformer:
 def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, generator: torch.Generator) -> Grid:
     rows, columns = weight.shape
     levels = 2**bits
+    if kind.startswith("trellis"):
+        wide = torch.rand(rows, 1, generator=generator) * (20 if kind == "trellis_wide" else 2)
+        codes = (torch.randn(rows, columns, generator=generator) * wide).round().clamp(-127, 127) + 128
+        scale = torch.rand((1, 1) if kind == "trellis" else (rows, 1), generator=generator) * 0.1 + 0.01
+        return Grid(codes.to(torch.uint8), 8, scale=scale.to(floats), trellis=True)
     spread = torch.randn(rows, columns, generator=generator) * levels / 6 + levels // 2
     codes = spread.round().clamp(0, levels - 1).to(torch.uint8)
     if kind.startswith("codebook"):
@@ -168,6 +210,8 @@ def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, genera
 CASES = [
     *((kind, bits, "f16", True) for kind in ("tensor", "groups", "sparse") for bits in range(2, 9)),
     *((kind, 4, floats, True) for kind in ("rows", "affine", "codebook", "codebook_rows") for floats in ("f16", "f32")),
+    *((kind, 8, floats, True) for kind in ("trellis", "trellis_rows", "trellis_wide") for floats in ("f16", "f32")),
+    ("trellis_rows", 8, "f16", False),
     *((kind, 3, "f16", False) for kind in ("groups", "sparse", "affine", "codebook")),
     *((kind, 0, floats, entropy) for kind in ("dense", "half", "pattern", "rare")
       for floats in ("f16", "f32") for entropy in (True, False)),

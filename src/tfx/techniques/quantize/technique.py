@@ -23,6 +23,8 @@ from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, scales_for_rate, to_grid
+from tfx.techniques.quantize.steps import choose, measure
+from tfx.techniques.quantize.trellis import trellis
 from tfx.techniques.selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -47,9 +49,11 @@ class QuantizeSettings(TechniqueSettings):
     embeddings: bool = setting(True, "quantize the embeddings and the output layer too")
     method: str = setting(
         "nearest",
-        "round to nearest; GPTQ, which compensates errors on calibration data; k-means codebooks",
-        choices=("nearest", "gptq", "codebook"),
-        paper="Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Han 2015, arXiv 1510.00149",
+        "round to nearest; GPTQ, which compensates errors on calibration data; dependent quantization inside GPTQ, for "
+        "a rate; k-means codebooks",
+        choices=("nearest", "gptq", "trellis", "codebook"),
+        paper="Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Marcellin & Fischer 1990, IEEE Trans. "
+        "Commun. 38(1); Han 2015, arXiv 1510.00149",
     )
     range: str = setting(
         "symmetric", "levels around 0, or from minimum to maximum with a zero point", choices=("symmetric", "affine")
@@ -113,8 +117,8 @@ class Quantize(Technique):
 
     def __init__(self, settings: QuantizeSettings) -> None:
         super().__init__(settings)
-        gptq_asked = settings.method == "gptq"
-        self.aware = not gptq_asked if settings.aware is None else settings.aware
+        one_shot = settings.method in ("gptq", "trellis")
+        self.aware = not one_shot if settings.aware is None else settings.aware
         self.bits = (4 if settings.rate is None else 8) if settings.bits is None else settings.bits
         self.granularity = settings.granularity or ("group" if settings.rate is None else "tensor")
         self._due = -1
@@ -143,9 +147,9 @@ class Quantize(Technique):
                 f"technique.quantize.end={settings.end:g}: the file is on its grid, so training keeps it to the end; "
                 "technique.quantize.start says from where on"
             )
-        if settings.method == "gptq" and self.aware:
+        if settings.method in ("gptq", "trellis") and self.aware:
             raise UserError(
-                "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
+                f"technique.quantize.method={settings.method} rounds to keep the outputs of the weights as they are, and aware "
                 "training moves them for rounding to nearest: leave one of the two out"
             )
         if config.trainer.budget.is_zero and (settings.aware or settings.learned_step):
@@ -155,6 +159,8 @@ class Quantize(Technique):
             raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
         if settings.rate is not None:
             self._check_rate(settings.rate)
+        elif settings.method == "trellis":
+            raise UserError("technique.quantize.method=trellis needs technique.quantize.rate, such as 2: it is for a rate")
         if settings.activations == "int8" and (
             self.bits != 8
             or self.granularity == "group"
@@ -292,7 +298,7 @@ class Quantize(Technique):
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
         # Layers that layer dropout has always skipped have none yet.
         is_known = self._sensitivities.keys() >= weights.keys()
-        sensitivities = {name: float(self._sensitivities[name]) for name in weights} if is_known else None
+        sensitivities = {name: float(self._sensitivities[name].sum()) for name in weights} if is_known else None
         scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities)
         return {name: (scale, None) for name, scale in scales.items()}
 
@@ -332,8 +338,8 @@ class Quantize(Technique):
             self._due = -1  # the scales in force were chosen without it
         # All training steps count equally: a matrix with coarse steps has small gradients because of that, and to
         # follow them alone would make its steps coarser still.
-        square = gradient.square().sum() / (masked(name, weight) != 0).sum().clamp(min=1)
-        self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square)) + square
+        square_R = gradient.square().sum(1) / (masked(name, weight) != 0).sum().clamp(min=1)
+        self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square_R)) + square_R
 
     def settled(self) -> bool:
         return not self.aware or bool(self._scales or self._codebooks)
@@ -347,20 +353,24 @@ class Quantize(Technique):
         final: dict[str, Grid] = {}
         if settings.rate is not None and not self._sensitivities.keys() >= chosen.keys():
             calibration.request(settings.calibration)
-            measured = calibration.squared_gradients(chosen)
-            self._sensitivities = {name: torch.tensor(square) for name, square in measured.items()}
-        # The scales of a rate are chosen for all tensors together, before GPTQ changes a weight.
-        scales = {} if settings.rate is None else self._fit(chosen)
-        if settings.method == "gptq":
+            self._sensitivities = calibration.squared_gradients(chosen)
+        # The scales of a rate are chosen for all tensors together, before a weight is changed.
+        scales = {}
+        if settings.method == "trellis":
+            scales = self._trellis_steps(chosen, calibration)
+        elif settings.rate is not None:
+            scales = self._fit(chosen)
+        if settings.method in ("gptq", "trellis"):
             calibration.request(settings.calibration)
-            for block in calibration.blocks():
-                layers = {name: layer for name, layer in block.items() if f"{name}.weight" in chosen}
-                moments = calibration.second_moments(layers)
-                for layer_name, layer in layers.items():
-                    name = f"{layer_name}.weight"
+            for group in calibration.inputs(chosen):
+                for name, moments in group.items():
+                    weight = chosen[name]
                     # Zeros come from masks: they stay.
-                    grid = gptq(layer.weight, moments[layer_name], self.kind(name), layer.weight != 0, scales.get(name))
-                    layer.weight.copy_(grid.values())
+                    if settings.method == "trellis":
+                        grid = trellis(weight, moments, scales[name][0], weight != 0)
+                    else:
+                        grid = gptq(weight, moments, self.kind(name), weight != 0, scales.get(name))
+                    weight.copy_(grid.values())
                     final[name] = grid
         rest = {name: weight for name, weight in chosen.items() if name not in final}
         if settings.method == "codebook":
@@ -375,6 +385,20 @@ class Quantize(Technique):
         wrong = sum(float((before[name] - grid.values()).square().sum()) for name, grid in final.items())
         whole = sum(float(weight.square().sum()) for weight in before.values())
         self._error = math.sqrt(wrong / whole) if whole else 0.0
+
+    def _trellis_steps(
+        self, chosen: Mapping[str, Tensor], calibration: Calibration
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        settings = self.settings
+        assert settings.rate is not None
+        calibration.request(settings.calibration)
+        by_row = {None: None, "tensor": False, "channel": True}[settings.granularity]
+        matrices = {
+            name: measure(chosen[name], moments, self._sensitivities[name], by_row)
+            for group in calibration.inputs(chosen, at_once=True)
+            for name, moments in group.items()
+        }
+        return {name: (step, None) for name, step in choose(matrices, settings.rate, _DTYPES[settings.scales]).items()}
 
     def storage(self) -> Storage | None:
         settings = self.settings

@@ -1,0 +1,123 @@
+"""Steps for the trellis: for each matrix, and where it pays each of its rows, so that all levels take a rate together.
+
+A squared error of a weight costs what its row's gradients say (Choi 2017, arXiv 1612.01543), less what GPTQ makes up
+for in later columns. One bit more is worth the same everywhere where steps go with 1 / sqrt(cost). An embedding has rows
+of words that hardly occur: they take few bits, and the others more.
+
+Shapes: R rows and C columns of a matrix, P points at which its bits are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tfx.compression.trellis import quantizers
+from tfx.techniques.quantize.gptq import inverse_factor
+from tfx.techniques.quantize.rounding import entropy_bits
+from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, search
+
+# Steps whose bits are measured, as logarithms to base 2 of their ratio to the root mean square.
+_POINTS = (-4.0, -3.0, -2.0, -1.25, -0.5, 0.25, 1.0)
+# Rows of a matrix that are measured: at least so many, and one in so many.
+_SAMPLE, _ONE_IN = 64, 8
+# Steps of a row are the matrix's times a power of 2^(1/2): a number that takes few bits in the file.
+_LATTICE = 2
+# Bits that the step of a row takes in the file, and the cost of a row, relative to the mean, below which it is not
+# believed: the calibration batches have too few words.
+_ROW_BITS = 4.0
+_LEAST_COST = 1 / 32
+_TOLERANCE = 2.0**-10
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What choosing steps needs to know of one matrix.
+
+    ``log_step_R``, or a single value, are the logarithms of the steps where one bit is worth 1, and ``least_R`` of the
+    finest that levels reach. ``log_spread`` is that of the root mean square, and ``bits_P`` are the bits of a weight
+    at the points.
+    """
+
+    log_step_R: Tensor
+    least_R: Tensor
+    log_spread: float
+    bits_P: tuple[float, ...]
+    count: int
+
+    def log_steps(self, shift: float) -> Tensor:
+        """The logarithms of the steps of the rows where a bit is worth 2^(2 shift)."""
+        middle = float(self.log_step_R.mean())
+        # No coarser than the coarsest that was measured: a matrix must not become empty because it hardly matters.
+        shift = min(shift, self.log_spread + _POINTS[-1] - middle)
+        return torch.maximum(self.log_step_R + shift, self.least_R)
+
+    def bits(self, shift: float) -> float:
+        """Bits of a weight at this shift, between the points that were measured."""
+        at = float(self.log_steps(shift).mean()) - self.log_spread
+        if at <= _POINTS[0]:
+            return self.bits_P[0] + _POINTS[0] - at
+        above = next((i for i, point in enumerate(_POINTS) if point >= at), len(_POINTS) - 1)
+        share = min(1.0, (at - _POINTS[above - 1]) / (_POINTS[above] - _POINTS[above - 1]))
+        return self.bits_P[above - 1] + share * (self.bits_P[above] - self.bits_P[above - 1])
+
+
+def measure(weight_RC: Tensor, moments_CC: Tensor, square_R: Tensor, by_row: bool | None) -> Matrix:
+    """Measures one matrix, given its inputs' second moments and each row's share of the mean square of its gradient.
+
+    ``by_row`` says whether rows have steps of their own; None: where that saves more than it takes.
+    """
+    factor_CC = inverse_factor(moments_CC)
+    weight_RC = weight_RC.float().cpu()
+    rows, columns = weight_RC.shape
+    spread = float(weight_RC.square().mean().sqrt().clamp(min=1e-12))
+    cost_R = square_R.double().cpu().expand(rows) if square_R.ndim else (square_R.double() / rows).expand(rows)
+    cost_R = rows * cost_R.clamp(min=float(cost_R.mean()) * _LEAST_COST).clamp(min=1e-30)
+    # Gradients know the mean of the squared inputs; GPTQ leaves a share of it.
+    cost_R = cost_R * error_share(factor_CC) / moments_CC.diagonal().mean().clamp(min=1e-30)
+    log_step_R = -0.5 * cost_R.log2()
+    saved = float(0.5 * cost_R.mean().log2() + log_step_R.mean())
+    if by_row is False or (by_row is None and saved * columns < _ROW_BITS):
+        log_step_R = -0.5 * cost_R.mean().log2().view(1)
+        peak_R = weight_RC.abs().max().view(1)
+    else:
+        peak_R = weight_RC.abs().amax(1)
+    least_R = (peak_R.double() / (2 * (LEVELS - 2))).clamp(min=2.0**-24).log2()
+    every = max(1, min(rows // _SAMPLE, _ONE_IN))
+    relative_R = (log_step_R - log_step_R.mean()).expand(rows)[::every]
+    bits = []
+    sample_RC = weight_RC[::every]
+    scaled = [sample_RC / (spread * 2.0 ** (relative_R + point)).unsqueeze(1).float() for point in _POINTS]
+    levels = search(torch.cat(scaled), factor_CC).split(len(sample_RC))
+    bits = tuple(entropy(level_RC, rows_RC) for level_RC, rows_RC in zip(levels, scaled, strict=True))
+    return Matrix(log_step_R, least_R, torch.tensor(spread).log2().item(), bits, weight_RC.numel())
+
+
+def entropy(levels_RC: Tensor, rows_RC: Tensor) -> float:
+    """Bits of a level: the entropy given the quantizer, and how large the row is."""
+    context_RC = 2 * group_of(rows_RC).unsqueeze(1) + quantizers(levels_RC)
+    total = 0.0
+    for context in context_RC.unique():
+        codes = levels_RC[context_RC == context] + LEVELS
+        total += entropy_bits(codes)
+    return total / levels_RC.numel()
+
+
+def choose(matrices: Mapping[str, Matrix], rate: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The steps of all matrices, (1, 1) or (R, 1), with which their levels take ``rate`` bits per weight together."""
+    count = sum(matrix.count for matrix in matrices.values())
+    fine, coarse = -40.0, 40.0
+    while coarse - fine > _TOLERANCE:
+        middle = (fine + coarse) / 2
+        is_cheap = sum(matrix.count * matrix.bits(middle) for matrix in matrices.values()) <= rate * count
+        fine, coarse = (fine, middle) if is_cheap else (middle, coarse)
+    steps = {}
+    for name, matrix in matrices.items():
+        log_R = matrix.log_steps(coarse)
+        # All on one lattice, so that their mantissas are few.
+        place_R = torch.maximum(((log_R - coarse) * _LATTICE).round(), ((matrix.least_R - coarse) * _LATTICE).ceil())
+        steps[name] = (2.0 ** (place_R / _LATTICE + coarse)).to(dtype).unsqueeze(1)
+    return steps
