@@ -1,4 +1,4 @@
-"""Bytes at equal loss, one shot: finished runs compressed by tfx's methods and by `nncodec`, the codec of ISO/IEC 15938-17.
+"""Bytes at equal loss, one shot: finished runs compressed by tfx and by `nncodec`, the codec of ISO/IEC 15938-17.
 
     python scripts/bench_codec.py RUN… [--methods trellis gptq nncodec] [--json FILE]
 

@@ -45,8 +45,8 @@ class Sequence:
 class Layout:
     """How one tensor is stored; the file holds a record of it.
 
-    ``kind`` is ``dense``, ``scaled``, ``codebook`` or ``trellis``. ``floats`` is the type of the dense values, the scales or
-    the codebook's entries. ``bits`` is the width of a code. ``grouping`` is the shape of the scales or of the
+    ``kind`` is ``dense``, ``scaled``, ``codebook`` or ``trellis``. ``floats`` is the type of the dense values, the
+    scales or the codebook's entries. ``bits`` is the width of a code. ``grouping`` is the shape of the scales or of the
     codebook. ``zero`` is the code that symbol 0 stands for; None: each scale has a zero point in the file.
     ``sparsity`` is ``none``, ``mask`` or ``gaps``, in symbols of ``sparsity_width`` bits; ``gaps`` counts the
     gap symbols. ``mean`` is the mean magnitude of a trellis' levels, in sixteenths.

@@ -24,9 +24,9 @@ class Grid:
     for one per row, or (R, G) for one per group, where each row has G groups of equally many columns. ``zero``
     (uint8, same shape) is the code of 0.0; None: 2^(bits - 1) everywhere.
 
-    With ``trellis``, code - 2^(bits - 1) is the level k of a dependent quantizer (`tfx.compression.trellis`), and stands
-    for 2 k or 2 k - sgn(k) times the scale, as the levels before it in its row say. Scales are (1, 1) or (R, 1), and
-    there is no zero point.
+    With ``trellis``, code - 2^(bits - 1) is the level k of a dependent quantizer (`tfx.compression.trellis`), and
+    stands for 2 k or 2 k - sgn(k) times the scale, as the levels before it in its row say. Scales are (1, 1) or
+    (R, 1), and there is no zero point.
 
     With ``codebook``, (1, L) or (R, L), a code stands for that entry of its row's codebook.
 
@@ -44,7 +44,8 @@ class Grid:
         """The matrix (R, C) in fp32.
 
         The file format fixes the order of operations, so that every reader gets the same bits: code minus zero, or
-        the multiple that it stands for, which is exact, then one fp32 product with the scale. Codebook entries do not change.
+        the multiple that it stands for, which is exact, then one fp32 product with the scale. Codebook entries do not
+        change.
         """
         if self.codebook is not None:
             table_RL = self.codebook.float().expand(self.codes_RC.shape[0], -1)

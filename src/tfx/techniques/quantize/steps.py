@@ -1,8 +1,8 @@
 """Steps for the trellis: for each matrix, and where it pays each of its rows, so that all levels take a rate together.
 
 A squared error of a weight costs what its row's gradients say (Choi 2017, arXiv 1612.01543), less what GPTQ makes up
-for in later columns. One bit more is worth the same everywhere where steps go with 1 / sqrt(cost). An embedding has rows
-of words that hardly occur: they take few bits, and the others more.
+for in later columns. One bit more is worth the same everywhere where steps go with 1 / sqrt(cost). An embedding has
+rows of words that hardly occur: they take few bits, and the others more.
 
 Shapes: R rows and C columns of a matrix, P points at which its bits are measured.
 """

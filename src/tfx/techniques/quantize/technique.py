@@ -149,8 +149,8 @@ class Quantize(Technique):
             )
         if settings.method in ("gptq", "trellis") and self.aware:
             raise UserError(
-                f"technique.quantize.method={settings.method} rounds to keep the outputs of the weights as they are, and aware "
-                "training moves them for rounding to nearest: leave one of the two out"
+                f"technique.quantize.method={settings.method} rounds to keep the outputs of the weights as they are, "
+                "and aware training moves them for rounding to nearest: leave one of the two out"
             )
         if config.trainer.budget.is_zero and (settings.aware or settings.learned_step):
             name = "learned_step" if settings.learned_step else "aware"
@@ -160,7 +160,9 @@ class Quantize(Technique):
         if settings.rate is not None:
             self._check_rate(settings.rate)
         elif settings.method == "trellis":
-            raise UserError("technique.quantize.method=trellis needs technique.quantize.rate, such as 2: it is for a rate")
+            raise UserError(
+                "technique.quantize.method=trellis needs technique.quantize.rate, such as 2: it is for a rate"
+            )
         if settings.activations == "int8" and (
             self.bits != 8
             or self.granularity == "group"

@@ -76,9 +76,7 @@ def trellis(
     return Grid((levels_RC + LEVELS).to(torch.uint8), 8, scale, trellis=True).to(weight_RC.device)
 
 
-def search(
-    rows_RC: Tensor, factor_CC: Tensor, mask_RC: Tensor | None = None, bit_price: float = BIT_PRICE
-) -> Tensor:
+def search(rows_RC: Tensor, factor_CC: Tensor, mask_RC: Tensor | None = None, bit_price: float = BIT_PRICE) -> Tensor:
     """The levels (R, C), int16, of rows in steps, given the factor of their inputs' second moments."""
     # In units of an average column, so that the price of a bit is the same in every matrix.
     factor_CC = (factor_CC * error_share(factor_CC) ** 0.5).float()
@@ -96,9 +94,7 @@ def error_share(factor_CC: Tensor) -> float:
     return float((factor_CC.diagonal() ** -2).mean())
 
 
-def _viterbi(
-    rows_CR: Tensor, factor_CC: Tensor, kept_CR: Tensor | None, price_G2L: Tensor, group_R: Tensor
-) -> Tensor:
+def _viterbi(rows_CR: Tensor, factor_CC: Tensor, kept_CR: Tensor | None, price_G2L: Tensor, group_R: Tensor) -> Tensor:
     """The levels (R, C) of rows in steps; the prices are in squared steps."""
     columns, rows = rows_CR.shape
     rest_SCR = rows_CR.unsqueeze(0).repeat(STATES, 1, 1)
