@@ -652,13 +652,32 @@ def test_what_fits_only_once_parts_have_left_is_taken_and_trained():
     assert stack.evidence()["quantize"]["aware_steps"] == 2
 
 
-def test_the_plan_says_what_gptq_only_rounds():
-    words = ["technique.quantize.group=16", "technique.quantize.method=gptq"]
-    _, model, stack = build("+technique=quantize", *words)
-    assert "to nearest, outside of the blocks that GPTQ walks: embedding.weight" in stack.plan_for(model)[0][1]
-    for others in (["technique.quantize.embeddings=false"], ["technique.quantize.method=nearest"]):
-        _, model, stack = build("+technique=quantize", *words, *others)
-        assert "GPTQ" not in stack.plan_for(model)[0][1]
+@pytest.mark.parametrize("tied", ["all", "none"])
+def test_moments_of_embeddings_and_of_the_output_matrix_are_those_of_their_inputs(tied):
+    _, model, _ = build(f"model.tied_embeddings={tied}")
+    calibration = calibration_of(model)
+    calibration.request(2)
+    names = {"embedding.weight", "output.weight", "source_embedding.weight"} & dict(model.named_parameters()).keys()
+    groups = list(calibration.inputs(names))
+    found = {name: moments for group in groups for name, moments in group.items()}
+    hidden_ND = []
+    for batch in calibration._batches:
+        with torch.no_grad():
+            hidden_BTD = model.eval()(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)
+        hidden_ND.append(hidden_BTD[batch.target_out_BT >= 0].double())
+    hidden_ND = torch.cat(hidden_ND)
+    expected = hidden_ND.t() @ hidden_ND / len(hidden_ND)
+    identity = torch.eye(model.architecture.width, dtype=torch.float64)
+    if tied == "all":
+        both = expected + expected.diagonal().mean() * identity
+        torch.testing.assert_close(found.pop("embedding.weight"), both, rtol=1e-4, atol=1e-6)
+    else:
+        torch.testing.assert_close(found.pop("output.weight"), expected, rtol=1e-4, atol=1e-6)
+        assert torch.equal(found.pop("embedding.weight"), identity)
+        assert torch.equal(found.pop("source_embedding.weight"), identity)
+        # What the output matrix sees depends on all other matrices: it comes last.
+        assert "output.weight" in groups[-1]
+    assert not found
 
 
 def test_the_plan_names_what_is_left_alone_and_how_much_is_in():

@@ -16,14 +16,13 @@ from tfx.compression.grid import Grid, spread
 from tfx.config.schema import Root, setting
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
-from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, scales_for_rate, to_grid
-from tfx.techniques.quantize.steps import choose, measure
+from tfx.techniques.quantize.steps import choose, entropy, measure
 from tfx.techniques.quantize.trellis import trellis
 from tfx.techniques.selection import left_alone, select_weights
 
@@ -60,7 +59,7 @@ class QuantizeSettings(TechniqueSettings):
     )
     granularity: str | None = setting(
         None,
-        "what shares a scale; null: group, or with a rate the tensor",
+        "what shares a scale; null: group, with a rate the tensor, in a trellis rows where that pays",
         choices=("tensor", "channel", "group"),
     )
     rate: float | None = setting(
@@ -75,7 +74,7 @@ class QuantizeSettings(TechniqueSettings):
     clip: bool = setting(True, "clip the range if that lowers the squared error")
     aware: bool | None = setting(
         None,
-        "train with the grid from start on, with straight-through gradients; null: yes, except with gptq",
+        "train with the grid from start on, with straight-through gradients; null: yes, except with gptq and trellis",
         paper="Bengio 2013, arXiv 1308.3432; Jacob 2018, arXiv 1712.05877",
     )
     learned_step: bool = setting(
@@ -95,7 +94,7 @@ class QuantizeSettings(TechniqueSettings):
     )
     calibration: int = setting(
         16,
-        "training batches for gptq, and for the sensitivities of a rate without training",
+        "training batches for gptq and trellis, and for the sensitivities of a rate without training",
         minimum=1,
         maximum=100000,
     )
@@ -251,10 +250,6 @@ class Quantize(Technique):
         if self.settings.rate is not None:
             kind += f", coded in {self.settings.rate:g} bits per weight"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
-        roles = parameter_roles(model)
-        beyond = [name for name in chosen if roles[name] is not Role.MATRIX]
-        if self.settings.method == "gptq" and beyond:
-            line += f"; rounded to nearest, outside of the blocks that GPTQ walks: {', '.join(beyond)}"
         return [line + left_alone(model, chosen)]
 
     def kind(self, name: str) -> GridKind:
@@ -417,7 +412,7 @@ class Quantize(Technique):
             **({} if rate is None else {"rate": rate}),
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
-            "entropy_bits": sum(entropy_bits(grid.codes_RC) for grid in self._final.values()) / max(1, whole),
+            "entropy_bits": sum(_coded_bits(grid) for grid in self._final.values()) / max(1, whole),
             "empty_matrices": float(sum(not grid.values().any() for grid in self._final.values())),
             "relative_error": self._error,
             "aware_steps": float(self._aware_steps),
@@ -478,6 +473,13 @@ def step_gradient(
     by_scale = kind.units(gradient_RC * torch.where(inside, level - ratio, level))
     strength = 1.0 / math.sqrt(by_scale.shape[-1] * (levels // 2 - 1 if zero is None else levels - 1))
     return gradient_RC * inside, by_scale.sum(-1) * strength
+
+
+def _coded_bits(grid: Grid) -> float:
+    """Bits of all codes of a grid, about as the file has them."""
+    if not grid.trellis or grid.scale is None:
+        return entropy_bits(grid.codes_RC)
+    return entropy(grid.levels(), grid.values() / grid.scale.float()) * grid.codes_RC.numel()
 
 
 def _key(name: str) -> str:
