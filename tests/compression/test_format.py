@@ -17,6 +17,7 @@ from tfx.compression import checkpoint
 from tfx.compression.checkpoint import Storage
 from tfx.compression.container import bytes_array, checksum, compress, write_container
 from tfx.compression.grid import Grid
+from tfx.compression.trellis import row_scales
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -50,6 +51,7 @@ class Reader:
         for _ in range(min(2, len(self.words))):
             self.state = self.state << 32 | self.words.pop()
         self.ends = [self.cumulative(bytes.fromhex(table)) for table in self.description["tables"]]
+        self.exponents = {}
         self.tensors = {record["name"]: self.tensor(record) for record in self.description["tensors"]}
         self.trellises()
         assert self.state == 0
@@ -116,9 +118,13 @@ class Reader:
             values[stored] = floats(stored.sum())
             return values.reshape(shape)
         rows, across = record["grouping"]
-        table = floats(rows * across).reshape(rows, across)
         if record["kind"] == "trellis":
-            return table
+            bases = floats(2 if rows > 1 else 1)
+            exponents = np.array(self.sequence(next(tables), 5, rows) if rows > 1 else [0] * shape[0])
+            self.exponents[record["name"]] = exponents
+            scales = [bases[e % 2] * np.float32(2.0 ** -(e // 2)) for e in exponents]
+            return np.array(scales, np.float32).reshape(-1, 1)
+        table = floats(rows * across).reshape(rows, across)
         zero = np.full((rows, across), record.get("zero", 0) or 0)
         if record.get("zero", 0) is None:
             zero = np.array(self.sequence(next(tables), bits, rows * across)).reshape(rows, across)
@@ -141,15 +147,19 @@ class Reader:
         records = [record for record in self.description["tensors"] if record["kind"] == "trellis"]
         magnitudes = {record["name"]: np.zeros(record["shape"], int) for record in records}
         choices = self.description.get("contexts")
-        steps = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
+        steps = [8, 10, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256, 304, 362, 431,
+                 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096]  # fmt: skip
         for columns in sorted({record["shape"][1] for record in records}):
-            rows = [(r["name"], i, r.get("mean", 0)) for r in records if r["shape"][1] == columns
-                    for i in range(r["shape"][0])]  # fmt: skip
+            rows = []
+            for record in (record for record in records if record["shape"][1] == columns):
+                for i, e in enumerate(self.exponents[record["name"]].tolist()):
+                    first = record.get("mean", 0) * (1024, 1448)[e % 2] * 2 ** (e // 2) // 2**26
+                    rows.append((record["name"], i, min(4096, first)))
             for c in range(columns):
                 at = []
                 for name, i, start in rows:
                     before = magnitudes[name][i, :c]
-                    mean = (4 * start + 16 * before.sum()) // (4 + c)
+                    mean = (32 * start + 256 * before.sum()) // (32 + c)
                     at.append(choices[2 * sum(mean >= step for step in steps) + self.quantizers(before)[c]])
                 for table in sorted(set(at)):
                     which = [row for row, number in zip(rows, at, strict=True) if number == table]
@@ -190,8 +200,10 @@ def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, genera
     if kind.startswith("trellis"):
         wide = torch.rand(rows, 1, generator=generator) * (20 if kind == "trellis_wide" else 2)
         codes = (torch.randn(rows, columns, generator=generator) * wide).round().clamp(-127, 127) + 128
-        scale = torch.rand((1, 1) if kind == "trellis" else (rows, 1), generator=generator) * 0.1 + 0.01
-        return Grid(codes.to(torch.uint8), 8, scale=scale.to(floats), trellis=True)
+        bases = (torch.rand(2, generator=generator) * 0.1 + 0.01).to(floats)
+        exponents = torch.randint(0, 12, (rows,), generator=generator) * (kind != "trellis")
+        scale = row_scales(bases, exponents)
+        return Grid(codes.to(torch.uint8), 8, scale=scale[:1] if kind == "trellis" else scale, trellis=True)
     spread = torch.randn(rows, columns, generator=generator) * levels / 6 + levels // 2
     codes = spread.round().clamp(0, levels - 1).to(torch.uint8)
     if kind.startswith("codebook"):

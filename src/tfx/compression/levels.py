@@ -20,19 +20,26 @@ from numpy.typing import NDArray
 from tfx.compression.entropy import Decoder, Histogram, Table, bits_per_symbol, fit_table
 from tfx.compression.packing import Symbols, pack
 
-# Means are in sixteenths. A row begins as if it had this many levels of the mean of its matrix.
-SCALE, HEAD_START = 16, 4
-# A mean belongs to the class of the last of these that it reaches: two in each octave.
-CLASSES = (0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
+# Means are in units of 1 / 256. A row begins as if it had so many levels of the mean that its scale lets expect.
+SCALE, HEAD_START = 256, 32
+# A mean belongs to the class of the last of these that it reaches: four in each octave.
+CLASSES = (
+    *(0, 8, 10, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256, 304, 362, 431),
+    *(512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096),
+)
 CONTEXTS = 2 * len(CLASSES)
 MAGNITUDES = 128
 _CLASS_OF = np.searchsorted(CLASSES, np.arange(CLASSES[-1] + 1), side="right").astype(np.uint8) - 1
+# A matrix' mean is that of a row of exponent 0, in units of 1 / (256 * 2^16), and below this.
+MEANS = 2**28
+# 2^(e / 2) for e = 0 and 1, in units of 1 / 1024.
+_ROOTS = np.array([1024, 1448])
 
 Rows = NDArray[np.int64]
 
 
 class Contexts:
-    """The context of the next level of each row; ``mean_R`` are the means that rows begin with, in sixteenths."""
+    """The context of the next level of each row; ``mean_R`` are the means that rows begin with (`starts`)."""
 
     def __init__(self, mean_R: Rows) -> None:
         self._total_R = HEAD_START * mean_R
@@ -65,16 +72,16 @@ class Levels:
     choices: list[int]
 
 
-def write_levels(levels: Mapping[str, NDArray[np.int16]], table_bits: float) -> Levels:
+def write_levels(levels: Mapping[str, NDArray[np.int16]], begins: Mapping[str, Rows], table_bits: float) -> Levels:
     """Codes matrices of signed levels below `MAGNITUDES`, by name, in the order of the file.
 
-    ``table_bits`` is about what a table takes besides its counts.
+    ``begins`` are the means that their rows begin with. ``table_bits`` is about what a table takes besides its counts.
     """
     stacks = []
     counts = np.zeros((CONTEXTS, MAGNITUDES), np.int64)
     for names in stacks_of({name: matrix.shape for name, matrix in levels.items()}):
         magnitude_RC = np.concatenate([np.abs(levels[name]).astype(np.uint8) for name in names])
-        contexts = Contexts(np.concatenate([np.full(len(levels[name]), mean_of(levels[name])) for name in names]))
+        contexts = Contexts(np.concatenate([begins[name] for name in names]))
         magnitude_CR = np.ascontiguousarray(magnitude_RC.T)
         context_CR = np.empty_like(magnitude_CR)
         for column, magnitude_R in enumerate(magnitude_CR):
@@ -96,7 +103,7 @@ def write_levels(levels: Mapping[str, NDArray[np.int16]], table_bits: float) -> 
 
 def read_magnitudes(
     shapes: Mapping[str, tuple[int, ...]],
-    means: Mapping[str, int],
+    begins: Mapping[str, Rows],
     decoder: Decoder,
     tables: Sequence[Table],
     choices: Sequence[int],
@@ -107,7 +114,7 @@ def read_magnitudes(
     prices = {number: bits_per_symbol(tables[number]) for number in set(choices)}
     for names in stacks_of(shapes):
         rows, columns = sum(shapes[name][0] for name in names), shapes[names[0]][1]
-        contexts = Contexts(np.concatenate([np.full(shapes[name][0], means[name]) for name in names]))
+        contexts = Contexts(np.concatenate([begins[name] for name in names]))
         magnitude_CR = np.empty((columns, rows), np.uint8)
         bits_R = np.zeros(rows)
         for magnitude_R in magnitude_CR:
@@ -123,9 +130,19 @@ def read_magnitudes(
     return found
 
 
-def mean_of(levels_RC: NDArray[np.int16]) -> int:
-    """The mean magnitude of a matrix in sixteenths, as its record has it."""
-    return min(CLASSES[-1], round(SCALE * float(np.abs(levels_RC).mean()))) if levels_RC.size else 0
+def mean_of(levels_RC: NDArray[np.int16], exponents_R: Rows) -> int:
+    """The mean magnitude of a matrix as its record has it: of a row with exponent 0."""
+    if not levels_RC.size:
+        return 0
+    weight = float((2.0 ** (exponents_R / 2)).sum())
+    total = float(np.abs(levels_RC).sum()) / levels_RC.shape[1]
+    return min(MEANS - 1, round(SCALE * 2**16 * total / weight))
+
+
+def starts(mean: int, exponents_R: Rows) -> Rows:
+    """The means (R,) that rows of these exponents begin with, in units of 1 / 256."""
+    mean_R = (mean * _ROOTS[exponents_R & 1] << (exponents_R >> 1)) >> 26
+    return np.minimum(mean_R, CLASSES[-1])
 
 
 def stacks_of(shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:

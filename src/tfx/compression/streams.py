@@ -20,9 +20,10 @@ from tfx.compression.codecs import (
     TRELLIS_BITS,
     Layout,
     Sequence,
+    TrellisHead,
     Value,
-    decode_scales,
     decode_tensor,
+    decode_trellis_head,
     encode_tensor,
     encode_trellis,
 )
@@ -67,11 +68,11 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         histogram = _histogram(sequence)
         return min(packed, float(histogram @ bits_per_symbol(fit_table(histogram))) + _table_bits(histogram))
 
-    levels = {}
+    levels, begins = {}, {}
     encoded = {}
     for name, value in values.items():
         if isinstance(value, Grid) and value.trellis:
-            layout, parts, levels[name] = encode_trellis(value)
+            layout, parts, levels[name], begins[name] = encode_trellis(value)
             encoded[name] = layout, parts
         else:
             encoded[name] = encode_tensor(value, dtype, size)
@@ -92,7 +93,7 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         records.append({"name": name, "shape": list(shape), **layout.to_dict(), "tables": coding})
     contexts = []
     if levels:
-        in_context = write_levels(levels, _TABLE_BITS)
+        in_context = write_levels(levels, begins, _TABLE_BITS)
         contexts = [len(tables) + choice for choice in in_context.choices]
         tables += in_context.tables
         coded += in_context.pieces
@@ -111,7 +112,7 @@ def read_streams(streams: Streams) -> dict[str, Stored]:
     reader = _Reader(streams, tables, prices)
     values: dict[str, Value] = {}
     layouts: dict[str, Layout] = {}
-    scales: dict[str, Tensor] = {}
+    heads: dict[str, TrellisHead] = {}
     # Packed bytes and coded bits of each tensor.
     spent: dict[str, list[float]] = {}
     for record in streams.tensors:
@@ -120,15 +121,14 @@ def read_streams(streams: Streams) -> dict[str, Stored]:
         before = reader.packed_bytes, reader.coded_bits
         take = reader.tensor(record["tables"])
         if layout.kind == "trellis":
-            scales[name] = decode_scales(layout, take)
+            heads[name] = decode_trellis_head(layout, shape[0], take)
         else:
             values[name] = decode_tensor(layout, shape, take)
         spent[name] = [reader.packed_bytes - before[0], reader.coded_bits - before[1]]
-    if scales:
-        shapes = {record["name"]: tuple(record["shape"]) for record in streams.tensors if record["name"] in scales}
-        means = {name: layouts[name].mean for name in scales}
-        for name, (levels_RC, packed, coded) in reader.levels(shapes, means, streams.contexts).items():
-            values[name] = Grid(levels_RC + MAGNITUDES, TRELLIS_BITS, scales[name], trellis=True)
+    if heads:
+        shapes = {record["name"]: tuple(record["shape"]) for record in streams.tensors if record["name"] in heads}
+        for name, (levels_RC, packed, coded) in reader.levels(shapes, heads, streams.contexts).items():
+            values[name] = Grid(levels_RC + MAGNITUDES, TRELLIS_BITS, heads[name].scale, trellis=True)
             spent[name] = [spent[name][0] + packed, spent[name][1] + coded]
     reader.finish()
     # The coded stream is one long number. A tensor's share of its bytes is in proportion to its symbols' cost in bits.
@@ -177,7 +177,7 @@ class _Reader:
         return take
 
     def levels(
-        self, shapes: dict[str, tuple[int, ...]], means: dict[str, int], contexts: list[int]
+        self, shapes: dict[str, tuple[int, ...]], heads: dict[str, TrellisHead], contexts: list[int]
     ) -> dict[str, tuple[Tensor, int, float]]:
         """The levels (R, C) of all trellises, uint8 modulo 256, with packed bytes and coded bits of each."""
         if len(contexts) != CONTEXTS or any(type(number) is not int for number in contexts):
@@ -186,7 +186,8 @@ class _Reader:
             raise ValueError("a context names a table that does not exist")
         if any(len(self._tables[number]) != MAGNITUDES for number in contexts):
             raise ValueError("a frequency table has the wrong length")
-        read = read_magnitudes(shapes, means, self._decoder, self._tables, contexts)
+        begins = {name: head.begins_R for name, head in heads.items()}
+        read = read_magnitudes(shapes, begins, self._decoder, self._tables, contexts)
         found = {}
         for name in shapes:
             magnitude_RC, bits = read[name]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 STATES = 8
+# Exponents of a row's scale are below this.
+EXPONENTS = 32
 
 
 def quantizer(state: int) -> int:
@@ -49,3 +51,25 @@ def quantizers(levels_RC: Tensor) -> Tensor:
 def multiples(levels: Tensor, quantizer: Tensor | int) -> Tensor:
     """The multiples of the step that levels stand for: 2 k, and for the second quantizer 2 k less the sign of k."""
     return 2 * levels - quantizer * levels.sign()
+
+
+def row_scales(bases: Tensor, exponents_R: Tensor) -> Tensor:
+    """The scales (R, 1) in fp32: an even exponent e stands for the first base times 2^(-e / 2), an odd one for the second
+    times 2^(-(e - 1) / 2). Both are exact.
+    """
+    return torch.ldexp(bases.float()[exponents_R & 1], -(exponents_R >> 1)).unsqueeze(1)
+
+
+def split_scales(scales_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `row_scales`: two bases (2,) in fp32, and exponents (R,); raises `ValueError` if there are none."""
+    scale_R = scales_R1.float().flatten()
+    mantissa_R, exponent_R = torch.frexp(scale_R)
+    is_first_R = mantissa_R == mantissa_R[scale_R.argmax()]
+    first = scale_R.max()
+    second = torch.where(is_first_R, torch.zeros(()), scale_R).max() if not bool(is_first_R.all()) else first
+    bases = torch.stack([first, second])
+    tops = torch.frexp(bases)[1]
+    exponents_R = torch.where(is_first_R, 2 * (tops[0] - exponent_R), 2 * (tops[1] - exponent_R) + 1).long()
+    if int(exponents_R.max()) >= EXPONENTS or not torch.equal(row_scales(bases, exponents_R), scales_R1.float()):
+        raise ValueError("the scales of a trellis' rows must be powers of 2 of two bases, within a factor of 2^15")
+    return bases, exponents_R

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tfx.compression.trellis import quantizers
+from tfx.compression.trellis import EXPONENTS, quantizers, row_scales
 from tfx.techniques.quantize.gptq import inverse_factor
 from tfx.techniques.quantize.rounding import entropy_bits
 from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, search
@@ -24,8 +24,6 @@ from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, searc
 _POINTS = (-4.0, -3.0, -2.0, -1.25, -0.5, 0.25, 1.0)
 # Rows of a matrix that are measured: at least so many, and one in so many.
 _SAMPLE, _ONE_IN = 64, 8
-# Steps of a row are the matrix's times a power of 2^(1/2): a number that takes few bits in the file.
-_LATTICE = 2
 # Bits that the step of a row takes in the file, and the cost of a row, relative to the mean, below which it is not
 # believed: the calibration batches have too few words.
 _ROW_BITS = 4.0
@@ -54,6 +52,13 @@ class Matrix:
         # No coarser than the coarsest that was measured: a matrix must not become empty because it hardly matters.
         shift = min(shift, self.log_spread + _POINTS[-1] - middle)
         return torch.maximum(self.log_step_R + shift, self.least_R)
+
+    def scale(self, shift: float, dtype: torch.dtype) -> Tensor:
+        """The steps (R, 1) or (1, 1), in fp32, with bases of ``dtype`` (`row_scales`)."""
+        log_R = self.log_steps(shift)
+        finer_R = torch.minimum((2 * (log_R.max() - log_R)).round(), (2 * (log_R.max() - self.least_R)).floor())
+        bases = 2.0 ** (log_R.max() - torch.tensor([0.0, 0.5]))
+        return row_scales(bases.to(dtype), finer_R.clamp(0, EXPONENTS - 1).long())
 
     def bits(self, shift: float) -> float:
         """Bits of a weight at this shift, between the points that were measured."""
@@ -114,10 +119,4 @@ def choose(matrices: Mapping[str, Matrix], rate: float, dtype: torch.dtype) -> d
         middle = (fine + coarse) / 2
         is_cheap = sum(matrix.count * matrix.bits(middle) for matrix in matrices.values()) <= rate * count
         fine, coarse = (fine, middle) if is_cheap else (middle, coarse)
-    steps = {}
-    for name, matrix in matrices.items():
-        log_R = matrix.log_steps(coarse)
-        # All on one lattice, so that their mantissas are few.
-        place_R = torch.maximum(((log_R - coarse) * _LATTICE).round(), ((matrix.least_R - coarse) * _LATTICE).ceil())
-        steps[name] = (2.0 ** (place_R / _LATTICE + coarse)).to(dtype).unsqueeze(1)
-    return steps
+    return {name: matrix.scale(coarse, dtype) for name, matrix in matrices.items()}

@@ -364,7 +364,7 @@ class Quantize(Technique):
                     weight = chosen[name]
                     # Zeros come from masks: they stay.
                     if settings.method == "trellis":
-                        grid = trellis(weight, moments, scales[name][0], weight != 0)
+                        grid = trellis(weight, moments, scales[name][0], weight != 0, _DTYPES[settings.scales])
                     else:
                         grid = gptq(weight, moments, self.kind(name), weight != 0, scales.get(name))
                     weight.copy_(grid.values())

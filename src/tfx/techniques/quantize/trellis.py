@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tfx.compression.grid import Grid
-from tfx.compression.trellis import STATES, following, quantizer
+from tfx.compression.trellis import STATES, following, quantizer, row_scales, split_scales
 from tfx.techniques.quantize.gptq import inverse_factor
 
 # What one bit costs, in squared steps of an average column. From normal weights at 1.3 to 3.6 bits: there the sum of
@@ -64,16 +64,30 @@ def group_of(rows_RC: Tensor) -> Tensor:
 
 
 def trellis(
-    weight_RC: Tensor, moments_CC: Tensor, scale: Tensor, mask_RC: Tensor | None = None, damping: float = 0.01
+    weight_RC: Tensor,
+    moments_CC: Tensor,
+    scale: Tensor,
+    mask_RC: Tensor | None = None,
+    dtype: torch.dtype = torch.float16,
 ) -> Grid:
-    """The dependent grid with these scales, (1, 1) or (R, 1), that keeps W x close at few bits.
+    """The dependent grid that keeps W x close at few bits, for inputs x with the second moments E[x x^T].
 
-    x are inputs with the second moments E[x x^T]. Where ``mask`` is False the level is 0. ``damping`` is as for `gptq`.
+    Its scales are about ``scale``, (1, 1) or `row_scales`, with bases of ``dtype``. Where ``mask`` is False the level
+    is 0.
     """
-    rows_RC = (weight_RC.float() / scale.float()).cpu()
+    device = weight_RC.device
+    weight_RC, moments_CC = weight_RC.float().cpu(), moments_CC.double().cpu()
+    bases, exponents_R = split_scales(scale.cpu())
+    # Levels that cost few bits are the small ones, and a matrix that is smaller throughout costs the loss more than
+    # the same error at random. The scale that makes up for all of it makes the errors larger: half of it is best.
     mask_RC = None if mask_RC is None or bool(mask_RC.all()) else mask_RC.cpu()
-    levels_RC = search(rows_RC, inverse_factor(moments_CC.double().cpu(), damping), mask_RC)
-    return Grid((levels_RC + LEVELS).to(torch.uint8), 8, scale, trellis=True).to(weight_RC.device)
+    levels_RC = search(weight_RC / row_scales(bases, exponents_R), inverse_factor(moments_CC), mask_RC)
+    grid = Grid((levels_RC + LEVELS).to(torch.uint8), 8, row_scales(bases, exponents_R), trellis=True)
+    outer_RC = weight_RC.double() @ moments_CC
+    whole, kept = (float((outer_RC * values).sum()) for values in (weight_RC, grid.values()))
+    gain = (whole / kept) ** 0.5 if kept > 0 else 1.0
+    scale = row_scales((bases * gain).to(dtype), exponents_R)
+    return Grid(grid.codes_RC, 8, scale, trellis=True).to(device)
 
 
 def search(rows_RC: Tensor, factor_CC: Tensor, mask_RC: Tensor | None = None, bit_price: float = BIT_PRICE) -> Tensor:
