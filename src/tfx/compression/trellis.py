@@ -54,14 +54,14 @@ def multiples(levels: Tensor, quantizer: Tensor | int) -> Tensor:
 
 
 def row_scales(bases: Tensor, exponents_R: Tensor) -> Tensor:
-    """The scales (R, 1) in fp32: an even exponent e stands for the first base times 2^(-e / 2), an odd one for the second
-    times 2^(-(e - 1) / 2). Both are exact.
+    """The scales (R, 1) in fp32: the first base times 2^(-e / 2) for an even exponent e, the second one times
+    2^(-(e - 1) / 2) for an odd one. Both are exact.
     """
     return torch.ldexp(bases.float()[exponents_R & 1], -(exponents_R >> 1)).unsqueeze(1)
 
 
 def split_scales(scales_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `row_scales`: two bases (2,) in fp32, and exponents (R,); raises `ValueError` if there are none."""
+    """The inverse of `row_scales`: two bases (2,), and exponents (R,); raises `ValueError` if there are none."""
     scale_R = scales_R1.float().flatten()
     mantissa_R, exponent_R = torch.frexp(scale_R)
     is_first_R = mantissa_R == mantissa_R[scale_R.argmax()]

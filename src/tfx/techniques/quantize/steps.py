@@ -24,10 +24,10 @@ from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, searc
 _POINTS = (-4.0, -3.0, -2.0, -1.25, -0.5, 0.25, 1.0)
 # Rows of a matrix that are measured: at least so many, and one in so many.
 _SAMPLE, _ONE_IN = 64, 8
-# Bits that the step of a row takes in the file, and the cost of a row, relative to the mean, below which it is not
-# believed: the calibration batches have too few words.
-_ROW_BITS = 4.0
-_LEAST_COST = 1 / 32
+# Bits that the steps of rows must save, each, to be worth their bytes and the noise in what a few batches say of them.
+_ROW_BITS = 16.0
+# A row costs at least this share of the mean: calibration batches lack words that other texts have.
+_LEAST_COST = 1 / 4
 _TOLERANCE = 2.0**-10
 
 
