@@ -9,8 +9,10 @@ Shapes: R rows and C columns of a matrix, P points at which its bits are measure
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,6 +31,10 @@ _ROW_BITS = 16.0
 # A row costs at least this share of the mean: calibration batches lack words that other texts have.
 _LEAST_COST = 1 / 4
 _TOLERANCE = 2.0**-10
+# A uniform quantizer takes about so many bits more for the same error, and has the largest of these logarithms of steps
+# in units of the root mean square.
+_SAVED = 0.15
+_COARSEST = 1.5
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,14 @@ def measure(weight_RC: Tensor, moments_CC: Tensor, square_R: Tensor, by_row: boo
 
     ``by_row`` says whether rows have steps of their own; None: where that saves more than it takes.
     """
-    factor_CC = inverse_factor(moments_CC)
     weight_RC = weight_RC.float().cpu()
-    rows, columns = weight_RC.shape
+    rows = len(weight_RC)
+    factor_CC = inverse_factor(moments_CC)
     spread = float(weight_RC.square().mean().sqrt().clamp(min=1e-12))
-    cost_R = square_R.double().cpu().expand(rows) if square_R.ndim else (square_R.double() / rows).expand(rows)
-    cost_R = rows * cost_R.clamp(min=float(cost_R.mean()) * _LEAST_COST).clamp(min=1e-30)
     # Gradients know the mean of the squared inputs; GPTQ leaves a share of it.
-    cost_R = cost_R * error_share(factor_CC) / moments_CC.diagonal().mean().clamp(min=1e-30)
-    log_step_R = -0.5 * cost_R.log2()
-    saved = float(0.5 * cost_R.mean().log2() + log_step_R.mean())
-    if by_row is False or (by_row is None and saved * columns < _ROW_BITS):
-        log_step_R = -0.5 * cost_R.mean().log2().view(1)
-        peak_R = weight_RC.abs().max().view(1)
-    else:
-        peak_R = weight_RC.abs().amax(1)
+    share = error_share(factor_CC) / float(moments_CC.diagonal().mean().clamp(min=1e-30))
+    log_step_R = relative_steps(square_R, weight_RC.shape, by_row) - 0.5 * math.log2(share)
+    peak_R = weight_RC.abs().amax(1) if len(log_step_R) > 1 else weight_RC.abs().max().view(1)
     least_R = (peak_R.double() / (2 * (LEVELS - 2))).clamp(min=2.0**-24).log2()
     every = max(1, min(rows // _SAMPLE, _ONE_IN))
     relative_R = (log_step_R - log_step_R.mean()).expand(rows)[::every]
@@ -99,6 +98,69 @@ def measure(weight_RC: Tensor, moments_CC: Tensor, square_R: Tensor, by_row: boo
     levels = search(torch.cat(scaled), factor_CC).split(len(sample_RC))
     bits = tuple(entropy(level_RC, rows_RC) for level_RC, rows_RC in zip(levels, scaled, strict=True))
     return Matrix(log_step_R, least_R, torch.tensor(spread).log2().item(), bits, weight_RC.numel())
+
+
+def relative_steps(square_R: Tensor, shape: tuple[int, ...], by_row: bool | None) -> Tensor:
+    """Logarithms to base 2 of steps at which one bit is worth the same: of each row (R,), or one for the matrix (1,).
+
+    ``square_R`` and ``by_row`` are as in `measure`.
+    """
+    rows, columns = shape
+    square_R = square_R.double().cpu()
+    cost_R = square_R * rows if square_R.ndim else square_R.expand(rows)
+    cost_R = cost_R.clamp(min=float(cost_R.mean()) * _LEAST_COST).clamp(min=1e-30)
+    log_step_R = -0.5 * cost_R.log2()
+    together = -0.5 * cost_R.mean().log2().view(1)
+    saved = float(log_step_R.mean() - together)
+    return together if by_row is False or (by_row is None and saved * columns < _ROW_BITS) else log_step_R
+
+
+def scalar_steps(
+    weights: Mapping[str, Tensor], squares: Mapping[str, Tensor], rate: float, by_row: bool | None
+) -> dict[str, Tensor]:
+    """Steps of uniform quantizers, (R, 1) or (1, 1) in fp32, with about the error of a trellis at this rate.
+
+    For training on a grid that rounds each weight alone. Their levels' bits are those of normal weights.
+    """
+    log_steps = {name: relative_steps(squares[name], tuple(w.shape), by_row) for name, w in weights.items()}
+    spreads = {
+        name: w.float().square().mean(1 if len(log_steps[name]) > 1 else (0, 1)).double().cpu().reshape(-1).sqrt()
+        for name, w in weights.items()
+    }
+    count = sum(w.numel() for w in weights.values())
+
+    def bits(shift: float) -> float:
+        ratios = {name: spreads[name].clamp(min=1e-12).log2() - log_steps[name] - shift for name in weights}
+        return sum(w.numel() * float(_normal_bits(ratios[name]).mean()) for name, w in weights.items())
+
+    fine, coarse = -40.0, 40.0
+    while coarse - fine > _TOLERANCE:
+        middle = (fine + coarse) / 2
+        is_cheap = bits(middle) <= (rate + _SAVED) * count
+        fine, coarse = (fine, middle) if is_cheap else (middle, coarse)
+    steps = {}
+    for name, w in weights.items():
+        most = float(spreads[name].square().mean().sqrt().clamp(min=1e-12).log2()) + _COARSEST
+        log_R = log_steps[name] + min(coarse, most - float(log_steps[name].mean()))
+        steps[name] = (2.0**log_R).float().unsqueeze(1).to(w.device)
+    return steps
+
+
+def _normal_bits(log_ratio: Tensor) -> Tensor:
+    """The entropy of normal weights in steps of a uniform quantizer, from the logarithm of their deviation in steps."""
+    points, bits = _normal_curve()
+    place = ((log_ratio - points[0]) / (points[1] - points[0])).clamp(0, len(points) - 1.001)
+    below = place.long()
+    within = bits[below] + (place - below) * (bits[below + 1] - bits[below])
+    return within + (log_ratio - points[-1]).clamp(min=0)
+
+
+@cache
+def _normal_curve() -> tuple[Tensor, Tensor]:
+    points = torch.arange(-3.0, 6.01, 0.25, dtype=torch.float64)
+    edges = torch.arange(-1024, 1025, dtype=torch.float64) + 0.5
+    mass = torch.special.ndtr(edges / 2.0 ** points.unsqueeze(1)).diff(dim=1)
+    return points, torch.special.entr(mass).sum(1) / math.log(2)
 
 
 def entropy(levels_RC: Tensor, rows_RC: Tensor) -> float:

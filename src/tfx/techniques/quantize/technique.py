@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
-from tfx.compression.grid import Grid, spread
+from tfx.compression.grid import Grid
 from tfx.config.schema import Root, setting
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
@@ -21,8 +21,9 @@ from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
+from tfx.techniques.quantize.learned import LearnedStep
 from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, scales_for_rate, to_grid
-from tfx.techniques.quantize.steps import choose, entropy, measure
+from tfx.techniques.quantize.steps import choose, entropy, measure, scalar_steps
 from tfx.techniques.quantize.trellis import trellis
 from tfx.techniques.selection import left_alone, select_weights
 
@@ -120,6 +121,8 @@ class Quantize(Technique):
         self.aware = not one_shot if settings.aware is None else settings.aware
         self.bits = (4 if settings.rate is None else 8) if settings.bits is None else settings.bits
         self.granularity = settings.granularity or ("group" if settings.rate is None else "tensor")
+        # Whether the rows of a trellis have scales of their own; None: where that pays.
+        self._by_row = {None: None, "tensor": False, "channel": True}.get(settings.granularity)
         self._due = -1
         self._aware_steps = 0
         self._bits: dict[str, int] = {}
@@ -146,10 +149,10 @@ class Quantize(Technique):
                 f"technique.quantize.end={settings.end:g}: the file is on its grid, so training keeps it to the end; "
                 "technique.quantize.start says from where on"
             )
-        if settings.method in ("gptq", "trellis") and self.aware:
+        if settings.method == "gptq" and self.aware:
             raise UserError(
-                f"technique.quantize.method={settings.method} rounds to keep the outputs of the weights as they are, "
-                "and aware training moves them for rounding to nearest: leave one of the two out"
+                "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
+                "training moves them for rounding to nearest: leave one of the two out"
             )
         if config.trainer.budget.is_zero and (settings.aware or settings.learned_step):
             name = "learned_step" if settings.learned_step else "aware"
@@ -295,6 +298,11 @@ class Quantize(Technique):
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
         # Layers that layer dropout has always skipped have none yet.
         is_known = self._sensitivities.keys() >= weights.keys()
+        if self.settings.method == "trellis":
+            # Training goes on with a uniform grid: rounding each weight alone is cheap.
+            squares = self._sensitivities if is_known else {name: torch.ones(()) for name in weights}
+            steps = scalar_steps(weights, squares, self.settings.rate, self._by_row)
+            return {name: (step, None) for name, step in steps.items()}
         sensitivities = {name: float(self._sensitivities[name].sum()) for name in weights} if is_known else None
         scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities)
         return {name: (scale, None) for name, scale in scales.items()}
@@ -324,7 +332,7 @@ class Quantize(Technique):
             return super().see(name, weight, progress)
         scale, zero = self._scale(name)
         values = to_grid(weight.detach(), scale, zero, self.kind(name)).values()
-        return _LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
+        return LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
 
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
@@ -389,9 +397,8 @@ class Quantize(Technique):
         settings = self.settings
         assert settings.rate is not None
         calibration.request(settings.calibration)
-        by_row = {None: None, "tensor": False, "channel": True}[settings.granularity]
         matrices = {
-            name: measure(chosen[name], moments, self._sensitivities[name], by_row)
+            name: measure(chosen[name], moments, self._sensitivities[name], self._by_row)
             for group in calibration.inputs(chosen, at_once=True)
             for name, moments in group.items()
         }
@@ -436,43 +443,6 @@ class Quantize(Technique):
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
         self._sensitivities = dict(state.get("sensitivities", {}))  # states from before 2026-11-25 have none
-
-
-class _LearnedStep(torch.autograd.Function):
-    """The values of a grid whose scales are exp(step) times the chosen ones (Esser 2020)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, step: Tensor, values: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
-    ) -> Tensor:
-        ctx.save_for_backward(weight, scale, zero)
-        ctx.kind = kind
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, zero = ctx.saved_tensors
-        passed, by_scale = step_gradient(weight, gradients[0], scale, zero, ctx.kind)
-        return passed, by_scale * scale.float(), None, None, None, None
-
-
-def step_gradient(
-    weight_RC: Tensor, gradient_RC: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight and of its scales from that of the grid's values (Esser 2020, equations 3 and 5).
-
-    Inside the range the weight's passes straight through and the scale's is (code - w / s); outside the weight's
-    is 0 and the scale's the outermost level. The latter is scaled by 1 / sqrt(weights a scale * largest level).
-    """
-    columns = weight_RC.shape[1]
-    levels = 2**kind.bits
-    start = float(levels // 2) if zero is None else spread(zero.float(), columns)
-    ratio = weight_RC / spread(scale.float(), columns)
-    inside = (ratio + start >= 0) & (ratio + start <= levels - 1)
-    level = (ratio.round() + start).clamp(0, levels - 1) - start
-    by_scale = kind.units(gradient_RC * torch.where(inside, level - ratio, level))
-    strength = 1.0 / math.sqrt(by_scale.shape[-1] * (levels // 2 - 1 if zero is None else levels - 1))
-    return gradient_RC * inside, by_scale.sum(-1) * strength
 
 
 def _coded_bits(grid: Grid) -> float:
