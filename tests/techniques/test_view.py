@@ -6,6 +6,7 @@ import torch
 
 from tfx.compression import checkpoint
 from tfx.compression.grid import Grid
+from tfx.compression.streams import read_streams, write_streams
 from tfx.config import compose
 from tfx.config.describe import choices
 from tfx.config.schema import EvaluationConfig, TokenizerConfig
@@ -392,6 +393,52 @@ def test_scales_of_a_rate_are_the_same_after_resuming():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
+TRELLIS = [
+    *("+technique=quantize", "technique.quantize.method=trellis", "technique.quantize.rate=2"),
+    "technique.quantize.skip=[encoder*,*cross*,*.1.*]",
+]
+
+
+@torch.no_grad()
+def moved(model, dense):
+    """The mean squared difference of what two models put out, on batches that calibration does not see."""
+    generator = torch.Generator().manual_seed(5)
+    source, target = (torch.randint(4, 12, (60, 6), generator=generator) for _ in range(2))
+    return float((model.eval()(target, source) - dense.eval()(target, source)).square().mean())
+
+
+def test_a_trellis_takes_the_rate_and_moves_the_outputs_less_than_gptq():
+    errors = {}
+    _, dense, _ = build()
+    for method in ("gptq", "trellis"):
+        _, model, stack = build(*TRELLIS, f"technique.quantize.method={method}")
+        list(stack.finish(model, calibration_of(model)))
+        evidence = stack.evidence()["quantize"]
+        errors[method] = moved(model, dense)
+        assert evidence["entropy_bits"] == pytest.approx(2.0, rel=0.1)
+    assert errors["trellis"] < 0.85 * errors["gptq"]
+    assert all(grid.trellis for grid in stack.grids.values())
+    # Streams hold it exactly, and tell the same bits.
+    streams = write_streams(stack.grids, torch.float16, entropy=True)
+    read = read_streams(streams)
+    for name in stack.grids:
+        assert torch.equal(read[name].value.values(), model.get_parameter(name)), name
+
+
+def test_a_trellis_trains_on_a_uniform_grid_and_ends_on_its_own():
+    _, model, stack = build(*TRELLIS, "technique.quantize.aware=true", "technique.quantize.start=0")
+    for progress in (0.0, 0.3):
+        train_step(model, stack, progress)
+    before = {name: grid for name, weight in model.named_parameters()
+              if (grid := stack.view.grid(name, weight.detach(), 0.3)) is not None}  # fmt: skip
+    assert before
+    assert not any(grid.trellis for grid in before.values())
+    list(stack.finish(model, calibration_of(model)))
+    assert stack.grids.keys() == before.keys()
+    assert all(grid.trellis for grid in stack.grids.values())
+    assert stack.evidence()["quantize"]["aware_steps"] == 2
+
+
 def test_gptq_with_a_rate_takes_its_scales_and_puts_out_less_error():
     @torch.no_grad()
     def hidden(model):
@@ -562,6 +609,7 @@ def test_masks_follow_a_removal():
         (["+technique=prune", "technique.prune.pattern=1:3", "technique.prune.sparsity=0.667"], "3 does not divide"),
         (["+technique=prune", "technique.prune.pattern=2:4", "technique.prune.sparsity=0.6"], "sparsity=0.5"),
         (["+technique=quantize", "technique.quantize.method=gptq", "technique.quantize.aware=true"], "leave one of"),
+        (["+technique=quantize", "technique.quantize.method=trellis"], "needs technique.quantize.rate"),
         (["+technique=quantize", "technique.quantize.layers=['nothing*:8']"], "no quantized tensor"),
         (["+technique=quantize", "technique.quantize.layers=['embedding*:9']"], "2 to 8 bits"),
         (
