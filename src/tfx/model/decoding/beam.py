@@ -140,7 +140,7 @@ class _Search:
         at_once = sentences = len(self.numbers)
         if decoder.is_near:
             at_once = max(1, _AT_ONCE // (decoder.model.architecture.vocab_size * beam))
-        parts = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for first in range(0, sentences, at_once):
             numbers = self.numbers[first : first + at_once]
             rows = slice(first * beam, (first + len(numbers)) * beam)
