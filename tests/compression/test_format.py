@@ -221,8 +221,7 @@ def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, genera
 CASES = [
     *((kind, bits, "f16", True) for kind in ("tensor", "groups", "sparse") for bits in range(2, 9)),
     *((kind, 4, floats, True) for kind in ("rows", "affine", "codebook", "codebook_rows") for floats in ("f16", "f32")),
-    *((kind, 8, floats, True) for kind in ("trellis", "trellis_rows", "trellis_wide") for floats in ("f16", "f32")),
-    ("trellis_rows", 8, "f16", False),
+    ("trellis", 8, "f16", True), ("trellis_rows", 8, "f32", True), ("trellis_wide", 8, "f16", False),
     *((kind, 3, "f16", False) for kind in ("groups", "sparse", "affine", "codebook")),
     *((kind, 0, floats, entropy) for kind in ("dense", "half", "pattern", "rare")
       for floats in ("f16", "f32") for entropy in (True, False)),
