@@ -50,6 +50,8 @@ _DENSE, _FIRST_COMPRESSED, _WITHOUT_CONTEXTS = 1, 2, 3
 _TOKENIZER, _MERGES = "tokenizer", "merges"
 _DESCRIPTION, _PACKED, _CODED = "description", "packed", "coded"
 _ALIGNMENT = 64
+# Settings of the evaluation that are left out of a header at their defaults, because older files are without them.
+_LATER_SETTINGS = ("min_length", "no_repeat_ngram", "repetition_penalty")
 _STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -150,7 +152,7 @@ def save(
     facts: dict[str, Any] = {
         "architecture": model.architecture.to_dict(),
         "aliases": aliases,
-        "generation": asdict(generation),
+        "generation": _settings(generation),
     }
     if tokenizer.ends_documents:
         facts["ends_documents"] = True
@@ -331,6 +333,12 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise damaged(file, "its header is not complete") from None
     return Header(architecture, generation, account, version, raw)
+
+
+def _settings(generation: EvaluationConfig) -> dict[str, Any]:
+    """All settings; those that came after the first files only where they are not at their defaults."""
+    later = {name: getattr(EvaluationConfig, name) for name in _LATER_SETTINGS}
+    return {name: value for name, value in asdict(generation).items() if name not in later or value != later[name]}
 
 
 def _generation(record: dict[str, Any]) -> EvaluationConfig:
