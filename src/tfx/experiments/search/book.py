@@ -1,17 +1,16 @@
-"""`search.json`: what a search has tried, in its order, and where that led; a search that was killed goes on from it."""
+"""`search.json`: what a search has tried, and where that led. A search that was killed goes on from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tfx.errors import UserError
 from tfx.experiments.search.fitting import Prediction
-from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json
-from tfx.record.summary import Result, Summary
+from tfx.record.summary import Result
 
 VERSION = 1
 
@@ -44,12 +43,14 @@ class Entry:
 class Book:
     """All that a search must remember besides its runs. ``words`` and ``axes`` are what tell it from another search.
 
-    ``seconds`` have been spent by all its processes so far, ``clock`` are those of single trials by their rung.
+    ``seconds`` have been spent so far, ``clock`` are those of single trials by their rung. ``whole`` is the budget of a
+    whole training.
     """
 
     words: list[str]
     axes: dict[str, str]
     seconds: float = 0.0
+    whole: dict[str, Any] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     clock: dict[str, list[float]] = field(default_factory=dict)
@@ -84,36 +85,9 @@ class Book:
         return [entry for entry in self.entries if entry.round == number]
 
 
-class Results:
-    """The results of trials, each read once from its run directory."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[Trial, Summary] = {}
-
-    def summary(self, trial: Trial) -> Summary | None:
-        """The summary of a trial that has a result."""
-        if trial not in self._known:
-            try:
-                found = RunDirectory(trial.folder(self._folder)).read_summary()
-            except UserError:
-                return None
-            if found.result is None:
-                return None
-            self._known[trial] = found
-        return self._known[trial]
-
-    def of(self, trials: list[Trial]) -> Iterator[tuple[Trial, Summary, Result]]:
-        """Those of the trials that have a result, in their order."""
-        for trial in trials:
-            summary = self.summary(trial)
-            if summary is not None and summary.result is not None:
-                yield trial, summary, summary.result
-
-
-def spent(results: Mapping[Trial, Result]) -> dict[str, float]:
+def spent(results: Iterable[Result]) -> dict[str, float]:
     """Seconds and FLOPs of training in all trials, with their teachers'."""
-    costs = [result.train for result in results.values()]
+    costs = [result.train for result in results]
     return {
         "training_seconds": sum(cost.seconds + cost.teacher_seconds for cost in costs),
         "training_flops": sum(cost.flops + cost.teacher_flops for cost in costs),

@@ -42,7 +42,7 @@ class Fitter:
     """Chooses widths so that files are as large as they may be, and turns down what breaks a limit."""
 
     def __init__(self, space: Space, goal: Goal, config: Root) -> None:
-        """``config`` is that of the command, without values on the axes. Reads data and, with ``init_from``, a model."""
+        """``config`` is that of the command, without values on the axes; its model is read, if it has ``init_from``."""
         self.space, self.goal = space, goal
         self._data: dict[str, PreparedData] = {}
         self._origin: tuple[Architecture, Any] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tfx.config.schema import Budget
 
@@ -21,7 +21,7 @@ def lengths(whole: Budget, rungs: int, keep: int) -> list[Budget]:
     found = []
     for rung in range(rungs):
         share = float(keep) ** (rung - rungs + 1)
-        amount = whole.amount * share
+        amount: Any = whole.amount * share
         found.append(Budget(**{whole.unit: amount if whole.unit == "seconds" else max(1, round(amount))}))
     return found
 

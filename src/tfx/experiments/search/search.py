@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -16,15 +16,16 @@ from tfx.experiments.jobs import ENDED_BADLY, Job
 from tfx.experiments.pool import Machine, run_jobs
 from tfx.experiments.request import Request
 from tfx.experiments.search.axes import Axis
-from tfx.experiments.search.book import Book, Entry, Results, Trial
+from tfx.experiments.search.book import Book, Entry, Trial
+from tfx.experiments.search.findings import Findings
 from tfx.experiments.search.fitting import Fitter
 from tfx.experiments.search.front import ranks
 from tfx.experiments.search.goal import Goal, Measured
-from tfx.experiments.search.halving import at_full_length, best_of, lengths, promoted
-from tfx.experiments.search.sampler import Outcome, propose, require_optuna
+from tfx.experiments.search.halving import best_of, lengths, promoted
+from tfx.experiments.search.outcome import outcome_of
+from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
 from tfx.experiments.search.space import NO_TEST, Space, make_space
-from tfx.record.console import plain_console
 
 # The part of a budget that goes to more seeds of the leaders.
 _FOR_SEEDS = 0.2
@@ -49,12 +50,14 @@ class Search:
         limit = self.goal.max_bytes or 0.0
         space = make_space(typed, named, config, (limit / self.goal.spread, limit * self.goal.spread))
         self.space = Space((*space.base, NO_TEST), space.techniques, space.axes, space.may_prune)
-        self.whole = self._whole_budget()
-        self.budgets = lengths(self.whole, settings.rungs, settings.keep)
         self.fitter = Fitter(self.space, self.goal, config)
-        self.results = Results(self.folder)
         self.jobs: list[Job] = []
         self.book = self._open()
+        # With more time than before, a search that goes on trains as long as it did.
+        whole = Budget(**self.book.whole) if self.book.whole else self._whole_budget()
+        self.book.whole = {whole.unit: whole.amount if whole.unit == "seconds" else int(whole.amount)}
+        self.budgets = lengths(whole, settings.rungs, settings.keep)
+        self.found = Findings(self.goal, self.book, self.folder, self.budgets, self.space.axes, config.seed)
         self._began = time.monotonic()
         self._before = self.book.seconds
 
@@ -87,18 +90,14 @@ class Search:
 
     # --- the course of a search -------------------------------------------------------------------------
 
-    def run(self, changed: Callable[[], None]) -> None:
-        """Runs the trials that are left. ``changed`` is called whenever results were added, before the book is kept.
-
-        Raises `UserError` where the limits are out of reach.
-        """
+    def run(self) -> None:
+        """Runs the trials that are left. Raises `UserError` where the limits are out of reach."""
         self.fitter.check()
         number = 0
         while self._has_begun(number) or self._begin_round(number):
-            self._run_round(number, changed)
+            self._run_round(number)
             number += 1
-        self._add_seeds(changed)
-        self._keep(changed)
+        self._add_seeds()
 
     def _has_begun(self, number: int) -> bool:
         return number < self.book.rounds
@@ -109,9 +108,9 @@ class Search:
         if not count:
             return False
         self._learn()
-        proposed = propose(
-            self.fitter.sampled_axes(), self._outcomes(), count, self.request.config.seed, number, self.fitter.accept
-        )
+        axes = self.fitter.sampled_axes()
+        told = self.found.outcomes(list(axes))
+        proposed = propose(axes, told, count, self.request.config.seed, number, self.fitter.accept)
         if not proposed:
             if number == 0:
                 raise self.fitter.refusal or UserError(
@@ -122,7 +121,7 @@ class Search:
             place = len(self.book.entries)
             prediction = self.fitter.predict(values)
             self.book.entries.append(Entry(place, values, self.space.words(values), number, prediction))
-        self._keep()
+        self.keep()
         return True
 
     def _affordable(self) -> int:
@@ -144,20 +143,18 @@ class Search:
         # The first trial of all is always tried, or there would be no model.
         return int(not self.book.trials)
 
-    def _run_round(self, number: int, changed: Callable[[], None]) -> None:
+    def _run_round(self, number: int) -> None:
         alive = self.book.of_round(number)
         seed = self.request.config.seed
         for rung in range(self.settings.rungs):
             self._train([Trial(entry.number, rung, seed) for entry in alive])
-            self._keep(changed)
-            ended = [entry for entry in alive if self.measured(Trial(entry.number, rung, seed)) is not None]
-            if rung == 0 and not ended and not any(self.results.of(self.book.trials)):
-                return
-            alive = self._promote(ended, rung, seed, promoted(len(alive), self.settings.keep))
+            self.keep()
+            ended = [entry for entry in alive if self.found.first(entry, rung) is not None]
+            alive = self._promote(ended, rung, promoted(len(alive), self.settings.keep))
 
-    def _promote(self, entries: Sequence[Entry], rung: int, seed: int, count: int) -> list[Entry]:
+    def _promote(self, entries: Sequence[Entry], rung: int, count: int) -> list[Entry]:
         def at(entry: Entry) -> Measured:
-            found = self.measured(Trial(entry.number, rung, seed))
+            found = self.found.first(entry, rung)
             assert found is not None
             return found
 
@@ -167,20 +164,20 @@ class Search:
             return best_of(entries, count, lambda entry: (-rank[entry.number], *self.goal.key(at(entry))))
         return best_of(entries, count, lambda entry: self.goal.key(at(entry)))
 
-    def _add_seeds(self, changed: Callable[[], None]) -> None:
+    def _add_seeds(self) -> None:
         """One more seed at a time for the leaders at full length, while seeds could change who leads."""
         first, last = self.request.config.seed, self.settings.rungs - 1
         for extra in range(1, self.settings.seeds):
-            whole = [entry for entry in self.book.entries if self.measured(Trial(entry.number, last, first))]
-            close = self._close(best_of(whole, _LEADERS, lambda entry: self.goal.key(self.mean_of(entry.number))))
+            whole = [entry for entry in self.book.entries if self.found.first(entry, last) is not None]
+            close = self._close(best_of(whole, _LEADERS, lambda entry: self.goal.key(self.found.mean_of(entry))))
             if len(close) < 2:
                 return
             self._train([Trial(entry.number, last, first + extra) for entry in close])
-            self._keep(changed)
+            self.keep()
 
     def _close(self, leaders: Sequence[Entry]) -> list[Entry]:
         """Those of the leaders whose merit the first one's may be above by chance: within two standard errors."""
-        merits = [[self.goal.merit(found) for found in self.at_full(entry.number)] for entry in leaders]
+        merits = [[self.goal.merit(found) for found in self.found.at_full(entry)] for entry in leaders]
         spreads = [stdev(values) for values in merits if len(values) > 1]
         if not spreads:
             return list(leaders)
@@ -200,8 +197,8 @@ class Search:
             if trial not in self.book.trials and self._may_begin(trial.rung):
                 self.book.trials.append(trial)
                 wanted.append(trial)
-        self._keep()
-        jobs = [self._job(trial) for trial in wanted if self.results.summary(trial) is None]
+        self.keep()
+        jobs = [self._job(trial) for trial in wanted if self.found.summary(trial) is None]
         if not jobs:
             return
         self.jobs += jobs
@@ -247,76 +244,25 @@ class Search:
     def _spent(self) -> float:
         return self._before + time.monotonic() - self._began
 
-    def _keep(self, changed: Callable[[], None] = lambda: None) -> None:
+    def keep(self) -> None:
         """Writes the book, with the outcome so far."""
         self.book.seconds = self._spent()
-        changed()
+        self.book.outcome = outcome_of(self.found)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.book.write(self.path)
 
-    # --- what trials say --------------------------------------------------------------------------------
-
-    def measured(self, trial: Trial) -> Measured | None:
-        """What one trial measured; None if it has no result."""
-        summary = self.results.summary(trial) if trial in self.book.trials else None
-        return None if summary is None else Measured.of(summary, self.goal.metric)
-
-    def at_full(self, number: int) -> list[Measured]:
-        """What a config measured at full length, by seed."""
-        last = self.settings.rungs - 1
-        trials = [trial for trial in self.book.trials if (trial.number, trial.rung) == (number, last)]
-        return [found for trial in trials if (found := self.measured(trial)) is not None]
-
-    def longest(self, number: int) -> tuple[int, list[Trial]]:
-        """The last rung at which a config has results, and its trials there; -1 if it has none."""
-        done = [t for t in self.book.trials if t.number == number and self.measured(t) is not None]
-        rung = max((trial.rung for trial in done), default=-1)
-        return rung, [trial for trial in done if trial.rung == rung]
-
-    def mean_of(self, number: int) -> Measured:
-        """The mean over seeds of what a config measured at its longest training."""
-        found = [one for trial in self.longest(number)[1] if (one := self.measured(trial)) is not None]
-        return Measured(*(mean(getattr(one, name) for one in found) for name in ("quality", "bytes", "latency_ms")))
-
-    def _outcomes(self) -> list[Outcome]:
-        """What the sampler learns from: each config at the length that it reached, carried to the whole one."""
-        seed, last = self.request.config.seed, self.settings.rungs - 1
-        curves: dict[int, dict[int, float]] = {}
-        for trial in self.book.trials:
-            if trial.seed == seed and (found := self.measured(trial)) is not None:
-                curves.setdefault(trial.number, {})[trial.rung] = self.goal.gain(found.quality)
-        told = []
-        for entry in self.book.entries:
-            if entry.number not in curves:  # it failed
-                told.append(Outcome(self._drawn(entry), (-math.inf,) * (1 + (self.goal.spread > 1)), (1.0,)))
-                continue
-            gain = at_full_length(curves[entry.number], list(curves.values()), last)
-            found = self.mean_of(entry.number)
-            full = Measured(self.goal.gain(gain), found.bytes, found.latency_ms)
-            if self.goal.spread > 1:
-                over = max(0.0, full.bytes / self.goal.largest_of_interest - 1)
-                told.append(Outcome(self._drawn(entry), (gain, -math.log(full.bytes)), (over,)))
-            else:
-                told.append(Outcome(self._drawn(entry), (self.goal.merit(full),), tuple(self.goal.violations(full))))
-        return told
-
-    def _drawn(self, entry: Entry) -> dict[str, Any]:
-        return {key: entry.values[key] for key in self.fitter.sampled_axes()}
+    # --- predictions --------------------------------------------------------------------------------------
 
     def _learn(self) -> None:
         """Corrects predictions of bytes and latency from the trials so far."""
         sizes, latencies = [], []
-        for trial, _, result in self.results.of(self.book.trials):
+        for trial, result in self.found.results():
             predicted = self.book.entries[trial.number].predicted
             sizes.append(Observation(predicted.stack, predicted.untrained_weights, result.bytes.weights))
             if predicted.untrained_latency_ms is not None:
                 truth = result.inference["file"].latency_ms["p50"]
                 latencies.append(Observation(predicted.stack, predicted.untrained_latency_ms, truth))
         self.fitter.learn(sizes, latencies)
-
-    def note(self, message: str) -> None:
-        """One line on stderr."""
-        plain_console(stderr=True).print(message, markup=False, soft_wrap=True)
 
 
 _BUDGET_KEYS = ("trainer.budget.steps", "trainer.budget.tokens", "trainer.budget.seconds")
