@@ -29,7 +29,7 @@ Values = dict[str, Any]
 # Configs drawn at random before the estimator has anything to go by.
 _AT_RANDOM = 8
 # Draws for one place of a round until the search gives up on finding another config within the limits.
-_MOST_DRAWS = 200
+_MOST_DRAWS = 60
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Search:
         config = request.config
         self.goal = Goal.of(settings, config)
         self.machine = Machine.of(request.launcher, config.trainer.device, config.trainer.devices)
-        self.seconds, self.most_trials = _limits(settings)
+        self.seconds, self.most_trials = budget_limits(settings)
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
         limit = self.goal.max_bytes or 0.0
         space = make_space(typed, named, config, (limit / self.goal.spread, limit * self.goal.spread))
@@ -272,7 +272,7 @@ def _key(word: str) -> str:
     return word.lstrip("+").partition("=")[0]
 
 
-def _limits(settings: SearchConfig) -> tuple[float | None, int | None]:
+def budget_limits(settings: SearchConfig) -> tuple[float | None, int | None]:
     """The seconds, or the trials, that a search may take. Raises `UserError` unless exactly one is named."""
     budget = settings.budget
     named = [name for name in ("seconds", "hours", "trials") if getattr(budget, name) is not None]
