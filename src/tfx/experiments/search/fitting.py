@@ -12,16 +12,13 @@ from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.latency import LatencyModel
-from tfx.experiments.search.size import Observation, SizeModel, stack_of
+from tfx.experiments.search.size import Observation, SizeModel, at_width, stack_of
 from tfx.experiments.search.space import FFN_FACTOR, SIZE, WIDTH, Space
 from tfx.record.console import size
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
     from tfx.tasks.prepare import PreparedData
-
-# A width with which a config of any heads is valid, until its own is chosen.
-_ANY_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Fitter:
     def __init__(self, space: Space, goal: Goal, config: Root) -> None:
         """``config`` is that of the command, without values on the axes; its model is read, if it has ``init_from``."""
         self.space, self.goal = space, goal
+        self._heads = config.model.heads
+        self._configs: dict[str, Root] = {}
         self._data: dict[str, PreparedData] = {}
         self._origin: tuple[Architecture, Any] | None = None
         if config.init_from is not None:
@@ -92,9 +91,9 @@ class Fitter:
 
     def _with_width(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         if WIDTH not in self.space.axes:
-            self.space.config(values)
+            self.config(values)
             return dict(values)
-        config = self.space.config(dict(values) | {WIDTH: _ANY_WIDTH})
+        config = self.config(values)
         widths = self.space.widths(config)
         if not widths:
             return None
@@ -105,9 +104,26 @@ class Fitter:
             width = min(widths, key=lambda one: abs(one - values[WIDTH]))
         return None if width is None else dict(values) | {WIDTH: width}
 
+    def config(self, values: Mapping[str, Any]) -> Root:
+        """The config at values, composed once for all widths; without a width it has one that is valid for its heads.
+
+        Raises `UserError` if its settings do not fit together.
+        """
+        rest = {key: value for key, value in values.items() if key != WIDTH}
+        key = repr(sorted(rest.items()))
+        if WIDTH not in self.space.axes:
+            if key not in self._configs:
+                self._configs[key] = self.space.config(values)
+            return self._configs[key]
+        if key not in self._configs:
+            heads = int(values.get("model.heads", self._heads))
+            self._configs[key] = self.space.config(rest | {WIDTH: math.lcm(64, 2 * heads)})
+        found = self._configs[key]
+        return at_width(found, values[WIDTH], values.get(FFN_FACTOR)) if WIDTH in values else found
+
     def predict(self, values: Mapping[str, Any]) -> Prediction:
         """What is known of a config before its training. Latency is measured where it has a limit."""
-        config = self.space.config(values)
+        config = self.config(values)
         data = self.data(config)
         bytes_ = self.sizes.untrained(config, data.tokenizer)
         latency = untrained = None
@@ -158,7 +174,7 @@ class Fitter:
             low: Any = min(numbers) if numbers else axis.choices[0] if axis.choices else axis.low
             least[key] = int(low) if axis.whole else low
         if WIDTH in self.space.axes:
-            config = self.space.config(least | {WIDTH: _ANY_WIDTH})
+            config = self.config(least)
             widths = self.space.widths(config)
             if not widths:
                 raise UserError(

@@ -47,8 +47,7 @@ class Search:
         self.machine = Machine.of(request.launcher, config.trainer.device, config.trainer.devices)
         self.seconds, self.most_trials = budget_limits(settings)
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
-        limit = self.goal.max_bytes or 0.0
-        space = make_space(typed, named, config, (limit / self.goal.spread, limit * self.goal.spread))
+        space = make_space(typed, named, config, self.goal)
         self.space = Space((*space.base, NO_TEST), space.techniques, space.axes, space.may_prune)
         self.fitter = Fitter(self.space, self.goal, config)
         self.jobs: list[Job] = []
@@ -150,6 +149,9 @@ class Search:
             self._train([Trial(entry.number, rung, seed) for entry in alive])
             self.keep()
             ended = [entry for entry in alive if self.found.first(entry, rung) is not None]
+            failed = [job for job in self.jobs if job.state in ENDED_BADLY]
+            if failed and not any(self.found.results()):
+                raise UserError(f"no trial has a result: {failed[-1].reason} (see {failed[-1].log})")
             alive = self._promote(ended, rung, promoted(len(alive), self.settings.keep))
 
     def _promote(self, entries: Sequence[Entry], rung: int, count: int) -> list[Entry]:

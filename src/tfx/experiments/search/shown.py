@@ -16,7 +16,7 @@ from tfx.record.sheet import Column, Sheet
 from tfx.record.vocabulary import higher_is_better
 
 # So many configs that fit are shown in a dry run.
-_SHOWN = 5
+_SHOWN = 3
 
 
 def show_plan(search: Search) -> None:

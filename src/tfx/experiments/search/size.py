@@ -12,6 +12,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ _VECTOR_SPREAD = 0.05
 _TRUSTED = 2
 # The share of a limit that stays free: at first, at least, and after how many trials it is what their errors say.
 _MARGIN, _LEAST_MARGIN, _ENOUGH = 0.02, 0.002, 6
+# The next width is looked at unless it is about so many times too large.
+_WORTH_WRITING = 1.01
 
 
 def untrained_bytes(config: Root, tokenizer: Tokenizer, origin: Architecture | None = None) -> FileBytes:
@@ -73,6 +76,12 @@ def _draw_weights(model: Transformer, seed: int) -> None:
                 parameter.add_(_VECTOR_SPREAD * drawn)
             else:
                 parameter.copy_(drawn / math.sqrt(parameter.shape[1]))
+
+
+def at_width(config: Root, width: int, ffn_factor: float | None) -> Root:
+    """The config with another width; with ``ffn_factor`` the feed-forward width is that many times the width."""
+    ffn = config.model.ffn_width if ffn_factor is None else round(ffn_factor * width)
+    return replace(config, model=replace(config.model, width=width, ffn_width=ffn))
 
 
 def stack_of(config: Root) -> str:
@@ -141,40 +150,45 @@ class SizeModel:
     ) -> int | None:
         """The largest of ``widths``, ascending, whose file has at most ``limit`` bytes; None if none has.
 
-        With ``ffn_factor`` the feed-forward width is that many times the width. Bytes are in proportion to weights, as
-        good as; so one file is written for a guess from the number of weights, and a few around it.
+        With ``ffn_factor`` the feed-forward width is that many times the width. Bytes go with the number of weights, as
+        good as: a file or two are written near the answer, and one of a narrow model.
         """
         from tfx.model.architecture import Architecture
         from tfx.model.transformer import count_parameters
 
         def at(place: int) -> Root:
-            width = widths[place]
-            ffn = config.model.ffn_width if ffn_factor is None else round(ffn_factor * width)
-            return replace(config, model=replace(config.model, width=width, ffn_width=ffn))
+            return at_width(config, widths[place], ffn_factor)
 
         def bytes_at(place: int) -> int:
             return self.predict(at(place), tokenizer)
 
+        @cache
         def weights_at(place: int) -> int:
             return count_parameters(Architecture.from_config(at(place).model, tokenizer.vocab_size))
 
-        place = _guess(bytes_at, weights_at, len(widths), limit)
+        def about(place: int, known: int) -> float:
+            """The bytes at a place, from those at another one: as good as in proportion to the weights."""
+            return bytes_at(known) * weights_at(place) / weights_at(known)
+
+        place = _guess(about, len(widths), limit)
         while place >= 0 and bytes_at(place) > limit:
             place -= 1
-        while 0 <= place < len(widths) - 1 and bytes_at(place + 1) <= limit:
+        # A file is written only where it may fit.
+        while 0 <= place < len(widths) - 1 and about(place + 1, place) <= limit * _WORTH_WRITING:
+            if bytes_at(place + 1) > limit:
+                break
             place += 1
         return widths[place] if place >= 0 else None
 
 
-def _guess(bytes_at: Callable[[int], int], weights_at: Callable[[int], int], count: int, limit: float) -> int:
-    """The place where the bytes per weight of a place before it meet the limit; the second time, of one near it."""
+def _guess(about: Callable[[int, int], float], count: int, limit: float) -> int:
+    """The last place whose bytes are about the limit at most: judged from a narrow model, then from one near it."""
     place = min(count - 1, 3)
     for _ in range(2):
-        a_weight = bytes_at(place) / weights_at(place)
         low, high = 0, count - 1
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if weights_at(middle) * a_weight <= limit else (low, middle - 1)
+            low, high = (middle, high) if about(middle, place) <= limit else (low, middle - 1)
         if low == place:
             break
         place = low

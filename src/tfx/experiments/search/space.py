@@ -13,6 +13,7 @@ from tfx.config.schema import Root
 from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 from tfx.experiments.search.axes import Axis
+from tfx.experiments.search.goal import Goal
 
 WIDTH, FFN, FFN_FACTOR = "model.width", "model.ffn_width", "ffn_factor"
 VOCABULARY, SPARSITY, RATE = (
@@ -27,6 +28,8 @@ Values = Mapping[str, Any]
 
 _SMALLEST_BPE = 300  # the 256 bytes, the special tokens, and a few merges
 _WIDEST = 4  # times the model's own width
+_SIZES = 2  # sizes of files on either side of the limit
+_PER_TOKEN = ("loss", "perplexity")
 # Trials of a search know no test data: its choices look at validation data only.
 NO_TEST = "dataset.splits.test=[]"
 
@@ -82,11 +85,11 @@ class Space:
         return dict(values) | {WIDTH: width}
 
 
-def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, sizes: tuple[float, float]) -> Space:
+def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, goal: Goal) -> Space:
     """The axes of a search around ``config``, which the words ``typed`` compose.
 
-    What ``typed`` sets is no axis, and an axis that is ``named`` has the range that it names. With a smallest and a
-    largest of ``sizes`` that differ, the size of the file is an axis too. Raises `UserError`.
+    What ``typed`` sets is no axis, and an axis that is ``named`` has the range that it names. If files around the
+    limit are of interest too, their size is an axis. Raises `UserError`.
     """
     fixed = {parse(word)[0] for word in typed if "=" in word}
     is_new = config.init_from is None
@@ -99,14 +102,16 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, si
         )
     own = _of_model(config) if is_new else []
     own += _of_technique(config, stack, may_prune, fixed)
-    if is_new and distill is None and config.dataset.tokenizer.path is None:
+    # Losses per token of two vocabularies cannot be compared.
+    if is_new and distill is None and config.dataset.tokenizer.path is None and goal.metric not in _PER_TOKEN:
         own += _of_vocabulary(config)
     axes = {axis.key: axis for axis in own if axis.key not in fixed}
     if FFN in fixed or FFN in named:
         axes.pop(FFN_FACTOR, None)
     axes |= named
-    if sizes[0] < sizes[1]:
-        axes[SIZE] = Axis(SIZE, *sizes, log=True)
+    if goal.max_bytes is not None and goal.spread > 1:
+        factors = (goal.spread ** (step / _SIZES) for step in range(-_SIZES, _SIZES + 1))
+        axes[SIZE] = Axis(SIZE, choices=tuple(round(goal.max_bytes * factor) for factor in factors))
     base = [word for word in typed if word.lstrip("+").partition("=")[0] not in ("technique", "dry_run")]
     if distill is not None and is_new and config.dataset.tokenizer.path is None:
         base.append(f"dataset.tokenizer.path={distill['teacher']}/tokenizer.json")
