@@ -83,11 +83,11 @@ def worth_of_axes(
         if len(names) < 2:
             continue
         random = np.random.default_rng(derive_seed(0, f"worth/{key}"))
-        draws = random.integers(0, len(merit_N), (_RESAMPLES, len(merit_N)))
-        shares = [_explained(merit_N[rows], part_N[rows]) for rows in draws]
-        low, high = np.quantile(shares, (0.05, 0.95))
+        times_RN = random.multinomial(len(merit_N), np.full(len(merit_N), 1 / len(merit_N)), size=_RESAMPLES)
+        low, high = np.quantile(_explained(merit_N, part_N, times_RN), (0.05, 0.95))
+        share = float(_explained(merit_N, part_N, np.ones((1, len(merit_N))))[0])
         means = [merit_N[part_N == part].mean() for part in range(len(names))]
-        found.append(Worth(key, _explained(merit_N, part_N), float(low), float(high), names[int(np.argmax(means))]))
+        found.append(Worth(key, share, float(low), float(high), names[int(np.argmax(means))]))
     return sorted(found, key=lambda worth: -worth.share)
 
 
@@ -104,12 +104,20 @@ def _parts(axis: Axis, values: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
     return np.searchsorted(used, part_N), names
 
 
-def _explained(merit_N: np.ndarray, part_N: np.ndarray) -> float:
-    """Epsilon squared: the share of the variance between parts, corrected for their number; at least 0."""
-    total = float(((merit_N - merit_N.mean()) ** 2).sum())
-    parts = np.unique(part_N)
-    rest = len(merit_N) - len(parts)
-    if total <= 0 or rest <= 0:
-        return 0.0
-    within = sum(float(((merit_N[part_N == part] - merit_N[part_N == part].mean()) ** 2).sum()) for part in parts)
-    return max(0.0, 1 - (within / rest) / (total / (len(merit_N) - 1)))
+def _explained(merit_N: np.ndarray, part_N: np.ndarray, times_RN: np.ndarray) -> np.ndarray:
+    """Epsilon squared (R,): the share of the variance between parts, corrected for their number; at least 0.
+
+    Each row of ``times_RN`` says how often each merit counts.
+    """
+    is_in_NP = (part_N[:, None] == np.unique(part_N)[None, :]).astype(float)
+    centred_N = merit_N - merit_N.mean()
+    count_RP = times_RN @ is_in_NP
+    sum_RP = times_RN @ (is_in_NP * centred_N[:, None])
+    square_R = times_RN @ centred_N**2
+    count_R = count_RP.sum(1)
+    within_R = square_R - (sum_RP**2 / np.maximum(count_RP, 1)).sum(1)
+    total_R = square_R - sum_RP.sum(1) ** 2 / count_R
+    rest_R = count_R - (count_RP > 0).sum(1)
+    usable_R = (total_R > 1e-12 * max(1e-300, float(centred_N @ centred_N))) & (rest_R > 0)
+    ratio_R = (within_R / np.maximum(rest_R, 1)) / np.where(usable_R, total_R / (count_R - 1), 1.0)
+    return np.where(usable_R, np.maximum(0.0, 1 - ratio_R), 0.0)

@@ -12,10 +12,11 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tfx.config.schema import Root
 from tfx.record.seeds import derive_seed
@@ -162,9 +163,13 @@ class SizeModel:
         def bytes_at(place: int) -> int:
             return self.predict(at(place), tokenizer)
 
-        @cache
-        def weights_at(place: int) -> int:
-            return count_parameters(Architecture.from_config(at(place).model, tokenizer.vocab_size))
+        # The number of weights is a polynomial of the width, of degree 2.
+        some = sorted({0, len(widths) // 2, len(widths) - 1})
+        counts = [count_parameters(Architecture.from_config(at(place).model, tokenizer.vocab_size)) for place in some]
+        polynomial = np.polyfit([widths[place] for place in some], counts, len(some) - 1)
+
+        def weights_at(place: int) -> float:
+            return float(np.polyval(polynomial, widths[place]))
 
         def about(place: int, known: int) -> float:
             """The bytes at a place, from those at another one: as good as in proportion to the weights."""
