@@ -17,6 +17,7 @@ from tfx.compression import checkpoint
 from tfx.compression.checkpoint import Storage
 from tfx.compression.container import bytes_array, checksum, compress, write_container
 from tfx.compression.grid import Grid
+from tfx.compression.trellis import row_scales
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -50,7 +51,9 @@ class Reader:
         for _ in range(min(2, len(self.words))):
             self.state = self.state << 32 | self.words.pop()
         self.ends = [self.cumulative(bytes.fromhex(table)) for table in self.description["tables"]]
+        self.exponents = {}
         self.tensors = {record["name"]: self.tensor(record) for record in self.description["tensors"]}
+        self.trellises()
         assert self.state == 0
         assert not self.words
         assert self.place == len(self.packed)
@@ -115,6 +118,12 @@ class Reader:
             values[stored] = floats(stored.sum())
             return values.reshape(shape)
         rows, across = record["grouping"]
+        if record["kind"] == "trellis":
+            bases = floats(2 if rows > 1 else 1)
+            exponents = np.array(self.sequence(next(tables), 5, rows) if rows > 1 else [0] * shape[0])
+            self.exponents[record["name"]] = exponents
+            scales = [bases[e % 2] * np.float32(2.0 ** -(e // 2)) for e in exponents]
+            return np.array(scales, np.float32).reshape(-1, 1)
         table = floats(rows * across).reshape(rows, across)
         zero = np.full((rows, across), record.get("zero", 0) or 0)
         if record.get("zero", 0) is None:
@@ -134,6 +143,43 @@ class Reader:
                     values[r, c] = np.float32(code - zero[row, group]) * table[row, group]
         return values
 
+    def trellises(self) -> None:
+        records = [record for record in self.description["tensors"] if record["kind"] == "trellis"]
+        magnitudes = {record["name"]: np.zeros(record["shape"], int) for record in records}
+        choices = self.description.get("contexts")
+        steps = [8, 10, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256, 304, 362, 431,
+                 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096]  # fmt: skip
+        for columns in sorted({record["shape"][1] for record in records}):
+            rows = []
+            for record in (record for record in records if record["shape"][1] == columns):
+                for i, e in enumerate(self.exponents[record["name"]].tolist()):
+                    first = record.get("mean", 0) * (1024, 1448)[e % 2] * 2 ** (e // 2) // 2**26
+                    rows.append((record["name"], i, min(4096, first)))
+            for c in range(columns):
+                at = []
+                for name, i, start in rows:
+                    before = magnitudes[name][i, :c]
+                    mean = (32 * start + 256 * before.sum()) // (32 + c)
+                    at.append(choices[2 * sum(mean >= step for step in steps) + self.quantizers(before)[c]])
+                for table in sorted(set(at)):
+                    which = [row for row, number in zip(rows, at, strict=True) if number == table]
+                    for (name, i, _), symbol in zip(which, self.sequence(table, 7, len(which)), strict=True):
+                        magnitudes[name][i, c] = symbol
+        for record in records:
+            level = magnitudes[record["name"]].reshape(-1)
+            level[level > 0] *= 1 - 2 * np.array(self.sequence(-1, 1, (level > 0).sum()), int)
+            level = level.reshape(record["shape"])
+            second = np.array([self.quantizers(row)[:-1] for row in level])
+            values = (2 * level - second * np.sign(level)).astype(np.float32)
+            self.tensors[record["name"]] = values * self.tensors[record["name"]]
+
+    @staticmethod
+    def quantizers(row: np.ndarray) -> list[int]:
+        q = [0, 0, 0]  # of the columns before the first
+        for t in range(len(row) + 1):
+            q.append(q[-1] ^ q[-3] ^ (int(row[t - 2]) & 1 if t > 1 else 0) if t else 0)
+        return q[3:]
+
 
 # --- models on grids --------------------------------------------------------------------------------
 
@@ -151,6 +197,13 @@ def build(family: str) -> Transformer:
 def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, generator: torch.Generator) -> Grid:
     rows, columns = weight.shape
     levels = 2**bits
+    if kind.startswith("trellis"):
+        wide = torch.rand(rows, 1, generator=generator) * (20 if kind == "trellis_wide" else 2)
+        codes = (torch.randn(rows, columns, generator=generator) * wide).round().clamp(-127, 127) + 128
+        bases = (torch.rand(2, generator=generator) * 0.1 + 0.01).to(floats)
+        exponents = torch.randint(0, 12, (rows,), generator=generator) * (kind != "trellis")
+        scale = row_scales(bases, exponents)
+        return Grid(codes.to(torch.uint8), 8, scale=scale[:1] if kind == "trellis" else scale, trellis=True)
     spread = torch.randn(rows, columns, generator=generator) * levels / 6 + levels // 2
     codes = spread.round().clamp(0, levels - 1).to(torch.uint8)
     if kind.startswith("codebook"):
@@ -168,6 +221,8 @@ def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, genera
 CASES = [
     *((kind, bits, "f16", True) for kind in ("tensor", "groups", "sparse") for bits in range(2, 9)),
     *((kind, 4, floats, True) for kind in ("rows", "affine", "codebook", "codebook_rows") for floats in ("f16", "f32")),
+    *((kind, 8, floats, True) for kind in ("trellis", "trellis_rows", "trellis_wide") for floats in ("f16", "f32")),
+    ("trellis_rows", 8, "f16", False),
     *((kind, 3, "f16", False) for kind in ("groups", "sparse", "affine", "codebook")),
     *((kind, 0, floats, entropy) for kind in ("dense", "half", "pattern", "rare")
       for floats in ("f16", "f32") for entropy in (True, False)),
@@ -471,7 +526,7 @@ FORGERIES = {
 def test_versions_that_are_newer_or_do_not_exist_are_refused(file):
     data = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     arrays = {name: bytes_array(content) for name, content in data.items()}
-    for version, words in ((4, "format version 4, but this tfx reads up to 3: update tfx"), (0, "not readable")):
+    for version, words in ((5, "format version 5, but this tfx reads up to 4: update tfx"), (0, "not readable")):
         write_container(file, arrays, {"format_version": version, "checksum": checksum(b"", data)})
         assert words in refused(file)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import EvaluationConfig, Root
-from tfx.config.tasks import TASKS, facts_of
+from tfx.config.tasks import TASKS, TaskFacts, facts_of
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import number, plain_console
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     config = config_of(path, options.overrides, options.path)
     check_metrics(config.dataset.metrics)
     loaded = load(path, options.device)
-    data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    architecture = loaded.model.architecture
+    data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
     notes += _differences(path, options.overrides, config, loaded, data)
     for note in notes:
@@ -117,16 +118,16 @@ def _differences(
     """What is measured otherwise than the run was: other data, other decoding, and overrides that change nothing."""
     from tfx.evaluation.generation import describe_decoding
 
-    decodes = TASKS[data.task].decodes
+    task = TASKS[data.task]
     notes = []
     kept = RunDirectory(path).environment
     before = read_json(kept).get("fingerprints", {}) if kept.is_file() else {}
     # The same content under other file names is the same data.
     if before.get("content") != data.content and before.get("corpus") not in (None, data.corpus):
         notes.append("the data differs from that of the run, in files or settings of the data set")
-    notes += _without_effect(overrides, config.evaluation, decodes)
+    notes += _without_effect(overrides, config.evaluation, task)
     scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
-    if scored != used and decodes:
+    if scored != used and task.decodes:
         notes.append(f"decoding by {used}; the run was scored with {scored}")
     return notes
 
@@ -164,7 +165,7 @@ def _composes(overrides: Sequence[str]) -> bool:
     return True
 
 
-def _without_effect(overrides: Sequence[str], config: EvaluationConfig, decodes: bool) -> list[str]:
+def _without_effect(overrides: Sequence[str], config: EvaluationConfig, task: TaskFacts) -> list[str]:
     """Notes which overrides have no effect here, and why."""
     from tfx.evaluation.generation import ignored_settings
 
@@ -180,8 +181,8 @@ def _without_effect(overrides: Sequence[str], config: EvaluationConfig, decodes:
             why = "the model is fixed by its run"
         elif key.startswith("dataset.tokenizer."):
             why = "the model has its own tokenizer"
-        elif not decodes and group != "dataset" and key != "evaluation.batch_tokens":
-            why = "a language model is scored by its loss"
+        elif not task.decodes and group != "dataset" and key != "evaluation.batch_tokens":
+            why = f"{task.what} is scored by its {'labels' if task.metrics else 'loss'}"
         if why:
             found.append(f"{key} has no effect: {why}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfx.model.architecture import Architecture
+from tfx.model.decoding.decoder import MOST_SHARING
 
 
 def forward_flops(architecture: Architecture, rows: int, source_length: int, target_length: int) -> float:
@@ -13,12 +14,17 @@ def forward_flops(architecture: Architecture, rows: int, source_length: int, tar
     """
     attended = target_length * target_length
     decoder = _decoder_flops(architecture, target_length, attended, source_length)
-    return rows * (_encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length) + decoder)
+    encoder = _encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length)
+    return rows * (encoder + decoder + _label_flops(architecture))
 
 
 def decoding_flops(architecture: Architecture, source_length: int, target_length: int, hypotheses: int) -> float:
-    """FLOPs of the matrix products in decoding one source with caches: ``target_length`` steps of all hypotheses."""
-    attended = target_length * (target_length + 1) // 2
+    """FLOPs of the matrix products in decoding one source with caches: ``target_length`` steps of all hypotheses.
+
+    Hypotheses that share their keys have scores for those of all, most of them masked.
+    """
+    sharing = hypotheses if hypotheses <= MOST_SHARING else 1
+    attended = sharing * target_length * (target_length + 1) // 2
     once = _encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length)
     return once + hypotheses * _decoder_flops(architecture, target_length, attended, source_length)
 
@@ -37,6 +43,14 @@ def _memory_flops(architecture: Architecture, source_length: int) -> float:
     """The keys and values that every decoder layer computes from the encoder's output."""
     width, head = architecture.width, architecture.head_width
     return sum(4.0 * width * shape.cross_kv_heads * head * source_length for shape in architecture.decoder)
+
+
+def _label_flops(architecture: Architecture) -> float:
+    """What stands between the encoder of a classifier and its labels, once a text."""
+    if architecture.outputs is None:
+        return 0.0
+    width = architecture.width
+    return 2.0 * width * (architecture.outputs.count + width * architecture.pooler)
 
 
 def _decoder_flops(architecture: Architecture, length: int, attended: int, source_length: int) -> float:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from tfx.config.schema import DatasetConfig, EvaluationConfig
     from tfx.data.ragged import Arrays
+    from tfx.data.sources import Corpus
     from tfx.data.tokenizer import Tokenizer
+    from tfx.model.architecture import Outputs
     from tfx.model.batch import Batch
     from tfx.model.transformer import Transformer
 
@@ -48,12 +50,17 @@ class TimedWork:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one."""
+    """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one.
+
+    All outputs begin with ``prefix``. With ``best``, the record of a prompt holds so many outputs.
+    """
 
     texts: Sequence[str]
     ids: list[list[int]]
     first: int
     note: Callable[[str], Any]
+    prefix: str = ""
+    best: int | None = None
 
     def say(self, row: int, what: str) -> None:
         """Notes what is done to the prompt of a row."""
@@ -66,6 +73,20 @@ class ScoredText:
 
     text_bytes: int
     unknown_bytes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier answers to N texts, what is right, and the loss of each (N,).
+
+    ``given`` are probabilities of the labels (N, C), or numbers (N, 1). ``truth`` are the right labels by number (N,),
+    for several at once whether each holds (N, C), or the right numbers (N, 1).
+    """
+
+    outputs: Outputs
+    truth: np.ndarray
+    given: np.ndarray
+    loss: np.ndarray
 
 
 class Split(ABC):
@@ -117,6 +138,19 @@ class Split(ABC):
         """Source texts and references by row, if outputs are scored as texts."""
         return None
 
+    @property
+    def outputs(self) -> Outputs | None:
+        """What a model's outputs stand for, if they are no tokens: then those of each scored row are kept."""
+        return None
+
+    def answers(self, logits: np.ndarray) -> Answers:
+        """What the kept outputs (scored rows, C) answer to each example."""
+        raise NotImplementedError
+
+    def shown(self, answers: Answers) -> Iterator[dict[str, Any]]:
+        """Source, reference and hypothesis of each example."""
+        raise NotImplementedError
+
     def decode(
         self,
         model: Transformer,
@@ -165,6 +199,14 @@ class Task(ABC):
     # Whether words are tokens with the space before them, also at the start of a text.
     word_initial_space: ClassVar[bool] = False
 
+    def outputs(self, corpora: Sequence[tuple[DatasetConfig, Corpus]], notes: list[str]) -> Outputs | None:
+        """What a model's outputs stand for, if they are no tokens; raises `UserError` for data that cannot tell."""
+        return None
+
+    def giving(self, outputs: Outputs | None) -> Task:
+        """The task for models with these outputs."""
+        return self
+
     @abstractmethod
     def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
         """Writes the arrays of a split, or of a part of one."""
@@ -212,6 +254,12 @@ class Task(ABC):
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:
         """One output for each prompt; see `tfx.evaluation.generation.generate`."""
+
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        """The same as JSON objects, with what else the model says of each output."""
+        return [{"output": output} for output in self.generate(model, tokenizer, prompts, config, seed)]
 
 
 def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:

@@ -90,7 +90,10 @@ def show_found(search: Search) -> None:
         title=f"{found['goal']}: the front of {found['looked_at']} configs, on validation data",
         lines=False,
     )
-    for place, row in enumerate(found["front"]):
+    shown = list(found["front"])
+    if found["best"] not in {row["run"] for row in shown}:  # one that trained for less is as good
+        shown += [row for row in found["tried"] if row["run"] == found["best"]]
+    for place, row in enumerate(shown):
         mark = "*" if row["run"] == found["best"] else ""
         table.add_row(
             f"{mark}{row['config']}",
@@ -98,7 +101,7 @@ def show_found(search: Search) -> None:
             f"{row['bytes']:,}",
             number(row["latency_ms"]),
             f"{row['part_of_budget']:.0%}",
-            given_up(found["front"], place, metric),
+            given_up(shown, place, metric) if place < len(found["front"]) else "",
             describe_values(row["values"]),
         )
     console.print(table)

@@ -10,7 +10,6 @@ from typing import Any
 from tfx.config.compose import compose
 from tfx.config.grammar import parse
 from tfx.config.schema import Root
-from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.goal import Goal
@@ -128,17 +127,17 @@ def _stack(config: Root, fixed: set[str]) -> tuple[tuple[str, ...], bool]:
 
 
 def _of_model(config: Root) -> list[Axis]:
-    model, task = config.model, TASKS[config.dataset.task]
+    model = config.model
     axes = [
         Axis(WIDTH, 8, _WIDEST * model.width, whole=True, step=1),
         Axis(FFN_FACTOR, choices=(1, 2, 3, 4)),
         Axis("model.heads", choices=(2, 4, 8)),
-        Axis("model.decoder_layers", 1, max(6, model.decoder_layers), whole=True),
         Axis("model.dropout", 0.0, 0.3),
         Axis("optimizer.weight_decay", 0.03, 1.0, log=True),
     ]
-    if not task.is_stream:
-        axes.append(Axis("model.encoder_layers", 1, max(6, model.encoder_layers), whole=True))
+    for key, layers in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
+        if layers:
+            axes.append(Axis(f"model.{key}_layers", 1, max(6, layers), whole=True))
     return axes
 
 
