@@ -49,3 +49,8 @@ class SearchConfig:
     seeds: int = setting(3, "most seeds of the leading configs, where they are close", minimum=1, maximum=100)
     final: bool = setting(False, "train the winner at the end, with seeds of its own, and score it on test data")
     final_seeds: int = setting(3, "runs of the winner with final=true", minimum=1, maximum=1000)
+    dense: bool = setting(
+        True,
+        "with final=true and max_bytes: also train a narrower dense model of the same size in 8 bits, as often and as "
+        "long, for comparison",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from tfx.experiments.search.halving import costs
@@ -139,10 +140,13 @@ def notes(found: dict[str, Any]) -> list[str]:
         values = ", ".join(f"{name} {number(value)}" for name, value in test["metrics"].items())
         lines.append(f"on {test['split']}, once, for the winner: {values}")
     if (final := found.get("final")) and final["test"]:
-        values = ", ".join(number(value) for value in final["test"])
-        lines.append(
-            f"trained again with {len(final['test'])} seeds: {found['metric']} {values} on {final['test_split']}"
-        )
+        for name, arm in (("the winner", final), ("a narrower dense model in 8 bits", final.get("dense"))):
+            if arm and arm["test"]:
+                lines.append(
+                    f"{name}, trained for {clock(mean(arm['training_seconds']))}, {len(arm['test'])} new seeds: "
+                    f"{found['metric']} {', '.join(map(number, arm['test']))} on {arm['test_split']}, "
+                    f"{mean(arm['bytes']):,.0f} bytes"
+                )
     return lines
 
 
