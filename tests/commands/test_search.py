@@ -42,7 +42,7 @@ def read(folder) -> dict:
         (["max_bytes=14000", "max_latency_ms=0.001", "budget.trials=2"], "the smallest model of this space takes"),
         (["max_byte=14000", "budget.trials=2"], "max_byte"),
         (["max_bytes=14000", "budget.trials=2", "model.width=interval(3,1)"], "its end must lie above its start"),
-        (["max_bytes=14000", "budget.trials=2", "model.width=range(3,6)"], "is a multiple of"),
+        (["max_bytes=14000", "budget.trials=2", "model.width=range(5,8)"], "is a multiple of"),
         (["max_bytes=14000", "budget.trials=2", "technique=distill"], "technique.distill.teacher=RUN"),
         (["max_bytes=14000", "budget.trials=2", "-m"], "leave out -m"),
     ],
