@@ -221,8 +221,7 @@ def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, genera
 CASES = [
     *((kind, bits, "f16", True) for kind in ("tensor", "groups", "sparse") for bits in range(2, 9)),
     *((kind, 4, floats, True) for kind in ("rows", "affine", "codebook", "codebook_rows") for floats in ("f16", "f32")),
-    *((kind, 8, floats, True) for kind in ("trellis", "trellis_rows", "trellis_wide") for floats in ("f16", "f32")),
-    ("trellis_rows", 8, "f16", False),
+    ("trellis", 8, "f16", True), ("trellis_rows", 8, "f32", True), ("trellis_wide", 8, "f16", False),
     *((kind, 3, "f16", False) for kind in ("groups", "sparse", "affine", "codebook")),
     *((kind, 0, floats, entropy) for kind in ("dense", "half", "pattern", "rare")
       for floats in ("f16", "f32") for entropy in (True, False)),
@@ -416,13 +415,13 @@ def test_a_truncated_or_flipped_file_is_refused_or_unchanged(file):
         assert all(torch.equal(before[name], after[name]) for name in before), position
 
 
-def forge(file, change) -> None:
+def forge(file, change, version=3) -> None:
     """Rewrites a file with a changed description or streams, and a matching checksum."""
     content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     description = json.loads(lzma.decompress(content["description"]))
     change(description, content)
     content["description"] = compress(json.dumps(description).encode())
-    header = {"format_version": 3, "checksum": checksum(b"", content)}
+    header = {"format_version": version, "checksum": checksum(b"", content)}
     write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
 
 
@@ -521,6 +520,87 @@ FORGERIES = {
     "merges beside a long text": lambda d, c: c.update(tokenizer=compress(b" " * (33 << 20))),
     "merges of a deep one": lambda d, c: c.update(tokenizer=compress(b"[" * 200000)),
 }
+
+
+def in_trellises(**values):
+    def change(description, content):
+        for record in description["tensors"]:
+            if record["kind"] == "trellis":
+                record.update(values)
+
+    return change
+
+
+TRELLIS_FORGERIES = {
+    "levels of fewer bits": in_trellises(bits=7),
+    "a zero point": in_trellises(zero=128),
+    "no zero point": in_trellises(zero=None),
+    "a mask": in_trellises(sparsity="mask", sparsity_width=8),
+    "groups": in_trellises(grouping=[8, 2]),
+    "one scale for rows with their own": in_trellises(grouping=[1, 1]),
+    "a huge mean": in_trellises(mean=2**28),
+    "a mean of another type": in_trellises(mean=1.5),
+    "another mean": in_trellises(mean=3),
+    "a mean where there is none": lambda d, c: [r.update(mean=1) for r in d["tensors"] if r["kind"] == "dense"],
+    "no contexts": lambda d, c: d.pop("contexts"),
+    "few contexts": lambda d, c: d.update(contexts=d["contexts"][:-1]),
+    "contexts of another type": lambda d, c: d.update(contexts=[str(n) for n in d["contexts"]]),
+    "contexts without order": lambda d, c: d.update(contexts={"a": 1}),
+    "a context without a table": lambda d, c: d.update(contexts=[99] * 76),
+    "a context before the first table": lambda d, c: d.update(contexts=[-1] * 76),
+    "a context with a short table": lambda d, c: d.update(contexts=[0] * 76, tables=["19" * 4, *d["tables"]]),
+    "signs cut": lambda d, c: c.update(packed=c["packed"][:-1]),
+    "more signs": lambda d, c: c.update(packed=c["packed"] + b"\0"),
+    "levels cut": lambda d, c: c.update(coded=c["coded"][:-8]),
+}
+
+
+@pytest.fixture(scope="module")
+def of_a_trellis(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trellis") / "compressed.safetensors"
+    write(path, "lm", "trellis_rows", 8, "f16", True)
+    forge(path, lambda description, content: None, version=4)
+    checkpoint.load(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", TRELLIS_FORGERIES)
+def test_a_forged_trellis_with_a_correct_checksum_is_refused(name, of_a_trellis, tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    path.write_bytes(of_a_trellis)
+    forge(path, TRELLIS_FORGERIES[name], version=4)
+    refused(path)
+
+
+def test_a_flipped_bit_of_a_trellis_is_refused_even_with_a_correct_checksum_or_gives_finite_weights(
+    of_a_trellis, tmp_path
+):
+    path = tmp_path / "compressed.safetensors"
+    rng = random.Random(1)
+    for stream in ("packed", "coded") * 8:
+
+        def flip(description, content, stream=stream):
+            changed = bytearray(content[stream])
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            content[stream] = bytes(changed)
+
+        path.write_bytes(of_a_trellis)
+        forge(path, flip, version=4)
+        try:
+            state = checkpoint.load(path).model.state_dict()
+        except UserError:
+            continue
+        assert all(bool(weight.isfinite().all()) for weight in state.values())
+
+
+def test_a_trellis_in_a_file_of_version_3_is_refused_and_others_have_version_3(tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    write(path, "lm", "trellis", 8, "f16", True)
+    assert checkpoint.read_header(path).version == 4
+    forge(path, lambda description, content: None)
+    refused(path)
+    write(path, "lm", "tensor", 4, "f16", True)
+    assert checkpoint.read_header(path).version == 3
 
 
 def test_versions_that_are_newer_or_do_not_exist_are_refused(file):

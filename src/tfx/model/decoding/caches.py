@@ -17,9 +17,6 @@ from tfx.model.positions import rotate
 
 Rotary = tuple[Tensor, Tensor]
 
-# Places that a cache has at first.
-_FIRST_PLACES = 32
-
 
 def bare(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """What a module computes, without what its call costs: a fifth of a step of a small model."""
@@ -59,9 +56,11 @@ def _attend(q_NHK: Tensor, keys: Tensor, values: Tensor, groups: int, biases: Se
 class OwnAttention:
     """Self-attention of one block. Each call appends Q places to every row of its cache."""
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, places: int) -> None:
+        """``places`` is how many the cache has at first."""
         self.attention = attention
         self._cache: Tensor | None = None  # (2, R G, places, K)
+        self._places = places
         self._scale = attention.head_width**-0.5
         layers = [attention.q, attention.k, attention.v]
         self._qkv: Callable[[Tensor], Tensor] | None = None
@@ -118,7 +117,7 @@ class OwnAttention:
         """The cache, with memory for ``end`` places; it grows by doubling."""
         cache = self._cache
         if cache is None:
-            cache = like.new_empty(2, rows, max(end, _FIRST_PLACES), like.shape[2])
+            cache = like.new_empty(2, rows, max(end, self._places), like.shape[2])
         elif cache.shape[2] < end:
             grown = like.new_empty(2, rows, max(end, 2 * cache.shape[2]), like.shape[2])
             grown[:, :, : cache.shape[2]] = cache[:, :rows]
