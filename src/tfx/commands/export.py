@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tfx.run.export import Comparison, EncoderComparison
 
 # The targets; each is a file of `tfx.exchange`.
-NAMES = ("transformers", "ctranslate2", "safetensors")
+NAMES = ("transformers", "ctranslate2", "onnx", "safetensors")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -76,7 +76,7 @@ def _export(options: Namespace) -> tuple[Comparison | EncoderComparison, dict[st
     from tfx.tasks.prepare import prepare_data
 
     target = TARGETS[options.to]
-    target.require()
+    target.require(f"--to {target.name}")
     kind = options.numbers or target.kinds[0]
     if kind not in target.kinds:
         raise unknown("--numbers", kind, target.kinds)

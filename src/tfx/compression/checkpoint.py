@@ -88,13 +88,17 @@ class TensorInfo:
 
 @dataclass
 class LoadedModel:
-    """A model read from a file, ready to run: in evaluation mode, fp32, on its device."""
+    """A model read from a file, ready to run: in evaluation mode, fp32, on its device.
+
+    ``grids`` are those of the quantized weights, where plain layers were asked for.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
     generation: EvaluationConfig
     path: Path
     tensors: list[TensorInfo]
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     model.eval().to(target)
     if kernels and header.raw.get("activations") == "int8":
         use_int8(model, grids, aliases)
-    return LoadedModel(model, tokenizer, header.generation, file, tensors)
+    return LoadedModel(model, tokenizer, header.generation, file, tensors, {} if kernels else grids)
 
 
 def _aligned(tensor: Tensor) -> Tensor:

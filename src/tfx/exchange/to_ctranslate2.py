@@ -250,6 +250,16 @@ class InCTranslate2(Reopened):
             found.append([self._numbers[word] for word in output])
         return found
 
+    def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
+        found = self._model.translate_batch(
+            self._words(sources),
+            beam_size=width,
+            length_penalty=0,
+            max_decoding_length=limit,
+            suppress_sequences=self._never or None,
+        )
+        return [[self._numbers[word] for word in result.hypotheses[0]] for result in found]
+
     def _words(self, rows: Sequence[Ids]) -> list[list[str]]:
         return [[self._tokens[index] for index in row] for row in rows]
 
@@ -257,7 +267,7 @@ class InCTranslate2(Reopened):
 CTRANSLATE2 = Target(
     "ctranslate2",
     "a fast decoder for CPU and GPU",
-    "ctranslate2",
+    ("ctranslate2",),
     ("float32", "int8", "int8_float32", "int16", "float16"),
     check,
     write,

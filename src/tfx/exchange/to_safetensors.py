@@ -67,6 +67,12 @@ class Plain(ReopenedEncoder):
                 found.append(continue_text(self._model, list(row), limit, ends.eos, pick))
         return found
 
+    def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
+        source, mask = padded(sources, self._ends.pad)
+        config = EvaluationConfig(method="beam", beam=width, length_penalty=0.0)
+        limits = torch.full((len(sources),), limit)
+        return translate(self._model, source, mask.bool(), limits, self._ends, config)
+
     @torch.inference_mode()
     def hidden(self, sources: Sequence[Ids]) -> list[torch.Tensor]:
         source, mask = padded(sources, self._ends.pad)
@@ -81,7 +87,7 @@ def check(architecture: Architecture) -> None:
 SAFETENSORS = Target(
     "safetensors",
     "plain tensors by their names, dequantized",
-    "safetensors",
+    ("safetensors",),
     tuple(_DTYPES),
     check,
     write,

@@ -85,10 +85,10 @@ def write_folder(loaded: LoadedModel, folder: Path, kind: str) -> None:
     theirs |= family.tables(architecture)
     tensors = {name: value.to(dtype).contiguous() for name, value in theirs.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    roles = _roles(loaded)
+    roles = roles_of(loaded)
     config = {"architectures": [family.class_name], "model_type": family.model_type, "dtype": kind}
     write_json(folder / "config.json", {**config, **family.write(architecture), **roles})
-    write_json(folder / "generation_config.json", _generation(loaded, roles))
+    write_json(folder / "generation_config.json", generation_of(loaded, roles))
     write_text(folder / "tokenizer.json", _tokenizer(loaded))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded, tokenizer.token))
 
@@ -116,7 +116,8 @@ def _with_zero_biases(model: Transformer, fitted: Architecture) -> dict[str, Ten
     return state
 
 
-def _roles(loaded: LoadedModel) -> dict[str, Any]:
+def roles_of(loaded: LoadedModel) -> dict[str, Any]:
+    """The ids of special tokens, by the names of a generation config."""
     tokenizer = loaded.tokenizer
     found: dict[str, Any] = {
         "eos_token_id": tokenizer.eos,
@@ -128,7 +129,7 @@ def _roles(loaded: LoadedModel) -> dict[str, Any]:
     return found
 
 
-def _generation(loaded: LoadedModel, roles: dict[str, Any]) -> dict[str, Any]:
+def generation_of(loaded: LoadedModel, roles: dict[str, Any]) -> dict[str, Any]:
     """How the run was decoded. Their length penalty has another formula, and is left at its default."""
     generation, is_seq2seq = loaded.generation, loaded.model.architecture.is_seq2seq
     found = {**roles, "max_length": loaded.model.architecture.context}
@@ -220,6 +221,20 @@ class InTransformers(ReopenedEncoder):
         return found
 
     @torch.no_grad()
+    def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
+        source, mask = padded(sources, self._tokenizer.pad)
+        outputs = self._model.generate(
+            source,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            max_length=None,
+            num_beams=width,
+            length_penalty=0.0,
+            do_sample=False,
+        )
+        return [_before_end(row[1:], self._tokenizer.eos) for row in outputs.tolist()]
+
+    @torch.no_grad()
     def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:
         source, mask = padded(sources, self._tokenizer.pad)
         states = self._model(input_ids=source, attention_mask=mask).last_hidden_state
@@ -238,7 +253,7 @@ def _check(architecture: Architecture) -> None:
 TRANSFORMERS = Target(
     "transformers",
     "a folder for from_pretrained: Marian, Pegasus or T5, GPT-2 or Llama, BERT",
-    "transformers",
+    ("transformers",),
     ("float32", "bfloat16", "float16"),
     _check,
     write_folder,

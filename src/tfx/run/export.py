@@ -18,7 +18,7 @@ from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.evaluation.metrics import score_text
-from tfx.exchange.target import ReopenedEncoder
+from tfx.exchange.target import ReopenedEncoder, padded
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
 from tfx.model.transformer import run_batch
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from tfx.exchange.target import Reopened, Target
     from tfx.tasks.contract import Split
 
-# Largest difference of log-probabilities in fp32, and the smallest share of equal greedy outputs.
-_TOLERANCE, _EQUAL = 1e-3, 0.995
+# In fp32: the largest differences of log-probabilities, of the mean loss and of BLEU by beam search, and the smallest
+# share of equal greedy outputs.
+_TOLERANCE, _LOSS_TOLERANCE, _BLEU_TOLERANCE, _EQUAL = 1e-3, 1e-4, 0.1, 0.995
 # Numbers of fewer bits: the largest mean difference of log-probabilities.
 _MEAN_TOLERANCE = 0.1
 _PROMPT_TOKENS, _NEW_TOKENS = 16, 32
 _ROWS_AT_ONCE = 32
+# Beam search without a length penalty: each library has another formula for one.
+_BEAM = EvaluationConfig(method="beam", beam=5, length_penalty=0.0)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Comparison:
 
     ``largest`` and ``mean`` are differences of the log-probabilities of real targets; ``loss`` and ``theirs`` the mean
     loss of both, in nats a token; ``equal`` the share of inputs with the same greedy output; ``scores`` the metrics of
-    the greedy outputs, theirs and ours, where the data has references.
+    the greedy outputs, theirs and ours, where the data has references, and ``beams`` those by a beam of 5.
     """
 
     inputs: int
@@ -52,6 +55,7 @@ class Comparison:
     theirs: float
     equal: float
     scores: dict[str, tuple[float, float]]
+    beams: dict[str, tuple[float, float]]
 
     def words(self, where: str) -> dict[str, str]:
         """Each part of the comparison in words; ``where`` is the split."""
@@ -61,8 +65,9 @@ class Comparison:
             "loss": f"{self.theirs:.5f} nats a token there, {self.loss:.5f} here",
             "greedy outputs": f"{self.equal:.1%} equal",
         }
-        scores = {f"{name} of these": f"{a:.2f} there, {b:.2f} here" for name, (a, b) in self.scores.items()}
-        return found | scores
+        for what, scores in (("greedy", self.scores), ("beam 5", self.beams)):
+            found |= {f"{name}, {what}": f"{a:.2f} there, {b:.2f} here" for name, (a, b) in scores.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
     """Runs both models on ``count`` inputs of a split, evenly spaced from the shortest to the longest."""
     rows_of_all: list[int] = []
     outputs: tuple[list[list[int]], list[list[int]]] = ([], [])
+    beams: tuple[list[list[int]], list[list[int]]] = ([], [])
     differences: list[float] = []
     ours_of_all: list[float] = []
     theirs_of_all: list[float] = []
@@ -165,6 +171,9 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
         limits = _limits(loaded, prompts)
         outputs[0].extend(theirs.greedy(prompts, limits))
         outputs[1].extend(_greedy(loaded, prompts, limits))
+        if split.texts is not None and metrics:
+            beams[0].extend(theirs.beam(prompts, max(limits), _BEAM.beam))
+            beams[1].extend(_beam(loaded, prompts, max(limits)))
         rows_of_all += batch.rows.tolist()
     tokens = len(differences)
     return Comparison(
@@ -176,6 +185,7 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
         theirs=-sum(theirs_of_all) / tokens,
         equal=sum(a == b for a, b in zip(*outputs, strict=True)) / len(rows_of_all),
         scores=_text_scores(loaded, split, rows_of_all, outputs, metrics),
+        beams=_text_scores(loaded, split, rows_of_all, beams, metrics),
     )
 
 
@@ -197,15 +207,19 @@ def _text_scores(
 
 def _judge(found: Comparison, target: Target, kind: str) -> None:
     """Raises `UserError` where the outputs differ by more than the numbers of this kind explain."""
+    bleu, own_bleu = found.beams.get("bleu", (0.0, 0.0))
     if kind == "float32":
         wrong = not found.largest <= _TOLERANCE or found.equal < _EQUAL
+        wrong = wrong or abs(found.theirs - found.loss) > _LOSS_TOLERANCE or abs(bleu - own_bleu) > _BLEU_TOLERANCE
     else:
         wrong = not found.mean <= _MEAN_TOLERANCE
     if wrong:
         raise UserError(
             f"the model in {target.name} differs: log-probabilities by up to {found.largest:.2g} "
-            f"({found.mean:.2g} in the mean), and {found.equal:.1%} of {found.inputs:,} greedy outputs are equal; "
-            "nothing is written"
+            f"({found.mean:.2g} in the mean), the loss is {found.theirs:.5f} there and {found.loss:.5f} here, and "
+            f"{found.equal:.1%} of {found.inputs:,} greedy outputs are equal"
+            + (f", BLEU by a beam of 5 is {bleu:.2f} there and {own_bleu:.2f} here" if "bleu" in found.beams else "")
+            + "; nothing is written"
         )
 
 
@@ -260,8 +274,7 @@ def _limits(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[int]:
 
 def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
     """One by one, so that no padding is part of the comparison."""
-    tokenizer, config = loaded.tokenizer, EvaluationConfig(method="greedy")
-    ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
+    tokenizer, config, ends = loaded.tokenizer, EvaluationConfig(method="greedy"), _ends(loaded)
     pick = make_picker(config, 0, torch.device("cpu"))
     found = []
     for row, limit in zip(prompts, limits, strict=True):
@@ -270,3 +283,14 @@ def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: Seque
         else:
             found.append(continue_text(loaded.model, list(row), limit, tokenizer.eos, pick))
     return found
+
+
+def _beam(loaded: LoadedModel, sources: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+    source, mask = padded(sources, loaded.tokenizer.pad)
+    limits = torch.full((len(sources),), limit)
+    return translate(loaded.model, source, mask.bool(), limits, _ends(loaded), _BEAM)
+
+
+def _ends(loaded: LoadedModel) -> Ends:
+    tokenizer = loaded.tokenizer
+    return Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
