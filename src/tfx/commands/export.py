@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tfx.run.export import Comparison, EncoderComparison
 
 # The targets; each is a file of `tfx.exchange`.
-NAMES = ("transformers", "ctranslate2", "onnx", "safetensors")
+NAMES = ("transformers", "ctranslate2", "onnx", "gguf", "safetensors")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ Codes = NDArray[np.int8]
 
 def quantize(model: Any, loaded: LoadedModel) -> None:
     """Replaces the matrices of a `ModelProto` by codes, in place."""
-    _Rewriter(model.graph, _own_codes(loaded)).rewrite()
+    _Rewriter(model.graph, loaded.model.architecture.vocab_size, _own_codes(loaded)).rewrite()
 
 
 def own_matrices(loaded: LoadedModel) -> int:
@@ -63,10 +63,10 @@ def _hash(matrix: Floats) -> bytes:
 class _Rewriter:
     """One graph. A matrix that several nodes read is stored once."""
 
-    def __init__(self, graph: Any, own: Mapping[bytes, tuple[Codes, Floats]]) -> None:
+    def __init__(self, graph: Any, vocab_size: int, own: Mapping[bytes, tuple[Codes, Floats]]) -> None:
         from onnx import numpy_helper
 
-        self._graph, self._own = graph, own
+        self._graph, self._vocab_size, self._own = graph, vocab_size, own
         self._matrices = {
             item.name: numpy_helper.to_array(item)
             for item in graph.initializer
@@ -85,13 +85,13 @@ class _Rewriter:
         """Rewrites products by a matrix, and the lookups of rows of one."""
         for node in list(self._graph.node):
             name = node.input[1] if len(node.input) > 1 else ""
-            if node.op_type == "Gather" and node.input[0] in self._matrices and not self._is_table(node):
+            if node.op_type == "Gather" and self._is_embedding(node.input[0]):
                 self._look_up(node)
             elif node.op_type in ("MatMul", "Gemm") and (name in self._matrices or name in self._transposed):
                 self._multiply(node, name)
             else:
                 self._nodes.append(node)
-        used = {name for node in self._nodes for name in node.input}
+        used = {name for node in self._nodes for name in node.input} | {value.name for value in self._graph.output}
         self._nodes = [node for node in self._nodes if node.op_type != "Transpose" or node.output[0] in used]
         used = {name for node in self._nodes for name in node.input}
         kept = [item for item in self._graph.initializer if item.name in used]
@@ -99,9 +99,9 @@ class _Rewriter:
         self._graph.node.extend(self._nodes)
         self._graph.initializer.extend([*kept, *self._tensors])
 
-    def _is_table(self, node: Any) -> bool:
-        """Whether a lookup is in a table of positions, not in an embedding."""
-        return "embedding" not in node.input[0]
+    def _is_embedding(self, name: str) -> bool:
+        """Whether a matrix has a row for each token; a table of positions is small, and stays."""
+        return name in self._matrices and len(self._matrices[name]) == self._vocab_size
 
     def _multiply(self, node: Any, name: str) -> None:
         """Its input and its matrix, each dequantized from 8 bits right before the product."""

@@ -239,7 +239,11 @@ class InCTranslate2(Reopened):
         for words, limit in zip(self._words(inputs), limits, strict=True):
             if self._is_seq2seq:
                 result = self._model.translate_batch(
-                    [words], beam_size=1, max_decoding_length=limit, suppress_sequences=self._never or None
+                    [words],
+                    beam_size=1,
+                    max_decoding_length=limit,
+                    min_decoding_length=0,
+                    suppress_sequences=self._never or None,
                 )[0]
                 output = result.hypotheses[0]
             else:
@@ -256,6 +260,7 @@ class InCTranslate2(Reopened):
             beam_size=width,
             length_penalty=0,
             max_decoding_length=limit,
+            min_decoding_length=0,
             suppress_sequences=self._never or None,
         )
         return [[self._numbers[word] for word in result.hypotheses[0]] for result in found]

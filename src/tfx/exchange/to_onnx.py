@@ -59,7 +59,7 @@ def _graphs(model: Transformer) -> dict[str, Any]:
 
 def _encoder(model: Transformer, *, projects: bool) -> Any:
     ids = torch.zeros(_BATCH, _SOURCE, dtype=torch.long)
-    sizes = {0: Dim("batch"), 1: Dim("source")}
+    sizes = {0: "batch", 1: "source"}
     outputs = _names("cross", _crossing(model)) if projects else ["last_hidden_state"]
     return _exported(
         Encoder(model, projects=projects),
@@ -72,24 +72,24 @@ def _encoder(model: Transformer, *, projects: bool) -> Any:
 
 def _decoder(model: Transformer) -> Any:
     is_seq2seq = model.architecture.is_seq2seq
-    batch, new, past = Dim("batch"), Dim("new"), Dim("past")
     ids = torch.zeros(_BATCH, _NEW, dtype=torch.long)
     own, crossing = list(range(len(model.decoder.blocks))), _crossing(model)
     kept = [part for shape in model.architecture.decoder for part in _empty(model, shape.kv_heads, _PAST)]
     source = [
         part for index in crossing for part in _empty(model, model.architecture.decoder[index].cross_kv_heads, _SOURCE)
     ]
-    names, sizes = ["input_ids"], [{0: batch, 1: new}]
+    names: list[str] = ["input_ids"]
+    sizes: list[Any] = [{0: "batch", 1: "new"}]
     mask, positions = torch.ones(_BATCH, _SOURCE if is_seq2seq else _PAST + _NEW, dtype=torch.long), None
     if is_seq2seq:
         names.append("encoder_attention_mask")
-        sizes += [{0: batch, 1: Dim("source")}, None]
+        sizes += [{0: "batch", 1: "source"}, None]
     else:
         names += ["attention_mask", "position_ids"]
         positions = torch.arange(_PAST, _PAST + _NEW).expand(_BATCH, -1)
-        sizes += [{0: batch, 1: past + new}, {0: batch, 1: new}]
+        sizes += [{0: "batch", 1: "past + new"}, {0: "batch", 1: "new"}]
     names += _names("past", own) + _names("cross", crossing)
-    sizes += [[{0: batch, 2: past}] * len(kept), [{0: batch, 2: Dim("source")}] * len(source)]
+    sizes += [[{0: "batch", 2: "past"}] * len(kept), [{0: "batch", 2: "source"}] * len(source)]
     outputs = ["logits", *_names("present", own)]
     return _exported(Decoder(model), (ids, mask, positions, kept, source), tuple(sizes), names, outputs)
 
@@ -111,7 +111,7 @@ def _empty(model: Transformer, kv_heads: int, length: int) -> Iterator[Tensor]:
 def _exported(
     module: nn.Module, arguments: tuple[Any, ...], sizes: tuple[Any, ...], names: list[str], outputs: list[str]
 ) -> Any:
-    """The graph of a module, as a `ModelProto`."""
+    """The graph of a module, as a `ModelProto`. ``sizes`` names the free sizes of each argument, by axis."""
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -120,21 +120,29 @@ def _exported(
             verbose=False,
             input_names=names,
             output_names=outputs,
-            dynamic_shapes=sizes,
+            dynamic_shapes=_free(sizes),
             opset_version=_OPSET,
         )
-    _name_sizes(program.model_proto.graph, names, sizes)
-    return program.model_proto
+    found = program.model_proto  # made anew at each call
+    _name_sizes(found.graph, names, sizes)
+    return found
+
+
+def _free(sizes: Any) -> Any:
+    """The same with what the exporter takes for a free size: one that it relates to others by itself."""
+    if isinstance(sizes, dict):
+        return dict.fromkeys(sizes, Dim.DYNAMIC)
+    return None if sizes is None else type(sizes)(map(_free, sizes))
 
 
 def _name_sizes(graph: Any, names: Sequence[str], sizes: tuple[Any, ...]) -> None:
-    """Gives the free sizes of all tensors the names of ours: the exporter keeps those of its own in lists of inputs."""
+    """Gives the free sizes of all tensors our names: the exporter numbers them."""
     ours = [each for entry in sizes if entry is not None for each in (entry if isinstance(entry, list) else [entry])]
     found: dict[str, str] = {}
     inputs = {value.name: value for value in graph.input}
     for name, own in zip(names, ours, strict=True):
         for axis, size in own.items():
-            found[inputs[name].type.tensor_type.shape.dim[axis].dim_param] = size.__name__
+            found.setdefault(inputs[name].type.tensor_type.shape.dim[axis].dim_param, size)
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -143,16 +151,15 @@ def _name_sizes(graph: Any, names: Sequence[str], sizes: tuple[Any, ...]) -> Non
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, which concern its own code."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    """Without the exporter's warnings and logs, which concern its own code."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(before)
+        logging.disable(before)
 
 
 class InOnnx(ReopenedEncoder):

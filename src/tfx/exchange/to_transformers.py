@@ -73,16 +73,10 @@ def _matters(name: str, architecture: Architecture) -> bool:
 
 def write_folder(loaded: LoadedModel, folder: Path, kind: str) -> None:
     """Writes config.json, weights, tokenizer and generation config."""
-    model, tokenizer = loaded.model, loaded.tokenizer
-    architecture = model.architecture
+    tokenizer, architecture = loaded.tokenizer, loaded.model.architecture
     family = choose_family(architecture)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[kind]
-    state = _with_zero_biases(model, family.fit(architecture))
-    try:
-        theirs = write_state(family.places(_as_written(architecture, family)), state)
-    except ValueError as error:
-        raise UserError(f"{family.class_name}: {error}") from None
-    theirs |= family.tables(architecture)
+    theirs = tensors_of(loaded) | family.tables(architecture)
     tensors = {name: value.to(dtype).contiguous() for name, value in theirs.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     roles = roles_of(loaded)
@@ -91,6 +85,17 @@ def write_folder(loaded: LoadedModel, folder: Path, kind: str) -> None:
     write_json(folder / "generation_config.json", generation_of(loaded, roles))
     write_text(folder / "tokenizer.json", _tokenizer(loaded))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded, tokenizer.token))
+
+
+def tensors_of(loaded: LoadedModel) -> dict[str, Tensor]:
+    """The weights by the names and in the layout of the class that says this model."""
+    model = loaded.model
+    family = choose_family(model.architecture)
+    state = _with_zero_biases(model, family.fit(model.architecture))
+    try:
+        return write_state(family.places(_as_written(model.architecture, family)), state)
+    except ValueError as error:
+        raise UserError(f"{family.class_name}: {error}") from None
 
 
 def _as_written(architecture: Architecture, family: Family) -> Architecture:
@@ -132,7 +137,9 @@ def roles_of(loaded: LoadedModel) -> dict[str, Any]:
 def generation_of(loaded: LoadedModel, roles: dict[str, Any]) -> dict[str, Any]:
     """How the run was decoded. Their length penalty has another formula, and is left at its default."""
     generation, is_seq2seq = loaded.generation, loaded.model.architecture.is_seq2seq
-    found = {**roles, "max_length": loaded.model.architecture.context}
+    context = loaded.model.architecture.context
+    # Not max_length: the library warns where a user then gives max_new_tokens.
+    found = {**roles, "max_new_tokens": context - 1 if is_seq2seq else min(generation.new_tokens, context // 2)}
     if loaded.tokenizer.never:
         found["bad_words_ids"] = [[index] for index in loaded.tokenizer.never]
     if generation.method == "sample":
@@ -187,10 +194,16 @@ class InTransformers(ReopenedEncoder):
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         self._seq2seq = loaded.model.architecture.is_seq2seq
+        self._model = self.open(folder, loaded).eval()
+        self._tokenizer = loaded.tokenizer
+
+    def open(self, folder: Path, loaded: LoadedModel) -> Any:
+        """The model of a folder."""
+        import transformers
+
         kinds = {"seq2seq": "AutoModelForSeq2SeqLM", "lm": "AutoModelForCausalLM", "encoder": "AutoModel"}
         kind = getattr(transformers, kinds[loaded.model.architecture.family])
-        self._model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-        self._tokenizer = loaded.tokenizer
+        return kind.from_pretrained(folder, dtype=torch.float32)
 
     @torch.no_grad()
     def scores(self, sources: Sequence[Ids] | None, targets: Sequence[Ids]) -> list[list[float]]:

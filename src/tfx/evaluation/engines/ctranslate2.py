@@ -68,6 +68,7 @@ class CTranslate2Engine(Engine):
                 beam_size=beam,
                 length_penalty=config.length_penalty,
                 max_decoding_length=max(limits[row] for row in rows),
+                min_decoding_length=0,
                 **self._options,
             )
             for row, result in zip(rows, found, strict=True):
