@@ -42,6 +42,10 @@ class Reopened(ABC):
         Sources end with the end token, outputs do not; only an encoder-decoder is asked.
         """
 
+    def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> Tensor:
+        """The outputs (N, C) of a classifier, numbers in their own unit; ``types`` are those of the tokens of pairs."""
+        raise NotImplementedError
+
 
 class ReopenedEncoder(Reopened):
     """The same, by a library that also runs encoders alone."""
