@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.model.decoding import (
+    Decoder,
     Ends,
-    _beam_search,
+    Rules,
     continue_text,
     make_picker,
     output_limit,
     sampling_distribution,
     translate,
 )
+from tfx.model.decoding.beam import beam_search
 
 ENDS = Ends(bos=1, eos=2, pad=0)
 CPU = torch.device("cpu")
@@ -53,7 +56,7 @@ def best_of_all_sequences(model, source, limit, alpha):
 
 
 def plain_beam_search(next_log_probs, vocab, beam, limit, alpha):
-    """The search that `_beam_search` describes, with lists, for one sentence."""
+    """The search that `beam_search` describes, with lists, for one sentence."""
     living, ended = [((), 0.0)], []
     for length in range(1, limit + 1):
         children = []
@@ -70,28 +73,31 @@ def plain_beam_search(next_log_probs, vocab, beam, limit, alpha):
 
 
 class Chain:
-    """Stands in for a model: the next token depends on sentence, position and last token, by a table (B, T, V, V)."""
+    """Stands in for a decoder: the next token depends on sentence, position and last token, by a table (B, T, V, V)."""
 
     def __init__(self, tables):
-        self.tables, self.position = tables, -1
+        self.tables, self.position, self.device = tables, -1, CPU
+        self.model = SimpleNamespace(
+            output=None, project=lambda hidden: hidden, architecture=SimpleNamespace(vocab_size=tables.shape[-1])
+        )
 
-    def new_caches(self):
-        return []
-
-    def decode(self, last_N1, memory_BSD, mask, caches):
+    def step(self, last_N):
         self.position += 1
-        tables = self.tables[memory_BSD[:, 0, 0].long(), self.position]
-        tables = tables.repeat_interleave(len(last_N1) // len(tables), 0)
-        return tables[torch.arange(len(last_N1)), last_N1[:, 0]].unsqueeze(1)
+        tables = self.tables[:, self.position].repeat_interleave(len(last_N) // len(self.tables), 0)
+        return tables[torch.arange(len(last_N)), last_N].clone()
 
-    def project(self, hidden):
-        return hidden
+    def reorder(self, parents):
+        pass
+
+    def keep(self, going):
+        self.tables = self.tables[going]
+        return torch.tensor(going)
 
 
 def search_chain(tables, beam, limits, alpha):
-    memory = torch.arange(len(tables)).view(-1, 1, 1).float()
     config = EvaluationConfig(method="beam", beam=beam, length_penalty=alpha)
-    return _beam_search(Chain(tables), memory, None, torch.tensor(limits), ENDS, config)
+    found = beam_search(Chain(tables), limits, ENDS, Rules(ENDS, config, CPU), config)
+    return [outputs[0].tokens for outputs in found]
 
 
 @pytest.fixture
@@ -188,8 +194,10 @@ def test_beam_one_is_greedy(model, sources):
     greedy = translate(model, source, mask, limits, ENDS, EvaluationConfig(method="greedy"))
     config = EvaluationConfig(method="beam", beam=1)
     assert translate(model, source, mask, limits, ENDS, config) == greedy
-    searched = _beam_search(model, model.encode(source, mask), mask, limits, ENDS, config)
-    assert searched == [without_pad(ids) for ids in greedy]
+    with torch.inference_mode():
+        decoder = Decoder(model, 4, 1, model.encode(source, mask), mask)
+        searched = beam_search(decoder, limits.tolist(), ENDS, Rules(ENDS, config, CPU), config)
+    assert [outputs[0].tokens for outputs in searched] == [without_pad(ids) for ids in greedy]
 
 
 def test_greedy_takes_the_likeliest_token_until_the_end_or_the_limit(make_model, sources):

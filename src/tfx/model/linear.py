@@ -13,6 +13,9 @@ from torch.nn import functional
 # A CPU library builds a new kernel for each new number of rows, which takes longer than running it once.
 # Batches differ in their rows. Rounded up to a multiple of this number, they share a few dozen kernels.
 _ROW_MULTIPLE = 128
+# Multiplications from which on oneDNN was faster than MKL for fp32.
+_LARGE = 1 << 20
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,7 +90,21 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if _products != torch.float32:
             return _ReducedLinear.apply(x, self.weight, self.bias, _products)
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            return inference_product(x, self.weight, self.bias)
         return functional.linear(x, self.weight, self.bias)
+
+
+def inference_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b without gradients, by the faster of torch's two kernels on a CPU.
+
+    Large fp32 products go to oneDNN. Torch's own choice is MKL, which leaves the widest vectors of some processors
+    unused: on an AMD EPYC of 2025 it took 2.6 times as long. For small ones the call of oneDNN costs more than it saves.
+    """
+    large = x.numel() * weight.shape[0] >= _LARGE and x.dtype == weight.dtype == torch.float32
+    if large and _HAS_ONEDNN and x.device.type == "cpu":
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return functional.linear(x, weight, bias)
 
 
 def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:

@@ -1,0 +1,19 @@
+"""Decoding step by step with keys and values that are kept: greedy, sampling, beam search."""
+
+from tfx.model.decoding.decoder import Decoder
+from tfx.model.decoding.rules import Ends, Rules, output_limit
+from tfx.model.decoding.sampling import Picker, make_picker, sampling_distribution
+from tfx.model.decoding.stepwise import continue_text, continue_texts, translate
+
+__all__ = [
+    "Decoder",
+    "Ends",
+    "Picker",
+    "Rules",
+    "continue_text",
+    "continue_texts",
+    "make_picker",
+    "output_limit",
+    "sampling_distribution",
+    "translate",
+]
