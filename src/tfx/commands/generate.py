@@ -35,16 +35,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--top-p", type=float, help="sampling: the likeliest tokens up to this mass")
     parser.add_argument("--new-tokens", type=int, help="largest number of tokens that a language model adds")
     parser.add_argument("--seed", type=int, help="sampling: seed (default 1)")
+    parser.add_argument("--engine", choices=("torch", "ctranslate2", "onnx"), help="what decodes (default torch)")
+    parser.add_argument("--engine-numbers", help="type of the weights of another engine (default float32)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
     options = parser.read(arguments)
 
     from tfx.compression.checkpoint import load
     from tfx.config.checks import check_values
+    from tfx.evaluation.engines.opening import open_engine
     from tfx.evaluation.generation import describe_decoding, generate
     from tfx.exchange.importing import local_file
 
     loaded = load(local_file(options.path), options.device)
-    names = ("method", "beam", "temperature", "top_k", "top_p", "new_tokens")
+    names = ("method", "beam", "temperature", "top_k", "top_p", "new_tokens", "engine", "engine_numbers")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     config = replace(loaded.generation, **chosen)
     check_values(config, "evaluation.")
@@ -59,6 +62,10 @@ def main(arguments: Sequence[str]) -> int:
     scored, used = describe_decoding(loaded.generation), describe_decoding(config)
     if scored != used and task.decodes:
         notes.print(f"note: decoding by {used}; the run was scored with {scored}")
+    loaded.model.engine = open_engine(loaded, config)
+    if loaded.model.engine is not None:
+        for note in loaded.model.engine.notes(config):
+            notes.print(f"note: {note}")
     texts = [_as_utf8(text, number) for number, text in enumerate(options.texts, start=1)]
     source = _Lines()
     lines = iter(texts) if texts else source.read()

@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,8 @@ def save(
     facts: dict[str, Any] = {
         "architecture": model.architecture.to_dict(),
         "aliases": aliases,
-        "generation": asdict(generation),
+        # What decodes is a matter of the machine, not of the model.
+        "generation": asdict(replace(generation, engine="torch", engine_numbers="float32")),
     }
     if tokenizer.ends_documents:
         facts["ends_documents"] = True

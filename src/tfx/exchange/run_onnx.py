@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
 from tfx.exchange.target import Ids
-from tfx.model.decoding import Picker
+from tfx.model.decoding import Decoder, Ends, Picker, Rules
+from tfx.model.decoding.beam import beam_search
 from tfx.record.files import read_json
 
 Array = NDArray[Any]
@@ -45,6 +48,8 @@ class OnnxModel:
         self.is_seq2seq = (folder / DECODER).is_file()
         self._encoder = session(ENCODER) if self.is_seq2seq else None
         self._model = session(DECODER if self.is_seq2seq else ONE)
+        # Of an encoder alone, the width.
+        self.vocab_size = self._model.get_outputs()[0].shape[2]
         self._inputs = {place.name: place for place in self._model.get_inputs()}
 
     def read(self, sources: Sequence[Ids]) -> Caches:
@@ -108,12 +113,11 @@ class OnnxModel:
             logits_BV = self.step(tokens[:, None], caches)[:, -1]
 
     def beam(self, sources: Sequence[Ids], limits: Sequence[int], config: EvaluationConfig) -> list[list[int]]:
-        from tfx.model.decoding import Ends, _beam_search
-
+        """The best output of each source by beam search, without the end token, at most ``limits`` long."""
         ends = Ends(self.begin, self.eos, self.pad, tuple(self.never))
-        return _beam_search(
-            _Adapter(self, sources), torch.zeros(len(sources), 1, 1), None, torch.tensor(limits), ends, config
-        )
+        rules = Rules(ends, config, torch.device("cpu"))
+        hypotheses = cast("Decoder", _Hypotheses(self, sources, config.beam))
+        return [found[0].tokens for found in beam_search(hypotheses, list(limits), ends, rules, config)]
 
     def hidden(self, sources: Sequence[Ids]) -> Array:
         """The hidden states (B, S, D) of an encoder alone."""
@@ -157,40 +161,31 @@ def padded(rows: Sequence[Ids], pad: int, *, left: bool = False) -> tuple[Array,
     return ids, mask
 
 
-class _Adapter:  # TEMPORARY until the decoder is rewritten
-    def __init__(self, model, sources):
-        self.m, self.sources = model, sources
+class _Hypotheses:
+    """What `beam_search` asks of a decoder, for the K hypotheses of each source, run by onnxruntime.
 
-    def new_caches(self):
-        self.caches = self.m.read(self.sources)
-        self.first = True
+    Its hidden states are logits already, and it is its own model, which projects them no further.
+    """
 
-        class C:
-            pass
+    output = None
 
-        c = C()
-        c.own, c.cross = C(), C()
-        c.own.select = self.own
-        c.cross.select = self.cross
-        self.map = np.arange(len(self.sources))
-        return [c]
+    def __init__(self, model: OnnxModel, sources: Sequence[Ids], hypotheses: int) -> None:
+        self.model, self.device = self, torch.device("cpu")
+        self.architecture = SimpleNamespace(vocab_size=model.vocab_size)
+        self._model, self._hypotheses = model, hypotheses
+        self._caches = model.read(sources)
+        self._caches.select(np.arange(len(sources)).repeat(hypotheses))
 
-    def own(self, rows):
-        self.caches.select_past(rows.numpy())
+    def step(self, token_N: Tensor) -> Tensor:
+        return torch.from_numpy(self._model.step(token_N.unsqueeze(1).numpy(), self._caches)[:, 0])
 
-    def cross(self, rows):
-        self.keepers = rows.numpy()
-        k = len(self.caches.mask_BS) // self.n
-        idx = (self.keepers[:, None] * k + np.arange(k)).reshape(-1)
-        self.caches.mask_BS = self.caches.mask_BS[idx]
-        self.caches.source = {name: value[idx] for name, value in self.caches.source.items()}
+    def project(self, logits_NV: Tensor) -> Tensor:
+        return logits_NV
 
-    def decode(self, last_N1, memory, mask, caches):
-        self.n = memory.shape[0]
-        if self.first:
-            self.caches.select(np.repeat(np.arange(self.n), len(last_N1) // self.n))
-            self.first = False
-        return torch.from_numpy(self.m.step(last_N1.numpy(), self.caches))
+    def reorder(self, parent_N: Tensor) -> None:
+        self._caches.select_past(parent_N.numpy())
 
-    def project(self, x):
-        return x
+    def keep(self, going: list[int]) -> Tensor:
+        rows = np.asarray(going)[:, None] * self._hypotheses + np.arange(self._hypotheses)
+        self._caches.select(rows.flatten())
+        return torch.tensor(going)

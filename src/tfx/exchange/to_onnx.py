@@ -195,7 +195,9 @@ class InOnnx(ReopenedEncoder):
 
 
 def check(architecture: Architecture) -> None:
-    """Any architecture has a place here."""
+    """Raises `UserError` for a classifier; any other architecture has a place here."""
+    if architecture.family == "classification":
+        raise UserError("onnx: a classifier is exported to transformers")
 
 
 ONNX = Target(

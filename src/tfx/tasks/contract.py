@@ -48,42 +48,6 @@ class TimedWork:
     throughput: Callable[[list[float]], tuple[int, float]]
 
 
-class Engine(ABC):
-    """Another library that decodes for a model. ``streams`` are the numbers of inputs among all of a seed."""
-
-    name: ClassVar[str]
-
-    def check(self, config: EvaluationConfig) -> None:
-        """Raises `UserError` for settings of decoding that it cannot follow."""
-        return
-
-    def notes(self, config: EvaluationConfig) -> list[str]:
-        """In which way it decodes otherwise than the model itself."""
-        return []
-
-    @abstractmethod
-    def translate(
-        self,
-        sources: Sequence[Sequence[int]],
-        limits: Sequence[int],
-        config: EvaluationConfig,
-        seed: int,
-        streams: Sequence[int],
-    ) -> list[list[int]]:
-        """Outputs of an encoder-decoder without the end token, which sources have, at most ``limits`` long."""
-
-    @abstractmethod
-    def continue_texts(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        config: EvaluationConfig,
-        seed: int,
-        streams: Sequence[int],
-    ) -> list[list[int]]:
-        """Tokens that a language model adds: up to the end token, or ``new_tokens`` of them."""
-
-
 @dataclass(frozen=True)
 class Prompts:
     """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.exchange.to_ctranslate2 import vocabulary
-from tfx.tasks.contract import Engine
+from tfx.model.engine import Engine
 
 Ids = Sequence[int]
 
@@ -42,7 +43,8 @@ class CTranslate2Engine(Engine):
         never = [[self._tokens[index]] for index in loaded.tokenizer.never]
         self._options: dict[str, Any] = {"suppress_sequences": never} if never else {}
 
-    def check(self, config: EvaluationConfig) -> None:
+    @classmethod
+    def check(cls, config: EvaluationConfig) -> None:
         if config.method == "sample":
             raise UserError(
                 "evaluation.engine=ctranslate2 decodes by greedy and beam search, its samples are not repeatable: "
@@ -76,8 +78,9 @@ class CTranslate2Engine(Engine):
         return outputs
 
     def continue_texts(
-        self, prompts: Sequence[Ids], new_tokens: int, config: EvaluationConfig, seed: int, streams: Sequence[int]
+        self, prompts: Sequence[Ids], new_tokens: int, pick: Callable[[Tensor, list[int]], Tensor]
     ) -> list[list[int]]:
+        # It takes the likeliest token itself: `check` has refused all other choices.
         found = self._model.generate_batch(
             [self._words(prompt) for prompt in prompts],
             max_batch_size=_BATCH,

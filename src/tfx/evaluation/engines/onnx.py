@@ -5,16 +5,17 @@ Shapes: N hypotheses, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
 from tfx.exchange.run_onnx import OnnxModel
 from tfx.model.decoding import make_picker
-from tfx.tasks.contract import Engine
+from tfx.model.engine import Engine
 
 Ids = Sequence[int]
 
@@ -48,11 +49,6 @@ class OnnxEngine(Engine):
         return outputs
 
     def continue_texts(
-        self, prompts: Sequence[Ids], new_tokens: int, config: EvaluationConfig, seed: int, streams: Sequence[int]
+        self, prompts: Sequence[Ids], new_tokens: int, pick: Callable[[Tensor, list[int]], Tensor]
     ) -> list[list[int]]:
-        outputs: list[list[int]] = []
-        for first in range(0, len(prompts), _BATCH):
-            rows = prompts[first : first + _BATCH]
-            pick = make_picker(config, seed, torch.device("cpu"), streams[first : first + _BATCH])
-            outputs += self._model.step_by_step(rows, [new_tokens] * len(rows), pick)
-        return outputs
+        return self._model.step_by_step(prompts, [new_tokens] * len(prompts), pick)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from tfx.compression.checkpoint import LoadedModel, load
@@ -12,14 +11,13 @@ from tfx.evaluation.engines.ctranslate2 import CTranslate2Engine
 from tfx.evaluation.engines.onnx import OnnxEngine
 from tfx.exchange.target import Target
 from tfx.exchange.targets import TARGETS
+from tfx.model.engine import Engine
 from tfx.record.cache import cached
 from tfx.record.directory import writable_cache
 from tfx.record.files import sha256
-from tfx.tasks.contract import Engine
 
-_ENGINES: dict[str, Callable[[Path, LoadedModel], Engine]] = {
-    "ctranslate2": CTranslate2Engine,
-    "onnx": OnnxEngine,
+_ENGINES: dict[str, type[CTranslate2Engine | OnnxEngine]] = {
+    engine.name: engine for engine in (CTranslate2Engine, OnnxEngine)
 }
 _VERSION = 1
 
@@ -43,10 +41,12 @@ def open_engine(loaded: LoadedModel, config: EvaluationConfig) -> Engine | None:
     if loaded.model.embedding.weight.device.type != "cpu":
         raise UserError(f"{setting} runs on the CPU: add --device cpu")
     target.check(loaded.model.architecture)
+    engine = _ENGINES[target.name]
+    engine.check(config)
     key = f"{sha256(loaded.path)[:32]}-{target.name}-{config.engine_numbers}-{_VERSION}"
     return cached(
         writable_cache("engines") / key,
-        lambda folder: _ENGINES[target.name](folder, loaded),
+        lambda folder: engine(folder, loaded),
         lambda folder: _convert(loaded.path, target, config.engine_numbers, folder),
     )
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
+from tfx.errors import UserError
 from tfx.model.decoding.beam import beam_search
 from tfx.model.decoding.decoder import Decoder
 from tfx.model.decoding.output import Output, logits_behind
 from tfx.model.decoding.rules import Ends, Rules
 from tfx.model.decoding.sampling import Picker, make_picker
+from tfx.model.engine import without_padding
 from tfx.model.transformer import Transformer
 
 # Steps between two looks at what has ended, on a device that the host would have to wait for.
@@ -38,6 +40,9 @@ def translate(
 
     ``limits`` holds the longest output of each. Only sampling uses ``seed`` and ``streams`` (`make_picker`).
     """
+    if model.engine is not None:
+        sources = without_padding(source_BS, source_mask_BS)
+        return model.engine.translate(sources, limits_B.tolist(), config, seed, streams or range(len(sources)))
     memory_BSD = model.encode(source_BS, source_mask_BS)
     rules = Rules(ends, config, source_BS.device)
     limits = limits_B.tolist()
@@ -61,6 +66,13 @@ def continue_texts(
     When a text fills the context, the model reads its later half again and continues from there.
     """
     context = model.architecture.context
+    if model.engine is not None and new_tokens:
+        if (longest := max(map(len, prompts))) + new_tokens > context:
+            raise UserError(
+                f"evaluation.engine={model.engine.name} stops at the context of {context:,} tokens, and {longest:,} of "
+                f"a prompt with {new_tokens:,} new ones are more: lower evaluation.new_tokens, or use engine torch"
+            )
+        return model.engine.continue_texts(prompts, new_tokens, pick)
     device = model.embedding.weight.device
     texts = [_Text(number, list(prompt), new_tokens) for number, prompt in enumerate(prompts)]
     going, read = texts if new_tokens else [], context
