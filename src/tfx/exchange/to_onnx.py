@@ -19,7 +19,7 @@ from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.exchange.onnx_graphs import Decoder, Encoder
-from tfx.exchange.onnx_int8 import quantize
+from tfx.exchange.onnx_int8 import own_matrices, quantize
 from tfx.exchange.run_onnx import DECODER, ENCODER, GENERATION, ONE, OnnxModel
 from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered
 from tfx.exchange.to_transformers import generation_of, roles_of
@@ -208,4 +208,5 @@ ONNX = Target(
     check,
     write,
     InOnnx,
+    lambda loaded, kind: own_matrices(loaded) if kind == "int8" else 0,
 )
