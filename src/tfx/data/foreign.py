@@ -100,8 +100,11 @@ def sentencepieces(folder: Path) -> list[Path]:
 
 def _converted(folder: Path) -> str:
     """The text of a tokenizer.json made of the files of sentencepiece, as `transformers` makes it for their class."""
-    names = ", ".join(file.name for file in sentencepieces(folder))
-    if not names:
+    files = sentencepieces(folder)
+    names = ", ".join(file.name for file in files)
+    if len(files) > 1:
+        raise UserError(f"{folder} has {names} and no {TOKENIZER}: a tokenizer for each side is not supported")
+    if not files:
         raise UserError(
             f"{folder} has no {TOKENIZER}: make one where the tokenizer was made, with save_pretrained of its fast "
             "tokenizer"
