@@ -62,6 +62,11 @@ class Setup:
 
         self.config = config = _with_model_of_origin(config)
         check_metrics(config.dataset.metrics)
+        if config.evaluation.engine != "torch":
+            raise UserError(
+                f"evaluation.engine={config.evaluation.engine} is for `tfx evaluate` and `tfx generate`: a run is "
+                "scored by its own model, so leave it out"
+            )
         check_model(config.model)
         self.group = group
         self.device = choose_device(config.trainer.device, group.place)
