@@ -26,8 +26,8 @@ from tfx.compression.checkpoint import LoadedModel, load
 from tfx.config.compose import load as load_config
 from tfx.config.schema import EvaluationConfig
 from tfx.evaluation.engines.ctranslate2 import CTranslate2Engine
-from tfx.evaluation.engines.onnx import OnnxEngine
 from tfx.evaluation.metrics import score_text
+from tfx.exchange.run_onnx import OnnxModel
 from tfx.exchange.targets import TARGETS
 from tfx.model.decoding import Ends, output_limit, translate
 from tfx.record.directory import RunDirectory
@@ -93,13 +93,9 @@ def _exported(run: Path, target: str, kind: str, config: EvaluationConfig, folde
             return _in_order(sources, found)
 
         return size, run_theirs
-    engine = (CTranslate2Engine if target == "ctranslate2" else OnnxEngine)(here, plain)
-
-    def run_engine(sources: Sequence[list[int]]) -> list[list[int]]:
-        limits = [output_limit(len(ids), config, context) for ids in sources]
-        return engine.translate(sources, limits, config, 0, range(len(sources)))
-
-    return size, run_engine
+    engine = (CTranslate2Engine if target == "ctranslate2" else OnnxModel)(here, plain)
+    plain.model.engine = engine
+    return size, _own(plain, config)
 
 
 def _own(loaded: LoadedModel, config: EvaluationConfig) -> Translate:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from results.files import arm, benchmark, rows_of, scores, table
 
+
 @table("positions")
 def positions() -> str:
     """Rotary positions and those that `transformers` has an encoder-decoder for, at the same budget."""
     arms = {name: arm(f"positions/{name}") for name in ("rotary", "sinusoidal")}
-    rows = [
-        [f"`model.positions={name}`", *(f"{scores(runs, split, 'bleu')[0]:.2f}" for split in ("valid", "test"))]
-        + [f"{scores(runs, 'test', 'loss')[0]:.3f}"]
-        for name, runs in arms.items()
-    ]
+    rows = []
+    for name, runs in arms.items():
+        bleu = [f"{scores(runs, split)[0]:.2f}" for split in ("valid", "test")]
+        rows.append([f"`model.positions={name}`", *bleu, f"{scores(runs, 'test', 'loss')[0]:.3f}"])
     return rows_of(["positions", "BLEU, validation", "BLEU, test", "loss, test"], rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -18,9 +19,10 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.exchange.onnx_graphs import Decoder, Encoder
 from tfx.exchange.onnx_int8 import rounded
 from tfx.exchange.run_onnx import OnnxModel
+from tfx.exchange.search import Search, ends_of
 from tfx.exchange.targets import TARGETS
 from tfx.model.architecture import Architecture
-from tfx.model.decoding import make_picker
+from tfx.model.decoding import Wanted, continue_texts, make_picker, outputs_for
 from tfx.model.transformer import Transformer, initialise
 from tfx.run.export import export
 from tfx.tasks.lm import Stream
@@ -130,19 +132,35 @@ def test_onnxruntime_gives_the_same_scores_and_outputs(folders):
 
 @needs_onnx
 def test_a_batch_of_any_lengths_is_decoded_as_each_row_alone(folders):
-    def greedy(model, inputs, limits):
-        return model.step_by_step(
-            inputs, limits, make_picker(EvaluationConfig(method="greedy"), 0, torch.device("cpu"))
-        )
-
-    model = OnnxModel(folders[1] / "texts")
     prompts = [[5, 6, 7], [9], [20, 21, 22, 23, 24]]
-    alone = [greedy(model, [prompt], [6])[0] for prompt in prompts]
-    assert greedy(model, prompts, [6, 6, 6]) == alone
-    assert greedy(model, prompts, [2, 6, 1]) == [alone[0][:2], alone[1], alone[2][:1]]
-    model = OnnxModel(folders[1] / "pairs")
-    prompts = [[*prompt, model.eos] for prompt in prompts]
-    assert greedy(model, prompts, [6, 6, 6]) == [greedy(model, [prompt], [6])[0] for prompt in prompts]
+    (pairs, _), (texts, _) = folders[0]["pairs"], folders[0]["texts"]
+    twin = copy.copy(texts.model)
+    twin.engine = OnnxModel(folders[1] / "texts", texts)
+    pick = make_picker(EvaluationConfig(method="greedy"), 0, torch.device("cpu"))
+
+    def continued(*rows, most=6):
+        config = EvaluationConfig(new_tokens=most)
+        return [one.tokens for one in continue_texts(twin, rows, ends_of(texts.tokenizer), config, pick)]
+
+    alone = [continued(prompt)[0] for prompt in prompts]
+    assert continued(*prompts) == alone
+    assert continued(*prompts, most=2) == [ids[:2] for ids in alone]
+    # When the context is full, the later half is read again.
+    assert len(continued(prompts[0], most=40)[0]) == 40 or texts.tokenizer.eos in alone[0]
+    twin = copy.copy(pairs.model)
+    twin.engine = OnnxModel(folders[1] / "pairs", pairs)
+    search, own = Search(twin, ends_of(pairs.tokenizer)), Search(pairs.model, ends_of(pairs.tokenizer))
+    sources = [[*prompt, pairs.tokenizer.eos] for prompt in prompts]
+    assert search.beam(sources, 8, 3) == own.beam(sources, 8, 3)
+    # Sentences that are done leave the batch, and the scores stay those of the model.
+    config = EvaluationConfig(method="beam", beam=3, repetition_penalty=1.5, min_length=2)
+    ids, mask = (torch.tensor(sources[2]).unsqueeze(0), None)
+    found = [
+        outputs_for(model, ids, mask, torch.tensor([7]), search.ends, config, wanted=Wanted(best=3, detailed=True))[0]
+        for model in (twin, pairs.model)
+    ]
+    assert [one.tokens for one in found[0]] == [one.tokens for one in found[1]]
+    assert [one.score for one in found[0]] == pytest.approx([one.score for one in found[1]], abs=1e-4)
 
 
 @needs_onnx

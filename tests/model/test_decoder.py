@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tfx.compression.int8 import use_int8
+from tfx.config.schema import EvaluationConfig, ModelConfig
+from tfx.model.architecture import Architecture
+from tfx.model.decoding import Ends, translate
 from tfx.model.decoding.decoder import Decoder
+from tfx.model.transformer import Transformer, initialise
+from tfx.techniques.quantize.rounding import GridKind, nearest
 
 POSITIONS = ["sinusoidal", "learned", "rotary", "alibi", "relative"]
 OTHERS = {"kv_heads": 2, "qk_norm": True, "norm_position": "post", "norm": "layernorm", "bias": True}
@@ -83,3 +91,44 @@ def test_prompts_of_different_lengths_are_read_as_each_alone(make_model, positio
             torch.testing.assert_close(hidden[-1][place], expected[-1])
             if step == 0:
                 torch.testing.assert_close(hidden[0][row], expected[-2])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "relative"])
+def test_blocks_may_differ_in_heads(positions, example):
+    """As structured pruning leaves them: fewer heads, no heads, no attention to the source."""
+    config = ModelConfig(
+        encoder_layers=1, decoder_layers=3, width=16, heads=4, kv_heads=2, ffn_width=8, context=16, dropout=0.0,
+        positions=positions,
+    )  # fmt: skip
+    architecture = Architecture.from_config(config, 11)
+    shape = architecture.decoder[0]
+    least = 1 if positions == "alibi" else 0  # a head without a slope is none
+    shapes = (replace(shape, heads=2, kv_heads=1), shape, replace(shape, heads=least, kv_heads=least, cross_heads=0))
+    model = Transformer(replace(architecture, decoder=shapes)).double().eval()
+    initialise(model, 1)
+    target, source, mask = example("seq2seq")
+    decoder = Decoder(model, 3, 1, model.encode(source, mask), mask)
+    found = torch.stack([decoder.step(target[:, place]) for place in range(7)], dim=1)
+    torch.testing.assert_close(found, model(target, source, mask))
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_layers_on_int8_kernels_are_used_as_they_are(make_model, beam):
+    """Activations have one scale for a call, so a sentence alone is decoded as teacher forcing sees each step alone."""
+    model = make_model(dtype=torch.float32, width=32, vocab=40, tied_embeddings="none")
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    grids = {name: nearest(p.detach(), GridKind(8)) for name, p in model.named_parameters() if p.ndim == 2}
+    assert use_int8(model, grids, {}) > 20
+    source = torch.tensor([[5, 6, 7, 8, 2]])
+    config, ends = EvaluationConfig(method="beam", beam=beam), Ends(1, 2, 0)
+    found = translate(model, source, None, torch.tensor([8]), ends, config)[0]
+    rounded = make_model(dtype=torch.float32, width=32, vocab=40, tied_embeddings="none")
+    rounded.load_state_dict(plain)
+    tokens = torch.tensor([[1, *found]])
+    exact = rounded.project(rounded(tokens, source)).log_softmax(-1)
+    decoder = Decoder(model, 1, 1, model.encode(source, None))
+    for place in range(tokens.shape[1]):
+        log_probs = decoder.logits(decoder.step(tokens[:, place])).log_softmax(-1)
+        assert float((log_probs - exact[:, place]).abs().max()) < 0.3
+        assert not torch.equal(log_probs, exact[:, place])

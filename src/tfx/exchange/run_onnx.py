@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tfx.config.schema import EvaluationConfig
-from tfx.exchange.target import Ids
-from tfx.model.decoding import Decoder, Ends, Picker, Rules
-from tfx.model.decoding.beam import beam_search
-from tfx.record.files import read_json
+from tfx.compression.checkpoint import LoadedModel
+from tfx.model.engine import Ids, StepEngine
 
 Array = NDArray[Any]
 
@@ -27,44 +23,38 @@ GENERATION = "generation_config.json"
 ENCODER, DECODER, ONE = "encoder.onnx", "decoder.onnx", "model.onnx"
 
 
-class OnnxModel:
-    """The files of a folder, each in a session of onnxruntime on so many ``threads``."""
+class OnnxModel(StepEngine):
+    """The files of a folder, each in a session of onnxruntime on the threads that torch has."""
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    name = "onnx"
+
+    def __init__(self, folder: Path, loaded: LoadedModel) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
 
         def session(name: str) -> Any:
             return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
 
-        roles = read_json(folder / GENERATION)
-        self.eos, self.pad = roles["eos_token_id"], roles["pad_token_id"]
-        self.never = [ids[0] for ids in roles.get("bad_words_ids", [])]
-        self.begin = roles.get("decoder_start_token_id")
+        self.architecture, self._pad = loaded.model.architecture, loaded.tokenizer.pad
         self.is_seq2seq = (folder / DECODER).is_file()
         self._encoder = session(ENCODER) if self.is_seq2seq else None
         self._model = session(DECODER if self.is_seq2seq else ONE)
-        # Of an encoder alone, the width.
-        self.vocab_size = self._model.get_outputs()[0].shape[2]
         self._inputs = {place.name: place for place in self._model.get_inputs()}
+
+    def decoder(self, sources: Sequence[Ids] | None, hypotheses: int) -> _Decoder:
+        return _Decoder(self, sources, hypotheses)
 
     def read(self, sources: Sequence[Ids]) -> Caches:
         """Encodes sources, each with its end token."""
-        ids, mask = padded(sources, self.pad)
+        ids, mask = padded(sources, self._pad)
         names = [place.name for place in self._encoder.get_outputs()]
         found = self._encoder.run(names, {"input_ids": ids, "attention_mask": mask})
         crossing = [name for name in self._inputs if name.startswith("cross.")]
         return self._new(mask, dict(zip(crossing, found, strict=True)))
-
-    def begin_texts(self, prompts: Sequence[Ids]) -> tuple[Array, Caches]:
-        """Logits (B, V) behind prompts, which are padded on their left, and the caches that hold them."""
-        ids, mask = padded(prompts, self.pad, left=True)
-        caches = self.no_caches(len(prompts))
-        return self.step(ids, caches, mask)[:, -1], caches
 
     def no_caches(self, rows: int) -> Caches:
         """Caches of rows that have read nothing, of a language model."""
@@ -87,41 +77,9 @@ class OnnxModel:
         caches.past = dict(zip(caches.past, present, strict=True))
         return logits
 
-    def step_by_step(self, inputs: Sequence[Ids], limits: Sequence[int], pick: Picker) -> list[list[int]]:
-        """One output of each input of a batch, token by token: without the end token, at most ``limits`` long."""
-        if self.is_seq2seq:
-            caches = self.read(inputs)
-            logits_BV = self.step(np.full((len(inputs), 1), self.begin, np.int64), caches)[:, -1]
-        else:
-            logits_BV, caches = self.begin_texts(inputs)
-        outputs: list[list[int]] = [[] for _ in inputs]
-        alive = np.arange(len(inputs))
-        most = np.asarray(limits)
-        while True:
-            logits_BV[:, self.never] = -np.inf
-            tokens = pick(torch.from_numpy(logits_BV), alive.tolist()).numpy()
-            for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
-                if token != self.eos:
-                    outputs[row].append(token)
-            going = (tokens != self.eos) & (np.asarray([len(outputs[row]) for row in alive]) < most[alive])
-            if not going.all():
-                kept = np.flatnonzero(going)
-                if not len(kept):
-                    return outputs
-                alive, tokens = alive[kept], tokens[kept]
-                caches.select(kept)
-            logits_BV = self.step(tokens[:, None], caches)[:, -1]
-
-    def beam(self, sources: Sequence[Ids], limits: Sequence[int], config: EvaluationConfig) -> list[list[int]]:
-        """The best output of each source by beam search, without the end token, at most ``limits`` long."""
-        ends = Ends(self.begin, self.eos, self.pad, tuple(self.never))
-        rules = Rules(ends, config, torch.device("cpu"))
-        hypotheses = cast("Decoder", _Hypotheses(self, sources, config.beam))
-        return [found[0].tokens for found in beam_search(hypotheses, list(limits), ends, rules, config)]
-
     def hidden(self, sources: Sequence[Ids]) -> Array:
         """The hidden states (B, S, D) of an encoder alone."""
-        ids, mask = padded(sources, self.pad)
+        ids, mask = padded(sources, self._pad)
         return self._model.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
     def _new(self, mask_BS: Array, source: dict[str, Array]) -> Caches:
@@ -161,31 +119,43 @@ def padded(rows: Sequence[Ids], pad: int, *, left: bool = False) -> tuple[Array,
     return ids, mask
 
 
-class _Hypotheses:
-    """What `beam_search` asks of a decoder, for the K hypotheses of each source, run by onnxruntime.
+class _Decoder:
+    """What `tfx.model.decoding.Decoder` offers to a search. Its hidden states are logits already."""
 
-    Its hidden states are logits already, and it is its own model, which projects them no further.
-    """
+    is_near = True
 
-    output = None
+    def __init__(self, model: OnnxModel, sources: Sequence[Ids] | None, hypotheses: int) -> None:
+        self.model, self.device, self._hypotheses = model, torch.device("cpu"), hypotheses
+        self._caches: Caches | None = None
+        if sources is not None:
+            self._caches = model.read(sources)
+            self._caches.select(np.arange(len(sources)).repeat(hypotheses))
 
-    def __init__(self, model: OnnxModel, sources: Sequence[Ids], hypotheses: int) -> None:
-        self.model, self.device = self, torch.device("cpu")
-        self.architecture = SimpleNamespace(vocab_size=model.vocab_size)
-        self._model, self._hypotheses = model, hypotheses
-        self._caches = model.read(sources)
-        self._caches.select(np.arange(len(sources)).repeat(hypotheses))
+    def read(self, token_RT: Tensor, first_R: Tensor | None = None) -> Tensor:
+        """Logits (R, V) behind prompts; ``first`` is the place of the first token of each, behind its padding."""
+        rows, length = token_RT.shape
+        first_R = torch.zeros(rows) if first_R is None else first_R
+        mask_RT = (torch.arange(length) >= first_R.unsqueeze(1)).long()
+        self._caches = self.model.no_caches(rows)
+        return torch.from_numpy(self.model.step(token_RT.numpy(), self._caches, mask_RT.numpy())[:, -1])
 
     def step(self, token_N: Tensor) -> Tensor:
-        return torch.from_numpy(self._model.step(token_N.unsqueeze(1).numpy(), self._caches)[:, 0])
+        """Logits (N, V) behind the next token of each hypothesis."""
+        assert self._caches is not None
+        return torch.from_numpy(self.model.step(token_N.unsqueeze(1).numpy(), self._caches)[:, 0])
 
-    def project(self, logits_NV: Tensor) -> Tensor:
+    def logits(self, logits_NV: Tensor) -> Tensor:
+        """The same."""
         return logits_NV
 
     def reorder(self, parent_N: Tensor) -> None:
+        """Hypothesis i of all goes on from hypothesis ``parent[i]``, which is one of the same source."""
+        assert self._caches is not None
         self._caches.select_past(parent_N.numpy())
 
     def keep(self, going: list[int]) -> Tensor:
+        """Keeps these inputs; returns their order."""
+        assert self._caches is not None
         rows = np.asarray(going)[:, None] * self._hypotheses + np.arange(self._hypotheses)
         self._caches.select(rows.flatten())
         return torch.tensor(going)

@@ -37,7 +37,7 @@ class Reopened(ABC):
 
     @abstractmethod
     def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
-        """The best output of each source by beam search without a length penalty, at most ``limit`` tokens long.
+        """The best output of each source of a batch by beam search without a length penalty, up to ``limit`` tokens.
 
         Sources end with the end token, outputs do not; only an encoder-decoder is asked.
         """

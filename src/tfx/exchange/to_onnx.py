@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import warnings
@@ -16,15 +17,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from tfx.compression.checkpoint import LoadedModel
-from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.exchange.onnx_graphs import Decoder, Encoder
 from tfx.exchange.onnx_int8 import own_matrices, quantize
 from tfx.exchange.run_onnx import DECODER, ENCODER, GENERATION, ONE, OnnxModel
+from tfx.exchange.search import Search, ends_of
 from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered
 from tfx.exchange.to_transformers import generation_of, roles_of
 from tfx.model.architecture import Architecture
-from tfx.model.decoding import make_picker
 from tfx.model.transformer import Transformer
 from tfx.record.files import write_json, write_text
 
@@ -162,35 +162,29 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-class InOnnx(ReopenedEncoder):
-    """A folder, run by onnxruntime on one thread."""
+class InOnnx(Search, ReopenedEncoder):
+    """A folder, run by onnxruntime."""
 
     def __init__(self, folder: Path, loaded: LoadedModel) -> None:
-        self._model = OnnxModel(folder)
+        self._run = OnnxModel(folder, loaded)
+        # The search is the model's own, and asks the folder for every step.
+        twin = copy.copy(loaded.model)
+        twin.engine = self._run
+        super().__init__(twin, ends_of(loaded.tokenizer))
 
     def scores(self, sources: Sequence[Ids] | None, targets: Sequence[Ids]) -> list[list[float]]:
-        model = self._model
         found = []
         for row, target in enumerate(targets):
             if sources is None:
-                caches, inputs, wanted = model.no_caches(1), target[:-1], target[1:]
+                caches, inputs, wanted = self._run.no_caches(1), target[:-1], target[1:]
             else:
-                caches, inputs, wanted = model.read([sources[row]]), [model.begin, *target[:-1]], target
-            logits = model.step(np.asarray([inputs], np.int64), caches)
+                caches, inputs, wanted = self._run.read([sources[row]]), [self.ends.bos, *target[:-1]], target
+            logits = self._run.step(np.asarray([inputs], np.int64), caches)
             found += gathered(torch.from_numpy(logits), [wanted])
         return found
 
-    def greedy(self, inputs: Sequence[Ids], limits: Sequence[int]) -> list[list[int]]:
-        pick = make_picker(EvaluationConfig(method="greedy"), 0, torch.device("cpu"))
-        alone = zip(inputs, limits, strict=True)
-        return [self._model.step_by_step([row], [limit], pick)[0] for row, limit in alone]
-
-    def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
-        config = EvaluationConfig(method="beam", beam=width, length_penalty=0.0)
-        return self._model.beam(sources, [limit] * len(sources), config)
-
     def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:
-        states = torch.from_numpy(self._model.hidden(sources))
+        states = torch.from_numpy(self._run.hidden(sources))
         return [row[: len(ids)] for row, ids in zip(states, sources, strict=True)]
 
 

@@ -1,10 +1,13 @@
-"""Another library that decodes in the place of a model: `translate` and `continue_texts` ask it where there is one."""
+"""Another library that runs a model while it decodes, set as `Transformer.engine`.
+
+Shapes: B sources, S source positions.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,23 +30,25 @@ class Engine(ABC):
         """In which way it decodes otherwise than the model itself."""
         return []
 
-    @abstractmethod
-    def translate(
-        self, sources: Sequence[Ids], limits: Sequence[int], config: EvaluationConfig, seed: int, streams: Sequence[int]
-    ) -> list[list[int]]:
-        """Outputs of an encoder-decoder without the end token, which sources have, at most ``limits`` long.
 
-        ``streams`` are the numbers of the sources among all that are sampled with this seed.
-        """
+class StepEngine(Engine):
+    """One that computes steps, among which the search is ours."""
 
     @abstractmethod
-    def continue_texts(
-        self, prompts: Sequence[Ids], new_tokens: int, pick: Callable[[Tensor, list[int]], Tensor]
-    ) -> list[list[int]]:
-        """Tokens that a language model adds: up to the end token, or ``new_tokens`` of them.
+    def decoder(self, sources: Sequence[Ids] | None, hypotheses: int) -> Any:
+        """What `tfx.model.decoding.Decoder` offers to a search, for sources or for texts to continue."""
 
-        ``pick`` chooses each from logits (B, V) and the numbers of the prompts in their rows.
-        """
+
+class WholeEngine(Engine):
+    """One that decodes by itself, without probabilities and with one output for each input."""
+
+    @abstractmethod
+    def translate(self, sources: Sequence[Ids], limits: Sequence[int], config: EvaluationConfig) -> list[list[int]]:
+        """Outputs of an encoder-decoder without the end token, which sources have, at most ``limits`` long."""
+
+    @abstractmethod
+    def continue_texts(self, prompts: Sequence[Ids], new_tokens: int) -> list[list[int]]:
+        """What a language model finds likeliest at each step: up to the end token, or ``new_tokens`` of them."""
 
 
 def without_padding(source_BS: Tensor, source_mask_BS: Tensor | None) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -99,12 +100,35 @@ def inference_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b without gradients, by the faster of torch's two kernels on a CPU.
 
     Large fp32 products go to oneDNN. Torch's own choice is MKL, which leaves the widest vectors of some processors
-    unused: on an AMD EPYC of 2025 it took 2.6 times as long. For small ones the call of oneDNN costs more than it saves.
+    unused: on an AMD EPYC of 2025 it took 2.6 times as long. For small products the call of oneDNN costs more than it
+    saves.
     """
     large = x.numel() * weight.shape[0] >= _LARGE and x.dtype == weight.dtype == torch.float32
     if large and _HAS_ONEDNN and x.device.type == "cpu":
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        return _onednn(x, weight, bias)
     return functional.linear(x, weight, bias)
+
+
+class Product:
+    """`inference_product` of rows (N, C) with a fixed weight, called thousands of times."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias, self._turned = weight, bias, weight.t()
+        is_plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and _HAS_ONEDNN
+        self._many = -(-_LARGE // max(1, weight.numel())) if is_plain else sys.maxsize
+
+    def __call__(self, x_NC: Tensor) -> Tensor:
+        """Returns (N, R)."""
+        if x_NC.shape[0] >= self._many:
+            return _onednn(x_NC, self._weight, self._bias)
+        if self._bias is None:
+            return torch.mm(x_NC, self._turned)
+        return torch.addmm(self._bias, x_NC, self._turned)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # No public function of torch multiplies fp32 by oneDNN.
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:

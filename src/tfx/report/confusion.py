@@ -60,8 +60,9 @@ def _pairs(predictions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[frozenset
         # Every classifier of labels has this metric, and no other task has both of these.
         if "f1_macro" not in row or not all(isinstance(side, str | list) for side in sides):
             return
-        found.append(tuple(frozenset([side] if isinstance(side, str) else map(str, side)) for side in sides))
-    yield from found  # type: ignore[misc]
+        right, said = (frozenset([side] if isinstance(side, str) else [str(x) for x in side or ()]) for side in sides)
+        found.append((right, said))
+    yield from found
 
 
 def _share(part: int, whole: int) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from tfx.compression.checkpoint import LoadedModel
-from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.evaluation.metrics import score_text
-from tfx.exchange.target import ReopenedEncoder, padded
+from tfx.exchange.search import Search, ends_of
+from tfx.exchange.target import ReopenedEncoder
 from tfx.model.batch import IGNORE, Batch
-from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
+from tfx.model.decoding import output_limit
 from tfx.model.transformer import run_batch
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ _TOLERANCE, _LOSS_TOLERANCE, _BLEU_TOLERANCE, _EQUAL = 1e-3, 1e-4, 0.1, 0.995
 _MEAN_TOLERANCE = 0.1
 _PROMPT_TOKENS, _NEW_TOKENS = 16, 32
 _ROWS_AT_ONCE = 32
-# Beam search without a length penalty: each library has another formula for one.
-_BEAM = EvaluationConfig(method="beam", beam=5, length_penalty=0.0)
+_BEAM = 5
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,7 @@ def _compare_hidden(loaded: LoadedModel, theirs: ReopenedEncoder, texts: Sequenc
 
 def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, metrics: Sequence[str] = ()) -> Comparison:
     """Runs both models on ``count`` inputs of a split, evenly spaced from the shortest to the longest."""
+    ours = Search(loaded.model, ends_of(loaded.tokenizer))
     rows_of_all: list[int] = []
     outputs: tuple[list[list[int]], list[list[int]]] = ([], [])
     beams: tuple[list[list[int]], list[list[int]]] = ([], [])
@@ -170,10 +170,10 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
         prompts = sources if sources is not None else [row[:_PROMPT_TOKENS] for row in targets]
         limits = _limits(loaded, prompts)
         outputs[0].extend(theirs.greedy(prompts, limits))
-        outputs[1].extend(_greedy(loaded, prompts, limits))
+        outputs[1].extend(ours.greedy(prompts, limits))
         if split.texts is not None and metrics:
-            beams[0].extend(theirs.beam(prompts, max(limits), _BEAM.beam))
-            beams[1].extend(_beam(loaded, prompts, max(limits)))
+            beams[0].extend(theirs.beam(prompts, max(limits), _BEAM))
+            beams[1].extend(ours.beam(prompts, max(limits), _BEAM))
         rows_of_all += batch.rows.tolist()
     tokens = len(differences)
     return Comparison(
@@ -273,27 +273,3 @@ def _limits(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[int]:
     if loaded.model.architecture.is_seq2seq:
         return [output_limit(len(row), loaded.generation, context) for row in prompts]
     return [max(1, min(_NEW_TOKENS, context - len(row))) for row in prompts]
-
-
-def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
-    """One by one, so that no padding is part of the comparison."""
-    tokenizer, config, ends = loaded.tokenizer, EvaluationConfig(method="greedy"), _ends(loaded)
-    pick = make_picker(config, 0, torch.device("cpu"))
-    found = []
-    for row, limit in zip(prompts, limits, strict=True):
-        if loaded.model.architecture.is_seq2seq:
-            found += translate(loaded.model, torch.tensor([list(row)]), None, torch.tensor([limit]), ends, config)
-        else:
-            found.append(continue_text(loaded.model, list(row), limit, tokenizer.eos, pick))
-    return found
-
-
-def _beam(loaded: LoadedModel, sources: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-    source, mask = padded(sources, loaded.tokenizer.pad)
-    limits = torch.full((len(sources),), limit)
-    return translate(loaded.model, source, mask.bool(), limits, _ends(loaded), _BEAM)
-
-
-def _ends(loaded: LoadedModel) -> Ends:
-    tokenizer = loaded.tokenizer
-    return Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)

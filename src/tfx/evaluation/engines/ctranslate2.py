@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tfx.compression.checkpoint import LoadedModel
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.exchange.to_ctranslate2 import vocabulary
-from tfx.model.engine import Engine
+from tfx.model.engine import WholeEngine
 
 Ids = Sequence[int]
 
@@ -23,7 +22,7 @@ _AT_ONCE = 256
 _BATCH = 64
 
 
-class CTranslate2Engine(Engine):
+class CTranslate2Engine(WholeEngine):
     """A converted folder on the threads that torch has.
 
     Its beam search divides scores by length^alpha, not by ((5 + length) / 6)^alpha; with ``length_penalty=0`` both are
@@ -50,15 +49,18 @@ class CTranslate2Engine(Engine):
                 "evaluation.engine=ctranslate2 decodes by greedy and beam search, its samples are not repeatable: "
                 "set evaluation.engine=torch or onnx, or evaluation.method=greedy"
             )
+        for name in ("min_length", "no_repeat_ngram", "repetition_penalty"):
+            if getattr(config, name) != getattr(EvaluationConfig, name):
+                raise UserError(
+                    f"evaluation.engine=ctranslate2 does not follow evaluation.{name}: use engine torch or onnx"
+                )
 
     def notes(self, config: EvaluationConfig) -> list[str]:
         if config.method in ("auto", "beam") and config.beam > 1 and config.length_penalty:
             return ["CTranslate2's beam search divides scores by length^alpha, torch's by ((5 + length) / 6)^alpha"]
         return []
 
-    def translate(
-        self, sources: Sequence[Ids], limits: Sequence[int], config: EvaluationConfig, seed: int, streams: Sequence[int]
-    ) -> list[list[int]]:
+    def translate(self, sources: Sequence[Ids], limits: Sequence[int], config: EvaluationConfig) -> list[list[int]]:
         beam = config.beam if config.method in ("auto", "beam") else 1
         outputs: list[list[int]] = [[] for _ in sources]
         order = sorted(range(len(sources)), key=lambda row: len(sources[row]), reverse=True)
@@ -77,10 +79,7 @@ class CTranslate2Engine(Engine):
                 outputs[row] = [self._numbers[word] for word in result.hypotheses[0]][: limits[row]]
         return outputs
 
-    def continue_texts(
-        self, prompts: Sequence[Ids], new_tokens: int, pick: Callable[[Tensor, list[int]], Tensor]
-    ) -> list[list[int]]:
-        # It takes the likeliest token itself: `check` has refused all other choices.
+    def continue_texts(self, prompts: Sequence[Ids], new_tokens: int) -> list[list[int]]:
         found = self._model.generate_batch(
             [self._words(prompt) for prompt in prompts],
             max_batch_size=_BATCH,

@@ -8,7 +8,7 @@ from tfx.compression.checkpoint import LoadedModel, load
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.evaluation.engines.ctranslate2 import CTranslate2Engine
-from tfx.evaluation.engines.onnx import OnnxEngine
+from tfx.exchange.run_onnx import OnnxModel
 from tfx.exchange.target import Target
 from tfx.exchange.targets import TARGETS
 from tfx.model.engine import Engine
@@ -16,8 +16,8 @@ from tfx.record.cache import cached
 from tfx.record.directory import writable_cache
 from tfx.record.files import sha256
 
-_ENGINES: dict[str, type[CTranslate2Engine | OnnxEngine]] = {
-    engine.name: engine for engine in (CTranslate2Engine, OnnxEngine)
+_ENGINES: dict[str, type[CTranslate2Engine | OnnxModel]] = {
+    engine.name: engine for engine in (CTranslate2Engine, OnnxModel)
 }
 _VERSION = 1
 

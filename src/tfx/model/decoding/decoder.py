@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfx.model.decoding.caches import CrossAttention, OwnAttention, Rotary
+from tfx.model.decoding.caches import CrossAttention, OwnAttention, Rotary, bare
 from tfx.model.layers import Block
 from tfx.model.positions import alibi_bias, relative_buckets
 from tfx.model.transformer import Transformer
@@ -17,6 +17,8 @@ from tfx.model.transformer import Transformer
 # The most hypotheses that share one row of a cache. Each sees the places of its ancestors through a mask, so nothing
 # is copied when hypotheses are reordered, but scores are computed for the places of all.
 MOST_SHARING = 16
+# Positions that memory is taken for at first.
+_FIRST_POSITIONS = 32
 # Tokens of each prompt that are read at once: scores of all at once would be the largest tensor.
 _READ_AT_ONCE = 256
 
@@ -43,12 +45,14 @@ class Decoder:
         self._sharing = hypotheses if hypotheses <= MOST_SHARING else 1
         self.length = 0
         blocks: list[Block] = list(model.decoder.blocks)  # type: ignore[arg-type]
-        self._own = [OwnAttention(block.attention) for block in blocks]
+        self._own = [OwnAttention(block.attention, _FIRST_POSITIONS * self._sharing) for block in blocks]
         self._cross = [
             CrossAttention(block.cross, memory_BSD) if block.cross is not None and memory_BSD is not None else None
             for block in blocks
         ]
-        self._blocks = list(zip(blocks, self._own, self._cross, strict=True))
+        self._blocks = [_Block(*parts) for parts in zip(blocks, self._own, self._cross, strict=True)]
+        self._norm = bare(model.decoder.norm)
+        self._project = bare(model.output)
         weight = model.embedding.weight
         self.device, self._dtype = weight.device, weight.dtype
         self._source_bias_B111S: Tensor | None = None
@@ -58,6 +62,11 @@ class Decoder:
         self._ancestors_BKP: Tensor | None = None
         # The first place of each row that holds a token; None: all are 0.
         self._first_R: Tensor | None = None
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the host can look at results without waiting for a device."""
+        return self.device.type == "cpu"
 
     # --- steps ----------------------------------------------------------------------------------------
 
@@ -108,19 +117,26 @@ class Decoder:
             distance_QP = self._distances(queries)
             if self.model.architecture.positions == "relative":
                 buckets_QP = relative_buckets(distance_QP, self.model.architecture, is_causal=True)
-        for block, own, cross in self._blocks:
+        for block in self._blocks:
             biases = visible
             if distance_QP is not None:
-                biases = (*visible, _by_head(own, distance_QP, buckets_QP))
-            pre = block.pre
-            mixed = own(block.attention_norm(x_ND) if pre else x_ND, rows, start, biases, rotary)
-            x_ND = x_ND + mixed if pre else block.attention_norm(x_ND + mixed)
-            if cross is not None and block.cross_norm is not None:
-                mixed = cross(block.cross_norm(x_ND) if pre else x_ND, self.sentences, cross_biases)
-                x_ND = x_ND + mixed if pre else block.cross_norm(x_ND + mixed)
-            mixed = block.ffn(block.ffn_norm(x_ND) if pre else x_ND)
-            x_ND = x_ND + mixed if pre else block.ffn_norm(x_ND + mixed)
-        return self.model.decoder.norm(x_ND)  # type: ignore[no-any-return]
+                biases = (*visible, _by_head(block.own, distance_QP, buckets_QP))
+            own, cross = block.own, block.cross
+            if block.pre:
+                x_ND = x_ND + own(block.own_norm(x_ND), rows, start, biases, rotary)
+                if cross is not None:
+                    x_ND = x_ND + cross(block.cross_norm(x_ND), self.sentences, cross_biases)
+                x_ND = x_ND + block.feed_forward(block.ffn_norm(x_ND))
+            else:
+                x_ND = block.own_norm(x_ND + own(x_ND, rows, start, biases, rotary))
+                if cross is not None:
+                    x_ND = block.cross_norm(x_ND + cross(x_ND, self.sentences, cross_biases))
+                x_ND = block.ffn_norm(x_ND + block.feed_forward(x_ND))
+        return self._norm(x_ND)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """The logits (N, V) of hidden states, in fp32 and in memory of their own."""
+        return self._project(hidden_ND).float()
 
     # --- what a position sees -------------------------------------------------------------------------
 
@@ -134,7 +150,7 @@ class Decoder:
         end = (self.length + 1) * self._sharing
         seen = self._ancestors_BKP
         if seen is None or seen.shape[2] < end:
-            room = max(32 * self._sharing, 2 * (0 if seen is None else seen.shape[2]))
+            room = max(_FIRST_POSITIONS * self._sharing, 2 * (0 if seen is None else seen.shape[2]))
             self._ancestors_BKP = torch.full(
                 (self.sentences, self.hypotheses, room), -torch.inf, dtype=self._dtype, device=self.device
             )
@@ -210,6 +226,23 @@ class Decoder:
         return order_B
 
 
+class _Block:
+    """The parts of a block, ready to be called for rows (N, D)."""
+
+    def __init__(self, block: Block, own: OwnAttention, cross: CrossAttention | None) -> None:
+        self.pre, self.own, self.cross = block.pre, own, cross
+        self.own_norm, self.ffn_norm = bare(block.attention_norm), bare(block.ffn_norm)
+        self.cross_norm = self.ffn_norm if block.cross_norm is None else bare(block.cross_norm)
+        self._up, self._down = bare(block.ffn.up), bare(block.ffn.down)
+        self._gate = None if block.ffn.gate is None else bare(block.ffn.gate)
+        self._activation = block.ffn.activation
+
+    def feed_forward(self, x_ND: Tensor) -> Tensor:
+        """As `FeedForward`, without dropout."""
+        up = self._up(x_ND)
+        return self._down(self._activation(up) if self._gate is None else self._activation(self._gate(x_ND)) * up)
+
+
 def _rows_of(sentences_b: Tensor, each: int) -> Tensor:
     if each == 1:
         return sentences_b
@@ -224,4 +257,5 @@ def _by_head(own: OwnAttention, distance_QP: Tensor, bucket_QP: Tensor | None) -
     else:
         assert attention.slopes is not None
         bias_HQP = alibi_bias(attention.slopes, distance_QP)[0]
-    return bias_HQP.view(attention.kv_heads, -1, *bias_HQP.shape[1:])
+    joint = attention.heads // max(1, attention.kv_heads)
+    return bias_HQP.view(attention.kv_heads, joint, *bias_HQP.shape[1:])

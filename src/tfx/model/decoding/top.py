@@ -1,4 +1,4 @@
-"""The largest entries of wide rows, found through the largest of each block: torch's own search is several times slower.
+"""The largest entries of wide rows, found through the largest of each block; torch's own search is far slower.
 
 Shapes: N rows, V vocabulary, B sentences, K hypotheses of each, N = B K, W width of a block, X blocks, C results.
 """
