@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import tempfile
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from results.codec import LOSSES, bytes_at
 from rich.console import Console
 from rich.table import Table
 
@@ -36,9 +35,8 @@ from tfx.run.setup import Parts, Setup
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
 
-# Losses are measured up to about 0.25 nats above that of the dense model: at these sizes, for 0.1 to 4 M weights.
-LOSSES = (0.05, 0.10, 0.20)
-RATES = (1.3, 1.6, 1.9, 2.2, 2.6, 3.0)
+# Bits of a weight that add about 0.25 to 0.02 nats to the loss of models of 0.5 to 4 M weights.
+RATES = (1.0, 1.3, 1.6, 2.0, 2.4)
 STEPS = (-12, -14, -16, -18, -20, -22)  # quantization parameters of nncodec; more is coarser
 METHODS: dict[str, list[str]] = {
     "trellis": ["technique.quantize.method=trellis"],
@@ -127,41 +125,36 @@ class Bench:
         }
 
 
-def bytes_at(points: list[dict[str, float]], loss: float) -> float | None:
-    """Bytes at this loss above the dense model's, log-linear between the two files around it; None: outside."""
-    ordered = sorted(points, key=lambda point: -point["bytes"])
-    for fine, coarse in pairwise(ordered):
-        if fine["loss"] <= loss <= coarse["loss"]:
-            share = (loss - fine["loss"]) / max(coarse["loss"] - fine["loss"], 1e-9)
-            return math.exp((1 - share) * math.log(fine["bytes"]) + share * math.log(coarse["bytes"]))
-    return None
-
-
-def measure(run: Path, methods: list[str], rates: list[float], steps: list[int], more: list[str]) -> dict[str, Any]:
+def measure(
+    run: Path, methods: list[str], rates: list[float], steps: list[int], more: list[str]
+) -> list[dict[str, Any]]:
+    """One row for each method and size; each is printed when it is known."""
     bench = Bench(run)
-    found: dict[str, Any] = {"run": run.name, "loss": bench.loss, "points": {}}
+    rows = []
     for method in methods:
-        points = found["points"][method] = []
         for size in steps if method == "nncodec" else rates:
             if method == "nncodec":
                 point = bench.nncodec(int(size))
             else:
                 point = bench.tfx([*METHODS[method], f"technique.quantize.rate={size}", *more])
-            points.append({"size": size, **point})
-            print(json.dumps({"run": run.name, "method": method, **points[-1]}), flush=True)
-    return found
+            rows.append({"run": run.name, "method": method, "size": size, **point, "dense_loss": bench.loss})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
-def show(runs: list[dict[str, Any]], methods: list[str]) -> None:
+def show(rows: list[dict[str, Any]], methods: list[str]) -> None:
     table = Table(title="kB of weights and header, mean ± standard deviation over the runs")
     for column in ("method", *(f"+{loss:.2f} nats" for loss in LOSSES)):
         table.add_column(column, justify="right")
+    runs = sorted({row["run"] for row in rows})
     for method in methods:
         cells = []
         for loss in LOSSES:
-            values = [value for run in runs if (value := bytes_at(run["points"][method], loss)) is not None]
-            spread = f" ± {stdev(values) / 1e3:.0f}" if len(values) > 1 else ""
-            cells.append(f"{fmean(values) / 1e3:.0f}{spread}" if len(values) == len(runs) else "–")
+            points = [[row for row in rows if (row["run"], row["method"]) == (run, method)] for run in runs]
+            found = [bytes_at(each, loss) for each in points]
+            values = [value / 1000 for value in found if value is not None]
+            spread = f" ± {stdev(values):.0f}" if len(values) > 1 else ""
+            cells.append(f"{fmean(values):.0f}{spread}" if len(values) == len(runs) else "–")
         table.add_row(method, *cells)
     Console().print(table)
 
@@ -178,10 +171,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="other settings for tfx's methods")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    runs = [measure(run, options.methods, options.rates, options.steps, options.set) for run in options.runs]
-    show(runs, options.methods)
+    rows = [
+        row for run in options.runs for row in measure(run, options.methods, options.rates, options.steps, options.set)
+    ]
+    show(rows, options.methods)
     if options.json is not None:
-        options.json.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tfx.cli import COMMANDS, main
 from tfx.commands import resume
-from tfx.compression.checkpoint import LoadedModel, save
+from tfx.compression.checkpoint import FileBytes, LoadedModel, save
 from tfx.config.command_line import split_flags
 from tfx.config.compose import compose
 from tfx.config.schema import Budget, EvaluationConfig, ModelConfig, TokenizerConfig
@@ -23,8 +23,9 @@ from tfx.exchange.target import Target
 from tfx.exchange.to_transformers import write_folder
 from tfx.experiments import trial
 from tfx.experiments.design import Rates
+from tfx.experiments.search import latency, size
 from tfx.model.architecture import Architecture
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import Transformer, count_parameters
 from tfx.run import export
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +124,11 @@ def _exported(*arguments):
     return export.Comparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={}, beams={})
 
 
+def _two_bits(config, tokenizer, origin=None):
+    weights = count_parameters(Architecture.from_config(config.model, tokenizer.vocab_size)) // 4
+    return FileBytes(weights + 4000, weights, 1000, 3000)
+
+
 def combinations(overrides: list[str]) -> list[list[str]]:
     """What a sweep composes: every combination of the values that are named; Hydra's own keys are its launcher's."""
     choices = []
@@ -149,7 +155,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
             compose(each)
         assert found
         return
-    if command in ("train", "ablate") and "--help" not in words:
+    if command in ("train", "ablate", "search") and "--help" not in words:
         words += [] if "dry_run=true" in words else ["dry_run=true"]
     if command == "ablate":  # its trials train: here they cost what they cost
         rates = Rates(seconds=1e-4, flops=1e6, steps=1e-3)
@@ -162,6 +168,9 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
                 for name, config in configs.items()
             },
         )
+    if command == "search":  # no file is written for sizes: those of 2 bits per weight stand for them
+        monkeypatch.setattr(size, "untrained_bytes", _two_bits)
+        monkeypatch.setattr(latency, "untrained_latency_ms", lambda *arguments: 1.0)
     if command == "import":
         words[words.index("--output") + 1] = str(tmp_path / "model.safetensors")
     if command == "export":  # tests/exchange has the libraries

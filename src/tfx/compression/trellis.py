@@ -17,6 +17,7 @@ from torch import Tensor
 STATES = 8
 # Exponents of a row's scale are below this.
 EXPONENTS = 32
+_PERIOD, _DELAYS = 7, (2, 3, 4, 6)
 
 
 def quantizer(state: int) -> int:
@@ -35,17 +36,19 @@ def following(state: int, parity: int) -> int:
 
 
 def quantizers(levels_RC: Tensor) -> Tensor:
-    """The quantizer (R, C), 0 or 1, of each level of integers; each row begins in state 0."""
-    parity_CR = (levels_RC.t() & 1).to(torch.uint8).contiguous()
-    out_CR = torch.zeros_like(parity_CR)
-    for column in range(1, len(parity_CR)):
-        now = out_CR[column - 1].clone()
-        if column > 1:
-            now ^= parity_CR[column - 2]
-        if column > 2:
-            now ^= out_CR[column - 3]
-        out_CR[column] = now
-    return out_CR.t()
+    """The quantizer (R, C), 0 or 1, of each level of integers; each row begins in state 0.
+
+    The recursion repeats itself after seven columns, as x^3 + x + 1 is primitive: a parity counts 2, 3, 4 and 6 columns
+    later, and again each seven columns after that.
+    """
+    rows, columns = levels_RC.shape
+    parity_RC = (levels_RC & 1).to(torch.uint8)
+    padded_RC = torch.nn.functional.pad(parity_RC, (_PERIOD - 1, -columns % _PERIOD + 1))
+    # Of each column and those 7, 14, … before it; wrapping around keeps the parity.
+    total_RC = padded_RC.view(rows, -1, _PERIOD).cumsum(1, dtype=torch.uint8).view(rows, -1)
+    begin = _PERIOD - 1
+    sums = [total_RC[:, begin - delay : begin - delay + columns] for delay in _DELAYS]
+    return (sums[0] ^ sums[1] ^ sums[2] ^ sums[3]) & 1
 
 
 def multiples(levels: Tensor, quantizer: Tensor | int) -> Tensor:

@@ -236,7 +236,7 @@ class SplitConfig:
 
     train: list[str] = setting(["train"], "names of the training split")
     valid: list[str] = setting(["valid", "validation", "val", "dev"], "names of the validation split")
-    test: list[str] = setting(["test"], "names of the test split")
+    test: list[str] = setting(["test"], "names of the test split; none: it is not read")
 
 
 @dataclass

@@ -83,7 +83,7 @@ class Calibration:
         was_training = model.training
         model.eval()
         sums = {
-            name: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64)
+            name: torch.zeros(int(layer.in_features), int(layer.in_features), dtype=torch.float64)  # type: ignore[arg-type]
             for name, layer in layers.items()
         }
         counts = dict.fromkeys(layers, 0)

@@ -92,7 +92,6 @@ def measure(weight_RC: Tensor, moments_CC: Tensor, square_R: Tensor, by_row: boo
     least_R = (peak_R.double() / (2 * (LEVELS - 2))).clamp(min=2.0**-24).log2()
     every = max(1, min(rows // _SAMPLE, _ONE_IN))
     relative_R = (log_step_R - log_step_R.mean()).expand(rows)[::every]
-    bits = []
     sample_RC = weight_RC[::every]
     scaled = [sample_RC / (spread * 2.0 ** (relative_R + point)).unsqueeze(1).float() for point in _POINTS]
     levels = search(torch.cat(scaled), factor_CC).split(len(sample_RC))
