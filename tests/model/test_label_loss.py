@@ -141,7 +141,7 @@ def test_types_of_mixed_pairs_are_mixed_like_their_tokens():
     batch.types_BS = torch.randint(0, 2, batch.source_BS.shape, generator=torch.Generator().manual_seed(5))
     partner, share = torch.arange(ROWS).roll(1), torch.full((ROWS,), 0.7)
     mixed = batch.mixed(partner, share)
-    found = model.embed(batch.source_BS, model.embedding, 0, mixed.mix.source, batch.types_BS)
+    found = model.embed(batch.source_BS, model.embedding, None, mixed.mix.source, batch.types_BS)
     real = batch.source_mask_BS.unsqueeze(-1)
     plain = model.embedding(batch.source_BS) * 4.0 * real + model.token_type(batch.types_BS) * 4.0
     expected = 0.7 * plain + 0.3 * plain[partner] + model.sinusoids[:5]

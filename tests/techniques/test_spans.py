@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from tfx.config.compose import compose
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
-from tfx.data.alignment import NO_SPAN, align
 from tfx.data.ragged import Ragged
+from tfx.data.spans import NO_SPAN, align
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture

@@ -51,12 +51,17 @@ class TimedWork:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one."""
+    """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one.
+
+    All outputs begin with ``prefix``. With ``best``, the record of a prompt holds so many outputs.
+    """
 
     texts: Sequence[str]
     ids: list[list[int]]
     first: int
     note: Callable[[str], Any]
+    prefix: str = ""
+    best: int | None = None
 
     def say(self, row: int, what: str) -> None:
         """Notes what is done to the prompt of a row."""

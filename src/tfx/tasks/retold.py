@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tfx.data.alignment import NO_SPAN
+from tfx.data.spans import NO_SPAN
 from tfx.model.batch import Batch
 from tfx.tasks.contract import Retold
 

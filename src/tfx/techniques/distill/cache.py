@@ -56,7 +56,10 @@ def decoded_outputs(
 
 def _outputs(teacher: Teacher, sources: list[str], of: str, decoding: EvaluationConfig) -> tuple[list[str], str]:
     """The outputs of one teacher; ``of`` identifies the sources."""
-    shape = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
+    shape: tuple[float, ...] = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
+    rules = (decoding.min_length, decoding.no_repeat_ngram, decoding.repetition_penalty)
+    if rules != (0, 0, 1):  # else as the entries of before
+        shape += rules
     content = f"{_VERSION}\0{of}\0{teacher.sha256}\0{shape}"
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     path = writable_cache("teacher-outputs") / f"{key}.json"

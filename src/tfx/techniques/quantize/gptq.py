@@ -32,7 +32,7 @@ def gptq(
     """
     rest_RC = weight_RC.double().cpu().clone()
     columns = rest_RC.shape[1]
-    factor_CC = _inverse_factor(moments_CC.double().cpu(), damping)
+    factor_CC = inverse_factor(moments_CC.double().cpu(), damping)
     size = columns if not kind.group else kind.group
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
@@ -74,7 +74,7 @@ def gptq(
     return grid.to(weight_RC.device)
 
 
-def _inverse_factor(moments_CC: Tensor, damping: float) -> Tensor:
+def inverse_factor(moments_CC: Tensor, damping: float = 0.01) -> Tensor:
     """The upper Cholesky factor of the inverse of the damped moments. An input that is always 0 has no effect."""
     diagonal = moments_CC.diagonal()
     mean = diagonal.mean()
