@@ -610,6 +610,8 @@ def test_masks_follow_a_removal():
         (["+technique=prune", "technique.prune.pattern=2:4", "technique.prune.sparsity=0.6"], "sparsity=0.5"),
         (["+technique=quantize", "technique.quantize.method=gptq", "technique.quantize.aware=true"], "leave one of"),
         (["+technique=quantize", "technique.quantize.method=trellis"], "needs technique.quantize.rate"),
+        ([*TRELLIS, "technique.quantize.bits=6"], "leave it out"),
+        ([*TRELLIS, "technique.quantize.bits=8", "technique.quantize.activations=int8"], "no codebook or trellis"),
         (["+technique=quantize", "technique.quantize.layers=['nothing*:8']"], "no quantized tensor"),
         (["+technique=quantize", "technique.quantize.layers=['embedding*:9']"], "2 to 8 bits"),
         (

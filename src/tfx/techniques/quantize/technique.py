@@ -24,8 +24,8 @@ from tfx.techniques.quantize.allocation import ByteBudget
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.learned import LearnedStep
-from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, scales_for_rate, to_grid
-from tfx.techniques.quantize.steps import choose, entropy, measure, scalar_steps
+from tfx.techniques.quantize.rounding import GridKind, fit, scales_for_rate, to_grid
+from tfx.techniques.quantize.steps import choose, coded_bits, measure, scalar_steps
 from tfx.techniques.quantize.trellis import trellis
 from tfx.techniques.selection import left_alone, select_weights
 
@@ -192,11 +192,11 @@ class Quantize(Technique):
             self.bits != 8
             or self.granularity == "group"
             or settings.range != "symmetric"
-            or settings.method == "codebook"
+            or settings.method in ("codebook", "trellis")
         ):
             raise UserError(
                 "technique.quantize.activations=int8 needs bits=8, range=symmetric, a scale a channel or tensor "
-                "(granularity=channel) and no codebook: that is what int8 kernels multiply"
+                "(granularity=channel) and no codebook or trellis: that is what int8 kernels multiply"
             )
         other = [rule for rule in settings.layers if not rule.endswith(":8")]
         if settings.activations == "int8" and other:
@@ -221,6 +221,8 @@ class Quantize(Technique):
                 "technique.quantize.rate needs range=symmetric, granularity=tensor or channel, entropy=true and no "
                 "codebook, learned_step or layers: it chooses the scales, for entropy-coded codes"
             )
+        if settings.method == "trellis" and self.bits != 8:
+            raise UserError("technique.quantize.bits: the levels of a trellis have 8 bits before coding; leave it out")
         if self.bits < rate + 2:
             # With fewer, codes reach less than 8 standard deviations of roughly normal weights.
             raise UserError(
@@ -272,6 +274,8 @@ class Quantize(Technique):
         share = sum(weight.numel() for weight in chosen.values()) / whole
         bits = sorted({self.bits_of(name) for name in chosen})
         unit = {"group": f"groups of {self.settings.group}"}.get(self.granularity, self.granularity)
+        if self.settings.method == "trellis" and self._by_row is None:
+            unit = "tensor, or row where that pays"
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
             kind += f", coded in {self._budget or f'{self.settings.rate:g} bits per weight'}"
@@ -470,7 +474,7 @@ class Quantize(Technique):
             **({} if rate is None else {"rate": rate}),
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
-            "entropy_bits": sum(_coded_bits(grid) for grid in self._final.values()) / max(1, whole),
+            "entropy_bits": sum(coded_bits(grid) for grid in self._final.values()) / max(1, whole),
             "empty_matrices": float(sum(not grid.values().any() for grid in self._final.values())),
             "relative_error": self._error,
             "aware_steps": float(self._aware_steps),
@@ -497,13 +501,6 @@ class Quantize(Technique):
         self._sensitivities = dict(state.get("sensitivities", {}))  # states from before 2026-11-25 have none
         if self._budget is not None and state["rate"] is not None:
             self._take_rate(state["rate"])
-
-
-def _coded_bits(grid: Grid) -> float:
-    """Bits of all codes of a grid, about as the file has them."""
-    if not grid.trellis or grid.scale is None:
-        return entropy_bits(grid.codes_RC)
-    return entropy(grid.levels(), grid.values() / grid.scale.float()) * grid.codes_RC.numel()
 
 
 def _key(name: str) -> str:
