@@ -49,7 +49,7 @@ class Search:
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)
         self.space = Space((*space.base, NO_TEST), space.techniques, space.axes, space.may_prune)
-        self.fitter = Fitter(self.space, self.goal, config)
+        self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
         self.jobs: list[Job] = []
         self.book = self._open()
         # With more time than before, a search that goes on trains as long as it did.
