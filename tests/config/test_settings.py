@@ -176,6 +176,8 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "technique.quantize.range": ("affine", QUANTIZE),
     "technique.quantize.granularity": ("tensor", QUANTIZE),
     "technique.quantize.rate": ("2", QUANTIZE),
+    "technique.quantize.bytes": ("9000", QUANTIZE),
+    "technique.quantize.ratio": ("5", QUANTIZE),
     "technique.quantize.group": ("8", QUANTIZE),
     "technique.quantize.clip": ("false", [*QUANTIZE, "technique.quantize.bits=2"]),
     "technique.quantize.aware": ("false", AWARE),

@@ -180,8 +180,9 @@ class Stack:
         return None
 
     def data_prepared(self, teachers: dict[str, Teacher], data: PreparedData, device: torch.device) -> None:
-        """Shows the tokenized data to the techniques that have a teacher."""
+        """Shows the tokenized data to the techniques that have a teacher, and its tokenizer to all."""
         for technique in self._techniques:
+            technique.see_tokenizer(data.tokenizer)
             if technique.name in teachers:
                 technique.receive_teacher(teachers[technique.name], data, device)
 
