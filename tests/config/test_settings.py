@@ -204,6 +204,11 @@ VALUES: dict[str, tuple[str, list[str]]] = {
 
 # What these change is seen elsewhere, in the test that is named, or not on this machine.
 ELSEWHERE = {
+    "evaluation.engine": "tests/exchange/test_engines.py: needs other libraries",
+    "evaluation.engine_numbers": "tests/exchange/test_engines.py: needs other libraries",
+    "evaluation.min_length": "tests/model/test_rules.py: what they forbid",
+    "evaluation.no_repeat_ngram": "tests/model/test_rules.py: what they forbid",
+    "evaluation.repetition_penalty": "tests/model/test_rules.py: what they forbid",
     "dry_run": "tests/commands: nothing is trained",
     "name": "tests/report: what a run is called",
     "tags": "tests/report: what runs are found by",
