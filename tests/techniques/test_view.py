@@ -678,13 +678,10 @@ def test_a_split_of_pairs_is_what_calibration_reads():
     found = []
     for batches in (together, apart):
         calibration = Calibration(model, lambda count, batches=batches: batches)
-        calibration.request(2)
-        moments = {}
-        for layers in calibration.blocks():
-            moments |= calibration.second_moments(layers)
-        found.append(moments)
+        chosen = dict(model.named_parameters())
+        found.append({name: moments for name, _, moments in calibration.layers(chosen, 2)})
     assert found[0].keys() == {
-        name for name, m in model.named_modules() if ".blocks." in name and isinstance(m, torch.nn.Linear)
+        f"{name}.weight" for name, m in model.named_modules() if ".blocks." in name and isinstance(m, torch.nn.Linear)
     }
     for name, moment in found[0].items():
         torch.testing.assert_close(moment, found[1][name], rtol=1e-4, atol=1e-6)

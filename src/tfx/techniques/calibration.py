@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,21 @@ class Calibration:
         if len(self._batches) != count:
             self._batches = self._make(count)
 
-    def blocks(self) -> Iterator[dict[str, Linear]]:
-        """The linear layers of each block by their name in the model, in the order of the forward pass.
+    def layers(self, chosen: Container[str], count: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """The ``chosen`` weights of linear layers in blocks, in the order of the forward pass: name, weight (R, C), and
+        the second moments (C, C) of the layer's inputs over ``count`` batches.
 
-        What `second_moments` measures in a block depends on the blocks before it: quantize them in order.
+        Change each weight in place before the next is asked for: later blocks then see the inputs that this leaves.
         """
+        self.request(count)
+        for block in self._blocks():
+            layers = {name: layer for name, layer in block.items() if f"{name}.weight" in chosen}
+            moments = self.second_moments(layers)
+            for name, layer in layers.items():
+                yield f"{name}.weight", layer.weight.detach(), moments[name]
+
+    def _blocks(self) -> Iterator[dict[str, Linear]]:
+        """The linear layers of each block by their name in the model, in the order of the forward pass."""
         for stack in ("encoder", "decoder"):
             for number, block in enumerate(getattr(getattr(self._model, stack), "blocks", ())):
                 prefix = f"{stack}.blocks.{number}"

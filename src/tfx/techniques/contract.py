@@ -270,10 +270,26 @@ class Technique:
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
     ) -> None:
-        """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False.
+        """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False, unless
+        `gradients_of_zeros`.
 
         It is finite, and 0 for a step that is refused on the device. ``masked`` is as in `update`.
         """
+
+    def follows_gradients(self) -> bool:
+        """Whether `follow_gradient` has a use for the next step's gradients."""
+        return type(self).follow_gradient is not Technique.follow_gradient
+
+    def gradients_of_zeros(self) -> bool:
+        """Whether `follow_gradient` must get those of the weights that are masked, as the forward pass sees them.
+
+        They never move a weight, but the norm that clips counts them.
+        """
+        return False
+
+    def compresses(self, progress: float) -> bool:
+        """Whether it has taken precision or parts from the weights at this progress, if it does so while training."""
+        return progress >= self.settings.start  # type: ignore[no-any-return]
 
     def settled(self) -> bool:
         """Whether the view has its final form: fully pruned, on its grid.

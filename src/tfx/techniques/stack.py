@@ -64,7 +64,7 @@ class Stack:
             if len(self.order[hook]) > 1:
                 names = " and ".join(f"'{technique.name}'" for technique in self.order[hook])
                 raise UserError(f"techniques {names} each {what}: name one of them")
-        self.view = View(self.order["mask"], self.order["grid"])
+        self.view = View(self.order["mask"], self.order["grid"], self._techniques)
         if config.trainer.budget.is_zero:
             for technique in self._techniques:
                 if technique not in self.compressing and not technique.acts_before_training():
@@ -225,7 +225,7 @@ class Stack:
 
     def compresses_now(self, progress: float) -> bool:
         """Whether a technique compresses weights from this progress on, or did before."""
-        return any(progress >= technique.settings.start for technique in self.compressing)
+        return any(technique.compresses(progress) for technique in self.compressing)
 
     def rewire(self, model: Transformer, progress: float) -> Iterator[Rewiring]:
         """Lets each technique remove parts of the model: the caller applies each map before it asks for the next."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from tfx.config.schema import setting
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Attention
+from tfx.model.layers import FeedForward
 from tfx.model.rewiring import BlockPlan, Rewiring, evenly_spaced, rewire_blocks, whole_block
 from tfx.model.transformer import Transformer
 
@@ -38,29 +41,31 @@ class StructureSettings:
     )
 
 
-def plan_structure(model: Transformer, settings: StructureSettings) -> Rewiring:
+# Gives the score of each weight of a named matrix.
+WeightScores = Callable[[str, Tensor], Tensor]
+
+
+def plan_structure(model: Transformer, settings: StructureSettings, scores: WeightScores | None = None) -> Rewiring:
     """What stays: units and heads with the largest weights around them, and evenly spaced layers.
 
     A unit counts the norm of its row of ``up`` (and ``gate``) times that of its column of ``down``; a head
-    the norm of its rows of ``v`` times that of its columns of ``o``. At least one of each stays.
+    the norm of its rows of ``v`` times that of its columns of ``o``. With ``scores`` of weights both count the sum over
+    all their weights in matrices, as blocks do in Lagunas 2021 (arXiv 2109.04838). At least one of each stays.
     """
     plans: dict[str, list[BlockPlan]] = {"encoder": [], "decoder": []}
     for stack, numbers in _kept_layers(model.architecture, settings).items():
         for number in numbers:
             block = getattr(model, stack).blocks[number]
             whole = whole_block(number, getattr(model.architecture, stack)[number])
-            ffn = block.ffn
-            unit = ffn.up.weight.norm(dim=1) * ffn.down.weight.norm(dim=0)
-            if ffn.gate is not None:
-                unit = unit * ffn.gate.weight.norm(dim=1)
+            prefix = f"{stack}.blocks.{number}"
             plans[stack].append(
                 BlockPlan(
                     number,
-                    heads=_largest(_head_scores(block.attention), settings.heads),
+                    heads=_largest(_head_scores(block.attention, f"{prefix}.attention", scores), settings.heads),
                     cross_heads=whole.cross_heads
                     if block.cross is None
-                    else _largest(_head_scores(block.cross), settings.heads),
-                    units=_largest(unit, settings.ffn),
+                    else _largest(_head_scores(block.cross, f"{prefix}.cross", scores), settings.heads),
+                    units=_largest(_unit_scores(block.ffn, f"{prefix}.ffn", scores), settings.ffn),
                 )
             )
     return rewire_blocks(model, plans["encoder"], plans["decoder"])
@@ -110,10 +115,26 @@ def _kept_layers(architecture: Architecture, settings: StructureSettings) -> dic
     return kept
 
 
-def _head_scores(attention: Attention) -> Tensor:
+def _head_scores(attention: Attention, name: str, scores: WeightScores | None) -> Tensor:
     """One score for each key/value head with the query heads that it serves."""
     groups = attention.kv_heads
+    if scores is not None:
+        parts = {layer: scores(f"{name}.{layer}.weight", getattr(attention, layer).weight) for layer in "qkvo"}
+        parts["o"] = parts["o"].t()
+        return torch.stack([part.reshape(groups, -1).sum(1) for part in parts.values()]).sum(0)
     return attention.v.weight.reshape(groups, -1).norm(dim=1) * attention.o.weight.t().reshape(groups, -1).norm(dim=1)
+
+
+def _unit_scores(ffn: FeedForward, name: str, scores: WeightScores | None) -> Tensor:
+    """One score for each unit."""
+    weights = {"up": ffn.up.weight, "down": ffn.down.weight, **({} if ffn.gate is None else {"gate": ffn.gate.weight})}
+    if scores is None:
+        sizes = [weight.norm(dim=0 if layer == "down" else 1) for layer, weight in weights.items()]
+        return torch.stack(sizes).prod(0)
+    parts = [
+        scores(f"{name}.{layer}.weight", weight).sum(0 if layer == "down" else 1) for layer, weight in weights.items()
+    ]
+    return torch.stack(parts).sum(0)
 
 
 def _largest(scores: Tensor, removed: float) -> Tensor:

@@ -335,6 +335,9 @@ class Quantize(Technique):
         square = gradient.square().sum() / (masked(name, weight) != 0).sum().clamp(min=1)
         self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square)) + square
 
+    def compresses(self, progress: float) -> bool:
+        return progress >= (self.settings.start if self.aware else 1.0)
+
     def settled(self) -> bool:
         return not self.aware or bool(self._scales or self._codebooks)
 
@@ -352,16 +355,10 @@ class Quantize(Technique):
         # The scales of a rate are chosen for all tensors together, before GPTQ changes a weight.
         scales = {} if settings.rate is None else self._fit(chosen)
         if settings.method == "gptq":
-            calibration.request(settings.calibration)
-            for block in calibration.blocks():
-                layers = {name: layer for name, layer in block.items() if f"{name}.weight" in chosen}
-                moments = calibration.second_moments(layers)
-                for layer_name, layer in layers.items():
-                    name = f"{layer_name}.weight"
-                    # Zeros come from masks: they stay.
-                    grid = gptq(layer.weight, moments[layer_name], self.kind(name), layer.weight != 0, scales.get(name))
-                    layer.weight.copy_(grid.values())
-                    final[name] = grid
+            for name, weight, moments in calibration.layers(chosen, settings.calibration):
+                # Zeros come from masks: they stay.
+                final[name] = gptq(weight, moments, self.kind(name), weight != 0, scales.get(name))
+                weight.copy_(final[name].values())
         rest = {name: weight for name, weight in chosen.items() if name not in final}
         if settings.method == "codebook":
             final |= {name: encode_with(rest[name], book) for name, book in self._cluster(rest).items()}
