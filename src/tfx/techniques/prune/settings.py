@@ -120,6 +120,13 @@ def check_settings(settings: PruneSettings, config: Root) -> None:
             "what is gone stays gone"
         )
     _check_pattern(settings)
+    structure = settings.structure
+    for name in ("layers_by", "layers_at"):
+        if getattr(structure, name) != getattr(StructureSettings, name) and not structure.removes_layers:
+            raise UserError(
+                f"technique.prune.structure.{name}={getattr(structure, name)} is about layers that go, and all stay: "
+                "set technique.prune.structure.encoder_layers or decoder_layers"
+            )
     _check_score(settings, config)
     if settings.rewind is not None:
         _check_rewind(settings, settings.rewind, config)

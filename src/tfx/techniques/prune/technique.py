@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,18 @@ from tfx.model.transformer import Transformer, count_parameters
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique
+from tfx.techniques.prune.depth import layers_by_loss
 from tfx.techniques.prune.masks import parse_pattern, pattern_mask, share_masks, smallest
 from tfx.techniques.prune.movement import MovementScores
 from tfx.techniques.prune.one_shot import prune_blocks
 from tfx.techniques.prune.settings import PruneSettings, check_settings, ramp, sparsity_at
-from tfx.techniques.prune.structure import StructureSettings, plan_structure, reduced_architecture
+from tfx.techniques.prune.structure import (
+    Layers,
+    StructureSettings,
+    kept_layers,
+    plan_structure,
+    reduced_architecture,
+)
 from tfx.techniques.selection import left_alone, select_weights
 
 
@@ -43,7 +49,11 @@ class Prune(Technique):
         self.masks: dict[str, Tensor] = {}
         self._due = -1
         self._reached = False
+        # How many of its removals are done, the parameters that these took, and the loss that chose the layers.
+        self._removals = 0
         self._removed = 0
+        self._layers: Layers | None = None
+        self._layers_loss = 0.0
         self._tokens: tuple[int, int] | None = None
         self._early: dict[str, Tensor] = {}
         self._rewound = 0
@@ -71,11 +81,23 @@ class Prune(Technique):
         used = []
         if self.settings.structure.vocabulary:
             used.append("reduce_tokenizer")
-        if replace(self.settings.structure, vocabulary=False) != StructureSettings():
+        if self._planned():
             used.append("rewire")
         if self.settings.prunes_weights:
             used.append("mask")
         return tuple(used)
+
+    def _planned(self) -> list[tuple[float, StructureSettings]]:
+        """The removals of parts, in order: from which progress on, and what goes."""
+        structure, start = self.settings.structure, self.settings.start
+        if structure.layers_at == "start" or not structure.removes_layers:
+            return [(start, structure)] if structure.removes_layers or structure.removes_inner else []
+        inner = [(start, structure.inner_alone)] if structure.removes_inner else []
+        return [*inner, (1.0, structure.layers_alone)]
+
+    def _due_removal(self, progress: float) -> StructureSettings | None:
+        planned = self._planned()[self._removals :]
+        return planned[0][1] if planned and progress >= planned[0][0] else None
 
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
         """The weights that are pruned, by name.
@@ -133,18 +155,38 @@ class Prune(Technique):
     def reduced(self, architecture: Architecture) -> Architecture:
         return reduced_architecture(architecture, self.settings.structure)
 
+    @torch.no_grad()
+    def calibrate(self, model: Transformer, progress: float, calibration: Calibration) -> None:
+        structure = self._due_removal(progress)
+        if structure is None or not structure.removes_layers or structure.layers_by != "loss":
+            return
+        if progress >= 1.0:
+            # The weights that go anyway are not to take part in the choice.
+            for name, weight in model.named_parameters():
+                weight.mul_(self.masks.get(name, 1.0))
+        counts = {stack: len(numbers) for stack, numbers in kept_layers(model.architecture, structure).items()}
+        present = {stack: count for stack, count in counts.items() if getattr(model, stack) is not None}
+        found, self._layers_loss = layers_by_loss(model, present, calibration.validation_loss)
+        self._layers = {stack: found.get(stack, []) for stack in counts}
+
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
-        if self._removed or progress < self.settings.start:
+        structure = self._due_removal(progress)
+        if structure is None:
             return None
         scores = None if self._movement is None else self._movement.get
-        rewiring = plan_structure(model, self.settings.structure, scores)
+        rewiring = plan_structure(model, structure, scores, self._layers)
         before = sum(parameter.numel() for parameter in model.parameters())
-        self._removed = before - count_parameters(rewiring.architecture)
+        self._removed += before - count_parameters(rewiring.architecture)
+        self._removals, self._layers = self._removals + 1, None
         return rewiring
 
     def rewired(self, rewiring: Rewiring) -> None:
+        known = len(self.masks)
         self.masks = rewiring.carry(self.masks)
-        self._early = rewiring.carry(self._early)
+        if len(self.masks) < known and self.settings.prunes_weights:
+            # Matrices became products, whose weights have no mask yet.
+            self._due, self._reached = -1, False
+        self._early = rewiring.carry_weights(self._early)
         if self._movement is not None:
             self._movement.rewired(rewiring)
             self._followed = None
@@ -213,13 +255,15 @@ class Prune(Technique):
         return self.masks.get(name)
 
     def compresses(self, progress: float) -> bool:
-        late = self.settings.is_one_shot and "rewire" not in self.hooks()
-        return progress >= (1.0 if late else self.settings.start)
+        begins = [at for at, _ in self._planned()]
+        if self.settings.prunes_weights:
+            begins.append(1.0 if self.settings.is_one_shot else self.settings.start)
+        return progress >= min(begins, default=self.settings.start)
 
     def follows_gradients(self) -> bool:
         if self._movement is None:
             return False
-        return not self._reached if self.settings.prunes_weights else not self._removed
+        return not self._reached if self.settings.prunes_weights else self._removals == 0
 
     def gradients_of_zeros(self) -> bool:
         return self.follows_gradients()
@@ -236,7 +280,7 @@ class Prune(Technique):
     def settled(self) -> bool:
         settings = self.settings
         masked = self._reached or not settings.prunes_weights or settings.is_one_shot
-        return masked and (bool(self._removed) or "rewire" not in self.hooks())
+        return masked and self._removals == len(self._planned())
 
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         settings = self.settings
@@ -274,7 +318,7 @@ class Prune(Technique):
         }
 
     def _evidence_of_score(self) -> dict[str, float]:
-        """What the scores did that magnitude would not have done."""
+        """What the scores did that magnitude would not have done, and the loss with the layers that it chose."""
         found = {}
         if self.settings.score != "magnitude" and self.settings.prunes_weights:
             found["zeros_magnitude_keeps"] = self._beyond_magnitude
@@ -282,6 +326,8 @@ class Prune(Technique):
             found |= {"score_steps": float(self._movement.steps), "weights_returned": float(self._returned)}
         if self.settings.is_one_shot:
             found["output_error"] = self._output_error
+        if self.settings.structure.layers_by == "loss":
+            found["layers_loss"] = self._layers_loss
         return found
 
     def acted(self) -> bool:
@@ -295,6 +341,8 @@ class Prune(Technique):
             "due": self._due,
             "reached": self._reached,
             "removed": self._removed,
+            "removals": self._removals,
+            "layers_loss": self._layers_loss,
             "rewound": self._rewound,
             "movement": None if self._movement is None else self._movement.state_dict(),
             "returned": self._returned,
@@ -305,6 +353,9 @@ class Prune(Technique):
         self.masks = {name: mask.bool() for name, mask in state["masks"].items()}
         self._early, self._due = dict(state["early"]), state["due"]
         self._reached, self._removed, self._rewound = state["reached"], state["removed"], state["rewound"]
+        # Earlier states have one removal, or none.
+        self._removals = state.get("removals", int(self._removed > 0))
+        self._layers_loss = state.get("layers_loss", 0.0)
         if self._movement is not None:
             self._movement.load_state_dict(state["movement"])
             self._returned, self._beyond_magnitude = state["returned"], state["beyond_magnitude"]
