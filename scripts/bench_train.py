@@ -57,11 +57,12 @@ def main() -> None:
         for number in range(options.rounds):
             rounds.append({arm: measure() for arm, measure in arms.items()})
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    report = {"part": options.part, "overrides": overrides, "threads": options.threads, "matrix_rate": rate}
-    report["arms"] = shakespeare_rows(rounds) if options.part == "shakespeare" else speed_rows(rounds, rate)
-    if options.json:
-        Path(options.json).write_text(json.dumps({**report, "rounds": rounds}, indent=1) + "\n")
-    show(report["arms"], rate)
+            rows = shakespeare_rows(rounds) if options.part == "shakespeare" else speed_rows(rounds, rate)
+            if options.json:  # after each round: hours of measuring are not lost with the last one
+                report = {"part": options.part, "overrides": overrides, "threads": options.threads}
+                report |= {"matrix_rate": rate, "arms": rows, "rounds": rounds}
+                Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    show(rows, rate)
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:

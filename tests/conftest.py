@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import traceback
+from multiprocessing import context
 
 # Before torch is loaded: threads of OpenMP do not survive a fork, and one thread gives the same bits everywhere.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+
+# Most of what tests make is short-lived: looking for cycles in all of torch at each turn takes a tenth of their time.
+gc.set_threshold(200_000, 50, 100)
 
 _Process = subprocess.Popen
 # How many forks stand above this process.
@@ -112,6 +116,7 @@ def _forked(monkeypatch, request):
     """Commands of tfx that a test starts are forks; a test marked ``whole_process`` starts them as a user does."""
     if request.node.get_closest_marker("whole_process") is None:
         monkeypatch.setattr(subprocess, "Popen", _Forked)
+        monkeypatch.setitem(context._concrete_contexts, "spawn", context._concrete_contexts["fork"])
 
 
 @pytest.fixture

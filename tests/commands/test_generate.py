@@ -9,6 +9,7 @@ import pytest
 from tfx.cli import main
 from tfx.commands.evaluate import _without_effect as without_effect
 from tfx.config.schema import EvaluationConfig
+from tfx.config.tasks import TASKS
 
 TINY = [
     "model.width=16",
@@ -174,14 +175,16 @@ def test_another_decoding_than_that_of_the_scores_is_named(words, used, runs, mo
 def test_a_change_that_changes_no_score_is_named(word, why):
     config = EvaluationConfig(method="greedy")
     key = word.lstrip("+").partition("=")[0]
-    assert without_effect([word], config, True) == ([] if why is None else [f"{key} has no effect: {why}"])
+    assert without_effect([word], config, TASKS["seq2seq"]) == ([] if why is None else [f"{key} has no effect: {why}"])
     if key.startswith(("evaluation", "seed")) and key != "evaluation.batch_tokens":
-        assert without_effect([word], config, False) == [f"{key} has no effect: a language model is scored by its loss"]
+        assert without_effect([word], config, TASKS["lm"]) == [
+            f"{key} has no effect: a language model is scored by its loss"
+        ]
 
 
 def test_a_beam_has_an_effect_where_it_is_what_makes_decoding_greedy():
-    assert without_effect(["evaluation.beam=1"], EvaluationConfig(beam=1), True) == []
-    assert without_effect(["evaluation.beam=3"], EvaluationConfig(beam=3), True) == []
+    assert without_effect(["evaluation.beam=1"], EvaluationConfig(beam=1), TASKS["seq2seq"]) == []
+    assert without_effect(["evaluation.beam=3"], EvaluationConfig(beam=3), TASKS["seq2seq"]) == []
 
 
 def test_scores_of_another_decoding_and_a_split_that_is_not_there_are_said(runs, capsys):

@@ -106,6 +106,7 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "optimizer.weight_decay": ("5", []),
     "optimizer.momentum": ("0.2", MUON),
     "optimizer.matrix_lr": ("0.3", MUON),
+    "optimizer.layer_decay": ("0.5", []),
     "optimizer.clip_norm": ("0.001", ["optimizer.eps=0.1"]),
     "schedule.name": ("constant", []),
     "schedule.warmup": ("0.7", ["schedule=linear"]),
@@ -219,6 +220,15 @@ ELSEWHERE = {
     "dataset.valid_fraction": "tests/data/test_sources.py: without a validation split",
     "dataset.mix": "tests/tasks/test_mixture.py: several corpora",
     "dataset.empty": "tests/data/test_sources.py: an error or not",
+    "model.pooling": "tests/model/test_label_loss.py: of classifiers",
+    "model.pooler": "tests/model/test_label_loss.py: of classifiers",
+    **{
+        f"dataset.{name}": "tests/tasks/test_classification.py: of classifiers"
+        for name in (
+            *("pair", "label", "predict", "labels", "label_separator"),
+            *("class_weights", "long_texts"),
+        )
+    },
     "trainer.budget.seconds": "tests/training/test_budget.py: by the clock",
     "trainer.device": "there is a CPU alone here",
     "trainer.devices": "tests/processes/test_equal.py: the same numbers from several processes",

@@ -640,6 +640,7 @@ def test_a_hub_repository_without_the_split_is_refused(monkeypatch):
 
 def preset(name: str, **options) -> DatasetConfig:
     written = OmegaConf.load(REPOSITORY / "conf" / "dataset" / f"{name}.yaml")
+    written.pop("defaults", None)  # the model that goes with it
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), written, options))
     assert isinstance(config, DatasetConfig)
     return config
@@ -689,6 +690,14 @@ PRESETS = {
         ("train", "validation", "test"),
         {"source": "long", "target": "short"},
     ),
+    "sst2": ({"sentence": "fine", "label": 1, "idx": 0}, ("train", "validation"), {"text": "fine", "labels": ["1"]}),
+    "stsb": (
+        {"sentence1": "a", "sentence2": "b", "label": 2.5, "idx": 0},
+        ("train", "validation"),
+        {"text": "a", "pair": "b", "labels": ["2.5"]},
+    ),
+    "imdb": ({"text": "a film", "label": 0}, ("train", "test"), {"text": "a film", "labels": ["0"]}),
+    "ag_news": ({"text": "news", "label": 3}, ("train", "test"), {"text": "news", "labels": ["3"]}),
     "squad": (
         QUESTION | ANSWERS,
         ("train", "validation"),
@@ -728,6 +737,7 @@ REAL = {
     "tatoeba_deu": ("parallel", {"train": 163_053, "valid": 2_724, "test": 2_737}),
     "wikitext2": ("wikitext2", {"train": 1, "valid": 1, "test": 1}),
     "tinyshakespeare": ("tinyshakespeare", {"train": 1, "valid": 1}),
+    "trec": ("trec", {"train": 4_914, "valid": 528, "test": 500}),
 }
 
 

@@ -50,7 +50,7 @@ def place(tmp_path_factory):
     """A folder with what the commands name: data, a run, a folder of configs, sentences."""
     here = tmp_path_factory.mktemp("docs")
     to = here / "path" / "to"
-    for folder in ("multi30k", "pairs", "tinyshakespeare", "conf/dataset"):
+    for folder in ("multi30k", "pairs", "tinyshakespeare", "conf/dataset", "trec", "encoder"):
         (to / folder).mkdir(parents=True)
     for split in ("train", "val", "test"):
         for side in ("en", "de"):
@@ -58,6 +58,9 @@ def place(tmp_path_factory):
                 text = "".join(f"{side} sentence {number} of {split}\n" for number in range(40))
                 (to / folder / f"{split}.{side}").write_text(text)
     (to / "tinyshakespeare" / "input.txt").write_text("To be, or not to be: that is the question.\n" * 400)
+    for split in ("train", "valid", "test"):
+        rows = "".join(f"NUM\tNUM:{n % 2}\thow many {n} ?\nLOC\tLOC:{n % 2}\twhere is {n} ?\n" for n in range(20))
+        (to / "trec" / f"{split}.tsv").write_text("label\tfine\ttext\n" + rows)
     rows = "".join(f"what is {number}?\tit is {number}\n" for number in range(40))
     (to / "questions.tsv").write_text("question\tanswer\n" + rows)
     (to / "conf" / "dataset" / "mine.yaml").write_text(f"name: mine\nformat: parallel\npath: {to / 'pairs'}\n")
@@ -71,6 +74,8 @@ def place(tmp_path_factory):
         # A part of the embedded data, or each plan would prepare all of it.
         pairs = {split: rows[:60] for split, rows in normalize.generate(1).items()}
         texts = {split: rows[:3] for split, rows in stdlib.read().items()}
+        kinds = {split: rows[:60] for split, rows in normalize.kinds(1, 300, 60, 60).items()}
+        patch.setattr(normalize, "kinds", lambda seed: kinds)
         patch.setattr(normalize, "generate", lambda seed: pairs)
         patch.setattr(stdlib, "read", lambda: texts)
         tiny = ["model.width=64", "model.heads=2", "model.ffn_width=64", "model.encoder_layers=1"]
@@ -83,6 +88,7 @@ def place(tmp_path_factory):
         (to / "model").mkdir()
         write_folder(_small_model(MODEL), to / "model", "float32")
         encoder = _small_model(ENCODER)
+        write_folder(encoder, to / "encoder", "float32")
         save(here / "encoder.safetensors", encoder.model, encoder.tokenizer, encoder.generation)
         assert main(["import", str(to / "model"), "--output", str(here / "model.safetensors")]) == 0
         (here / "docs").symlink_to(ROOT / "docs")

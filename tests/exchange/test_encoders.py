@@ -49,7 +49,7 @@ def test_an_encoder_gives_the_same_hidden_states(tmp_path, make, texts, capsys, 
     file = str(tmp_path / "ours.safetensors")
     for words in (["generate", file, "a"], ["train", f"init_from={file}", "dataset=normalize"]):
         assert main([*words]) == 2
-        assert "is an encoder alone, and no task uses one yet" in capsys.readouterr().err
+        assert "is an encoder alone, without what a task needs on top" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "changes"), [("Bert", {}), ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1})])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ TINY = (
 ARMS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "accumulated": ("trainer.accumulation=2", "trainer.averaging.kind=ema"),
+    "streamed": ("dataset=json", "dataset.path={folder}/pairs", "dataset.streaming=true", "dataset.buffer=40"),
     "one_row": ("dataset.batch_tokens=24", "technique=shuffle", "technique.shuffle.share=1"),
     "local": ("trainer.parallel=local", "trainer.local.steps=4", "trainer.averaging.kind=ema"),
     "fsdp": ("trainer.parallel=fsdp", "dataset.batch_tokens=96", "trainer.accumulation=2"),
@@ -62,7 +64,7 @@ class Curve(Observer):
 
 def prepared(name: str, teacher: Path, group: Group) -> Parts:
     """The parts of an arm."""
-    words = [*TINY, *ARMS[name]]
+    words = [word.replace("{folder}", str(teacher.parent)) for word in (*TINY, *ARMS[name])]
     if "distill" in " ".join(words):
         words.append(f"technique.distill.teacher={teacher}")
     setup = Setup(config := compose(words), group)
@@ -90,6 +92,14 @@ def trained(name: str, teacher: Path, group: Group) -> dict[str, Any]:
         "compressed": compressed,
         "evidence": parts.stack.evidence(),
     }
+
+
+def make_pairs(folder: Path) -> None:
+    """Files of pairs that a streamed arm reads."""
+    folder.mkdir()
+    for split, count in (("train", 120), ("valid", 20), ("test", 20)):
+        rows = [{"source": f"{split} {row} is a number", "target": f"the number {row}"} for row in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_teacher(path: Path) -> None:

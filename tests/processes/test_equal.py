@@ -26,6 +26,7 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFX_CACHE", str(folder / "cache"))
         arms.make_teacher(teacher)
+        arms.make_pairs(folder / "pairs")
         # Forked, because they then need not load what is loaded here.
         fork, port = multiprocessing.get_context("fork"), free_port()
         processes = [fork.Process(target=member, args=(rank, port, teacher, folder)) for rank in (0, 1)]

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from tfx.cli import main
 from tfx.config.compose import compose
 from tfx.errors import UserError
 from tfx.processes import group
@@ -134,3 +135,17 @@ def test_a_fork_of_a_process_belongs_to_a_group_of_its_own(monkeypatch):
     group.join()
     assert joined == [find_place(TORCHRUN)]
     monkeypatch.setattr(group, "_joined", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.parallel=local"], "one process, whose outer steps follow its own: name trainer.devices=N"),
+        (["trainer.devices=999"], "999 processes share"),
+        (["trainer.devices=1"], None),
+    ],
+)
+def test_a_number_of_processes_that_is_hardly_meant_is_noted(here, words, said, capsys):
+    assert main(["train", "trainer.device=cpu", "dry_run=true", *words]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert [said in note for note in notes] == ([True] if said else [])

@@ -14,7 +14,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_bad_input_is_refused_in_one_line():
-    counts = ["--configs", "5", "--data", "10", "--checkpoints", "60"]
+    counts = ["--configs", "3", "--data", "6", "--checkpoints", "30"]
     ran = run(str(SCRIPTS / "fuzz_inputs.py"), "--seed", "7", *counts)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
@@ -44,7 +44,7 @@ DEEDS = {
     "not one line 1": lambda place: say("tfx: a", "b"),
     "not one line 2": lambda place: say("a"),
     "not one line 3": lambda place: say("tfx: " + "a" * 9999),
-    "hang 1": lambda place: time.sleep(9),
+    "hang 1": lambda place: time.sleep(5),
     "hang 2": lambda place: all(i >= 0 for i in range(10**12)),
     "left files": lambda place: Path("left").write_text("x") and 0,
     "killed": lambda place: os.kill(os.getpid(), 9),
@@ -58,7 +58,7 @@ class Generator:
 
 tfx.cli.main = lambda arguments: DEEDS[deed](OUTSIDE)
 fuzz_inputs.GENERATORS = {"configs": Generator}
-fuzz_inputs.SECONDS, fuzz_inputs.PATIENCE = 0.5, 3
+fuzz_inputs.SECONDS, fuzz_inputs.PATIENCE = 0.3, 1
 OUTSIDE = tempfile.mktemp()
 with tempfile.TemporaryDirectory() as folder:
     fuzzer = fuzz_inputs.Fuzzer(1, Path(folder))

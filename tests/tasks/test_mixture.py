@@ -152,6 +152,12 @@ def test_a_path_beside_a_mixture_is_refused(data):
         compose(["dataset.mix=[{dataset: json, path: one}]", "dataset=json", "dataset.path=two"])
 
 
+@pytest.mark.parametrize("word", ["dataset.limit.test=50", "dataset.source=de", "dataset.empty=drop"])
+def test_what_is_of_one_corpus_is_refused_beside_a_mixture(data, word):
+    with pytest.raises(UserError, match=r"is of one corpus, and dataset\.mix names several: give it to an entry"):
+        compose(["dataset.mix=[{dataset: json, path: one}]", "dataset=json", word])
+
+
 def test_what_needs_one_numbering_of_rows_is_refused():
     with pytest.raises(UserError, match="a mixture of small and large, and something in this run needs"):
         MIXTURE.epoch(100, 32, np.random.default_rng(1))

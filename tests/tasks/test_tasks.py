@@ -10,15 +10,16 @@ from tfx.tasks import task_named
 from tfx.tasks.batches import scoring_batches, training_batches
 from tfx.tasks.contract import Split, Task
 
-SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=16", "model.decoder_layers=1", "dataset.limit.train=30"]
+SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=16", "dataset.limit.train=30"]
 SMALL += ["dataset.limit.valid=8", "dataset.limit.test=8", "dataset.batch_tokens=512", "trainer.budget.steps=1"]
 
 
 @pytest.fixture(params=list(TASKS))
 def parts(request, tmp_path, monkeypatch):
     monkeypatch.setenv("TFX_CACHE", str(tmp_path))
-    data = {"seq2seq": "normalize", "lm": "stdlib"}[request.param]
-    return Setup(compose([f"model={TASKS[request.param].example}", f"dataset={data}", *SMALL])).prepare({})
+    data = {"seq2seq": "normalize", "lm": "stdlib", "classification": "kinds"}[request.param]
+    layers = [] if request.param == "classification" else ["model.decoder_layers=1"]
+    return Setup(compose([*layers, f"model={TASKS[request.param].example}", f"dataset={data}", *SMALL])).prepare({})
 
 
 def test_the_example_model_is_for_the_task_and_its_splits_are_too(parts):

@@ -88,6 +88,7 @@ def test_a_model_file_in_its_run_brings_the_data_of_the_run_and_one_alone_needs_
     assert main(["train", f"init_from={alone}", "dry_run=true"]) == 2
     assert "is a model without its run: name the data with dataset=" in capsys.readouterr().err
     assert main(["train", f"init_from={alone}", "dataset=normalize", *DATA, "dry_run=true"]) == 0
+    assert "model      alone: " in capsys.readouterr().err  # what it is, not a default that was not read
 
 
 def test_without_a_model_to_start_from_there_is_nothing_to_keep(here, capsys):

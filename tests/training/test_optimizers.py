@@ -129,3 +129,28 @@ def test_frozen_parameters_are_left_out_and_gradients_are_forgotten():
     give_gradients(model, 1)
     optimizers.zero_grad()
     assert all(p.grad is None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_lower_layers_learn_more_slowly_as_is_set(name):
+    config = ModelConfig(width=8, heads=2, ffn_width=12, context=8, encoder_layers=2, decoder_layers=1)
+    model = Transformer(Architecture.from_config(config, 11), config)
+    settings = OptimizerConfig(name=name, lr=0.1, matrix_lr=0.2, layer_decay=0.5)
+    rates = {
+        id(parameter): group["lr"]
+        for part in build_optimizers(settings, model, CPU).parts
+        for group in part.param_groups
+        for parameter in group["params"]
+    }
+    matrix = 0.2 if name == "muon" else 0.1
+    expected = {
+        "embedding.weight": 0.1 / 8,
+        "encoder.blocks.0.attention.q.weight": matrix / 4,
+        "encoder.blocks.1.ffn.up.bias": 0.1 / 2,
+        "decoder.blocks.0.ffn.up.weight": matrix / 2,
+        "encoder.norm.weight": 0.1,
+    }
+    found = {key: rates[id(parameter)] for key, parameter in model.named_parameters() if key in expected}
+    assert found == pytest.approx(expected)
+    plain = build_optimizers(OptimizerConfig(name="adamw"), model, CPU)
+    assert [len(part.param_groups) for part in plain.parts] == [2]

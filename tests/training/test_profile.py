@@ -71,6 +71,22 @@ def test_parts_have_the_time_that_they_take(tmp_path):
     assert found["long"] > 2 * found["short"] > 0.2
 
 
+def test_what_is_no_part_of_a_step_is_left_out(tmp_path):
+    watch = Watch(tmp_path)
+    profile = StepProfile(CPU, watch.profiled)
+    for step in range(10):
+        with part("long"):
+            time.sleep(0.01)
+        if step % 2:
+            with profile.paused():
+                torch.linalg.qr(torch.ones(3, 3))
+                time.sleep(0.1)
+        profile.stepped()
+    (text,) = watch.tables
+    assert shares(text)["long"] > 0.5
+    assert "qr" not in text
+
+
 def test_on_a_gpu_operations_are_listed_by_the_gpus_time():
     def event(key, host, gpu):
         return SimpleNamespace(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import EvaluationConfig, Root
-from tfx.config.tasks import TASKS, facts_of
+from tfx.config.tasks import TASKS, TaskFacts, facts_of
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import number, plain_console
@@ -58,10 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.tasks.prepare import prepare_data
 
     path = local_model(options.path)
-    config = config_of(path, options.overrides)
+    config = config_of(path, options.overrides, options.path)
     check_metrics(config.dataset.metrics)
     loaded = load(path, options.device)
-    data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    architecture = loaded.model.architecture
+    data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]
     notes += _differences(path, options.overrides, config, loaded, data)
     for note in notes:
@@ -77,14 +78,17 @@ def main(arguments: Sequence[str]) -> int:
             write_json_lines(options.predictions, quality.predictions)
         except OSError as error:
             raise UserError(f"--predictions {options.predictions} cannot be written: {error.strerror}") from error
-    title = f"{loaded.path} on {config.dataset.name}, {split}"
+    title = f"{options.path if path != options.path else loaded.path} on {config.dataset.name}, {split}"
     facts = {"file": str(loaded.path), "dataset": config.dataset.name, "split": split}
     _print(quality, title, facts if options.json else None)
     return 0
 
 
-def config_of(path: Path, overrides: Sequence[str]) -> Root:
-    """That of the run, or for a model file one of the data that the overrides name."""
+def config_of(path: Path, overrides: Sequence[str], named: Path) -> Root:
+    """That of the run, or for a model file one of the data that the overrides name.
+
+    Errors say what the user ``named``: the file may be one that was converted from it.
+    """
     from tfx.compression.checkpoint import read_header
     from tfx.config import compose
 
@@ -92,10 +96,10 @@ def config_of(path: Path, overrides: Sequence[str]) -> Root:
         return compose.change(compose.load(RunDirectory.open(path).config), overrides)
     file = model_file(path)
     if not any(word.lstrip("+").startswith("dataset=") for word in overrides):
-        raise UserError(f"{path} is a model file: name the data to score it on, such as dataset=multi30k")
+        raise UserError(f"{named} is a model without its run: name the data to score it on, such as dataset=multi30k")
     # A model file brings its own architecture: the model group is unused, but must fit the task.
     family = read_header(file).architecture.family
-    facts_of(family, path)
+    facts_of(family, named)
     try:
         return compose.compose([f"model={TASKS[family].example}", *overrides])
     except UserError as error:
@@ -103,7 +107,7 @@ def config_of(path: Path, overrides: Sequence[str]) -> Root:
         if not any(_composes([f"model={task.example}", *overrides]) for task in TASKS.values()):
             raise
         raise UserError(
-            f"{path} holds a model of another task ({TASKS[family].what}) than the data: "
+            f"{named} holds a model of another task ({TASKS[family].what}) than the data: "
             "name other data, or their task and columns with dataset.task=…"
         ) from error
 
@@ -114,16 +118,16 @@ def _differences(
     """What is measured otherwise than the run was: other data, other decoding, and overrides that change nothing."""
     from tfx.evaluation.generation import describe_decoding
 
-    decodes = TASKS[data.task].decodes
+    task = TASKS[data.task]
     notes = []
     kept = RunDirectory(path).environment
     before = read_json(kept).get("fingerprints", {}) if kept.is_file() else {}
     # The same content under other file names is the same data.
     if before.get("content") != data.content and before.get("corpus") not in (None, data.corpus):
         notes.append("the data differs from that of the run, in files or settings of the data set")
-    notes += _without_effect(overrides, config.evaluation, decodes)
+    notes += _without_effect(overrides, config.evaluation, task)
     scored, used = describe_decoding(loaded.generation), describe_decoding(config.evaluation)
-    if scored != used and decodes:
+    if scored != used and task.decodes:
         notes.append(f"decoding by {used}; the run was scored with {scored}")
     return notes
 
@@ -161,7 +165,7 @@ def _composes(overrides: Sequence[str]) -> bool:
     return True
 
 
-def _without_effect(overrides: Sequence[str], config: EvaluationConfig, decodes: bool) -> list[str]:
+def _without_effect(overrides: Sequence[str], config: EvaluationConfig, task: TaskFacts) -> list[str]:
     """Notes which overrides have no effect here, and why."""
     from tfx.evaluation.generation import ignored_settings
 
@@ -177,8 +181,8 @@ def _without_effect(overrides: Sequence[str], config: EvaluationConfig, decodes:
             why = "the model is fixed by its run"
         elif key.startswith("dataset.tokenizer."):
             why = "the model has its own tokenizer"
-        elif not decodes and group != "dataset" and key != "evaluation.batch_tokens":
-            why = "a language model is scored by its loss"
+        elif not task.decodes and group != "dataset" and key != "evaluation.batch_tokens":
+            why = f"{task.what} is scored by its {'labels' if task.metrics else 'loss'}"
         if why:
             found.append(f"{key} has no effect: {why}")
     return found

@@ -19,6 +19,9 @@ from tfx.record.sheet import Column, Sheet
 
 if TYPE_CHECKING:
     from tfx.run.export import Comparison, EncoderComparison
+    from tfx.run.export_labels import LabelComparison
+
+    Compared = Comparison | EncoderComparison | LabelComparison
 
 # The targets; each is a file of `tfx.exchange`.
 NAMES = ("transformers", "ctranslate2", "safetensors")
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _export(options: Namespace) -> tuple[Comparison | EncoderComparison, dict[str, Any], dict[str, str]]:
+def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str]]:
     """Writes the folder; returns the comparison, facts for JSON, and the comparison in words."""
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
@@ -74,6 +77,7 @@ def _export(options: Namespace) -> tuple[Comparison | EncoderComparison, dict[st
     from tfx.model.rewiring import multiplied
     from tfx.run.card import card
     from tfx.run.export import export, export_encoder
+    from tfx.run.export_labels import export_classifier
     from tfx.tasks.prepare import prepare_data
 
     target = TARGETS[options.to]
@@ -92,21 +96,25 @@ def _export(options: Namespace) -> tuple[Comparison | EncoderComparison, dict[st
         raise UserError(f"{options.path}: --texts FILE is needed for an encoder, and for no other model")
     where = "the texts" if is_encoder else ""
 
-    def finish(folder: Path, found: Comparison | EncoderComparison) -> None:
+    def finish(folder: Path, found: Compared) -> None:
         if options.card:
             run = path if path.is_dir() else None
             words = "; ".join(f"{name}: {text}" for name, text in found.words(where).items())
             write_text(folder / "README.md", card(loaded, run, target.name, kind, _bytes(folder), words))
 
-    found: Comparison | EncoderComparison
+    found: Compared
     if is_encoder:
         found = export_encoder(loaded, target, _texts(options.texts, options.inputs), options.output, kind, finish)
     else:
-        config = config_of(path, options.overrides)
-        data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+        config = config_of(path, options.overrides, options.path)
+        architecture = loaded.model.architecture
+        data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
         where, metrics = data.test_split, config.dataset.metrics[:1]
         split = data.splits[where]
-        found = export(loaded, target, split, options.output, kind, options.inputs, metrics, finish)
+        if architecture.outputs is not None:
+            found = export_classifier(loaded, target, split, options.output, kind, options.inputs, finish)
+        else:
+            found = export(loaded, target, split, options.output, kind, options.inputs, metrics, finish)
     dequantized = any(tensor.codec.split()[0] != "dense" for tensor in loaded.tensors)
     facts = {"folder": str(options.output), "target": target.name, "numbers": kind, "bytes": _bytes(options.output)}
     return found, facts | {"dequantized": dequantized}, found.words(where)

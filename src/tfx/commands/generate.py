@@ -23,7 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Arguments(
         "generate",
         "Decodes each TEXT, or each line of stdin. Text to text: its output; a language model: the text "
-        "and its continuation, line ends written as \\n so that one line stays one line.",
+        "and its continuation, line ends written as \\n so that one line stays one line; classification: its label, of "
+        "pairs of texts that a tab separates too.",
     )
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
     parser.add_argument("texts", nargs="*", default=[], metavar="TEXT", help="inputs; none: the lines of stdin")
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         done += len(batch)
         for text, output in zip(batch, outputs, strict=True):
-            shown = output if task.decodes else (text + output).replace("\\", "\\\\").replace("\n", "\\n")
+            shown = output if not task.is_stream else (text + output).replace("\\", "\\\\").replace("\n", "\\n")
             sys.stdout.write(shown.replace("\r", " ") + "\n")
         sys.stdout.flush()
     if source.fault is not None:

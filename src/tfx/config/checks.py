@@ -15,7 +15,7 @@ from tfx.config.grammar import escaped
 from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
 from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full, is_in_range
-from tfx.config.tasks import TASKS, facts_of
+from tfx.config.tasks import LABEL_METRICS, TASKS, facts_of
 from tfx.errors import UserError, unknown
 
 _LARGEST_INTEGER = 2**63 - 1
@@ -160,7 +160,13 @@ def check_combinations(config: Root) -> None:
         raise unknown("trainer.early_stopping.metric", metric, task.watchable)
     if config.evaluation.method == "beam" and not task.decodes:
         raise UserError(f"evaluation.method=beam is for text to text: {task.what} decodes by greedy or sample")
-    if dataset.metrics and not task.decodes:
+    if dataset.metrics and task.metrics == ():
         raise UserError(
             f"dataset.metrics={dataset.metrics} score generated text, but {task.what} is scored by its loss"
         )
+    known = LABEL_METRICS[dataset.predict]
+    for name in dataset.metrics if task.metrics else ():
+        if name not in known:
+            raise unknown(f"dataset.metrics (for dataset.predict={dataset.predict})", name, known)
+    if dataset.class_weights != "none" and dataset.predict != "one":
+        raise UserError(f"dataset.class_weights={dataset.class_weights} needs dataset.predict=one: one label a text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def load(path: Path) -> Root:
 def change(config: Root, overrides: Sequence[str]) -> Root:
     """A saved config with ``overrides`` on top: values (a.b=1), or whole groups (dataset=multi30k) chosen anew."""
     register()
-    saved: Any = OmegaConf.merge(OmegaConf.structured(Root), escaped(asdict(config)))
+    saved: Any = OmegaConf.merge(_schema(), escaped(asdict(config)))
     groups = {f.name for f in fields(Root) if is_dataclass(f.default_factory)} | {"technique"}
     chosen = [o for o in overrides if o.lstrip("+").split("=", 1)[0] in groups]
     check_words(overrides)
@@ -101,7 +102,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     """
     values = _values(composed, typed, is_new=is_new)
     try:
-        config: Root = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Root), escaped(values)))  # type: ignore[assignment]
+        config: Root = OmegaConf.to_object(OmegaConf.merge(_schema(), escaped(values)))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise explain(error) from error
     check_values(config, "")
@@ -109,6 +110,12 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     check_combinations(config)
     check_corpora(config.dataset)
     return config
+
+
+@cache
+def _schema() -> DictConfig:
+    """The schema as a tree, for `OmegaConf.merge`, which copies it."""
+    return OmegaConf.structured(Root)
 
 
 def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
     check_given(values, "")
     make_absolute(values, Root, "")
     if isinstance(values.get("dataset"), dict):
-        complete(values["dataset"])
+        complete(values["dataset"], typed)
     if is_new and values.get("init_from") is not None:
         origin = Path(str(values["init_from"]))
         # A model file that lies in its run brings what the run does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -19,13 +20,16 @@ from tfx.errors import UserError, unknown
 # What belongs to the run and not to a corpus.
 _OF_RUN = ("mix", "batch_tokens", "buffer", "tokenizer", "metrics")
 _OWN = ("dataset", "weight")
+# What is the run's, or what all entries take that say nothing else.
+_OF_BOTH = ("name", "task", "streaming")
 _OF_CORPUS = [f.name for f in fields(DatasetConfig) if f.name not in _OF_RUN]
 
 
-def complete(dataset: dict[str, Any]) -> None:
+def complete(dataset: dict[str, Any], typed: Sequence[str]) -> None:
     """Gives each entry of ``mix`` all settings of its corpus: those of the data set that it names, with its own on top.
 
-    A config with these needs no other file. Raises `UserError` for an entry that is not one.
+    A config with these needs no other file. Raises `UserError` for an entry that is not one, and for what the user
+    ``typed`` of one corpus beside the mix, where nothing would read it.
     """
     mix = dataset.get("mix") or []
     if not isinstance(mix, list):
@@ -33,6 +37,11 @@ def complete(dataset: dict[str, Any]) -> None:
     dataset["mix"] = [_complete(entry, f"dataset.mix[{place}]", dataset) for place, entry in enumerate(mix)]
     if mix and dataset.get("path") is not None:
         raise UserError("dataset.path names one corpus, and dataset.mix several: give the path to an entry of the mix")
+    for word in typed if mix else ():
+        key = word.lstrip("+").partition("=")[0]
+        name = key.removeprefix("dataset.").partition(".")[0]
+        if key.startswith("dataset.") and name in _OF_CORPUS and name not in _OF_BOTH:
+            raise UserError(f"{key} is of one corpus, and dataset.mix names several: give it to an entry of the mix")
 
 
 def _complete(entry: Any, where: str, dataset: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import hydra
 import yaml
@@ -25,9 +26,8 @@ PRIMARY = "train"
 
 def register() -> None:
     """Tells Hydra of the schema, of tfx's launcher, and of other packages' techniques."""
+    _register_own()
     store = ConfigStore.instance()
-    store.store(name="schema", node=Root, provider="tfx")
-    store.store(group="hydra/launcher", name="tfx", node=LauncherConfig, provider="tfx")
     for name, point in entry_points().items():
         if is_foreign(point):
             try:
@@ -39,6 +39,14 @@ def register() -> None:
             OmegaConf.set_struct(node[name], False)
             store.store(group="technique", name=name, node=node, provider=point.value)
     OmegaConf.register_new_resolver("tfx.random_hex", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+
+
+@cache
+def _register_own() -> None:
+    """What never changes in a process: it takes a tenth of the time that composing does."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Root, provider="tfx")
+    store.store(group="hydra/launcher", name="tfx", node=LauncherConfig, provider="tfx")
 
 
 def _foreign_settings(name: str) -> DictConfig:

@@ -33,6 +33,8 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
         is_model = origin.is_file() or (origin / "config.json").is_file()  # that of another library
         if is_model and not any(key == "dataset" or key.startswith("dataset.") for key in keys):
             raise UserError(f"init_from={origin} is a model without its run: name the data with dataset=…")
+        if is_model and "model.name" not in keys:
+            values["model"]["name"] = origin.stem if origin.is_file() else origin.name  # of which all else comes
         return
     for key in keys:
         names = [key.partition(".")[2]] if key.startswith("model.") else list(saved["model"]) if key == "model" else []

@@ -83,12 +83,13 @@ class ModelConfig:
     name: str = setting("custom", "name shown in tables")
     family: str = setting(
         "seq2seq",
-        "encoder-decoder, decoder-only, or an encoder alone, which no task uses yet",
+        "encoder-decoder, decoder-only, an encoder with a layer for labels on top, or an encoder alone, from which "
+        "such a classifier starts",
         choices=(*TASKS, "encoder"),
-        paper="Vaswani 2017, arXiv 1706.03762; Radford 2019",
+        paper="Vaswani 2017, arXiv 1706.03762; Radford 2019; Devlin 2019, arXiv 1810.04805",
     )
     encoder_layers: int = setting(4, "encoder blocks (0 for a language model)", minimum=0, maximum=1000)
-    decoder_layers: int = setting(4, "decoder blocks", minimum=1, maximum=1000)
+    decoder_layers: int = setting(4, "decoder blocks (0 for classification)", minimum=0, maximum=1000)
     width: int = setting(128, "model width d", minimum=2, maximum=65536)
     heads: int = setting(4, "attention heads", minimum=1, maximum=1024)
     kv_heads: int | None = setting(
@@ -176,6 +177,18 @@ class ModelConfig:
         maximum=1024,
         paper="Devlin 2019, arXiv 1810.04805",
     )
+    pooling: str = setting(
+        "mean",
+        "classification: how the states of a text become one: that of the first token, their mean, or a mean with "
+        "learned weights",
+        choices=("first", "mean", "attention"),
+        paper="Devlin 2019, arXiv 1810.04805; Lin 2017, arXiv 1703.03130",
+    )
+    pooler: bool = setting(
+        False,
+        "classification: a dense layer with tanh between pooling and the layer for labels",
+        paper="Devlin 2019, arXiv 1810.04805",
+    )
     dropout: float = setting(
         0.1, "dropout of embeddings and of each sub-layer's output", minimum=0, below=1, paper="Srivastava 2014"
     )
@@ -239,11 +252,11 @@ class DatasetConfig:
     """The data: an embedded generator, local files, or a data set of the hub."""
 
     name: str = setting("custom", "name shown in tables")
-    task: str = setting("seq2seq", "text to text, or language modelling", choices=tuple(TASKS))
+    task: str = setting("seq2seq", "text to text, language modelling, or classification", choices=tuple(TASKS))
     format: str = setting(
         "parallel",
         "how the data is read: an embedded set, aligned files, plain text, or a table",
-        choices=("normalize", "stdlib", "parallel", "text", "json", "csv", "parquet"),
+        choices=("normalize", "stdlib", "kinds", "parallel", "text", "json", "csv", "parquet"),
     )
     path: str | None = setting(None, "local folder, file or glob; null: the embedded or hub data", path=True)
     hub: str | None = setting(None, "repository on the Hugging Face hub")
@@ -253,7 +266,33 @@ class DatasetConfig:
     target: str = setting(
         "target", "seq2seq: the same for the target; if it is a list, the first entry trains and all are references"
     )
-    text: str = setting("text", "lm: column, path or template of the text")
+    text: str = setting("text", "lm, classification: column, path or template of the text")
+    pair: str | None = setting(
+        None, "classification: the same for the second text where each input is a pair of texts; null: it is one text"
+    )
+    label: str = setting("label", "classification: the same for the label, the list of labels, or the number")
+    predict: str = setting(
+        "one",
+        "classification: one label a text; several, of which each holds or not; or a number (regression)",
+        choices=("one", "several", "number"),
+    )
+    labels: list[str] = setting(
+        [],
+        "classification: the labels in the order of the model's outputs; []: those of the training split, numbers by "
+        "value and words by the alphabet",
+    )
+    label_separator: str = setting(",", "predict=several: what stands between the labels of a text that are no list")
+    class_weights: str = setting(
+        "none",
+        "predict=one: what a training example counts; balanced: rare labels more, so that all labels count alike",
+        choices=("none", "balanced"),
+        paper="King and Zeng 2001",
+    )
+    long_texts: str = setting(
+        "cut",
+        "classification: a text longer than model.context is cut, or read in windows whose predictions are averaged",
+        choices=("cut", "windows"),
+    )
     join: str | None = setting(
         None, "lm: text that joins all rows of a table into one; null: each row is a document, closed by an end token"
     )
@@ -261,7 +300,8 @@ class DatasetConfig:
     limit: LimitConfig = group(LimitConfig)
     valid_fraction: float = setting(
         0.0,
-        "share of the training split, cut from its end, that validates if there is no validation split",
+        "share of the training split, cut from its end (classification: evenly spaced), that validates if there is no "
+        "validation split",
         minimum=0,
         below=1,
     )
@@ -276,7 +316,7 @@ class DatasetConfig:
     )
     empty: str = setting(
         "error",
-        "seq2seq: what an empty line on one side does: stop with an error, or drop the pair",
+        "seq2seq, classification: what an empty side, text or label does: stop with an error, or drop the row",
         choices=("error", "drop"),
     )
     streaming: bool = setting(
@@ -295,7 +335,7 @@ class DatasetConfig:
         4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"
     )
     tokenizer: TokenizerConfig = group(TokenizerConfig)
-    metrics: list[str] = setting([], "metrics of the generated text besides the loss; the first is the primary one")
+    metrics: list[str] = setting([], "metrics of the output besides the loss; the first is the primary one")
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -322,6 +362,13 @@ class OptimizerConfig:
         above=0,
         maximum=100,
         paper="Liu 2025, arXiv 2502.16982",
+    )
+    layer_decay: float = setting(
+        1.0,
+        "learning rate of a layer relative to the one above it, for fine-tuning; embeddings are the lowest layer",
+        above=0,
+        maximum=1,
+        paper="Howard 2018, arXiv 1801.06146; Clark 2020, arXiv 2003.10555",
     )
     clip_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never", above=0)
 

@@ -49,11 +49,22 @@ def generated(config: DatasetConfig) -> tuple[dict[str, Dataset], str]:
     from tfx.data import normalize, stdlib
 
     try:
-        is_stdlib = config.format == "stdlib"
-        splits, digest = _made("lm", stdlib.read) if is_stdlib else _made("seq2seq", normalize.generate, _EMBEDDED_SEED)
+        if config.format == "stdlib":
+            splits, digest = _made("lm", stdlib.read)
+        elif config.format == "kinds":
+            splits, digest = _made("classification", normalize.kinds, _EMBEDDED_SEED)
+        else:
+            splits, digest = _made("seq2seq", normalize.generate, _EMBEDDED_SEED)
     except FileNotFoundError as error:
         raise UserError(f"dataset '{config.name}': {error}; choose another data set") from None
     return dict(splits), digest
+
+
+def label_settings(config: DatasetConfig) -> list[str]:
+    """The settings of labels that decide what is read; none for other tasks, whose keys stay what they were."""
+    if config.task != "classification":
+        return []
+    return [config.pair or "", config.label, config.predict, config.label_separator]
 
 
 @lru_cache(maxsize=2)
@@ -68,8 +79,9 @@ def _made(
             digest.update("\0".join([name, *row.values(), ""]).encode("utf-8", "surrogatepass"))
     key = digest.hexdigest()
     splits = {}
+    named = [column for column in TASKS[task].columns if column in rows["train"][0]]
     for name in SPLITS:
-        texts = ((*(row[column] for column in TASKS[task].columns), 0) for row in rows[name])
+        texts = ((*(row[column] for column in named), 0) for row in rows[name])
         own_key = hashlib.sha256(f"{key}\0{name}".encode()).hexdigest()
         splits[name] = in_memory(columns_of(task), canonical(task, texts), own_key)
     return splits, key
@@ -175,6 +187,7 @@ def _read(
     """The rows of text files, all of them, and the rows of each file: read once, and then kept in the cache."""
     # What decides the rows, or whether they are refused.
     settings = [config.task, config.format, config.source, config.target, config.text, config.empty]
+    settings += label_settings(config)
     settings += [str(any(asdict(config.limit).values())), content]
     key = hashlib.sha256(repr(settings).encode("utf-8", "surrogatepass")).hexdigest()
     read = {"parallel": parallel_rows, "text": whole_texts}.get(config.format, table_rows)

@@ -97,7 +97,7 @@ def table_rows(config: DatasetConfig, paths: list[Path], reading: Reading) -> It
     # Documents without text are counted and left out; and where there are limits, a row may be one that nothing reads.
     is_wanted = not TASKS[config.task].is_stream and not any(asdict(config.limit).values())
     if lacking and is_wanted and config.empty == "error":
-        raise UserError(f"{lacking}: add it, or leave such pairs out with dataset.empty=drop")
+        raise UserError(f"{lacking}: add it, or leave such rows out with dataset.empty=drop")
 
 
 def _check_nested(path: Path, row: dict[str, Any]) -> None:

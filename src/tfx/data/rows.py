@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 _STRIPPED, _LACKING, _DECODED, _WITHOUT_EMPTY, _SEVERAL, _SOURCE_FORM, _TARGET_FORM, _RETOLD, _NO_SOURCE, _NO_TARGET = (
     1 << bit for bit in range(10)
 )
+_TRIMMED = 1 << 10
 _EMPTY = _NO_SOURCE | _NO_TARGET
 # The columns of a task's rows with their Arrow types. One text may be longer than the 2 GB that the offsets of an
 # ordinary column reach.
 _COLUMNS = {
     "seq2seq": {"source": "string", "target": "string", "references": "texts"},
     "lm": {"text": "large_string"},
+    "classification": {"text": "large_string", "pair": "large_string", "labels": "texts"},
 }
 _MARKS = {"flags": "int16", "key": "int64"}
 Batch = dict[str, list[Any]]
@@ -128,7 +130,10 @@ class RowReader:
     """Reads from a row, a mapping of columns, what the config names: a text or the texts of each setting, and flags."""
 
     def __init__(self, config: DatasetConfig) -> None:
-        self.readers = {setting: Reader(config, setting) for setting in TASKS[config.task].columns}
+        named = [setting for setting in TASKS[config.task].columns if getattr(config, setting) is not None]
+        self.readers = {setting: Reader(config, setting) for setting in named}
+        # Of a label that is a text and no list: what stands between several.
+        self._separator = config.label_separator if config.predict == "several" else None
 
     def read(self, row: dict[str, Any], place: Callable[[Reader], str]) -> tuple[Any, ...]:
         """The texts and the flags; raises `UserError` that begins with ``place`` for what is not text."""
@@ -136,11 +141,19 @@ class RowReader:
         texts: list[Any] = []
         for setting, reader in self.readers.items():
             try:
-                texts.append(reader.texts(row) if setting == "target" else reader.text(row))
+                texts.append(self._labels(reader, row) if setting in ("target", "label") else reader.text(row))
             except ValueError as error:
                 raise UserError(f"{place(reader)}: {error}") from None
             flags |= reader.flags
         return *texts, flags
+
+    def _labels(self, reader: Reader, row: dict[str, Any]) -> list[str]:
+        found = reader.texts(row)
+        if reader.setting != "dataset.label" or self._separator is None:
+            return found
+        # Of several labels there may be none.
+        parts = found[0].split(self._separator) if self._separator and len(found) == 1 else found
+        return [part for part in parts if part.strip()]
 
 
 def columns_of(task: str) -> dict[str, str]:
@@ -155,7 +168,7 @@ def canonical(task: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[Batch]:
 
 def row_maker(task: str) -> Callable[[Any], tuple[Any, ...]]:
     """What turns the texts and flags of a row into the columns that rows of a task are kept in."""
-    return _pair if task == "seq2seq" else _document
+    return {"seq2seq": _pair, "classification": _labelled}.get(task, _document)
 
 
 def is_without_text(flags: int) -> bool:
@@ -179,6 +192,18 @@ def _pair(row: tuple[str, str | list[str], int]) -> tuple[Any, ...]:
     return source, references[0], references, flags, _key(source, references[0])
 
 
+def _labelled(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """From one text or two, the labels and the flags; a row without a label has an empty list of them."""
+    *whole, given, flags = row
+    written = given if isinstance(given, list) else [given]
+    texts, labels = [text.strip() for text in whole], [label.strip() for label in written]
+    flags |= _TRIMMED if texts != whole or labels != written else 0
+    labels = [label for label in labels if label]
+    flags |= 0 if all(texts) else _NO_SOURCE
+    flags |= _NO_TARGET if written and not labels else 0
+    return texts[0], texts[1] if len(texts) > 1 else "", labels, flags, _key(*texts)
+
+
 def _document(row: tuple[str, int]) -> tuple[Any, ...]:
     text, flags = row
     return text, flags if text else flags | _NO_SOURCE, _key(text)
@@ -193,11 +218,28 @@ def raw_rows(config: DatasetConfig, dataset: Dataset | IterableDataset) -> Itera
     def place(each: Reader) -> str:
         return f"{each.setting}={each.spec}, row {number}"
 
+    named = _named_labels(config, dataset)
     for batch in dataset.select_columns(needed).iter(batch_size=1_000):
-        for values in zip(*(batch[name] for name in needed), strict=True):
+        columns = [map(named[name], batch[name]) if name in named else batch[name] for name in needed]
+        for values in zip(*columns, strict=True):
             number += 1
             yield reader.read(dict(zip(needed, values, strict=True)), place)
         release()
+
+
+def _named_labels(config: DatasetConfig, dataset: Dataset | IterableDataset) -> dict[str, Callable[[Any], Any]]:
+    """What turns the numbers of a column of labels into the names that the table has for them; -1 is no label."""
+    feature = (dataset.features or {}).get(config.label) if config.task == "classification" else None
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names is None:
+        return {}
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(each) for each in value]
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+
+    return {config.label: name}
 
 
 def text_dataset(texts: list[str]) -> Dataset:
@@ -234,16 +276,17 @@ def finish(
     if not is_empty.any():
         _say(split, flags, notes, rules)
         return texts, keys
+    facts = TASKS[config.task]
     if is_pairs and config.empty == "error":
         first = int(is_empty.argmax())
         raise UserError(
             f"the {split} split of dataset '{config.name}', example {first + 1}: the "
-            f"{'source' if flags[first] & _NO_SOURCE else 'target'} is empty ({where(config)}; "
-            "dataset.empty=drop leaves such pairs out)"
+            f"{facts.columns[0 if flags[first] & _NO_SOURCE else -1]} is empty ({where(config)}; "
+            f"dataset.empty=drop leaves such {facts.empty.partition(' ')[0]} out)"
         )
     count = int(is_empty.sum())
     if is_pairs:
-        notes.append(f"{split}: {count:,} pairs with an empty side dropped")
+        notes.append(f"{split}: {count:,} {facts.empty} dropped")
         flags = flags[~is_empty]
     _say(split, flags, notes, rules)
     if not is_pairs:
@@ -283,6 +326,8 @@ def _said(split: str, count: Callable[[int], int]) -> Iterator[str]:
         yield f"{split}: {rows:,} rows lack a value of a template, which is left empty"
     if rows := count(_STRIPPED):
         yield f"{split}: {rows:,} pairs with white space around a text, which is removed"
+    if rows := count(_TRIMMED):
+        yield f"{split}: {rows:,} rows with white space around a text or label, which is removed"
     if rows := count(_WITHOUT_EMPTY):
         yield f"{split}: {rows:,} pairs with empty references besides others, which are left out"
     if split == "train" and (rows := count(_SEVERAL)):

@@ -22,13 +22,21 @@ from tfx.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 from tfx.data.files import find_files
-from tfx.data.origins import SourceFile, from_files, from_hub, generated, streamed_from_hub, with_columns
+from tfx.data.origins import (
+    SourceFile,
+    from_files,
+    from_hub,
+    generated,
+    label_settings,
+    streamed_from_hub,
+    with_columns,
+)
 from tfx.data.rows import canonical, columns_of, finish, raw_rows, text_dataset, where
 from tfx.data.store import kept, scan
 from tfx.data.streaming import RowStream, local_stream, table_stream
 
 # What each format is read as; the tables can be either.
-_EMBEDDED = {"normalize": "seq2seq", "stdlib": "lm"}
+_EMBEDDED = {"normalize": "seq2seq", "stdlib": "lm", "kinds": "classification"}
 _TASKS = _EMBEDDED | {"parallel": "seq2seq", "text": "lm"}
 
 
@@ -200,6 +208,7 @@ def _key(config: DatasetConfig, content: str) -> str:
     """Hash of raw data by their digest, and of the settings by which they are read."""
     settings = repr([1, content, config.task, config.format, config.source, config.target, config.text])
     settings += repr([config.join, config.empty, config.limit, config.valid_fraction, config.splits])
+    settings += "".join(f"\0{each}" for each in label_settings(config))
     return hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -268,5 +277,12 @@ def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[st
             f"{config.valid_fraction:g} cuts all of them off for validation; give more, or "
             "name a validation split with dataset.splits.valid"
         )
+    if TASKS[config.task].spreads:
+        count = len(train) - cut
+        held = np.zeros(len(train), dtype=bool)
+        held[np.arange(count) * len(train) // max(1, count)] = True
+        splits["train"], splits["valid"] = (train.select(np.flatnonzero(rows)) for rows in (~held, held))
+        notes.append(f"valid: {share} of the training examples, evenly spaced")
+        return
     splits["train"], splits["valid"] = train.select(range(cut)), train.select(range(cut, len(train)))
     notes.append(f"valid: the last {share} of the training examples")

@@ -44,7 +44,7 @@ class RowStream:
 
     def texts(self, count: int) -> Iterator[str]:
         """The texts of the first ``count`` rows."""
-        columns = len(TASKS[self.config.task].columns)
+        columns = len(TASKS[self.config.task].texts)
         for row in StreamReader(self).take(count):
             yield from row[:columns]
 
@@ -89,7 +89,7 @@ class StreamReader:
             elif config.empty == "error" and not TASKS[config.task].is_stream:
                 raise UserError(
                     f"the training stream of dataset '{config.name}', row {self.seen:,}: a side is empty "
-                    "(dataset.empty=drop leaves such pairs out)"
+                    "(dataset.empty=drop leaves such rows out)"
                 )
 
     def state_dict(self) -> dict[str, Any]:

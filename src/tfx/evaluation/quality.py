@@ -8,13 +8,14 @@ from typing import Any
 
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
+from tfx.evaluation.labels import check_label_metrics, label_rows
 from tfx.evaluation.memory import in_memory
 from tfx.evaluation.metrics import score_text
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.scripts import misfits
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
-from tfx.tasks.contract import Split
+from tfx.tasks.contract import Answers, Split
 from tfx.tasks.prepare import PreparedData
 
 
@@ -31,6 +32,8 @@ def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
     """Notes to read before trusting the numbers: metrics that do not fit the data, texts that the tokenizer changes."""
     notes = []
     split = data.splits[data.test_split]
+    if data.outputs is not None:
+        check_label_metrics(list(metrics), data.outputs)
     if split.texts is not None:
         notes += misfits(metrics, split.texts[:2_000]["references"])
     if changes := data.tokenizer.changes:
@@ -38,6 +41,13 @@ def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
             f"the tokenizer changes texts before it encodes them ({', '.join(changes)}), and outputs with them"
         )
     return notes
+
+
+def _of_answers(split: Split, answers: Answers, scored: dict[str, float], metrics: Sequence[str]) -> Quality:
+    """The quality of a classifier: its loss, the ``metrics`` that are asked for, and all statistics of each text."""
+    rows = zip(split.shown(answers), label_rows(answers), strict=True)
+    named = {name: scored[name] for name in ("loss", *metrics) if name in scored}
+    return Quality(named, predictions=[shown | statistics for shown, statistics in rows])
 
 
 def measure_quality(
@@ -63,6 +73,8 @@ def measure_quality(
         lambda tokens: score_loss(model, split, tokenizer, batch_tokens=tokens, device=device, group=group),
         group,
     ).completed(group)
+    if score.answers is not None:
+        return _of_answers(split, score.answers, score.metrics, metrics)
     quality = Quality(score.metrics)
     losses = [
         {"nll": round(float(nll), 4), "targets": int(targets)} | ({"unknown_bytes": int(unknown)} if unknown else {})

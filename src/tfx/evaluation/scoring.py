@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tfx.data.tokenizer import Tokenizer
-from tfx.model.batch import IGNORE
+from tfx.evaluation.labels import label_metrics
+from tfx.model.label_loss import plain_losses
 from tfx.model.transformer import Transformer, run_batch
 from tfx.processes.group import ALONE, Group
 from tfx.tasks.batches import scoring_batches
-from tfx.tasks.contract import Split
+from tfx.tasks.contract import Answers, Split
 
 _SLICE = 1024
 
@@ -27,20 +28,28 @@ class LossScore:
     """Negative log-likelihood of a split. ``nll`` and ``targets`` are by row: a sentence, or a window of a stream.
 
     ``text_bytes`` of a stream are the bytes of its targets; ``unknown_bytes``, by row, those of characters that the
-    tokenizer does not know.
+    tokenizer does not know. ``logits`` (rows, C) are the outputs of a classifier, which ``judge`` turns into answers.
     """
 
     text_bytes: int | None
     nll: np.ndarray
     targets: np.ndarray
     unknown_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    logits: np.ndarray | None = None
+    judge: Callable[[np.ndarray], Answers] | None = None
 
     def completed(self, group: Group) -> LossScore:
         """The score of all rows, from the rows that each process has scored: the same bits as that of one process."""
-        parts = [torch.from_numpy(values.copy()) for values in (self.nll, self.targets)]
+        scored = [self.nll, self.targets, *([] if self.logits is None else [self.logits])]
+        parts = [torch.from_numpy(values.copy()) for values in scored]
         group.add_up(parts)
-        nll, targets = (part.numpy() for part in parts)
-        return replace(self, nll=nll, targets=targets)
+        nll, targets, *logits = (part.numpy() for part in parts)
+        return replace(self, nll=nll, targets=targets, logits=logits[0] if logits else None)
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """What a classifier answers."""
+        return None if self.logits is None or self.judge is None else self.judge(self.logits)
 
     @property
     def total_nll(self) -> float:
@@ -56,19 +65,19 @@ class LossScore:
     def metrics(self) -> dict[str, float]:
         """``loss`` in nats per token, ``perplexity``, and for streams ``bits_per_byte`` of the text.
 
+        Of a classifier, ``loss`` by text, and what its answers are worth.
+
         The code for an unknown character does not say which one it is. Each of its bytes costs 8 bits more, so that the
         text could be restored from the bits.
         """
+        if self.answers is not None:
+            return {"loss": float(self.answers.loss.mean()), **label_metrics(self.answers)}
         loss = self.total_nll / max(1, self.total_targets)
         values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         if self.text_bytes:
             bits = self.total_nll / math.log(2) + 8 * int(self.unknown_bytes.sum())
             values["bits_per_byte"] = bits / self.text_bytes
         return values
-
-
-def _nll(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    return functional.cross_entropy(logits_NV.float(), target_N, reduction="none", ignore_index=IGNORE)
 
 
 @torch.inference_mode()
@@ -93,6 +102,8 @@ def score_loss(
     rows = split.scored_rows(context)
     nll = np.zeros(rows)
     targets = np.zeros(rows, dtype=np.int64)
+    outputs = split.outputs
+    kept = None if outputs is None else np.zeros((rows, outputs.count), dtype=np.float32)
     for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context, group=group):
         if between is not None:
             between()
@@ -100,14 +111,21 @@ def score_loss(
         hidden = run_batch(model, moved).flatten(0, 1)
         # The model projects in slices: all logits at once would be the largest tensor.
         target = moved.target_out_BT.flatten()
-        slices = zip(hidden.split(_SLICE), target.split(_SLICE), strict=True)
-        nll_N = torch.cat([_nll(model.project(hidden_nD), target_n) for hidden_nD, target_n in slices])
-        by_row = nll_N.view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
+        pieces: list[Tensor] = []
         place = split.places(batch.rows, context)
+        for start in range(0, len(hidden), _SLICE):
+            piece = slice(start, start + _SLICE)
+            logits_NV = model.project(hidden[piece])
+            values = None if moved.values_BC is None else moved.values_BC[piece]
+            pieces.append(plain_losses(model.architecture, logits_NV, target[piece], values))
+            if kept is not None:  # one position a row
+                kept[place[piece]] = logits_NV.float().cpu().numpy()
+        by_row = torch.cat(pieces).view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
         nll[place] = by_row
         targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
     model.train(was_training)
     text = split.scored_text(tokenizer, context)
     if text is None:
-        return LossScore(None, nll, targets, np.zeros(rows, dtype=np.int64))
+        judge = None if kept is None else split.answers
+        return LossScore(None, nll, targets, np.zeros(rows, dtype=np.int64), kept, judge)
     return LossScore(text.text_bytes, nll, targets, text.unknown_bytes)

@@ -1,4 +1,7 @@
-"""BERT (Devlin 2019, arXiv 1810.04805), MiniLM and RoBERTa (Liu 2019, arXiv 1907.11692): encoders."""
+"""BERT (Devlin 2019, arXiv 1810.04805), MiniLM and RoBERTa (Liu 2019, arXiv 1907.11692): encoders.
+
+BERT also with the layer for labels of its class for sequences.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 from tfx.exchange.family import ACTIVATIONS, Family, name_in_theirs, plain, same_names, uniform
 from tfx.exchange.fields import Fields
 from tfx.exchange.weights import Place
-from tfx.model.architecture import Architecture
+from tfx.model.architecture import Architecture, Outputs
 
 
 def _read(skipped: int, fields: Fields, names: Sequence[str]) -> Architecture:
@@ -57,6 +60,54 @@ def _write(skipped: int, architecture: Architecture) -> dict[str, Any]:
         "type_vocab_size": architecture.token_types,
         "layer_norm_eps": architecture.epsilon,
     }
+
+
+def _read_classifier(skipped: int, fields: Fields, names: Sequence[str]) -> Architecture:
+    """The class with a pooler on the first token and a layer for labels."""
+    found = fields.take("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    labels = tuple(str(found[key]) for key in sorted(found, key=int))
+    problem = fields.take("problem_type", "regression" if len(labels) == 1 else "single_label_classification")
+    predicts = {theirs: ours for ours, theirs in _PROBLEMS.items()}.get(problem)
+    if predicts is None:
+        raise fields.refused("problem_type", f"supported are {', '.join(_PROBLEMS.values())}")
+    return replace(
+        _read(skipped, fields, names),
+        family="classification",
+        pooling="first",
+        pooler=True,
+        outputs=Outputs(predicts, () if predicts == "number" else labels),
+    )
+
+
+def _write_classifier(skipped: int, architecture: Architecture) -> dict[str, Any]:
+    outputs = architecture.outputs
+    assert outputs is not None
+    labels = outputs.labels or ("LABEL_0",)
+    return {
+        **_write(skipped, architecture),
+        "problem_type": _PROBLEMS[outputs.predicts],
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+_PROBLEMS = {
+    "one": "single_label_classification",
+    "several": "multi_label_classification",
+    "number": "regression",
+}
+
+
+def _fit_classifier(architecture: Architecture) -> Architecture:
+    """Their class knows no scale of numbers, which its last layer has, and neither pairs nor windows."""
+    outputs = architecture.outputs
+    assert outputs is not None
+    return replace(_fit(architecture), outputs=Outputs(outputs.predicts, outputs.labels))
+
+
+def _classifier_places(prefix: str, skipped: int, architecture: Architecture) -> list[Place]:
+    names = {"pooling.dense": f"{prefix}pooler.dense", "output": "classifier"}
+    return [*_places(prefix, skipped, architecture), *same_names(names)]
 
 
 def _fit(architecture: Architecture) -> Architecture:
@@ -106,5 +157,16 @@ def _family(model_type: str, class_name: str, *, skipped: int) -> Family:
     )
 
 
+BERT_CLASSIFIER = Family(
+    "bert",
+    "BertForSequenceClassification",
+    "classification",
+    partial(_read_classifier, 0),
+    partial(_write_classifier, 0),
+    _fit_classifier,
+    partial(_classifier_places, "bert.", 0),
+    prefix="bert.",
+    unused=(r".*embeddings\.position_ids",),
+)
 BERT = _family("bert", "BertModel", skipped=0)
 ROBERTA = _family("roberta", "RobertaModel", skipped=2)

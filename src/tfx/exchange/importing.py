@@ -16,7 +16,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.foreign import CONFIG, TOKENIZER, read_generation
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
-from tfx.exchange.families import FAMILIES
+from tfx.exchange.families import FAMILIES, family_of
 from tfx.exchange.family import Family
 from tfx.exchange.fields import Fields
 from tfx.exchange.folder import Folder, is_folder
@@ -45,7 +45,8 @@ def read_folder(path: Path) -> Imported:
     folder = Folder(path)
     file = folder.path / CONFIG
     config = folder.config
-    family = FAMILIES.get(str(config.get("model_type")))
+    classes = config.get("architectures")
+    family = family_of(str(config.get("model_type")), [str(name) for name in classes or []])
     if family is None:
         raise UserError(
             f"{file}: model_type={config.get('model_type')!r} is not supported: supported are {', '.join(FAMILIES)}"

@@ -35,6 +35,10 @@ class Reopened(ABC):
         Inputs are sources with their end token, or the texts that a language model continues.
         """
 
+    def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> Tensor:
+        """The outputs (N, C) of a classifier, numbers in their own unit; ``types`` are those of the tokens of pairs."""
+        raise NotImplementedError
+
 
 class ReopenedEncoder(Reopened):
     """The same, by a library that also runs encoders alone."""

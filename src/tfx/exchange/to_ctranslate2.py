@@ -30,6 +30,8 @@ def check(architecture: Architecture) -> None:
         raise refuse("CTranslate2", "activation", architecture.activation, "relu")
     if architecture.family == "encoder":
         raise UserError("CTranslate2: an encoder alone is exported to transformers")
+    if architecture.outputs is not None:
+        raise UserError("CTranslate2 has no classifiers: export it --to transformers")
     if architecture.positions == "alibi" and architecture.is_seq2seq:
         raise refuse("CTranslate2", "positions", "alibi", "rotary")
     if architecture.norm_position == "post" and not architecture.is_seq2seq:

@@ -68,6 +68,15 @@ class Plain(ReopenedEncoder):
         return found
 
     @torch.inference_mode()
+    def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> torch.Tensor:
+        source, mask = padded(sources, self._ends.pad)
+        kinds = None if types is None else padded(types, 0)[0]
+        found = self._model.project(self._model(source[:, :0], source, mask.bool(), None, kinds)).squeeze(1)
+        outputs = self._model.architecture.outputs
+        assert outputs is not None
+        return found * outputs.scale + outputs.offset
+
+    @torch.inference_mode()
     def hidden(self, sources: Sequence[Ids]) -> list[torch.Tensor]:
         source, mask = padded(sources, self._ends.pad)
         states = self._model.encode(source, mask.bool())

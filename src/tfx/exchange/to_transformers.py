@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tfx.compression.checkpoint import LoadedModel, unique_tensors
 from tfx.errors import UserError
-from tfx.exchange.families import FAMILIES
+from tfx.exchange.families import BY_CLASS, FAMILIES
 from tfx.exchange.family import Family
 from tfx.exchange.fields import Fields
 from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered, padded, refuse
@@ -26,7 +26,7 @@ from tfx.record.files import write_json, write_text
 
 def choose_family(architecture: Architecture) -> Family:
     """The family that says all of an architecture; raises `UserError` for the setting that the nearest one lacks."""
-    families = [family for family in FAMILIES.values() if family.kind == architecture.family]
+    families = [family for family in (*FAMILIES.values(), *BY_CLASS.values()) if family.kind == architecture.family]
     found = [(_lacks(family, architecture), family) for family in families]
     if not found:
         raise UserError(f"transformers has no class here for model.family={architecture.family}")
@@ -113,6 +113,9 @@ def _with_zero_biases(model: Transformer, fitted: Architecture) -> dict[str, Ten
     for name, value in unique_tensors(wider)[0].items():
         if name.endswith("bias"):
             state.setdefault(name, torch.zeros(value.shape))
+    if (outputs := model.architecture.outputs) is not None:
+        state["output.weight"] = state["output.weight"] * outputs.scale
+        state["output.bias"] = state["output.bias"] * outputs.scale + outputs.offset
     return state
 
 
@@ -147,12 +150,17 @@ def _tokenizer(loaded: LoadedModel) -> str:
     content = json.loads(tokenizer.to_json())
     before = [tokenizer.text_start[0]] if tokenizer.text_start else []
     behind = [tokenizer.eos] if loaded.model.architecture.is_seq2seq else []
-    if loaded.model.architecture.family != "encoder":
+    if loaded.model.architecture.family in ("encoder", "classification"):
+        if tokenizer.roles is None:  # one that came with an encoder frames texts itself
+            content["post_processor"] = _template([tokenizer.bos], [tokenizer.eos], tokenizer.token, is_pair=True)
+    else:
         content["post_processor"] = _template(before, behind, tokenizer.token) if before or behind else None
     return json.dumps(content, ensure_ascii=False)
 
 
-def _template(before: list[int], behind: list[int], name: Any) -> dict[str, Any]:
+def _template(before: list[int], behind: list[int], name: Any, *, is_pair: bool = False) -> dict[str, Any]:
+    """What stands around a text; ``is_pair``: around the second of a pair too, whose tokens have their own type."""
+
     def special(ids: list[int], type_id: int) -> list[dict[str, Any]]:
         return [{"SpecialToken": {"id": name(index), "type_id": type_id}} for index in ids]
 
@@ -161,6 +169,8 @@ def _template(before: list[int], behind: list[int], name: Any) -> dict[str, Any]
 
     single = [*special(before, 0), *sequence("A", 0), *special(behind, 0)]
     pair = [*special(before, 0), *sequence("A", 0), *sequence("B", 0), *special(behind, 0)]
+    if is_pair:
+        pair = [*single, *sequence("B", 1), *special(behind, 1)]
     used = {name(index): {"id": name(index), "ids": [index], "tokens": [name(index)]} for index in {*before, *behind}}
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": used}
 
@@ -187,6 +197,7 @@ class InTransformers(ReopenedEncoder):
         transformers.utils.logging.set_verbosity_error()
         self._seq2seq = loaded.model.architecture.is_seq2seq
         kinds = {"seq2seq": "AutoModelForSeq2SeqLM", "lm": "AutoModelForCausalLM", "encoder": "AutoModel"}
+        kinds["classification"] = "AutoModelForSequenceClassification"
         kind = getattr(transformers, kinds[loaded.model.architecture.family])
         self._model = kind.from_pretrained(folder, dtype=torch.float32).eval()
         self._tokenizer = loaded.tokenizer
@@ -218,6 +229,12 @@ class InTransformers(ReopenedEncoder):
             )[0].tolist()
             found.append(_before_end(output[1:] if self._seq2seq else output[len(row) :], self._tokenizer.eos))
         return found
+
+    @torch.no_grad()
+    def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> Tensor:
+        source, mask = padded(sources, self._tokenizer.pad)
+        kinds = None if types is None else padded(types, 0)[0]
+        return self._model(input_ids=source, attention_mask=mask, token_type_ids=kinds).logits  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:

@@ -18,6 +18,10 @@ _MAX_WIDTH = 1 << 24
 _MAX_TABLE_ELEMENTS = 1 << 26
 
 
+# Each label is a name in the header of the file, which is read at once.
+MAX_LABELS = 100_000
+_PREDICTIONS = ("one", "several", "number")
+
 # The activations that gate, and what is applied to the gate.
 GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 
@@ -67,6 +71,43 @@ class BlockShape:
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """What the outputs of a classifier stand for, where they are no tokens.
+
+    ``predicts`` is ``one`` label a text, ``several`` at once, or a ``number``: then there are no ``labels``, and the
+    number is ``offset + scale`` times the one output. ``pairs``: each input is a pair of texts. ``windows``: a text
+    longer than the context is read in windows.
+    """
+
+    predicts: str
+    labels: tuple[str, ...] = ()
+    offset: float = 0.0
+    scale: float = 1.0
+    pairs: bool = False
+    windows: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many outputs there are."""
+        return max(1, len(self.labels))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Outputs:
+        """From plain JSON values; raises `KeyError`, `TypeError` or `ValueError` for a record that is none."""
+        found = cls(**{**values, "labels": tuple(values.get("labels", ()))})
+        numbers = (found.offset, found.scale)
+        if found.predicts not in _PREDICTIONS or {type(found.pairs), type(found.windows)} != {bool}:
+            raise ValueError(f"its outputs are {found.predicts!r}")
+        if not all(isinstance(label, str) for label in found.labels) or len(set(found.labels)) < len(found.labels):
+            raise ValueError("its labels are not different words")
+        if len(found.labels) > MAX_LABELS or bool(found.labels) == (found.predicts == "number"):
+            raise ValueError(f"it has {len(found.labels):,} labels")
+        if not all(type(number) in (int, float) and isfinite(number) for number in numbers) or found.scale == 0:
+            raise ValueError("the scale of its numbers is none")
+        return found
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Everything needed to build the module for a set of weights."""
 
@@ -99,10 +140,16 @@ class Architecture:
     rotary_context: int = 8192
     relative_buckets: int = 32
     relative_distance: int = 128
+    pooling: str = "mean"
+    pooler: bool = False
+    outputs: Outputs | None = None
 
     @classmethod
-    def from_config(cls, model: ModelConfig, vocab_size: int) -> Architecture:
-        """Builds an architecture of equal blocks from a config; raises `UserError` if it cannot be built."""
+    def from_config(cls, model: ModelConfig, vocab_size: int, outputs: Outputs | None = None) -> Architecture:
+        """Builds an architecture of equal blocks from a config; raises `UserError` if it cannot be built.
+
+        A classifier also needs what its ``outputs`` stand for, which the data says.
+        """
         check_model(model)
         kv_heads = model.kv_heads or model.heads
         is_seq2seq = model.family == "seq2seq"
@@ -117,6 +164,7 @@ class Architecture:
             head_width=model.width // model.heads,
             encoder=(encoder,) * model.encoder_layers,
             decoder=(decoder,) * model.decoder_layers,
+            outputs=outputs,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,8 +172,8 @@ class Architecture:
 
         Fields that were added later are left out at their defaults: the file is smaller, and earlier versions read it.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {stack: [shape.to_dict() for shape in values[stack]] for stack in ("encoder", "decoder")}
+        values = asdict(self)
+        values |= {stack: tuple(shape.to_dict() for shape in getattr(self, stack)) for stack in ("encoder", "decoder")}
         return {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
 
     @classmethod
@@ -142,6 +190,8 @@ class Architecture:
                 if len(known[stack]) > _MAX_BLOCKS:
                     raise ValueError(f"its {stack} has {len(known[stack]):,} blocks, more than {_MAX_BLOCKS:,}")
                 known[stack] = tuple(BlockShape.from_dict(shape) for shape in known[stack])
+            if known.get("outputs") is not None:
+                known["outputs"] = Outputs.from_dict(known["outputs"])
             architecture = cls(**known)
             architecture.check()
             return architecture
@@ -167,6 +217,8 @@ class Architecture:
             setting = ModelConfig.__dataclass_fields__.get(f.name)
             if setting is not None and not _is_allowed(getattr(self, f.name), str(f.type), setting.metadata):
                 raise ValueError(f"{f.name} is {getattr(self, f.name)!r}")
+        if (self.outputs is None) == (self.family == "classification"):
+            raise ValueError(f"a model of family {self.family} has {'no' if self.outputs is None else 'such'} outputs")
         if _table_elements(self.positions, self.context, self.width, self.head_width) > _MAX_TABLE_ELEMENTS:
             raise ValueError(f"its context of {self.context:,} tokens is too long for {self.positions} positions")
 
@@ -196,6 +248,11 @@ class Architecture:
         return self.family != "lm"
 
     @property
+    def output_count(self) -> int:
+        """How many outputs a hidden state is projected to: tokens, or those of a classifier."""
+        return self.vocab_size if self.outputs is None else self.outputs.count
+
+    @property
     def is_gated(self) -> bool:
         """Whether a third linear layer gates the feed-forward units (Shazeer 2020, arXiv 2002.05202)."""
         return self.activation in GATED
@@ -206,6 +263,19 @@ class Architecture:
         return self.norm_eps or (1e-6 if self.norm == "rmsnorm" else 1e-5)
 
 
+def with_outputs(encoder: Architecture, model: ModelConfig, outputs: Outputs | None) -> Architecture:
+    """The classifier on an encoder, pooled as the config says."""
+    return replace(
+        encoder,
+        family="classification",
+        outputs=outputs,
+        pooling=model.pooling,
+        pooler=model.pooler,
+        tied_embeddings="all",
+        output_bias=False,
+    )
+
+
 def check_model(model: ModelConfig) -> None:
     """Raises `UserError` for combinations of model settings that cannot be built."""
     if model.width % model.heads:
@@ -214,8 +284,14 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.heads={model.heads} must be a multiple of model.kv_heads={model.kv_heads}")
     if model.family == "lm" and model.encoder_layers:
         raise UserError(f"model.family=lm has no encoder: set model.encoder_layers=0 (not {model.encoder_layers})")
-    if model.family == "seq2seq" and not model.encoder_layers:
-        raise UserError("model.family=seq2seq needs an encoder: set model.encoder_layers to 1 or more")
+    is_alone = model.family in ("classification", "encoder")
+    if model.family != "lm" and not model.encoder_layers:
+        raise UserError(f"model.family={model.family} needs an encoder: set model.encoder_layers to 1 or more")
+    if is_alone != (model.decoder_layers == 0):
+        what = (
+            "no decoder: set model.decoder_layers=0" if is_alone else "a decoder: set model.decoder_layers to 1 or more"
+        )
+        raise UserError(f"model.family={model.family} has {what} (not {model.decoder_layers})")
     if model.positions == "rotary" and (model.width // model.heads) % 2:
         raise UserError(f"model.positions=rotary needs an even head width, not {model.width // model.heads}")
     if model.positions == "sinusoidal" and model.width % 2:

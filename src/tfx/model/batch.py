@@ -20,25 +20,29 @@ IGNORE = -100
 class Blend:
     """How the rows of one side are mixed: each with ``weight`` in [0, 1], the tokens of its partner with the rest.
 
-    The masks are True on real tokens (None: everywhere) of the row and of its partner.
+    The masks are True on real tokens (None: everywhere) of the row and of its partner. ``partner_types`` are the types
+    of the partner's tokens, where they have types.
     """
 
     weight_B: Tensor
     real_BL: Tensor | None
     partner_BL: Tensor
     partner_real_BL: Tensor | None
+    partner_types_BL: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Mix:
     """How the examples of a batch are mixed (mixup), each with its partner: decoder inputs, labels, and sources.
 
-    Partners are there with their own tokens, so that any rows of a batch can be taken out of it.
+    Partners are there with their own tokens, so that any rows of a batch can be taken out of it. ``partner_counts`` is
+    what they count, where rows count differently.
     """
 
     target: Blend
     partner_out_BT: Tensor
     source: Blend | None
+    partner_counts_B: Tensor | None = None
 
     @property
     def weight_B(self) -> Tensor:
@@ -55,6 +59,11 @@ class Batch:
     holds the examples' numbers, or for a token stream the offsets of the windows. ``tokens`` counts the real
     tokens of both sides, ``positions`` counts padding too, and ``targets`` counts the labels. ``special``
     holds the ids of the padding, begin and end tokens.
+
+    A classifier reads no target: ``target_in`` has no position, and ``target_out`` one, the number of the label, or 0
+    where ``values`` are the targets: for each label whether it holds, or one number. ``types`` tells the tokens of the
+    second text of a pair (1) from those of the first; None: all are of the first. ``counts`` is what each row counts;
+    None: 1.
     """
 
     target_in_BT: Tensor
@@ -67,6 +76,9 @@ class Batch:
     targets: int
     special: tuple[int, ...]
     mix: Mix | None = None
+    types_BS: Tensor | None = None
+    values_BC: Tensor | None = None
+    counts_B: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; copies asynchronously where the device can."""
@@ -78,7 +90,7 @@ class Batch:
                 return None
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        names = ("target_in_BT", "target_out_BT", "source_BS", "source_mask_BS")
+        names = ("target_in_BT", "target_out_BT", "source_BS", "source_mask_BS", "types_BS", "values_BC", "counts_B")
         moved: dict[str, Any] = {name: move(getattr(self, name)) for name in names}
         return replace(self, **moved)
 
@@ -108,23 +120,30 @@ class Batch:
         targets = int((self.target_out_BT >= 0).sum())
         source, mask = self.source_BS, self.source_mask_BS
         sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
-        positions = self.target_out_BT.numel() + (0 if source is None else source.numel())
-        return replace(self, tokens=targets + sources, positions=positions, targets=targets)
+        # A label is no token.
+        has_target = self.target_in_BT.shape[1] > 0
+        positions = self.target_out_BT.numel() * has_target + (0 if source is None else source.numel())
+        return replace(self, tokens=targets * has_target + sources, positions=positions, targets=targets)
 
     def mixed(self, partner_B: Tensor, weight_B: Tensor) -> Batch:
         """Each example mixed with another: row numbers of partners, and the example's own share in [0, 1]."""
 
-        def blend(tokens_BL: Tensor, real_BL: Tensor | None) -> Blend:
-            partner_real_BL = None if real_BL is None else real_BL[partner_B]
-            return Blend(weight_B, real_BL, tokens_BL[partner_B], partner_real_BL)
+        def blend(tokens_BL: Tensor, real_BL: Tensor | None, types_BL: Tensor | None = None) -> Blend:
+            real, types = (None if each is None else each[partner_B] for each in (real_BL, types_BL))
+            return Blend(weight_B, real_BL, tokens_BL[partner_B], real, types)
 
-        mask = self.source_mask_BS
+        mask, values = self.source_mask_BS, self.values_BC
+        if values is not None:
+            # Their losses are linear in the value, or differ from such by what no weight of the model changes.
+            values = torch.lerp(values[partner_B], values, weight_B.unsqueeze(1))
         mix = Mix(
             target=blend(self.target_in_BT, self.target_out_BT >= 0),
             partner_out_BT=self.target_out_BT[partner_B],
-            source=None if self.source_BS is None else blend(self.source_BS, mask),
+            source=None if self.source_BS is None else blend(self.source_BS, mask, self.types_BS),
+            partner_counts_B=None if self.counts_B is None else self.counts_B[partner_B],
         )
-        return replace(self, mix=mix, source_mask_BS=None if mask is None else mask | mask[partner_B])
+        both = None if mask is None else mask | mask[partner_B]
+        return replace(self, mix=mix, source_mask_BS=both, values_BC=values)
 
     def targets_and_weights(self) -> list[tuple[Tensor, Tensor | None]]:
         """Labels (N,) with their weights (N,), None for 1. A batch with mixup has two sets, any other one."""

@@ -38,7 +38,7 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
     """
     if model._compiled_call_impl is None:
         return
-    inputs: list[Tensor | None] = [batch.target_in_BT, batch.source_BS, batch.source_mask_BS]
+    inputs: list[Tensor | None] = [batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.types_BS]
     mix = batch.mix
     if mix is not None:
         inputs += [*_tensors(mix.target), *_tensors(mix.source)]
@@ -48,17 +48,17 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
         *(torch.is_autocast_enabled(device.type), current_products()),
         # While the weights are seen through masks and grids, some are no parameters.
         *(type(weight) for module in model.modules() for weight in module._parameters.values()),
-        # Code for one row or position is always apart.
-        *(None if tensor is None else tuple(size == 1 for size in tensor.shape) for tensor in inputs),
+        # Code for one row or position, or none, is always apart.
+        *(None if tensor is None else tuple(min(size, 2) for size in tensor.shape) for tensor in inputs),
     )
     known: set[tuple[object, ...]] = model.__dict__.setdefault("_settled", set())
     if variant in known:
         return
     known.add(variant)
     targets, sources = min(_TARGETS, context), max(2, min(_SOURCES, context - 1))
-    target, source, mask = (
+    target, source, mask, types = (
         None if tensor is None else _resized(tensor, length)
-        for tensor, length in zip(inputs[:3], (targets, sources, sources), strict=True)
+        for tensor, length in zip(inputs[:4], (targets, sources, sources, sources), strict=True)
     )
     if mix is not None:
         weight_B = _resized(mix.weight_B, _ROWS)  # one tensor on both sides, as in a batch: torch guards that too
@@ -68,11 +68,15 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
             source=None if mix.source is None else _resized_blend(mix.source, weight_B, sources),
         )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model(target, source, mask, mix)
+        model(target, source, mask, mix, types)
 
 
 def _tensors(blend: Blend | None) -> list[Tensor | None]:
-    return [] if blend is None else [blend.weight_B, blend.real_BL, blend.partner_BL, blend.partner_real_BL]
+    return (
+        []
+        if blend is None
+        else [*(blend.weight_B, blend.real_BL, blend.partner_BL, blend.partner_real_BL, blend.partner_types_BL)]
+    )
 
 
 def _resized_blend(blend: Blend, weight_B: Tensor, length: int) -> Blend:
@@ -81,12 +85,16 @@ def _resized_blend(blend: Blend, weight_B: Tensor, length: int) -> Blend:
         real_BL=None if blend.real_BL is None else _resized(blend.real_BL, length),
         partner_BL=_resized(blend.partner_BL, length),
         partner_real_BL=None if blend.partner_real_BL is None else _resized(blend.partner_real_BL, length),
+        partner_types_BL=None if blend.partner_types_BL is None else _resized(blend.partner_types_BL, length),
     )
 
 
 def _resized(tensor: Tensor, length: int) -> Tensor:
-    """Another value for an input, with fixed sizes where it has more than one row or position."""
-    sizes = [1 if old == 1 else new for old, new in zip(tensor.shape, (_ROWS, length), strict=False)]
+    """Another value for an input, with fixed sizes where it has more than one row or position.
+
+    The target of a classifier has no position.
+    """
+    sizes = [old if old < 2 else new for old, new in zip(tensor.shape, (_ROWS, length), strict=False)]
     return torch.full(sizes, tensor.dtype == torch.bool, dtype=tensor.dtype, device=tensor.device)
 
 

@@ -13,7 +13,8 @@ def forward_flops(architecture: Architecture, rows: int, source_length: int, tar
     """
     attended = target_length * target_length
     decoder = _decoder_flops(architecture, target_length, attended, source_length)
-    return rows * (_encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length) + decoder)
+    encoder = _encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length)
+    return rows * (encoder + decoder + _label_flops(architecture))
 
 
 def decoding_flops(architecture: Architecture, source_length: int, target_length: int, hypotheses: int) -> float:
@@ -42,6 +43,14 @@ def _memory_flops(architecture: Architecture, source_length: int) -> float:
         - _saved(architecture, shape, source_length, of_memory=True)
         for shape in architecture.decoder
     )
+
+
+def _label_flops(architecture: Architecture) -> float:
+    """What stands between the encoder of a classifier and its labels, once a text."""
+    if architecture.outputs is None:
+        return 0.0
+    width = architecture.width
+    return 2.0 * width * (architecture.outputs.count + width * architecture.pooler)
 
 
 def _decoder_flops(architecture: Architecture, length: int, attended: int, source_length: int) -> float:

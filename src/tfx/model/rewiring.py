@@ -180,9 +180,11 @@ def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[Bl
 
 
 def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:
-    """The rewiring that keeps only these tokens: their rows of the embeddings and of the output layer."""
+    """The rewiring that keeps only these tokens: their rows of the embeddings, and of an output layer for tokens."""
     rows = torch.tensor(ids)
-    vocabulary = ("embedding.weight", "source_embedding.weight", "output.weight", "output.bias")
+    vocabulary = ["embedding.weight", "source_embedding.weight"]
+    if model.architecture.outputs is None:
+        vocabulary += ["output.weight", "output.bias"]
     origins = {name: Origin(name, rows if name in vocabulary else None) for name in model.state_dict()}
     return Rewiring(replace(model.architecture, vocab_size=len(ids)), origins)
 

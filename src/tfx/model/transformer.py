@@ -1,4 +1,5 @@
-"""The Transformer families, built from one kind of block: encoder-decoder (Vaswani 2017), decoder-only (Radford 2019).
+"""The Transformer families, built from one kind of block: encoder-decoder (Vaswani 2017), decoder-only (Radford 2019),
+and encoders (Devlin 2019), alone or with a layer for labels.
 
 Shapes: B batch, S source positions, T target positions, D model width, V vocabulary, K head width.
 """
@@ -23,13 +24,14 @@ from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.layers import BlockCache, BlockStack, make_norm
+from tfx.model.pooling import Pooling
 from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
 from tfx.model.roles import Role, parameter_roles
 from tfx.record.seeds import derive_seed
 
 
 class Transformer(nn.Module):
-    """An encoder-decoder or a decoder-only Transformer, as its `Architecture` says.
+    """An encoder-decoder, a decoder-only Transformer or an encoder, as its `Architecture` says.
 
     ``forward`` returns hidden states, and ``project`` turns them into logits. They are separate because the
     loss projects the hidden states in slices: the logits of a whole batch would be the largest tensor.
@@ -59,7 +61,12 @@ class Transformer(nn.Module):
                 self.source_embedding = nn.Embedding(vocab, width)
             self.encoder = BlockStack(architecture, architecture.encoder, **dropouts)
         self.decoder = BlockStack(architecture, architecture.decoder, **dropouts)
-        self.output = nn.Linear(width, vocab, bias=architecture.output_bias)
+        self.pooling: Pooling | None = None
+        if architecture.outputs is not None:
+            kinds = {"kind": architecture.pooling, "pooler": architecture.pooler, "bias": architecture.bias}
+            self.pooling = Pooling(width, **kinds, dropout=rates.dropout)  # type: ignore[arg-type]
+        has_bias = architecture.output_bias or self.pooling is not None
+        self.output = nn.Linear(width, architecture.output_count, bias=has_bias)
         self._tie()
         self.dropout = Dropout(rates.dropout)
         self.token_dropout = TokenDropout(rates.token_dropout)
@@ -85,7 +92,7 @@ class Transformer(nn.Module):
         return model
 
     def _tie(self) -> None:
-        if self.architecture.tied_embeddings in ("all", "output"):
+        if self.architecture.tied_embeddings in ("all", "output") and self.architecture.outputs is None:
             self.output.weight = self.embedding.weight
 
     def _make_tables(self) -> None:
@@ -126,7 +133,11 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position.weight[offset:end] * self.embedding_scale
         if self.token_type is not None:
             kinds = torch.zeros_like(tokens_BT) if types_BT is None else types_BT
-            x_BTD = x_BTD + self.token_type(kinds) * self.embedding_scale
+            kinds_BTD = self.token_type(kinds)
+            if blend is not None and blend.partner_types_BL is not None:
+                partner_BTD = self.token_type(blend.partner_types_BL)
+                kinds_BTD = torch.lerp(partner_BTD, kinds_BTD, blend.weight_B.to(kinds_BTD.dtype).view(-1, 1, 1))
+            x_BTD = x_BTD + kinds_BTD * self.embedding_scale
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         return self.dropout(x_BTD)
@@ -195,9 +206,16 @@ class Transformer(nn.Module):
         source_BS: Tensor | None = None,
         source_mask_BS: Tensor | None = None,
         mix: Mix | None = None,
+        types_BS: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source."""
-        memory_BSD = None if source_BS is None else self.encode(source_BS, source_mask_BS, mix)
+        """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source.
+
+        A classifier reads no target, and has one state (B, 1, D) for each source.
+        """
+        memory_BSD = None if source_BS is None else self.encode(source_BS, source_mask_BS, mix, types_BS)
+        if self.pooling is not None:
+            assert memory_BSD is not None
+            return self.pooling(memory_BSD, source_mask_BS).unsqueeze(1)  # type: ignore[no-any-return]
         return self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix)
 
     def new_caches(self) -> list[BlockCache]:
@@ -236,9 +254,10 @@ class Transformer(nn.Module):
 
 
 def run_batch(model: Transformer, batch: Batch) -> Tensor:
-    """Teacher-forced hidden states (B, T, D) of a batch."""
+    """Teacher-forced hidden states (B, T, D) of a batch; of a classifier one for each row."""
     settle(model, batch, model.architecture.context)
-    return model(batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix)  # type: ignore[no-any-return]
+    inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
+    return model(*inputs)  # type: ignore[no-any-return]
 
 
 def _key_mask(mask_BS: Tensor | None) -> Tensor | None:

@@ -1,1 +1,1 @@
-"""Floor 2: what runs show when they are compared: statistics, tables, plots, one page. Reads files, never models."""
+"""What runs show when they are compared: statistics, tables, plots, one page. Reads files, never models."""

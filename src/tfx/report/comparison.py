@@ -329,7 +329,7 @@ def _unknown_teacher(run: Run) -> bool:
 def _same_test(arms: Iterable[Arm]) -> bool:
     """Whether all were tested on the very same sentences: data that a technique rewrote differ in training alone."""
     digests = {
-        run.sentences if run.task in TASKS and TASKS[run.task].decodes else "" for arm in arms for run in arm.runs
+        run.sentences if run.task in TASKS and not TASKS[run.task].is_stream else "" for arm in arms for run in arm.runs
     }
     return len(digests) == 1 and "" not in digests
 

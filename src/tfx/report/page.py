@@ -20,6 +20,7 @@ from tfx.record.vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
 from tfx.report.comparison import COSTS, SCALES, Comparison, Family, difference_shown, verdict
+from tfx.report.confusion import confusion
 from tfx.report.contributions import KINDS
 from tfx.report.labels import differing_keys
 from tfx.report.plots import Plot, Point, rounded
@@ -192,6 +193,7 @@ def _family(family: Family) -> dict[str, Any]:
         "curves": _curves(family),
         "stages": _stages(detailed),
         "heat_maps": heat_maps,
+        "labels": [(arm.label, found) for arm in detailed if (found := confusion(read_predictions(arm.runs[0].path)))],
         "examples": [example for arm in detailed if (example := _examples(arm, family)) is not None],
         "attention": _attention(detailed[0].runs[0] if len(arms) == 1 else detailed[-1].runs[0]),
         "settings": _settings(arms),

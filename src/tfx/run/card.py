@@ -16,7 +16,7 @@ from tfx.record.files import read_json
 from tfx.record.summary import Result, Summary
 
 _UNKNOWN = "unknown"
-_PIPELINES = {"lm": "text-generation", "encoder": "feature-extraction"}
+_PIPELINES = {"lm": "text-generation", "encoder": "feature-extraction", "classification": "text-classification"}
 
 
 def card(loaded: LoadedModel, run: Path | None, target: str, numbers: str, size: int, compared: str) -> str:

@@ -51,7 +51,7 @@ def _result(facts: Facts, result: Result) -> Sheet:
         ("parameters", f"{result.parameters:,}"),
         ("file", f"{size(bytes_.file)} ({content})"),
         ("latency", f"{speed.latency_ms['p50']:.1f} ms {unit} (p95 {speed.latency_ms['p95']:.1f})"),
-        ("throughput", f"{speed.tokens_per_second:,.0f} output tokens/s"),
+        ("throughput", f"{speed.tokens_per_second:,.0f} {TASKS[facts.task].output}/s"),
     ):
         table.add_row(name, "", value)
     for name, proof in result.evidence.items():

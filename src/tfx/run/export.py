@@ -98,7 +98,7 @@ def export(
     model that the target has no place for, or whose outputs differ.
     """
     target.check(loaded.model.architecture)
-    with _whole_or_nothing(output) as folder:
+    with whole_or_nothing(output) as folder:
         target.write(loaded, folder, kind)
         found = compare(loaded, target.reopen(folder, loaded), split, count, metrics)
         _judge(found, target, kind)
@@ -116,7 +116,7 @@ def export_encoder(
 ) -> EncoderComparison:
     """Writes an encoder alone, and compares its hidden states on ``texts``; else like `export`."""
     target.check(loaded.model.architecture)
-    with _whole_or_nothing(output) as folder:
+    with whole_or_nothing(output) as folder:
         target.write(loaded, folder, kind)
         theirs = target.reopen(folder, loaded)
         assert isinstance(theirs, ReopenedEncoder)  # the target's check refused what it cannot run
@@ -152,7 +152,7 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
     differences: list[float] = []
     ours_of_all: list[float] = []
     theirs_of_all: list[float] = []
-    for batch in _batches(loaded, split, count):
+    for batch in batches_of(loaded, split, count):
         sources, targets = _rows(batch, loaded)
         own = _scores(loaded, batch)
         other = theirs.scores(sources, targets)
@@ -210,8 +210,10 @@ def _judge(found: Comparison, target: Target, kind: str) -> None:
 
 
 @contextmanager
-def _whole_or_nothing(output: Path) -> Iterator[Path]:
+def whole_or_nothing(output: Path) -> Iterator[Path]:
     """A folder beside ``output`` that is renamed to it at the end, and removed where anything fails."""
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist")
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         beside.mkdir()
@@ -223,7 +225,8 @@ def _whole_or_nothing(output: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _batches(loaded: LoadedModel, split: Split, count: int) -> Iterator[Batch]:
+def batches_of(loaded: LoadedModel, split: Split, count: int) -> Iterator[Batch]:
+    """Batches of ``count`` rows of a split, evenly spaced from the shortest to the longest."""
     context = loaded.model.architecture.context
     rows = np.concatenate(list(split.in_order(4096, context)))
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         *(_plan_rows(stack, model) or [("stack", "no technique")]),
         ("run", str(folder)),
     ]
-    return rows + [("note", note) for note in data.notes]
+    return rows + [("note", note) for note in [*data.notes, *_process_notes(parts)]]
 
 
 def _threads(device: torch.device) -> list[str]:
@@ -69,6 +70,18 @@ def _threads(device: torch.device) -> list[str]:
         return []
     count = torch.get_num_threads()
     return ["1 thread"] if count == 1 else [f"{count} threads {how_they_wait()}".rstrip()]
+
+
+def _process_notes(parts: Parts) -> list[str]:
+    """What is unlikely to be meant by the number of processes."""
+    trainer = parts.config.trainer
+    count, cores = max(parts.group.size, trainer.devices), os.cpu_count() or 1
+    notes = []
+    if trainer.parallel == "local" and count == 1:
+        notes.append("trainer.parallel=local has one process, whose outer steps follow its own: name trainer.devices=N")
+    if parts.device.type == "cpu" and trainer.devices > cores:
+        notes.append(f"{count} processes share {cores} cores: they take turns, and none is faster than fewer would be")
+    return notes
 
 
 def _processes(parts: Parts) -> list[str]:

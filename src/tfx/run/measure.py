@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tfx.compression import checkpoint
 from tfx.config.schema import Root
+from tfx.config.tasks import TASKS
 from tfx.errors import UserError
 from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.speed import Candidate, measure_speed
@@ -137,6 +138,8 @@ class Measurer:
         start = time.perf_counter()
         file = local_file(path)
         loaded = checkpoint.load(file, str(self.device))
+        if loaded.model.architecture.family in TASKS[self.data.task].starts_from:
+            return  # it has no outputs yet
         if loaded.model.architecture.family != self.data.task:
             raise UserError(f"reference {path} is for another task than dataset '{self.data.name}'")
         is_other = loaded.tokenizer.fingerprint != self.data.tokenizer.fingerprint
@@ -172,7 +175,10 @@ class Measurer:
         if same and _longest(self.data) <= loaded.model.architecture.context:
             return self.data, []
         try:
-            data = prepare_data(self.config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+            architecture = loaded.model.architecture
+            data = prepare_data(
+                self.config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs
+            )
         except UserError as error:
             raise UserError(f"{what} cannot be measured on the run's data: {error}") from error
         return data, [note for note in data.notes if note not in self.data.notes and not note.startswith("train:")]

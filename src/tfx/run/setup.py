@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import Root
-from tfx.config.tasks import facts_of
+from tfx.config.tasks import TASKS, facts_of
 from tfx.errors import UserError
 from tfx.processes.group import ALONE, Group
 from tfx.record.heap import keep_freed_memory
@@ -84,6 +84,7 @@ class Setup:
         require(config.tracking.to)
         self.stack = Stack.from_config(config)
         check_sharded(config, self.stack)
+        _check_order(config, self.stack)
         if config.reference is not None:
             local_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
@@ -110,11 +111,22 @@ class Setup:
         if reduced is not None:
             whole = data.tokenizer.fingerprint
             _keep_tokens(*reduced, model, [t for t in teachers.values() if t.tokenizer_fingerprint == whole])
-            data = prepare_data(config.dataset, dense.context, reduced[0], transform)
+            data = prepare_data(config.dataset, dense.context, reduced[0], transform, dense.outputs)
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
         stack.data_prepared(teachers, data, model.architecture, self.device)
         return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
+
+
+def _check_order(config: Root, stack: Stack) -> None:
+    """Raises `UserError` if a technique orders the batches of an epoch, and streamed data has no such order."""
+    dataset = config.dataset
+    is_streamed = dataset.streaming or any(entry.get("streaming") for entry in dataset.mix)
+    if is_streamed and (ordering := stack.order["order_batches"]):
+        raise UserError(
+            f"technique '{ordering[0].name}' orders the batches of a whole epoch by their lengths, and a streamed data "
+            "set has none: leave it out, or prepare the data with dataset.streaming=false"
+        )
 
 
 def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teachers: list[Teacher]) -> None:
@@ -136,7 +148,9 @@ def read_inputs(
     origin = _origin(config)
     if origin is None:
         return None, prepare_data(config.dataset, config.model.context, None, transform)
-    return origin, prepare_data(config.dataset, origin.model.architecture.context, origin.tokenizer, transform)
+    architecture = origin.model.architecture
+    data = prepare_data(config.dataset, architecture.context, origin.tokenizer, transform, architecture.outputs)
+    return origin, data
 
 
 def _origin(config: Root) -> LoadedModel | None:
@@ -148,6 +162,8 @@ def _origin(config: Root) -> LoadedModel | None:
         return None
     loaded = checkpoint.load(local_file(Path(config.init_from)), kernels=False)
     family = loaded.model.architecture.family
+    if family in TASKS[config.dataset.task].starts_from:
+        return loaded
     facts_of(family, f"init_from={config.init_from}")
     if family != config.dataset.task:
         raise UserError(
@@ -158,16 +174,25 @@ def _origin(config: Root) -> LoadedModel | None:
 
 
 def build_model(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
-    """The model before its first step, on the device: that of ``origin``, or a new one from the config's seed."""
+    """The model before its first step, on the device: that of ``origin``, or a new one from the config's seed.
+
+    An ``origin`` of another family, an encoder, gives what is on it no weights: these are new.
+    """
     import torch
 
-    from tfx.model.architecture import Architecture
+    from tfx.model.architecture import Architecture, with_outputs
     from tfx.model.transformer import Transformer, check_fits, initialise
 
-    if origin is not None:
+    if origin is not None and origin.model.architecture.family == data.task:
         model = Transformer.holding(origin.model.architecture, origin.model.state_dict(), config.model)
         return model.train().to(device)
-    architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size)
+    if origin is not None:
+        model = Transformer(with_outputs(origin.model.architecture, config.model, data.outputs), config.model)
+        initialise(model, config.seed)
+        inner = {name: t for name, t in origin.model.state_dict().items() if not name.startswith("output.")}
+        model.load_state_dict(inner, strict=False)
+        return model.to(device)
+    architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size, data.outputs)
     check_fits(architecture, device)
     if config.dry_run:  # the plan needs only names and shapes
         with torch.device("meta"):

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from tfx.data.tokenizer import Tokenizer
-from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.processes.group import ALONE, Group
 from tfx.record.seeds import derive_seed
@@ -48,8 +47,8 @@ def training_batches(
     """Endless training batches from the ``start``-th on, keyed by the seed.
 
     ``state`` is that of the batches of an earlier training that took ``start`` of them. The order of a prepared split,
-    and of a mixture of such, is known without it; of a streamed split it says where to go on. Raises `UserError` for a
-    ``reorder`` of a streamed split.
+    and of a mixture of such, is known without it; of a streamed split it says where to go on, and ``reorder`` has no
+    effect on one.
     """
     mixture = split if isinstance(split, Mixture) else Mixture([""], [1.0], [split])
     is_mixed = len(mixture.parts) > 1
@@ -61,11 +60,6 @@ def training_batches(
             rows = _epochs(part, batch_tokens, context, seed, purpose, taken[place], reorder)
             feeds.append(_Prepared(part, tokenizer, context, rows))
             continue
-        if reorder is not None:
-            raise UserError(
-                "a technique orders the batches of a whole epoch by their lengths, and a streamed data set has none: "
-                "leave it out, or prepare the data with dataset.streaming=false"
-            )
         own = None if state is None else state["feeds"][place]
         feeds.append(Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose=purpose, state=own))
     tokens = [0] * len(feeds) if state is None else list(state["tokens"])

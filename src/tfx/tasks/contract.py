@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from tfx.config.schema import DatasetConfig, EvaluationConfig
     from tfx.data.ragged import Arrays
+    from tfx.data.sources import Corpus
     from tfx.data.tokenizer import Tokenizer
+    from tfx.model.architecture import Outputs
     from tfx.model.batch import Batch
     from tfx.model.transformer import Transformer
 
@@ -66,6 +68,20 @@ class ScoredText:
 
     text_bytes: int
     unknown_bytes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier answers to N texts, what is right, and the loss of each (N,).
+
+    ``given`` are probabilities of the labels (N, C), or numbers (N, 1). ``truth`` are the right labels by number (N,),
+    for several at once whether each holds (N, C), or the right numbers (N, 1).
+    """
+
+    outputs: Outputs
+    truth: np.ndarray
+    given: np.ndarray
+    loss: np.ndarray
 
 
 class Split(ABC):
@@ -117,6 +133,19 @@ class Split(ABC):
         """Source texts and references by row, if outputs are scored as texts."""
         return None
 
+    @property
+    def outputs(self) -> Outputs | None:
+        """What a model's outputs stand for, if they are no tokens: then those of each scored row are kept."""
+        return None
+
+    def answers(self, logits: np.ndarray) -> Answers:
+        """What the kept outputs (scored rows, C) answer to each example."""
+        raise NotImplementedError
+
+    def shown(self, answers: Answers) -> Iterator[dict[str, Any]]:
+        """Source, reference and hypothesis of each example."""
+        raise NotImplementedError
+
     def decode(
         self,
         model: Transformer,
@@ -164,6 +193,14 @@ class Task(ABC):
     label_smoothing: ClassVar[float] = 0.0
     # Whether words are tokens with the space before them, also at the start of a text.
     word_initial_space: ClassVar[bool] = False
+
+    def outputs(self, corpora: Sequence[tuple[DatasetConfig, Corpus]], notes: list[str]) -> Outputs | None:
+        """What a model's outputs stand for, if they are no tokens; raises `UserError` for data that cannot tell."""
+        return None
+
+    def giving(self, outputs: Outputs | None) -> Task:
+        """The task for models with these outputs."""
+        return self
 
     @abstractmethod
     def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:

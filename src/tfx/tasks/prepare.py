@@ -25,12 +25,13 @@ from tfx.data.sources import Corpus, load_corpora, together
 from tfx.data.store import arrow_batches, release, scan, watch
 from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.errors import UserError
+from tfx.model.architecture import Outputs
 from tfx.record.cache import cached, unwritable
 from tfx.record.directory import writable_cache
 from tfx.record.files import write_text
 from tfx.record.lock import making
 from tfx.tasks import task_named
-from tfx.tasks.contract import Split
+from tfx.tasks.contract import Split, Task
 from tfx.tasks.mixture import Mixture
 from tfx.tasks.streamed import Streamed
 
@@ -47,6 +48,7 @@ class PreparedData:
     ``corpus`` is the fingerprint of the text as read, independent of the tokenizer; ``content``
     also of the names of its files.
     ``reduced_from`` is the fingerprint of the full tokenizer, if ``tokenizer`` is a part of one.
+    ``outputs`` are what a model's outputs stand for, where they are no tokens.
     ``shares`` has a row for each corpus of a mixture, once a model was trained on it.
     """
 
@@ -60,6 +62,7 @@ class PreparedData:
     corpus: str = ""
     content: str = ""
     reduced_from: str | None = None
+    outputs: Outputs | None = None
     shares: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -73,12 +76,13 @@ def prepare_data(
     context: int,
     tokenizer: Tokenizer | None = None,
     transform: Callable[[Corpus], Corpus] | None = None,
+    outputs: Outputs | None = None,
 ) -> PreparedData:
     """Loads, tokenizes and caches a data set.
 
     ``context`` is the longest sequence that the model takes: longer training examples are dropped, longer
     validation and test examples cut, both counted in ``notes``. ``tokenizer``, that of an existing model, overrides
-    the config's. Raises `UserError` for any error in the data.
+    the config's, and its ``outputs`` those that the data asks for. Raises `UserError` for any error in the data.
     """
     corpora = load_corpora(config)
     named = [f"{part.name}: " if config.mix else "" for part, _ in mixed(config)]
@@ -98,8 +102,11 @@ def prepare_data(
         # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
         corpora = [transform(first)]
     tokenizer.ends_documents = any(map(_ends_documents, corpora))
+    task = task_named(first.task)
+    if outputs is None:
+        outputs = task.outputs([(part, corpus) for (part, _), corpus in zip(mixed(config), corpora, strict=True)], said)
     prepared = [
-        _splits(part, corpus, tokenizer, context, is_first=place == 0)
+        _splits(task.giving(outputs), part, corpus, tokenizer, context, is_first=place == 0)
         for place, ((part, _), corpus) in enumerate(zip(mixed(config), corpora, strict=True))
     ]
     splits = prepared[0].splits
@@ -116,7 +123,9 @@ def prepare_data(
             for file in corpus.files.get("train", [])
         ]
     fingerprint = together(config, [each.fingerprint for each in prepared])
-    return PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
+    data = PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
+    data.outputs = outputs
+    return data
 
 
 @dataclass(frozen=True)
@@ -128,9 +137,10 @@ class _Tokens:
     notes: list[str]
 
 
-def _splits(config: DatasetConfig, corpus: Corpus, tokenizer: Tokenizer, context: int, *, is_first: bool) -> _Tokens:
+def _splits(
+    task: Task, config: DatasetConfig, corpus: Corpus, tokenizer: Tokenizer, context: int, *, is_first: bool
+) -> _Tokens:
     """The tokenized splits of a corpus; of those after the first of a mixture, the training split alone."""
-    task = task_named(corpus.task)
     # Pieces of a long text each began with a space once; the fingerprint marks that none is added now.
     pieces = ["pieces"] if tokenizer.goes_on(_longest(corpus)) else []
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint, *pieces)
@@ -188,7 +198,7 @@ def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _columns(corpus: Corpus) -> list[str]:
-    return list(TASKS[corpus.task].columns)
+    return list(TASKS[corpus.task].texts)
 
 
 def _fingerprint(*parts: str) -> str:

@@ -78,23 +78,33 @@ class BpeDropout(Technique):
         rng = np.random.Generator(np.random.PCG64(seed))
         pad, special = batch.special[0], frozenset(batch.special)
         if batch.source_BS is not None:
-            real = None if batch.source_mask_BS is None else batch.source_mask_BS.numpy()
-            rows = [
-                self._split(ids.tolist() if real is None else ids[real[row]].tolist(), special, rng, self._context)
-                for row, ids in enumerate(batch.source_BS.numpy())
-            ]
-            source, mask = _padded(rows, pad)
-            batch = replace(batch, source_BS=source, source_mask_BS=None if bool(mask.all()) else mask)
-        targets = []
-        for first, ids in zip(batch.target_in_BT[:, 0].tolist(), batch.target_out_BT.numpy(), strict=True):
-            targets.append(self._split([first, *ids[ids >= 0].tolist()], special, rng, self._context + 1))
-        target_in, _ = _padded([row[:-1] for row in targets], pad)
-        target_out, _ = _padded([row[1:] for row in targets], IGNORE)
-        return replace(batch, target_in_BT=target_in, target_out_BT=target_out).counted()
+            real = torch.ones_like(batch.source_BS, dtype=torch.bool)
+            real = real if batch.source_mask_BS is None else batch.source_mask_BS
+            rows = zip(batch.source_BS, real, strict=True)
+            split = [self._split(ids[own].tolist(), special, rng, self._context) for ids, own in rows]
+            source, mask = _padded([ids for ids, _ in split], pad)
+            types = batch.types_BS
+            if types is not None:
+                # A piece is of the same text as the word that it comes from.
+                whole = zip(types, real, split, strict=True)
+                types, _ = _padded([own[kept][origins].tolist() for own, kept, (_, origins) in whole], 0)
+            batch = replace(batch, source_BS=source, source_mask_BS=None if mask.all() else mask, types_BS=types)
+        if batch.target_in_BT.shape[1]:  # a classifier reads no target
+            targets = []
+            for first, ids in zip(batch.target_in_BT[:, 0].tolist(), batch.target_out_BT, strict=True):
+                whole_row = [first, *ids[ids >= 0].tolist()]
+                targets.append(self._split(whole_row, special, rng, self._context + 1)[0])
+            target_in, _ = _padded([row[:-1] for row in targets], pad)
+            target_out, _ = _padded([row[1:] for row in targets], IGNORE)
+            batch = replace(batch, target_in_BT=target_in, target_out_BT=target_out)
+        return batch.counted()
 
-    def _split(self, ids: list[int], special: frozenset[int], rng: np.random.Generator, limit: int) -> list[int]:
-        """The tokens of a row, split anew."""
+    def _split(
+        self, ids: list[int], special: frozenset[int], rng: np.random.Generator, limit: int
+    ) -> tuple[list[int], list[int]]:
+        """The tokens of a row, split anew, and the place in the row of the first token of the word of each."""
         found: list[int] = []
+        origins: list[int] = []
         changed = words = 0
         start = 0
         for place in range(len(ids) + 1):
@@ -104,14 +114,19 @@ class BpeDropout(Technique):
                 pieces = self._way(tuple(word), way)
                 changed, words = changed + (pieces != word), words + 1
                 found += pieces
+                origins += [start] * len(pieces)
+                start += len(word)
             found += ids[place : place + 1]
+            origins += [place] * len(ids[place : place + 1])
             start = place + 1
         if len(found) > limit:
             # What a row ends with it must keep; a window of a stream ends anywhere.
-            found = ids if ids[-1] in special else found[:limit]
+            is_cut = ids[-1] not in special
+            found, origins = (found[:limit], origins[:limit]) if is_cut else (ids, list(range(len(ids))))
+            changed = changed if is_cut else 0
         self._words.add(float(changed), float(words))
         self._longer.add(float(len(found) - len(ids)), float(len(ids)))
-        return found
+        return found, origins
 
     def _drawn(self, ids: Sequence[int], rng: np.random.Generator) -> list[tuple[list[int], int]]:
         assert self._merges is not None

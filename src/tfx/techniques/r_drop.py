@@ -15,6 +15,7 @@ from torch import Tensor
 from tfx.config.schema import Root, setting
 from tfx.errors import UserError
 from tfx.model.loss import LogitLoss, LogitSlice
+from tfx.model.transformer import Transformer
 from tfx.techniques.contract import Instant, Mean, Objective, Technique, TechniqueSettings
 
 _DROPOUTS = ("dropout", "attention_dropout", "ffn_dropout", "token_dropout", "layer_dropout")
@@ -105,6 +106,16 @@ class RDrop(Technique):
                 "technique.r_drop compares two passes with different dropout, and the model has none: set "
                 "model.dropout=0.1, or leave it out"
             )
+
+    def plan(self, model: Transformer) -> list[str]:
+        outputs = model.architecture.outputs
+        if outputs is not None and outputs.predicts != "one":
+            what = "numbers" if outputs.predicts == "number" else "labels that hold or not, each by itself"
+            raise UserError(
+                "technique.r_drop compares distributions over tokens or labels, and this model's outputs are "
+                f"{what}: leave it out"
+            )
+        return []
 
     def objective(self, objective: Objective, moment: Instant) -> None:
         if not self.active(moment.progress):

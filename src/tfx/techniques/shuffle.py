@@ -93,12 +93,12 @@ class Shuffle(Technique):
         self._reordered = 0
 
     def check(self, config: Root) -> None:
-        is_stream = TASKS[config.dataset.task].is_stream
-        if is_stream and self.settings.side != "source":
+        task = TASKS[config.dataset.task]
+        if not task.decodes and self.settings.side != "source":
             raise UserError(
-                f"technique.shuffle.side={self.settings.side} is for text to text: a language model has one sequence"
+                f"technique.shuffle.side={self.settings.side} is for text to text: {task.what} has one sequence"
             )
-        if is_stream and self.settings.examples == "by_length":
+        if task.is_stream and self.settings.examples == "by_length":
             raise UserError(
                 "technique.shuffle.examples=by_length is for text to text: the windows of a language model are all of "
                 "one length; leave it out"

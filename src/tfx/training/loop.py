@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ class Trainer:
             if self.clock.steps and self.selection.is_due(progress):
                 self._look()
                 self._sharing.meet(self.averager.average or [])
-                with self.clock.paused():
+                with self.clock.paused(), profile.paused() if profile is not None else nullcontext():
                     self._stopped = self._validate()
                 self.selection.passed(progress)
             if progress >= 1.0 or self._stopped:
@@ -202,7 +203,7 @@ class Trainer:
             is_due = saving.is_due(self.clock.steps) and self.group.is_first
             signal, due = map(int, self.group.greatest(deferred_signal(), is_due))
             if due:
-                with self.clock.paused():
+                with self.clock.paused(), profile.paused() if profile is not None else nullcontext():
                     self._save()
             if signal:
                 stop_as_others(signal)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from tfx.model.rewiring import ParameterMap
 from tfx.model.roles import Role, parameter_roles
 from tfx.training.muon import Muon
 
+# What stands below the first block.
+_BELOW = re.compile(r"(?:^|\.)(embedding|source_embedding|position|token_type|embedding_norm)\.")
 _DECAYED = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
 
 
@@ -143,6 +146,28 @@ def _with_reserve(update: Callable[[], Any]) -> None:
         ) from error
 
 
+def layer_shares(names: Sequence[str], decay: float) -> dict[str, float]:
+    """The share of the learning rate that each parameter has: less by ``decay`` for each layer below the outputs.
+
+    The last block of a stack is one layer below them, and embeddings are below the first (Clark 2020, arXiv
+    2003.10555).
+    """
+    places = {name: re.search(r"(?:^|\.)(encoder|decoder)\.blocks\.(\d+)\.", name) for name in names}
+    heights = dict.fromkeys(("encoder", "decoder"), 0)
+    for found in places.values():
+        if found is not None:
+            heights[found[1]] = max(heights[found[1]], int(found[2]) + 1)
+    shares = {}
+    for name, found in places.items():
+        below = 0
+        if found is not None:
+            below = heights[found[1]] - int(found[2])
+        elif _BELOW.search(name):
+            below = max(heights.values()) + 1
+        shares[name] = decay**below
+    return shares
+
+
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
     """Builds what ``config`` names for the parameters of ``model``.
 
@@ -158,9 +183,19 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
     betas = (config.betas[0], config.betas[1])
     fused = device.type != "mps"
 
+    shares = layer_shares([name for name, _ in named], config.layer_decay)
+    share_of = {id(parameter): shares[name] for name, parameter in named}
+
+    def by_share(tensors: Iterable[Tensor], peak: float, **settings: float) -> list[dict[str, Any]]:
+        """A group for each share of the learning rate: one where all layers learn alike."""
+        found: dict[float, list[Tensor]] = {}
+        for tensor in tensors:
+            found.setdefault(share_of[id(tensor)], []).append(tensor)
+        return [{"params": own, "lr": peak * share, **settings} for share, own in found.items()]
+
     def groups(decayed: Iterable[Tensor], plain: Iterable[Tensor]) -> list[dict[str, Any]]:
-        sets = [(list(decayed), config.weight_decay), (list(plain), 0.0)]
-        return [{"params": tensors, "weight_decay": decay} for tensors, decay in sets if tensors]
+        sets = [(decayed, config.weight_decay), (plain, 0.0)]
+        return [group for own, decay in sets for group in by_share(own, config.lr, weight_decay=decay)]
 
     if config.name == "muon" and hidden:
         taken = {id(parameter) for parameter in hidden}
@@ -168,7 +203,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
         return Optimizers(
             [
                 Muon(
-                    hidden,
+                    by_share(hidden, config.matrix_lr),
                     lr=config.matrix_lr,
                     weight_decay=config.weight_decay,
                     momentum=config.momentum,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class StepProfile:
 
     def __init__(self, device: torch.device, report: Report) -> None:
         self._device, self._report = device, report
+        self._activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profiler: Any = None
         self._steps = 0
         self._start = 0.0
@@ -39,12 +41,25 @@ class StepProfile:
         """Call this after each step."""
         self._steps += 1
         if self._steps == _SKIPPED:
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
-            self._profiler = profile(activities=activities)
+            self._profiler = profile(activities=self._activities)
             self._profiler.start()
             self._start = time.perf_counter()
         elif self._steps == _SKIPPED + _MEASURED:
             self.close()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what happens inside, which is no part of a step."""
+        if self._profiler is None:
+            yield
+            return
+        self._profiler.toggle_collection_dynamic(False, self._activities)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - start
+            self._profiler.toggle_collection_dynamic(True, self._activities)
 
     def close(self) -> None:
         """Ends the measurement; reports on as many steps as there were."""

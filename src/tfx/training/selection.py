@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tfx.config.schema import TrainerConfig
-from tfx.record.vocabulary import LOSS_METRICS
+from tfx.record.vocabulary import LOSS_METRICS, higher_is_better
 
 _NAMES = ("best", "without_improvement", "next_validation")
 
@@ -18,7 +18,7 @@ class Selection:
 
     def __init__(self, config: TrainerConfig, modules: Sequence[nn.Module]) -> None:
         self._config, self._modules = config, modules
-        # The best weights so far: score, step, and if they are to be kept the states of the modules.
+        # The best weights so far: score (less is better), step, and if they are to be kept the states of the modules.
         self.best: tuple[float, int, list[dict[str, Tensor]]] | None = None
         self.without_improvement = 0
         self.next_validation = 1
@@ -42,7 +42,8 @@ class Selection:
 
         The modules hold the raw weights, not the masked or rounded view: that is made from them at the end.
         """
-        watched = metrics[self._config.early_stopping.metric or LOSS_METRICS[0]]
+        metric = self._config.early_stopping.metric or LOSS_METRICS[0]
+        watched = -metrics[metric] if higher_is_better(metric) else metrics[metric]
         if self.best is not None and watched >= self.best[0]:
             self.without_improvement += 1
             return False

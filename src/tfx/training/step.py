@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tfx.config.schema import Root
 from tfx.model.batch import Batch
 from tfx.model.device import choose_precision, is_asynchronous
-from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.model.label_loss import task_loss
+from tfx.model.loss import projected_losses
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer, run_batch
 from tfx.processes.group import ALONE
@@ -240,7 +241,7 @@ class Stepper:
             keep_N = torch.stack([ids >= 0 for ids, _ in targets]).any(0)
             hidden_ND = hidden_ND[keep_N]
             targets = [(ids[keep_N], None if weight is None else weight[keep_N]) for ids, weight in targets]
-        task = CrossEntropy(targets, self.label_smoothing)
+        task = task_loss(self.model.architecture, batch, targets, keep_N, self.label_smoothing)
         objective = Objective(self.model, batch, self._forward_more, hidden_ND, keep_N, [("task", task, 1.0)])
         self.stack.objective(objective, moment)
         loss, reported = projected_losses(

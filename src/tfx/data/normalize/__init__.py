@@ -34,8 +34,10 @@ No value of a kind is in two splits. The value is the number without its sign, u
 day, or the date without its weekday; the two numbers of "2 h 15 min" are one value. A keyed hash of kind and
 value assigns 90 % of the values to train, 5 % to valid and 5 % to test. The assignment depends neither on
 the seed nor on the sizes, so no test value of one seed is in the train split of another.
+
+The embedded data set `kinds` asks for the kind alone: a text to a label.
 """
 
-from tfx.data.normalize.generator import generate
+from tfx.data.normalize.generator import generate, kinds
 
-__all__ = ["generate"]
+__all__ = ["generate", "kinds"]

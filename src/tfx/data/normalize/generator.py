@@ -57,6 +57,12 @@ def generate(seed: int, train: int = 20_000, valid: int = 1_000, test: int = 1_0
     return splits
 
 
+def kinds(seed: int, train: int = 8_000, valid: int = 1_000, test: int = 1_000) -> dict[str, list[dict[str, str]]]:
+    """The same examples as ``text`` and ``label``: the spoken side, and its kind."""
+    made = generate(seed, train, valid, test)
+    return {split: [{"text": row["source"], "label": row["kind"]} for row in rows] for split, rows in made.items()}
+
+
 def _apportion(size: int) -> dict[str, int]:
     """Divides ``size`` among the kinds by their shares. Shares are rounded down; the first kinds get the rest."""
     counts = {name: size * kind.share // 100 for name, kind in KINDS.items()}

@@ -93,10 +93,10 @@ class Distill(Technique):
                 "technique.distill has nothing to do: loss=none or alpha=0, hidden=0, sequence_level=false, "
                 "initialise=false"
             )
-        if not TASKS[config.dataset.task].decodes:
+        if not (task := TASKS[config.dataset.task]).decodes:
             for name in ("sequence_level", "cache_top_k"):
                 if getattr(settings, name):
-                    raise UserError(f"technique.distill.{name} is for text to text, not for a language model")
+                    raise UserError(f"technique.distill.{name} is for text to text, not for {task.what}")
         if settings.cache_top_k is not None and settings.loss == "reverse_kl":
             raise UserError(
                 "technique.distill.loss=reverse_kl needs the teacher's whole distribution, and "

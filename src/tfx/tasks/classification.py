@@ -1,0 +1,177 @@
+"""Classification: a text or a pair of texts to one label, several labels, or a number, by an encoder."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfx.config.schema import DatasetConfig, EvaluationConfig
+from tfx.data.ragged import Arrays, Ragged, offsets_of
+from tfx.data.store import scan
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.model.architecture import Outputs
+from tfx.model.transformer import Transformer
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Task, encoded, id_dtype
+from tfx.tasks.labels import outputs_of
+from tfx.tasks.texts import Texts, averaged, cut, in_windows, logits_of, named, one_line, probabilities, truth_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from tfx.data.sources import Corpus
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Texts in, labels out; ``given`` are the outputs of the models."""
+
+    given: Outputs | None = None
+
+    # A word is one token wherever it stands.
+    word_initial_space = True
+
+    def outputs(self, corpora: Sequence[tuple[DatasetConfig, Corpus]], notes: list[str]) -> Outputs:
+        return outputs_of(corpora, notes)
+
+    def giving(self, outputs: Outputs | None) -> Classification:
+        return Classification(outputs)
+
+    def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
+        for column in ("text", "pair"):
+            arrays.append(column, np.zeros(0, id_dtype(tokenizer)))
+            arrays.append(f"{column}_offsets", np.zeros(1, np.int64))
+            end = 0
+            for _, ids in encoded(dataset, column, tokenizer):
+                part = Ragged.from_lists(ids, id_dtype(tokenizer))
+                arrays.append(column, part.values)
+                arrays.append(f"{column}_offsets", part.ends + end)
+                end += len(part.values)
+        names: dict[str, int] = {}
+        arrays.append("labels", np.zeros(0, np.int32))
+        arrays.append("labels_offsets", np.zeros(1, np.int64))
+        end = 0
+        for rows in scan(dataset, ["labels"]):
+            own = [[names.setdefault(label, len(names)) for label in labels] for labels in rows["labels"]]
+            arrays.append("labels", np.asarray(list(chain.from_iterable(own)), dtype=np.int32))
+            arrays.append("labels_offsets", offsets_of([len(labels) for labels in own])[1:] + end)
+            end += sum(map(len, own))
+        arrays.append("names", np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8))
+
+    def split(
+        self,
+        arrays: dict[str, np.ndarray],
+        name: str,
+        dataset: Dataset,
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        notes: list[str],
+    ) -> Texts:
+        counts: Counter[str] = Counter()
+        texts = self._texts(arrays, name, config, tokenizer, context, counts)
+        notes += [f"{name}: {count:,} {what}" for what, count in counts.items() if count]
+        return replace(self._weighted(texts, config) if name == "train" else texts, dataset=dataset)
+
+    def part(
+        self,
+        arrays: dict[str, np.ndarray],
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        counts: Counter[str],
+    ) -> Texts | None:
+        texts = self._texts(arrays, "train", config, tokenizer, context, counts)
+        return self._weighted(texts, config) if len(texts) else None
+
+    def _texts(
+        self,
+        arrays: dict[str, np.ndarray],
+        name: str,
+        config: DatasetConfig,
+        tokenizer: Tokenizer,
+        context: int,
+        counts: Counter[str],
+    ) -> Texts:
+        assert self.given is not None
+        first, second = (Ragged.from_offsets(arrays[side], arrays[f"{side}_offsets"]) for side in ("text", "pair"))
+        texts = Texts(self.given, first, second if self.given.pairs else None, None)
+        counts[UNKNOWN_TOKENS] += sum(int((ids == tokenizer.unk).sum()) for ids in texts.tokens_of_all)
+        texts.truth = truth_of(self.given, arrays, name, config)
+        fitted = in_windows(texts, context) if self.given.windows else cut(texts, context)
+        changed = int((texts.positions > context).sum())
+        if fitted.owner is not None:
+            counts[f"texts over {context} tokens read in windows: {len(fitted):,} windows in all"] += changed
+        else:
+            counts[f"texts cut to {context} tokens"] += changed
+        return fitted
+
+    def _weighted(self, texts: Texts, config: DatasetConfig) -> Texts:
+        """With what each row counts in training: its share of the label's rows, if rare labels are to count more."""
+        if config.class_weights == "none":
+            return texts
+        assert texts.truth is not None
+        rows = np.bincount(texts.truth, minlength=texts.given.count)
+        weights = len(texts) / (np.count_nonzero(rows) * np.maximum(rows, 1))
+        return replace(texts, counts=weights[texts.truth].astype(np.float32))
+
+    def read(self, text: str) -> str:
+        return text.strip()
+
+    def generate(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[str]:
+        outputs = model.architecture.outputs
+        assert outputs is not None
+        found = classify(model, tokenizer, prompts, config)
+        return ["" if row is None else one_line(named(outputs, row)) for row in found]
+
+
+TASK = Classification()
+
+
+def classify(
+    model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig
+) -> list[np.ndarray | None]:
+    """Probabilities of the labels, or a number, for each text (C,); None for an empty text.
+
+    The two texts of a pair are separated by a tab.
+    """
+    outputs, context = model.architecture.outputs, model.architecture.context
+    assert outputs is not None
+    full = [row for row, text in enumerate(prompts.texts) if text.strip()]
+    sides = [[prompts.ids[row] for row in full]]
+    if outputs.pairs:
+        parts = [_two_texts(prompts, row) for row in full]
+        sides = [tokenizer.encode([pair[side] for pair in parts]) for side in range(2)]
+    first, *second = (Ragged.from_lists(side, np.int64) for side in sides)
+    texts = Texts(outputs, first, second[0] if second else None, None)
+    for row, length in zip(full, texts.positions, strict=True):
+        if length > context and not outputs.windows:
+            prompts.say(row, f"of {length:,} tokens {context:,} are read, the model's context; the rest is cut")
+    texts = in_windows(texts, context) if outputs.windows else cut(texts, context)
+    given = np.zeros((len(texts), outputs.count))
+    for rows in texts.in_order(config.batch_tokens, context):
+        given[rows] = probabilities(outputs, logits_of(model, texts, rows, tokenizer).cpu().numpy())
+    if texts.owner is not None:
+        given = averaged(given, texts.owner)
+    found: list[np.ndarray | None] = [None] * len(prompts.texts)
+    for row, values in zip(full, given * outputs.scale + outputs.offset, strict=True):
+        found[row] = values
+    return found
+
+
+def _two_texts(prompts: Prompts, row: int) -> list[str]:
+    parts = [part.strip() for part in prompts.texts[row].split("\t")]
+    if len(parts) != 2 or not all(parts):
+        raise UserError(
+            f"line {prompts.first + row + 1}: the model reads pairs of texts, and this line is none: separate the two "
+            "texts by one tab"
+        )
+    return parts

@@ -1,0 +1,133 @@
+"""Classification through the commands: a run, every technique on it, and what the other commands make of it."""
+
+import io
+import json
+import sys
+
+import pytest
+
+import tfx
+from tfx.cli import main
+
+TINY = [
+    "model.width=16",
+    "model.heads=2",
+    "model.ffn_width=32",
+    "model.encoder_layers=1",
+    "model.context=16",
+    "model.dropout=0",
+    "evaluation.latency_inputs=2",
+    "optimizer.lr=0.01",
+]
+DATA = [
+    "dataset=csv",
+    "model=encoder_tiny",
+    "dataset.task=classification",
+    "dataset.metrics=[accuracy,f1_macro,matthews,calibration_error]",
+    "dataset.tokenizer.kind=char",
+    "dataset.batch_tokens=256",
+]
+WORDS = ["sun", "rain", "snow", "wind"]
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    """Texts whose last word says which of three labels they have."""
+    for split, count in (("train", 160), ("valid", 24), ("test", 24)):
+        rows = [f"{WORDS[i % 4]} and {WORDS[i * 7 % 3]}\t{['hot', 'wet', 'cold'][i * 7 % 3]}" for i in range(count)]
+        (folder / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    return [*DATA, f"dataset.path={folder}"]
+
+
+@pytest.fixture(scope="module")
+def run(folder, data):
+    assert main(["train", *data, *TINY, "trainer.budget.steps=60", f"hydra.run.dir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_run_learns_and_its_other_commands_agree(run, data, capsys, monkeypatch):
+    summary = summary_of(run)
+    assert (summary["task"], summary["primary_metric"], summary["test_split"]) == ("classification", "accuracy", "test")
+    assert summary["test"]["accuracy"] > 0.9
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    assert sum(row["reference"] == row["hypothesis"] for row in rows) / 24 == summary["test"]["accuracy"]
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == pytest.approx(summary["test"])
+    texts = "".join(row["source"] + "\n" for row in rows) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts.encode())))
+    assert main(["generate", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines() == [*(row["hypothesis"] for row in rows), ""]
+    page = (run / "report.html").read_text()
+    assert "Labels of " in page
+    assert "Texts by their right label" in page
+    assert main(["reproduce", str(run)]) == 0
+
+
+def test_every_technique_acts_on_it_and_the_file_is_smaller(run, folder, capsys):
+    stack = "+technique=[shuffle,mixup,distill,prune,quantize]"
+    words = ["technique.shuffle.share=0.5", "technique.mixup.share=0.5", "technique.prune.sparsity=0.3"]
+    words += [
+        "technique.distill.hidden=0.1",
+        f"technique.distill.teacher={run}",
+        "technique.quantize.bits=8",
+        "technique.quantize.group=16",
+    ]
+    where = f"hydra.run.dir={folder / 'small'}"
+    assert main(["train", f"init_from={run}", stack, *words, "trainer.budget.steps=12", where]) == 0
+    summary = summary_of(folder / "small")
+    evidence = summary["evidence"]
+    assert all(any(value for value in proof.values()) for proof in evidence.values())
+    assert set(evidence) == {"shuffle", "mixup", "distill", "prune", "quantize"}
+    assert evidence["distill"]["divergence"] > 0
+    assert evidence["distill"]["hidden_error"] > 0
+    assert summary["bytes"]["ratio"] > 2
+    assert summary["reference"]["test"]["accuracy"] == summary_of(run)["test"]["accuracy"]
+    capsys.readouterr()
+    assert main(["inspect", str(folder / "small"), "--json"]) == 0
+    assert "pooling" not in json.dumps(json.loads(capsys.readouterr().out)["tensors"])  # the mean has no weights
+
+
+def test_heads_units_layers_and_unused_tokens_go_and_the_labels_stay(data, folder):
+    words = [f"technique.prune.structure.{word}" for word in ("heads=0.5", "ffn=0.5", "encoder_layers=1")]
+    words += ["technique.prune.structure.vocabulary=true", "model.pooling=attention", "model.pooler=true"]
+    where = f"hydra.run.dir={folder / 'smaller'}"
+    stack = ["+technique=prune", "trainer.budget.steps=8", "technique.prune.sparsity=0"]
+    assert main(["train", *data, *TINY, "model.encoder_layers=2", *stack, *words, where]) == 0
+    architecture = tfx.load(folder / "smaller").model.architecture
+    assert [(shape.heads, shape.ffn) for shape in architecture.encoder] == [(1, 16)]
+    assert architecture.outputs.labels == ("cold", "hot", "wet")
+    assert summary_of(folder / "smaller")["test"]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["dataset.metrics=[bleu]"], "dataset.metrics (for dataset.predict=one) 'bleu' is unknown"),
+        (["model=seq2seq_tiny"], "choose a model for it, such as model=encoder_tiny"),
+        (
+            ["dataset.predict=several", "dataset.class_weights=balanced", "dataset.metrics=[]"],
+            "needs dataset.predict=one",
+        ),
+        (
+            ["+technique=distill", "technique.distill.sequence_level=true"],
+            "for text to text, not for classification",
+        ),
+        (
+            ["+technique=shuffle", "technique.shuffle.side=target"],
+            "for text to text: classification has one sequence",
+        ),
+        (["model.decoder_layers=2"], "model.family=classification has no decoder: set model.decoder_layers=0 (not 2)"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(words, says, data, folder, capsys):
+    assert main(["train", *data, *words, f"hydra.run.dir={folder / 'never'}"]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert not (folder / "never").exists()
