@@ -300,7 +300,7 @@ def test_the_plan_says_what_is_removed():
     )
     before = sum(weight.numel() for weight in model.parameters())
     [removed, left] = [line for name, line in stack.plan_for(model) if name == "prune"]
-    for rewiring in stack.rewire(model, 0.5):
+    for rewiring in stack.rewire(model, 0.5, None):
         rewiring.apply(model)
     after = sum(weight.numel() for weight in model.parameters())
     # Three blocks and five attentions, of which a block with two attentions goes whole.

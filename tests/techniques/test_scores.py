@@ -209,7 +209,7 @@ def train(model, stack, batches, steps, begin=0, of=10):
     """Plain SGD steps through the view, as a training takes them; yields after each, with progress and gradients."""
     for step in range(begin, begin + steps):
         progress = step / of
-        for rewiring in stack.rewire(model, progress):
+        for rewiring in stack.rewire(model, progress, None):
             rewiring.apply(model)
         stack.view.update(model, progress)
         batch = batches[step % len(batches)]
@@ -336,7 +336,7 @@ def test_heads_and_units_go_by_the_sum_of_their_weights_scores(batches):
     units = unit.topk(24).indices.sort().values
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     by_weights = plan_structure(model, prune.settings.structure).origins
-    [rewiring] = list(stack.rewire(model, 0.5))
+    [rewiring] = list(stack.rewire(model, 0.5, None))
     rewiring.apply(model)
     for prefix, head in kept.items():
         assert torch.equal(model.state_dict()[f"{prefix}.v.weight"], before[f"{prefix}.v.weight"][head])

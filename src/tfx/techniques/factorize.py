@@ -25,6 +25,7 @@ from tfx.techniques.selection import left_alone, select_weights
 
 # Relative to the mean of the diagonal of the inputs' second moments: inputs that are always 0 get this variance.
 _DAMPING = 1e-4
+_FACTORS = (".first.weight", ".second.weight")
 
 
 @dataclass
@@ -140,7 +141,7 @@ class Factorize(Technique):
             rank = settings.multiple
             if settings.energy is None:
                 rank = rank_for_share(rows, columns, settings.parameters, settings.multiple)
-            if _is_smaller(rank, rows, columns) and not name.endswith((".first.weight", ".second.weight")):
+            if _is_smaller(rank, rows, columns) and not name.endswith(_FACTORS):
                 found[name.removesuffix(".weight")] = (weight, rank)
         if not found:
             raise UserError(
@@ -172,8 +173,8 @@ class Factorize(Technique):
         return f"makes {len(ranks)} matrices products of rank {span}: {whole - rest:,} of {whole:,} parameters go"
 
     def plan(self, model: Transformer) -> list[str]:
-        skipped = left_alone(model, {name for name, _ in model.named_parameters() if ".blocks." in name})
-        return [f"embeddings and vectors stay{skipped}"]
+        factors = {name for name, _ in model.named_parameters() if name.endswith(_FACTORS)}
+        return [left_alone(model, factors).removeprefix("; ")]
 
     # --- hooks ----------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from tfx.config.schema import Root
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
-from tfx.model.rewiring import Rewiring
+from tfx.model.rewiring import Factor, Rewiring
 from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer, count_parameters
 from tfx.tasks.prepare import PreparedData
@@ -73,6 +73,12 @@ class Prune(Technique):
 
     def check(self, config: Root) -> None:
         check_settings(self.settings, config)
+
+    def conflicts(self) -> dict[str, str]:
+        if self._movement is None or not self.settings.prunes_weights:
+            return {}
+        why = "movement scores belong to the matrices as they were; prune in a run of its own, with init_from"
+        return {"splits matrices": why}
 
     def when(self, hook: str) -> str:
         return "once training is over" if hook == "mask" and self.settings.is_one_shot else super().when(hook)
@@ -181,11 +187,10 @@ class Prune(Technique):
         return rewiring
 
     def rewired(self, rewiring: Rewiring) -> None:
-        known = len(self.masks)
-        self.masks = rewiring.carry(self.masks)
-        if len(self.masks) < known and self.settings.prunes_weights:
+        if any(isinstance(origin, Factor) and origin.name in self.masks for origin in rewiring.origins.values()):
             # Matrices became products, whose weights have no mask yet.
             self._due, self._reached = -1, False
+        self.masks = rewiring.carry(self.masks)
         self._early = rewiring.carry_weights(self._early)
         if self._movement is not None:
             self._movement.rewired(rewiring)
