@@ -85,6 +85,7 @@ def transformers(options: argparse.Namespace, seed: int) -> dict[str, float]:
         split: [{**tokenizer(text, truncation=True), "labels": labels.index(label)} for text, label in pairs]
         for split, pairs in splits.items()
     }
+    steps = -(-len(rows["train"]) // options.rows) * options.epochs
     settings = TrainingArguments(
         output_dir=str(options.output / f"transformers-{seed}"),
         num_train_epochs=options.epochs,
@@ -92,7 +93,7 @@ def transformers(options: argparse.Namespace, seed: int) -> dict[str, float]:
         per_device_eval_batch_size=64,
         learning_rate=options.rate,
         weight_decay=0.01,
-        warmup_ratio=0.1,
+        warmup_steps=steps // 10,
         lr_scheduler_type="linear",
         seed=seed,
         save_strategy="no",

@@ -20,6 +20,7 @@ from rich.table import Table
 from tfx.compression.int8 import use_int8
 from tfx.config.compose import compose
 from tfx.model.architecture import Architecture
+from tfx.model.decoding import Decoder
 from tfx.model.transformer import Transformer, initialise
 from tfx.techniques.prune.structure import StructureSettings, plan_structure
 from tfx.techniques.quantize.rounding import GridKind, nearest
@@ -50,11 +51,10 @@ def pruned(overrides: list[str], structure: StructureSettings) -> Transformer:
 @torch.inference_mode()
 def decode(model: Transformer, source_BS: torch.Tensor, tokens: int) -> None:
     """So many greedy steps, whatever comes out."""
-    memory_BSD = model.encode(source_BS, None)
-    caches = model.new_caches()
-    token_B1 = source_BS[:, :1]
+    decoder = Decoder(model, len(source_BS), 1, model.encode(source_BS, None))
+    token_B = source_BS[:, 0]
     for _ in range(tokens):
-        token_B1 = model.project(model.decode(token_B1, memory_BSD, None, caches)).argmax(-1)
+        token_B = decoder.logits(decoder.step(token_B)).argmax(-1)
 
 
 def main() -> None:

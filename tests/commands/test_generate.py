@@ -1,6 +1,7 @@
 """`tfx generate`: one line for one line, whatever comes in; what is done to an input is said on stderr."""
 
 import io
+import json
 import os
 import sys
 
@@ -153,6 +154,74 @@ def test_another_decoding_than_that_of_the_scores_is_named(words, used, runs, mo
     _, _, err = generate(runs, monkeypatch, capsys, str(runs / "pairs"), *words, "five")
     expected = f"note: decoding by {used}; the run was scored with greedy" if used else ""
     assert err.strip() == expected
+
+
+def test_the_best_outputs_are_a_line_of_json_for_each_line(runs, monkeypatch, capsys):
+    words = [str(runs / "pairs"), "--method", "beam", "--beam", "3"]
+    texts = ["five past nine", "", "half past two"]
+    lines = "".join(f"{text}\n" for text in texts).encode()
+    plain = generate(runs, monkeypatch, capsys, *words, stdin=lines)[1].splitlines()
+    _, out, _ = generate(runs, monkeypatch, capsys, *words, "--nbest", "3", stdin=lines)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [len(row["nbest"]) for row in found] == [3, 0, 3]
+    assert [row["output"] for row in found] == plain
+    for text, row in zip(texts, found, strict=True):
+        scores = [one["score"] for one in row["nbest"]]
+        assert scores == sorted(scores, reverse=True)
+        assert len({one["output"] for one in row["nbest"]}) == len(scores)
+        for one in row["nbest"]:
+            values = [token["log_prob"] for token in one["tokens"]]
+            assert sum(values) / ((5 + len(values)) / 6) == pytest.approx(one["score"], abs=1e-3)
+            assert [number for _, number in one["alignment"]] == list(range(len(one["output"].split())))
+            assert all(0 <= word < len(text.split()) for word, _ in one["alignment"])
+    _, out, _ = generate(runs, monkeypatch, capsys, *words, "--json", stdin=lines)
+    best = [row["nbest"][0] if row["nbest"] else {"output": ""} for row in found]
+    assert [json.loads(line) for line in out.splitlines()] == best
+
+
+def test_a_language_model_has_scores_and_tokens_but_no_alignment(runs, monkeypatch, capsys):
+    texts = ["a line", "and"]
+    words = [str(runs / "lm"), "--method", "greedy", "--new-tokens", "4", *texts]
+    plain = generate(runs, monkeypatch, capsys, *words)[1].splitlines()
+    found = [json.loads(line) for line in generate(runs, monkeypatch, capsys, *words, "--json")[1].splitlines()]
+    for text, row, line in zip(texts, found, plain, strict=True):
+        assert (text + row["output"]).replace("\n", "\\n") == line
+        assert "alignment" not in row
+        assert len(row["tokens"]) == 4
+        assert sum(token["log_prob"] for token in row["tokens"]) / 1.5 == pytest.approx(row["score"], abs=1e-3)
+
+
+def test_rules_change_outputs_and_are_named(runs, monkeypatch, capsys):
+    words = [str(runs / "pairs"), "five past nine"]
+    plain = generate(runs, monkeypatch, capsys, *words)[1]
+    status, out, err = generate(runs, monkeypatch, capsys, *words, "--min-length", "9", "--no-repeat-ngram", "1")
+    assert status == 0
+    assert out != plain
+    assert "note: decoding by greedy (min_length=9, no_repeat_ngram=1); the run was scored with greedy" in err
+    assert generate(runs, monkeypatch, capsys, *words, "--prefix", "0")[1].startswith("0")
+    _, _, err = generate(runs, monkeypatch, capsys, str(runs / "lm"), "--prefix", "0", "line")
+    assert "note: --prefix has no effect: only outputs of text to text have one" in err
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "says"),
+    [
+        (
+            "pairs",
+            ["--nbest", "3"],
+            "--nbest 3 needs a beam of as many hypotheses (here 1): name --method beam --beam 3",
+        ),
+        ("pairs", ["--nbest", "3", "--method", "beam", "--beam", "2"], "(here 2): name --method beam --beam 3"),
+        ("lm", ["--nbest", "2"], "(here 1): that is for text to text"),
+        ("pairs", ["--nbest", "0"], "--nbest 0 must be at least 1"),
+        ("pairs", ["--min-length", "-1"], "evaluation.min_length"),
+        ("pairs", ["--prefix", "nine " * 60], "too many for a context of 32: shorten it"),
+    ],
+)
+def test_what_a_decoding_cannot_give_is_refused(run, words, says, runs, monkeypatch, capsys):
+    status, out, err = generate(runs, monkeypatch, capsys, str(runs / run), *words, "five past nine")
+    assert (status, out) == (2, "")
+    assert says in err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tfx.compression import checkpoint
 from tfx.compression.checkpoint import Storage
 from tfx.compression.container import bytes_array, checksum, compress, write_container
 from tfx.compression.grid import Grid
+from tfx.compression.trellis import row_scales
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -50,7 +51,9 @@ class Reader:
         for _ in range(min(2, len(self.words))):
             self.state = self.state << 32 | self.words.pop()
         self.ends = [self.cumulative(bytes.fromhex(table)) for table in self.description["tables"]]
+        self.exponents = {}
         self.tensors = {record["name"]: self.tensor(record) for record in self.description["tensors"]}
+        self.trellises()
         assert self.state == 0
         assert not self.words
         assert self.place == len(self.packed)
@@ -115,6 +118,12 @@ class Reader:
             values[stored] = floats(stored.sum())
             return values.reshape(shape)
         rows, across = record["grouping"]
+        if record["kind"] == "trellis":
+            bases = floats(2 if rows > 1 else 1)
+            exponents = np.array(self.sequence(next(tables), 5, rows) if rows > 1 else [0] * shape[0])
+            self.exponents[record["name"]] = exponents
+            scales = [bases[e % 2] * np.float32(2.0 ** -(e // 2)) for e in exponents]
+            return np.array(scales, np.float32).reshape(-1, 1)
         table = floats(rows * across).reshape(rows, across)
         zero = np.full((rows, across), record.get("zero", 0) or 0)
         if record.get("zero", 0) is None:
@@ -134,6 +143,43 @@ class Reader:
                     values[r, c] = np.float32(code - zero[row, group]) * table[row, group]
         return values
 
+    def trellises(self) -> None:
+        records = [record for record in self.description["tensors"] if record["kind"] == "trellis"]
+        magnitudes = {record["name"]: np.zeros(record["shape"], int) for record in records}
+        choices = self.description.get("contexts")
+        steps = [8, 10, 11, 13, 16, 19, 23, 27, 32, 38, 45, 54, 64, 76, 91, 108, 128, 152, 181, 215, 256, 304, 362, 431,
+                 512, 609, 724, 861, 1024, 1218, 1448, 1722, 2048, 2435, 2896, 3444, 4096]  # fmt: skip
+        for columns in sorted({record["shape"][1] for record in records}):
+            rows = []
+            for record in (record for record in records if record["shape"][1] == columns):
+                for i, e in enumerate(self.exponents[record["name"]].tolist()):
+                    first = record.get("mean", 0) * (1024, 1448)[e % 2] * 2 ** (e // 2) // 2**26
+                    rows.append((record["name"], i, min(4096, first)))
+            for c in range(columns):
+                at = []
+                for name, i, start in rows:
+                    before = magnitudes[name][i, :c]
+                    mean = (32 * start + 256 * before.sum()) // (32 + c)
+                    at.append(choices[2 * sum(mean >= step for step in steps) + self.quantizers(before)[c]])
+                for table in sorted(set(at)):
+                    which = [row for row, number in zip(rows, at, strict=True) if number == table]
+                    for (name, i, _), symbol in zip(which, self.sequence(table, 7, len(which)), strict=True):
+                        magnitudes[name][i, c] = symbol
+        for record in records:
+            level = magnitudes[record["name"]].reshape(-1)
+            level[level > 0] *= 1 - 2 * np.array(self.sequence(-1, 1, (level > 0).sum()), int)
+            level = level.reshape(record["shape"])
+            second = np.array([self.quantizers(row)[:-1] for row in level])
+            values = (2 * level - second * np.sign(level)).astype(np.float32)
+            self.tensors[record["name"]] = values * self.tensors[record["name"]]
+
+    @staticmethod
+    def quantizers(row: np.ndarray) -> list[int]:
+        q = [0, 0, 0]  # of the columns before the first
+        for t in range(len(row) + 1):
+            q.append(q[-1] ^ q[-3] ^ (int(row[t - 2]) & 1 if t > 1 else 0) if t else 0)
+        return q[3:]
+
 
 # --- models on grids --------------------------------------------------------------------------------
 
@@ -151,6 +197,13 @@ def build(family: str) -> Transformer:
 def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, generator: torch.Generator) -> Grid:
     rows, columns = weight.shape
     levels = 2**bits
+    if kind.startswith("trellis"):
+        wide = torch.rand(rows, 1, generator=generator) * (20 if kind == "trellis_wide" else 2)
+        codes = (torch.randn(rows, columns, generator=generator) * wide).round().clamp(-127, 127) + 128
+        bases = (torch.rand(2, generator=generator) * 0.1 + 0.01).to(floats)
+        exponents = torch.randint(0, 12, (rows,), generator=generator) * (kind != "trellis")
+        scale = row_scales(bases, exponents)
+        return Grid(codes.to(torch.uint8), 8, scale=scale[:1] if kind == "trellis" else scale, trellis=True)
     spread = torch.randn(rows, columns, generator=generator) * levels / 6 + levels // 2
     codes = spread.round().clamp(0, levels - 1).to(torch.uint8)
     if kind.startswith("codebook"):
@@ -168,6 +221,7 @@ def grid(kind: str, bits: int, weight: torch.Tensor, floats: torch.dtype, genera
 CASES = [
     *((kind, bits, "f16", True) for kind in ("tensor", "groups", "sparse") for bits in range(2, 9)),
     *((kind, 4, floats, True) for kind in ("rows", "affine", "codebook", "codebook_rows") for floats in ("f16", "f32")),
+    ("trellis", 8, "f16", True), ("trellis_rows", 8, "f32", True), ("trellis_wide", 8, "f16", False),
     *((kind, 3, "f16", False) for kind in ("groups", "sparse", "affine", "codebook")),
     *((kind, 0, floats, entropy) for kind in ("dense", "half", "pattern", "rare")
       for floats in ("f16", "f32") for entropy in (True, False)),
@@ -361,13 +415,13 @@ def test_a_truncated_or_flipped_file_is_refused_or_unchanged(file):
         assert all(torch.equal(before[name], after[name]) for name in before), position
 
 
-def forge(file, change) -> None:
+def forge(file, change, version=3) -> None:
     """Rewrites a file with a changed description or streams, and a matching checksum."""
     content = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     description = json.loads(lzma.decompress(content["description"]))
     change(description, content)
     content["description"] = compress(json.dumps(description).encode())
-    header = {"format_version": 3, "checksum": checksum(b"", content)}
+    header = {"format_version": version, "checksum": checksum(b"", content)}
     write_container(file, {name: bytes_array(data) for name, data in content.items()}, header)
 
 
@@ -468,10 +522,91 @@ FORGERIES = {
 }
 
 
+def in_trellises(**values):
+    def change(description, content):
+        for record in description["tensors"]:
+            if record["kind"] == "trellis":
+                record.update(values)
+
+    return change
+
+
+TRELLIS_FORGERIES = {
+    "levels of fewer bits": in_trellises(bits=7),
+    "a zero point": in_trellises(zero=128),
+    "no zero point": in_trellises(zero=None),
+    "a mask": in_trellises(sparsity="mask", sparsity_width=8),
+    "groups": in_trellises(grouping=[8, 2]),
+    "one scale for rows with their own": in_trellises(grouping=[1, 1]),
+    "a huge mean": in_trellises(mean=2**28),
+    "a mean of another type": in_trellises(mean=1.5),
+    "another mean": in_trellises(mean=3),
+    "a mean where there is none": lambda d, c: [r.update(mean=1) for r in d["tensors"] if r["kind"] == "dense"],
+    "no contexts": lambda d, c: d.pop("contexts"),
+    "few contexts": lambda d, c: d.update(contexts=d["contexts"][:-1]),
+    "contexts of another type": lambda d, c: d.update(contexts=[str(n) for n in d["contexts"]]),
+    "contexts without order": lambda d, c: d.update(contexts={"a": 1}),
+    "a context without a table": lambda d, c: d.update(contexts=[99] * 76),
+    "a context before the first table": lambda d, c: d.update(contexts=[-1] * 76),
+    "a context with a short table": lambda d, c: d.update(contexts=[0] * 76, tables=["19" * 4, *d["tables"]]),
+    "signs cut": lambda d, c: c.update(packed=c["packed"][:-1]),
+    "more signs": lambda d, c: c.update(packed=c["packed"] + b"\0"),
+    "levels cut": lambda d, c: c.update(coded=c["coded"][:-8]),
+}
+
+
+@pytest.fixture(scope="module")
+def of_a_trellis(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trellis") / "compressed.safetensors"
+    write(path, "lm", "trellis_rows", 8, "f16", True)
+    forge(path, lambda description, content: None, version=4)
+    checkpoint.load(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", TRELLIS_FORGERIES)
+def test_a_forged_trellis_with_a_correct_checksum_is_refused(name, of_a_trellis, tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    path.write_bytes(of_a_trellis)
+    forge(path, TRELLIS_FORGERIES[name], version=4)
+    refused(path)
+
+
+def test_a_flipped_bit_of_a_trellis_is_refused_even_with_a_correct_checksum_or_gives_finite_weights(
+    of_a_trellis, tmp_path
+):
+    path = tmp_path / "compressed.safetensors"
+    rng = random.Random(1)
+    for stream in ("packed", "coded") * 8:
+
+        def flip(description, content, stream=stream):
+            changed = bytearray(content[stream])
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            content[stream] = bytes(changed)
+
+        path.write_bytes(of_a_trellis)
+        forge(path, flip, version=4)
+        try:
+            state = checkpoint.load(path).model.state_dict()
+        except UserError:
+            continue
+        assert all(bool(weight.isfinite().all()) for weight in state.values())
+
+
+def test_a_trellis_in_a_file_of_version_3_is_refused_and_others_have_version_3(tmp_path):
+    path = tmp_path / "compressed.safetensors"
+    write(path, "lm", "trellis", 8, "f16", True)
+    assert checkpoint.read_header(path).version == 4
+    forge(path, lambda description, content: None)
+    refused(path)
+    write(path, "lm", "tensor", 4, "f16", True)
+    assert checkpoint.read_header(path).version == 3
+
+
 def test_versions_that_are_newer_or_do_not_exist_are_refused(file):
     data = {name: array.tobytes() for name, array in safetensors.numpy.load(file.read_bytes()).items()}
     arrays = {name: bytes_array(content) for name, content in data.items()}
-    for version, words in ((4, "format version 4, but this tfx reads up to 3: update tfx"), (0, "not readable")):
+    for version, words in ((5, "format version 5, but this tfx reads up to 4: update tfx"), (0, "not readable")):
         write_container(file, arrays, {"format_version": version, "checksum": checksum(b"", data)})
         assert words in refused(file)
 

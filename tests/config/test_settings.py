@@ -218,6 +218,7 @@ ELSEWHERE = {
     "dataset.hub_config": "needs the hub",
     "dataset.hub_revision": "needs the hub",
     "dataset.valid_fraction": "tests/data/test_sources.py: without a validation split",
+    "dataset.tokenizer.lowercase": "tests/data/test_tokenizer.py: of texts with capitals",
     "dataset.mix": "tests/tasks/test_mixture.py: several corpora",
     "dataset.empty": "tests/data/test_sources.py: an error or not",
     "model.pooling": "tests/model/test_label_loss.py: of classifiers",

@@ -56,6 +56,18 @@ def test_characters_give_every_text_that_they_were_trained_on_back(text):
     assert len(ids) == len(text)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
+def test_without_case_a_text_has_the_same_tokens_however_it_is_written(kind):
+    tokenizer = train(
+        kind, texts=[*TEXTS, "The Dog \u2581 SAT"], lowercase=True, vocab_size=290 if kind == "bpe" else 40
+    )
+    again = Tokenizer.from_json(tokenizer.to_json())
+    for each in (tokenizer, again):
+        assert each.encode(["THE CAT sat"]) == each.encode(["the cat sat"])
+        assert "Lowercase" in each.changes
+    assert train(kind, vocab_size=290 if kind == "bpe" else 40).changes == []
+
+
 def test_a_character_that_training_never_saw_is_unknown():
     tokenizer = train("char", texts=["abc"])
     assert tokenizer.encode(["abxc"])[0].count(tokenizer.unk) == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,14 +13,19 @@ from hypothesis import strategies as st
 from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.model.decoding import (
+    Decoder,
     Ends,
-    _beam_search,
+    Rules,
+    Wanted,
     continue_text,
+    continue_texts,
     make_picker,
     output_limit,
+    outputs_for,
     sampling_distribution,
     translate,
 )
+from tfx.model.decoding.beam import beam_search
 
 ENDS = Ends(bos=1, eos=2, pad=0)
 CPU = torch.device("cpu")
@@ -52,8 +58,8 @@ def best_of_all_sequences(model, source, limit, alpha):
     return without_pad(max(ended, key=ended.get))
 
 
-def plain_beam_search(next_log_probs, vocab, beam, limit, alpha):
-    """The search that `_beam_search` describes, with lists, for one sentence."""
+def plain_beams(next_log_probs, vocab, beam, limit, alpha):
+    """The search that `beam_search` describes, with lists, for one sentence: (tokens, score) from the best one on."""
     living, ended = [((), 0.0)], []
     for length in range(1, limit + 1):
         children = []
@@ -66,32 +72,40 @@ def plain_beam_search(next_log_probs, vocab, beam, limit, alpha):
         living = [child for child in children if child[0][-1] != ENDS.eos][:beam]
         if len(ended) == beam and living[0][1] / penalty(length, alpha) <= ended[-1][1]:
             break
-    return without_pad(ended[0][0] if ended else living[0][0])
+    return ended + [(prefix, score / penalty(length, alpha)) for prefix, score in living]
+
+
+def plain_beam_search(*arguments):
+    return without_pad(plain_beams(*arguments)[0][0])
 
 
 class Chain:
-    """Stands in for a model: the next token depends on sentence, position and last token, by a table (B, T, V, V)."""
+    """Stands in for a decoder: the next token depends on sentence, position and last token, by a table (B, T, V, V)."""
 
-    def __init__(self, tables):
-        self.tables, self.position = tables, -1
+    def __init__(self, tables, is_near=True):
+        self.tables, self.position, self.device, self.is_near = tables, -1, CPU, is_near
+        self.model = SimpleNamespace(architecture=SimpleNamespace(vocab_size=tables.shape[-1]))
 
-    def new_caches(self):
-        return []
-
-    def decode(self, last_N1, memory_BSD, mask, caches):
+    def step(self, last_N):
         self.position += 1
-        tables = self.tables[memory_BSD[:, 0, 0].long(), self.position]
-        tables = tables.repeat_interleave(len(last_N1) // len(tables), 0)
-        return tables[torch.arange(len(last_N1)), last_N1[:, 0]].unsqueeze(1)
+        tables = self.tables[:, self.position].repeat_interleave(len(last_N) // len(self.tables), 0)
+        return tables[torch.arange(len(last_N)), last_N].clone()
 
-    def project(self, hidden):
+    def logits(self, hidden):
         return hidden
 
+    def reorder(self, parents):
+        pass
 
-def search_chain(tables, beam, limits, alpha):
-    memory = torch.arange(len(tables)).view(-1, 1, 1).float()
+    def keep(self, going):
+        self.tables = self.tables[going]
+        return torch.tensor(going)
+
+
+def search_chain(tables, beam, limits, alpha, is_near=True):
     config = EvaluationConfig(method="beam", beam=beam, length_penalty=alpha)
-    return _beam_search(Chain(tables), memory, None, torch.tensor(limits), ENDS, config)
+    found = beam_search(Chain(tables, is_near), limits, ENDS, Rules(ENDS, config, CPU), config)
+    return [outputs[0].tokens for outputs in found]
 
 
 @pytest.fixture
@@ -139,7 +153,7 @@ def test_a_narrow_beam_keeps_what_a_search_without_cache_and_batch_keeps(make_mo
     assert translate(model, source, mask, torch.tensor(limits), ENDS, config) == expected
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     vocab=st.integers(3, 7),
@@ -147,8 +161,10 @@ def test_a_narrow_beam_keeps_what_a_search_without_cache_and_batch_keeps(make_mo
     limits=st.lists(st.integers(1, 8), min_size=1, max_size=4),
     alpha=st.sampled_from([0.0, 0.6, 1.0, 4.0]),
     eos=st.floats(-4, 2),
+    is_near=st.booleans(),
 )
-def test_beam_search_equals_a_search_with_lists(seed, vocab, beam, limits, alpha, eos):
+def test_beam_search_equals_a_search_with_lists(seed, vocab, beam, limits, alpha, eos, is_near):
+    """Also where the host looks at the results of several steps together."""
     generator = torch.Generator().manual_seed(seed)
     tables = torch.randn(len(limits), max(limits), vocab, vocab, generator=generator, dtype=torch.float64) * 2
     tables[..., ENDS.eos] += eos
@@ -163,7 +179,29 @@ def test_beam_search_equals_a_search_with_lists(seed, vocab, beam, limits, alpha
         )
         for table, limit in zip(tables, limits, strict=True)
     ]
-    assert search_chain(tables, beam, limits, alpha) == expected
+    assert search_chain(tables, beam, limits, alpha, is_near) == expected
+
+
+@pytest.mark.parametrize(("beam", "limits"), [(4, [6, 3]), (6, [2, 7])])
+def test_the_best_outputs_have_the_scores_and_log_probabilities_of_a_search_with_lists(beam, limits):
+    generator = torch.Generator().manual_seed(beam)
+    tables = (torch.randn(2, 7, 7, 7, generator=generator) * 2).log_softmax(-1)
+    config = EvaluationConfig(method="beam", beam=beam, length_penalty=0.6)
+    rules = Rules(ENDS, config, CPU)
+    found = beam_search(Chain(tables), limits, ENDS, rules, config, 3, detailed=True)
+    for outputs, table, limit in zip(found, tables, limits, strict=True):
+        expected = plain_beams(
+            lambda prefix, table=table: table[len(prefix), (ENDS.bos, *prefix)[-1]].tolist(), 7, beam, limit, 0.6
+        )
+        assert [output.tokens for output in outputs] == [without_pad(ids) for ids, _ in expected[:3]]
+        assert [output.score for output in outputs] == pytest.approx([score for _, score in expected[:3]], abs=1e-5)
+        for output, (ids, _) in zip(outputs, expected, strict=False):
+            if ENDS.pad in ids:
+                continue
+            chain = [ENDS.bos, *ids, ENDS.eos][: len(output.log_probs) + 1]
+            values = [table[place, chain[place], chain[place + 1]].item() for place in range(len(chain) - 1)]
+            assert output.log_probs == pytest.approx(values, abs=1e-5)
+            assert sum(values) / penalty(len(values), 0.6) == pytest.approx(output.score, abs=1e-5)
 
 
 def test_an_end_token_takes_no_place_of_a_living_prefix():
@@ -188,8 +226,10 @@ def test_beam_one_is_greedy(model, sources):
     greedy = translate(model, source, mask, limits, ENDS, EvaluationConfig(method="greedy"))
     config = EvaluationConfig(method="beam", beam=1)
     assert translate(model, source, mask, limits, ENDS, config) == greedy
-    searched = _beam_search(model, model.encode(source, mask), mask, limits, ENDS, config)
-    assert searched == [without_pad(ids) for ids in greedy]
+    with torch.inference_mode():
+        decoder = Decoder(model, 4, 1, model.encode(source, mask), mask)
+        searched = beam_search(decoder, limits.tolist(), ENDS, Rules(ENDS, config, CPU), config)
+    assert [outputs[0].tokens for outputs in searched] == [without_pad(ids) for ids in greedy]
 
 
 def test_greedy_takes_the_likeliest_token_until_the_end_or_the_limit(make_model, sources):
@@ -223,19 +263,42 @@ def test_other_sentences_of_the_batch_change_no_output(make_model, sources, conf
     assert together == alone
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "alibi"])
-@pytest.mark.parametrize(("prompt", "context"), [(5, 32), (5, 8), (8, 8), (13, 8), (2, 2), (4, 7)])
-def test_text_goes_on_as_if_computed_anew_and_slides_past_the_context(make_model, positions, prompt, context):
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "alibi", "relative"])
+@pytest.mark.parametrize("context", [32, 8, 7, 2])
+def test_texts_go_on_as_if_computed_anew_and_slide_past_the_context(make_model, positions, context):
+    """Prompts of different lengths together, each as if alone, with the log-probabilities of what is chosen."""
     model = make_model(family="lm", positions=positions, context=context, tied_embeddings="none")
-    tokens = torch.randint(0, 11, (prompt,), generator=torch.Generator().manual_seed(5)).tolist()
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(0, 11, (length,), generator=generator).tolist() for length in (5, 8, 13, 1)]
     pick = make_picker(EvaluationConfig(method="greedy"), 0, CPU)
-    added = continue_text(model, tokens, 20, -1, pick)
-    everything, start = list(tokens), max(0, prompt - context)
-    for _ in range(20):
-        if len(everything) - start > context:
-            start = len(everything) - context // 2
-        everything.append(int(model.project(model(torch.tensor([everything[start:]]))[0, -1]).argmax()))
-    assert added == everything[prompt:]
+    found = continue_texts(
+        model, prompts, Ends(-1, -1, 0), EvaluationConfig(new_tokens=20), pick, Wanted(detailed=True)
+    )
+    for prompt, output in zip(prompts, found, strict=True):
+        everything, start, values = list(prompt), max(0, len(prompt) - context), []
+        for _ in range(20):
+            if len(everything) - start > context:
+                start = len(everything) - context // 2
+            with torch.no_grad():
+                log_probs = model.project(model(torch.tensor([everything[start:]]))[0, -1]).log_softmax(-1)
+            everything.append(int(log_probs.argmax()))
+            values.append(float(log_probs.max()))
+        assert output.tokens == everything[len(prompt) :]
+        assert output.log_probs == pytest.approx(values, abs=1e-5)
+        assert output.score == pytest.approx(sum(values) / penalty(20, 1.0), abs=1e-5)
+
+
+@pytest.mark.parametrize("is_near", [True, False])
+def test_what_ends_leaves_the_batch_and_changes_no_other_text(make_model, is_near, monkeypatch):
+    """Also where the host looks at the tokens of several steps together."""
+    monkeypatch.setattr(Decoder, "is_near", is_near)
+    model = make_model(family="lm", tied_embeddings="none")
+    config, ends = EvaluationConfig(method="sample", new_tokens=25), Ends(1, 2, 0)
+    prompts = [[3, 4], [5], [6, 7, 8], [9, 10, 3, 4, 5]]
+    together = continue_texts(model, prompts, ends, config, make_picker(config, 1, CPU, range(4)))
+    alone = [continue_text(model, prompt, 25, 2, make_picker(config, 1, CPU, [i])) for i, prompt in enumerate(prompts)]
+    assert [output.tokens for output in together] == alone
+    assert len({len(tokens) for tokens in alone}) > 2
 
 
 def test_text_ends_before_the_end_token_and_at_the_number_of_new_tokens(make_model):
@@ -247,6 +310,29 @@ def test_text_ends_before_the_end_token_and_at_the_number_of_new_tokens(make_mod
     pick = make_picker(EvaluationConfig(method="sample"), 0, CPU)
     assert continue_text(model, [3, 4], 15, eos, pick) == added[: added.index(eos)]
     assert continue_text(model, [3, 4], 0, -1, pick) == []
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_outputs_begin_with_their_prefix_and_go_on_as_the_model_would(make_model, sources, method):
+    source, mask = sources
+    model = make_model(vocab=7, seed=5, tied_embeddings="none")
+    prefixes, limits = [[3, 6], [], [4], [5, 5, 5]], [7, 6, 5, 8]
+    config = EvaluationConfig(method=method, beam=3 if method == "beam" else 1)
+    wanted = Wanted(detailed=True, prefixes=prefixes)
+    found = outputs_for(model, source, mask, torch.tensor(limits), ENDS, config, wanted=wanted)
+    for i, (prefix, limit, outputs) in enumerate(zip(prefixes, limits, found, strict=True)):
+
+        def next_log_probs(text, i=i, prefix=prefix):
+            if len(text) < len(prefix):
+                return [0.0 if token == prefix[len(text)] else -math.inf for token in range(7)]
+            return log_probs(model, source[i : i + 1, : mask[i].sum()], text)
+
+        with torch.no_grad():
+            expected = plain_beam_search(next_log_probs, 7, config.beam, limit, 1.0)
+        if method == "beam":
+            assert outputs[0].tokens == expected
+        assert outputs[0].tokens[: len(prefix)] == prefix
+        assert outputs[0].log_probs[: len(prefix)] == [0.0] * len(prefix)
 
 
 def test_output_limit_grows_with_the_source_and_stays_inside_the_context():

@@ -110,7 +110,7 @@ def test_the_gradient_of_a_mixed_batch_is_the_mixture_of_two(predicts):
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("settings", [{"pooling": "first"}, {"pooling": "mean"}, {"pooling": "attention"}])
+@pytest.mark.parametrize("settings", [{"pooling": kind} for kind in ("first", "mean", "max", "attention")])
 @pytest.mark.parametrize("pooler", [False, True])
 def test_padding_changes_no_pooled_state(settings, pooler):
     model = Transformer(architecture_of("one", pooler=pooler, **settings)).eval()
@@ -125,6 +125,7 @@ def test_padding_changes_no_pooled_state(settings, pooler):
     pooled = {
         "first": lambda: memory[0],
         "mean": lambda: memory.mean(0),
+        "max": lambda: memory.max(0).values,
         "attention": lambda: (memory @ model.pooling.score.weight[0]).softmax(0) @ memory if model.pooling.score else 0,
     }[settings["pooling"]]()
     if pooler:
@@ -140,7 +141,7 @@ def test_types_of_mixed_pairs_are_mixed_like_their_tokens():
     batch.types_BS = torch.randint(0, 2, batch.source_BS.shape, generator=torch.Generator().manual_seed(5))
     partner, share = torch.arange(ROWS).roll(1), torch.full((ROWS,), 0.7)
     mixed = batch.mixed(partner, share)
-    found = model.embed(batch.source_BS, model.embedding, 0, mixed.mix.source, batch.types_BS)
+    found = model.embed(batch.source_BS, model.embedding, None, mixed.mix.source, batch.types_BS)
     real = batch.source_mask_BS.unsqueeze(-1)
     plain = model.embedding(batch.source_BS) * 4.0 * real + model.token_type(batch.types_BS) * 4.0
     expected = 0.7 * plain + 0.3 * plain[partner] + model.sinusoids[:5]

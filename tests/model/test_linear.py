@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from tfx.model.device import choose_precision
-from tfx.model.linear import Linear, _ReducedLinear, products_in, reduce_rows
+from tfx.model.linear import Linear, Product, _ReducedLinear, inference_product, products_in, reduce_rows
 
 
 def pair(shape, bias):
@@ -98,3 +98,16 @@ def test_padded_rows_are_zero(rows):
     assert padded.shape == (128 if rows <= 128 else 256, 3)
     assert torch.equal(padded[:rows], x.bfloat16())
     assert not padded[rows:].any()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_without_gradients_are_those_of_torch_for_few_and_many_rows(rows, bias, dtype):
+    torch.manual_seed(rows)
+    layer, x = Linear(64, 96, bias=bias).to(dtype), torch.randn(rows, 64, dtype=dtype)
+    expected = functional.linear(x, layer.weight, layer.bias)
+    with torch.inference_mode():
+        found = [layer(x), inference_product(x, layer.weight, layer.bias), Product(layer.weight, layer.bias)(x)]
+    for y in found:
+        torch.testing.assert_close(y, expected)

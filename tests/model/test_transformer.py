@@ -17,52 +17,6 @@ POSITIONS = ["sinusoidal", "learned", "rotary", "alibi", "relative"]
 SHAPES = pytest.mark.parametrize(("family", "positions"), [(f, p) for f in FAMILIES for p in POSITIONS])
 
 
-def in_steps(model, target, memory, mask, sizes):
-    caches, start, pieces = model.new_caches(), 0, []
-    for size in sizes:
-        pieces.append(model.decode(target[:, start : start + size], memory, mask, caches))
-        start += size
-    return torch.cat(pieces, dim=1)
-
-
-@SHAPES
-@pytest.mark.parametrize("sizes", [[1] * 7, [3, 1, 2, 1], [7]])
-@pytest.mark.parametrize("settings", [{}, {"kv_heads": 2, "qk_norm": True, "norm_position": "post"}])
-def test_cached_decoding_gives_the_hidden_states_of_teacher_forcing(
-    make_model, example, family, positions, sizes, settings
-):
-    model = make_model(family=family, positions=positions, **settings)
-    target, source, mask = example(family)
-    memory = model.encode(source, mask) if source is not None else None
-    torch.testing.assert_close(in_steps(model, target, memory, mask, sizes), model(target, source, mask))
-
-
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("settings", [{}, {"kv_heads": 1}])
-def test_hypotheses_share_one_memory_row_also_after_rows_are_selected(make_model, example, positions, settings):
-    model = make_model(positions=positions, **settings)
-    _, source, mask = example("seq2seq")
-    memory = model.encode(source, mask)
-    target = torch.randint(0, 11, (3 * 4, 6))
-    expected = model.decode(target, memory.repeat_interleave(4, 0), mask.repeat_interleave(4, 0))
-    caches = model.new_caches()
-    for step in range(3):
-        hidden = model.decode(target[:, step : step + 1], memory, mask, caches)
-        torch.testing.assert_close(hidden[:, 0], expected[:, step])
-    # Sentence 1 leaves; the hypotheses of the others are copied, dropped and reordered.
-    sentences = torch.tensor([0, 2])
-    rows = torch.tensor([2, 2, 0, 1, 11, 8, 8, 8])
-    for cache in caches:
-        cache.own.select(rows)
-        cache.cross.select(sentences)
-    expected = model.decode(
-        target[rows], memory[sentences].repeat_interleave(4, 0), mask[sentences].repeat_interleave(4, 0)
-    )
-    for step in range(3, 6):
-        hidden = model.decode(target[rows, step : step + 1], memory[sentences], mask[sentences], caches)
-        torch.testing.assert_close(hidden[:, 0], expected[:, step])
-
-
 @SHAPES
 def test_a_later_token_changes_no_earlier_hidden_state(make_model, example, family, positions):
     model = make_model(family=family, positions=positions)
@@ -109,7 +63,7 @@ def test_embedding_is_scaled_by_the_root_of_the_width_and_continues_at_the_offse
         expected = expected + model.sinusoids[5:8]
     if positions == "learned":
         expected = expected + model.position.weight[5:8] * 4.0
-    torch.testing.assert_close(model.embed(tokens, model.embedding, offset=5), expected)
+    torch.testing.assert_close(model.embed(tokens, model.embedding, slice(5, 8)), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -41,7 +41,8 @@ def data(folder):
 
 @pytest.fixture(scope="module")
 def run(folder, data):
-    assert main(["train", *data, *TINY, "trainer.budget.steps=60", f"hydra.run.dir={folder / 'run'}"]) == 0
+    words = ["trainer.budget.steps=60", "evaluation.attention_maps=1", f"hydra.run.dir={folder / 'run'}"]
+    assert main(["train", *data, *TINY, *words]) == 0
     return folder / "run"
 
 
@@ -63,9 +64,19 @@ def test_a_run_learns_and_its_other_commands_agree(run, data, capsys, monkeypatc
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts.encode())))
     assert main(["generate", str(run)]) == 0
     assert capsys.readouterr().out.splitlines() == [*(row["hypothesis"] for row in rows), ""]
+    assert main(["generate", str(run), "--json", "--beam", "3", "sun and snow"]) == 0
+    shown = capsys.readouterr()
+    record = json.loads(shown.out)
+    assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert max(record["probabilities"], key=record["probabilities"].get) == record["output"]
+    assert "--beam has no effect: classification writes no text" in shown.err
     page = (run / "report.html").read_text()
     assert "Labels of " in page
     assert "Texts by their right label" in page
+    (map_,) = json.loads((run / "attention.json").read_text())
+    assert map_["tokens_source"][0] == "<bos>"
+    assert map_["tokens_source"][-1] == "<eos>"
+    assert [layer["name"] for layer in map_["layers"]] == ["encoder 0 self"]
     assert main(["reproduce", str(run)]) == 0
 
 

@@ -21,7 +21,7 @@ from tfx.model.linear import Factored
 from tfx.model.rewiring import BlockPlan, multiplied, rewire_blocks, whole_block
 from tfx.model.transformer import Transformer, count_parameters, initialise, run_batch
 from tfx.tasks.seq2seq import Pairs, collate_pairs
-from tfx.techniques.calibration import Calibration
+from tfx.techniques.calibration import Calibration, in_order
 from tfx.techniques.factorize import Factorize, FactorizeSettings, LowRank, rank_for_share
 from tfx.techniques.prune import Prune
 from tfx.techniques.prune.settings import PruneSettings
@@ -175,7 +175,9 @@ def test_each_layer_is_fitted_to_the_inputs_that_the_products_before_it_give(bat
     # By hand: block after block, from the moments of a model whose earlier blocks are products already.
     calibration = Calibration(original, lambda count: batches)
     names = [name for name, weight in original.named_parameters() if ".blocks." in name and weight.ndim == 2]
-    for name, weight, moments in calibration.layers(names, 1):
+    calibration.request(1)
+    for name, moments in in_order(calibration.inputs(names)):
+        weight = dict(original.named_parameters())[name]
         rank = rank_for_share(*weight.shape, 0.5, 2)
         first, second = LowRank(weight, moments).factors(rank)
         with torch.no_grad():

@@ -58,7 +58,7 @@ def test_losses_are_the_same_combination_as_the_embeddings_and_padding_adds_noth
         + (1 - weight.view(-1, 1, 1)) * plain[partner]
         + model.sinusoids[: tokens.shape[1]]
     )
-    torch.testing.assert_close(model.embed(tokens, model.embedding, 0, mixed.mix.target), expected)
+    torch.testing.assert_close(model.embed(tokens, model.embedding, None, mixed.mix.target), expected)
 
     hidden = run_batch(model, mixed).flatten(0, 1)
     total, _ = projected_losses(hidden, model.output.weight, [(CrossEntropy(mixed.targets_and_weights()), 1.0)])

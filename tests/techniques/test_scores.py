@@ -103,12 +103,12 @@ def test_wanda_keeps_in_each_row_the_largest_products_with_the_norms_of_inputs(b
 
 
 def test_of_what_has_no_inputs_the_smallest_go_and_the_plan_says_so(batches):
-    model, stack = built("score=wanda", "embeddings=true", steps=0)
-    assert "by magnitude, outside of the matrices whose inputs are seen: embedding.weight" in str(stack.plan_for(model))
-    before = model.embedding.weight.detach().abs().clone()
+    model, stack = built("score=wanda", "vectors=true", steps=0)
+    assert "norms and biases, which multiply no inputs, by magnitude" in str(stack.plan_for(model))
+    with torch.no_grad():
+        model.decoder.norm.weight.copy_(torch.linspace(0.5, 2.0, 16))
     list(stack.finish(model, Calibration(model, lambda count: batches)))
-    for old, new in zip(before, model.embedding.weight, strict=True):
-        assert old[new == 0].max() <= old[new != 0].min()
+    assert torch.equal(model.decoder.norm.weight == 0, torch.arange(16) < 8)
 
 
 # --- SparseGPT --------------------------------------------------------------------------------------

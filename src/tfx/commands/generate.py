@@ -2,24 +2,84 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from tfx.config.schema import EvaluationConfig
-from tfx.config.tasks import facts_of
+from tfx.config.tasks import TaskFacts, facts_of
 from tfx.errors import UserError
 from tfx.record.arguments import Arguments
 from tfx.record.console import plain_console
 
+if TYPE_CHECKING:
+    from tfx.compression.checkpoint import LoadedModel
+
 _LINES_AT_ONCE = 256
+
+
+# Settings of `evaluation` that have an option, with its type and help.
+_SETTINGS: dict[str, tuple[type, str]] = {
+    "beam": (int, "hypotheses kept by beam search"),
+    "length_penalty": (float, "beam search: how much longer outputs are preferred; 0: not at all"),
+    "temperature": (float, "of sampling"),
+    "top_k": (int, "sampling: only the k likeliest tokens"),
+    "top_p": (float, "sampling: the likeliest tokens up to this mass"),
+    "new_tokens": (int, "largest number of tokens that a language model adds"),
+    "min_length": (int, "smallest number of tokens of an output"),
+    "no_repeat_ngram": (int, "no n-gram of this many tokens twice in a text"),
+    "repetition_penalty": (float, "divides the logits of tokens that a text has; 1: nothing"),
+    "engine": (str, "what decodes: torch (default), ctranslate2 or onnx"),
+    "engine_numbers": (str, "type of the weights of another engine: float32 (default), int8, …"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Decodes the texts, or the lines of stdin; prints only the results to stdout."""
+    options = _options(arguments)
+
+    from tfx.compression.checkpoint import load
+    from tfx.evaluation.engines.opening import open_engine
+    from tfx.evaluation.generation import describe_decoding
+    from tfx.exchange.importing import local_file
+
+    loaded = load(local_file(options.path), options.device)
+    task = facts_of(loaded.model.architecture.family, options.path)
+    config = _config(options, loaded.generation, task)
+    notes = plain_console(stderr=True)
+    for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task):
+        notes.print(f"note: {option}")
+    scored, used = describe_decoding(loaded.generation), describe_decoding(config)
+    if scored != used and task.decodes:
+        notes.print(f"note: decoding by {used}; the run was scored with {scored}")
+    loaded.model.engine = open_engine(loaded, config)
+    if loaded.model.engine is not None:
+        for note in loaded.model.engine.notes(config):
+            notes.print(f"note: {note}")
+    texts = [_as_utf8(text, number) for number, text in enumerate(options.texts, start=1)]
+    source = _Lines()
+    lines = iter(texts) if texts else source.read()
+    done = 0
+    while batch := list(islice(lines, _LINES_AT_ONCE)):
+        for number, text in enumerate(batch, start=done + 1):
+            if "\r" in text:
+                notes.print(f"note: line {number}: a carriage return in it ends no line here, unlike in data files")
+        for line in _decoded(options, loaded, config, batch, done, notes, is_stream=task.is_stream):
+            sys.stdout.write(line + "\n")
+        done += len(batch)
+        sys.stdout.flush()
+    if source.fault is not None:
+        raise source.fault
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> Any:
     parser = Arguments(
         "generate",
         "Decodes each TEXT, or each line of stdin. Text to text: its output; a language model: the text "
@@ -29,70 +89,82 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("path", type=Path, metavar="RUN|FILE", help="a run directory or a model file")
     parser.add_argument("texts", nargs="*", default=[], metavar="TEXT", help="inputs; none: the lines of stdin")
     parser.add_argument("--method", choices=("greedy", "beam", "sample"), help="default: what the run was scored with")
-    parser.add_argument("--beam", type=int, help="hypotheses kept by beam search")
-    parser.add_argument("--temperature", type=float, help="of sampling")
-    parser.add_argument("--top-k", type=int, help="sampling: only the k likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="sampling: the likeliest tokens up to this mass")
-    parser.add_argument("--new-tokens", type=int, help="largest number of tokens that a language model adds")
+    for name, (kind, doc) in _SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=doc)
+    parser.add_argument("--prefix", metavar="TEXT", help="text to text: what every output begins with")
     parser.add_argument("--seed", type=int, help="sampling: seed (default 1)")
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON object a line: the output, score, tokens, alignment; or labels"
+    )
+    parser.add_argument("--nbest", type=int, metavar="N", help="as --json, with the N best outputs of a beam")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
-    options = parser.read(arguments)
+    return parser.read(arguments)
 
-    from tfx.compression.checkpoint import load
+
+def _config(options: Any, kept: EvaluationConfig, task: TaskFacts) -> EvaluationConfig:
+    """The decoding that the options ask for; raises `UserError` for one that the task or the method does not have."""
     from tfx.config.checks import check_values
-    from tfx.evaluation.generation import describe_decoding, generate
-    from tfx.exchange.importing import local_file
+    from tfx.evaluation.generation import decoding_method
 
-    loaded = load(local_file(options.path), options.device)
-    names = ("method", "beam", "temperature", "top_k", "top_p", "new_tokens")
-    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    config = replace(loaded.generation, **chosen)
+    chosen = {name: getattr(options, name) for name in ("method", *_SETTINGS) if getattr(options, name) is not None}
+    config = replace(kept, **chosen)
     check_values(config, "evaluation.")
-    task = facts_of(loaded.model.architecture.family, options.path)
-    if not task.decodes:
+    if not task.decodes and not task.metrics:
         if config.method == "beam":
             raise UserError(f"--method beam is for text to text: {task.what} decodes by greedy or sample")
         config = replace(config, method="sample" if config.method == "auto" else config.method)
-    notes = plain_console(stderr=True)
-    for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task.decodes):
-        notes.print(f"note: {option}")
-    scored, used = describe_decoding(loaded.generation), describe_decoding(config)
-    if scored != used and task.decodes:
-        notes.print(f"note: decoding by {used}; the run was scored with {scored}")
-    texts = [_as_utf8(text, number) for number, text in enumerate(options.texts, start=1)]
-    source = _Lines()
-    lines = iter(texts) if texts else source.read()
-    done = 0
-    while batch := list(islice(lines, _LINES_AT_ONCE)):
-        for number, text in enumerate(batch, start=done + 1):
-            if "\r" in text:
-                notes.print(f"note: line {number}: a carriage return in it ends no line here, unlike in data files")
-        outputs = generate(
-            loaded.model,
-            loaded.tokenizer,
-            batch,
-            config,
-            seed=1 if options.seed is None else options.seed,
-            first=done,
-            note=lambda message: notes.print(f"note: {message}"),
-        )
-        done += len(batch)
-        for text, output in zip(batch, outputs, strict=True):
-            shown = output if not task.is_stream else (text + output).replace("\\", "\\\\").replace("\n", "\\n")
-            sys.stdout.write(shown.replace("\r", " ") + "\n")
-        sys.stdout.flush()
-    if source.fault is not None:
-        raise source.fault
-    return 0
+    if options.nbest is not None:
+        if options.nbest < 1:
+            raise UserError(f"--nbest {options.nbest} must be at least 1")
+        beam = config.beam if task.decodes and decoding_method(config) == "beam" else 1
+        if options.nbest > beam:
+            mend = f"name --method beam --beam {options.nbest}" if task.decodes else "that is for text to text"
+            raise UserError(f"--nbest {options.nbest} needs a beam of as many hypotheses (here {beam}): {mend}")
+    return config
 
 
-def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, decodes: bool) -> list[str]:
+def _decoded(
+    options: Any,
+    loaded: LoadedModel,
+    config: EvaluationConfig,
+    texts: list[str],
+    done: int,
+    notes: Console,
+    *,
+    is_stream: bool,
+) -> Iterator[str]:
+    """The line for each text; ``done`` is the number of texts before."""
+    from tfx.evaluation.generation import generate, generate_records
+
+    settings: dict[str, Any] = {
+        "seed": 1 if options.seed is None else options.seed,
+        "first": done,
+        "prefix": options.prefix or "",
+        "note": lambda message: notes.print(f"note: {message}"),
+    }
+    if options.json or options.nbest is not None:
+        records = generate_records(loaded.model, loaded.tokenizer, texts, config, best=options.nbest, **settings)
+        yield from (json.dumps(record, ensure_ascii=False) for record in records)
+        return
+    outputs = generate(loaded.model, loaded.tokenizer, texts, config, **settings)
+    for text, output in zip(texts, outputs, strict=True):
+        shown = output if not is_stream else (text + output).replace("\\", "\\\\").replace("\n", "\\n")
+        yield shown.replace("\r", " ")
+
+
+def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, task: TaskFacts) -> list[str]:
     """Notes which options have no effect, and why."""
     from tfx.evaluation.generation import ignored_settings
 
     reasons = ignored_settings(config)
-    if decodes:
+    if not task.decodes:
+        reasons["prefix"] = "only outputs of text to text have one"
+    if task.metrics:  # labels are no texts that are written
+        reasons = dict.fromkeys(("method", "prefix", "seed", *_SETTINGS), f"{task.what} writes no text")
+    if task.decodes:
         reasons["new_tokens"] = "an output of text to text ends by itself"
+    if options.json:
+        reasons.pop("length_penalty", "")  # it is part of the scores
     if config.top_k is not None and config.top_k >= vocab_size:
         reasons.setdefault("top_k", f"the vocabulary has {vocab_size:,} tokens")
     return [

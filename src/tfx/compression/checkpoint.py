@@ -1,9 +1,9 @@
 """The model file: one safetensors file with weights, architecture, tokenizer and generation defaults.
 
 docs/FORMAT.md specifies its two kinds. Version 1 stores the weights as plain tensors, which any tool can open.
-Version 3 is compressed: two streams of bytes hold all weights, and a compressed description says how each is
-stored. Version 2 is the same, except that it spells out the tokenizer's merges. `load` reads all three versions
-and never executes anything from a file.
+The others are compressed: two streams of bytes hold all weights, and a compressed description says how each is
+stored. Version 4 has the levels of dependent quantizers, version 3 none, and version 2 spells out the tokenizer's
+merges. `load` reads all four and never executes anything from a file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,13 @@ from tfx.model.device import choose_device
 from tfx.model.transformer import Transformer
 from tfx.record.directory import model_file
 
-FORMAT_VERSION = 3
-_DENSE, _FIRST_COMPRESSED = 1, 2
+FORMAT_VERSION = 4
+_DENSE, _FIRST_COMPRESSED, _WITHOUT_CONTEXTS = 1, 2, 3
 _TOKENIZER, _MERGES = "tokenizer", "merges"
 _DESCRIPTION, _PACKED, _CODED = "description", "packed", "coded"
 _ALIGNMENT = 64
+# Settings of the evaluation that are left out of a header at their defaults, because older files are without them.
+_LATER_SETTINGS = ("min_length", "no_repeat_ngram", "repetition_penalty", "engine", "engine_numbers")
 _STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -88,13 +90,17 @@ class TensorInfo:
 
 @dataclass
 class LoadedModel:
-    """A model read from a file, ready to run: in evaluation mode, fp32, on its device."""
+    """A model read from a file, ready to run: in evaluation mode, fp32, on its device.
+
+    ``grids`` are those of the quantized weights, where plain layers were asked for.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
     generation: EvaluationConfig
     path: Path
     tensors: list[TensorInfo]
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def save(
     facts: dict[str, Any] = {
         "architecture": model.architecture.to_dict(),
         "aliases": aliases,
-        "generation": asdict(generation),
+        "generation": _settings(generation),
     }
     if tokenizer.ends_documents:
         facts["ends_documents"] = True
@@ -188,6 +194,8 @@ def _save_compressed(
     if storage.int8:
         facts = {**facts, "activations": "int8"}
     description = {**facts, "tensors": streams.tensors, "tables": streams.tables}
+    if streams.contexts:
+        description["contexts"] = streams.contexts
     text, merges = split_merges(tokenizer)
     content = {
         _TOKENIZER: compress(text.encode()),
@@ -197,7 +205,8 @@ def _save_compressed(
         _CODED: streams.coded,
     }
     content = {name: data for name, data in content.items() if data}
-    header = {"format_version": FORMAT_VERSION, "checksum": checksum(b"", content)}
+    version = FORMAT_VERSION if streams.contexts else _WITHOUT_CONTEXTS
+    header = {"format_version": version, "checksum": checksum(b"", content)}
     write_container(path, {name: bytes_array(data) for name, data in content.items()}, header)
 
 
@@ -245,7 +254,7 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     model.eval().to(target)
     if kernels and header.raw.get("activations") == "int8":
         use_int8(model, grids, aliases)
-    return LoadedModel(model, tokenizer, header.generation, file, tensors)
+    return LoadedModel(model, tokenizer, header.generation, file, tensors, {} if kernels else grids)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -330,6 +339,16 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
     return Header(architecture, generation, account, version, raw)
 
 
+def _settings(generation: EvaluationConfig) -> dict[str, Any]:
+    """All settings; those that came after the first files only where they are not at their defaults.
+
+    What decodes is a matter of the machine, not of the model.
+    """
+    generation = replace(generation, engine="torch", engine_numbers="float32")
+    later = {name: getattr(EvaluationConfig, name) for name in _LATER_SETTINGS}
+    return {name: value for name, value in asdict(generation).items() if name not in later or value != later[name]}
+
+
 def _generation(record: dict[str, Any]) -> EvaluationConfig:
     """The settings that this version knows; raises `ValueError` if one has the wrong type or is not finite."""
     known = {}
@@ -399,7 +418,8 @@ def _read_compressed(
             raise ValueError("its header asks for more weights than its streams can hold")
         for record in records:
             read_layout(record)
-        stored = read_streams(Streams(packed, coded, records, header.raw["tables"]))
+        contexts = header.raw.get("contexts", []) if header.version > _WITHOUT_CONTEXTS else []
+        stored = read_streams(Streams(packed, coded, records, header.raw["tables"], contexts))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise damaged(file, error) from None
     grids = {name: piece.value for name, piece in stored.items() if isinstance(piece.value, Grid)}

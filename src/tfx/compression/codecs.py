@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tfx.compression.grid import Grid, spread
+from tfx.compression.levels import MAGNITUDES, MEANS, mean_of, starts
 from tfx.compression.packing import Symbols, gaps_to_mask, mask_to_gaps, mask_to_symbols, symbols_to_mask
+from tfx.compression.trellis import row_scales, split_scales
 
 Value = Tensor | Grid
 _FLOATS = {"f16": torch.float16, "f32": torch.float32}
 _NAMES = {dtype: name for name, dtype in _FLOATS.items()}
+TRELLIS_BITS = 8
+_EXPONENT_BITS = 5
 _MASK_WIDTHS = (1, 4, 8)
 _GAP_WIDTHS = (3, 4, 5, 6, 8)
 
@@ -43,11 +47,11 @@ class Sequence:
 class Layout:
     """How one tensor is stored; the file holds a record of it.
 
-    ``kind`` is ``dense``, ``scaled`` or ``codebook``. ``floats`` is the type of the dense values, the scales or
-    the codebook's entries. ``bits`` is the width of a code. ``grouping`` is the shape of the scales or of the
+    ``kind`` is ``dense``, ``scaled``, ``codebook`` or ``trellis``. ``floats`` is the type of the dense values, the
+    scales or the codebook's entries. ``bits`` is the width of a code. ``grouping`` is the shape of the scales or of the
     codebook. ``zero`` is the code that symbol 0 stands for; None: each scale has a zero point in the file.
     ``sparsity`` is ``none``, ``mask`` or ``gaps``, in symbols of ``sparsity_width`` bits; ``gaps`` counts the
-    gap symbols.
+    gap symbols. ``mean`` is that of the magnitudes of a trellis (`tfx.compression.levels`).
     """
 
     kind: str
@@ -58,6 +62,7 @@ class Layout:
     sparsity: str = "none"
     sparsity_width: int = 0
     gaps: int = 0
+    mean: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The record, without the values that equal their defaults."""
@@ -77,11 +82,13 @@ class Layout:
         return layout
 
     def _is_valid(self, shape: tuple[int, ...]) -> bool:
-        numbers = (self.bits, self.sparsity_width, self.gaps, *self.grouping)
+        numbers = (self.bits, self.sparsity_width, self.gaps, self.mean, *self.grouping)
         if any(type(number) is not int or number < 0 for number in numbers) or self.floats not in _FLOATS:
             return False
         widths = {"none": (0,), "mask": _MASK_WIDTHS, "gaps": range(2, 9)}.get(self.sparsity, ())
         if self.sparsity_width not in widths or self.gaps > (prod(shape) if self.sparsity == "gaps" else 0):
+            return False
+        if self.mean >= (MEANS if self.kind == "trellis" else 1):
             return False
         if self.kind == "dense":
             return self.bits == 0 and self.grouping == () and self.zero == 0
@@ -94,6 +101,8 @@ class Layout:
             return False
         if self.kind == "codebook":
             return across == 2**self.bits and self.zero is not None
+        if self.kind == "trellis":
+            return across == 1 and self.bits == TRELLIS_BITS and self.zero == 0 and self.sparsity == "none"
         return (
             self.kind == "scaled"
             and across >= 1
@@ -107,6 +116,8 @@ class Layout:
             text = f"dense {self.floats}"
         elif self.kind == "codebook":
             text = f"{self.bits} bit, codebook {self.floats}" + (" per row" if self.grouping[0] > 1 else "")
+        elif self.kind == "trellis":
+            text = f"trellis, scale {self.floats}" + (" per row" if self.grouping[0] > 1 else "")
         else:
             per = " per tensor" if prod(self.grouping) == 1 else f" x {prod(self.grouping):,}"
             text = f"{self.bits} bit, scale {self.floats}{per}" + (", zero points" if self.zero is None else "")
@@ -115,6 +126,47 @@ class Layout:
 
 _MISSING = object()
 _DEFAULTS = {field.name: field.default for field in fields(Layout) if field.name not in ("kind", "floats")}
+
+
+def encode_trellis(
+    grid: Grid,
+) -> tuple[Layout, list[Sequence], NDArray[np.int16], NDArray[np.int64]]:
+    """The layout of a trellis' grid and its scales; its levels, which `tfx.compression.levels` codes, and with them the
+    means that its rows begin with.
+
+    Raises `ValueError` if the layout cannot hold them.
+    """
+    assert grid.scale is not None
+    levels_RC = grid.levels().cpu().numpy()
+    scale = _finite(grid.scale.detach().cpu().float())
+    if grid.bits != TRELLIS_BITS or int(np.abs(levels_RC).max(initial=0)) >= MAGNITUDES:
+        raise ValueError(f"the levels of a trellis must be below {MAGNITUDES}, in codes of {TRELLIS_BITS} bits")
+    bases, exponents_R = split_scales(scale)
+    floats = torch.float16 if torch.equal(bases.half().float(), bases) else torch.float32
+    own = [] if scale.numel() == 1 else [Sequence(exponents_R.to(torch.uint8).numpy(), _EXPONENT_BITS)]
+    bases = bases if own else bases[:1]
+    rows = exponents_R.expand(len(levels_RC)).numpy()
+    layout = Layout("trellis", _NAMES[floats], grid.bits, tuple(scale.shape), mean=mean_of(levels_RC, rows))
+    return layout, [*_planes(_float_bits(bases.to(floats))), *own], levels_RC, starts(layout.mean, rows)
+
+
+@dataclass(frozen=True)
+class TrellisHead:
+    """What stands before the levels of a trellis: its scales (R, 1) or (1, 1) in fp32, and each row's first mean."""
+
+    scale: Tensor
+    begins_R: NDArray[np.int64]
+
+
+def decode_trellis_head(layout: Layout, rows: int, take: Callable[[int, int], Symbols]) -> TrellisHead:
+    """The scales of a trellis with so many rows; ``take(width, count)`` returns the next sequence."""
+    floats = _FLOATS[layout.floats]
+    by_row = layout.grouping[0] > 1
+    bases = _finite(torch.from_numpy(_take_bits(floats, 1 + by_row, take)).view(floats)).float()
+    exponents_R = torch.zeros(1, dtype=torch.int64)
+    if by_row:
+        exponents_R = torch.from_numpy(take(_EXPONENT_BITS, rows).astype(np.int64))
+    return TrellisHead(row_scales(bases, exponents_R), starts(layout.mean, exponents_R.expand(rows).numpy()))
 
 
 def encode_tensor(value: Value, dtype: torch.dtype, size: Callable[[Sequence], float]) -> tuple[Layout, list[Sequence]]:
@@ -166,8 +218,8 @@ def decode_tensor(layout: Layout, shape: tuple[int, ...], take: Callable[[int, i
     if layout.kind == "dense":
         bits = scatter(_take_bits(floats, stored, take))
         return _finite(torch.from_numpy(bits).view(floats)).view(shape)
-    per_group = _finite(torch.from_numpy(_take_bits(floats, prod(layout.grouping), take)).view(floats))
-    per_group = per_group.view(layout.grouping)
+    bits_N = _take_bits(floats, prod(layout.grouping), take)
+    per_group = _finite(torch.from_numpy(bits_N).view(floats)).view(layout.grouping)
     zero = None
     if layout.zero is None:
         zero = torch.from_numpy(take(layout.bits, prod(layout.grouping))).view(layout.grouping)

@@ -58,8 +58,9 @@ def bits_per_symbol(table: Table) -> NDArray[np.float64]:
 def encode_symbols(parts: Sequence[tuple[Symbols, Table]]) -> bytes:
     """Codes the parts in order, each with its table, as little-endian 32-bit words."""
     coder = constriction.stream.stack.AnsCoder()
+    models = {table.tobytes(): _model(table) for table in {table.tobytes(): table for _, table in parts}.values()}
     for symbols, table in reversed(parts):
-        coder.encode_reverse(symbols.astype(np.int32), _model(table))
+        coder.encode_reverse(symbols.astype(np.int32), models[table.tobytes()])
     return np.asarray(coder.get_compressed(), dtype="<u4").tobytes()
 
 
@@ -70,10 +71,15 @@ class Decoder:
         """Raises `ValueError` if no coder could have made these words."""
         words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
         self._coder = constriction.stream.stack.AnsCoder(words)
+        # Many short pieces share few tables.
+        self._models: dict[bytes, constriction.stream.model.Model] = {}
 
     def take(self, table: Table, count: int) -> Symbols:
         """The next ``count`` symbols. Altered data gives wrong symbols, but none outside the table's range."""
-        return np.asarray(self._coder.decode(_model(table), count)).astype(np.uint8)
+        key = table.tobytes()
+        if key not in self._models:
+            self._models[key] = _model(table)
+        return np.asarray(self._coder.decode(self._models[key], count)).astype(np.uint8)
 
     def is_empty(self) -> bool:
         """Whether nothing is left. Unaltered data is empty once every symbol is taken."""

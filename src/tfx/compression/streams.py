@@ -7,30 +7,46 @@ order, the other holds all coded ones, and sequences with similar statistics sha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from tfx.compression.codecs import Layout, Sequence, Value, decode_tensor, encode_tensor
+from tfx.compression.codecs import (
+    TRELLIS_BITS,
+    Layout,
+    Sequence,
+    TrellisHead,
+    Value,
+    decode_tensor,
+    decode_trellis_head,
+    encode_tensor,
+    encode_trellis,
+)
 from tfx.compression.entropy import Decoder, Histogram, Table, bits_per_symbol, encode_symbols, fit_table
+from tfx.compression.grid import Grid
+from tfx.compression.levels import CONTEXTS, MAGNITUDES, read_magnitudes, write_levels
 from tfx.compression.packing import Symbols, pack, packed_size, unpack
 
 PACKED = -1
 _ROUNDS = 4
+# About what a table takes in the file, besides a byte for each of its counts.
+_TABLE_BITS = 32.0
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The two streams, and what a reader needs besides: one record per tensor, and the tables."""
+    """The two streams, and what a reader needs besides: one record per tensor, the tables, and those of contexts."""
 
     packed: bytes
     coded: bytes
     tensors: list[dict[str, Any]]
     tables: list[str]
+    contexts: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,14 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         histogram = _histogram(sequence)
         return min(packed, float(histogram @ bits_per_symbol(fit_table(histogram))) + _table_bits(histogram))
 
-    encoded = {name: encode_tensor(value, dtype, size) for name, value in values.items()}
+    levels, begins = {}, {}
+    encoded = {}
+    for name, value in values.items():
+        if isinstance(value, Grid) and value.trellis:
+            layout, parts, levels[name], begins[name] = encode_trellis(value)
+            encoded[name] = layout, parts
+        else:
+            encoded[name] = encode_tensor(value, dtype, size)
     sequences = [sequence for _, parts in encoded.values() for sequence in parts]
     tables, choices = _share_tables(sequences) if entropy else ([], [PACKED] * len(sequences))
     coded, packed = [], []
@@ -68,7 +91,15 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         shape = value.shape if isinstance(value, torch.Tensor) else value.codes_RC.shape
         coding = [next(remaining) for _ in parts]
         records.append({"name": name, "shape": list(shape), **layout.to_dict(), "tables": coding})
-    return Streams(b"".join(packed), encode_symbols(coded), records, [table.tobytes().hex() for table in tables])
+    contexts = []
+    if levels:
+        in_context = write_levels(levels, begins, _TABLE_BITS)
+        contexts = [len(tables) + choice for choice in in_context.choices]
+        tables += in_context.tables
+        coded += in_context.pieces
+        packed.append(in_context.signs)
+    texts = [table.tobytes().hex() for table in tables]
+    return Streams(b"".join(packed), encode_symbols(coded), records, texts, contexts)
 
 
 def read_streams(streams: Streams) -> dict[str, Stored]:
@@ -79,20 +110,36 @@ def read_streams(streams: Streams) -> dict[str, Stored]:
     tables = [np.frombuffer(bytes.fromhex(table), dtype=np.uint8) for table in streams.tables]
     prices = [bits_per_symbol(table) for table in tables]
     reader = _Reader(streams, tables, prices)
-    values, layouts, spent = [], [], []
+    values: dict[str, Value] = {}
+    layouts: dict[str, Layout] = {}
+    heads: dict[str, TrellisHead] = {}
+    # Packed bytes and coded bits of each tensor.
+    spent: dict[str, list[float]] = {}
     for record in streams.tensors:
-        layouts.append(read_layout(record))
-        values.append(decode_tensor(layouts[-1], tuple(record["shape"]), reader.tensor(record["tables"])))
-        spent.append((reader.packed_bytes, reader.coded_bits))
+        name, shape = record["name"], tuple(record["shape"])
+        layout = layouts[name] = read_layout(record)
+        before = reader.packed_bytes, reader.coded_bits
+        take = reader.tensor(record["tables"])
+        if layout.kind == "trellis":
+            heads[name] = decode_trellis_head(layout, shape[0], take)
+        else:
+            values[name] = decode_tensor(layout, shape, take)
+        spent[name] = [reader.packed_bytes - before[0], reader.coded_bits - before[1]]
+    if heads:
+        shapes = {record["name"]: tuple(record["shape"]) for record in streams.tensors if record["name"] in heads}
+        for name, (levels_RC, packed, coded) in reader.levels(shapes, heads, streams.contexts).items():
+            values[name] = Grid(levels_RC + MAGNITUDES, TRELLIS_BITS, heads[name].scale, trellis=True)
+            spent[name] = [spent[name][0] + packed, spent[name][1] + coded]
     reader.finish()
     # The coded stream is one long number. A tensor's share of its bytes is in proportion to its symbols' cost in bits.
     scale = len(streams.coded) / reader.coded_bits if reader.coded_bits else 0.0
-    ends = [0, *(packed + round(coded * scale) for packed, coded in spent)]
+    sums = np.cumsum([spent[record["name"]] for record in streams.tensors] or [[0.0, 0.0]], axis=0)
+    ends = [0, *(round(packed) + round(coded * scale) for packed, coded in sums.tolist())]
     if ends[-1] != len(streams.packed) + len(streams.coded):
         raise ValueError("its streams hold more than its tensors need")
     return {
-        record["name"]: Stored(value, layout, end - start)
-        for record, value, layout, (start, end) in zip(streams.tensors, values, layouts, pairwise(ends), strict=True)
+        name: Stored(values[name], layouts[name], end - start)
+        for name, (start, end) in zip(layouts, pairwise(ends), strict=True)
     }
 
 
@@ -118,11 +165,7 @@ class _Reader:
         def take(width: int, count: int) -> Symbols:
             choice = next(remaining, None)
             if choice == PACKED:
-                start, end = self.packed_bytes, self.packed_bytes + packed_size(width, count)
-                if end > len(self._packed):
-                    raise ValueError("its packed stream is too short")
-                self.packed_bytes = end
-                return unpack(self._packed[start:end], width, count)
+                return self._unpacked(width, count)
             if type(choice) is not int or not 0 <= choice < len(self._tables):
                 raise ValueError("a sequence names a table that does not exist")
             if len(self._tables[choice]) != 2**width:
@@ -132,6 +175,37 @@ class _Reader:
             return symbols
 
         return take
+
+    def levels(
+        self, shapes: dict[str, tuple[int, ...]], heads: dict[str, TrellisHead], contexts: list[int]
+    ) -> dict[str, tuple[Tensor, int, float]]:
+        """The levels (R, C) of all trellises, uint8 modulo 256, with packed bytes and coded bits of each."""
+        if len(contexts) != CONTEXTS or any(type(number) is not int for number in contexts):
+            raise ValueError("its contexts are not what its format has")
+        if not all(0 <= number < min(256, len(self._tables)) for number in contexts):
+            raise ValueError("a context names a table that does not exist")
+        if any(len(self._tables[number]) != MAGNITUDES for number in contexts):
+            raise ValueError("a frequency table has the wrong length")
+        begins = {name: head.begins_R for name, head in heads.items()}
+        read = read_magnitudes(shapes, begins, self._decoder, self._tables, contexts)
+        found = {}
+        for name in shapes:
+            magnitude_RC, bits = read[name]
+            self.coded_bits += bits
+            start = self.packed_bytes
+            is_stored = magnitude_RC != 0
+            level_RC = np.ascontiguousarray(magnitude_RC)
+            signs = self._unpacked(1, int(is_stored.sum()))
+            level_RC[is_stored] = np.where(signs, -level_RC[is_stored], level_RC[is_stored])
+            found[name] = torch.from_numpy(level_RC), self.packed_bytes - start, bits
+        return found
+
+    def _unpacked(self, width: int, count: int) -> Symbols:
+        start, end = self.packed_bytes, self.packed_bytes + packed_size(width, count)
+        if end > len(self._packed):
+            raise ValueError("its packed stream is too short")
+        self.packed_bytes = end
+        return unpack(self._packed[start:end], width, count)
 
     def finish(self) -> None:
         if not self._decoder.is_empty() or self.packed_bytes != len(self._packed):
@@ -147,7 +221,7 @@ def _histogram(sequence: Sequence) -> Histogram:
 
 def _table_bits(histogram: Histogram) -> float:
     """An estimate of a table's size in the file, in bits."""
-    return 8.0 * (4 + np.count_nonzero(histogram))
+    return _TABLE_BITS + 8.0 * np.count_nonzero(histogram)
 
 
 def _share_tables(sequences: list[Sequence]) -> tuple[list[Table], list[int]]:

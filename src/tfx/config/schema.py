@@ -179,10 +179,10 @@ class ModelConfig:
     )
     pooling: str = setting(
         "mean",
-        "classification: how the states of a text become one: that of the first token, their mean, or a mean with "
-        "learned weights",
-        choices=("first", "mean", "attention"),
-        paper="Devlin 2019, arXiv 1810.04805; Lin 2017, arXiv 1703.03130",
+        "classification: how the states of a text become one: that of the first token, their mean, their maximum, or a "
+        "mean with learned weights",
+        choices=("first", "mean", "max", "attention"),
+        paper="Devlin 2019, arXiv 1810.04805; Kim 2014, arXiv 1408.5882; Lin 2017, arXiv 1703.03130",
     )
     pooler: bool = setting(
         False,
@@ -219,6 +219,7 @@ class TokenizerConfig:
         8000, "entries, special tokens included (char: the largest number)", minimum=8, maximum=1000000
     )
     split_digits: bool = setting(False, "every digit is a separate token")
+    lowercase: bool = setting(False, "texts are read in lower case, and outputs written in it: for classification")
     rows: int = setting(
         1_000_000,
         "most rows of the training split that it is trained on: of more, evenly spaced ones; of a stream, the first",
@@ -235,7 +236,7 @@ class SplitConfig:
 
     train: list[str] = setting(["train"], "names of the training split")
     valid: list[str] = setting(["valid", "validation", "val", "dev"], "names of the validation split")
-    test: list[str] = setting(["test"], "names of the test split")
+    test: list[str] = setting(["test"], "names of the test split; none: it is not read")
 
 
 @dataclass
@@ -595,6 +596,21 @@ class EvaluationConfig:
     top_p: float | None = setting(
         None, "sample: the likeliest tokens up to this mass", above=0, maximum=1, paper="Holtzman 2020"
     )
+    min_length: int = setting(0, "shortest output: no end before", minimum=0, maximum=100000, unit="tokens")
+    no_repeat_ngram: int = setting(
+        0,
+        "a text has no n-gram of this many tokens twice; 0: it may",
+        minimum=0,
+        maximum=1000,
+        paper="Paulus 2017, arXiv 1705.04304",
+    )
+    repetition_penalty: float = setting(
+        1.0,
+        "what divides positive logits, and multiplies negative ones, of tokens that the text has; 1: nothing",
+        minimum=1,
+        maximum=100,
+        paper="Keskar 2019, arXiv 1909.05858",
+    )
     max_length_ratio: float = setting(
         2.0, "longest output: ratio * source length + 10", above=0, maximum=1000, unit="tokens"
     )
@@ -603,6 +619,14 @@ class EvaluationConfig:
     decode_valid: int | None = setting(None, "validation examples decoded at the end; null: all", minimum=1)
     attention_maps: int = setting(
         0, "test inputs whose attention weights are kept for the report", minimum=0, maximum=20
+    )
+    engine: str = setting(
+        "torch",
+        "what decodes in `tfx evaluate` and `tfx generate`: the model itself, or another library (its extra)",
+        choices=("torch", "ctranslate2", "onnx"),
+    )
+    engine_numbers: str = setting(
+        "float32", "type of the weights of another engine", choices=("float32", "int8", "int8_float32", "int16")
     )
     latency_inputs: int = setting(50, "inputs timed one at a time for the latency", minimum=1)
 

@@ -102,6 +102,8 @@ def load_corpus(config: DatasetConfig) -> Corpus:
         nameless = content
     elif config.format in _EMBEDDED:
         raw, content = generated(config)
+        if not config.splits.test:
+            raw.pop("test", None)
         nameless = content
     else:
         raise UserError(_needs_files(config))

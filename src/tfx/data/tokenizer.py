@@ -430,6 +430,8 @@ def _train_bpe(config: TokenizerConfig, texts: Iterable[str], prefix_space: bool
             "byte-level BPE holds the 256 bytes and the special tokens"
         )
     backend = tokenizers.Tokenizer(models.BPE())
+    if config.lowercase:
+        backend.normalizer = normalizers.Lowercase()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     backend.pre_tokenizer = _with_digits(config, byte_level)
     backend.decoder = decoders.ByteLevel()
@@ -448,10 +450,13 @@ def _train_unigram(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.
     backend = tokenizers.Tokenizer(models.Unigram())
     backend.pre_tokenizer = _with_digits(config, pre_tokenizers.Metaspace(replacement=SPACE))
     backend.decoder = decoders.Metaspace(replacement=SPACE)
+    changes: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
     # Only then, so that of all other texts the tokenizer is the one that it always was, and earlier runs go on.
     if any(SPACE in text for text in texts):
-        backend.normalizer = normalizers.Replace(SPACE, _TYPED_SPACE)
+        changes.append(normalizers.Replace(SPACE, _TYPED_SPACE))
         backend.decoder = decoders.Sequence([backend.decoder, decoders.Replace(_TYPED_SPACE, SPACE)])
+    if changes:
+        backend.normalizer = changes[0] if len(changes) == 1 else normalizers.Sequence(changes)
     trainer = trainers.UnigramTrainer(
         vocab_size=config.vocab_size, special_tokens=list(SPECIAL), unk_token=UNK, show_progress=False
     )
@@ -472,12 +477,14 @@ def _train_char(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tok
     """One token per character of the training text, for the most frequent ones up to ``vocab_size``."""
     counts: dict[str, int] = {}
     for text in texts:
-        for character in text:
+        for character in normalizers.Lowercase().normalize_str(text) if config.lowercase else text:
             counts[character] = counts.get(character, 0) + 1
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     kept = sorted(ranked[: config.vocab_size - len(SPECIAL)])
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *kept])}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    if config.lowercase:
+        backend.normalizer = normalizers.Lowercase()
     backend.add_special_tokens(list(SPECIAL))
     # (?m:) lets the dot match a line end in the regex dialect of the library.
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"(?m:.)"), "isolated")

@@ -48,7 +48,11 @@ def record_attention(
     rows = []
     try:
         for source, target in inputs:
-            source_ids = [*tokenizer.encode([source])[0][: longest - 1], tokenizer.eos] if source is not None else []
+            begin = [] if model.architecture.outputs is None else [tokenizer.bos]
+            source_ids = []
+            if source is not None:
+                ids = tokenizer.encode([source])[0][: longest - 1 - len(begin)]
+                source_ids = [*begin, *ids, tokenizer.eos]
             target_ids = tokenizer.encode([target])[0]
             target_ids = [tokenizer.bos, *target_ids] if source is not None else target_ids
             target_ids = target_ids[:longest]

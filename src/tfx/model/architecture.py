@@ -167,6 +167,19 @@ class Architecture:
             outputs=outputs,
         )
 
+    def to_config(self, model: ModelConfig) -> ModelConfig:
+        """The settings of this architecture, with the rates and the name of ``model``.
+
+        Blocks that differ, or heads of another width than the model's by their number, have no setting: that of the
+        first block, and that of ``model``, stand for them.
+        """
+        shape = (self.decoder or self.encoder)[0]
+        same = {f.name: getattr(self, f.name) for f in fields(self) if hasattr(model, f.name)}
+        heads = shape.heads if self.width == shape.heads * self.head_width else model.heads
+        kv_heads = shape.kv_heads if heads == shape.heads and shape.kv_heads != heads else None
+        counts = {"encoder_layers": len(self.encoder), "decoder_layers": len(self.decoder)}
+        return replace(model, **same, **counts, heads=heads, kv_heads=kv_heads, ffn_width=shape.ffn)
+
     def to_dict(self) -> dict[str, Any]:
         """The architecture as plain JSON values.
 

@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped queries, QK-norm, rotary or ALiBi positions, and a key/value cache.
+"""Multi-head attention with grouped queries, QK-norm, and rotary, ALiBi or relative positions.
 
 Shapes: B batch, T query positions, S key positions, D model width, H query heads, G key/value heads,
 K head width.
@@ -31,37 +31,6 @@ class Bias:
     causal: bool = False
     distance_TS: Tensor | None = None
     bucket_TS: Tensor | None = None
-
-
-class KeyValueCache:
-    """Keys and values of one attention layer, (B, G, S, K) each, which grow during decoding.
-
-    A cross-attention cache may have fewer rows than the queries, because all hypotheses of a sentence share
-    one copy of its source.
-    """
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """The number of positions held."""
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def append(self, keys_BGSK: Tensor, values_BGSK: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends positions; returns all keys and values."""
-        if self.keys is not None and self.values is not None:
-            keys_BGSK = torch.cat([self.keys, keys_BGSK], dim=2)
-            values_BGSK = torch.cat([self.values, values_BGSK], dim=2)
-        self.keys, self.values = keys_BGSK, values_BGSK
-        return keys_BGSK, values_BGSK
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps the given rows of the batch, in the given order."""
-        if self.keys is not None and self.values is not None:
-            self.keys = self.keys.index_select(0, rows)
-            self.values = self.values.index_select(0, rows)
 
 
 class Attention(nn.Module):
@@ -107,38 +76,20 @@ class Attention(nn.Module):
         memory_BSD: Tensor | None,
         bias: Bias,
         rotary: tuple[Tensor, Tensor] | None = None,
-        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Attends from ``x`` to ``memory`` (None: to itself); returns (B, T, D).
-
-        With a cache, self-attention appends this call's positions to it, and cross-attention fills it once.
-        A cross-attention cache may have fewer rows than ``x``: each row then serves B / rows consecutive
-        rows of ``x``.
-        """
-        if self._is_joint(x_BTD, memory_BSD, bias, rotary, cache):
+        """Attends from ``x`` to ``memory`` (None: to itself); returns (B, T, D)."""
+        if self._is_joint(x_BTD, memory_BSD, bias, rotary):
             return self._joint(x_BTD, memory_BSD, bias, rotary)
+        origin = x_BTD if memory_BSD is None else memory_BSD
         q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
+        k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
+        v_BGSK = self._split(self.v(origin), self.kv_heads, None)
         if rotary is not None:
-            q_BHTK = rotate(q_BHTK, *rotary)
-        if memory_BSD is not None and cache is not None and cache.keys is not None and cache.values is not None:
-            k_BGSK, v_BGSK = cache.keys, cache.values
-        else:
-            origin = x_BTD if memory_BSD is None else memory_BSD
-            k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
-            v_BGSK = self._split(self.v(origin), self.kv_heads, None)
-            if rotary is not None:
-                k_BGSK = rotate(k_BGSK, *rotary)
-            if cache is not None:
-                k_BGSK, v_BGSK = cache.append(k_BGSK, v_BGSK)
+            q_BHTK, k_BGSK = rotate(q_BHTK, *rotary), rotate(k_BGSK, *rotary)
         if self.kv_heads != self.heads:
             group = self.heads // self.kv_heads
             k_BGSK = k_BGSK.repeat_interleave(group, dim=1)
             v_BGSK = v_BGSK.repeat_interleave(group, dim=1)
-        rows, queries, shared = x_BTD.shape[0], x_BTD.shape[1], k_BGSK.shape[0]
-        if shared != rows:
-            # The hypotheses of a sentence become extra query positions of its single memory row.
-            q_BHTK = q_BHTK.view(shared, rows // shared, self.heads, queries, self.head_width)
-            q_BHTK = q_BHTK.transpose(1, 2).reshape(shared, self.heads, -1, self.head_width)
         out = functional.scaled_dot_product_attention(
             q_BHTK,
             k_BGSK,
@@ -147,10 +98,7 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=bias.causal,
         )
-        if shared != rows:
-            out = out.view(shared, self.heads, rows // shared, queries, self.head_width)
-            out = out.transpose(1, 2).reshape(rows, self.heads, queries, self.head_width)
-        return self.o(out.transpose(1, 2).reshape(rows, queries, self.heads * self.head_width))
+        return self.o(out.transpose(1, 2).flatten(2))
 
     def _is_joint(
         self,
@@ -158,12 +106,11 @@ class Attention(nn.Module):
         memory_BSD: Tensor | None,
         bias: Bias,
         rotary: tuple[Tensor, Tensor] | None,
-        cache: KeyValueCache | None,
     ) -> bool:
         """Whether this is a step of a training on a CPU that `attend` is made for."""
         plain = self.q_norm is None and self.slopes is None and self.relative_bias is None
         plain = plain and self.kv_heads == self.heads and not self.dropout
-        if not (self.training and plain and cache is None and x_BTD.device.type == "cpu"):
+        if not (self.training and plain and x_BTD.device.type == "cpu"):
             return False
         if x_BTD.dtype != torch.float32 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False

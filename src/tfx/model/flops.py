@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.decoding.decoder import MOST_SHARING
 
 
 def forward_flops(architecture: Architecture, rows: int, source_length: int, target_length: int) -> float:
@@ -18,8 +19,12 @@ def forward_flops(architecture: Architecture, rows: int, source_length: int, tar
 
 
 def decoding_flops(architecture: Architecture, source_length: int, target_length: int, hypotheses: int) -> float:
-    """FLOPs of the matrix products in decoding one source with caches: ``target_length`` steps of all hypotheses."""
-    attended = target_length * (target_length + 1) // 2
+    """FLOPs of the matrix products in decoding one source with caches: ``target_length`` steps of all hypotheses.
+
+    Hypotheses that share their keys have scores for those of all, most of them masked.
+    """
+    sharing = hypotheses if hypotheses <= MOST_SHARING else 1
+    attended = sharing * target_length * (target_length + 1) // 2
     once = _encoder_flops(architecture, source_length) + _memory_flops(architecture, source_length)
     return once + hypotheses * _decoder_flops(architecture, target_length, attended, source_length)
 

@@ -11,17 +11,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tfx.model.architecture import GATED, Architecture, BlockShape
-from tfx.model.attention import Attention, Bias, KeyValueCache
+from tfx.model.attention import Attention, Bias
 from tfx.model.dropout import Dropout
 from tfx.model.linear import Linear, factor_layer
-
-
-class BlockCache:
-    """The self-attention and cross-attention caches of one decoder block."""
-
-    def __init__(self) -> None:
-        self.own = KeyValueCache()
-        self.cross = KeyValueCache()
 
 
 def make_norm(architecture: Architecture) -> nn.Module:
@@ -122,21 +114,19 @@ class Block(nn.Module):
         memory_BSD: Tensor | None = None,
         memory_bias: Bias | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
-        cache: BlockCache | None = None,
     ) -> Tensor:
         """Returns (B, T, D)."""
-        own, cross = (cache.own, cache.cross) if cache is not None else (None, None)
         if self.pre:
-            x_BTD = self.dropout.add(x_BTD, self.attention(self.attention_norm(x_BTD), None, bias, rotary, own))
+            x_BTD = self.dropout.add(x_BTD, self.attention(self.attention_norm(x_BTD), None, bias, rotary))
             if self.cross is not None and self.cross_norm is not None:
                 assert memory_bias is not None
-                mixed = self.cross(self.cross_norm(x_BTD), memory_BSD, memory_bias, None, cross)
+                mixed = self.cross(self.cross_norm(x_BTD), memory_BSD, memory_bias)
                 x_BTD = self.dropout.add(x_BTD, mixed)
             return self.dropout.add(x_BTD, self.ffn(self.ffn_norm(x_BTD)))
-        x_BTD = self.attention_norm(self.dropout.add(x_BTD, self.attention(x_BTD, None, bias, rotary, own)))
+        x_BTD = self.attention_norm(self.dropout.add(x_BTD, self.attention(x_BTD, None, bias, rotary)))
         if self.cross is not None and self.cross_norm is not None:
             assert memory_bias is not None
-            mixed = self.cross(x_BTD, memory_BSD, memory_bias, None, cross)
+            mixed = self.cross(x_BTD, memory_BSD, memory_bias)
             x_BTD = self.cross_norm(self.dropout.add(x_BTD, mixed))
         return self.ffn_norm(self.dropout.add(x_BTD, self.ffn(x_BTD)))
 
@@ -169,10 +159,9 @@ class BlockStack(nn.Module):
         memory_BSD: Tensor | None = None,
         memory_bias: Bias | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
-        caches: list[BlockCache] | None = None,
     ) -> Tensor:
         """Returns (B, T, D)."""
-        for index, block in enumerate(self.blocks):
+        for block in self.blocks:
             skips = None
             if self.training and self.layer_dropout:
                 skips = self._draw(x_BTD.device)
@@ -182,7 +171,7 @@ class BlockStack(nn.Module):
             if self.training and self.checkpointing:
                 y_BTD = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                y_BTD = block(*arguments, caches[index] if caches is not None else None)
+                y_BTD = block(*arguments)
             x_BTD = torch.where(skips, x_BTD, y_BTD) if torch.is_tensor(skips) else y_BTD
         return self.norm(x_BTD)
 

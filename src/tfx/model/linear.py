@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,9 @@ from torch.nn import functional
 # A CPU library builds a new kernel for each new number of rows, which takes longer than running it once.
 # Batches differ in their rows. Rounded up to a multiple of this number, they share a few dozen kernels.
 _ROW_MULTIPLE = 128
+# Multiplications from which on oneDNN was faster than MKL for fp32.
+_LARGE = 1 << 20
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,7 +91,44 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if _products != torch.float32:
             return _ReducedLinear.apply(x, self.weight, self.bias, _products)
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            return inference_product(x, self.weight, self.bias)
         return functional.linear(x, self.weight, self.bias)
+
+
+def inference_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b without gradients, by the faster of torch's two kernels on a CPU.
+
+    Large fp32 products go to oneDNN. Torch's own choice is MKL, which leaves the widest vectors of some processors
+    unused: on an AMD EPYC of 2025 it took 2.6 times as long. For small products the call of oneDNN costs more than it
+    saves.
+    """
+    large = x.numel() * weight.shape[0] >= _LARGE and x.dtype == weight.dtype == torch.float32
+    if large and _HAS_ONEDNN and x.device.type == "cpu":
+        return _onednn(x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+class Product:
+    """`inference_product` of rows (N, C) with a fixed weight, called thousands of times."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias, self._turned = weight, bias, weight.t()
+        is_plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and _HAS_ONEDNN
+        self._many = -(-_LARGE // max(1, weight.numel())) if is_plain else sys.maxsize
+
+    def __call__(self, x_NC: Tensor) -> Tensor:
+        """Returns (N, R)."""
+        if x_NC.shape[0] >= self._many:
+            return _onednn(x_NC, self._weight, self._bias)
+        if self._bias is None:
+            return torch.mm(x_NC, self._turned)
+        return torch.addmm(self._bias, x_NC, self._turned)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # No public function of torch multiplies fp32 by oneDNN.
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 class Factored(nn.Module):

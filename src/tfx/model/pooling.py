@@ -12,9 +12,9 @@ from tfx.model.dropout import Dropout
 
 
 class Pooling(nn.Module):
-    """The state of the first token (Devlin 2019), the mean of all, or a mean with learned weights (Lin 2017).
+    """The state of the first token (Devlin 2019), the mean or the maximum of all (Kim 2014), or Lin's (2017) mean.
 
-    Lin's weights come from two layers and several heads; here they are a softmax of one product with each state.
+    The weights of that mean come there from two layers and several heads; here from one product with each state.
     """
 
     def __init__(self, width: int, *, kind: str, pooler: bool, bias: bool, dropout: float) -> None:
@@ -40,6 +40,10 @@ class Pooling(nn.Module):
             if mask_BS is not None:
                 score_BS = score_BS.masked_fill(~mask_BS, -torch.inf)
             return torch.einsum("bs,bsd->bd", score_BS.softmax(1).to(states_BSD.dtype), states_BSD)
+        if self.kind == "max":
+            if mask_BS is not None:
+                states_BSD = states_BSD.masked_fill(~mask_BS.unsqueeze(-1), -torch.inf)
+            return states_BSD.amax(1)
         if mask_BS is None:
             return states_BSD.mean(1)
         weight_BS1 = (mask_BS / mask_BS.sum(1, keepdim=True)).to(states_BSD.dtype).unsqueeze(-1)

@@ -23,7 +23,8 @@ from tfx.model.batch import Batch, Blend, Mix
 from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
-from tfx.model.layers import BlockCache, BlockStack, make_norm
+from tfx.model.engine import Engine
+from tfx.model.layers import BlockStack, make_norm
 from tfx.model.pooling import Pooling
 from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
 from tfx.model.roles import Role, parameter_roles
@@ -37,6 +38,8 @@ class Transformer(nn.Module):
     loss projects the hidden states in slices: the logits of a whole batch would be the largest tensor.
     """
 
+    # Decodes in the place of this model, if set.
+    engine: Engine | None = None
     sinusoids: Tensor | None
     rotary_cos: Tensor | None
     rotary_sin: Tensor | None
@@ -112,12 +115,13 @@ class Transformer(nn.Module):
         self,
         tokens_BT: Tensor,
         table: nn.Embedding,
-        offset: int = 0,
+        places: slice | Tensor | None = None,
         blend: Blend | None = None,
         types_BT: Tensor | None = None,
     ) -> Tensor:
-        """Embeds tokens at positions from ``offset`` on, scaled by sqrt(D) unless told not to, with dropout.
+        """Embeds tokens, scaled by sqrt(D) unless told not to, with dropout.
 
+        ``places`` are their positions, the same for all rows or (B, T); None: from 0 on.
         With ``blend``, each row is the weighted sum of its own and its partner's; padding (not ``real``) adds 0.
         ``types`` are the token types, if the model has such embeddings; None: all 0.
         """
@@ -125,12 +129,13 @@ class Transformer(nn.Module):
         if blend is not None:
             partner_BTD = self._looked_up(blend.partner_BL, table, blend.partner_real_BL)
             x_BTD = torch.lerp(partner_BTD, x_BTD, blend.weight_B.to(x_BTD.dtype).view(-1, 1, 1))
-        end = offset + tokens_BT.shape[1]
+        if places is None:
+            places = slice(0, tokens_BT.shape[1])
         if self.sinusoids is not None:
-            x_BTD = x_BTD + self.sinusoids[offset:end]
+            x_BTD = x_BTD + self.sinusoids[places]
         elif self.position is not None:
             # Position and type embeddings are stored like token embeddings, so they are scaled in the same way.
-            x_BTD = x_BTD + self.position.weight[offset:end] * self.embedding_scale
+            x_BTD = x_BTD + self.position.weight[places] * self.embedding_scale
         if self.token_type is not None:
             kinds = torch.zeros_like(tokens_BT) if types_BT is None else types_BT
             kinds_BTD = self.token_type(kinds)
@@ -160,41 +165,27 @@ class Transformer(nn.Module):
         assert self.encoder is not None
         length = source_BS.shape[1]
         bias = Bias(_key_mask(source_mask_BS))
-        self._add_distances(bias, length, length, source_BS.device, is_causal=False)
-        x_BSD = self.embed(source_BS, self.source_embedding, 0, None if mix is None else mix.source, types_BS)
-        return self.encoder(x_BSD, bias, rotary=self._rotary(0, length))
+        self._add_distances(bias, length, source_BS.device, is_causal=False)
+        x_BSD = self.embed(source_BS, self.source_embedding, None, None if mix is None else mix.source, types_BS)
+        return self.encoder(x_BSD, bias, rotary=self._rotary(length))
 
     def decode(
         self,
         target_BT: Tensor,
         memory_BSD: Tensor | None = None,
         source_mask_BS: Tensor | None = None,
-        caches: list[BlockCache] | None = None,
         mix: Mix | None = None,
     ) -> Tensor:
-        """Returns the hidden states (B, T, D) of target positions.
-
-        With ``caches`` (see `new_caches`) the positions continue those of earlier calls, and the memory may
-        have fewer rows than the target: each then serves B / rows consecutive target rows.
-        """
-        offset = caches[0].own.length if caches is not None else 0
+        """Returns the hidden states (B, T, D) of target positions; `tfx.model.decoding` has them step by step."""
         length = target_BT.shape[1]
         has_bias = self.architecture.positions in ("alibi", "relative")
-        bias = Bias(causal=length > 1 and offset == 0 and not has_bias)
+        bias = Bias(causal=length > 1 and not has_bias)
         if length > 1 and not bias.causal:
-            # The kernel's causal mask starts at position 0 and cannot be combined with a bias.
-            visible = torch.ones(length, offset + length, dtype=torch.bool, device=target_BT.device)
-            bias.mask = visible.tril(diagonal=offset)
-        self._add_distances(bias, length, offset + length, target_BT.device, is_causal=True)
-        x_BTD = self.embed(target_BT, self.embedding, offset, None if mix is None else mix.target)
-        return self.decoder(
-            x_BTD,
-            bias,
-            memory_BSD,
-            Bias(_key_mask(source_mask_BS)),
-            rotary=self._rotary(offset, offset + length),
-            caches=caches,
-        )
+            # The kernel's causal mask cannot be combined with a bias.
+            bias.mask = torch.ones(length, length, dtype=torch.bool, device=target_BT.device).tril()
+        self._add_distances(bias, length, target_BT.device, is_causal=True)
+        x_BTD = self.embed(target_BT, self.embedding, None, None if mix is None else mix.target)
+        return self.decoder(x_BTD, bias, memory_BSD, Bias(_key_mask(source_mask_BS)), rotary=self._rotary(length))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
@@ -218,10 +209,6 @@ class Transformer(nn.Module):
             return self.pooling(memory_BSD, source_mask_BS).unsqueeze(1)  # type: ignore[no-any-return]
         return self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix)
 
-    def new_caches(self) -> list[BlockCache]:
-        """Empty caches, one per decoder block, for step-by-step calls of `decode`."""
-        return [BlockCache() for _ in self.decoder.blocks]
-
     def output_factors(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Two matrices (N, D) and (V, D), or with one more column each for the bias: the first times the second
         transposed is ``project(hidden)``, for losses that work on the product in slices.
@@ -233,18 +220,18 @@ class Transformer(nn.Module):
 
     # --- details ------------------------------------------------------------------------------------
 
-    def _add_distances(self, bias: Bias, queries: int, keys: int, device: torch.device, *, is_causal: bool) -> None:
-        """Tells the bias of self-attention how far the last ``queries`` positions are from all ``keys``."""
+    def _add_distances(self, bias: Bias, length: int, device: torch.device, *, is_causal: bool) -> None:
+        """Tells the bias of self-attention how far all positions are from each other."""
         if self.architecture.positions not in ("alibi", "relative"):
             return
-        bias.distance_TS = distances(queries, keys, keys - queries, device)
+        bias.distance_TS = distances(length, length, 0, device)
         if self.architecture.positions == "relative":
             bias.bucket_TS = relative_buckets(bias.distance_TS, self.architecture, is_causal=is_causal)
 
-    def _rotary(self, start: int, end: int) -> tuple[Tensor, Tensor] | None:
+    def _rotary(self, length: int) -> tuple[Tensor, Tensor] | None:
         if self.rotary_cos is None or self.rotary_sin is None:
             return None
-        return self.rotary_cos[start:end], self.rotary_sin[start:end]
+        return self.rotary_cos[:length], self.rotary_sin[:length]
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Turns activation checkpointing on or off."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -131,6 +131,20 @@ class Classification(Task):
         assert outputs is not None
         found = classify(model, tokenizer, prompts, config)
         return ["" if row is None else one_line(named(outputs, row)) for row in found]
+
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        """The output, and the probability of each label; of an empty text nothing."""
+        outputs = model.architecture.outputs
+        assert outputs is not None
+        rows: list[dict[str, Any]] = []
+        for found in classify(model, tokenizer, prompts, config):
+            rows.append({"output": None if found is None else named(outputs, found)})
+            if found is not None and outputs.labels:
+                shares = (round(float(share), 6) for share in found)
+                rows[-1]["probabilities"] = dict(zip(outputs.labels, shares, strict=True))
+        return rows
 
 
 TASK = Classification()

@@ -50,12 +50,17 @@ class TimedWork:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one."""
+    """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one.
+
+    All outputs begin with ``prefix``. With ``best``, the record of a prompt holds so many outputs.
+    """
 
     texts: Sequence[str]
     ids: list[list[int]]
     first: int
     note: Callable[[str], Any]
+    prefix: str = ""
+    best: int | None = None
 
     def say(self, row: int, what: str) -> None:
         """Notes what is done to the prompt of a row."""
@@ -249,6 +254,12 @@ class Task(ABC):
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:
         """One output for each prompt; see `tfx.evaluation.generation.generate`."""
+
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        """The same as JSON objects, with what else the model says of each output."""
+        return [{"output": output} for output in self.generate(model, tokenizer, prompts, config, seed)]
 
 
 def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tuple[list[str], list[list[int]]]]:

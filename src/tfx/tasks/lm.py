@@ -11,13 +11,24 @@ import numpy as np
 import torch
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
+from tfx.data.batching import bucket
 from tfx.data.ragged import Arrays, Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
-from tfx.model.decoding import continue_text, make_picker
+from tfx.model.decoding import Ends, Output, Wanted, continue_text, continue_texts, make_picker
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, ScoredText, Split, Task, TimedWork, encoded, id_dtype
+from tfx.tasks.contract import (
+    UNKNOWN_TOKENS,
+    Prompts,
+    ScoredText,
+    Split,
+    Task,
+    TimedWork,
+    encoded,
+    id_dtype,
+)
+from tfx.tasks.written import described, record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -176,23 +187,49 @@ class LanguageModel(Task):
     def generate(
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:
-        context = model.architecture.context
-        outputs = []
-        for row, own in enumerate(prompts.ids):
-            prompt = [*tokenizer.text_start, *own]
-            if not prompt:
-                prompt = _beginning(tokenizer)
-                what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
-                prompts.say(row, f"no text to continue: the model begins after {what}")
-            if len(prompt) > context:
-                prompts.say(row, f"of {len(prompt):,} tokens the model reads the last {context:,}, its context")
-            pick = make_picker(config, seed, model.embedding.weight.device, [prompts.first + row])
-            added = continue_text(model, prompt, config.new_tokens, tokenizer.eos, pick)
-            outputs.append(_joined(tokenizer, own, added))
-        return outputs
+        found = _continued(model, tokenizer, prompts, config, seed, Wanted())
+        return [_joined(tokenizer, own, output.tokens) for own, output in zip(prompts.ids, found, strict=True)]
+
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        found = _continued(model, tokenizer, prompts, config, seed, Wanted(detailed=True))
+        return [
+            record([described(output, _joined(tokenizer, own, output.tokens), tokenizer)], prompts.best)
+            for own, output in zip(prompts.ids, found, strict=True)
+        ]
 
 
 TASK = LanguageModel()
+
+
+def _continued(
+    model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int, wanted: Wanted
+) -> list[Output]:
+    """What the model adds to each prompt; prompts of similar lengths are continued together."""
+    context = model.architecture.context
+    texts = []
+    for row, own in enumerate(prompts.ids):
+        prompt = [*tokenizer.text_start, *own]
+        if not prompt:
+            prompt = _beginning(tokenizer)
+            what = "the end of a document" if prompt == [tokenizer.eos] else "a line end"
+            prompts.say(row, f"no text to continue: the model begins after {what}")
+        if len(prompt) > context:
+            prompts.say(row, f"of {len(prompt):,} tokens the model reads the last {context:,}, its context")
+        texts.append(prompt)
+    ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
+    lengths = np.asarray([min(context, len(text)) for text in texts])
+    added = np.full(len(texts), min(context, config.new_tokens))
+    outputs = [Output([]) for _ in texts]
+    # A batch keeps the keys of its prompts and of what is added.
+    for rows in bucket(lengths, added, config.batch_tokens, np.arange(len(texts))):
+        device = model.embedding.weight.device
+        pick = make_picker(config, seed, device, [prompts.first + int(row) for row in rows])
+        found = continue_texts(model, [texts[row] for row in rows], ends, config, pick, wanted)
+        for row, output in zip(rows, found, strict=True):
+            outputs[row] = output
+    return outputs
 
 
 def collate_windows(stream: Stream, starts: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:

@@ -217,6 +217,8 @@ def _tokenizer(config: DatasetConfig, corpora: list[Corpus], notes: list[str]) -
     settings = asdict(config.tokenizer)
     if not notes:  # it changes nothing
         del settings["rows"]
+    if not settings["lowercase"]:  # as the entries of before
+        del settings["lowercase"]
     key = _fingerprint(*(corpus.fingerprint for corpus in corpora), json.dumps(settings, sort_keys=True))
     path = writable_cache("tokenizers") / f"{key[:32]}.json"
     with making(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,27 @@ from tfx.data.ragged import Arrays, Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
-from tfx.model.decoding import Ends, output_limit, translate
+from tfx.model.decoding import Ends, Output, Wanted, output_limit, outputs_for
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
-from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Split, Task, TimedWork, encoded, id_dtype, timed
+from tfx.tasks.alignment import word_alignment
+from tfx.tasks.contract import (
+    UNKNOWN_TOKENS,
+    Prompts,
+    Split,
+    Task,
+    TimedWork,
+    encoded,
+    id_dtype,
+    timed,
+)
+from tfx.tasks.written import described, record
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+_BEST = Wanted()
 
 
 @dataclass
@@ -162,23 +176,65 @@ class Seq2Seq(Task):
     def generate(
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
     ) -> list[str]:
-        longest = model.architecture.context - 1
-        full = [row for row, text in enumerate(prompts.texts) if text.strip()]
-        for row in full:
-            if (count := len(prompts.ids[row])) > longest:
-                prompts.say(
-                    row, f"of {count:,} tokens the first {longest:,} are read, the model's context; the rest is cut"
-                )
-        sources = Ragged.from_lists([prompts.ids[row][:longest] for row in full], np.int64)
-        streams = [prompts.first + row for row in full]
+        full, sources = _readable(model, prompts)
         outputs = [""] * len(prompts.texts)
-        found = decode_sources(model, sources, tokenizer, config, seed=seed, streams=streams)
-        for row, text in zip(full, found, strict=True):
-            outputs[row] = " ".join(text.split("\n"))
+        found = _decoded(model, sources, tokenizer, config, seed, prompts, full, _BEST)
+        for row, own in zip(full, found, strict=True):
+            outputs[row] = _one_line(tokenizer.decode(own[0].tokens))
         return outputs
+
+    def records(
+        self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int
+    ) -> list[dict[str, Any]]:
+        full, sources = _readable(model, prompts)
+        rows: list[list[dict[str, Any]]] = [[] for _ in prompts.texts]
+        wanted = Wanted(prompts.best or 1, detailed=True)
+        found = _decoded(model, sources, tokenizer, config, seed, prompts, full, wanted)
+        for place, (row, outputs) in enumerate(zip(full, found, strict=True)):
+            source = sources[place].tolist()
+            for output in outputs:
+                alignment = word_alignment(model, tokenizer, source, output.tokens)
+                rows[row].append(described(output, _one_line(tokenizer.decode(output.tokens)), tokenizer, alignment))
+        return [record(outputs, prompts.best) for outputs in rows]
 
 
 TASK = Seq2Seq()
+
+
+def _readable(model: Transformer, prompts: Prompts) -> tuple[list[int], Ragged]:
+    """The rows of the prompts that hold text, and the tokens of each that the model reads."""
+    longest = model.architecture.context - 1
+    full = [row for row, text in enumerate(prompts.texts) if text.strip()]
+    for row in full:
+        if (count := len(prompts.ids[row])) > longest:
+            prompts.say(
+                row, f"of {count:,} tokens the first {longest:,} are read, the model's context; the rest is cut"
+            )
+    return full, Ragged.from_lists([prompts.ids[row][:longest] for row in full], np.int64)
+
+
+def _decoded(
+    model: Transformer,
+    sources: Ragged,
+    tokenizer: Tokenizer,
+    config: EvaluationConfig,
+    seed: int,
+    prompts: Prompts,
+    rows: Sequence[int],
+    wanted: Wanted,
+) -> list[list[Output]]:
+    streams = [prompts.first + row for row in rows]
+    if prompts.prefix:
+        prefix = tokenizer.encode([prompts.prefix])[0]
+        if len(prefix) >= model.architecture.context - 1:
+            context = model.architecture.context
+            raise UserError(f"the prefix has {len(prefix):,} tokens, too many for a context of {context:,}: shorten it")
+        wanted = replace(wanted, prefixes=[prefix] * len(sources))
+    return decode_outputs(model, sources, tokenizer, config, seed=seed, streams=streams, wanted=wanted)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))
 
 
 def _pairs(arrays: dict[str, np.ndarray]) -> Pairs:
@@ -240,31 +296,64 @@ def decode_sources(
     progress: Callable[[int, int], Any] | None = None,
     group: Group = ALONE,
 ) -> list[str]:
-    """The output text of an encoder-decoder for each tokenized source, in order.
+    """The text of the best output for each source (`decode_outputs`); empty for those of other processes."""
+    found = decode_outputs(
+        model, sources, tokenizer, config, seed=seed, streams=streams, progress=progress, group=group
+    )
+    return [tokenizer.decode(outputs[0].tokens) if outputs else "" for outputs in found]
+
+
+def decode_outputs(
+    model: Transformer,
+    sources: Ragged,
+    tokenizer: Tokenizer,
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    streams: Sequence[int] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+    group: Group = ALONE,
+    wanted: Wanted = _BEST,
+) -> list[list[Output]]:
+    """The outputs of an encoder-decoder for each tokenized source, in order.
 
     A source is sampled from the random stream of its number in ``streams``, by default its position. ``progress`` is
     called with the number of sentences done and their total. Each process of a ``group`` decodes its share of the
-    batches; the outputs of the others are empty.
+    batches; there are no outputs for the others.
     """
     model.eval()
     device = model.embedding.weight.device
     ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
     lengths = sources.lengths + 1
-    limits = np.asarray([output_limit(int(length), config, model.architecture.context) for length in lengths])
+    context = model.architecture.context
+    limits = np.asarray([output_limit(int(length), config, context) for length in lengths])
+    if wanted.prefixes is not None:
+        limits = np.minimum(context - 1, limits + [len(prefix) for prefix in wanted.prefixes])
     hypotheses = config.beam if config.method in ("auto", "beam") else 1
     # A sentence needs its source once, and its output (about as long) once per hypothesis.
     batches = group.own(bucket(lengths, lengths * hypotheses, config.batch_tokens, np.arange(len(sources))))
     no_targets = sources.take(np.arange(len(sources)), 0)
-    outputs = [""] * len(sources)
+    outputs: list[list[Output]] = [[] for _ in range(len(sources))]
     done, total = 0, sum(map(len, batches))
     for rows in batches:
         batch = collate_pairs(Pairs(sources, no_targets), rows, tokenizer).to(device)
         assert batch.source_BS is not None
         limit_B = torch.from_numpy(limits[rows]).to(device)
         own = [int(row) if streams is None else streams[row] for row in rows]
-        ids = translate(model, batch.source_BS, batch.source_mask_BS, limit_B, ends, config, seed, own)
-        for row, sequence in zip(rows, ids, strict=True):
-            outputs[row] = tokenizer.decode(sequence)
+        prefixes = None if wanted.prefixes is None else [wanted.prefixes[row] for row in rows]
+        found = outputs_for(
+            model,
+            batch.source_BS,
+            batch.source_mask_BS,
+            limit_B,
+            ends,
+            config,
+            seed,
+            own,
+            replace(wanted, prefixes=prefixes),
+        )
+        for row, one in zip(rows, found, strict=True):
+            outputs[row] = one
         done += len(rows)
         if progress is not None:
             progress(done, total)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -62,21 +62,33 @@ class Calibration:
         if len(self._batches) != count:
             self._batches = self._make(count)
 
-    def layers(self, chosen: Container[str], count: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """The ``chosen`` weights of linear layers in blocks, in the order of the forward pass: name, weight (R, C), and
-        the second moments (C, C) of the layer's inputs over ``count`` batches.
+    def inputs(self, names: Container[str], *, at_once: bool = False) -> Iterator[dict[str, Tensor]]:
+        """The second moments (C, C) of what the named matrices are multiplied with, by name, in fp64.
 
-        Change each weight in place before the next is asked for: later blocks then see the inputs that this leaves.
+        They come in groups, in the order of the forward pass: embeddings, the layers of each block, other matrices.
+        What is measured depends on the groups before: quantize a group before asking for the next. Or ask for all
+        ``at_once``, as long as nothing has changed.
+
+        A row of an embedding is looked up whole, so its moments are the identity. Where it is the output matrix too,
+        its hidden states' moments count as much as the identity, with the same trace.
         """
-        self.request(count)
-        for block in self._blocks():
-            layers = {name: layer for name, layer in block.items() if f"{name}.weight" in chosen}
-            moments = self.second_moments(layers)
-            for name, layer in layers.items():
-                yield f"{name}.weight", layer.weight.detach(), moments[name]
+        groups = [{name: module for name, module in group.items() if f"{name}.weight" in names}
+                  for group in (self._embeddings(), *self._blocks(), self._others())]  # fmt: skip
+        if at_once:
+            groups = [{name: module for group in groups for name, module in group.items()}]
+        output = self._model.output
+        for group in groups:
+            tied = [name for name, module in group.items() if module is not output and module.weight is output.weight]
+            measured = {name: module for name, module in group.items() if isinstance(module, nn.Linear)}
+            moments = self.second_moments(measured | ({"output": output} if tied else {}))
+            for name, module in group.items():
+                if isinstance(module, nn.Embedding):
+                    moments[name] = torch.eye(module.embedding_dim, dtype=torch.float64)
+                if name in tied:
+                    moments[name] = moments["output"] + moments["output"].diagonal().mean() * moments[name]
+            yield {f"{name}.weight": moments[name] for name in group}
 
-    def _blocks(self) -> Iterator[dict[str, Linear]]:
-        """The linear layers of each block by their name in the model, in the order of the forward pass."""
+    def _blocks(self) -> Iterator[dict[str, nn.Module]]:
         for stack in ("encoder", "decoder"):
             for number, block in enumerate(getattr(getattr(self._model, stack), "blocks", ())):
                 prefix = f"{stack}.blocks.{number}"
@@ -84,60 +96,84 @@ class Calibration:
                     f"{prefix}.{name}": module for name, module in block.named_modules() if isinstance(module, Linear)
                 }
 
+    def _embeddings(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in self._model.named_modules() if isinstance(module, nn.Embedding)}
+
+    def _others(self) -> dict[str, nn.Module]:
+        return {
+            name: module
+            for name, module in self._model.named_modules()
+            if isinstance(module, nn.Linear) and ".blocks." not in f".{name}"
+        }
+
     @torch.no_grad()
-    def second_moments(self, layers: dict[str, Linear]) -> dict[str, Tensor]:
-        """The mean of x x^T over the inputs x of each layer, (C, C) in fp64; padding is left out."""
+    def second_moments(self, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """The mean of x x^T over the inputs x of each linear layer, (C, C) in fp64; padding is left out.
+
+        A layer that no batch reaches has the identity.
+        """
+        if not layers:
+            return {}
         model = self._model
         was_training = model.training
         model.eval()
         sums = {
-            name: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64)
+            name: torch.zeros(int(layer.in_features), int(layer.in_features), dtype=torch.float64)  # type: ignore[arg-type]
             for name, layer in layers.items()
         }
         counts = dict.fromkeys(layers, 0)
         current: list[Batch] = []
 
+        def add(name: str, x_BTC: Tensor) -> None:
+            real_BT = _real(current[0], name)
+            x_NC = x_BTC.flatten(0, -2) if real_BT is None or x_BTC.ndim == 2 else x_BTC[real_BT]
+            # Products in fp32, as in the layer itself, summed in fp64.
+            sums[name] += (x_NC.t() @ x_NC).double().cpu()
+            counts[name] += len(x_NC)
+
         def watch(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-                x_BTC = inputs[0]
-                real_BT = _real(current[0], name)
-                x_NC = x_BTC.flatten(0, 1) if real_BT is None else x_BTC[real_BT]
-                # Products in fp32, as in the layer itself, summed in fp64.
-                sums[name] += (x_NC.t() @ x_NC).double().cpu()
-                counts[name] += len(x_NC)
+            return lambda module, inputs: add(name, inputs[0])
 
-            return hook
-
-        handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+        # The output matrix is no part of the forward pass: losses multiply with it in slices.
+        outputs = [name for name, layer in layers.items() if layer is model.output]
+        handles = [
+            layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items() if name not in outputs
+        ]
         try:
             for batch in self._batches:
                 current[:] = [batch]
-                run_batch(model, batch)
+                hidden_BTD = run_batch(model, batch)
+                for name in outputs:
+                    add(name, hidden_BTD)
         finally:
             for handle in handles:
                 handle.remove()
             model.train(was_training)
-        return {name: sums[name] / max(1, counts[name]) for name in layers}
+        return {
+            name: sums[name] / counts[name] if counts[name] else torch.eye(len(sums[name]), dtype=torch.float64)
+            for name in layers
+        }
 
-    def squared_gradients(self, names: Iterable[str]) -> dict[str, float]:
+    def squared_gradients(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The mean square of the gradient of each named weight, over its non-zero entries and the batches.
 
-        The loss is the negative log-likelihood of a batch's targets. Up to a factor common to all weights, this is the
-        mean of the diagonal of the empirical Fisher information. A batch that does not fit is cut, with a warning.
+        It comes as the share of each row, (R,) in fp64: their sum is the mean. The loss is the negative log-likelihood
+        of a batch's targets. Up to a factor common to all weights, this is the mean of the diagonal of the empirical
+        Fisher information. A batch that does not fit is cut, with a warning.
         """
         model = self._model
         was_training = model.training
         model.eval()
         parameters = dict(model.named_parameters())
         weights = {name: parameters[name] for name in names}
-        sums = dict.fromkeys(weights, 0.0)
+        sums = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
         try:
             for batch in self._batches:
                 gradients = in_memory(batch.positions, partial(self._gradients, batch, list(weights.values())))
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                     kept = weight != 0
-                    square = (gradient * kept).double().square().sum() / kept.sum().clamp(min=1)
-                    sums[name] += float(square) / batch.targets
+                    square_R = (gradient * kept).double().square().sum(1) / kept.sum().clamp(min=1)
+                    sums[name] += square_R.cpu() / batch.targets
         finally:
             model.train(was_training)
         return {name: total / max(1, len(self._batches)) for name, total in sums.items()}
@@ -154,6 +190,12 @@ class Calibration:
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient
         return sums
+
+
+def in_order(groups: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Names and moments of `Calibration.inputs` one by one: all of a group come before the next one is measured."""
+    for group in groups:
+        yield from group.items()
 
 
 def calibration_batches(

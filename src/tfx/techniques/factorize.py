@@ -18,7 +18,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.rewiring import Rewiring, factor_matrices
 from tfx.model.transformer import Transformer, count_parameters
-from tfx.techniques.calibration import Calibration
+from tfx.techniques.calibration import Calibration, in_order
 from tfx.techniques.columns import output_error
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.selection import left_alone, select_weights
@@ -188,7 +188,10 @@ class Factorize(Technique):
         lost = whole = 0.0
         before = after = 0
         ranks = []
-        for name, weight, moments in calibration.layers(chosen, settings.calibration):
+        calibration.request(settings.calibration)
+        weights = dict(model.named_parameters())
+        for name, moments in in_order(calibration.inputs(chosen)):
+            weight = weights[name]
             low = LowRank(weight, moments if settings.weighted else torch.eye(weight.shape[1]))
             rank = chosen[name]
             if settings.energy is not None:
@@ -204,9 +207,8 @@ class Factorize(Technique):
             lost, whole = lost + error, whole + size
             ranks.append(rank)
             before, after = before + weight.numel(), after + rank * sum(weight.shape)
-        for name, weight in model.named_parameters():
-            if name in kept:
-                weight.copy_(kept[name])
+        for name, weight in kept.items():
+            weights[name].copy_(weight)
         self._done = {
             "matrices": float(len(ranks)),
             "rank": sum(ranks) / max(1, len(ranks)),

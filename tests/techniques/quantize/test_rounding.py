@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfx.techniques.quantize.learned import step_gradient
 from tfx.techniques.quantize.rounding import GridKind, fit, nearest, scales_for_rate, to_grid
-from tfx.techniques.quantize.technique import step_gradient
 
 weights = st.integers(1, 5).flatmap(
     lambda rows: arrays.arrays(

@@ -11,7 +11,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from tfx.techniques.calibration import Calibration
+from tfx.techniques.calibration import Calibration, in_order
 from tfx.techniques.columns import Ahead, inverse_factor, output_error, replace_columns
 from tfx.techniques.prune.masks import pattern_mask, share_mask
 from tfx.techniques.prune.settings import PruneSettings
@@ -23,14 +23,15 @@ _CHOICE = 128
 def prune_blocks(
     chosen: Mapping[str, Tensor], calibration: Calibration, settings: PruneSettings
 ) -> tuple[dict[str, Tensor], float]:
-    """Prunes the matrices of blocks in place, in the order of the forward pass: each sees the inputs that pruned blocks
-    before it leave.
+    """Prunes matrices in place, in the order of the forward pass: each sees the inputs that those before it leave.
 
     Returns their masks (True: stays), and the error of all their outputs relative to the outputs.
     """
     masks: dict[str, Tensor] = {}
     lost = whole = 0.0
-    for name, weight, moments in calibration.layers(chosen, settings.calibration):
+    calibration.request(settings.calibration)
+    for name, moments in in_order(calibration.inputs(chosen)):
+        weight = chosen[name]
         if settings.score == "wanda":
             scores = wanda_scores(weight, moments)
             kept_of = settings.kept_of

@@ -15,7 +15,6 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.rewiring import Factor, Rewiring
-from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer, count_parameters
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.calibration import Calibration
@@ -144,10 +143,8 @@ class Prune(Technique):
             else f"{self.settings.sparsity:.0%}"
         )
         line = f"{what} of {pruned:,} weights, {pruned / whole:.0%} of the model, by {self.settings.score}"
-        roles = parameter_roles(model)
-        beyond = [name for name in chosen if roles[name] is not Role.MATRIX]
-        if self.settings.is_one_shot and beyond:
-            line += f"; by magnitude, outside of the matrices whose inputs are seen: {', '.join(beyond)}"
+        if self.settings.is_one_shot and self.settings.vectors:
+            line += "; norms and biases, which multiply no inputs, by magnitude"
         return [*lines, line + left_alone(model, chosen)]
 
     # --- hooks ----------------------------------------------------------------------------------------

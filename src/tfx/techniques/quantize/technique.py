@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
-from tfx.compression.grid import Grid, spread
+from tfx.compression.grid import Grid
 from tfx.config.schema import Root, setting
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
-from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
-from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, scales_for_rate, to_grid
+from tfx.techniques.quantize.learned import LearnedStep
+from tfx.techniques.quantize.rounding import GridKind, fit, scales_for_rate, to_grid
+from tfx.techniques.quantize.steps import choose, coded_bits, measure, scalar_steps
+from tfx.techniques.quantize.trellis import trellis
 from tfx.techniques.selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -47,16 +49,18 @@ class QuantizeSettings(TechniqueSettings):
     embeddings: bool = setting(True, "quantize the embeddings and the output layer too")
     method: str = setting(
         "nearest",
-        "round to nearest; GPTQ, which compensates errors on calibration data; k-means codebooks",
-        choices=("nearest", "gptq", "codebook"),
-        paper="Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Han 2015, arXiv 1510.00149",
+        "round to nearest; GPTQ, which compensates errors on calibration data; dependent quantization inside GPTQ, for "
+        "a rate; k-means codebooks",
+        choices=("nearest", "gptq", "trellis", "codebook"),
+        paper="Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Marcellin & Fischer 1990, IEEE Trans. "
+        "Commun. 38(1); Han 2015, arXiv 1510.00149",
     )
     range: str = setting(
         "symmetric", "levels around 0, or from minimum to maximum with a zero point", choices=("symmetric", "affine")
     )
     granularity: str | None = setting(
         None,
-        "what shares a scale; null: group, or with a rate the tensor",
+        "what shares a scale; null: group, with a rate the tensor, in a trellis rows where that pays",
         choices=("tensor", "channel", "group"),
     )
     rate: float | None = setting(
@@ -71,7 +75,7 @@ class QuantizeSettings(TechniqueSettings):
     clip: bool = setting(True, "clip the range if that lowers the squared error")
     aware: bool | None = setting(
         None,
-        "train with the grid from start on, with straight-through gradients; null: yes, except with gptq",
+        "train with the grid from start on, with straight-through gradients; null: yes, except with gptq and trellis",
         paper="Bengio 2013, arXiv 1308.3432; Jacob 2018, arXiv 1712.05877",
     )
     learned_step: bool = setting(
@@ -91,7 +95,7 @@ class QuantizeSettings(TechniqueSettings):
     )
     calibration: int = setting(
         16,
-        "training batches for gptq, and for the sensitivities of a rate without training",
+        "training batches for gptq and trellis, and for the sensitivities of a rate without training",
         minimum=1,
         maximum=100000,
     )
@@ -113,10 +117,12 @@ class Quantize(Technique):
 
     def __init__(self, settings: QuantizeSettings) -> None:
         super().__init__(settings)
-        gptq_asked = settings.method == "gptq"
-        self.aware = not gptq_asked if settings.aware is None else settings.aware
+        one_shot = settings.method in ("gptq", "trellis")
+        self.aware = not one_shot if settings.aware is None else settings.aware
         self.bits = (4 if settings.rate is None else 8) if settings.bits is None else settings.bits
         self.granularity = settings.granularity or ("group" if settings.rate is None else "tensor")
+        # Whether the rows of a trellis have scales of their own; None: where that pays.
+        self._by_row = {None: None, "tensor": False, "channel": True}.get(settings.granularity)
         self._due = -1
         self._aware_steps = 0
         self._bits: dict[str, int] = {}
@@ -155,15 +161,19 @@ class Quantize(Technique):
             raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
         if settings.rate is not None:
             self._check_rate(settings.rate)
+        elif settings.method == "trellis":
+            raise UserError(
+                "technique.quantize.method=trellis needs technique.quantize.rate, such as 2: it is for a rate"
+            )
         if settings.activations == "int8" and (
             self.bits != 8
             or self.granularity == "group"
             or settings.range != "symmetric"
-            or settings.method == "codebook"
+            or settings.method in ("codebook", "trellis")
         ):
             raise UserError(
                 "technique.quantize.activations=int8 needs bits=8, range=symmetric, a scale a channel or tensor "
-                "(granularity=channel) and no codebook: that is what int8 kernels multiply"
+                "(granularity=channel) and no codebook or trellis: that is what int8 kernels multiply"
             )
         other = [rule for rule in settings.layers if not rule.endswith(":8")]
         if settings.activations == "int8" and other:
@@ -188,6 +198,8 @@ class Quantize(Technique):
                 "technique.quantize.rate needs range=symmetric, granularity=tensor or channel, entropy=true and no "
                 "codebook, learned_step or layers: it chooses the scales, for entropy-coded codes"
             )
+        if settings.method == "trellis" and self.bits != 8:
+            raise UserError("technique.quantize.bits: the levels of a trellis have 8 bits before coding; leave it out")
         if self.bits < rate + 2:
             # With fewer, codes reach less than 8 standard deviations of roughly normal weights.
             raise UserError(
@@ -239,14 +251,12 @@ class Quantize(Technique):
         share = sum(weight.numel() for weight in chosen.values()) / whole
         bits = sorted({self.bits_of(name) for name in chosen})
         unit = {"group": f"groups of {self.settings.group}"}.get(self.granularity, self.granularity)
+        if self.settings.method == "trellis" and self._by_row is None:
+            unit = "tensor, or row where that pays"
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
             kind += f", coded in {self.settings.rate:g} bits per weight"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
-        roles = parameter_roles(model)
-        beyond = [name for name in chosen if roles[name] is not Role.MATRIX]
-        if self.settings.method == "gptq" and beyond:
-            line += f"; rounded to nearest, outside of the blocks that GPTQ walks: {', '.join(beyond)}"
         return [line + left_alone(model, chosen)]
 
     def kind(self, name: str) -> GridKind:
@@ -292,7 +302,12 @@ class Quantize(Technique):
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
         # Layers that layer dropout has always skipped have none yet.
         is_known = self._sensitivities.keys() >= weights.keys()
-        sensitivities = {name: float(self._sensitivities[name]) for name in weights} if is_known else None
+        if self.settings.method == "trellis":
+            # Training goes on with a uniform grid: rounding each weight alone is cheap.
+            squares = self._sensitivities if is_known else {name: torch.ones(()) for name in weights}
+            steps = scalar_steps(weights, squares, self.settings.rate, self._by_row)
+            return {name: (step, None) for name, step in steps.items()}
+        sensitivities = {name: float(self._sensitivities[name].sum()) for name in weights} if is_known else None
         scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities)
         return {name: (scale, None) for name, scale in scales.items()}
 
@@ -321,7 +336,7 @@ class Quantize(Technique):
             return super().see(name, weight, progress)
         scale, zero = self._scale(name)
         values = to_grid(weight.detach(), scale, zero, self.kind(name)).values()
-        return _LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
+        return LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
 
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
@@ -332,8 +347,8 @@ class Quantize(Technique):
             self._due = -1  # the scales in force were chosen without it
         # All training steps count equally: a matrix with coarse steps has small gradients because of that, and to
         # follow them alone would make its steps coarser still.
-        square = gradient.square().sum() / (masked(name, weight) != 0).sum().clamp(min=1)
-        self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square)) + square
+        square_R = gradient.square().sum(1) / (masked(name, weight) != 0).sum().clamp(min=1)
+        self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square_R)) + square_R
 
     def compresses(self, progress: float) -> bool:
         return progress >= (self.settings.start if self.aware else 1.0)
@@ -350,15 +365,25 @@ class Quantize(Technique):
         final: dict[str, Grid] = {}
         if settings.rate is not None and not self._sensitivities.keys() >= chosen.keys():
             calibration.request(settings.calibration)
-            measured = calibration.squared_gradients(chosen)
-            self._sensitivities = {name: torch.tensor(square) for name, square in measured.items()}
-        # The scales of a rate are chosen for all tensors together, before GPTQ changes a weight.
-        scales = {} if settings.rate is None else self._fit(chosen)
-        if settings.method == "gptq":
-            for name, weight, moments in calibration.layers(chosen, settings.calibration):
-                # Zeros come from masks: they stay.
-                final[name] = gptq(weight, moments, self.kind(name), weight != 0, scales.get(name))
-                weight.copy_(final[name].values())
+            self._sensitivities = calibration.squared_gradients(chosen)
+        # The scales of a rate are chosen for all tensors together, before a weight is changed.
+        scales = {}
+        if settings.method == "trellis":
+            scales = self._trellis_steps(chosen, calibration)
+        elif settings.rate is not None:
+            scales = self._fit(chosen)
+        if settings.method in ("gptq", "trellis"):
+            calibration.request(settings.calibration)
+            for group in calibration.inputs(chosen):
+                for name, moments in group.items():
+                    weight = chosen[name]
+                    # Zeros come from masks: they stay.
+                    if settings.method == "trellis":
+                        grid = trellis(weight, moments, scales[name][0], weight != 0, _DTYPES[settings.scales])
+                    else:
+                        grid = gptq(weight, moments, self.kind(name), weight != 0, scales.get(name))
+                    weight.copy_(grid.values())
+                    final[name] = grid
         rest = {name: weight for name, weight in chosen.items() if name not in final}
         if settings.method == "codebook":
             final |= {name: encode_with(rest[name], book) for name, book in self._cluster(rest).items()}
@@ -372,6 +397,19 @@ class Quantize(Technique):
         wrong = sum(float((before[name] - grid.values()).square().sum()) for name, grid in final.items())
         whole = sum(float(weight.square().sum()) for weight in before.values())
         self._error = math.sqrt(wrong / whole) if whole else 0.0
+
+    def _trellis_steps(
+        self, chosen: Mapping[str, Tensor], calibration: Calibration
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        settings = self.settings
+        assert settings.rate is not None
+        calibration.request(settings.calibration)
+        matrices = {
+            name: measure(chosen[name], moments, self._sensitivities[name], self._by_row)
+            for group in calibration.inputs(chosen, at_once=True)
+            for name, moments in group.items()
+        }
+        return {name: (step, None) for name, step in choose(matrices, settings.rate, _DTYPES[settings.scales]).items()}
 
     def storage(self) -> Storage | None:
         settings = self.settings
@@ -388,7 +426,7 @@ class Quantize(Technique):
             **({} if rate is None else {"rate": rate}),
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
-            "entropy_bits": sum(entropy_bits(grid.codes_RC) for grid in self._final.values()) / max(1, whole),
+            "entropy_bits": sum(coded_bits(grid) for grid in self._final.values()) / max(1, whole),
             "empty_matrices": float(sum(not grid.values().any() for grid in self._final.values())),
             "relative_error": self._error,
             "aware_steps": float(self._aware_steps),
@@ -412,43 +450,6 @@ class Quantize(Technique):
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
         self._sensitivities = dict(state.get("sensitivities", {}))  # states from before 2026-11-25 have none
-
-
-class _LearnedStep(torch.autograd.Function):
-    """The values of a grid whose scales are exp(step) times the chosen ones (Esser 2020)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, step: Tensor, values: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
-    ) -> Tensor:
-        ctx.save_for_backward(weight, scale, zero)
-        ctx.kind = kind
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, zero = ctx.saved_tensors
-        passed, by_scale = step_gradient(weight, gradients[0], scale, zero, ctx.kind)
-        return passed, by_scale * scale.float(), None, None, None, None
-
-
-def step_gradient(
-    weight_RC: Tensor, gradient_RC: Tensor, scale: Tensor, zero: Tensor | None, kind: GridKind
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight and of its scales from that of the grid's values (Esser 2020, equations 3 and 5).
-
-    Inside the range the weight's passes straight through and the scale's is (code - w / s); outside the weight's
-    is 0 and the scale's the outermost level. The latter is scaled by 1 / sqrt(weights a scale * largest level).
-    """
-    columns = weight_RC.shape[1]
-    levels = 2**kind.bits
-    start = float(levels // 2) if zero is None else spread(zero.float(), columns)
-    ratio = weight_RC / spread(scale.float(), columns)
-    inside = (ratio + start >= 0) & (ratio + start <= levels - 1)
-    level = (ratio.round() + start).clamp(0, levels - 1) - start
-    by_scale = kind.units(gradient_RC * torch.where(inside, level - ratio, level))
-    strength = 1.0 / math.sqrt(by_scale.shape[-1] * (levels // 2 - 1 if zero is None else levels - 1))
-    return gradient_RC * inside, by_scale.sum(-1) * strength
 
 
 def _key(name: str) -> str:

@@ -1,0 +1,261 @@
+"""A model that is run step by step over one batch, with the keys and values of what it has read.
+
+Shapes: B sentences, K hypotheses of each, N = B K, R rows of the caches, Q new queries of a row, P places of a cache, D
+model width, S source positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tfx.model.decoding.caches import CrossAttention, OwnAttention, Rotary, bare
+from tfx.model.layers import Block
+from tfx.model.positions import alibi_bias, relative_buckets
+from tfx.model.transformer import Transformer
+
+# The most hypotheses that share one row of a cache. Each sees the places of its ancestors through a mask, so nothing
+# is copied when hypotheses are reordered, but scores are computed for the places of all.
+MOST_SHARING = 16
+# Positions that memory is taken for at first.
+_FIRST_POSITIONS = 32
+# Tokens of each prompt that are read at once: scores of all at once would be the largest tensor.
+_READ_AT_ONCE = 256
+
+
+class Decoder:
+    """The decoder of a model with its state after some steps of one batch.
+
+    Made once for a batch: it projects the source for every block. A step computes one position of every hypothesis;
+    ``reorder`` says which hypotheses go on, ``keep`` which sentences. The weights are read through the modules of the
+    model, so layers on other kernels and pruned heads work as they are. For inference only.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        sentences: int,
+        hypotheses: int = 1,
+        memory_BSD: Tensor | None = None,
+        source_mask_BS: Tensor | None = None,
+    ) -> None:
+        """``source_mask`` is True on real tokens, None if all are real; a language model has no memory."""
+        self.model = model
+        self.sentences, self.hypotheses = sentences, hypotheses
+        self._sharing = hypotheses if hypotheses <= MOST_SHARING else 1
+        self.length = 0
+        blocks: list[Block] = list(model.decoder.blocks)  # type: ignore[arg-type]
+        self._own = [OwnAttention(block.attention, _FIRST_POSITIONS * self._sharing) for block in blocks]
+        self._cross = [
+            CrossAttention(block.cross, memory_BSD) if block.cross is not None and memory_BSD is not None else None
+            for block in blocks
+        ]
+        self._blocks = [_Block(*parts) for parts in zip(blocks, self._own, self._cross, strict=True)]
+        self._norm = bare(model.decoder.norm)
+        self._project = bare(model.output)
+        weight = model.embedding.weight
+        self.device, self._dtype = weight.device, weight.dtype
+        self._source_bias_B111S: Tensor | None = None
+        if source_mask_BS is not None and memory_BSD is not None:
+            self._source_bias_B111S = self._hiding(~source_mask_BS)[:, None, None, None]
+        # Which places a hypothesis sees, as a bias, (B, K, places K): of each position that of its own ancestor.
+        self._ancestors_BKP: Tensor | None = None
+        # The first place of each row that holds a token; None: all are 0.
+        self._first_R: Tensor | None = None
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the host can look at results without waiting for a device."""
+        return self.device.type == "cpu"
+
+    # --- steps ----------------------------------------------------------------------------------------
+
+    def step(self, token_N: Tensor) -> Tensor:
+        """Appends a token to every hypothesis; returns the hidden states (N, D) behind it."""
+        places = slice(self.length, self.length + 1)
+        if self._first_R is None:
+            x_N1D = self.model.embed(token_N.unsqueeze(1), self.model.embedding, places)
+            rotary = self._angles(places)
+        else:
+            position_N1 = (self.length - self._first_R).unsqueeze(1)
+            x_N1D = self.model.embed(token_N.unsqueeze(1), self.model.embedding, position_N1)
+            rotary = self._angles(position_N1)
+        hidden_ND = self._run(x_N1D.squeeze(1), 1, rotary, self._visible_to_step())
+        self.length += 1
+        return hidden_ND
+
+    def read(self, token_RT: Tensor, first_R: Tensor | None = None) -> Tensor:
+        """Reads the prompts of a batch without hypotheses; returns the hidden states (R, D) behind them.
+
+        A shorter prompt is padded on its left: ``first`` is the place of its first token.
+        """
+        self._first_R = first_R
+        rows = token_RT.shape[0]
+        hidden_ND = token_RT.new_empty(0)
+        for token_RQ in token_RT.split(_READ_AT_ONCE, 1):
+            length, end = token_RQ.shape[1], self.length + token_RQ.shape[1]
+            place_P = torch.arange(end, device=self.device)
+            query_Q1 = place_P[self.length :].unsqueeze(1)
+            hidden_RQP = (place_P > query_Q1).unsqueeze(0)
+            places: slice | Tensor = slice(self.length, end)
+            if first_R is not None:
+                places = (place_P[self.length :] - first_R.unsqueeze(1)).clamp(min=0)
+                # What is before a prompt sees itself, for a softmax over nothing is not a number.
+                hidden_RQP = hidden_RQP | ((place_P < first_R.view(-1, 1, 1)) & (place_P != query_Q1))
+            bias = self._hiding(hidden_RQP)[:, None, None]
+            x_ND = self.model.embed(token_RQ, self.model.embedding, places).flatten(0, 1)
+            hidden_ND = self._run(x_ND, length, self._angles(places), (bias,))
+            self.length = end
+        return hidden_ND.view(rows, -1, hidden_ND.shape[1])[:, -1]
+
+    def _run(self, x_ND: Tensor, queries: int, rotary: Rotary | None, visible: tuple[Tensor, ...]) -> Tensor:
+        rows = self.sentences * (self.hypotheses // self._sharing)
+        start = self.length * self._sharing
+        cross_biases = () if self._source_bias_B111S is None else (self._source_bias_B111S,)
+        buckets_QP = distance_QP = None
+        if self.model.architecture.positions in ("alibi", "relative"):
+            distance_QP = self._distances(queries)
+            if self.model.architecture.positions == "relative":
+                buckets_QP = relative_buckets(distance_QP, self.model.architecture, is_causal=True)
+        for block in self._blocks:
+            biases = visible
+            if distance_QP is not None:
+                biases = (*visible, _by_head(block.own, distance_QP, buckets_QP))
+            own, cross = block.own, block.cross
+            if block.pre:
+                x_ND = x_ND + own(block.own_norm(x_ND), rows, start, biases, rotary)
+                if cross is not None:
+                    x_ND = x_ND + cross(block.cross_norm(x_ND), self.sentences, cross_biases)
+                x_ND = x_ND + block.feed_forward(block.ffn_norm(x_ND))
+            else:
+                x_ND = block.own_norm(x_ND + own(x_ND, rows, start, biases, rotary))
+                if cross is not None:
+                    x_ND = block.cross_norm(x_ND + cross(x_ND, self.sentences, cross_biases))
+                x_ND = block.ffn_norm(x_ND + block.feed_forward(x_ND))
+        return self._norm(x_ND)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """The logits (N, V) of hidden states, in fp32 and in memory of their own."""
+        return self._project(hidden_ND).float()
+
+    # --- what a position sees -------------------------------------------------------------------------
+
+    def _visible_to_step(self) -> tuple[Tensor, ...]:
+        """The biases that hide places from the queries of a step."""
+        if self._first_R is not None:
+            place_P = torch.arange(self.length + 1, device=self.device)
+            return (self._hiding(place_P < self._first_R.unsqueeze(1))[:, None, None, None],)
+        if self._sharing == 1:
+            return ()
+        end = (self.length + 1) * self._sharing
+        seen = self._ancestors_BKP
+        if seen is None or seen.shape[2] < end:
+            room = max(_FIRST_POSITIONS * self._sharing, 2 * (0 if seen is None else seen.shape[2]))
+            self._ancestors_BKP = torch.full(
+                (self.sentences, self.hypotheses, room), -torch.inf, dtype=self._dtype, device=self.device
+            )
+            if seen is not None:
+                self._ancestors_BKP[:, :, : seen.shape[2]] = seen
+            seen = self._ancestors_BKP
+        seen[:, :, end - self._sharing : end].diagonal(dim1=1, dim2=2).zero_()
+        return (seen[:, None, None, :, :end],)
+
+    def _distances(self, queries: int) -> Tensor:
+        """The position of each place minus that of each query, (Q, P); one row if the queries are hypotheses."""
+        key_P = torch.arange(self.length + queries, device=self.device)
+        if self._sharing > 1:
+            key_P = key_P.repeat_interleave(self._sharing)
+        query_Q1 = torch.arange(self.length, self.length + queries, device=self.device).unsqueeze(1)
+        return key_P - query_Q1
+
+    def _hiding(self, hidden: Tensor) -> Tensor:
+        """A bias of minus infinity where ``hidden`` is True."""
+        return torch.zeros(hidden.shape, dtype=self._dtype, device=self.device).masked_fill_(hidden, -torch.inf)
+
+    def _angles(self, places: slice | Tensor) -> Rotary | None:
+        cos, sin = self.model.rotary_cos, self.model.rotary_sin
+        if cos is None or sin is None:
+            return None
+        return cos[places].unsqueeze(-2), sin[places].unsqueeze(-2)
+
+    # --- which hypotheses and sentences go on ---------------------------------------------------------
+
+    def reorder(self, parent_N: Tensor) -> None:
+        """Hypothesis i of all goes on from hypothesis ``parent[i]``, which is one of the same sentence."""
+        if self._sharing == 1:
+            for own in self._own:
+                own.select(parent_N)
+        elif self._ancestors_BKP is not None:
+            flat = self._ancestors_BKP.flatten(0, 1)
+            self._ancestors_BKP = flat.index_select(0, parent_N).view(-1, *self._ancestors_BKP.shape[1:])
+
+    def keep(self, going: list[int]) -> Tensor:
+        """Keeps these sentences, which are listed in rising order; returns the order that they have from now on.
+
+        The last ones take the places of those that leave, so that no more than these are copied.
+        """
+        count = len(going)
+        order = list(range(count))
+        gaps = sorted(set(order).difference(going))
+        for gap, sentence in zip(gaps, going[count - len(gaps) :], strict=True):
+            order[gap] = sentence
+        order_B = torch.tensor(order, device=self.device)
+        if gaps:
+            gap_b = torch.tensor(gaps, device=self.device)
+            moved_b = order_B[gap_b]
+            for cross in self._cross:
+                if cross is not None:
+                    cross.move(moved_b, gap_b)
+            if self._source_bias_B111S is not None:
+                self._source_bias_B111S[gap_b] = self._source_bias_B111S[moved_b]
+            per_sentence = self.hypotheses // self._sharing
+            gap_r, moved_r = (_rows_of(b, per_sentence) for b in (gap_b, moved_b))
+            for own in self._own:
+                own.move(moved_r, gap_r)
+            if self._ancestors_BKP is not None:
+                self._ancestors_BKP[gap_b] = self._ancestors_BKP[moved_b]
+            if self._first_R is not None:
+                self._first_R[gap_b] = self._first_R[moved_b]
+        self.sentences = count
+        if self._source_bias_B111S is not None:
+            self._source_bias_B111S = self._source_bias_B111S[:count]
+        if self._ancestors_BKP is not None:
+            self._ancestors_BKP = self._ancestors_BKP[:count]
+        if self._first_R is not None:
+            self._first_R = self._first_R[:count]
+        return order_B
+
+
+class _Block:
+    """The parts of a block, ready to be called for rows (N, D)."""
+
+    def __init__(self, block: Block, own: OwnAttention, cross: CrossAttention | None) -> None:
+        self.pre, self.own, self.cross = block.pre, own, cross
+        self.own_norm, self.ffn_norm = bare(block.attention_norm), bare(block.ffn_norm)
+        self.cross_norm = self.ffn_norm if block.cross_norm is None else bare(block.cross_norm)
+        self._up, self._down = bare(block.ffn.up), bare(block.ffn.down)
+        self._gate = None if block.ffn.gate is None else bare(block.ffn.gate)
+        self._activation = block.ffn.activation
+
+    def feed_forward(self, x_ND: Tensor) -> Tensor:
+        """As `FeedForward`, without dropout."""
+        up = self._up(x_ND)
+        return self._down(self._activation(up) if self._gate is None else self._activation(self._gate(x_ND)) * up)
+
+
+def _rows_of(sentences_b: Tensor, each: int) -> Tensor:
+    if each == 1:
+        return sentences_b
+    return (sentences_b.unsqueeze(1) * each + torch.arange(each, device=sentences_b.device)).flatten()
+
+
+def _by_head(own: OwnAttention, distance_QP: Tensor, bucket_QP: Tensor | None) -> Tensor:
+    """The bias of ALiBi or of relative positions, (G, J, Q, P)."""
+    attention = own.attention
+    if bucket_QP is not None and attention.relative_bias is not None:
+        bias_HQP = attention.relative_bias[bucket_QP].permute(2, 0, 1)
+    else:
+        assert attention.slopes is not None
+        bias_HQP = alibi_bias(attention.slopes, distance_QP)[0]
+    joint = attention.heads // max(1, attention.kv_heads)
+    return bias_HQP.view(attention.kv_heads, joint, *bias_HQP.shape[1:])
