@@ -119,7 +119,7 @@ class Setup:
             data = prepare_data(config.dataset, dense.context, reduced[0], transform, dense.outputs)
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
-        stack.data_prepared(teachers, data, self.device)
+        stack.data_prepared(teachers, data, model.architecture, self.device)
         return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
 
 
