@@ -224,9 +224,18 @@ def classify(
 
 
 def _two_texts(text: str, where: str) -> tuple[str, str]:
-    parts = [part.strip() for part in text.split("\t")]
-    if len(parts) != 2 or not all(parts):
+    """The two texts of a line, with a tab between them, or in a JSON object as ``text`` and ``pair``."""
+    parts: list[Any] = text.split("\t")
+    if len(parts) != 2 and text.lstrip().startswith("{"):
+        try:
+            record = json.loads(text)
+            parts = [record.get("text"), record.get("pair")]
+        except ValueError:
+            parts = []
+    stripped = [part.strip() for part in parts if isinstance(part, str) and part.strip()]
+    if len(stripped) != 2:
         raise UserError(
-            f"{where}: the model reads pairs of texts, and this line is none: separate the two texts by one tab"
+            f"{where}: the model reads pairs of texts, and this line is none: separate the two texts by one tab, or "
+            'write {"text": …, "pair": …}'
         )
-    return parts[0], parts[1]
+    return stripped[0], stripped[1]

@@ -88,7 +88,7 @@ class Stepper:
         self._examples: dict[int, str] = {}
         # Number of pieces that each batch is cut into to fit the device's memory.
         self.pieces = 1
-        # FLOPs of the teachers' forward passes and of what techniques compute besides, in the current step.
+        # FLOPs in the current step beside the first pass of the model: of teachers, further passes, and techniques.
         self._other_flops = 0.0
 
     def rewire(self, parameter_map: ParameterMap) -> None:
@@ -200,7 +200,7 @@ class Stepper:
                 if index < counting:
                     total += nll
             seen.pass_back()
-            # Other processes' teachers read the other rows.
+            # Other processes' passes read the other rows.
             self._other_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
         except torch.OutOfMemoryError:
             if all(self.pieces >= len(batch.rows) for batch in batches):
@@ -278,13 +278,13 @@ class Stepper:
             hidden_ND = hidden_ND[keep_N]
             targets = [(ids[keep_N], None if weight is None else weight[keep_N]) for ids, weight in targets]
         task = task_loss(self.model.architecture, batch, targets, keep_N, self.label_smoothing)
-        objective = Objective(batch, self._forward, hidden_ND, keep_N, [("task", task, float(batch.is_labelled))])
-        objective.factors = self.model.output_factors(hidden_ND)
+        terms = [("task", task, float(batch.is_labelled))]
+        objective = Objective(self.model, batch, self._forward_more, hidden_ND, keep_N, terms)
         objective.states, objective.forward_with_states = states, self._forward_with_states
         self.stack.objective(objective, moment)
         self._other_flops += objective.flops
         loss, reported = projected_losses(
-            *objective.factors,
+            *self.model.output_factors(objective.hidden_ND),
             [(term, scale) for _, term, scale in objective.logit_losses],
             dtype=self.precision.products,
         )
@@ -294,21 +294,22 @@ class Stepper:
             loss = loss + scale * value
         return loss, reported[0].sum()
 
+    def _forward_more(self, model: Transformer, batch: Batch) -> Tensor:
+        """Another pass of the model, which costs a backward one too, or one of a teacher."""
+        self._other_flops += (3.0 if model is self.model else 1.0) * batch_flops(model, batch)
+        return self._forward(model, batch)
+
     def _forward(self, model: Transformer, batch: Batch) -> Tensor:
         """Hidden states (B, T, D) of the model, or of a teacher, in the precision of the training."""
-        self._count_teacher(model, batch)
         with self.precision.forward(self.device):
             return run_batch(model, batch)
 
     def _forward_with_states(self, model: Transformer, batch: Batch) -> tuple[Tensor, States]:
-        """The same with the states between its blocks."""
-        self._count_teacher(model, batch)
-        with self.precision.forward(self.device):
-            return run_batch_with_states(model, batch)
-
-    def _count_teacher(self, model: Transformer, batch: Batch) -> None:
+        """The same with the states between its blocks: the first pass of the model, or one of a teacher."""
         if model is not self.model:
             self._other_flops += batch_flops(model, batch)
+        with self.precision.forward(self.device):
+            return run_batch_with_states(model, batch)
 
 
 def _examples(batches: Sequence[Batch]) -> str:

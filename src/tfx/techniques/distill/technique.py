@@ -74,13 +74,15 @@ class Distill(Technique):
         check_settings(self.settings, config, self.teacher_need(config))
 
     def conflicts(self) -> dict[str, str]:
+        found = {}
+        if self.settings.cache_top_k is not None:
+            why = "cached logits (technique.distill.cache_top_k) are of the unchanged examples"
+            found |= {"mixes examples": why, "permutes tokens": why, "splits words anew": why}
         if self.settings.align_tokens:
             why = "another tokenizer spells whole texts (technique.distill.align_tokens)"
-        elif self.settings.cache_top_k is not None:
-            why = "cached logits (technique.distill.cache_top_k) are of the unchanged examples"
-        else:
-            return {}
-        return {"mixes examples": why, "permutes tokens": why}
+            found |= {"mixes examples": why, "permutes tokens": why}
+            found["runs twice"] = "likelihoods of spans (technique.distill.align_tokens) are those of one pass"
+        return found
 
     def hooks(self) -> tuple[str, ...]:
         used = []
@@ -214,8 +216,7 @@ class Distill(Technique):
         is_matched = matches_layers(self.settings) and self.active(moment.progress)
         if alpha == 0.0 and not is_matched:
             return
-        counts_BT = _counts(objective.batch)
-        counts_N = objective.select(counts_BT.unsqueeze(-1)).squeeze(-1)
+        counts_N = objective.counts_N()
         taught: list[tuple[Tensor, States | None]] = []
         if is_matched or (alpha and self._top_logits is None and not self.settings.align_tokens):
             with torch.no_grad():
@@ -229,7 +230,7 @@ class Distill(Technique):
                 soft = self._soft_targets(objective, [hidden_NE for hidden_NE, _ in taught], counts_N)
                 objective.logit_losses.append((self.name, soft, alpha))
         if is_matched:
-            self._match(objective, taught, counts_BT, counts_N)
+            self._match(objective, taught, counts_N)
         self._means["mean_alpha"].add(alpha, 1.0)
         total = counts_N.sum()
         self._means["unlabelled_share"].add(total * (not objective.batch.is_labelled), total)
@@ -284,10 +285,10 @@ class Distill(Technique):
 
     def _span_losses(self, objective: Objective) -> Iterator[SpanLikelihood]:
         """What each teacher, in its own tokens, makes of the spans of text that are tokens of both."""
-        assert objective.factors is not None
         batch = objective.batch
         device = batch.target_out_BT.device
         target_N = objective.select(batch.target_out_BT.unsqueeze(-1)).squeeze(-1)
+        own_factors = objective.model.output_factors(objective.hidden_ND)
         for teacher in self.teachers:
             told = self._retold(teacher, batch)
             assert told.own_BT is not None
@@ -303,17 +304,16 @@ class Distill(Technique):
             own_N = objective.select(told.own_BT.to(device).unsqueeze(-1)).squeeze(-1)
             self._means["aligned_share"].add((own_N >= 0).sum(), (target_N >= 0).sum())
             temperature = self.settings.align_temperature
-            yield SpanLikelihood(teacher_C, own_N, target_N, objective.factors, dtype, temperature)
+            yield SpanLikelihood(teacher_C, own_N, target_N, own_factors, dtype, temperature)
 
     def _match(
         self,
         objective: Objective,
         taught: list[tuple[Tensor, States | None]],
-        counts_BT: Tensor,
         counts_N: Tensor,
     ) -> None:
         """Adds what the layers learn: the mean over the teachers, as a sum over the batch's target positions."""
-        total = counts_N.sum()
+        counts_BT, total = objective.counts_BT(), counts_N.sum()
         found: dict[str, list[Tensor]] = {name: [] for name in _MATCHED}
         for matcher, (hidden_NE, states) in zip(self._matchers, taught, strict=True):
             if self.settings.hidden and self.settings.layer_map == "last":
@@ -364,11 +364,3 @@ def writing_flops(architecture: Architecture, batch: Batch) -> float:
     source = 0 if batch.source_BS is None else batch.source_BS.shape[1]
     ends_B = (batch.target_out_BT >= 0).long().cumsum(1).argmax(1) + 1
     return sum(decoding_flops(architecture, source, length, hypotheses=1) for length in ends_B.tolist())
-
-
-def _counts(batch: Batch) -> Tensor:
-    """How much each target position (B, T) counts: 1, or 0 for padding; of mixed examples the share that is real."""
-    if batch.mix is None:
-        return (batch.target_out_BT >= 0).float()
-    mass_N = torch.stack([(ids >= 0).float() * w for ids, w in batch.targets_and_weights() if w is not None]).sum(0)
-    return mass_N.view(batch.target_out_BT.shape)
