@@ -50,6 +50,7 @@ class OnnxModel(StepEngine):
 
     def read(self, sources: Sequence[Ids]) -> Caches:
         """Encodes sources, each with its end token."""
+        assert self._encoder is not None
         ids, mask = padded(sources, self._pad)
         names = [place.name for place in self._encoder.get_outputs()]
         found = self._encoder.run(names, {"input_ids": ids, "attention_mask": mask})

@@ -132,7 +132,7 @@ def _with_model_of_origin(config: Root) -> Root:
     if origin is None or (origin / "config.yaml").is_file():
         return config
     model = read_header(local_file(origin)).architecture.to_config(config.model)
-    if model.family != config.model.family:  # an encoder below a classifier, whose other settings are the config's
+    if model.family == "encoder":  # below a classifier, whose other settings are the config's
         own = config.model
         model = replace(model, family=own.family, pooling=own.pooling, pooler=own.pooler)
     return replace(config, model=replace(model, name=origin.stem))

@@ -203,6 +203,9 @@ class Technique:
     def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
         """Receives the teacher that `teacher_need` asked for; ``data`` is None before the data is prepared."""
 
+    def see_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Shows the tokenizer that the file will hold, before training."""
+
     def acts_before_training(self) -> bool:
         """Whether it changes the model before the first step, so that it acts with a budget of zero too."""
         return "prepare_model" in self.hooks()

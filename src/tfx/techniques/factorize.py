@@ -207,8 +207,8 @@ class Factorize(Technique):
             lost, whole = lost + error, whole + size
             ranks.append(rank)
             before, after = before + weight.numel(), after + rank * sum(weight.shape)
-        for name, weight in kept.items():
-            weights[name].copy_(weight)
+        for name, own in kept.items():
+            weights[name].copy_(own)
         self._done = {
             "matrices": float(len(ranks)),
             "rank": sum(ranks) / max(1, len(ranks)),

@@ -183,8 +183,9 @@ class Stack:
     def data_prepared(
         self, teachers: dict[str, Teacher], data: PreparedData, architecture: Architecture, device: torch.device
     ) -> None:
-        """Shows the tokenized data to the techniques, with its teacher to one that has one."""
+        """Shows tokenizer and tokenized data to the techniques, with its teacher to one that has one."""
         for technique in self._techniques:
+            technique.see_tokenizer(data.tokenizer)
             technique.receive_data(data, architecture)
             if technique.name in teachers:
                 technique.receive_teacher(teachers[technique.name], data, device)
