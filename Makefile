@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests that need the libraries of these extras, in an environment of their own.
-EXTRAS := test,wandb,mlflow,trackio,transformers,ctranslate2
+EXTRAS := test,wandb,mlflow,trackio,transformers,ctranslate2,onnx,gguf,sentencepiece
 EXTRA_TESTS := tests/run/test_tracking.py tests/exchange
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

@@ -176,6 +176,8 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "technique.quantize.range": ("affine", QUANTIZE),
     "technique.quantize.granularity": ("tensor", QUANTIZE),
     "technique.quantize.rate": ("2", QUANTIZE),
+    "technique.quantize.bytes": ("9000", QUANTIZE),
+    "technique.quantize.ratio": ("5", QUANTIZE),
     "technique.quantize.group": ("8", QUANTIZE),
     "technique.quantize.clip": ("false", [*QUANTIZE, "technique.quantize.bits=2"]),
     "technique.quantize.aware": ("false", AWARE),
@@ -202,6 +204,11 @@ VALUES: dict[str, tuple[str, list[str]]] = {
 
 # What these change is seen elsewhere, in the test that is named, or not on this machine.
 ELSEWHERE = {
+    "evaluation.engine": "tests/exchange/test_engines.py: needs other libraries",
+    "evaluation.engine_numbers": "tests/exchange/test_engines.py: needs other libraries",
+    "evaluation.min_length": "tests/model/test_rules.py: what they forbid",
+    "evaluation.no_repeat_ngram": "tests/model/test_rules.py: what they forbid",
+    "evaluation.repetition_penalty": "tests/model/test_rules.py: what they forbid",
     "dry_run": "tests/commands: nothing is trained",
     "name": "tests/report: what a run is called",
     "tags": "tests/report: what runs are found by",

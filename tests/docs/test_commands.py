@@ -18,6 +18,7 @@ from tfx.config.compose import compose
 from tfx.config.schema import Budget, EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data import normalize, stdlib
 from tfx.data.tokenizer import Tokenizer
+from tfx.evaluation.engines import opening
 from tfx.exchange.target import Target
 from tfx.exchange.to_transformers import write_folder
 from tfx.experiments import trial
@@ -120,7 +121,7 @@ def words_of(line: str) -> list[str]:
 
 
 def _exported(*arguments):
-    return export.Comparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={})
+    return export.Comparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={}, beams={})
 
 
 def _two_bits(config, tokenizer, origin=None):
@@ -173,9 +174,11 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
     if command == "import":
         words[words.index("--output") + 1] = str(tmp_path / "model.safetensors")
     if command == "export":  # tests/exchange has the libraries
-        monkeypatch.setattr(Target, "require", lambda target: None)
+        monkeypatch.setattr(Target, "require", lambda target, what: None)
         monkeypatch.setattr(export, "export", _exported)
         monkeypatch.setattr(export, "export_encoder", _exported)
+    if any("engine" in word for word in words):
+        monkeypatch.setattr(opening, "open_engine", lambda loaded, config: None)
     if command == "resume":
         monkeypatch.setattr(resume, "resume", lambda *arguments, **options: None)
     if command == "reproduce" and not words:

@@ -203,7 +203,7 @@ def test_the_best_meets_the_limit_and_the_front_has_it(course):
     assert {row["key"] for row in outcome["worth"]} >= {"model.decoder_layers", "model.dropout"}
 
 
-@pytest.mark.parametrize("stop_after", [2, 9])
+@pytest.mark.parametrize("stop_after", [2, 9, 14])
 def test_a_search_that_is_killed_goes_on_to_the_same_trials(course, request_of, trials, tmp_path, stop_after):
     _, whole, ran = course
     folder = tmp_path / "s"

@@ -176,7 +176,7 @@ def objective_of(student: Transformer, batch: Batch, *, is_kept: bool) -> Object
         keep = torch.stack([ids >= 0 for ids, _ in targets]).any(0)
         hidden = hidden[keep]
         targets = [(ids[keep], None if weight is None else weight[keep]) for ids, weight in targets]
-    return Objective(batch, run_batch, hidden, keep, [("task", CrossEntropy(targets), 1.0)])
+    return Objective(None, batch, run_batch, hidden, keep, [("task", CrossEntropy(targets), 1.0)])
 
 
 def loss_of(objective: Objective, student: Transformer) -> torch.Tensor:

@@ -620,6 +620,14 @@ class EvaluationConfig:
     attention_maps: int = setting(
         0, "test inputs whose attention weights are kept for the report", minimum=0, maximum=20
     )
+    engine: str = setting(
+        "torch",
+        "what decodes in `tfx evaluate` and `tfx generate`: the model itself, or another library (its extra)",
+        choices=("torch", "ctranslate2", "onnx"),
+    )
+    engine_numbers: str = setting(
+        "float32", "type of the weights of another engine", choices=("float32", "int8", "int8_float32", "int16")
+    )
     latency_inputs: int = setting(50, "inputs timed one at a time for the latency", minimum=1)
 
 

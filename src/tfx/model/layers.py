@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from tfx.model.architecture import GATED, Architecture, BlockShape
 from tfx.model.attention import Attention, Bias
 from tfx.model.dropout import Dropout
-from tfx.model.linear import Linear
+from tfx.model.linear import Linear, factor_layer
 
 
 def make_norm(architecture: Architecture) -> nn.Module:
@@ -104,6 +104,8 @@ class Block(nn.Module):
         )
         self.ffn_norm = make_norm(architecture)
         self.dropout = Dropout(dropout)
+        for name, rank in shape.ranks:
+            factor_layer(self, name, rank)
 
     def forward(
         self,

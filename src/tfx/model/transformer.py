@@ -23,6 +23,7 @@ from tfx.model.batch import Batch, Blend, Mix
 from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
+from tfx.model.engine import Engine
 from tfx.model.layers import BlockStack, make_norm
 from tfx.model.pooling import Pooling
 from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
@@ -37,6 +38,8 @@ class Transformer(nn.Module):
     loss projects the hidden states in slices: the logits of a whole batch would be the largest tensor.
     """
 
+    # Decodes in the place of this model, if set.
+    engine: Engine | None = None
     sinusoids: Tensor | None
     rotary_cos: Tensor | None
     rotary_sin: Tensor | None

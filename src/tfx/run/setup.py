@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +60,13 @@ class Setup:
         from tfx.techniques.stack import Stack
         from tfx.training.parallel import check_sharded
 
-        self.config = config
+        self.config = config = _with_model_of_origin(config)
         check_metrics(config.dataset.metrics)
+        if config.evaluation.engine != "torch":
+            raise UserError(
+                f"evaluation.engine={config.evaluation.engine} is for `tfx evaluate` and `tfx generate`: a run is "
+                "scored by its own model, so leave it out"
+            )
         check_model(config.model)
         self.group = group
         self.device = choose_device(config.trainer.device, group.place)
@@ -114,8 +119,23 @@ class Setup:
             data = prepare_data(config.dataset, dense.context, reduced[0], transform, dense.outputs)
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
-        stack.data_prepared(teachers, data, self.device)
+        stack.data_prepared(teachers, data, model.architecture, self.device)
         return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
+
+
+def _with_model_of_origin(config: Root) -> Root:
+    """The config with the settings of the model that a file or folder in ``init_from`` holds; a run brings its own."""
+    from tfx.compression.checkpoint import read_header
+    from tfx.exchange.importing import local_file
+
+    origin = None if config.init_from is None else Path(config.init_from)
+    if origin is None or (origin / "config.yaml").is_file():
+        return config
+    model = read_header(local_file(origin)).architecture.to_config(config.model)
+    if model.family == "encoder":  # below a classifier, whose other settings are the config's
+        own = config.model
+        model = replace(model, family=own.family, pooling=own.pooling, pooler=own.pooler)
+    return replace(config, model=replace(model, name=origin.stem))
 
 
 def _check_order(config: Root, stack: Stack) -> None:

@@ -185,12 +185,15 @@ class LocalSteps(Sharing):
         torch._foreach_copy_([parameter.detach() for parameter in self._parameters], self._common)
 
     def rewire(self, parameter_map: ParameterMap) -> None:
-        kept = [
-            (parameter_map.select(old, common), parameter_map.select(old, momentum))
-            for old, common, momentum in zip(self._parameters, self._common, self._momentum, strict=True)
-            if parameter_map.follow([old])
-        ]
-        self._common, self._momentum = [pair[0] for pair in kept], [pair[1] for pair in kept]
+        momenta: list[Tensor] = []
+        common: list[Tensor] = []
+        for old, before, momentum in zip(self._parameters, self._common, self._momentum, strict=True):
+            now = parameter_map.select(old, before)
+            carried = [origin.select(momentum) for _, origin in parameter_map.elements(old)]
+            # Factors of a matrix begin without momentum.
+            momenta += carried or [torch.zeros_like(each) for each in now]
+            common += now
+        self._common, self._momentum = common, momenta
         self._parameters = parameter_map.follow(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:

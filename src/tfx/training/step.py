@@ -79,8 +79,8 @@ class Stepper:
         self._examples: dict[int, str] = {}
         # Number of pieces that each batch is cut into to fit the device's memory.
         self.pieces = 1
-        # FLOPs of the teachers' forward passes in the current step.
-        self._teacher_flops = 0.0
+        # FLOPs in the current step beside the first pass of the model: of teachers, and of further passes.
+        self._other_flops = 0.0
 
     def rewire(self, parameter_map: ParameterMap) -> None:
         """Carries the state of parameters over to the smaller ones that replace them."""
@@ -117,7 +117,7 @@ class Stepper:
             self._refuse(verdict.fault, batches, number)
         self.optimizers.zero_grad()
         # A backward pass costs two forward ones.
-        flops = self._teacher_flops + 3.0 * sum(batch_flops(self.model, batch) for batch in batches)
+        flops = self._other_flops + 3.0 * sum(batch_flops(self.model, batch) for batch in batches)
         if verdict.fault is not None:
             return StepResult(batches, flops)
         return StepResult(batches, flops, nll, norm, verdict.refused)
@@ -155,7 +155,7 @@ class Stepper:
         averaged = pieces if self.sharing.steps_apart else batches
         # FSDP2 takes the mean over processes, and each of them divides by the targets of all.
         divisor = sum(batch.targets for batch in averaged) / (size if self.sharing.divides_weights else 1)
-        self._teacher_flops = 0.0
+        self._other_flops = 0.0
         fits = True
         try:
             seen = self.stack.view.see(self.model, progress)
@@ -169,8 +169,8 @@ class Stepper:
                 if index < counting:
                     total += nll
             seen.pass_back()
-            # Other processes' teachers read the other rows.
-            self._teacher_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
+            # Other processes' passes read the other rows.
+            self._other_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
         except torch.OutOfMemoryError:
             if all(self.pieces >= len(batch.rows) for batch in batches):
                 raise
@@ -242,10 +242,10 @@ class Stepper:
             hidden_ND = hidden_ND[keep_N]
             targets = [(ids[keep_N], None if weight is None else weight[keep_N]) for ids, weight in targets]
         task = task_loss(self.model.architecture, batch, targets, keep_N, self.label_smoothing)
-        objective = Objective(batch, self._forward, hidden_ND, keep_N, [("task", task, 1.0)])
+        objective = Objective(self.model, batch, self._forward_more, hidden_ND, keep_N, [("task", task, 1.0)])
         self.stack.objective(objective, moment)
         loss, reported = projected_losses(
-            *self.model.output_factors(hidden_ND),
+            *self.model.output_factors(objective.hidden_ND),
             [(term, scale) for _, term, scale in objective.logit_losses],
             dtype=self.precision.products,
         )
@@ -255,10 +255,13 @@ class Stepper:
             loss = loss + scale * value
         return loss, reported[0].sum()
 
+    def _forward_more(self, model: Transformer, batch: Batch) -> Tensor:
+        """Another pass of the model, which costs a backward one too, or one of a teacher."""
+        self._other_flops += (3.0 if model is self.model else 1.0) * batch_flops(model, batch)
+        return self._forward(model, batch)
+
     def _forward(self, model: Transformer, batch: Batch) -> Tensor:
         """Hidden states (B, T, D) of the model, or of a teacher, in the precision of the training."""
-        if model is not self.model:
-            self._teacher_flops += batch_flops(model, batch)
         with self.precision.forward(self.device):
             return run_batch(model, batch)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from tfx.config.schema import Root
 from tfx.config.search import SearchConfig
@@ -31,6 +33,11 @@ class Measured:
         if (result := summary.result) is None:
             return None
         return cls(float(result.valid[metric]), float(result.bytes.file), result.inference["file"].latency_ms["p50"])
+
+    @classmethod
+    def mean(cls, found: Sequence[Measured]) -> Measured:
+        """The mean over seeds."""
+        return cls(*(mean(getattr(one, name) for one in found) for name in ("quality", "bytes", "latency_ms")))
 
 
 @dataclass(frozen=True)

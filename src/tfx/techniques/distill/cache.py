@@ -35,7 +35,10 @@ _ROWS = 128
 def decoded_outputs(teacher: Teacher, corpus: Corpus, decoding: EvaluationConfig) -> tuple[list[str], str]:
     """The teacher's output for each training source, and a key that identifies them all."""
     sources = list(corpus.splits["train"]["source"])
-    shape = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
+    shape: tuple[float, ...] = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
+    rules = (decoding.min_length, decoding.no_repeat_ngram, decoding.repetition_penalty)
+    if rules != (0, 0, 1):  # else as the entries of before
+        shape += rules
     content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{shape}"
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     path = writable_cache("teacher-outputs") / f"{key}.json"

@@ -120,7 +120,7 @@ class Distill(Technique):
         if self.settings.cache_top_k is None:
             return {}
         why = "cached logits (technique.distill.cache_top_k) are of the unchanged examples"
-        return {"mixes examples": why, "permutes tokens": why}
+        return {"mixes examples": why, "permutes tokens": why, "splits words anew": why}
 
     def hooks(self) -> tuple[str, ...]:
         used = []
@@ -255,12 +255,7 @@ class Distill(Technique):
         weight = self.settings.hidden if self.active(moment.progress) else 0.0
         if alpha == 0.0 and weight == 0.0:
             return
-        counts_N = objective.select((objective.batch.target_out_BT >= 0).unsqueeze(-1)).squeeze(-1)
-        if objective.batch.mix is not None:
-            labels = objective.batch.targets_and_weights()
-            mass = sum((ids >= 0).float() * w for ids, w in labels if w is not None)
-            counts_N = mass if objective.keep_N is None else mass[objective.keep_N]  # type: ignore[assignment, index]
-        counts_N = counts_N.float()
+        counts_N = objective.counts_N()
         hidden_NE: Tensor | None = None
         if self._top_logits is None or weight:
             with torch.no_grad():
