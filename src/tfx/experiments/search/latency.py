@@ -26,8 +26,8 @@ def untrained_latency_ms(
     """Milliseconds for one input, the median over validation inputs, by the config's own decoding and on its device.
 
     How long decoding takes depends on the lengths and on no weight. Outputs of drawn weights have any length: so each
-    input is decoded to ten tokens and to about ten more than its target, no output ends before, and the time for as many
-    tokens as its target has lies on the line through both. A language model is timed as in its result.
+    input is decoded to ten tokens and to about ten more than its target, and no output ends before. The time for as
+    many tokens as its target has lies on the line through both. A language model is timed as in its result.
     """
     import torch
 
