@@ -296,10 +296,14 @@ def test_a_pair_on_a_line_is_two_texts_and_another_line_is_refused():
     outputs = Outputs("one", ("no", "yes"), pairs=True)
     model = tiny_model(outputs)
     config = compose(["dataset=kinds"]).evaluation
-    found = classify(model, TOKENIZER, prompts_of(["ab\tcd", "cd\tab"]), config)
+    lines = ["ab\tcd", '{"pair": "cd", "text": " ab"}', "cd\tab"]
+    found = classify(model, TOKENIZER, prompts_of(lines), config)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    assert abs(found[2] - found[0]).max() > 1e-4
     pair = Texts(outputs, *(Ragged.from_lists(TOKENIZER.encode([text]), np.int64) for text in ("ab", "cd")), None)
     batch = collate_texts(pair, np.asarray([0]), TOKENIZER)
     logits = model.project(model(batch.target_in_BT, batch.source_BS, None, None, batch.types_BS))[0, 0]
     np.testing.assert_allclose(found[0], logits.softmax(0).detach().numpy(), rtol=1e-5)
-    with pytest.raises(UserError, match="line 2: the model reads pairs of texts, and this line is none"):
-        classify(model, TOKENIZER, prompts_of(["ab\tcd", "ab"]), config)
+    for line in ("ab", "a\tb\tc", "ab\t ", '{"text": "ab"}', '{"text": "ab", "pair": 1}', "{ab"):
+        with pytest.raises(UserError, match="line 2: the model reads pairs of texts, and this line is none"):
+            classify(model, TOKENIZER, prompts_of(["ab\tcd", line]), config)

@@ -162,7 +162,7 @@ def classify(
     full = [row for row, text in enumerate(prompts.texts) if text.strip()]
     sides = [[prompts.ids[row] for row in full]]
     if outputs.pairs:
-        parts = [_two_texts(prompts, row) for row in full]
+        parts = [_two_texts(prompts.texts[row], f"line {prompts.first + row + 1}") for row in full]
         sides = [tokenizer.encode([pair[side] for pair in parts]) for side in range(2)]
     first, *second = (Ragged.from_lists(side, np.int64) for side in sides)
     texts = Texts(outputs, first, second[0] if second else None, None)
@@ -181,11 +181,19 @@ def classify(
     return found
 
 
-def _two_texts(prompts: Prompts, row: int) -> list[str]:
-    parts = [part.strip() for part in prompts.texts[row].split("\t")]
-    if len(parts) != 2 or not all(parts):
+def _two_texts(text: str, where: str) -> tuple[str, str]:
+    """The two texts of a line, with a tab between them, or in a JSON object as ``text`` and ``pair``."""
+    parts: list[Any] = text.split("\t")
+    if len(parts) != 2 and text.lstrip().startswith("{"):
+        try:
+            record = json.loads(text)
+            parts = [record.get("text"), record.get("pair")]
+        except ValueError:
+            parts = []
+    stripped = [part.strip() for part in parts if isinstance(part, str) and part.strip()]
+    if len(stripped) != 2:
         raise UserError(
-            f"line {prompts.first + row + 1}: the model reads pairs of texts, and this line is none: separate the two "
-            "texts by one tab"
+            f"{where}: the model reads pairs of texts, and this line is none: separate the two texts by one tab, or "
+            'write {"text": …, "pair": …}'
         )
-    return parts
+    return stripped[0], stripped[1]

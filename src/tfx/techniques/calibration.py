@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ from tfx.model.batch import Batch
 from tfx.model.linear import Linear
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer, run_batch
+
+
+class _AllSeenError(Exception):
+    """Leaves a forward pass."""
 
 
 class Calibration:
@@ -96,8 +102,16 @@ class Calibration:
             sums[name] += (x_NC.t() @ x_NC).double().cpu()
             counts[name] += len(x_NC)
 
+        seen: set[str] = set()
+
         def watch(name: str) -> Callable[..., None]:
-            return lambda module, inputs: add(name, inputs[0])
+            def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+                add(name, inputs[0])
+                seen.add(name)
+                if len(seen) == len(layers):
+                    raise _AllSeenError
+
+            return hook
 
         # The output matrix is no part of the forward pass: losses multiply with it in slices.
         outputs = [name for name, layer in layers.items() if layer is model.output]
@@ -107,9 +121,11 @@ class Calibration:
         try:
             for batch in self._batches:
                 current[:] = [batch]
-                hidden_BTD = run_batch(model, batch)
-                for name in outputs:
-                    add(name, hidden_BTD)
+                seen.clear()
+                with suppress(_AllSeenError):  # what comes after the last layer is not needed
+                    hidden_BTD = run_batch(model, batch)
+                    for name in outputs:
+                        add(name, hidden_BTD)
         finally:
             for handle in handles:
                 handle.remove()
