@@ -58,7 +58,8 @@ class Batch:
     is `IGNORE` on padding. ``source_mask`` is True on real tokens, None if there is no padding. ``rows``
     holds the examples' numbers, or for a token stream the offsets of the windows. ``tokens`` counts the real
     tokens of both sides, ``positions`` counts padding too, and ``targets`` counts the labels. ``special``
-    holds the ids of the padding, begin and end tokens.
+    holds the ids of the padding, begin and end tokens. ``is_labelled`` is False where no data say what the targets
+    should be: the task's own loss does not count them.
 
     A classifier reads no target: ``target_in`` has no position, and ``target_out`` one, the number of the label, or 0
     where ``values`` are the targets: for each label whether it holds, or one number. ``types`` tells the tokens of the
@@ -79,6 +80,7 @@ class Batch:
     types_BS: Tensor | None = None
     values_BC: Tensor | None = None
     counts_B: Tensor | None = None
+    is_labelled: bool = True
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; copies asynchronously where the device can."""

@@ -107,6 +107,10 @@ class Block(nn.Module):
         for name, rank in shape.ranks:
             factor_layer(self, name, rank)
 
+    def attended(self, x_BTD: Tensor) -> Tensor:
+        """What self-attention reads (B, T, D) of what enters the block."""
+        return self.attention_norm(x_BTD) if self.pre else x_BTD
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -159,9 +163,12 @@ class BlockStack(nn.Module):
         memory_BSD: Tensor | None = None,
         memory_bias: Bias | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Returns (B, T, D)."""
+        """Returns (B, T, D); ``states`` gets what enters each block, and what leaves the last one."""
         for block in self.blocks:
+            if states is not None:
+                states.append(x_BTD)
             skips = None
             if self.training and self.layer_dropout:
                 skips = self._draw(x_BTD.device)
@@ -173,6 +180,8 @@ class BlockStack(nn.Module):
             else:
                 y_BTD = block(*arguments)
             x_BTD = torch.where(skips, x_BTD, y_BTD) if torch.is_tensor(skips) else y_BTD
+        if states is not None:
+            states.append(x_BTD)
         return self.norm(x_BTD)
 
     def _draw(self, device: torch.device) -> bool | Tensor:

@@ -7,9 +7,9 @@ never the order in which they were typed, and never their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from tfx.model.batch import Batch
 from tfx.model.device import FULL_PRECISION, Precision
 from tfx.model.loss import LogitLoss
 from tfx.model.rewiring import Rewiring, removed_parts
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import States, Transformer, run_batch_with_states
 from tfx.record.seeds import derive_seed
 from tfx.tasks.prepare import PreparedData
 
@@ -35,11 +35,14 @@ if TYPE_CHECKING:
 
     from tfx.techniques.calibration import Calibration
 
+Result = TypeVar("Result")
+
 # Each hook belongs to one phase.
 HOOKS = {
     "prepare_data": "DATA",
     "reduce_tokenizer": "DATA",
     "order_batches": "DATA",
+    "rewrite_batch": "DATA",
     "resize_batch": "DATA",
     "transform_batch": "DATA",
     "prepare_model": "MODEL",
@@ -78,13 +81,13 @@ class Instant:
 
 @dataclass(frozen=True)
 class TeacherNeed:
-    """A model that must exist before training: an existing one, or one to train first.
+    """Models that must exist before training: existing ones, or one to train first.
 
-    ``path`` is a run directory or model file; without it the train command trains ``model`` (None: the run's
+    ``paths`` are run directories or model files; without any the train command trains ``model`` (None: the run's
     own) within ``budget`` (if none is named, twice the run's own) on the run's own data, and caches it.
     """
 
-    path: Path | None
+    paths: tuple[Path, ...]
     model: str | None
     budget: Budget
 
@@ -130,6 +133,17 @@ class Teacher:
         return self.flops + sum(work.flops for work in self.work.values())
 
 
+# The teachers of a stack, by the name of the technique that they teach.
+Teachers = Mapping[str, Sequence[Teacher]]
+
+
+class Student(Protocol):
+    """The model of a training, as it is now."""
+
+    def __call__(self, work: Callable[[Transformer], Result]) -> Result:
+        """What ``work`` returns for the model, in evaluation mode, with the weights as its forward pass sees them."""
+
+
 @dataclass
 class Objective:
     """The training loss of one batch, before it is computed: terms on the logits, and other terms.
@@ -138,7 +152,9 @@ class Objective:
     ``other`` are (name, differentiable sum over targets, scale). A technique changes scales and adds terms.
     ``forward(model, batch)`` gives the hidden states (B, T, D) of any model on the same batch, of ``model``, the
     student, those of another pass. ``hidden_ND`` and ``keep_N`` are the student's hidden states at the positions that
-    count, and which of the batch's flattened positions those are (None: all).
+    count, and which of the batch's flattened positions those are (None: all). ``states`` are those between the
+    student's blocks, if a technique `reads_states`; ``forward_with_states`` gives those of any model too. ``flops``
+    gets what a technique computes besides such passes.
     """
 
     model: Transformer
@@ -148,16 +164,23 @@ class Objective:
     keep_N: Tensor | None
     logit_losses: list[tuple[str, LogitLoss, float]]
     other: list[tuple[str, Tensor, float]] = field(default_factory=list)
+    states: States | None = None
+    forward_with_states: Callable[[Transformer, Batch], tuple[Tensor, States]] = run_batch_with_states
+    flops: float = 0.0
 
     def select(self, values_BTX: Tensor) -> Tensor:
         """Picks the positions that count: values (B, T, ...) as rows (N, ...)."""
         flat = values_BTX.flatten(0, 1)
         return flat if self.keep_N is None else flat[self.keep_N]
 
-    def counts_N(self) -> Tensor:
-        """How much each position that counts does: the sum of the weights of its labels, 0 for padding."""
+    def counts_BT(self) -> Tensor:
+        """How much each position counts: the sum of the weights of its labels, 0 for padding."""
         mass_N = torch.stack([(ids >= 0) * (1.0 if w is None else w) for ids, w in self.batch.targets_and_weights()])
-        return self.select(mass_N.sum(0).float().view_as(self.batch.target_out_BT))
+        return mass_N.sum(0).float().view_as(self.batch.target_out_BT)
+
+    def counts_N(self) -> Tensor:
+        """How much each position that counts does."""
+        return self.select(self.counts_BT())
 
 
 class Technique:
@@ -173,6 +196,9 @@ class Technique:
     # Effects that some other technique of the run must have whenever this one acts.
     needs: tuple[str, ...] = ()
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
+    # Whether it learns from texts without references (``dataset.monolingual``): `Corpus.unlabelled` of `prepare_data`,
+    # to which it may give targets, and batches that are not labelled.
+    reads_unlabelled: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -197,11 +223,15 @@ class Technique:
         return []
 
     def teacher_need(self, config: Root) -> TeacherNeed | None:
-        """A teacher that must be made or read first."""
+        """Teachers that must be made or read first."""
         return None
 
-    def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
-        """Receives the teacher that `teacher_need` asked for; ``data`` is None before the data is prepared."""
+    def receive_teachers(self, teachers: Sequence[Teacher], data: PreparedData | None, device: torch.device) -> None:
+        """Receives the teachers that `teacher_need` asked for; ``data`` is None before the data is prepared."""
+
+    def reads_states(self) -> bool:
+        """Whether its `objective` reads the states between the student's blocks."""
+        return False
 
     def see_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Shows the tokenizer that the file will hold, before training."""
@@ -242,6 +272,10 @@ class Technique:
     def order_batches(self, lengths: np.ndarray, epoch: int, order: np.ndarray) -> np.ndarray:
         """Returns the order of an epoch's batches, given their lengths and the shuffled order."""
         return order
+
+    def rewrite_batch(self, batch: Batch, student: Student, moment: Instant) -> tuple[Batch, float]:
+        """A training batch, on the CPU, or one that the student writes in its place, and the FLOPs of doing so."""
+        return batch, 0.0
 
     def resize_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Changes a training batch on the CPU before it is counted (`Batch.counted`): its rows may become longer."""

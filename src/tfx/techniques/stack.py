@@ -27,8 +27,9 @@ from tfx.techniques.contract import (
     HOOKS,
     Instant,
     Objective,
-    Teacher,
+    Student,
     TeacherNeed,
+    Teachers,
     Technique,
     TechniqueSettings,
 )
@@ -181,14 +182,14 @@ class Stack:
         return None
 
     def data_prepared(
-        self, teachers: dict[str, Teacher], data: PreparedData, architecture: Architecture, device: torch.device
+        self, teachers: Teachers, data: PreparedData, architecture: Architecture, device: torch.device
     ) -> None:
-        """Shows tokenizer and tokenized data to the techniques, with its teacher to one that has one."""
+        """Shows tokenizer and tokenized data to the techniques, with its teachers to one that has some."""
         for technique in self._techniques:
             technique.see_tokenizer(data.tokenizer)
             technique.receive_data(data, architecture)
             if technique.name in teachers:
-                technique.receive_teacher(teachers[technique.name], data, device)
+                technique.receive_teachers(teachers[technique.name], data, device)
 
     def prepare_model(self, model: Transformer) -> nn.ModuleDict:
         """Lets each technique change the first weights; returns their own modules, by technique."""
@@ -205,6 +206,14 @@ class Stack:
             order = technique.order_batches(lengths, epoch, order)
         return order
 
+    def rewrite_batch(self, batch: Batch, student: Student, moment: Instant) -> tuple[Batch, float]:
+        """Lets each technique have the student write a training batch; the FLOPs are those of all."""
+        total = 0.0
+        for technique in self.order["rewrite_batch"]:
+            batch, flops = technique.rewrite_batch(batch, student, moment)
+            total += flops
+        return batch, total
+
     def resize_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Lets each technique change a training batch on the CPU, also in its lengths."""
         for technique in self.order["resize_batch"]:
@@ -216,6 +225,16 @@ class Stack:
         for technique in self.order["transform_batch"]:
             batch = technique.transform_batch(batch, moment)
         return batch
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether a technique learns from texts without references."""
+        return any(technique.reads_unlabelled for technique in self._techniques)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the objective of a technique reads the states between the student's blocks."""
+        return any(technique.reads_states() for technique in self.order["objective"])
 
     def objective(self, objective: Objective, moment: Instant) -> None:
         """Lets each technique change the terms of the loss."""

@@ -222,6 +222,11 @@ def check_sharded(config: Root, stack: Stack) -> None:
             f"trainer.parallel=fsdp divides each weight, and technique {names} needs whole ones: use "
             "trainer.parallel=ddp, or compress the finished model with init_from=RUN"
         )
+    if stack.reads_states:
+        raise UserError(
+            "trainer.parallel=fsdp divides the weights of each block, and a technique reads the states between them "
+            "(as technique.distill.layer_map, attention and relations do): use trainer.parallel=ddp"
+        )
     for key, value, kept in (
         ("optimizer.name", config.optimizer.name == "muon", "optimizer=adamw"),
         ("trainer.averaging.kind", config.trainer.averaging.kind != "none", "trainer.averaging.kind=none"),
