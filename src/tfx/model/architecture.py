@@ -158,8 +158,8 @@ class Architecture:
         same = {f.name: getattr(self, f.name) for f in fields(self) if hasattr(model, f.name)}
         heads = shape.heads if self.width == shape.heads * self.head_width else model.heads
         kv_heads = shape.kv_heads if heads == shape.heads and shape.kv_heads != heads else None
-        counts = {"encoder_layers": len(self.encoder), "decoder_layers": len(self.decoder)}
-        return replace(model, **same, **counts, heads=heads, kv_heads=kv_heads, ffn_width=shape.ffn)
+        same |= {"encoder_layers": len(self.encoder), "decoder_layers": len(self.decoder)}
+        return replace(model, **same, heads=heads, kv_heads=kv_heads, ffn_width=shape.ffn)
 
     def to_dict(self) -> dict[str, Any]:
         """The architecture as plain JSON values.
