@@ -19,11 +19,13 @@ def prepare(base: Path) -> None:
     import torch
 
     from tfx.compression import checkpoint
+    from tfx.compression.trellis import row_scales
     from tfx.config.schema import EvaluationConfig, ModelConfig
     from tfx.data.tokenizer import Tokenizer
     from tfx.model.architecture import Architecture
     from tfx.model.transformer import Transformer, initialise
     from tfx.techniques.quantize.rounding import GridKind, nearest
+    from tfx.techniques.quantize.trellis import trellis
 
     folder = base / "models"
     folder.mkdir()
@@ -52,6 +54,15 @@ def prepare(base: Path) -> None:
             storage = checkpoint.Storage(grids, torch.float16, entropy)
             name = f"{family}-{'coded' if entropy else 'packed'}.safetensors"
             checkpoint.save(folder / name, model, tokenizer, generation, storage)
+        with torch.no_grad():
+            for number, (name, grid) in enumerate(list(grids.items())):
+                rows, columns = grid.codes_RC.shape
+                exponents = torch.randint(0, 9, (rows,), generator=generator)
+                step = torch.full((1, 1), 0.05) if number % 2 else row_scales(torch.tensor([0.1, 0.07]), exponents)
+                grids[name] = trellis(grid.values(), torch.eye(columns), step)
+                model.get_parameter(name).copy_(grids[name].values())
+        file = folder / f"{family}-trellis.safetensors"
+        checkpoint.save(file, model, tokenizer, generation, checkpoint.Storage(grids, torch.float16))
 
 
 def make(rng: Random, place: Any) -> tuple[str, list[str]]:

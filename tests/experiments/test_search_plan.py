@@ -166,6 +166,12 @@ def test_the_best_meets_the_limits_first_and_then_the_objective():
     assert not goal(objective="loss", min_quality=35.0).is_met(large)
 
 
+def test_another_metric_decides_between_equals_alone():
+    equal, better = Measured(0, 100, 5, other=3), Measured(0, 100, 5, other=7)
+    assert max((equal, better), key=goal().key) == better
+    assert max((better, Measured(0.01, 100, 5, other=0)), key=goal().key).quality == 0.01
+
+
 def test_a_search_has_exactly_one_budget():
     from tfx.experiments.search.search import budget_limits
 
@@ -252,3 +258,26 @@ def test_every_product_of_choices_is_asked_at_most_once():
     axes = {"a": Axis("a", choices=(1, 2)), "b": Axis("b", choices=(1, 2, 3))}
     found = propose(axes, [], 10, 1, 0)
     assert sorted((v["a"], v["b"]) for v in found) == sorted(itertools.product((1, 2), (1, 2, 3)))
+
+
+def test_a_latency_is_that_of_targets_and_not_of_outputs_of_any_length(tmp_path, monkeypatch):
+    from tfx.config.compose import compose
+    from tfx.experiments.search.latency import untrained_latency_ms
+    from tfx.tasks.prepare import prepare_data
+
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path))
+    for name, length in (("short", 3), ("long", 40)):
+        for side in ("en", "de"):
+            for split in ("train", "val", "test"):
+                (tmp_path / name).mkdir(exist_ok=True)
+                words = "a b c" if side == "en" else " ".join("ab" for _ in range(length))
+                (tmp_path / name / f"{split}.{side}").write_text(f"{words}\n" * 12)
+    tiny = ["model.width=16", "model.heads=2", "model.ffn_width=16", "model.encoder_layers=1", "trainer.device=cpu"]
+    tiny += ["dataset=multi30k", "dataset.tokenizer.kind=char", "evaluation=greedy"]
+    found = {}
+    for name, layers in (("short", 1), ("long", 1), ("long", 4)):
+        config = compose([*tiny, f"dataset.path={tmp_path / name}", f"model.decoder_layers={layers}"])
+        found[name, layers] = untrained_latency_ms(config, prepare_data(config.dataset, 256))
+    # The sources are the same, and so are the models: 120 tokens take longer than 9, and four layers than one.
+    assert found["long", 1] > 1.5 * found["short", 1]
+    assert found["long", 4] > 1.3 * found["long", 1]

@@ -163,6 +163,8 @@ def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, tas
         reasons = dict.fromkeys(("method", "prefix", "seed", *_SETTINGS), f"{task.what} writes no text")
     if task.decodes:
         reasons["new_tokens"] = "an output of text to text ends by itself"
+    if options.json:
+        reasons.pop("length_penalty", "")  # it is part of the scores
     if config.top_k is not None and config.top_k >= vocab_size:
         reasons.setdefault("top_k", f"the vocabulary has {vocab_size:,} tokens")
     return [

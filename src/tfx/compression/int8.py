@@ -28,6 +28,7 @@ def fits_int8(grid: Grid) -> bool:
         grid.bits == 8
         and grid.codebook is None
         and grid.zero is None
+        and not grid.trellis
         and grid.scale is not None
         and grid.scale.shape[1] == 1
     )

@@ -51,6 +51,7 @@ class OnnxModel(StepEngine):
 
     def read(self, sources: Sequence[Ids]) -> Caches:
         """Encodes sources, each with its end token."""
+        assert self._encoder is not None
         ids, mask = (part.numpy() for part in padded(sources, self._pad))
         found = self._encoder.run(None, {"input_ids": ids, "attention_mask": mask})
         crossing = [name for name in self._inputs if name.startswith("cross.")]

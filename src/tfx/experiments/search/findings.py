@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 
 from tfx.config.schema import Budget
 from tfx.errors import UserError
@@ -62,11 +61,11 @@ class Findings:
         """What a config measured at a rung with the seed that all have."""
         return self.measured(Trial(entry.number, rung, self.seed))
 
-    def at_full(self, entry: Entry) -> list[Measured]:
-        """What a config measured at full length, by seed."""
+    def at_full(self, entry: Entry, below: float = math.inf) -> list[tuple[int, Measured]]:
+        """What a config measured at full length, with the seed; of seeds ``below`` one alone."""
         last = len(self.budgets) - 1
-        trials = [trial for trial in self.book.trials if (trial.number, trial.rung) == (entry.number, last)]
-        return [found for trial in trials if (found := self.measured(trial)) is not None]
+        trials = [t for t in self.book.trials if (t.number, t.rung) == (entry.number, last) and t.seed < below]
+        return [(trial.seed, found) for trial in trials if (found := self.measured(trial)) is not None]
 
     def longest(self, entry: Entry) -> tuple[int, list[Trial]]:
         """The last rung at which a config has results, and its trials there; -1 if it has none."""
@@ -82,7 +81,7 @@ class Findings:
     def mean_of(self, entry: Entry) -> Measured:
         """The mean over seeds of what a config measured at its longest training."""
         found = [one for trial in self.longest(entry)[1] if (one := self.measured(trial)) is not None]
-        return Measured(*(mean(getattr(one, name) for one in found) for name in ("quality", "bytes", "latency_ms")))
+        return Measured.mean(found)
 
     def best(self) -> Entry | None:
         """The leader: it meets the limits if any does, had the longest training of those, and is the best of these."""
@@ -99,7 +98,7 @@ class Findings:
         curves: dict[int, dict[int, float]] = {}
         for trial in self.book.trials:
             if trial.seed == self.seed and (found := self.measured(trial)) is not None:
-                curves.setdefault(trial.number, {})[trial.rung] = goal.gain(found.quality)
+                curves.setdefault(trial.number, {})[trial.rung] = goal.gain_of(found)
         told = []
         for entry in self.book.entries:
             values = {key: entry.values[key] for key in sampled}

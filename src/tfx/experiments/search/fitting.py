@@ -38,8 +38,11 @@ class Prediction:
 class Fitter:
     """Chooses widths so that files are as large as they may be, and turns down what breaks a limit."""
 
-    def __init__(self, space: Space, goal: Goal, config: Root) -> None:
-        """``config`` is that of the command, without values on the axes; its model is read, if it has ``init_from``."""
+    def __init__(self, space: Space, goal: Goal, config: Root, threads: int = 1) -> None:
+        """``config`` is that of the command, without values on the axes; its model is read, if it has ``init_from``.
+
+        ``threads`` are those of a trial on a CPU.
+        """
         self.space, self.goal = space, goal
         self._heads = config.model.heads
         self._configs: dict[str, Root] = {}
@@ -52,7 +55,7 @@ class Fitter:
             loaded = checkpoint.load(local_file(Path(config.init_from)), kernels=False)
             self._origin = (loaded.model.architecture, loaded.tokenizer)
         architecture = self._origin[0] if self._origin else None
-        self.sizes, self.latencies = SizeModel(architecture), LatencyModel(architecture)
+        self.sizes, self.latencies = SizeModel(architecture), LatencyModel(architecture, threads)
         # Why the last config was turned down, by its settings and not by a limit.
         self.refusal: UserError | None = None
 

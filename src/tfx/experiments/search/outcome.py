@@ -120,7 +120,7 @@ def selection(found: Findings) -> dict[str, Any]:
     draws above the mean (Blom 1958): ``optimism`` is that many standard deviations between seeds, if those are known.
     """
     whole = [seeds for entry in found.book.entries if (seeds := found.at_full(entry))]
-    spreads = [stdev([one.quality for one in seeds]) for seeds in whole if len(seeds) > 1]
+    spreads = [stdev([one.quality for _, one in seeds]) for seeds in whole if len(seeds) > 1]
     facts: dict[str, Any] = {"at_full_length": len(whole)}
     if spreads:
         deviation = math.sqrt(mean(value * value for value in spreads))

@@ -49,7 +49,7 @@ class Search:
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)
         self.space = Space((*space.base, NO_TEST), space.techniques, space.axes, space.may_prune)
-        self.fitter = Fitter(self.space, self.goal, config)
+        self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
         self.jobs: list[Job] = []
         self.book = self._open()
         # With more time than before, a search that goes on trains as long as it did.
@@ -161,25 +161,34 @@ class Search:
             return found
 
         if self.goal.spread > 1:  # the front is what is sought: its members go on, the best of them first
-            points = [(self.goal.gain(at(entry).quality), -at(entry).bytes) for entry in entries]
+            points = [(self.goal.gain_of(at(entry)), -at(entry).bytes) for entry in entries]
             rank = dict(zip([entry.number for entry in entries], ranks(points), strict=True))
             return best_of(entries, count, lambda entry: (-rank[entry.number], *self.goal.key(at(entry))))
         return best_of(entries, count, lambda entry: self.goal.key(at(entry)))
 
     def _add_seeds(self) -> None:
-        """One more seed at a time for the leaders at full length, while seeds could change who leads."""
+        """One more seed at a time for the leaders at full length, while seeds could change who leads.
+
+        Who leads is judged by the seeds before, so that a search that was stopped here asks for the same again.
+        """
         first, last = self.request.config.seed, self.settings.rungs - 1
         for extra in range(1, self.settings.seeds):
-            whole = [entry for entry in self.book.entries if self.found.first(entry, last) is not None]
-            close = self._close(best_of(whole, _LEADERS, lambda entry: self.goal.key(self.found.mean_of(entry))))
+            close = self._close(*self._leaders(first + extra))
             if len(close) < 2:
                 return
             self._train([Trial(entry.number, last, first + extra) for entry in close])
             self.keep()
 
-    def _close(self, leaders: Sequence[Entry]) -> list[Entry]:
+    def _leaders(self, below: int) -> tuple[list[Entry], list[list[float]]]:
+        """The best at full length by seeds ``below`` this one, the first of all first, and the merits of each."""
+        known = {entry.number: [found for _, found in self.found.at_full(entry, below)] for entry in self.book.entries}
+        ended = [entry for entry in self.book.entries if known[entry.number]]
+        leaders = best_of(ended, _LEADERS, lambda entry: self.goal.key(Measured.mean(known[entry.number])))
+        return leaders, [[self.goal.merit(found) for found in known[entry.number]] for entry in leaders]
+
+    @staticmethod
+    def _close(leaders: Sequence[Entry], merits: Sequence[Sequence[float]]) -> list[Entry]:
         """Those of the leaders whose merit the first one's may be above by chance: within two standard errors."""
-        merits = [[self.goal.merit(found) for found in self.found.at_full(entry)] for entry in leaders]
         spreads = [stdev(values) for values in merits if len(values) > 1]
         if not spreads:
             return list(leaders)

@@ -52,6 +52,7 @@ def untrained_bytes(config: Root, tokenizer: Tokenizer, origin: Architecture | N
     stack = Stack.from_config(config)
     architecture = origin or Architecture.from_config(config.model, tokenizer.vocab_size)
     for technique in stack.compressing:
+        technique.see_tokenizer(tokenizer)
         if "rewire" in technique.hooks():
             architecture = technique.reduced(architecture)
     model = Transformer(architecture)

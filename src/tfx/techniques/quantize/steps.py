@@ -17,8 +17,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tfx.compression.grid import Grid
 from tfx.compression.trellis import EXPONENTS, quantizers, row_scales
-from tfx.techniques.quantize.gptq import inverse_factor
+from tfx.techniques.columns import inverse_factor
 from tfx.techniques.quantize.rounding import entropy_bits
 from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, search
 
@@ -170,6 +171,13 @@ def entropy(levels_RC: Tensor, rows_RC: Tensor) -> float:
         codes = levels_RC[context_RC == context] + LEVELS
         total += entropy_bits(codes)
     return total / levels_RC.numel()
+
+
+def coded_bits(grid: Grid) -> float:
+    """Bits of all codes of a grid, about as the file has them."""
+    if not grid.trellis or grid.scale is None:
+        return entropy_bits(grid.codes_RC)
+    return entropy(grid.levels(), grid.values() / grid.scale.float()) * grid.codes_RC.numel()
 
 
 def choose(matrices: Mapping[str, Matrix], rate: float, dtype: torch.dtype) -> dict[str, Tensor]:
