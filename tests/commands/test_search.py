@@ -6,6 +6,7 @@ import pytest
 
 from tfx.cli import main
 from tfx.compression.checkpoint import FileBytes
+from tfx.experiments.jobs import Job
 from tfx.experiments.search import size
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import count_parameters
@@ -22,8 +23,9 @@ TINY = [
     "dataset.metrics=[]",
     "dataset=multi30k",
     "trainer.device=cpu",
+    "trainer.budget.steps=8",
 ]
-GO = ["max_bytes=14000", "candidates=1", "rungs=1", "seeds=1", "budget.trials=1", "trainer.budget.steps=8"]
+GO = ["max_bytes=14000", "candidates=1", "rungs=1", "seeds=1", "budget.trials=1"]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,13 @@ def test_a_search_trains_and_names_a_model_that_meets_the_limit(whole):
     assert "trainer.budget.steps=8" in found["command"]
     assert "splits.test" not in found["command"]
     assert f"config {best['config']}" in (whole / "report.html").read_text()
+
+
+def test_a_trial_is_known_again_by_its_words(whole):
+    # Else a search could not go on with one that was stopped half-way.
+    state = read(whole)["state"]
+    words = [*state["entries"][0]["words"], "trainer.budget.steps=8", "seed=1"]
+    assert Job(0, words, whole / "trials" / "0000-rung0-seed1").take_over() is None
 
 
 def test_bytes_are_known_before_training(whole):

@@ -73,8 +73,8 @@ def _dense_words(search: Search) -> list[str] | None:
     config = search.request.config
     if search.goal.max_bytes is None or config.init_from is not None:
         return None
-    words = [word for word in search.space.base if not word.startswith(("technique.", "+technique.", NO_TEST))]
-    words += ["+technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"]
+    words = [word for word in search.space.base if not word.startswith(("technique.", "technique=", NO_TEST))]
+    words += ["technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"]
     dense = compose(words)
     unit = search.space.unit(dense)
     widths = list(range(unit, 4 * dense.model.width, unit))

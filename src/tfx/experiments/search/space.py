@@ -55,7 +55,7 @@ class Space:
                     words.append(f"{key}={value}")
             elif key != SIZE:
                 words.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
-        return [*self.base, f"+technique=[{','.join(sorted(techniques))}]", *words]
+        return [*self.base, f"technique=[{','.join(sorted(techniques))}]", *words]
 
     def config(self, values: Values) -> Root:
         """The config at ``values``. Raises `UserError` if its settings do not fit together."""
