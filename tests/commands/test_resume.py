@@ -34,6 +34,7 @@ KINDS = {
         *PAIRS,
         "+technique=[shuffle,mixup,distill,prune,quantize]",
         *("technique.distill.teacher_budget.steps=5", "technique.distill.hidden=0.1", "technique.prune.rewind=0.1"),
+        *("technique.distill.layer_map=uniform", "technique.distill.relations=0.1", "technique.distill.on_policy=0.3"),
         "technique.shuffle.share=0.5",
         *("technique.quantize.learned_step=true", "technique.quantize.granularity=channel"),
         *("trainer.averaging.kind=ema", "trainer.budget.steps=20", "trainer.keep=best"),

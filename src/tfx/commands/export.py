@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
     from tfx.exchange.targets import TARGETS
+    from tfx.model.rewiring import multiplied
     from tfx.run.card import card
     from tfx.run.export import export, export_encoder
     from tfx.run.export_labels import export_classifier
@@ -90,6 +91,8 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
+    # Other libraries have no layer whose matrix is a product of two.
+    loaded = replace(loaded, model=multiplied(loaded.model))
     target.check(loaded.model.architecture)
     is_encoder = loaded.model.architecture.family == "encoder"
     if is_encoder != (options.texts is not None):

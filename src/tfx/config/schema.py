@@ -332,6 +332,16 @@ class DatasetConfig:
         "batches",
         are_groups=True,
     )
+    monolingual: str | None = setting(
+        None,
+        "text files, a folder or a glob: a text without a reference on each line (lm: whole texts), as more data for a "
+        "technique that learns from a teacher",
+        path=True,
+        paper="Kim & Rush 2016, arXiv 1606.07947; Sanh 2019, arXiv 1910.01108",
+    )
+    monolingual_share: float | None = setting(
+        None, "share of the training batches that are of such text; null: by size", above=0, below=1
+    )
     batch_tokens: int = setting(
         4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"
     )

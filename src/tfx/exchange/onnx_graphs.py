@@ -48,7 +48,7 @@ class Encoder(nn.Module):
             return (memory_BSD,)
         found: list[Tensor] = []
         for block in model.decoder.blocks:
-            if block.cross is not None:
+            if isinstance(block.cross, Attention):
                 found += _keys_and_values(block.cross, memory_BSD, None)
         return tuple(found)
 

@@ -123,6 +123,7 @@ def _exported(
             dynamic_shapes=_free(sizes),
             opset_version=_OPSET,
         )
+    assert program is not None
     found = program.model_proto  # made anew at each call
     _name_sizes(found.graph, names, sizes)
     return found

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tfx.compression.grid import Grid
 from tfx.compression.trellis import EXPONENTS, quantizers, row_scales
-from tfx.techniques.quantize.gptq import inverse_factor
+from tfx.techniques.columns import inverse_factor
 from tfx.techniques.quantize.rounding import entropy_bits
 from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, search
 

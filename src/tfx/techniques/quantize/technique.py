@@ -375,6 +375,9 @@ class Quantize(Technique):
         square_R = gradient.square().sum(1) / (masked(name, weight) != 0).sum().clamp(min=1)
         self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square_R)) + square_R
 
+    def compresses(self, progress: float) -> bool:
+        return progress >= (self.settings.start if self.aware else 1.0)
+
     def settled(self) -> bool:
         return not self.aware or bool(self._scales or self._codebooks)
 
