@@ -132,7 +132,6 @@ def stand_in(patch) -> Trials:
     found = Trials()
     patch.setattr(search_module, "run_jobs", found)
     patch.setattr(final, "run_jobs", found)
-    patch.setattr(final, "compose", lambda words: composed(tuple(words)))
     patch.setattr(size, "untrained_bytes", estimate)
     patch.setattr(space, "compose", lambda words: composed(tuple(words)))
     patch.setattr("tfx.tasks.prepare.prepare_data", prepared)

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if any(word in ("-m", "--multirun") for word in arguments):
         raise UserError("tfx search tries many configs already: leave out -m, and name the budget with budget.hours=…")
+    if any(word in ("-cn", "--config-name", "-cp", "--config-path") for word in arguments):
+        raise UserError("tfx search starts from the defaults: name settings as overrides, and groups with --config-dir")
     settings = read_settings(SearchConfig, [word for word in arguments if is_own(word, SearchConfig)])
     words, axes = named_axes([word for word in arguments if not is_own(word, SearchConfig)])
     request = compose_request(words, "search")
