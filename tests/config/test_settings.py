@@ -38,6 +38,11 @@ SHUFFLE = ["technique=shuffle", "technique.shuffle.share=1"]
 MIXUP = ["technique=mixup", "technique.mixup.share=1"]
 STRUCTURE = [*PRUNE, "technique.prune.structure.ffn=0.5"]
 LLAMA3 = ["model.positions=rotary", "model.rotary_scaling=llama3", "model.rotary_factor=8", "model.rotary_context=20"]
+BPE = ["technique=bpe_dropout", "dataset.tokenizer.kind=bpe", "dataset.tokenizer.vocab_size=300"]
+FACTORIZE = ["technique=factorize", "technique.factorize.multiple=1"]
+DROPS = ["technique=r_drop", "model.dropout=0.3"]
+WANDA = [*PRUNE, "technique.prune.score=wanda"]
+MOVEMENT = [*PRUNE, "technique.prune.score=movement", "technique.prune.threshold=0.4999", "technique.prune.sparsity=0"]
 TWO_LAYERS = ["model.encoder_layers=2", "model.decoder_layers=2"]
 
 # A value that is not the default, and what it needs to matter.
@@ -153,12 +158,37 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "technique.distill.relation_heads": ("4", [*DISTILL, "technique.distill.relations=1"]),
     "technique.distill.initialise": ("true", DISTILL),
     "technique.distill.cache_top_k": ("2", DISTILL),
+    "technique.bpe_dropout.start": ("0.5", BPE),
+    "technique.bpe_dropout.end": ("0.5", BPE),
+    "technique.bpe_dropout.rate": ("0.9", BPE),
+    "technique.factorize.start": ("0.6", FACTORIZE),
+    "technique.factorize.parameters": ("0.3", FACTORIZE),
+    "technique.factorize.energy": ("0.9", FACTORIZE),
+    "technique.factorize.multiple": ("5", FACTORIZE),
+    "technique.factorize.weighted": ("false", FACTORIZE),
+    "technique.factorize.calibration": ("1", FACTORIZE),
+    "technique.factorize.skip": ("[encoder.*]", FACTORIZE),
+    "technique.factorize.store": ("fp32", FACTORIZE),
+    "technique.r_drop.start": ("0.5", DROPS),
+    "technique.r_drop.end": ("0.5", DROPS),
+    "technique.r_drop.alpha": ("1", DROPS),
     "technique.mixup.start": ("0.5", MIXUP),
     "technique.mixup.end": ("0.5", MIXUP),
     "technique.mixup.alpha": ("9", MIXUP),
     "technique.mixup.share": ("0.3", MIXUP),
     "technique.prune.start": ("0.6", PRUNE),
     "technique.prune.end": ("0.3", PRUNE),
+    "technique.prune.score": ("wanda", PRUNE),
+    "technique.prune.calibration": ("1", WANDA),
+    "technique.prune.penalty": ("5", MOVEMENT),
+    "technique.prune.structure.layers_by": (
+        "every_other",
+        ["model.encoder_layers=3", *PRUNE, "technique.prune.structure.encoder_layers=2"],
+    ),
+    "technique.prune.structure.layers_at": (
+        "end",
+        [*TWO_LAYERS, *PRUNE, "technique.prune.structure.encoder_layers=1"],
+    ),
     "technique.prune.sparsity": ("0.9", PRUNE),
     "technique.prune.threshold": ("0.2", PRUNE),
     "technique.prune.pattern": ("2:4", PRUNE),

@@ -133,4 +133,4 @@ def test_a_refused_step_teaches_a_rate_nothing(run, monkeypatch):
     assert "examples" in notes[0]
     sensitivities = trainer.stack.state_dict()["quantize"]["sensitivities"]
     assert sensitivities.keys() == {name for name, weight in trainer.model.named_parameters() if weight.ndim == 2}
-    assert all(0 < float(square) < float("inf") for square in sensitivities.values())
+    assert all(0 < float(square.mean()) < float("inf") for square in sensitivities.values())
