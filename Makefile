@@ -3,19 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests that need the libraries of these extras, in an environment of their own.
-EXTRAS := test,wandb,mlflow,trackio,transformers,ctranslate2
+EXTRAS := test,wandb,mlflow,trackio,transformers,ctranslate2,onnx,gguf,sentencepiece
 EXTRA_TESTS := tests/run/test_tracking.py tests/exchange
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-extras lint types format docs clean
+.PHONY: help install demo search-demo test test-slow test-extras lint types format docs clean
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## virtual environment in .venv with tfx in it
 demo: $(VENV)/.installed ## train, distill, prune and quantize the default model on the embedded data (about 8 minutes)
 	$(BIN)/tfx train '+technique=[distill,prune,quantize]' experiment=demo
+search-demo: $(VENV)/.installed-search ## find the best model below 200 kB on the embedded data (about 9 minutes on two cores)
+	$(BIN)/tfx search max_bytes=200_000 budget.seconds=360 trainer.budget.seconds=40 candidates=6 rungs=2 seeds=1 \
+		final=true final_seeds=2 evaluation=greedy dataset.limit.valid=300
 test: $(VENV)/.installed-dev ## the test suite (minutes; no network once installed)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 test-slow: $(VENV)/.installed-dev ## checks that train for minutes, or need real data in $$TFX_TEST_DATA
@@ -41,6 +44,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e .
+	@touch $@
+$(VENV)/.installed-search: $(VENV)/.installed
+	$(PIP) -e '.[search]'
 	@touch $@
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[test,lint]'

@@ -30,7 +30,6 @@ from tfx.config import compose
 from tfx.evaluation.scoring import score_loss
 from tfx.model.transformer import Transformer
 from tfx.record.directory import RunDirectory
-from tfx.run.compress import calibration_batches
 from tfx.run.setup import Parts, Setup
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
@@ -76,7 +75,7 @@ class Bench:
         stack = Stack.from_config(config)
         parts = replace(self._parts, config=config, stack=stack, model=self._copy())
         start = time.perf_counter()
-        for _ in stack.finish(parts.model, Calibration(parts.model, lambda count: calibration_batches(parts, count))):
+        for _ in stack.finish(parts.model, Calibration.on(parts.model, parts.data, config, parts.device)):
             pass
         seconds = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as folder:

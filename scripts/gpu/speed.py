@@ -15,7 +15,7 @@ from gpu.parts import Bench, Row, Told, part, trainer_of
 from tfx.compression.grid import Grid
 from tfx.compression.int8 import Int8Linear
 from tfx.config.schema import Budget
-from tfx.techniques.prune.magnitude import pattern_mask
+from tfx.techniques.prune.masks import pattern_mask
 from tfx.training.accounts import peak_flops
 
 # nanoGPT's published loss of its GPU recipe for characters, and the rest of that recipe.
@@ -142,7 +142,7 @@ def _sparse(bench: Bench, dense: Tensor) -> Iterator[Row]:
     if not bench.is_cuda:
         yield Row("2:4", "left out: torch has no such kernel on a CPU")
         return
-    pruned = dense * pattern_mask(dense, 2, 4)
+    pruned = dense * pattern_mask(dense.abs(), 2, 4)
     sparse = to_sparse_semi_structured(pruned)
     for rows in (32, 4096):
         half = torch.randn(rows, dense.shape[1], device=bench.device, dtype=torch.bfloat16)

@@ -299,6 +299,27 @@ def equal_bytes_without_decay() -> str:
     )
 
 
+@table("scores")
+def scores_and_ranks() -> str:
+    rows = []
+    for what, name in (
+        ("dense, 1.5 M tokens", "dense"),
+        ("dense, 0.3 M tokens further", "dense-further"),
+        ("half of the blocks' weights zero, `score=magnitude`, in one shot", "magnitude-0.5"),
+        ("`score=wanda`", "wanda-0.5"),
+        ("`score=sparsegpt`", "sparsegpt-0.5"),
+        ("70 %, `score=magnitude`, in one shot", "magnitude-0.7"),
+        ("`score=wanda`", "wanda-0.7"),
+        ("`score=sparsegpt`", "sparsegpt-0.7"),
+        ("70 %, `score=magnitude`, 0.3 M tokens further", "magnitude-trained-0.7"),
+        ("`+technique=factorize`, half of each matrix's parameters, 0.3 M tokens further", "factorize"),
+    ):
+        runs = arm(f"scores/{name}")
+        losses = by_seed(runs, "valid", "loss", 3)
+        rows.append([what, ratio(runs), losses, by_seed(runs, "valid"), by_seed(runs, "test")])
+    return rows_of(["arm", "times smaller", "valid loss", "valid BLEU", "test BLEU"], rows)
+
+
 @table("demo")
 def demo() -> str:
     timed = {row.get("run_kept", row["run"]): row for row in printed("demo")["rows"]}

@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": "continue a run that was stopped, with the same final bits",
     "reproduce": "repeat a run, and compare every metric",
     "ablate": "measure what each technique adds, at one budget",
+    "search": "find the best model within limits of bytes, latency or quality",
     "evaluate": "score a run's final file, or a model file on a named data set",
     "generate": "decode arguments or the lines of stdin: one line out per line in",
     "inspect": "list the tensors of a model file, with shapes and bytes",

@@ -65,3 +65,11 @@ def test_a_path_through_a_link_stays_what_it_is(tmp_path, monkeypatch):
 def test_an_empty_path_is_refused_and_not_taken_for_the_folder_one_is_in(key):
     with pytest.raises(UserError, match=f"{key} is empty, as where a shell variable is not set"):
         compose(["technique=distill", f"{key}="])
+
+
+def test_each_path_of_a_list_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose(["technique=distill", "technique.distill.teacher=[one,two]"])
+    assert config.technique["distill"]["teacher"] == [str(tmp_path / "one"), str(tmp_path / "two")]
+    with pytest.raises(UserError, match=r"technique\.distill\.teacher is empty"):
+        compose(["technique=distill", "technique.distill.teacher=[one,'']"])

@@ -12,18 +12,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tfx.cli import COMMANDS, main
 from tfx.commands import resume
-from tfx.compression.checkpoint import LoadedModel, save
+from tfx.compression.checkpoint import FileBytes, LoadedModel, save
 from tfx.config.command_line import split_flags
 from tfx.config.compose import compose
 from tfx.config.schema import Budget, EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data import normalize, stdlib
 from tfx.data.tokenizer import Tokenizer
+from tfx.evaluation.engines import opening
 from tfx.exchange.target import Target
 from tfx.exchange.to_transformers import write_folder
 from tfx.experiments import trial
 from tfx.experiments.design import Rates
+from tfx.experiments.search import latency, size
 from tfx.model.architecture import Architecture
-from tfx.model.transformer import Transformer
+from tfx.model.transformer import Transformer, count_parameters
 from tfx.run import export
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +121,12 @@ def words_of(line: str) -> list[str]:
 
 
 def _exported(*arguments):
-    return export.Comparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={})
+    return export.Comparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={}, beams={})
+
+
+def _two_bits(config, tokenizer, origin=None):
+    weights = count_parameters(Architecture.from_config(config.model, tokenizer.vocab_size)) // 4
+    return FileBytes(weights + 4000, weights, 1000, 3000)
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
@@ -148,7 +155,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
             compose(each)
         assert found
         return
-    if command in ("train", "ablate") and "--help" not in words:
+    if command in ("train", "ablate", "search") and "--help" not in words:
         words += [] if "dry_run=true" in words else ["dry_run=true"]
     if command == "ablate":  # its trials train: here they cost what they cost
         rates = Rates(seconds=1e-4, flops=1e6, steps=1e-3)
@@ -161,12 +168,17 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
                 for name, config in configs.items()
             },
         )
+    if command == "search":  # no file is written for sizes: those of 2 bits per weight stand for them
+        monkeypatch.setattr(size, "untrained_bytes", _two_bits)
+        monkeypatch.setattr(latency, "untrained_latency_ms", lambda *arguments: 1.0)
     if command == "import":
         words[words.index("--output") + 1] = str(tmp_path / "model.safetensors")
     if command == "export":  # tests/exchange has the libraries
-        monkeypatch.setattr(Target, "require", lambda target: None)
+        monkeypatch.setattr(Target, "require", lambda target, what: None)
         monkeypatch.setattr(export, "export", _exported)
         monkeypatch.setattr(export, "export_encoder", _exported)
+    if any("engine" in word for word in words):
+        monkeypatch.setattr(opening, "open_engine", lambda loaded, config: None)
     if command == "resume":
         monkeypatch.setattr(resume, "resume", lambda *arguments, **options: None)
     if command == "reproduce" and not words:

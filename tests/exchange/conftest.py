@@ -165,7 +165,7 @@ def _edit(folder: Path, name: str = "config.json", **changes) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make():
     """Makes a model of a kind (`MAKERS`) in a folder, and returns it."""
     return _make
@@ -177,7 +177,7 @@ def edit():
     return _edit
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def texts():
     """What the tokenizers were trained on."""
     return TEXTS

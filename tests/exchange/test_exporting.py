@@ -134,6 +134,38 @@ def test_int8_is_smaller_and_near(tmp_path, loaded, texts):
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
 
 
+TO_GGUF = [
+    GPT2 | {"activation": "gelu_tanh"},
+    LLAMA,
+    LLAMA | {"kv_heads": 2, "tied_embeddings": "none", "rotary_base": 500.0},
+]
+
+
+@pytest.mark.parametrize("settings", TO_GGUF)
+def test_another_reader_of_gguf_gives_the_same_scores_and_outputs(tmp_path, loaded, texts, settings):
+    pytest.importorskip("gguf")
+    model = loaded(**settings)
+    found = export(model, TARGETS["gguf"], split_for(model, texts), tmp_path / "out", "float32", 8)
+    assert found.largest < 1e-4
+    assert found.equal == 1.0
+
+
+def test_a_gguf_file_in_fewer_bits_is_near_and_keeps_the_tokenizer(tmp_path, loaded, texts):
+    gguf = pytest.importorskip("gguf")
+    model = loaded(**LLAMA | {"width": 64, "ffn_width": 64})
+    found = export(model, TARGETS["gguf"], split_for(model, texts), tmp_path / "out", "q8_0", 8)
+    assert 0 < found.mean < 0.1
+    file = tmp_path / "out" / "model.gguf"
+    weights = sum(parameter.numel() for parameter in model.model.parameters())
+    assert file.stat().st_size < 1.3 * weights + 20_000
+    fields = gguf.GGUFReader(file).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens == [model.tokenizer.token(index) for index in range(model.tokenizer.vocab_size)]
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == model.tokenizer.eos
+    merges = json.loads(model.tokenizer.to_json())["model"]["merges"]
+    assert fields["tokenizer.ggml.merges"].contents() == [" ".join(merge) for merge in merges]
+
+
 REFUSED = [
     ("transformers", {"positions": "rotary"}, r"model\.positions=rotary: train one with model\.positions=sinusoidal"),
     ("transformers", MARIAN | {"norm": "rmsnorm"}, r"model\.norm=rmsnorm: train one with model\.norm=layernorm"),
@@ -141,6 +173,9 @@ REFUSED = [
     ("transformers", MARIAN | {"norm_eps": 1e-3}, r"model\.norm_eps=0\.001: train one with model\.norm_eps=1e-05"),
     ("transformers", GPT2 | {"qk_norm": True}, r"model\.qk_norm=true: train one with model\.qk_norm=false"),
     ("transformers", GPT2 | {"norm_position": "post"}, r"model\.norm_position=post"),
+    ("gguf", MARIAN, r"gguf: llama\.cpp reads language models"),
+    ("gguf", GPT2 | {"activation": "relu"}, r"model\.activation=relu: train one with model\.activation=gelu_tanh"),
+    ("gguf", LLAMA | {"attention_bias": True}, r"model\.attention_bias=true"),
     ("ctranslate2", {"positions": "alibi"}, r"model\.positions=alibi"),
     ("ctranslate2", {"norm": "rmsnorm", "qk_norm": True}, r"model\.qk_norm=true"),
     ("ctranslate2", {"activation": "relu2"}, r"model\.activation=relu2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -181,7 +182,10 @@ def test_folders_without_a_readable_model_are_refused_in_words(tmp_path, make, e
     (tmp_path / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in message()
     (tmp_path / "source.spm").write_text("")
-    assert "only source.spm, which tfx does not convert" in message()
+    (tmp_path / "target.spm").write_text("")
+    assert "has source.spm, target.spm and no tokenizer.json: a tokenizer for each side" in message()
+    (tmp_path / "target.spm").unlink()
+    assert "only source.spm, which the `tokenizers` library has no like for" in message()
     framed = json.loads(tokenizer)
     pieces = [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     framed["post_processor"] = {
@@ -223,3 +227,40 @@ def test_a_folder_is_converted_once_until_its_content_changes(tmp_path, make, ed
     assert changed != file
     assert tfx.load(changed).model.architecture.norm_eps == 1e-2
     assert local_model(file) == file
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "model_type"), [("t5", "spiece.model", "unigram"), ("llama", "tokenizer.model", "bpe")]
+)
+def test_a_sentencepiece_file_is_converted_to_the_same_tokens(
+    tmp_path, make, edit, texts, monkeypatch, kind, name, model_type
+):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    make(kind, tmp_path)
+    for file in tmp_path.glob("tokenizer*.json"):
+        file.unlink()
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    roles = (
+        {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+        if kind == "t5"
+        else {"unk_id": 0, "bos_id": 1, "eos_id": 2}
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts.txt"),
+        model_prefix=str(tmp_path / "made"),
+        vocab_size=50,
+        model_type=model_type,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        byte_fallback=False,
+        **roles,
+    )
+    (tmp_path / "made.model").rename(tmp_path / name)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / name))
+    found = read_folder(tmp_path).tokenizer
+    sentences = [*texts[:5], "a jumping quick  fox"]
+    assert found.encode(sentences) == [processor.encode(text) for text in sentences]
+    assert found.decode(found.encode(texts[:1])[0]) == texts[0]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"only {name}: to convert that, pip install 'tfx\[sentencepiece\]'"):
+        read_folder(tmp_path)

@@ -1,11 +1,10 @@
-"""Hydra's launchers and sweepers that come as extras; each test is left out where its extra is not installed."""
+"""Hydra's launchers that come as extras; each test is left out where its extra is not installed."""
 
 import json
 import subprocess
 import sys
 
 import pytest
-import yaml
 
 # The launchers start and end their processes at the start and end of the one that runs them.
 pytestmark = pytest.mark.whole_process
@@ -56,15 +55,3 @@ def test_submitit_runs_the_jobs_by_its_local_executor(here):
     done = sweep("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=1,2")
     assert done.returncode == 0, done.stderr
     assert statuses(here) == {"0": "completed", "1": "completed"}
-
-
-def test_optuna_searches_by_the_objective_that_a_run_returns(here):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    search = ["hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=minimize"]
-    done = sweep("hydra/sweeper=optuna", *search, "optimizer.matrix_lr=interval(0.001,0.01)")
-    assert done.returncode == 0, done.stderr
-    found = yaml.safe_load((here / "s" / "optimization_results.yaml").read_text())
-    losses = [json.loads(file.read_text())["valid"]["loss"] for file in here.glob("s/*/summary.json")]
-    assert len(losses) == 2
-    assert found["best_value"] == pytest.approx(min(losses))
-    assert 0.001 <= found["best_params"]["optimizer.matrix_lr"] <= 0.01

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from tfx.config.describe import choices, model_settings
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
@@ -29,6 +30,23 @@ def test_a_language_model_has_no_encoder_and_no_cross_attention():
 def test_an_architecture_survives_json(config):
     architecture = Architecture.from_config(config, 100)
     assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_the_settings_of_an_architecture_build_it_again(name):
+    model = model_settings(name)
+    if model.family == "classification":
+        pytest.skip("what its outputs stand for, the data says")
+    architecture = Architecture.from_config(model, 100)
+    told = architecture.to_config(ModelConfig(dropout=0.25, name="ours"))
+    assert Architecture.from_config(told, 100) == architecture
+    assert (told.dropout, told.name) == (0.25, "ours")
+
+
+def test_heads_that_no_setting_can_say_keep_those_of_the_config():
+    wide = replace(Architecture.from_config(ModelConfig(width=32, heads=4), 100), head_width=6)
+    told = wide.to_config(ModelConfig(heads=2))
+    assert (told.heads, told.kv_heads, told.width) == (2, None, 32)
 
 
 def test_a_field_that_an_older_file_lacks_takes_its_default():

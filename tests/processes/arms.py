@@ -12,7 +12,6 @@ from tfx.config.compose import compose
 from tfx.evaluation.quality import measure_quality
 from tfx.processes.group import Group, join
 from tfx.record.console import SilentConsole
-from tfx.run.compress import calibration_batches
 from tfx.run.life import status_of, train
 from tfx.run.setup import Parts, Setup
 from tfx.run.teacher import make_teachers
@@ -82,7 +81,7 @@ def trained(name: str, teacher: Path, group: Group) -> dict[str, Any]:
     curve = Curve()
     trainer = Trainer(parts.config, parts.model, parts.data, parts.device, curve, parts.stack, group=parts.group)
     cost = asdict(trainer.train())
-    calibration = Calibration(parts.model, lambda count: calibration_batches(parts, count))
+    calibration = Calibration.on(parts.model, parts.data, parts.config, parts.device)
     compressed = [technique.name for technique in parts.stack.finish(parts.model, calibration)]
     weights = {n: float(p.detach().double().square().sum()) for n, p in parts.model.named_parameters()}
     kept = ("steps", "tokens", "padding", "flops", "processes", "skipped_steps")

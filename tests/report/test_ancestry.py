@@ -72,3 +72,14 @@ def test_a_run_that_started_from_itself_ends_the_line(line):
     config = root / "dense" / "config.yaml"
     config.write_text(f"init_from: {root}/scored\n{config.read_text()}")
     assert seconds(root / "dense")["dense"] == 210
+
+
+def test_a_run_pays_for_the_lines_of_all_its_teachers(line, run_writer, tmp_path):
+    root, _ = line
+    # Of the second teacher's line it counts the last model alone, of the first one's nothing.
+    spent = {"tokens": 5, "seconds": 5.0, "teacher_tokens": 10, "teacher_seconds": 10.0}
+    run = run_writer(tmp_path / "ensemble", techniques=("distill",), summary={"train": spent})
+    text = (run / "config.yaml").read_text()
+    teachers = f"distill: {{teacher: [{root}/dense, {root}/on], "
+    (run / "config.yaml").write_text(text.replace("distill: {", teachers))
+    assert seconds(run)["ensemble"] == 5 + 100 + 110

@@ -52,6 +52,13 @@ def test_a_search_that_only_one_side_had_is_named(run_writer, tmp_path, about):
     assert about("another decoding") == ["t (beam=5 length_penalty=1; baseline: greedy)"]
 
 
+def test_a_rule_that_only_one_side_followed_is_named(run_writer, tmp_path, about):
+    for number, words in enumerate(("method: greedy, min_length: 0", "method: greedy, no_repeat_ngram: 3")):
+        summary = {"techniques": ["t"] * number, "primary_metric": "chrf", "test": {"chrf": 50.0}}
+        write(run_writer, tmp_path / "runs" / str(number), f"evaluation: {{{words}}}\n", summary=summary)
+    assert about("another decoding") == ["t (greedy no_repeat_ngram=3; baseline: greedy)"]
+
+
 def test_a_loss_is_of_no_decoding(run_writer, tmp_path, about):
     for number, method in enumerate(("greedy", "auto")):
         summary = {"techniques": ["t"] * number, "primary_metric": "loss", "test": {"loss": 2.0}}

@@ -142,3 +142,25 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(words, says, data, fol
     assert says in err
     assert err.count("\n") == 1
     assert not (folder / "never").exists()
+
+
+def test_a_teacher_with_other_tokens_says_what_to_make_of_texts_with_labels_and_without(folder, data, run):
+    (folder / "unlabelled.txt").write_text("".join(f"{WORDS[i % 3]} and {WORDS[i % 4]}\n" for i in range(40)))
+    words = ["dataset.tokenizer.kind=bpe", "dataset.tokenizer.vocab_size=270", "+technique=distill"]
+    words += [f"technique.distill.teacher={run}", "technique.distill.alpha=1", "trainer.budget.steps=40"]
+    words += [f"dataset.monolingual={folder / 'unlabelled.txt'}", "dataset.monolingual_share=0.5"]
+    assert main(["train", *data, *TINY, *words, f"hydra.run.dir={folder / 'taught'}"]) == 0
+    summary = summary_of(folder / "taught")
+    # All that it knows it has from the teacher.
+    assert summary["test"]["accuracy"] > 0.8
+    assert 0.3 < summary["evidence"]["distill"]["unlabelled_share"] < 0.7
+    assert [part["dataset"] for part in summary["data"]["mix"]] == ["csv", "monolingual"]
+
+
+def test_a_teacher_with_other_labels_is_refused(folder, data, run, capsys):
+    (folder / "other").mkdir()
+    for split in ("train", "valid"):
+        (folder / "other" / f"{split}.tsv").write_text("text\tlabel\nsun\tyes\nrain\tno\n")
+    words = [f"dataset.path={folder / 'other'}", "+technique=distill", f"technique.distill.teacher={run}"]
+    assert main(["train", *data, *TINY, *words, f"hydra.run.dir={folder / 'refused'}"]) == 2
+    assert "has other labels than the data" in capsys.readouterr().err

@@ -347,12 +347,14 @@ def test_a_pattern_holds_everywhere_in_the_file(folder, dense, stack):
 
 def test_calibration_is_a_slice_of_the_training_data_by_the_seed(folder):
     from tfx.config.compose import compose
-    from tfx.run.compress import calibration_batches
     from tfx.run.setup import Setup
+    from tfx.techniques.calibration import calibration_batches
 
     def batches(seed):
         parts = Setup(compose([*SMALL, *PAIRS, "dataset.batch_tokens=128", f"seed={seed}"])).prepare({})
-        return calibration_batches(parts, 3), parts.data
+        return calibration_batches(
+            parts.data, parts.config, parts.model.architecture.context, parts.device, 3
+        ), parts.data
 
     (first, data), (same, _), (other, _) = batches(1), batches(1), batches(2)
     assert len(first) == 3

@@ -9,6 +9,7 @@ import pytest
 from tfx.cli import main
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
+from tfx.record.directory import RunDirectory
 from tfx.run.teacher import teacher_config
 from tfx.techniques.stack import Stack
 
@@ -122,6 +123,63 @@ def test_a_teacher_of_another_tokenizer_teaches_by_its_outputs_which_are_made_on
     assert second["test"] == first["test"]
     own = summary_of(char)["train"]["seconds"]
     assert first["train"]["teacher_seconds"] == second["train"]["teacher_seconds"] > own
+
+
+def test_several_teachers_count_with_their_cost_and_are_known_by_their_files(folder, char, capsys):
+    assert train(folder / "second", f"init_from={char}", "seed=7") == 0
+    words = [*PAIRS, *CHAR, f"dataset.max_tokens={CONTEXT - 1}", "+technique=distill", "technique.distill.relations=1"]
+    words.append(f"technique.distill.teacher=[{char},{folder / 'second'}]")
+    assert train(folder / "by-two", *words) == 0
+    found = summary_of(folder / "by-two")
+    teachers = [RunDirectory(folder / name).training_cost() for name in ("char", "second")]
+    assert found["train"]["teacher_tokens"] == sum(cost["tokens"] for cost in teachers)
+    assert found["train"]["teacher_flops"] == pytest.approx(sum(cost["flops"] for cost in teachers))
+    assert found["evidence"]["distill"]["relation_divergence"] > 0
+    assert found["reference"]["path"] == str(char)
+    fingerprints = json.loads((folder / "by-two" / "environment.json").read_text())["fingerprints"]
+    files = [(folder / name / "model.safetensors").read_bytes() for name in ("char", "second")]
+    assert [fingerprints[name] for name in ("teacher of distill", "teacher of distill (2)")] == [
+        hashlib.sha256(file).hexdigest() for file in files
+    ]
+    assert main(["reproduce", str(folder / "by-two"), "--folder", str(folder / "by-two-again")]) == 0
+    twice = refusal(folder, capsys, *words[:-1], f"technique.distill.teacher=[{char},{char}]")
+    assert "names one teacher twice" in twice
+    other = ["dataset.tokenizer.kind=bpe", "dataset.tokenizer.vocab_size=300"]
+    assert "another tokenizer" in refusal(folder, capsys, *words, *other)
+
+
+def test_a_teacher_translates_text_without_references_as_more_data(folder, char):
+    (folder / "more.txt").write_text("".join(f"{number} dollars and {number} cents\n" for number in range(12)))
+    more = f"dataset.monolingual={folder / 'more.txt'}"
+    words = [*PAIRS, "+technique=distill", f"technique.distill.teacher={char}", "technique.distill.sequence_level=true"]
+    words += ["technique.distill.loss=none", "dataset.monolingual_share=0.5", "trainer.budget.steps=12"]
+    assert train(folder / "more", *words, "dataset.batch_tokens=256", more) == 0
+    found = summary_of(folder / "more")
+    (own, other) = found["data"]["mix"]
+    assert (own["dataset"], other["dataset"]) == ("normalize", "monolingual")
+    assert other["tokens"] > 0
+    written = found["evidence"]["distill"]["texts_written"]
+    assert 0 < written <= 12
+    assert found["data"]["train"] == 20 + written
+    # What goes on from it without a teacher has no use for such text.
+    assert train(folder / "goes-on", f"init_from={folder / 'more'}") == 0
+
+
+def test_only_the_teacher_says_what_to_make_of_a_language_models_other_text(folder, lm):
+    words = [*lm_words(folder), "model.context=16", "+technique=distill", f"technique.distill.teacher={lm}"]
+    words += [f"dataset.monolingual={folder / 'text.txt'}", "dataset.monolingual_share=0.5"]
+    words += ["technique.distill.alpha=1", "trainer.budget.steps=12"]
+    assert train(folder / "lm-more", *words) == 0
+    found = summary_of(folder / "lm-more")
+    assert 0.1 < found["evidence"]["distill"]["unlabelled_share"] < 0.9
+    assert [part["dataset"] for part in found["data"]["mix"]] == ["text", "monolingual"]
+
+
+def refusal(folder, capsys, *words):
+    capsys.readouterr()
+    assert train(folder / "refused", *words) == 2
+    assert not (folder / "refused").exists()
+    return capsys.readouterr().err
 
 
 def test_a_reference_of_a_smaller_context_is_measured_on_what_it_takes(folder, char, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -20,7 +21,7 @@ from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture, Outputs
 from tfx.model.transformer import Transformer, initialise
 from tfx.tasks.batches import training_batches
-from tfx.tasks.classification import classify
+from tfx.tasks.classification import Classification, classify
 from tfx.tasks.contract import Prompts
 from tfx.tasks.prepare import prepare_data
 from tfx.tasks.texts import Texts, collate_texts, cut, in_windows, named, one_line
@@ -296,10 +297,44 @@ def test_a_pair_on_a_line_is_two_texts_and_another_line_is_refused():
     outputs = Outputs("one", ("no", "yes"), pairs=True)
     model = tiny_model(outputs)
     config = compose(["dataset=kinds"]).evaluation
-    found = classify(model, TOKENIZER, prompts_of(["ab\tcd", "cd\tab"]), config)
+    lines = ["ab\tcd", '{"pair": "cd", "text": " ab"}', "cd\tab"]
+    found = classify(model, TOKENIZER, prompts_of(lines), config)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    assert abs(found[2] - found[0]).max() > 1e-4
     pair = Texts(outputs, *(Ragged.from_lists(TOKENIZER.encode([text]), np.int64) for text in ("ab", "cd")), None)
     batch = collate_texts(pair, np.asarray([0]), TOKENIZER)
     logits = model.project(model(batch.target_in_BT, batch.source_BS, None, None, batch.types_BS))[0, 0]
     np.testing.assert_allclose(found[0], logits.softmax(0).detach().numpy(), rtol=1e-5)
-    with pytest.raises(UserError, match="line 2: the model reads pairs of texts, and this line is none"):
-        classify(model, TOKENIZER, prompts_of(["ab\tcd", "ab"]), config)
+    for line in ("ab", "a\tb\tc", "ab\t ", '{"text": "ab"}', '{"text": "ab", "pair": 1}', "{ab"):
+        with pytest.raises(UserError, match="line 2: the model reads pairs of texts, and this line is none"):
+            classify(model, TOKENIZER, prompts_of(["ab\tcd", line]), config)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_batch_in_another_tokenizers_tokens_has_the_same_texts(pairs):
+    other = Tokenizer.train(TokenizerConfig(vocab_size=270), ["abcdefgh abcd"], word_initial_space=True)
+    sides = [["abc", "da"], ["ef", "g"]] if pairs else [["abc", "d"]]
+    own_ids = [Ragged.from_lists(TOKENIZER.encode([side[n] for n in range(2)]), np.int64) for side in sides]
+    texts = Texts(OUTPUTS, own_ids[0], own_ids[1] if pairs else None, np.array([0, 1]))
+    told = Classification().retold(collate_texts(texts, np.arange(2), TOKENIZER), TOKENIZER, other, 16)
+    assert told.own_BT is None
+    ids = [Ragged.from_lists(other.encode([side[n] for n in range(2)]), np.int64) for side in sides]
+    expected = collate_texts(Texts(OUTPUTS, ids[0], ids[1] if pairs else None, None), np.arange(2), other)
+    assert torch.equal(told.batch.source_BS, expected.source_BS)
+    assert (told.batch.types_BS is None) == (not pairs)
+    if pairs:
+        assert torch.equal(told.batch.types_BS, expected.types_BS)
+    short = Classification().retold(collate_texts(texts, np.arange(2), TOKENIZER), TOKENIZER, other, 5)
+    assert short.batch.source_BS.shape[1] <= 5
+
+
+@pytest.mark.parametrize("predicts", ["one", "several", "number"])
+def test_texts_without_labels_get_some_that_can_be_read(predicts, tmp_path):
+    labels = () if predicts == "number" else ("no", "yes")
+    task = Classification(Outputs(predicts, labels, pairs=True))
+    rows = task.unlabelled(Dataset.from_dict({"text": ["a b\tc", "d\te"]}))
+    assert rows["text"][:] == ["a b", "d"]
+    assert rows["pair"][:] == ["c", "e"]
+    with pytest.raises(UserError, match=r"dataset\.monolingual: the model reads pairs"):
+        task.unlabelled(Dataset.from_dict({"text": ["a b"]}))
+    assert task.giving(Outputs(predicts, labels)).unlabelled(Dataset.from_dict({"text": ["a"]}))["pair"][:] == [""]

@@ -15,7 +15,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.tasks.batches import training_batches
 from tfx.tasks.mixture import Mixture
-from tfx.tasks.prepare import prepare_data
+from tfx.tasks.prepare import PreparedData, prepare_data
 from tfx.tasks.seq2seq import Pairs
 
 TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char"), ["abc"], word_initial_space=False)
@@ -161,3 +161,64 @@ def test_what_is_of_one_corpus_is_refused_beside_a_mixture(data, word):
 def test_what_needs_one_numbering_of_rows_is_refused():
     with pytest.raises(UserError, match="a mixture of small and large, and something in this run needs"):
         MIXTURE.epoch(100, 32, np.random.default_rng(1))
+
+
+# --- texts without references -----------------------------------------------------------------------
+
+
+def test_text_without_references_is_a_part_of_the_mixture_that_no_label_counts_in(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 60), ("valid", 20)):
+        (tmp_path / "data" / f"{split}.txt").write_text("abc " * count)
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "one.txt").write_text("cba " * 90)
+    (more / "two.txt").write_text("bca " * 30)
+    words = ["dataset=text", f"dataset.path={tmp_path / 'data'}", "model=gpt_nano", "dataset.tokenizer.kind=char"]
+    words += [f"dataset.monolingual={more}", "+technique=distill"]
+
+    def prepared(*others: str, **options: bool) -> PreparedData:
+        return prepare_data(compose([*words, *others]).dataset, 8, **{"with_monolingual": True, **options})
+
+    data = prepared()
+    mixture = data.splits["train"]
+    assert isinstance(mixture, Mixture)
+    # 90 + 30 of 180 words; an end follows each of the two texts.
+    sizes = [len(part) for part in mixture.parts]
+    assert sizes[1] == 4 * 120 + 2
+    assert mixture.weights[1] / sum(mixture.weights) == pytest.approx(sizes[1] / sum(sizes))
+    assert [file.file for file in data.files["train"]] == ["train.txt", "monolingual: one.txt", "monolingual: two.txt"]
+    options = {"batch_tokens": 32, "context": 8, "seed": 1}
+    batches = training_batches(mixture, data.tokenizer, **options)
+    a, b = (data.tokenizer.encode([letter])[0][-1] for letter in "ab")
+    kinds = set()
+    for batch in islice(batches, 40):
+        seen = batch.target_in_BT
+        follows = bool((seen[:, 1:][seen[:, :-1] == a] == b).all())
+        kinds.add((batch.is_labelled, follows))
+    # In the data b follows a; in the other text it never does.
+    assert kinds == {(True, True), (False, False)}
+    shares = {row["dataset"]: row["share"] for row in batches.shares()}
+    assert 0.4 < shares["monolingual"] < 0.9
+    half = prepared("dataset.monolingual_share=0.5")
+    assert half.splits["train"].weights == [1.0, 1.0]
+    (more / "one.txt").write_text("cba " * 91)
+    assert len({data.fingerprint, half.fingerprint, prepared().fingerprint}) == 3
+    # Who scores the data does not read it.
+    assert prepared(with_monolingual=False).fingerprint not in (data.fingerprint, half.fingerprint)
+    for path, message in ((tmp_path / "gone", "does not exist"), (tmp_path / "empty", "a folder without files")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            prepared(f"dataset.monolingual={path}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataset.monolingual=x"], "no technique of this run learns from it"),
+        (["dataset.monolingual_share=0.5", "technique=distill"], "name that with dataset.monolingual"),
+    ],
+)
+def test_text_that_nobody_reads_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        compose(words)

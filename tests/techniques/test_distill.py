@@ -1,5 +1,6 @@
 """Distillation losses against torch's own formulas and autograd."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,13 +19,14 @@ from tfx.model.batch import Batch
 from tfx.model.device import FULL_PRECISION, Precision, choose_precision
 from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.loss import CrossEntropy, LogitSlice, projected_losses
-from tfx.model.transformer import Transformer, initialise, run_batch
+from tfx.model.transformer import Transformer, initialise, run_batch, run_batch_with_states
 from tfx.tasks.prepare import PreparedData
 from tfx.tasks.seq2seq import Pairs, collate_pairs
 from tfx.techniques.contract import Instant, Objective, Teacher
 from tfx.techniques.distill.layers import copy_layers
-from tfx.techniques.distill.soft_targets import ABSENT, SoftTargets, divergence
-from tfx.techniques.distill.technique import Distill, DistillSettings
+from tfx.techniques.distill.settings import DistillSettings
+from tfx.techniques.distill.soft_targets import ABSENT, FromAnswers, Measure, SoftTargets, divergence
+from tfx.techniques.distill.technique import Distill
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -59,15 +61,49 @@ def test_divergence_and_its_gradient_equal_autograd(kind, temperature):
     teacher, student = torch.randn(7, 11).double(), torch.randn(7, 11).double().requires_grad_()
     expected = by_hand(kind, teacher, student, temperature)
     (gradient,) = torch.autograd.grad(expected.sum(), student)
-    value, error = divergence(kind, teacher.clone(), piece(student.detach()), temperature)
+    value, error = divergence(Measure(kind, temperature), teacher.clone(), piece(student.detach()))
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(error, gradient)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_the_generalised_jensen_shannon_divergence_and_its_gradient_equal_autograd(beta):
+    # Agarwal 2023, equation 1: beta weighs the teacher in the mixture, and its divergence from it.
+    torch.manual_seed(0)
+    teacher, student = torch.randn(7, 11).double(), torch.randn(7, 11).double().requires_grad_()
+    p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
+    m = beta * p + (1 - beta) * q
+    expected = 4 * (beta * p * (p / m).log() + (1 - beta) * q * (q / m).log()).sum(1)
+    (gradient,) = torch.autograd.grad(expected.sum(), student)
+    measure = Measure("jensen_shannon", 2.0, beta)
+    value, error = divergence(measure, teacher.clone(), piece(student.detach()))
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(error, gradient)
+
+
+@pytest.mark.parametrize("predicts", ["several", "number"])
+def test_answers_that_are_no_choice_are_taught_as_they_are(predicts):
+    torch.manual_seed(0)
+    first, second, student = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6, 3, requires_grad=True)
+    counts = torch.tensor([1.0, 0, 1, 1, 0.5, 1])
+    if predicts == "several":
+        p, q = (first.sigmoid() + second.sigmoid()) / 2, student.sigmoid()
+        expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean(1)
+    else:
+        first, second = first[:, :1], second[:, :1]
+        expected = ((first + second) / 2 - student[:, :1]).square().squeeze(1)
+    expected = (expected * counts).sum()
+    (gradient,) = torch.autograd.grad(expected, student)
+    logits = student.detach()[:, : first.shape[1]]
+    value, _, error = FromAnswers(predicts, [first, second], counts)(piece(logits), True)
+    torch.testing.assert_close(value.sum(), expected.detach())
+    torch.testing.assert_close(error, gradient[:, : first.shape[1]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(kind):
     logits = torch.randn(5, 9, dtype=torch.float64)
-    value, error = divergence(kind, logits.clone(), piece(logits), 2.0)
+    value, error = divergence(Measure(kind, 2.0), logits.clone(), piece(logits))
     assert value.abs().max() < 1e-12
     assert error.abs().max() < 1e-12
 
@@ -76,7 +112,7 @@ def test_a_hot_temperature_tends_to_half_the_squared_distance_of_centred_logits(
     # Hinton 2015, section 2.1: T^2 KL -> sum of squared differences of zero-mean logits over 2V.
     torch.manual_seed(0)
     teacher, student = torch.randn(4, 10).double(), torch.randn(4, 10).double()
-    value, _ = divergence("forward_kl", teacher.clone(), piece(student), 1000.0)
+    value, _ = divergence(Measure("forward_kl", 1000.0), teacher.clone(), piece(student))
     centred = (teacher - teacher.mean(1, keepdim=True)) - (student - student.mean(1, keepdim=True))
     torch.testing.assert_close(value, centred.square().sum(1) / 20, rtol=1e-2, atol=1e-3)
 
@@ -85,7 +121,7 @@ def test_a_hot_temperature_tends_to_half_the_squared_distance_of_centred_logits(
 def test_teacher_logits_outside_its_top_k_stay_finite(kind):
     teacher = torch.full((3, 8), ABSENT)
     teacher[:, :2] = torch.randn(3, 2)
-    value, error = divergence(kind, teacher, piece(torch.randn(3, 8)), 1.0)
+    value, error = divergence(Measure(kind), teacher, piece(torch.randn(3, 8)))
     assert torch.isfinite(value).all()
     assert torch.isfinite(error).all()
 
@@ -94,7 +130,7 @@ def test_the_reverse_divergence_is_exact_also_where_the_teacher_is_sure():
     torch.manual_seed(0)
     teacher, student = torch.randn(3, 8).double(), torch.randn(3, 8).double()
     teacher[:, 0] = 300.0
-    value, _ = divergence("reverse_kl", teacher.clone(), piece(student), 1.0)
+    value, _ = divergence(Measure("reverse_kl"), teacher.clone(), piece(student))
     torch.testing.assert_close(value, by_hand("reverse_kl", teacher, student, 1.0))
 
 
@@ -107,7 +143,7 @@ def test_padding_counts_nothing_in_loss_and_gradient():
     teacher, counts = torch.randn(300, 50), torch.ones(300)
     counts[::3] = 0
     hidden, weight = torch.randn(300, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
-    total, _ = projected_losses(hidden, weight, [(Fixed("forward_kl", 2.0, counts), 0.7)])
+    total, _ = projected_losses(hidden, weight, [(Fixed(Measure("forward_kl", 2.0), counts), 0.7)])
     total.backward()
     ours = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
@@ -155,12 +191,17 @@ def weight_of_positions(batch: Batch) -> torch.Tensor:
 
 
 def taught(
-    settings: DistillSettings, teacher: Transformer, data: object = None, precision: Precision = FULL_PRECISION
+    settings: DistillSettings,
+    teacher: Transformer,
+    data: object = None,
+    precision: Precision = FULL_PRECISION,
+    others: Sequence[Transformer] = (),
 ) -> Distill:
     technique = Distill(settings)
-    technique.receive_teacher(a_teacher(teacher, precision=precision), None, CPU)
+    named = [a_teacher(model, f"of file {n}", precision=precision) for n, model in enumerate((teacher, *others))]
+    technique.receive_teachers(named, None, CPU)
     if data is not None:
-        technique.receive_teacher(technique.teacher, data, CPU)
+        technique.receive_teachers(technique.teachers, data, CPU)
     return technique
 
 
@@ -176,7 +217,7 @@ def objective_of(student: Transformer, batch: Batch, *, is_kept: bool) -> Object
         keep = torch.stack([ids >= 0 for ids, _ in targets]).any(0)
         hidden = hidden[keep]
         targets = [(ids[keep], None if weight is None else weight[keep]) for ids, weight in targets]
-    return Objective(batch, run_batch, hidden, keep, [("task", CrossEntropy(targets), 1.0)])
+    return Objective(None, batch, run_batch, hidden, keep, [("task", CrossEntropy(targets), 1.0)])
 
 
 def loss_of(objective: Objective, student: Transformer) -> torch.Tensor:
@@ -222,7 +263,8 @@ def test_the_objective_is_the_tasks_loss_and_the_divergence_over_real_tokens(kin
 def test_hidden_states_of_another_width_are_compared_through_a_projection(is_mixed, is_kept):
     teacher, student, batch = small(3, width=32), small(2), padded_batch(is_mixed=is_mixed)
     technique = taught(DistillSettings(loss="none", hidden=0.5), teacher)
-    projection = technique.prepare_model(student, Root())
+    (matcher,) = technique.prepare_model(student, Root())
+    projection = matcher.projections["last"]
     assert projection.weight.shape == (32, 16)
     objective = objective_of(student, batch, is_kept=is_kept)
     technique.objective(objective, HALFWAY)
@@ -239,6 +281,60 @@ def test_hidden_states_of_another_width_are_compared_through_a_projection(is_mix
     torch.testing.assert_close(ours[0], gradients(student), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours[1], projection.weight.grad, rtol=1e-4, atol=1e-5)
     assert [scale for _, _, scale in objective.logit_losses] == [1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_teachers_teach_the_mean_of_their_probabilities(kind):
+    first, second, student, batch = small(3), small(1, width=32), small(2), padded_batch()
+    technique = taught(DistillSettings(loss=kind, alpha=1.0, temperature=2.0), first, others=[second])
+    objective = objective_of(student, batch, is_kept=True)
+    technique.objective(objective, HALFWAY)
+    loss = loss_of(objective, student)
+    loss.backward()
+    ours = gradients(student)
+
+    logits = student.project(run_batch(student, batch)).flatten(0, 1)
+    p = sum(model.project(run_batch(model, batch)).flatten(0, 1).softmax(1) for model in (first, second)).detach() / 2
+    expected = (by_hand(kind, p.log(), logits, 2.0) * weight_of_positions(batch)).sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, gradients(student), rtol=1e-4, atol=1e-5)
+    alone = loss_of_one(kind, first, student, batch)
+    assert abs(float((alone - loss).detach())) > 0.01
+
+
+def loss_of_one(kind: str, teacher: Transformer, student: Transformer, batch: Batch) -> torch.Tensor:
+    objective = objective_of(student, batch, is_kept=True)
+    taught(DistillSettings(loss=kind, alpha=1.0, temperature=2.0), teacher).objective(objective, HALFWAY)
+    return loss_of(objective, student)
+
+
+def test_the_layers_learn_the_mean_of_what_each_teacher_has():
+    student, batch = small(2), padded_batch()
+
+    def terms(*teachers: Transformer) -> dict[str, float]:
+        settings = DistillSettings(loss="none", hidden=1, attention=2, relations=3, layer_map="uniform")
+        technique = taught(settings, teachers[0], others=teachers[1:])
+        technique.prepare_model(student, Root())
+        objective = objective_of(student, batch, is_kept=True)
+        _, objective.states = run_batch_with_states(student, batch)
+        technique.objective(objective, HALFWAY)
+        assert objective.flops > 0
+        assert [scale for _, _, scale in objective.other] == [1, 2, 3]
+        positions = float(weight_of_positions(batch).sum())
+        found = {name.removeprefix("distill_"): float(value.detach()) for name, value, _ in objective.other}
+        evidence = technique.evidence()
+        for name, proof in (("hidden", "hidden_error"), ("attention", "attention_error")):
+            assert evidence[proof] == pytest.approx(found[name] / positions)
+        assert evidence["relation_divergence"] == pytest.approx(found["relations"] / positions)
+        return found
+
+    one, two = terms(small(3)), terms(small(4))
+    both = terms(small(3), small(4))
+    for name in ("attention", "relations"):  # the projections of hidden states are drawn one after the other
+        assert both[name] == pytest.approx((one[name] + two[name]) / 2)
+        assert one[name] != pytest.approx(two[name])
+    assert min(both.values()) > 0
 
 
 def test_alpha_is_constant_or_goes_to_its_last_value_within_its_part_of_the_budget():
@@ -326,15 +422,15 @@ def test_the_largest_logits_of_each_position_are_a_distribution_of_their_own(kin
 def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, monkeypatch):
     teacher, student, settings = small(3), small(2), DistillSettings(alpha=1.0, cache_top_k=4)
     first = taught(settings, teacher, data_of(PAIRS))
-    made = first.teacher.work["logits"]
+    made = first.teachers[0].work["logits"]
     assert made.seconds > 0
     longest = [1 + max(lengths) for lengths in zip(*LENGTHS, strict=True)]
-    assert made.flops == first.teacher.total_flops == forward_flops(teacher.architecture, len(LENGTHS), *longest)
+    assert made.flops == first.teachers[0].total_flops == forward_flops(teacher.architecture, len(LENGTHS), *longest)
     with monkeypatch.context() as patch:
         patch.setattr("tfx.techniques.distill.cache.run_batch", None)
         second = taught(settings, teacher, data_of(PAIRS))
     assert torch.equal(soft_loss(first, student, [0, 3]), soft_loss(second, student, [0, 3]))
-    assert second.teacher.work["logits"] == made
+    assert second.teachers[0].work["logits"] == made
     assert len(list(cache.iterdir())) == 1
     # As many pairs of the same data, but others; and products in another precision.
     taught(settings, teacher, data_of(some_pairs((4, 2), (6, 5), (3, 3), (5, 2))))
@@ -343,10 +439,23 @@ def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, mon
     assert len(list(cache.iterdir())) == 4
 
 
+def test_the_cache_of_several_teachers_holds_their_mean(cache):
+    first, second, student = small(3), small(1, width=32), small(2)
+    whole = soft_loss(taught(DistillSettings(alpha=1.0), first, others=[second]), student, [0, 3])
+    cached = taught(DistillSettings(alpha=1.0, cache_top_k=20), first, data_of(PAIRS), others=[second])
+    torch.testing.assert_close(soft_loss(cached, student, [0, 3]), whole, rtol=2e-3, atol=2e-3)
+    longest = [1 + max(lengths) for lengths in zip(*LENGTHS, strict=True)]
+    flops = [forward_flops(model.architecture, len(LENGTHS), *longest) for model in (first, second)]
+    assert sum(teacher.total_flops for teacher in cached.teachers) == sum(flops)
+    alone = taught(DistillSettings(alpha=1.0, cache_top_k=20), first, data_of(PAIRS))
+    assert abs(float((soft_loss(alone, student, [0, 3]) - whole).detach())) > 0.01
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_of_a_teacher_that_is_yet_to_be_trained_nothing_is_cached(cache):
     technique = Distill(DistillSettings(cache_top_k=4))
     teacher = a_teacher(small(3), sha256="")
-    technique.receive_teacher(teacher, data_of(PAIRS), CPU)
+    technique.receive_teachers([teacher], data_of(PAIRS), CPU)
     assert torch.isfinite(soft_loss(technique, small(2), [1, 0]))
     assert not cache.exists()
 
@@ -360,13 +469,13 @@ def test_outputs_with_line_ends_of_any_kind_are_read_back_as_they_were_written(c
         monkeypatch.setattr("tfx.techniques.distill.cache.decode_sources", decode)
         train = Dataset.from_dict({"source": list("abcd"), "target": ["three\r\nfour"] * 4})
         technique = Distill(DistillSettings(loss="none", sequence_level=True))
-        technique.receive_teacher(a_teacher(model, tokenizer=tokenizer), None, CPU)
+        technique.receive_teachers([a_teacher(model, tokenizer=tokenizer)], None, CPU)
         changed = technique.prepare_data(Corpus("seq2seq", {"train": train}, "of the text"), Root())
         targets.append(list(changed.splits["train"]["target"]))
         assert technique.evidence()["targets_changed"] == 0.5
-        assert technique.teacher.total_seconds > 0
+        assert technique.teachers[0].total_seconds > 0
         # Every text is two tokens here, and one ends it.
-        assert technique.teacher.total_flops == 4 * decoding_flops(model.architecture, 3, 3, hypotheses=5)
+        assert technique.teachers[0].total_flops == 4 * decoding_flops(model.architecture, 3, 3, hypotheses=5)
     # An empty output leaves the reference.
     assert targets[0] == targets[1] == [*written[:3], "three\r\nfour"]
 
@@ -383,11 +492,59 @@ def test_the_beam_is_the_methods_own_also_where_the_teacher_was_scored_greedily(
     teacher.generation = EvaluationConfig(method="greedy", length_penalty=0.3)
     for beam in (5, 2, 5):
         technique = Distill(DistillSettings(loss="none", sequence_level=True, beam=beam))
-        technique.receive_teacher(teacher, None, CPU)
+        technique.receive_teachers([teacher], None, CPU)
         train = Dataset.from_dict({"source": ["a"], "target": ["b"]})
         technique.prepare_data(Corpus("seq2seq", {"train": train}, "of the text"), Root())
     # The third finds what the first has cached.
     assert seen == [("beam", 5, 0.3), ("beam", 2, 0.3)]
+
+
+def test_each_of_several_teachers_writes_its_share_of_the_targets(cache, monkeypatch):
+    def decode(model, sources, tokenizer, generation, seed):
+        return [f"{tokenizer.name} of {ids[0]}" for ids in sources]
+
+    monkeypatch.setattr("tfx.techniques.distill.cache.decode_sources", decode)
+    # Their tokenizers differ: the student sees texts alone.
+    teachers = []
+    for name in ("one", "two"):
+        encode = {letter: [number] for number, letter in enumerate("abcde")}
+        tokenizer = SimpleNamespace(name=name, encode=lambda texts, ids=encode: [ids.get(text, [9]) for text in texts])
+        teachers.append(a_teacher(small(2), name, tokenizer=tokenizer))
+    technique = Distill(DistillSettings(loss="none", sequence_level=True))
+    technique.receive_teachers(teachers, None, CPU)
+    train = Dataset.from_dict({"source": list("abcde"), "target": ["x"] * 5})
+    changed = technique.prepare_data(Corpus("seq2seq", {"train": train}, "of the text"), Root())
+    assert list(changed.splits["train"]["target"]) == ["one of 0", "two of 1", "one of 2", "two of 3", "one of 4"]
+    flops = decoding_flops(small(2).architecture, 2, 2, hypotheses=5)
+    assert [teacher.total_flops for teacher in teachers] == [3 * flops, 2 * flops]
+    # Another order is another share for each.
+    again = Distill(DistillSettings(loss="none", sequence_level=True))
+    again.receive_teachers(teachers[::-1], None, CPU)
+    other = again.prepare_data(Corpus("seq2seq", {"train": train}, "of the text"), Root())
+    assert next(iter(other.splits["train"]["target"])) == "two of 0"
+    assert other.fingerprint != changed.fingerprint
+
+
+def test_the_teacher_writes_targets_for_text_without_references_and_leaves_out_where_it_writes_none(cache, monkeypatch):
+    def decode(model, sources, tokenizer, generation, seed):
+        return ["" if ids[0] == 7 else f"for {ids[0]}" for ids in sources]
+
+    monkeypatch.setattr("tfx.techniques.distill.cache.decode_sources", decode)
+    tokenizer = SimpleNamespace(encode=lambda texts: [[int(text) if text.isdigit() else 9] for text in texts])
+    technique = Distill(DistillSettings(loss="none", sequence_level=True))
+    technique.receive_teachers([a_teacher(small(2), tokenizer=tokenizer)], None, CPU)
+    texts = Corpus("seq2seq", {"train": Dataset.from_dict({"text": ["5", "7", "8"]})}, "of more", is_labelled=False)
+    train = Dataset.from_dict({"source": ["1", "7"], "target": ["x", "y"]})
+    changed = technique.prepare_data(Corpus("seq2seq", {"train": train}, "of the text", unlabelled=texts), Root())
+    assert list(changed.splits["train"]["target"]) == ["for 1", "y"]
+    more = changed.unlabelled
+    assert more.is_labelled
+    assert more.splits["train"].to_dict() == {"source": ["5", "8"], "target": ["for 5", "for 8"]}
+    assert more.notes == ["monolingual: of 1 texts the teacher made nothing"]
+    assert technique.evidence()["texts_written"] == 2
+    # Both decodings cost.
+    each = decoding_flops(small(2).architecture, 2, 2, hypotheses=5)
+    assert technique.teachers[0].total_flops == pytest.approx((2 + 3) * each)
 
 
 # --- initialisation ---------------------------------------------------------------------------------

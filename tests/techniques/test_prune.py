@@ -18,9 +18,9 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.transformer import Transformer, initialise
 from tfx.techniques.calibration import Calibration
-from tfx.techniques.prune.magnitude import magnitude_masks, parse_pattern, pattern_mask, smallest
+from tfx.techniques.prune.masks import parse_pattern, pattern_mask, share_masks, smallest
+from tfx.techniques.prune.settings import PruneSettings, sparsity_at
 from tfx.techniques.prune.structure import StructureSettings, plan_structure, reduced_architecture
-from tfx.techniques.prune.technique import PruneSettings, sparsity_at
 from tfx.techniques.stack import Stack
 
 TOKENIZER = Tokenizer.train(TokenizerConfig(kind="char", vocab_size=40), ["abcdefgh"], word_initial_space=False)
@@ -55,7 +55,7 @@ matrices = arrays.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1,
 @settings(max_examples=200, deadline=None)
 def test_exactly_the_share_goes_and_nothing_larger_goes_before_something_smaller(values, sparsity, scope):
     weights = {"a": torch.from_numpy(values), "b": torch.from_numpy(values[::-1].copy())}
-    masks = magnitude_masks(weights, sparsity, scope)
+    masks = share_masks({name: weight.abs() for name, weight in weights.items()}, sparsity, scope)
     if scope == "global":
         units = [
             (
@@ -86,7 +86,7 @@ def test_among_equals_the_first_go(values, count):
 @pytest.mark.parametrize(("keep", "of"), [(2, 4), (1, 4), (4, 8), (1, 2)])
 def test_a_pattern_holds_in_every_group(keep, of):
     weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
-    mask = pattern_mask(weight, keep, of)
+    mask = pattern_mask(weight.abs(), keep, of)
     groups = mask.view(-1, of)
     assert bool((groups.sum(1) == keep).all())
     kept = weight.abs().view(-1, of)
@@ -300,7 +300,7 @@ def test_the_plan_says_what_is_removed():
     )
     before = sum(weight.numel() for weight in model.parameters())
     [removed, left] = [line for name, line in stack.plan_for(model) if name == "prune"]
-    for rewiring in stack.rewire(model, 0.5):
+    for rewiring in stack.rewire(model, 0.5, None):
         rewiring.apply(model)
     after = sum(weight.numel() for weight in model.parameters())
     # Three blocks and five attentions, of which a block with two attentions goes whole.

@@ -580,10 +580,10 @@ def test_structure_goes_and_the_optimizer_can_go_on():
         "technique.prune.structure.heads=0.5",
         "technique.prune.structure.decoder_layers=1",
     )
-    assert list(stack.rewire(model, 0.1)) == []
-    for rewiring in stack.rewire(model, 0.3):
+    assert list(stack.rewire(model, 0.1, None)) == []
+    for rewiring in stack.rewire(model, 0.3, None):
         rewiring.apply(model)
-    assert list(stack.rewire(model, 0.4)) == []
+    assert list(stack.rewire(model, 0.4, None)) == []
     assert [shape.ffn for shape in (*model.architecture.encoder, *model.architecture.decoder)] == [16, 16]
     assert [shape.heads for shape in (*model.architecture.encoder, *model.architecture.decoder)] == [1, 1]
     assert finish(model, stack) == ["prune"]
@@ -593,7 +593,7 @@ def test_structure_goes_and_the_optimizer_can_go_on():
 def test_masks_follow_a_removal():
     _, model, stack = build(*PRUNE, "technique.prune.structure.ffn=0.5")
     stack.view.update(model, 0.3)
-    for rewiring in stack.rewire(model, 0.3):
+    for rewiring in stack.rewire(model, 0.3, None):
         rewiring.apply(model)
     for name, parameter in model.named_parameters():
         mask = stack.view.mask(name, parameter)
@@ -695,7 +695,7 @@ def test_what_fits_only_once_parts_have_left_is_taken_and_trained():
     _, model, stack = build(*SIXTEEN, *words, "technique.quantize.start=0.3")
     stack.plan_for(model)
     for progress in (0.0, 0.3, 0.6):
-        for rewiring in stack.rewire(model, progress):
+        for rewiring in stack.rewire(model, progress, None):
             rewiring.apply(model)
         stack.view.update(model, progress)
     assert finish(model, stack) == ["prune", "quantize"]

@@ -55,7 +55,7 @@ def take_steps(data: PreparedData, overrides: list[str], device: torch.device) -
         )
     for technique, _ in stack.teacher_needs():
         made = Teacher(teacher, data.tokenizer.fingerprint, data.tokenizer, config.evaluation, Path(), sha256="")
-        technique.receive_teacher(made, data, device)
+        technique.receive_teachers([made], data, device)
     stepper = Stepper(config, model, stack.prepare_model(model), device, stack, 0.1, print)
     model.train()
     options: dict[str, Any] = {"batch_tokens": 256, "context": config.model.context, "seed": 1, "start": 0}

@@ -16,7 +16,7 @@ from tfx.model.decoding import sampling_distribution
 from tfx.model.device import running_sums
 from tfx.run.setup import Setup
 from tfx.techniques.calibration import Calibration
-from tfx.techniques.prune.magnitude import magnitude_masks, pattern_mask
+from tfx.techniques.prune.masks import pattern_mask, share_masks
 from tfx.techniques.quantize.codebook import cluster
 from tfx.training.loop import Observer, Trainer
 
@@ -89,8 +89,8 @@ def test_the_same_weights_go(on_device, scope):
     weights = {"a": torch.randn(6, 8, generator=generator).round(decimals=1), "b": torch.randn(7, generator=generator)}
     there = {name: weight.to(DEVICE) for name, weight in weights.items()}
     for sparsity in (0.0, 0.3, 0.5, 1.0):
-        expected = magnitude_masks(weights, sparsity, scope)
-        found = on_device(lambda sparsity=sparsity: magnitude_masks(there, sparsity, scope))
+        expected = share_masks(weights, sparsity, scope)
+        found = on_device(lambda sparsity=sparsity: share_masks(there, sparsity, scope))
         assert all(torch.equal(mask.cpu(), expected[name]) for name, mask in found.items())
     assert torch.equal(on_device(lambda: pattern_mask(there["a"], 2, 4)).cpu(), pattern_mask(weights["a"], 2, 4))
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from tfx.commands.report import print_comparison
 from tfx.config import describe
-from tfx.config.schema import AblateConfig, LauncherConfig, Root
+from tfx.config.schema import AblateConfig, LauncherConfig
 from tfx.errors import UserError
-from tfx.experiments.ablation import Ablation, Request
+from tfx.experiments.ablation import Ablation
+from tfx.experiments.request import compose_request, is_own, read_settings
 from tfx.experiments.table import print_results
 from tfx.record.console import plain_console
 from tfx.record.directory import RunDirectory
 from tfx.record.sheet import settings_sheet
 from tfx.record.signals import StoppedBySignal, leaving_on_signals
-
-_OWN = tuple(f.name for f in fields(AblateConfig))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,11 +25,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if any(word in ("-m", "--multirun") for word in arguments):
         raise UserError("tfx ablate is a sweep already: leave out -m, and name the number of seeds with seeds=…")
-    own = [word for word in arguments if word.lstrip("+").partition("=")[0] in _OWN]
-    settings = _settings(own)
-    request = _compose([word for word in arguments if word not in own])
+    settings = read_settings(AblateConfig, [word for word in arguments if is_own(word, AblateConfig)])
+    request = compose_request([word for word in arguments if not is_own(word, AblateConfig)], "ablate")
     if request is None:
         return 0
+    if not request.config.technique:
+        raise UserError("no technique is named: tfx ablate '+technique=[prune,quantize]' compares what each adds")
     ablation = Ablation(request, settings)
     try:
         with leaving_on_signals():
@@ -56,46 +54,6 @@ def _report(folder: Path) -> None:
     write_page(comparison, page)
     print_comparison(comparison)
     print(f"page: {page}")
-
-
-def _settings(words: Sequence[str]) -> AblateConfig:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from tfx.config.checks import check_values
-    from tfx.config.explain import explain
-
-    try:
-        given = OmegaConf.from_dotlist([word.lstrip("+") for word in words])
-        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AblateConfig), given))
-    except OmegaConfBaseException as error:
-        raise explain(error) from error
-    check_values(settings, "")
-    return settings
-
-
-def _compose(words: Sequence[str]) -> Request | None:
-    """Composes the request; None if Hydra was asked to print something instead."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from tfx.config.checks import check_values
-    from tfx.config.command_line import run_with_hydra
-
-    found: list[Request] = []
-
-    def keep(config: Root, typed: list[str], directory: str) -> None:
-        hydra = HydraConfig.get()
-        if hydra.runtime.choices["hydra/launcher"] != "tfx":
-            raise UserError("tfx ablate runs its jobs on this machine: leave out hydra/launcher")
-        known = [f.name for f in fields(LauncherConfig)]
-        launcher = LauncherConfig(**{str(key): hydra.launcher[key] for key in hydra.launcher if key in known})
-        check_values(launcher, "hydra.launcher.")
-        if not config.technique:
-            raise UserError("no technique is named: tfx ablate '+technique=[prune,quantize]' compares what each adds")
-        found.append(Request(config, typed, Path(str(hydra.sweep.dir)).absolute(), launcher))
-
-    run_with_hydra(keep, words)
-    return found[0] if found else None
 
 
 def print_help() -> None:

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         _check_writable(options.predictions)
 
     from tfx.compression.checkpoint import load
+    from tfx.evaluation.engines.opening import open_engine
     from tfx.evaluation.metrics import check_metrics
     from tfx.evaluation.quality import measure_quality, quality_notes
     from tfx.exchange.importing import local_model
@@ -70,6 +71,10 @@ def main(arguments: Sequence[str]) -> int:
     split = options.split or data.test_split
     if split not in data.splits:
         raise UserError(f"--split {split}: the data set has no such split, only {', '.join(data.splits)}")
+    loaded.model.engine = open_engine(loaded, config.evaluation)
+    if loaded.model.engine is not None:
+        for note in loaded.model.engine.notes(config.evaluation):
+            print(f"note: {note}", file=sys.stderr)
     quality = measure_quality(
         loaded.model, data.splits[split], loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed
     )

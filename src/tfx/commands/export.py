@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Compared = Comparison | EncoderComparison | LabelComparison
 
 # The targets; each is a file of `tfx.exchange`.
-NAMES = ("transformers", "ctranslate2", "safetensors")
+NAMES = ("transformers", "ctranslate2", "onnx", "gguf", "safetensors")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +64,10 @@ def main(arguments: Sequence[str]) -> int:
     for name, text in compared.items():
         table.add_row(name, text)
     plain_console().print(table)
-    if facts["dequantized"]:
+    if facts["kept_codes"]:
+        what = f"{facts['kept_codes']} matrices have the 8-bit codes of the compressed file, others are rounded here"
+        print(f"note: {what}", file=sys.stderr)
+    elif facts["dequantized"]:
         print("note: the weights are those of the compressed file, dequantized", file=sys.stderr)
     return 0
 
@@ -74,19 +77,22 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
     from tfx.exchange.targets import TARGETS
+    from tfx.model.rewiring import multiplied
     from tfx.run.card import card
     from tfx.run.export import export, export_encoder
     from tfx.run.export_labels import export_classifier
     from tfx.tasks.prepare import prepare_data
 
     target = TARGETS[options.to]
-    target.require()
+    target.require(f"--to {target.name}")
     kind = options.numbers or target.kinds[0]
     if kind not in target.kinds:
         raise unknown("--numbers", kind, target.kinds)
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
+    # Other libraries have no layer whose matrix is a product of two.
+    loaded = replace(loaded, model=multiplied(loaded.model))
     target.check(loaded.model.architecture)
     is_encoder = loaded.model.architecture.family == "encoder"
     if is_encoder != (options.texts is not None):
@@ -114,7 +120,8 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
             found = export(loaded, target, split, options.output, kind, options.inputs, metrics, finish)
     dequantized = any(tensor.codec.split()[0] != "dense" for tensor in loaded.tensors)
     facts = {"folder": str(options.output), "target": target.name, "numbers": kind, "bytes": _bytes(options.output)}
-    return found, facts | {"dequantized": dequantized}, found.words(where)
+    facts |= {"dequantized": dequantized, "kept_codes": target.kept(loaded, kind)}
+    return found, facts, found.words(where)
 
 
 def _bytes(folder: Path) -> int:

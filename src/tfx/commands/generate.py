@@ -35,6 +35,8 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "min_length": (int, "smallest number of tokens of an output"),
     "no_repeat_ngram": (int, "no n-gram of this many tokens twice in a text"),
     "repetition_penalty": (float, "divides the logits of tokens that a text has; 1: nothing"),
+    "engine": (str, "what decodes: torch (default), ctranslate2 or onnx"),
+    "engine_numbers": (str, "type of the weights of another engine: float32 (default), int8, …"),
 }
 
 
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
 
     from tfx.compression.checkpoint import load
+    from tfx.evaluation.engines.opening import open_engine
     from tfx.evaluation.generation import describe_decoding
     from tfx.exchange.importing import local_file
 
@@ -55,6 +58,10 @@ def main(arguments: Sequence[str]) -> int:
     scored, used = describe_decoding(loaded.generation), describe_decoding(config)
     if scored != used and task.decodes:
         notes.print(f"note: decoding by {used}; the run was scored with {scored}")
+    loaded.model.engine = open_engine(loaded, config)
+    if loaded.model.engine is not None:
+        for note in loaded.model.engine.notes(config):
+            notes.print(f"note: {note}")
     texts = [_as_utf8(text, number) for number, text in enumerate(options.texts, start=1)]
     source = _Lines()
     lines = iter(texts) if texts else source.read()
@@ -156,6 +163,8 @@ def _without_effect(options: Any, config: EvaluationConfig, vocab_size: int, tas
         reasons = dict.fromkeys(("method", "prefix", "seed", *_SETTINGS), f"{task.what} writes no text")
     if task.decodes:
         reasons["new_tokens"] = "an output of text to text ends by itself"
+    if options.json:
+        reasons.pop("length_penalty", "")  # it is part of the scores
     if config.top_k is not None and config.top_k >= vocab_size:
         reasons.setdefault("top_k", f"the vocabulary has {vocab_size:,} tokens")
     return [

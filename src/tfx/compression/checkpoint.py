@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ _TOKENIZER, _MERGES = "tokenizer", "merges"
 _DESCRIPTION, _PACKED, _CODED = "description", "packed", "coded"
 _ALIGNMENT = 64
 # Settings of the evaluation that are left out of a header at their defaults, because older files are without them.
-_LATER_SETTINGS = ("min_length", "no_repeat_ngram", "repetition_penalty")
+_LATER_SETTINGS = ("min_length", "no_repeat_ngram", "repetition_penalty", "engine", "engine_numbers")
 _STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -90,13 +90,17 @@ class TensorInfo:
 
 @dataclass
 class LoadedModel:
-    """A model read from a file, ready to run: in evaluation mode, fp32, on its device."""
+    """A model read from a file, ready to run: in evaluation mode, fp32, on its device.
+
+    ``grids`` are those of the quantized weights, where plain layers were asked for.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
     generation: EvaluationConfig
     path: Path
     tensors: list[TensorInfo]
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,7 @@ def load(path: str | Path, device: str = "cpu", *, kernels: bool = True) -> Load
     model.eval().to(target)
     if kernels and header.raw.get("activations") == "int8":
         use_int8(model, grids, aliases)
-    return LoadedModel(model, tokenizer, header.generation, file, tensors)
+    return LoadedModel(model, tokenizer, header.generation, file, tensors, {} if kernels else grids)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -336,7 +340,11 @@ def _read_header(file: Path, handle: Any, metadata: dict[str, Any]) -> Header:
 
 
 def _settings(generation: EvaluationConfig) -> dict[str, Any]:
-    """All settings; those that came after the first files only where they are not at their defaults."""
+    """All settings; those that came after the first files only where they are not at their defaults.
+
+    What decodes is a matter of the machine, not of the model.
+    """
+    generation = replace(generation, engine="torch", engine_numbers="float32")
     later = {name: getattr(EvaluationConfig, name) for name in _LATER_SETTINGS}
     return {name: value for name, value in asdict(generation).items() if name not in later or value != later[name]}
 

@@ -64,7 +64,11 @@ class Grid:
 
     def to(self, device: torch.device) -> Grid:
         """The same grid on another device."""
-        moved = [None if part is None else part.to(device) for part in (self.scale, self.zero, self.codebook)]
+
+        def move(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device)
+
+        moved = (move(self.scale), move(self.zero), move(self.codebook))
         return Grid(self.codes_RC.to(device), self.bits, *moved, trellis=self.trellis)
 
 

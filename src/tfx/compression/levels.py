@@ -59,7 +59,7 @@ class Contexts:
         self._count += 1
         following_R = self._now_R ^ self._last_R ^ self._parity_R
         self._last_R, self._before_R, self._now_R = self._before_R, self._now_R, following_R
-        self._parity_R = magnitude_R & 1
+        self._parity_R = (magnitude_R & 1).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,21 @@ def check_technique(name: str, values: Any) -> dict[str, Any]:
     return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 
 
+def check_monolingual(config: Root) -> None:
+    """Raises `UserError` for text without references that no technique of the run learns from."""
+    dataset = config.dataset
+    if dataset.monolingual is None and dataset.monolingual_share is not None:
+        raise UserError(
+            f"dataset.monolingual_share={dataset.monolingual_share:g} is a share of text without references: name that "
+            "with dataset.monolingual=…"
+        )
+    if dataset.monolingual is not None and not any(technique_class(name).reads_unlabelled for name in config.technique):
+        raise UserError(
+            f"dataset.monolingual={dataset.monolingual} is text without references, and no technique of this run "
+            "learns from it: add one that does (+technique=distill), or leave it out"
+        )
+
+
 def renew(values: dict[str, Any], typed: Sequence[str]) -> None:
     """Says what a config of an earlier version says in the keys of today.
 

@@ -16,6 +16,7 @@ from tfx.config.checks import (
     check_combinations,
     check_given,
     check_keys,
+    check_monolingual,
     check_technique,
     check_values,
     choose_budget,
@@ -108,6 +109,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     check_values(config, "")
     config.technique = {name: check_technique(name, config.technique[name]) for name in sorted(config.technique)}
     check_combinations(config)
+    check_monolingual(config)
     check_corpora(config.dataset)
     return config
 

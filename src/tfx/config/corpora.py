@@ -18,7 +18,7 @@ from tfx.config.schema import DatasetConfig
 from tfx.errors import UserError, unknown
 
 # What belongs to the run and not to a corpus.
-_OF_RUN = ("mix", "batch_tokens", "buffer", "tokenizer", "metrics")
+_OF_RUN = ("mix", "monolingual", "monolingual_share", "batch_tokens", "buffer", "tokenizer", "metrics")
 _OWN = ("dataset", "weight")
 # What is the run's, or what all entries take that say nothing else.
 _OF_BOTH = ("name", "task", "streaming")

@@ -48,7 +48,9 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
                 )
     values["model"] = saved["model"]
     if "dataset" not in keys:
-        dataset = OmegaConf.create(saved["dataset"])
+        # Text without references belongs to the techniques of the run, which are not inherited.
+        own = dict.fromkeys(("monolingual", "monolingual_share"))
+        dataset = OmegaConf.create(saved["dataset"] | own)
         for key in keys:
             if key.startswith("dataset."):
                 _, _, name = key.partition(".")

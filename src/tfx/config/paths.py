@@ -17,17 +17,24 @@ def make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
         value = values.get(f.name)
         if is_dataclass(f.default_factory) and isinstance(value, dict):
             make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
-        elif f.metadata.get("path") and value == "":
-            raise UserError(
-                f"{prefix}{f.name} is empty, as where a shell variable is not set: name a path, or leave it out"
-            )
+        elif f.metadata.get("path") and isinstance(value, list):
+            values[f.name] = [_made_absolute(entry, f"{prefix}{f.name}") for entry in value]
         elif f.metadata.get("path") and isinstance(value, str):
-            try:
-                values[f.name] = str(_absolute(Path(value).expanduser()))
-            except RuntimeError:
-                raise UserError(
-                    f"{prefix}{f.name}={value}: no home folder is known for it (is HOME set?): write the path in full"
-                ) from None
+            values[f.name] = _made_absolute(value, f"{prefix}{f.name}")
+
+
+def _made_absolute(value: Any, name: str) -> Any:
+    """A path from the root; what is no text in a list is left to the check of its type."""
+    if not isinstance(value, str):
+        return value
+    if not value:
+        raise UserError(f"{name} is empty, as where a shell variable is not set: name a path, or leave it out")
+    try:
+        return str(_absolute(Path(value).expanduser()))
+    except RuntimeError:
+        raise UserError(
+            f"{name}={value}: no home folder is known for it (is HOME set?): write the path in full"
+        ) from None
 
 
 def _absolute(path: Path) -> Path:

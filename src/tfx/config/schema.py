@@ -236,7 +236,7 @@ class SplitConfig:
 
     train: list[str] = setting(["train"], "names of the training split")
     valid: list[str] = setting(["valid", "validation", "val", "dev"], "names of the validation split")
-    test: list[str] = setting(["test"], "names of the test split")
+    test: list[str] = setting(["test"], "names of the test split; none: it is not read")
 
 
 @dataclass
@@ -331,6 +331,16 @@ class DatasetConfig:
         "several corpora in one run: [{dataset: NAME, path: …, weight: 2}, …]; the weight is a corpus's part of the "
         "batches",
         are_groups=True,
+    )
+    monolingual: str | None = setting(
+        None,
+        "text files, a folder or a glob: a text without a reference on each line (lm: whole texts), as more data for a "
+        "technique that learns from a teacher",
+        path=True,
+        paper="Kim & Rush 2016, arXiv 1606.07947; Sanh 2019, arXiv 1910.01108",
+    )
+    monolingual_share: float | None = setting(
+        None, "share of the training batches that are of such text; null: by size", above=0, below=1
     )
     batch_tokens: int = setting(
         4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"
@@ -619,6 +629,14 @@ class EvaluationConfig:
     decode_valid: int | None = setting(None, "validation examples decoded at the end; null: all", minimum=1)
     attention_maps: int = setting(
         0, "test inputs whose attention weights are kept for the report", minimum=0, maximum=20
+    )
+    engine: str = setting(
+        "torch",
+        "what decodes in `tfx evaluate` and `tfx generate`: the model itself, or another library (its extra)",
+        choices=("torch", "ctranslate2", "onnx"),
+    )
+    engine_numbers: str = setting(
+        "float32", "type of the weights of another engine", choices=("float32", "int8", "int8_float32", "int16")
     )
     latency_inputs: int = setting(50, "inputs timed one at a time for the latency", minimum=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -85,16 +86,45 @@ def read_generation(folder: Path) -> dict[str, Any]:
 def _tokenizer_text(folder: Path) -> str:
     file = folder / TOKENIZER
     if not file.is_file():
-        pieces = [found.name for found in sorted(folder.glob("*.spm")) + sorted(folder.glob("*.model"))]
-        held = f"only {', '.join(pieces)}, which" if pieces else "and that"
-        raise UserError(
-            f"{folder} has no {TOKENIZER}, {held} tfx does not convert: make one where the tokenizer was made, "
-            "with save_pretrained of its fast tokenizer"
-        )
+        return _converted(folder)
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def sentencepieces(folder: Path) -> list[Path]:
+    """The files of sentencepiece in a folder."""
+    return sorted(folder.glob("*.spm")) + sorted(folder.glob("*.model"))
+
+
+def _converted(folder: Path) -> str:
+    """The text of a tokenizer.json made of the files of sentencepiece, as `transformers` makes it for their class."""
+    files = sentencepieces(folder)
+    names = ", ".join(file.name for file in files)
+    if len(files) > 1:
+        raise UserError(f"{folder} has {names} and no {TOKENIZER}: a tokenizer for each side is not supported")
+    if not files:
+        raise UserError(
+            f"{folder} has no {TOKENIZER}: make one where the tokenizer was made, with save_pretrained of its fast "
+            "tokenizer"
+        )
+    if any(importlib.util.find_spec(module) is None for module in ("transformers", "sentencepiece")):
+        raise UserError(f"{folder} has no {TOKENIZER}, only {names}: to convert that, pip install 'tfx[sentencepiece]'")
+    import transformers
+
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return str(found.backend_tokenizer.to_str())
+    except Exception as error:  # of any kind: it has a reader for each class
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{folder} has no {TOKENIZER}, only {names}, which the `tokenizers` library has no like for ({reason})"
+        ) from error
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def _family(config: dict[str, Any]) -> str:

@@ -46,7 +46,8 @@ class Corpus:
 
     ``files`` are the files of each split; for the hub, the repository and its split.
     ``content`` is a fingerprint without the names of the files, which ``fingerprint`` has in it. ``stream`` has the
-    training rows of a streamed data set, and ``splits`` then lacks ``train``.
+    training rows of a streamed data set, and ``splits`` then lacks ``train``. ``unlabelled`` are texts without
+    references, as a corpus with the column ``text`` alone that is not labelled, until a technique gives them targets.
     """
 
     task: str
@@ -56,15 +57,18 @@ class Corpus:
     files: dict[str, list[SourceFile]] = field(default_factory=dict)
     content: str = ""
     stream: RowStream | None = None
+    unlabelled: Corpus | None = None
+    is_labelled: bool = True
 
 
-def replace_targets(corpus: Corpus, targets: list[str], tag: str) -> Corpus:
-    """The corpus with other training targets; ``tag`` identifies their origin in the fingerprint."""
+def with_targets(corpus: Corpus, sources: list[str], targets: list[str], tag: str) -> Corpus:
+    """The corpus with other training pairs; ``tag`` identifies their origin in the fingerprint."""
     from datasets import Dataset
 
-    train = Dataset.from_dict({"source": corpus.splits["train"]["source"], "target": targets})
+    train = Dataset.from_dict({"source": sources, "target": targets})
     fingerprint = hashlib.sha256(f"{corpus.fingerprint}\0{tag}".encode()).hexdigest()
-    return Corpus(corpus.task, corpus.splits | {"train": train}, fingerprint, corpus.notes, corpus.files)
+    splits = corpus.splits | {"train": train}
+    return Corpus(corpus.task, splits, fingerprint, corpus.notes, corpus.files, unlabelled=corpus.unlabelled)
 
 
 def load_corpora(config: DatasetConfig) -> list[Corpus]:
@@ -102,6 +106,8 @@ def load_corpus(config: DatasetConfig) -> Corpus:
         nameless = content
     elif config.format in _EMBEDDED:
         raw, content = generated(config)
+        if not config.splits.test:
+            raw.pop("test", None)
         nameless = content
     else:
         raise UserError(_needs_files(config))

@@ -24,6 +24,8 @@ from tfx.errors import UserError
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
 NO_TOKEN = -1
+# In place of the end of a token: it ends inside a character.
+INSIDE = -1
 # Beside the tokenizer.json of a run whose tokenizer came with a model.
 ROLES = "tokenizer.roles.json"
 # Names of the same tokens in tokenizers of other tools.
@@ -202,6 +204,20 @@ class Tokenizer:
             return False
         content = json.loads(self.to_json())
         return any(part != _without_first_space(part) for part in (content["normalizer"], content["pre_tokenizer"]))
+
+    def spans(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text, and where each token ends: `INSIDE` if the next one has a part of the same character."""
+        ids: list[int] = []
+        ends: list[int] = []
+        begin = 0
+        for place, piece in enumerate(_pieces(text)):
+            encoding = (self._continuing if place else self._encoder).encode(piece, add_special_tokens=False)
+            ids += encoding.ids
+            starts = [start for start, _ in encoding.offsets[1:]] + [len(piece)]
+            for (_, end), start in zip(encoding.offsets, starts, strict=False):  # an empty text has no token
+                ends.append(begin + end if start >= end else INSIDE)
+            begin += len(piece)
+        return ids, ends
 
     def unknown_bytes(self, text: str) -> list[int]:
         """UTF-8 bytes of the characters of each unknown token of a text, in order."""

@@ -12,7 +12,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from tfx.data.foreign import CONFIG, GENERATION, NAMES, TOKENIZER, read_object
+from tfx.data.foreign import CONFIG, GENERATION, NAMES, TOKENIZER, read_object, sentencepieces
 from tfx.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -87,6 +87,7 @@ class Folder:
         """SHA-256 over the names and contents of the files that are read."""
         digest = hashlib.sha256()
         files = {self.path / name for name in _TEXTS if (self.path / name).is_file()} | set(self._files.values())
+        files |= set(sentencepieces(self.path))
         for file in sorted(files):
             digest.update(file.name.encode() + b"\0")
             with open(file, "rb") as content:

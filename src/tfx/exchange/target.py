@@ -35,6 +35,13 @@ class Reopened(ABC):
         Inputs are sources with their end token, or the texts that a language model continues.
         """
 
+    @abstractmethod
+    def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
+        """The best output of each source of a batch by beam search without a length penalty, up to ``limit`` tokens.
+
+        Sources end with the end token, outputs do not; only an encoder-decoder is asked.
+        """
+
     def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> Tensor:
         """The outputs (N, C) of a classifier, numbers in their own unit; ``types`` are those of the tokens of pairs."""
         raise NotImplementedError
@@ -50,7 +57,7 @@ class ReopenedEncoder(Reopened):
 
 @dataclass(frozen=True)
 class Target:
-    """A library to export to. ``module`` is what must be installed, by the extra of its name.
+    """A library to export to. ``modules`` are what must be installed, by the extra of its name.
 
     ``kinds`` are the number types of the weights, the default first. ``write`` puts the model into an empty folder, and
     raises `UserError`, which names the setting that would fit, for one that the library has no place for; ``check``
@@ -59,16 +66,18 @@ class Target:
 
     name: str
     doc: str
-    module: str
+    modules: tuple[str, ...]
     kinds: tuple[str, ...]
     check: Callable[[Architecture], None]
     write: Callable[[LoadedModel, Path, str], None]
     reopen: Callable[[Path, LoadedModel], Reopened]
+    # How many matrices leave with the codes of a compressed file, not dequantized, in weights of a kind.
+    kept: Callable[[LoadedModel, str], int] = lambda loaded, kind: 0
 
-    def require(self) -> None:
-        """Raises `UserError`, with the command that mends it, where the library is not installed."""
-        if importlib.util.find_spec(self.module) is None:
-            raise UserError(f"--to {self.name} needs an extra: pip install 'tfx[{self.name}]'")
+    def require(self, what: str) -> None:
+        """Raises `UserError`, with the command that mends it, where a library is not installed that ``what`` needs."""
+        if any(importlib.util.find_spec(module) is None for module in self.modules):
+            raise UserError(f"{what} needs an extra: pip install 'tfx[{self.name}]'")
 
 
 def refuse(target: str, setting: str, value: object, fits: object) -> UserError:

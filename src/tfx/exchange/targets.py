@@ -6,11 +6,13 @@ from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.exchange.target import Target
 from tfx.exchange.to_ctranslate2 import CTRANSLATE2
+from tfx.exchange.to_gguf import GGUF
+from tfx.exchange.to_onnx import ONNX
 from tfx.exchange.to_safetensors import SAFETENSORS
 from tfx.exchange.to_transformers import TRANSFORMERS
 from tfx.model.architecture import Architecture, Outputs
 
-TARGETS: dict[str, Target] = {target.name: target for target in (TRANSFORMERS, CTRANSLATE2, SAFETENSORS)}
+TARGETS: dict[str, Target] = {target.name: target for target in (TRANSFORMERS, CTRANSLATE2, ONNX, GGUF, SAFETENSORS)}
 
 # Of a model that has no data yet; what exports does not depend on them.
 _ANY_VOCABULARY = 8000

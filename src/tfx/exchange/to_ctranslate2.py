@@ -241,7 +241,11 @@ class InCTranslate2(Reopened):
         for words, limit in zip(self._words(inputs), limits, strict=True):
             if self._is_seq2seq:
                 result = self._model.translate_batch(
-                    [words], beam_size=1, max_decoding_length=limit, suppress_sequences=self._never or None
+                    [words],
+                    beam_size=1,
+                    max_decoding_length=limit,
+                    min_decoding_length=0,
+                    suppress_sequences=self._never or None,
                 )[0]
                 output = result.hypotheses[0]
             else:
@@ -252,6 +256,17 @@ class InCTranslate2(Reopened):
             found.append([self._numbers[word] for word in output])
         return found
 
+    def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
+        found = self._model.translate_batch(
+            self._words(sources),
+            beam_size=width,
+            length_penalty=0,
+            max_decoding_length=limit,
+            min_decoding_length=0,
+            suppress_sequences=self._never or None,
+        )
+        return [[self._numbers[word] for word in result.hypotheses[0]] for result in found]
+
     def _words(self, rows: Sequence[Ids]) -> list[list[str]]:
         return [[self._tokens[index] for index in row] for row in rows]
 
@@ -259,7 +274,7 @@ class InCTranslate2(Reopened):
 CTRANSLATE2 = Target(
     "ctranslate2",
     "a fast decoder for CPU and GPU",
-    "ctranslate2",
+    ("ctranslate2",),
     ("float32", "int8", "int8_float32", "int16", "float16"),
     check,
     write,

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 
 from tfx.compression.checkpoint import LoadedModel, unique_tensors
-from tfx.config.schema import EvaluationConfig
+from tfx.exchange.search import Search
 from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered, padded
 from tfx.model.architecture import Architecture
-from tfx.model.decoding import Ends, continue_text, make_picker, translate
+from tfx.model.decoding import Ends
 from tfx.model.transformer import Transformer
 from tfx.record.files import read_json, write_json, write_text
 
@@ -35,7 +35,7 @@ def write(loaded: LoadedModel, folder: Path, kind: str) -> None:
     write_text(folder / "tokenizer.json", tokenizer.to_json())
 
 
-class Plain(ReopenedEncoder):
+class Plain(Search, ReopenedEncoder):
     """A folder, read by the safetensors library, and a model built from its config.json."""
 
     def __init__(self, folder: Path, loaded: LoadedModel) -> None:
@@ -43,43 +43,32 @@ class Plain(ReopenedEncoder):
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
         state = {name: tensor.float() for name, tensor in tensors.items()}
         state |= {name: state[first] for name, first in config["tied"].items()}
-        self._model = Transformer.holding(Architecture.from_dict(config["architecture"]), state).eval()
+        model = Transformer.holding(Architecture.from_dict(config["architecture"]), state).eval()
         tokens = config["tokens"]
-        self._ends = Ends(tokens["bos"], tokens["eos"], tokens["pad"], tuple(tokens["never"]))
+        super().__init__(model, Ends(tokens["bos"], tokens["eos"], tokens["pad"], tuple(tokens["never"])))
 
     @torch.inference_mode()
     def scores(self, sources: Sequence[Ids] | None, targets: Sequence[Ids]) -> list[list[float]]:
         if sources is None:
-            inputs, _ = padded([row[:-1] for row in targets], self._ends.pad)
-            return gathered(self._model.project(self._model(inputs)), [row[1:] for row in targets])
-        source, mask = padded(sources, self._ends.pad)
-        inputs, _ = padded([[self._ends.bos, *row[:-1]] for row in targets], self._ends.pad)
-        return gathered(self._model.project(self._model(inputs, source, mask.bool())), targets)
-
-    def greedy(self, inputs: Sequence[Ids], limits: Sequence[int]) -> list[list[int]]:
-        config, ends = EvaluationConfig(method="greedy"), self._ends
-        found: list[list[int]] = []
-        for row, limit in zip(inputs, limits, strict=True):
-            if self._model.architecture.is_seq2seq:
-                found += translate(self._model, torch.tensor([list(row)]), None, torch.tensor([limit]), ends, config)
-            else:
-                pick = make_picker(config, 0, torch.device("cpu"))
-                found.append(continue_text(self._model, list(row), limit, ends.eos, pick))
-        return found
+            inputs, _ = padded([row[:-1] for row in targets], self.ends.pad)
+            return gathered(self.model.project(self.model(inputs)), [row[1:] for row in targets])
+        source, mask = padded(sources, self.ends.pad)
+        inputs, _ = padded([[self.ends.bos, *row[:-1]] for row in targets], self.ends.pad)
+        return gathered(self.model.project(self.model(inputs, source, mask.bool())), targets)
 
     @torch.inference_mode()
     def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> torch.Tensor:
-        source, mask = padded(sources, self._ends.pad)
+        source, mask = padded(sources, self.ends.pad)
         kinds = None if types is None else padded(types, 0)[0]
-        found = self._model.project(self._model(source[:, :0], source, mask.bool(), None, kinds)).squeeze(1)
-        outputs = self._model.architecture.outputs
+        found = self.model.project(self.model(source[:, :0], source, mask.bool(), None, kinds)).squeeze(1)
+        outputs = self.model.architecture.outputs
         assert outputs is not None
         return found * outputs.scale + outputs.offset
 
     @torch.inference_mode()
     def hidden(self, sources: Sequence[Ids]) -> list[torch.Tensor]:
-        source, mask = padded(sources, self._ends.pad)
-        states = self._model.encode(source, mask.bool())
+        source, mask = padded(sources, self.ends.pad)
+        states = self.model.encode(source, mask.bool())
         return [row[: len(ids)] for row, ids in zip(states, sources, strict=True)]
 
 
@@ -90,7 +79,7 @@ def check(architecture: Architecture) -> None:
 SAFETENSORS = Target(
     "safetensors",
     "plain tensors by their names, dequantized",
-    "safetensors",
+    ("safetensors",),
     tuple(_DTYPES),
     check,
     write,

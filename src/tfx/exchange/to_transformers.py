@@ -73,24 +73,29 @@ def _matters(name: str, architecture: Architecture) -> bool:
 
 def write_folder(loaded: LoadedModel, folder: Path, kind: str) -> None:
     """Writes config.json, weights, tokenizer and generation config."""
-    model, tokenizer = loaded.model, loaded.tokenizer
-    architecture = model.architecture
+    tokenizer, architecture = loaded.tokenizer, loaded.model.architecture
     family = choose_family(architecture)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[kind]
-    state = _with_zero_biases(model, family.fit(architecture))
-    try:
-        theirs = write_state(family.places(_as_written(architecture, family)), state)
-    except ValueError as error:
-        raise UserError(f"{family.class_name}: {error}") from None
-    theirs |= family.tables(architecture)
+    theirs = tensors_of(loaded) | family.tables(architecture)
     tensors = {name: value.to(dtype).contiguous() for name, value in theirs.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    roles = _roles(loaded)
+    roles = roles_of(loaded)
     config = {"architectures": [family.class_name], "model_type": family.model_type, "dtype": kind}
     write_json(folder / "config.json", {**config, **family.write(architecture), **roles})
-    write_json(folder / "generation_config.json", _generation(loaded, roles))
+    write_json(folder / "generation_config.json", generation_of(loaded, roles))
     write_text(folder / "tokenizer.json", _tokenizer(loaded))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded, tokenizer.token))
+
+
+def tensors_of(loaded: LoadedModel) -> dict[str, Tensor]:
+    """The weights by the names and in the layout of the class that says this model."""
+    model = loaded.model
+    family = choose_family(model.architecture)
+    state = _with_zero_biases(model, family.fit(model.architecture))
+    try:
+        return write_state(family.places(_as_written(model.architecture, family)), state)
+    except ValueError as error:
+        raise UserError(f"{family.class_name}: {error}") from None
 
 
 def _as_written(architecture: Architecture, family: Family) -> Architecture:
@@ -119,7 +124,8 @@ def _with_zero_biases(model: Transformer, fitted: Architecture) -> dict[str, Ten
     return state
 
 
-def _roles(loaded: LoadedModel) -> dict[str, Any]:
+def roles_of(loaded: LoadedModel) -> dict[str, Any]:
+    """The ids of special tokens, by the names of a generation config."""
     tokenizer = loaded.tokenizer
     found: dict[str, Any] = {
         "eos_token_id": tokenizer.eos,
@@ -131,10 +137,12 @@ def _roles(loaded: LoadedModel) -> dict[str, Any]:
     return found
 
 
-def _generation(loaded: LoadedModel, roles: dict[str, Any]) -> dict[str, Any]:
+def generation_of(loaded: LoadedModel, roles: dict[str, Any]) -> dict[str, Any]:
     """How the run was decoded. Their length penalty has another formula, and is left at its default."""
     generation, is_seq2seq = loaded.generation, loaded.model.architecture.is_seq2seq
-    found = {**roles, "max_length": loaded.model.architecture.context}
+    context = loaded.model.architecture.context
+    # Not max_length: the library warns where a user then gives max_new_tokens.
+    found = {**roles, "max_new_tokens": context - 1 if is_seq2seq else min(generation.new_tokens, context // 2)}
     if loaded.tokenizer.never:
         found["bad_words_ids"] = [[index] for index in loaded.tokenizer.never]
     if generation.method == "sample":
@@ -196,11 +204,17 @@ class InTransformers(ReopenedEncoder):
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         self._seq2seq = loaded.model.architecture.is_seq2seq
+        self._model = self.open(folder, loaded).eval()
+        self._tokenizer = loaded.tokenizer
+
+    def open(self, folder: Path, loaded: LoadedModel) -> Any:
+        """The model of a folder."""
+        import transformers
+
         kinds = {"seq2seq": "AutoModelForSeq2SeqLM", "lm": "AutoModelForCausalLM", "encoder": "AutoModel"}
         kinds["classification"] = "AutoModelForSequenceClassification"
         kind = getattr(transformers, kinds[loaded.model.architecture.family])
-        self._model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-        self._tokenizer = loaded.tokenizer
+        return kind.from_pretrained(folder, dtype=torch.float32)
 
     @torch.no_grad()
     def scores(self, sources: Sequence[Ids] | None, targets: Sequence[Ids]) -> list[list[float]]:
@@ -231,6 +245,19 @@ class InTransformers(ReopenedEncoder):
         return found
 
     @torch.no_grad()
+    def beam(self, sources: Sequence[Ids], limit: int, width: int) -> list[list[int]]:
+        source, mask = padded(sources, self._tokenizer.pad)
+        outputs = self._model.generate(
+            source,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            max_length=None,
+            num_beams=width,
+            length_penalty=0.0,
+            do_sample=False,
+        )
+        return [_before_end(row[1:], self._tokenizer.eos) for row in outputs.tolist()]
+
     def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> Tensor:
         source, mask = padded(sources, self._tokenizer.pad)
         kinds = None if types is None else padded(types, 0)[0]
@@ -255,7 +282,7 @@ def _check(architecture: Architecture) -> None:
 TRANSFORMERS = Target(
     "transformers",
     "a folder for from_pretrained: Marian, Pegasus or T5, GPT-2 or Llama, BERT",
-    "transformers",
+    ("transformers",),
     ("float32", "bfloat16", "float16"),
     _check,
     write_folder,

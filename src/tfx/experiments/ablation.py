@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tfx.config.schema import AblateConfig, Budget, LauncherConfig, Root
+from tfx.config.schema import AblateConfig, Budget, Root
 from tfx.errors import UserError
 from tfx.experiments.design import BASELINE, ArmCost, Rates, arm_name, match_budgets, plan_subsets
 from tfx.experiments.jobs import ENDED_BADLY, Job
 from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.request import Request
 from tfx.record.console import clock, plain_console, size
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
@@ -21,16 +22,6 @@ from tfx.report.statistics import minimum_detectable_difference
 
 # The arm of the narrower dense model in 8 bits.
 _DENSE = "dense_int8"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for: the config with all techniques, and where and how its jobs run."""
-
-    config: Root
-    typed: list[str]
-    folder: Path
-    launcher: LauncherConfig
 
 
 @dataclass

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tfx.config import compose
 from tfx.config.inheritance import from_scratch
 from tfx.config.schema import ModelConfig, Root
-
-if TYPE_CHECKING:
-    from tfx.data.tokenizer import Tokenizer
+from tfx.experiments.search.size import untrained_bytes
 
 # Settings of quantize: 8 bits, one scale per output channel, trained with the grid in the last part of the budget.
 INT8 = {"quantize": {"bits": 8, "granularity": "channel"}}
@@ -33,7 +29,8 @@ def narrow_int8(config: Root, plain: Path, target: float) -> Root:
 
     def size(count: int) -> int:
         if count not in sizes:
-            sizes[count] = _int8_bytes(_at_width(config, count * unit), tokenizer)
+            bytes_ = untrained_bytes(_at_width(config, count * unit), tokenizer)
+            sizes[count] = bytes_.weights + bytes_.header
         return sizes[count]
 
     low, high = 1, max(1, full.width // unit)
@@ -53,22 +50,3 @@ def _at_width(config: Root, width: int) -> Root:
         reference=None,
     )
     return compose.change(narrow, [])  # fills in the technique's other settings
-
-
-def _int8_bytes(config: Root, tokenizer: Tokenizer) -> int:
-    from tfx.compression import checkpoint
-    from tfx.model.architecture import Architecture
-    from tfx.model.transformer import Transformer, initialise
-    from tfx.techniques.calibration import Calibration
-    from tfx.techniques.stack import Stack
-
-    model = Transformer(Architecture.from_config(config.model, tokenizer.vocab_size), config.model)
-    initialise(model, config.seed)
-    stack = Stack.from_config(config)
-    for _ in stack.finish(model, Calibration(model, lambda count: [])):
-        pass
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "narrow.safetensors"
-        checkpoint.save(file, model, tokenizer, config.evaluation, stack.storage())
-        bytes_ = checkpoint.read_header(file).bytes
-    return bytes_.weights + bytes_.header

@@ -102,7 +102,7 @@ def _try(config: Root, short: Root, rates_of: Any) -> Trial:
 
     made: list[TeacherTrial] = []
     setup = Setup(config)
-    needed = [technique.name for technique, need in setup.stack.teacher_needs() if need.path is None]
+    needed = [technique.name for technique, need in setup.stack.teacher_needs() if not need.paths]
     parts = setup.prepare(stand_ins=lambda data: stand_in_teachers(config, setup.stack, data, setup.device, stand_in))
     taught = dict(zip(needed, made, strict=True))
     parts.stack.plan_for(parts.model)

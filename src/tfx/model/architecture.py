@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, astuple, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -31,7 +31,8 @@ class BlockShape:
     """Widths of one block. Each block has its own because structured pruning changes them one by one.
 
     Heads are counts: every head is ``Architecture.head_width`` wide. ``cross_heads`` is 0 if the block has
-    no cross-attention. Each key/value head serves ``heads / kv_heads`` query heads.
+    no cross-attention. Each key/value head serves ``heads / kv_heads`` query heads. ``ranks`` are those of the matrices
+    that are products of two, by their name in the block (`Architecture.matrices`).
     """
 
     heads: int
@@ -39,16 +40,34 @@ class BlockShape:
     cross_heads: int
     cross_kv_heads: int
     ffn: int
+    ranks: tuple[tuple[str, int], ...] = ()
 
     def keeping(self, kv_heads: int, cross_kv_heads: int, ffn: int) -> BlockShape:
         """The shape with these numbers of key/value heads and units; query heads go with their key/value head."""
-        return BlockShape(
+        return replace(
+            self,
             heads=kv_heads * (self.heads // self.kv_heads),
             kv_heads=kv_heads,
             cross_heads=cross_kv_heads * (self.cross_heads // self.cross_kv_heads) if self.cross_heads else 0,
             cross_kv_heads=cross_kv_heads,
             ffn=ffn,
         )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The numbers of heads and of units."""
+        return (self.heads, self.kv_heads, self.cross_heads, self.cross_kv_heads, self.ffn)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shape as plain JSON values; without ranks, which earlier versions do not know, if there are none."""
+        values = asdict(self)
+        ranks = dict(values.pop("ranks"))
+        return {**values, "ranks": ranks} if ranks else values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BlockShape:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "ranks": tuple(values.get("ranks", {}).items())})
 
 
 @dataclass(frozen=True)
@@ -148,12 +167,26 @@ class Architecture:
             outputs=outputs,
         )
 
+    def to_config(self, model: ModelConfig) -> ModelConfig:
+        """The settings of this architecture, with the rates and the name of ``model``.
+
+        Blocks that differ, or heads of another width than the model's by their number, have no setting: that of the
+        first block, and that of ``model``, stand for them.
+        """
+        shape = (self.decoder or self.encoder)[0]
+        same: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if hasattr(model, f.name)}
+        heads = shape.heads if self.width == shape.heads * self.head_width else model.heads
+        kv_heads = shape.kv_heads if heads == shape.heads and shape.kv_heads != heads else None
+        same |= {"encoder_layers": len(self.encoder), "decoder_layers": len(self.decoder)}
+        return replace(model, **same, heads=heads, kv_heads=kv_heads, ffn_width=shape.ffn)
+
     def to_dict(self) -> dict[str, Any]:
         """The architecture as plain JSON values.
 
         Fields that were added later are left out at their defaults: the file is smaller, and earlier versions read it.
         """
         values = asdict(self)
+        values |= {stack: tuple(shape.to_dict() for shape in getattr(self, stack)) for stack in ("encoder", "decoder")}
         return {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
 
     @classmethod
@@ -169,7 +202,7 @@ class Architecture:
             for stack in ("encoder", "decoder"):
                 if len(known[stack]) > _MAX_BLOCKS:
                     raise ValueError(f"its {stack} has {len(known[stack]):,} blocks, more than {_MAX_BLOCKS:,}")
-                known[stack] = tuple(BlockShape(**shape) for shape in known[stack])
+                known[stack] = tuple(BlockShape.from_dict(shape) for shape in known[stack])
             if known.get("outputs") is not None:
                 known["outputs"] = Outputs.from_dict(known["outputs"])
             architecture = cls(**known)
@@ -181,13 +214,18 @@ class Architecture:
     def check(self) -> None:
         """Raises `ValueError` for a value of the wrong type or out of range."""
         widths = {name: getattr(self, name) for name in ("vocab_size", "width", "head_width", "context")}
-        inner = [value for shape in (*self.encoder, *self.decoder) for value in astuple(shape)]
+        blocks = (*self.encoder, *self.decoder)
+        inner = [value for shape in blocks for value in shape.widths]
         if not all(type(value) is int and 1 <= value <= _MAX_WIDTH for value in widths.values()):
             raise ValueError(f"{widths} must be whole numbers from 1 to {_MAX_WIDTH:,}")
         if not all(type(value) is int and 0 <= value <= _MAX_WIDTH for value in inner):
             raise ValueError("a width of a block is not a number in range")
-        if any(max(astuple(shape)[:4]) > _MAX_HEADS for shape in (*self.encoder, *self.decoder)):
+        if any(max(shape.widths[:4]) > _MAX_HEADS for shape in blocks):
             raise ValueError(f"a block has more than {_MAX_HEADS:,} heads")
+        for shape in blocks:
+            for name, rank in shape.ranks:
+                if name not in self.matrices(shape) or type(rank) is not int or not 1 <= rank <= _MAX_WIDTH:
+                    raise ValueError(f"a block has the rank {rank!r} of '{name}'")
         for f in fields(self):
             setting = ModelConfig.__dataclass_fields__.get(f.name)
             if setting is not None and not _is_allowed(getattr(self, f.name), str(f.type), setting.metadata):
@@ -196,6 +234,21 @@ class Architecture:
             raise ValueError(f"a model of family {self.family} has {'no' if self.outputs is None else 'such'} outputs")
         if _table_elements(self.positions, self.context, self.width, self.head_width) > _MAX_TABLE_ELEMENTS:
             raise ValueError(f"its context of {self.context:,} tokens is too long for {self.positions} positions")
+
+    def matrices(self, shape: BlockShape) -> dict[str, tuple[int, int]]:
+        """The linear layers of a block of this shape by their name in it: outputs and inputs."""
+        sizes: dict[str, tuple[int, int]] = {}
+        for part, heads, groups in (
+            ("attention", shape.heads, shape.kv_heads),
+            ("cross", shape.cross_heads, shape.cross_kv_heads),
+        ):
+            if heads:
+                own, shared = heads * self.head_width, groups * self.head_width
+                rows_of = {"q": own, "k": shared, "v": shared}
+                sizes |= {f"{part}.{layer}": (rows, self.width) for layer, rows in rows_of.items()}
+                sizes[f"{part}.o"] = (self.width, own)
+        sizes |= {f"ffn.{layer}": (shape.ffn, self.width) for layer in (("up", "gate") if self.is_gated else ("up",))}
+        return {**sizes, "ffn.down": (self.width, shape.ffn)}
 
     @property
     def is_seq2seq(self) -> bool:

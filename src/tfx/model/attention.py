@@ -137,18 +137,29 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The attention weights of `forward`, (B, H, T, S), from the same kernel with the identity as values."""
-        origin = x_BTD if memory_BSD is None else memory_BSD
-        q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
-        k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
-        if rotary is not None:
-            q_BHTK, k_BGSK = rotate(q_BHTK, *rotary), rotate(k_BGSK, *rotary)
-        k_BHSK = k_BGSK.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        q_BHTK, k_BHSK, _ = self.projections(x_BTD, memory_BSD, rotary)
         identity_BHSS = torch.eye(k_BHSK.shape[2], dtype=q_BHTK.dtype, device=x_BTD.device).expand(
             *k_BHSK.shape[:2], -1, -1
         )
         return functional.scaled_dot_product_attention(
             q_BHTK, k_BHSK, identity_BHSS, attn_mask=self._mask(bias, q_BHTK.dtype), is_causal=bias.causal
         )
+
+    def projections(
+        self, x_BTD: Tensor, memory_BSD: Tensor | None, rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, K), keys and values (B, H, S, K) as `forward` compares and mixes them.
+
+        Query heads that share keys and values each get them.
+        """
+        origin = x_BTD if memory_BSD is None else memory_BSD
+        q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
+        k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
+        v_BGSK = self._split(self.v(origin), self.kv_heads, None)
+        if rotary is not None:
+            q_BHTK, k_BGSK = rotate(q_BHTK, *rotary), rotate(k_BGSK, *rotary)
+        group = self.heads // self.kv_heads
+        return q_BHTK, k_BGSK.repeat_interleave(group, dim=1), v_BGSK.repeat_interleave(group, dim=1)
 
     def _mask(self, bias: Bias, dtype: torch.dtype) -> Tensor | None:
         if bias.distance_TS is not None and self.slopes is not None:

@@ -58,7 +58,8 @@ class Batch:
     is `IGNORE` on padding. ``source_mask`` is True on real tokens, None if there is no padding. ``rows``
     holds the examples' numbers, or for a token stream the offsets of the windows. ``tokens`` counts the real
     tokens of both sides, ``positions`` counts padding too, and ``targets`` counts the labels. ``special``
-    holds the ids of the padding, begin and end tokens.
+    holds the ids of the padding, begin and end tokens. ``is_labelled`` is False where no data say what the targets
+    should be: the task's own loss does not count them.
 
     A classifier reads no target: ``target_in`` has no position, and ``target_out`` one, the number of the label, or 0
     where ``values`` are the targets: for each label whether it holds, or one number. ``types`` tells the tokens of the
@@ -79,6 +80,7 @@ class Batch:
     types_BS: Tensor | None = None
     values_BC: Tensor | None = None
     counts_B: Tensor | None = None
+    is_labelled: bool = True
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; copies asynchronously where the device can."""
@@ -112,12 +114,18 @@ class Batch:
             for side in (counted.target_out_BT, counted.source_BS, counted.source_mask_BS)
         )
         assert target is not None
-        targets = int((target >= 0).sum())
+        own = replace(found, target_out_BT=target, source_BS=source, source_mask_BS=mask).counted()
+        return replace(found, tokens=own.tokens, positions=own.positions, targets=own.targets)
+
+    def counted(self) -> Batch:
+        """The batch with the counts of its own tokens, on the CPU."""
+        targets = int((self.target_out_BT >= 0).sum())
+        source, mask = self.source_BS, self.source_mask_BS
         sources = 0 if source is None else int(source.numel() if mask is None else mask.sum())
         # A label is no token.
         has_target = self.target_in_BT.shape[1] > 0
-        positions = target.numel() * has_target + (0 if source is None else source.numel())
-        return replace(found, tokens=targets * has_target + sources, positions=positions, targets=targets)
+        positions = self.target_out_BT.numel() * has_target + (0 if source is None else source.numel())
+        return replace(self, tokens=targets * has_target + sources, positions=positions, targets=targets)
 
     def mixed(self, partner_B: Tensor, weight_B: Tensor) -> Batch:
         """Each example mixed with another: row numbers of partners, and the example's own share in [0, 1]."""

@@ -30,7 +30,7 @@ def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -
         model.compile(dynamic=True, isolate_recompiles=True, recompile_limit=_MAX_VARIANTS)
 
 
-def settle(model: nn.Module, batch: Batch, context: int) -> None:
+def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = False) -> None:
     """Has a compiled model meet a batch of fixed sizes before the first batch of each variant of its forward pass.
 
     Kernels for all sizes are still chosen for those that come first: how a sum is split depends on them, and so do its
@@ -44,7 +44,7 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
         inputs += [*_tensors(mix.target), *_tensors(mix.source)]
     device = batch.target_in_BT.device
     variant = (
-        *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), with_states),
         *(torch.is_autocast_enabled(device.type), current_products()),
         # While the weights are seen through masks and grids, some are no parameters.
         *(type(weight) for module in model.modules() for weight in module._parameters.values()),
@@ -68,7 +68,7 @@ def settle(model: nn.Module, batch: Batch, context: int) -> None:
             source=None if mix.source is None else _resized_blend(mix.source, weight_B, sources),
         )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model(target, source, mask, mix, types)
+        model(target, source, mask, mix, types, **({"with_states": True} if with_states else {}))
 
 
 def _tensors(blend: Blend | None) -> list[Tensor | None]:

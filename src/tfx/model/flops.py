@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfx.model.architecture import Architecture
+from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.decoding.decoder import MOST_SHARING
 
 
@@ -36,13 +36,18 @@ def _encoder_flops(architecture: Architecture, length: int) -> float:
         total += 4.0 * width * (shape.heads + shape.kv_heads) * head * length
         total += 4.0 * shape.heads * head * length * length
         total += 2.0 * _projections(architecture) * width * shape.ffn * length
+        total -= _saved(architecture, shape, length, of_memory=False)
     return total
 
 
 def _memory_flops(architecture: Architecture, source_length: int) -> float:
     """The keys and values that every decoder layer computes from the encoder's output."""
     width, head = architecture.width, architecture.head_width
-    return sum(4.0 * width * shape.cross_kv_heads * head * source_length for shape in architecture.decoder)
+    return sum(
+        4.0 * width * shape.cross_kv_heads * head * source_length
+        - _saved(architecture, shape, source_length, of_memory=True)
+        for shape in architecture.decoder
+    )
 
 
 def _label_flops(architecture: Architecture) -> float:
@@ -61,7 +66,18 @@ def _decoder_flops(architecture: Architecture, length: int, attended: int, sourc
         total += 4.0 * width * (shape.heads + shape.kv_heads) * head * length + 4.0 * shape.heads * head * attended
         total += 4.0 * shape.cross_heads * head * (width * length + length * source_length)
         total += 2.0 * _projections(architecture) * width * shape.ffn * length
+        total -= _saved(architecture, shape, length, of_memory=False)
     return total
+
+
+def _saved(architecture: Architecture, shape: BlockShape, length: int, *, of_memory: bool) -> float:
+    """What matrices that are products of two save at ``length`` positions: those of the memory, or all others."""
+    sizes = architecture.matrices(shape)
+    return sum(
+        2.0 * length * (sizes[name][0] * sizes[name][1] - rank * sum(sizes[name]))
+        for name, rank in shape.ranks
+        if (name in ("cross.k", "cross.v")) == of_memory
+    )
 
 
 def _projections(architecture: Architecture) -> int:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from tfx.model.architecture import GATED, Architecture, BlockShape
 from tfx.model.attention import Attention, Bias
 from tfx.model.dropout import Dropout
-from tfx.model.linear import Linear
+from tfx.model.linear import Linear, factor_layer
 
 
 def make_norm(architecture: Architecture) -> nn.Module:
@@ -104,6 +104,12 @@ class Block(nn.Module):
         )
         self.ffn_norm = make_norm(architecture)
         self.dropout = Dropout(dropout)
+        for name, rank in shape.ranks:
+            factor_layer(self, name, rank)
+
+    def attended(self, x_BTD: Tensor) -> Tensor:
+        """What self-attention reads (B, T, D) of what enters the block."""
+        return self.attention_norm(x_BTD) if self.pre else x_BTD
 
     def forward(
         self,
@@ -157,9 +163,12 @@ class BlockStack(nn.Module):
         memory_BSD: Tensor | None = None,
         memory_bias: Bias | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Returns (B, T, D)."""
+        """Returns (B, T, D); ``states`` gets what enters each block, and what leaves the last one."""
         for block in self.blocks:
+            if states is not None:
+                states.append(x_BTD)
             skips = None
             if self.training and self.layer_dropout:
                 skips = self._draw(x_BTD.device)
@@ -171,6 +180,8 @@ class BlockStack(nn.Module):
             else:
                 y_BTD = block(*arguments)
             x_BTD = torch.where(skips, x_BTD, y_BTD) if torch.is_tensor(skips) else y_BTD
+        if states is not None:
+            states.append(x_BTD)
         return self.norm(x_BTD)
 
     def _draw(self, device: torch.device) -> bool | Tensor:

@@ -1,4 +1,4 @@
-"""The linear layer of every block, which can compute its matrix products in bfloat16."""
+"""The linear layer of every block, whole or as two factors, which can compute its matrix products in bfloat16."""
 
 from __future__ import annotations
 
@@ -129,6 +129,37 @@ class Product:
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # No public function of torch multiplies fp32 by oneDNN.
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+class Factored(nn.Module):
+    """A linear layer whose matrix is a product, y = W2 (W1 x) + b: ``first`` is W1 (rank, inputs), ``second`` W2."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, *, bias: bool) -> None:
+        super().__init__()
+        self.first = Linear(inputs, rank, bias=False)
+        self.second = Linear(rank, outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of its factors, (outputs, inputs)."""
+        return self.second.weight @ self.first.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of its output."""
+        return self.second.bias
+
+
+def factor_layer(block: nn.Module, name: str, rank: int) -> None:
+    """Replaces a linear layer of a block by one of two factors, whose weights are new."""
+    parent, _, child = name.rpartition(".")
+    layer = block.get_submodule(name)
+    assert isinstance(layer, Linear)
+    factored = Factored(layer.in_features, layer.out_features, rank, bias=layer.bias is not None)
+    setattr(block.get_submodule(parent), child, factored)
 
 
 def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:

@@ -1,6 +1,7 @@
-"""Removing heads, feed-forward units or layers of a model for good, by one map of indices.
+"""Making a model smaller for good: heads, feed-forward units and layers go, or matrices become products of two.
 
-The same map applies to weights, optimizer moments, averages and masks.
+What goes is one map of indices, for weights, optimizer moments, averages and masks alike. Factors are a linear map of
+the matrix, for weights and averages; whatever has a value for each element of the matrix ends with it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.linear import Factored
 from tfx.model.transformer import Transformer, count_parameters
 
 
@@ -35,21 +37,40 @@ class Origin:
         return value
 
 
-class ParameterMap:
-    """Maps each old parameter of a rewired model to its smaller one and that one's origin, or to None if removed."""
+@dataclass(frozen=True)
+class Factor:
+    """One of two matrices that replace another: ``values`` times it, or with ``is_second`` the values themselves."""
 
-    def __init__(self, parts: Mapping[Tensor, tuple[nn.Parameter, Origin] | None]) -> None:
+    name: str
+    values: Tensor
+    is_second: bool
+
+    def select(self, value: Tensor) -> Tensor:
+        """The factor of the larger model's matrix, or of an average of it."""
+        values = self.values.to(value.device, value.dtype)
+        return values.clone() if self.is_second else values @ value
+
+
+_WHOLE = Origin("")
+
+
+class ParameterMap:
+    """Maps each old parameter of a rewired model to what replaces it, with the origins: nothing if it is removed."""
+
+    def __init__(self, parts: Mapping[Tensor, Sequence[tuple[nn.Parameter, Origin | Factor]]]) -> None:
         self._parts = parts
 
     def follow(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """The parameters that replace these; any that never belonged to the model (a projection) stay."""
-        found = ((parameter, self._parts.get(parameter)) for parameter in parameters)
-        return [old if new is None else new[0] for old, new in found if new is not None or old not in self._parts]
+        return [new for old in parameters for new, _ in self._parts.get(old, [(old, _WHOLE)])]
 
-    def select(self, old: Tensor, value: Tensor) -> Tensor:
-        """The kept part of a tensor with the shape of an old parameter, such as a moment or an average."""
-        part = self._parts.get(old)
-        return value if part is None else part[1].select(value)
+    def select(self, old: Tensor, value: Tensor) -> list[Tensor]:
+        """What becomes of an average of an old parameter, for each that replaces it."""
+        return [origin.select(value) for _, origin in self._parts.get(old, [(old, _WHOLE)])]
+
+    def elements(self, old: Tensor) -> list[tuple[Tensor, Origin]]:
+        """The parameters that consist of elements of an old one; what is known of these is carried by the origin."""
+        return [(new, origin) for new, origin in self._parts.get(old, [(old, _WHOLE)]) if isinstance(origin, Origin)]
 
 
 @dataclass(frozen=True)
@@ -57,20 +78,28 @@ class Rewiring:
     """The smaller architecture, and the origin of each tensor by its name there."""
 
     architecture: Architecture
-    origins: dict[str, Origin]
+    origins: Mapping[str, Origin | Factor]
 
     def carry(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Turns values named as in the larger model into the kept values, named as in the smaller one."""
-        return {
-            name: origin.select(values[origin.name]) for name, origin in self.origins.items() if origin.name in values
-        }
+        """Turns values of elements, named as in the larger model, into the kept values, named as in the smaller one."""
+        return self._carry(values, {n: origin for n, origin in self.origins.items() if isinstance(origin, Origin)})
+
+    def carry_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turns weights of the larger model, or averages of them, into those of the smaller one."""
+        return self._carry(weights, self.origins)
+
+    @staticmethod
+    def _carry(values: Mapping[str, Tensor], origins: Mapping[str, Origin | Factor]) -> dict[str, Tensor]:
+        return {name: origin.select(values[origin.name]) for name, origin in origins.items() if origin.name in values}
 
     def apply(self, model: Transformer) -> ParameterMap:
         """Makes the model smaller in place; returns the map of its parameters."""
         before = dict(model.named_parameters())
-        reshape(model, self.architecture, self.carry(model.state_dict()))
-        origins = {before[self.origins[name].name]: (new, self.origins[name]) for name, new in model.named_parameters()}
-        return ParameterMap({old: origins.get(old) for old in before.values()})
+        reshape(model, self.architecture, self.carry_weights(model.state_dict()))
+        parts: dict[Tensor, list[tuple[nn.Parameter, Origin | Factor]]] = {old: [] for old in before.values()}
+        for name, new in model.named_parameters():
+            parts[before[self.origins[name].name]].append((new, self.origins[name]))
+        return ParameterMap(parts)
 
 
 def reshape(model: Transformer, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
@@ -133,7 +162,7 @@ def evenly_spaced(kept: int, layers: int) -> list[int]:
 def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[BlockPlan]) -> Rewiring:
     """The rewiring that keeps what the plans of both stacks list."""
     architecture = model.architecture
-    origins = {
+    origins: dict[str, Origin | Factor] = {
         name: Origin(name) for name in model.state_dict() if not name.startswith(("encoder.blocks.", "decoder.blocks."))
     }
     shapes: dict[str, tuple[BlockShape, ...]] = {}
@@ -160,15 +189,72 @@ def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:
     return Rewiring(replace(model.architecture, vocab_size=len(ids)), origins)
 
 
+def factor_matrices(model: Transformer, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Rewiring:
+    """The rewiring that makes each named linear layer of a block (``encoder.blocks.0.ffn.up``) a product.
+
+    Its factors are two matrices: W1 is the first of them, (rank, outputs), times the layer's own, and W2 is the second,
+    (outputs, rank).
+    """
+    origins: dict[str, Origin | Factor] = {}
+    for name in model.state_dict():
+        layer, _, leaf = name.rpartition(".")
+        if layer not in factors:
+            origins[name] = Origin(name)
+        elif leaf == "weight":
+            first, second = factors[layer]
+            origins[f"{layer}.first.weight"] = Factor(name, first, is_second=False)
+            origins[f"{layer}.second.weight"] = Factor(name, second, is_second=True)
+        else:
+            origins[f"{layer}.second.{leaf}"] = Origin(name)
+    shapes: dict[str, tuple[BlockShape, ...]] = {}
+    for stack in ("encoder", "decoder"):
+        kept = []
+        for number, shape in enumerate(getattr(model.architecture, stack)):
+            prefix = f"{stack}.blocks.{number}."
+            ranks = [
+                (layer.removeprefix(prefix), len(first))
+                for layer, (first, _) in factors.items()
+                if layer.startswith(prefix)
+            ]
+            kept.append(replace(shape, ranks=(*shape.ranks, *ranks)))
+        shapes[stack] = tuple(kept)
+    return Rewiring(replace(model.architecture, encoder=shapes["encoder"], decoder=shapes["decoder"]), origins)
+
+
+def multiplied(model: Transformer) -> Transformer:
+    """The model with each product of two matrices as one; the same model if it has none."""
+    architecture = model.architecture
+    if not any(shape.ranks for shape in (*architecture.encoder, *architecture.decoder)):
+        return model
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Factored)}
+    state = {
+        name: value.detach()
+        for name, value in model.state_dict(keep_vars=True).items()
+        if not any(name.startswith(f"{layer}.") for layer in layers)
+    }
+    for name, layer in layers.items():
+        state[f"{name}.weight"] = layer.weight.detach()
+        if layer.bias is not None:
+            state[f"{name}.bias"] = layer.bias.detach()
+    encoder, decoder = (
+        tuple(replace(shape, ranks=()) for shape in stack) for stack in (architecture.encoder, architecture.decoder)
+    )
+    whole = replace(architecture, encoder=encoder, decoder=decoder)
+    return Transformer.holding(whole, state, model.rates).train(model.training)
+
+
 def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor | None, Tensor | None]]]:
     """The rows and columns to keep of each tensor in a block, with the tensor's name inside the block."""
     for name in block.state_dict():
         part, _, rest = name.partition(".")
+        layer, _, leaf = rest.partition(".")
+        # Of a product, the second matrix has the outputs and the first one the inputs.
+        has_outputs, has_inputs = not leaf.startswith("first."), leaf in ("weight", "first.weight")
         if part == "ffn":
-            if rest.startswith("down"):
-                yield name, (None, plan.units if rest.endswith("weight") else None)
+            if layer == "down":
+                yield name, (None, plan.units if has_inputs else None)
             else:
-                yield name, (plan.units, None)
+                yield name, (plan.units if has_outputs else None, None)
         elif part in ("attention", "cross"):
             attention = getattr(block, part)
             groups = plan.heads if part == "attention" else plan.cross_heads
@@ -178,11 +264,11 @@ def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor
                 yield name, (None, queries)
             elif rest == "slopes":
                 yield name, (queries, None)
-            elif rest.startswith("q."):
+            elif layer == "q" and has_outputs:
                 yield name, (_spread(queries, attention.head_width), None)
-            elif rest.startswith(("k.", "v.")):
+            elif layer in ("k", "v") and has_outputs:
                 yield name, (_spread(groups, attention.head_width), None)
-            elif rest == "o.weight":
+            elif layer == "o" and has_inputs:
                 yield name, (None, _spread(queries, attention.head_width))
             else:
                 yield name, (None, None)

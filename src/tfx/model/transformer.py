@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,19 @@ from tfx.model.batch import Batch, Blend, Mix
 from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
-from tfx.model.layers import BlockStack, make_norm
+from tfx.model.engine import Engine
+from tfx.model.layers import Block, BlockStack, make_norm
 from tfx.model.pooling import Pooling
 from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
 from tfx.model.roles import Role, parameter_roles
 from tfx.record.seeds import derive_seed
+
+
+class States(NamedTuple):
+    """What enters each block of a model and what leaves the last one, (B, L, D) each, by stack."""
+
+    encoder: list[Tensor]
+    decoder: list[Tensor]
 
 
 class Transformer(nn.Module):
@@ -37,6 +46,8 @@ class Transformer(nn.Module):
     loss projects the hidden states in slices: the logits of a whole batch would be the largest tensor.
     """
 
+    # Decodes in the place of this model, if set.
+    engine: Engine | None = None
     sinusoids: Tensor | None
     rotary_cos: Tensor | None
     rotary_sin: Tensor | None
@@ -154,17 +165,18 @@ class Transformer(nn.Module):
         source_mask_BS: Tensor | None,
         mix: Mix | None = None,
         types_BS: Tensor | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Returns the memory (B, S, D); ``source_mask`` is True on real tokens, None if all are real.
 
-        ``types`` are the token types (see `embed`).
+        ``types`` are the token types (see `embed`), and ``states`` is filled by `BlockStack`.
         """
         assert self.encoder is not None
         length = source_BS.shape[1]
         bias = Bias(_key_mask(source_mask_BS))
         self._add_distances(bias, length, source_BS.device, is_causal=False)
         x_BSD = self.embed(source_BS, self.source_embedding, None, None if mix is None else mix.source, types_BS)
-        return self.encoder(x_BSD, bias, rotary=self._rotary(length))
+        return self.encoder(x_BSD, bias, rotary=self._rotary(length), states=states)
 
     def decode(
         self,
@@ -172,6 +184,7 @@ class Transformer(nn.Module):
         memory_BSD: Tensor | None = None,
         source_mask_BS: Tensor | None = None,
         mix: Mix | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Returns the hidden states (B, T, D) of target positions; `tfx.model.decoding` has them step by step."""
         length = target_BT.shape[1]
@@ -182,7 +195,8 @@ class Transformer(nn.Module):
             bias.mask = torch.ones(length, length, dtype=torch.bool, device=target_BT.device).tril()
         self._add_distances(bias, length, target_BT.device, is_causal=True)
         x_BTD = self.embed(target_BT, self.embedding, None, None if mix is None else mix.target)
-        return self.decoder(x_BTD, bias, memory_BSD, Bias(_key_mask(source_mask_BS)), rotary=self._rotary(length))
+        memory_bias = Bias(_key_mask(source_mask_BS))
+        return self.decoder(x_BTD, bias, memory_BSD, memory_bias, rotary=self._rotary(length), states=states)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
@@ -195,16 +209,34 @@ class Transformer(nn.Module):
         source_mask_BS: Tensor | None = None,
         mix: Mix | None = None,
         types_BS: Tensor | None = None,
-    ) -> Tensor:
+        *,
+        with_states: bool = False,
+    ) -> Tensor | tuple[Tensor, States]:
         """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source.
 
-        A classifier reads no target, and has one state (B, 1, D) for each source.
+        A classifier reads no target, and has one state (B, 1, D) for each source. ``with_states``: those between the
+        blocks too.
         """
-        memory_BSD = None if source_BS is None else self.encode(source_BS, source_mask_BS, mix, types_BS)
+        states = States([], []) if with_states else None
+        memory_BSD = None
+        if source_BS is not None:
+            memory_BSD = self.encode(source_BS, source_mask_BS, mix, types_BS, states.encoder if states else None)
         if self.pooling is not None:
             assert memory_BSD is not None
-            return self.pooling(memory_BSD, source_mask_BS).unsqueeze(1)  # type: ignore[no-any-return]
-        return self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix)
+            hidden_BTD = self.pooling(memory_BSD, source_mask_BS).unsqueeze(1)
+        else:
+            decoder_states = states.decoder if states else None
+            hidden_BTD = self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix, states=decoder_states)
+        return hidden_BTD if states is None else (hidden_BTD, states)
+
+    def projections(self, stack: BlockStack, number: int, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, L, K) of the self-attention of a stack's block, from what enters the block.
+
+        Positions are those from 0 on. Query heads that share keys and values each get them.
+        """
+        block = stack.blocks[number]
+        assert isinstance(block, Block)
+        return block.attention.projections(block.attended(x_BLD), None, self._rotary(x_BLD.shape[1]))
 
     def output_factors(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Two matrices (N, D) and (V, D), or with one more column each for the bias: the first times the second
@@ -242,6 +274,13 @@ def run_batch(model: Transformer, batch: Batch) -> Tensor:
     settle(model, batch, model.architecture.context)
     inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
     return model(*inputs)  # type: ignore[no-any-return]
+
+
+def run_batch_with_states(model: Transformer, batch: Batch) -> tuple[Tensor, States]:
+    """The same with the states between the blocks."""
+    settle(model, batch, model.architecture.context, with_states=True)
+    inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
+    return model(*inputs, with_states=True)  # type: ignore[no-any-return]
 
 
 def _key_mask(mask_BS: Tensor | None) -> Tensor | None:

@@ -1,12 +1,13 @@
-"""What the training of a run's ancestors cost: of the model that it started from, of its teacher, and of theirs."""
+"""What the training of a run's ancestors cost: of the model that it started from, of its teachers, and of theirs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
-from tfx.report.runs import Run, find_run
+from tfx.report.runs import Run, find_run, named_runs
 
 _Cost = Mapping[str, float]  # tokens, seconds and flops
 _TEACHER = "technique.distill.teacher"
@@ -36,18 +37,19 @@ class _Ancestry:
                 run.origin = _sum(before)
             run.uncounted = uncounted
 
-    def _named(self, run: Run, setting: str) -> Run | None:
-        """The run that a setting names; None where it names none, or that is gone."""
-        path = run.config.get(setting)
-        if not isinstance(path, str):
-            return None
-        place = os.path.realpath(path)
-        if place not in self._runs:
-            self._runs[place] = find_run(Path(path))
-        return self._runs[place]
+    def _named(self, run: Run, setting: str) -> list[Run]:
+        """The runs that a setting names, without those that are gone."""
+        found = []
+        for path in named_runs(run.config, setting):
+            place = os.path.realpath(path)
+            if place not in self._runs:
+                self._runs[place] = find_run(Path(path))
+            if (named := self._runs[place]) is not None:
+                found.append(named)
+        return found
 
     def _line(self, run: Run) -> list[_Cost]:
-        """What each model in the line of a run's weights cost, its teacher included, the run's own first."""
+        """What each model in the line of a run's weights cost, its teachers included, the run's own first."""
         place = os.path.realpath(run.path)
         if place not in self._lines:
             self._lines[place] = []  # what a run that is its own ancestor gets of itself
@@ -60,17 +62,19 @@ class _Ancestry:
 
     def _before(self, run: Run) -> list[_Cost]:
         """The line of the model that a run started from; empty where that is not known any more."""
-        origin = self._named(run, "init_from")
-        return [] if origin is None else self._line(origin)
+        return [cost for origin in self._named(run, "init_from") for cost in self._line(origin)]
 
     def _uncounted(self, run: Run) -> _Cost:
-        """What the line of a run's teacher cost beyond what its summary counts, which its tokens tell."""
-        teacher = self._named(run, _TEACHER)
-        line = [] if teacher is None else self._line(teacher)
+        """What the lines of a run's teachers cost beyond what its summary counts, which its tokens tell.
+
+        Of each teacher's line it counts a beginning.
+        """
+        lines = [self._line(teacher) for teacher in self._named(run, _TEACHER)]
         counted = run.train.get("teacher_tokens", 0.0)
-        for place in range(len(line) + 1):
-            if _sum(line[:place])["tokens"] == counted:
-                return _sum(line[place:])
+        for places in product(*(range(len(line) + 1) for line in lines)):
+            beginnings = [cost for line, place in zip(lines, places, strict=True) for cost in line[:place]]
+            if _sum(beginnings)["tokens"] == counted:
+                return _sum([cost for line, place in zip(lines, places, strict=True) for cost in line[place:]])
         return {}
 
 

@@ -335,6 +335,8 @@ def _same_test(arms: Iterable[Arm]) -> bool:
 
 
 _DECODING = {"beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
+# What all methods follow, with the values that do nothing.
+_RULES = {"min_length": 0, "no_repeat_ngram": 0, "repetition_penalty": 1}
 
 
 def _decoding(run: Run) -> str:
@@ -347,7 +349,9 @@ def _decoding(run: Run) -> str:
         method = "greedy" if setting["beam"] == 1 else "beam"
     values = ((name, setting[name]) for name in _DECODING.get(method, ()))
     told = [f"{name}={value:g}" for name, value in values if value is not None]
-    return " ".join(told if method == "beam" and told else [method, *told])
+    told = told if method == "beam" and told else [method, *told]
+    rules = ((name, run.config.get(f"evaluation.{name}"), off) for name, off in _RULES.items())
+    return " ".join([*told, *(f"{name}={value:g}" for name, value, off in rules if value not in (None, off))])
 
 
 def _same_start(arm: Arm, base: Arm) -> bool:

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tfx.report.runs import OTHER_RUNS, Run
+from tfx.report.runs import OTHER_RUNS, Run, named_runs
 
 # Names and places of things are no settings of them.
 _NO_SETTING = (".name", ".path")
@@ -193,7 +193,8 @@ def _shown(run: Run, key: str) -> str:
         return f"{value:g}"
     text = str(value)
     if "/" in text:
-        text = "/".join(text.rstrip("/").split("/")[-2:])
+        paths = named_runs(run.config, key) if key in OTHER_RUNS else [text]
+        text = ", ".join("/".join(path.rstrip("/").split("/")[-2:]) for path in paths)
     # Runs of an arm start from a model of their own seed each: one of them is not what the arm is named by.
     return re.sub(rf"[-_/]?seed{run.seed}(?!\d)", "", text) if key in OTHER_RUNS else text
 

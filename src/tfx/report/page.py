@@ -5,17 +5,13 @@ The page allows that very script alone, by its digest.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfx.errors import UserError
 from tfx.record.console import clock, size
-from tfx.record.files import write_text
 from tfx.record.vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
@@ -25,6 +21,7 @@ from tfx.report.contributions import KINDS
 from tfx.report.labels import differing_keys
 from tfx.report.plots import Plot, Point, rounded
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
+from tfx.report.sections import render_template, write_html
 from tfx.report.statistics import RESAMPLES
 
 _MAX_ARMS_IN_DETAIL = 6
@@ -37,21 +34,11 @@ _MAX_TEXT = 600
 
 def write_page(comparison: Comparison, file: Path) -> None:
     """Writes the page whole or not at all; raises `UserError` where it cannot be written."""
-    # A name that the locale cannot spell has its bytes escaped, which are UTF-8 as a rule.
-    text = render(comparison).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    try:
-        write_text(file, text)
-    except OSError as error:
-        raise UserError(f"the page {file} cannot be written: {error.strerror}; name another with --html") from error
+    write_html(render(comparison), file)
 
 
 def render(comparison: Comparison) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     families = comparison.families
     runs = sum(len(arm.runs) for family in families for arm in family.arms)
     names = ", ".join(dict.fromkeys(family.dataset for family in families))
@@ -59,10 +46,8 @@ def render(comparison: Comparison) -> str:
     title = f"{first.model} on {names}" if runs == 1 else f"{runs} runs on {names}"
     configs = sum(len(family.arms) for family in families)
     subtitle = str(first.path) if runs == 1 else f"{configs} configs; {len(comparison.left_out)} folders left out"
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return render_template(
+        "page.html",
         title=title,
         subtitle=subtitle,
         families=[_family(family) for family in families],

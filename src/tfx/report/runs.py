@@ -38,8 +38,9 @@ _NOT_THE_RESULT = (
     "tracking.project",
     "tracking.artifacts",
 )
-# Settings that name another run.
+# Settings that name another run, or several: then their paths stand in a flat config with a line end between them.
 OTHER_RUNS = ("init_from", "reference", "technique.distill.teacher")
+_BETWEEN = "\n"
 # Settings without effect on a run of no steps, and those among them that its test depends on all the same.
 _OF_TRAINING = (
     "optimizer.", "schedule.", "trainer.",
@@ -290,8 +291,9 @@ def _kept_config(folder: Path, content: Any) -> dict[str, Any]:
     """A kept run's config, flat; other kept runs that it names by their path from ``folder`` get their whole path."""
     config = _flat_config(content, "config")
     for name in OTHER_RUNS:
-        if isinstance(config.get(name), str) and kept_run(folder / config[name]) is not None:
-            config[name] = str(folder / config[name])
+        whole = [path if kept_run(folder / path) is None else str(folder / path) for path in named_runs(config, name)]
+        if whole:
+            config[name] = _BETWEEN.join(whole)
     return config
 
 
@@ -300,6 +302,12 @@ def _flat_config(content: Any, what: str) -> dict[str, Any]:
     for name in _NOT_THE_RESULT:
         config.pop(name, None)
     return config
+
+
+def named_runs(config: dict[str, Any], setting: str) -> list[str]:
+    """The paths that a setting of a flat config names; none where it is not set."""
+    value = config.get(setting)
+    return value.split(_BETWEEN) if isinstance(value, str) else []
 
 
 def _config_of(folder: Path) -> dict[str, Any] | None:
@@ -320,25 +328,29 @@ def _other_runs(config: dict[str, Any], known: dict[str, str | None]) -> dict[st
     """
     others = {}
     for name in OTHER_RUNS:
-        if not isinstance(config.get(name), str):
-            continue
-        folder = Path(config[name])
-        place = os.path.realpath(folder)
-        if place not in known:
-            known[place] = None
-            try:
-                other = _config_of(folder)
-                if other is not None:
-                    other |= _other_runs(other, known)
-                    digest = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16)
-                    known[place] = digest.hexdigest()
-            except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError, BrokenRunError):
-                continue
-        if (found := known[place]) is not None:
-            others[name] = found
-        elif not RunDirectory(folder).config.is_file():
-            others[name] = config[name]
+        found = [_other_run(path, known) for path in named_runs(config, name)]
+        if found and None not in found:
+            others[name] = " ".join(map(str, found))
     return others
+
+
+def _other_run(path: str, known: dict[str, str | None]) -> str | None:
+    """The digest of a run that another names; its path where it is gone, and None where it cannot be followed."""
+    folder = Path(path)
+    place = os.path.realpath(folder)
+    if place not in known:
+        known[place] = None
+        try:
+            other = _config_of(folder)
+            if other is not None:
+                other |= _other_runs(other, known)
+                digest = hashlib.blake2b(repr(sorted(other.items())).encode(), digest_size=16)
+                known[place] = digest.hexdigest()
+        except (OSError, TypeError, ValueError, RecursionError, yaml.YAMLError, BrokenRunError):
+            return None
+    if known[place] is None and not RunDirectory(folder).config.is_file():
+        return path
+    return known[place]
 
 
 def _without_own_seeds(runs: Sequence[Run]) -> None:
@@ -451,7 +463,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
         if isinstance(value, dict) and value:
             pending += [(f"{name}.{key}" if name else str(key), value[key]) for key in value]
         else:
-            yield name, _plain(value)
+            is_list = name in OTHER_RUNS and isinstance(value, list)
+            yield name, _BETWEEN.join(map(str, value)) if is_list else _plain(value)
 
 
 def _plain(value: Any) -> Any:

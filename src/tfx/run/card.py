@@ -31,7 +31,7 @@ def card(loaded: LoadedModel, run: Path | None, target: str, numbers: str, size:
     sections = {
         "Model": _model(loaded, target, numbers, compared),
         "Data": _data(summary, result, config),
-        "Training": _training(summary, result),
+        "Training": _training(summary, result, config.get("init_from")),
         "Quality": _quality(summary, result),
         "Size and speed": _size(size, result, environment),
         "Limits": _limits(loaded, summary, result),
@@ -108,11 +108,12 @@ def _data(summary: Summary | None, result: Result | None, config: Mapping[str, A
     return _rows(rows)
 
 
-def _training(summary: Summary | None, result: Result | None) -> str:
+def _training(summary: Summary | None, result: Result | None, origin: str | None) -> str:
     if summary is None or result is None:
         return "Unknown: the model was exported from a file without its run."
     train = result.train
-    rows: dict[str, object] = {
+    rows: dict[str, object] = {} if origin is None else {"started from": Path(origin).name}
+    rows |= {
         "techniques": ", ".join(summary.facts.techniques) or "none",
         "steps": f"{train.steps:,}",
         "tokens": f"{train.tokens:,}",

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.compression import checkpoint
 from tfx.record.directory import RunDirectory
-from tfx.record.seeds import derive_seed
 from tfx.run.measure import Measurer
-from tfx.tasks.batches import training_batches
 from tfx.techniques.calibration import Calibration
 
 if TYPE_CHECKING:
-    from tfx.model.batch import Batch
     from tfx.run.setup import Parts
 
 
@@ -27,7 +23,7 @@ def compress(parts: Parts, run: RunDirectory, measurer: Measurer, seconds: float
     """
     written = None
     start = time.perf_counter()
-    calibration = Calibration(parts.model, lambda count: calibration_batches(parts, count))
+    calibration = Calibration.on(parts.model, parts.data, parts.config, parts.device)
     for technique in parts.stack.finish(parts.model, calibration):
         written = measurer.measure_compressed(technique.name, parts.model, parts.stack, time.perf_counter() - start)
         start = time.perf_counter()
@@ -37,15 +33,3 @@ def compress(parts: Parts, run: RunDirectory, measurer: Measurer, seconds: float
         return run.model
     written.rename(run.compressed)
     return run.compressed
-
-
-def calibration_batches(parts: Parts, count: int) -> list[Batch]:
-    """A slice of the training data, chosen by the run's seed, on the device."""
-    endless = training_batches(
-        parts.data.splits["train"],
-        parts.data.tokenizer,
-        batch_tokens=parts.config.dataset.batch_tokens,
-        context=parts.model.architecture.context,
-        seed=derive_seed(parts.config.seed, "calibration"),
-    )
-    return [batch.to(parts.device) for batch in islice(endless, count)]

@@ -15,24 +15,26 @@ import numpy as np
 import torch
 
 from tfx.compression.checkpoint import LoadedModel
-from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.evaluation.metrics import score_text
+from tfx.exchange.search import Search, ends_of
 from tfx.exchange.target import ReopenedEncoder
 from tfx.model.batch import IGNORE, Batch
-from tfx.model.decoding import Ends, continue_text, make_picker, output_limit, translate
+from tfx.model.decoding import output_limit
 from tfx.model.transformer import run_batch
 
 if TYPE_CHECKING:
     from tfx.exchange.target import Reopened, Target
     from tfx.tasks.contract import Split
 
-# Largest difference of log-probabilities in fp32, and the smallest share of equal greedy outputs.
-_TOLERANCE, _EQUAL = 1e-3, 0.995
+# In fp32: the largest differences of log-probabilities, of the mean loss and of BLEU by beam search, and the smallest
+# share of equal greedy outputs.
+_TOLERANCE, _LOSS_TOLERANCE, _BLEU_TOLERANCE, _EQUAL = 1e-3, 1e-4, 0.1, 0.995
 # Numbers of fewer bits: the largest mean difference of log-probabilities.
 _MEAN_TOLERANCE = 0.1
 _PROMPT_TOKENS, _NEW_TOKENS = 16, 32
 _ROWS_AT_ONCE = 32
+_BEAM = 5
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Comparison:
 
     ``largest`` and ``mean`` are differences of the log-probabilities of real targets; ``loss`` and ``theirs`` the mean
     loss of both, in nats a token; ``equal`` the share of inputs with the same greedy output; ``scores`` the metrics of
-    the greedy outputs, theirs and ours, where the data has references.
+    the greedy outputs, theirs and ours, where the data has references, and ``beams`` those by a beam of 5.
     """
 
     inputs: int
@@ -52,6 +54,7 @@ class Comparison:
     theirs: float
     equal: float
     scores: dict[str, tuple[float, float]]
+    beams: dict[str, tuple[float, float]]
 
     def words(self, where: str) -> dict[str, str]:
         """Each part of the comparison in words; ``where`` is the split."""
@@ -61,8 +64,9 @@ class Comparison:
             "loss": f"{self.theirs:.5f} nats a token there, {self.loss:.5f} here",
             "greedy outputs": f"{self.equal:.1%} equal",
         }
-        scores = {f"{name} of these": f"{a:.2f} there, {b:.2f} here" for name, (a, b) in self.scores.items()}
-        return found | scores
+        for what, scores in (("greedy", self.scores), ("beam 5", self.beams)):
+            found |= {f"{name}, {what}": f"{a:.2f} there, {b:.2f} here" for name, (a, b) in scores.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,10 @@ def _compare_hidden(loaded: LoadedModel, theirs: ReopenedEncoder, texts: Sequenc
 
 def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, metrics: Sequence[str] = ()) -> Comparison:
     """Runs both models on ``count`` inputs of a split, evenly spaced from the shortest to the longest."""
+    ours = Search(loaded.model, ends_of(loaded.tokenizer))
     rows_of_all: list[int] = []
     outputs: tuple[list[list[int]], list[list[int]]] = ([], [])
+    beams: tuple[list[list[int]], list[list[int]]] = ([], [])
     differences: list[float] = []
     ours_of_all: list[float] = []
     theirs_of_all: list[float] = []
@@ -164,7 +170,10 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
         prompts = sources if sources is not None else [row[:_PROMPT_TOKENS] for row in targets]
         limits = _limits(loaded, prompts)
         outputs[0].extend(theirs.greedy(prompts, limits))
-        outputs[1].extend(_greedy(loaded, prompts, limits))
+        outputs[1].extend(ours.greedy(prompts, limits))
+        if split.texts is not None and metrics:
+            beams[0].extend(theirs.beam(prompts, max(limits), _BEAM))
+            beams[1].extend(ours.beam(prompts, max(limits), _BEAM))
         rows_of_all += batch.rows.tolist()
     tokens = len(differences)
     return Comparison(
@@ -176,6 +185,7 @@ def compare(loaded: LoadedModel, theirs: Reopened, split: Split, count: int, met
         theirs=-sum(theirs_of_all) / tokens,
         equal=sum(a == b for a, b in zip(*outputs, strict=True)) / len(rows_of_all),
         scores=_text_scores(loaded, split, rows_of_all, outputs, metrics),
+        beams=_text_scores(loaded, split, rows_of_all, beams, metrics),
     )
 
 
@@ -197,15 +207,19 @@ def _text_scores(
 
 def _judge(found: Comparison, target: Target, kind: str) -> None:
     """Raises `UserError` where the outputs differ by more than the numbers of this kind explain."""
+    bleu, own_bleu = found.beams.get("bleu", (0.0, 0.0))
     if kind == "float32":
         wrong = not found.largest <= _TOLERANCE or found.equal < _EQUAL
+        wrong = wrong or abs(found.theirs - found.loss) > _LOSS_TOLERANCE or abs(bleu - own_bleu) > _BLEU_TOLERANCE
     else:
         wrong = not found.mean <= _MEAN_TOLERANCE
     if wrong:
         raise UserError(
             f"the model in {target.name} differs: log-probabilities by up to {found.largest:.2g} "
-            f"({found.mean:.2g} in the mean), and {found.equal:.1%} of {found.inputs:,} greedy outputs are equal; "
-            "nothing is written"
+            f"({found.mean:.2g} in the mean), the loss is {found.theirs:.5f} there and {found.loss:.5f} here, and "
+            f"{found.equal:.1%} of {found.inputs:,} greedy outputs are equal"
+            + (f", BLEU by a beam of 5 is {bleu:.2f} there and {own_bleu:.2f} here" if "bleu" in found.beams else "")
+            + "; nothing is written"
         )
 
 
@@ -259,17 +273,3 @@ def _limits(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[int]:
     if loaded.model.architecture.is_seq2seq:
         return [output_limit(len(row), loaded.generation, context) for row in prompts]
     return [max(1, min(_NEW_TOKENS, context - len(row))) for row in prompts]
-
-
-def _greedy(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
-    """One by one, so that no padding is part of the comparison."""
-    tokenizer, config = loaded.tokenizer, EvaluationConfig(method="greedy")
-    ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
-    pick = make_picker(config, 0, torch.device("cpu"))
-    found = []
-    for row, limit in zip(prompts, limits, strict=True):
-        if loaded.model.architecture.is_seq2seq:
-            found += translate(loaded.model, torch.tensor([list(row)]), None, torch.tensor([limit]), ends, config)
-        else:
-            found.append(continue_text(loaded.model, list(row), limit, tokenizer.eos, pick))
-    return found

@@ -223,7 +223,9 @@ class _Life:
         fingerprints = {"data": parts.data.fingerprint, "corpus": parts.data.corpus}
         fingerprints["content"] = parts.data.content
         fingerprints["tokenizer"] = parts.data.tokenizer.fingerprint
-        fingerprints |= {f"teacher of {name}": teacher.sha256 for name, teacher in parts.teachers.items()}
+        for name, teachers in parts.teachers.items():
+            for number, teacher in enumerate(teachers, 1):
+                fingerprints[f"teacher of {name}" + (f" ({number})" if number > 1 else "")] = teacher.sha256
         environment = describe_environment(parts.device, fingerprints, parts.group.size)
         if self.known is not None:
             differences = environment_differences(self.known, environment)
@@ -342,7 +344,7 @@ def _reference(parts: Parts) -> tuple[Path, str] | None:
         return Path(parts.config.reference), "reference"
     if parts.config.init_from is not None:
         return Path(parts.config.init_from), "init_from"
-    return next(((teacher.path, "teacher") for teacher in parts.teachers.values()), None)
+    return next(((teachers[0].path, "teacher") for teachers in parts.teachers.values()), None)
 
 
 def train_teacher(config: Root, folder: Path) -> None:

@@ -72,7 +72,7 @@ def measure_result(
         row: dict[str, Any] = {"seconds": training.seconds, "final": True, **values}
         metrics.write(name, step=training.steps, tokens=training.tokens, **row)
     metrics.close()
-    teachers = parts.teachers.values()
+    teachers = [teacher for own in parts.teachers.values() for teacher in own]
     return Result(
         test=test.metrics,
         test_split=data.test_split,

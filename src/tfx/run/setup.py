@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
     from tfx.model.transformer import Transformer
     from tfx.tasks.prepare import PreparedData
-    from tfx.techniques.contract import Teacher
+    from tfx.techniques.contract import Teacher, Teachers
     from tfx.techniques.stack import Stack
 
     # Makes untrained stand-ins for the teachers of a stack, by technique, from the run's data.
-    StandIns = Callable[[PreparedData], dict[str, Teacher]]
+    StandIns = Callable[[PreparedData], Teachers]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Parts:
     config: Root
     device: torch.device
     stack: Stack
-    teachers: dict[str, Teacher]
+    teachers: Teachers
     data: PreparedData
     model: Transformer
     dense: Architecture
@@ -60,8 +60,13 @@ class Setup:
         from tfx.techniques.stack import Stack
         from tfx.training.parallel import check_sharded
 
-        self.config = config
+        self.config = config = _with_model_of_origin(config)
         check_metrics(config.dataset.metrics)
+        if config.evaluation.engine != "torch":
+            raise UserError(
+                f"evaluation.engine={config.evaluation.engine} is for `tfx evaluate` and `tfx generate`: a run is "
+                "scored by its own model, so leave it out"
+            )
         check_model(config.model)
         self.group = group
         self.device = choose_device(config.trainer.device, group.place)
@@ -90,7 +95,7 @@ class Setup:
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
 
-    def prepare(self, teachers: dict[str, Teacher] | None = None, stand_ins: StandIns | None = None) -> Parts:
+    def prepare(self, teachers: Teachers | None = None, stand_ins: StandIns | None = None) -> Parts:
         """Reads the data and builds the model. ``teachers`` are those of the stack, by technique.
 
         Without teachers no technique changes a text: a dry run has none, and in a trial ``stand_ins`` makes some after
@@ -101,7 +106,12 @@ class Setup:
 
         config, stack = self.config, self.stack
         transform = stack.prepare_data if stack.order["prepare_data"] and teachers is not None else None
-        origin, data = read_inputs(config, transform)
+        is_written = transform is not None or not stack.order["prepare_data"]
+        if (
+            not stack.reads_unlabelled or not is_written
+        ):  # as an arm of an ablation, and where no teacher writes targets
+            config = replace(config, dataset=replace(config.dataset, monolingual=None))
+        origin, data = read_inputs(config, transform, with_monolingual=True)
         if teachers is None:
             teachers = {} if stand_ins is None else stand_ins(data)
         model = build_model(config, data, self.device, origin)
@@ -110,12 +120,30 @@ class Setup:
         reduced = stack.reduce_tokenizer(data)
         if reduced is not None:
             whole = data.tokenizer.fingerprint
-            _keep_tokens(*reduced, model, [t for t in teachers.values() if t.tokenizer_fingerprint == whole])
-            data = prepare_data(config.dataset, dense.context, reduced[0], transform, dense.outputs)
+            all_teachers = [teacher for own in teachers.values() for teacher in own]
+            _keep_tokens(*reduced, model, [t for t in all_teachers if t.tokenizer_fingerprint == whole])
+            data = prepare_data(
+                config.dataset, dense.context, reduced[0], transform, dense.outputs, with_monolingual=True
+            )
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
-        stack.data_prepared(teachers, data, self.device)
+        stack.data_prepared(teachers, data, model.architecture, self.device)
         return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
+
+
+def _with_model_of_origin(config: Root) -> Root:
+    """The config with the settings of the model that a file or folder in ``init_from`` holds; a run brings its own."""
+    from tfx.compression.checkpoint import read_header
+    from tfx.exchange.importing import local_file
+
+    origin = None if config.init_from is None else Path(config.init_from)
+    if origin is None or (origin / "config.yaml").is_file():
+        return config
+    model = read_header(local_file(origin)).architecture.to_config(config.model)
+    if model.family == "encoder":  # below a classifier, whose other settings are the config's
+        own = config.model
+        model = replace(model, family=own.family, pooling=own.pooling, pooler=own.pooler)
+    return replace(config, model=replace(model, name=origin.stem))
 
 
 def _check_order(config: Root, stack: Stack) -> None:
@@ -140,16 +168,17 @@ def _keep_tokens(tokenizer: Tokenizer, ids: list[int], model: Transformer, teach
 
 
 def read_inputs(
-    config: Root, transform: Callable[[Corpus], Corpus] | None = None
+    config: Root, transform: Callable[[Corpus], Corpus] | None = None, *, with_monolingual: bool = False
 ) -> tuple[LoadedModel | None, PreparedData]:
-    """The model that the run starts from, if any, and the data in its tokens. Raises `UserError`."""
+    """The model that the run starts from, if any, and the data in its tokens (`prepare_data`). Raises `UserError`."""
     from tfx.tasks.prepare import prepare_data
 
     origin = _origin(config)
-    if origin is None:
-        return None, prepare_data(config.dataset, config.model.context, None, transform)
-    architecture = origin.model.architecture
-    data = prepare_data(config.dataset, architecture.context, origin.tokenizer, transform, architecture.outputs)
+    context, tokenizer, outputs = config.model.context, None, None
+    if origin is not None:
+        architecture = origin.model.architecture
+        context, tokenizer, outputs = architecture.context, origin.tokenizer, architecture.outputs
+    data = prepare_data(config.dataset, context, tokenizer, transform, outputs, with_monolingual=with_monolingual)
     return origin, data
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from tfx.tasks.prepare import PreparedData
-    from tfx.techniques.contract import Teacher, TeacherNeed
+    from tfx.techniques.contract import Teacher, TeacherNeed, Teachers
     from tfx.techniques.stack import Stack
 
     # Trains a run in a folder, or resumes the one there.
@@ -36,26 +36,26 @@ _VERSION = 1
 
 def check_need(config: Root, need: TeacherNeed) -> None:
     """Raises `UserError` if the named teacher does not exist, or cannot be trained with these settings."""
-    if need.path is not None:
-        from tfx.exchange.importing import local_file
+    from tfx.exchange.importing import local_file
 
-        local_file(need.path)
-    else:
+    for path in need.paths:
+        local_file(path)
+    if not need.paths:
         teacher_config(config, need)
 
 
 def make_teachers(
     config: Root, stack: Stack, device: torch.device, console: RunConsole, train: TrainRun, group: Group
-) -> dict[str, Teacher]:
+) -> Teachers:
     """The teachers of a stack by technique, each already given to its technique.
 
     ``train`` trains those that are neither named nor in the cache, in all processes of a ``group`` together.
     """
-    teachers = {}
+    teachers: dict[str, list[Teacher]] = {}
     for technique, need in stack.teacher_needs():
-        path = _trained(config, need, console, train, group) if need.path is None else need.path
-        teachers[technique.name] = read_teacher(config, path, device)
-        technique.receive_teacher(teachers[technique.name], None, device)
+        paths = need.paths or (_trained(config, need, console, train, group),)
+        teachers[technique.name] = [read_teacher(config, path, device) for path in paths]
+        technique.receive_teachers(teachers[technique.name], None, device)
     return teachers
 
 
@@ -65,16 +65,13 @@ def stand_in_teachers(
     data: PreparedData,
     device: torch.device,
     stand_in: StandIn,
-) -> dict[str, Teacher]:
+) -> Teachers:
     """Like `make_teachers`, but ``stand_in`` makes each teacher that would have to be trained first."""
-    teachers = {}
+    teachers: dict[str, list[Teacher]] = {}
     for technique, need in stack.teacher_needs():
-        if need.path is not None:
-            teacher = read_teacher(config, need.path, device)
-        else:
-            teacher = stand_in(teacher_config(config, need), need, data, device)
-        technique.receive_teacher(teacher, None, device)
-        teachers[technique.name] = teacher
+        own = [read_teacher(config, path, device) for path in need.paths]
+        teachers[technique.name] = own or [stand_in(teacher_config(config, need), need, data, device)]
+        technique.receive_teachers(teachers[technique.name], None, device)
     return teachers
 
 
@@ -138,6 +135,8 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
     trainer = replace(config.trainer, budget=budget, keep_zeros=False)
     return replace(
         config,
+        # That text is for the student to learn from the teacher.
+        dataset=replace(config.dataset, monolingual=None, monolingual_share=None),
         model=model,
         trainer=trainer,
         dry_run=False,

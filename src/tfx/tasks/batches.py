@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -73,14 +74,14 @@ class TrainingBatches(Iterator[Batch]):
     """
 
     def __init__(self, mixture: Mixture, feeds: list[Feed], draws: Iterator[int] | None, tokens: list[int]) -> None:
-        self._names, self._weights = mixture.names, mixture.weights
+        self._names, self._weights, self._unlabelled = mixture.names, mixture.weights, mixture.unlabelled
         self._feeds, self._draws, self._tokens = feeds, draws, tokens
 
     def __next__(self) -> Batch:
         place = 0 if self._draws is None else next(self._draws)
         batch = self._feeds[place].take()
         self._tokens[place] += batch.tokens
-        return batch
+        return replace(batch, is_labelled=False) if place in self._unlabelled else batch
 
     def state_dict(self) -> dict[str, Any]:
         """What going on after the last batch taken needs besides the number of batches."""

@@ -17,10 +17,22 @@ from tfx.data.store import scan
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Outputs
+from tfx.model.batch import Batch
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Task, encoded, id_dtype
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Retold, Task, encoded, id_dtype
 from tfx.tasks.labels import outputs_of
-from tfx.tasks.texts import Texts, averaged, cut, in_windows, logits_of, named, one_line, probabilities, truth_of
+from tfx.tasks.texts import (
+    Texts,
+    averaged,
+    collate_texts,
+    cut,
+    in_windows,
+    logits_of,
+    named,
+    one_line,
+    probabilities,
+    truth_of,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -121,6 +133,36 @@ class Classification(Task):
         weights = len(texts) / (np.count_nonzero(rows) * np.maximum(rows, 1))
         return replace(texts, counts=weights[texts.truth].astype(np.float32))
 
+    def unlabelled(self, texts: Dataset) -> Dataset:
+        """Lines of text, of pairs the two texts with a tab between them; each gets a label that counts for nothing."""
+        from datasets import Dataset
+
+        assert self.given is not None
+        sides: list[tuple[str, str]] = []
+        for rows in scan(texts, ["text"]):
+            for text in rows["text"]:
+                sides.append(_two_texts(text, "dataset.monolingual") if self.given.pairs else (text, ""))
+        label = {"one": list(self.given.labels[:1]), "several": [], "number": ["0"]}[self.given.predicts]
+        first, second = map(list, zip(*sides, strict=True))
+        return Dataset.from_dict({"text": first, "pair": second, "labels": [label] * len(sides)})
+
+    def retold(self, batch: Batch, own: Tokenizer, other: Tokenizer, context: int) -> Retold:
+        assert batch.source_BS is not None
+        sides: list[list[str]] = []
+        for row in batch.source_BS.tolist():
+            # A begin token, then each text with its end token.
+            texts: list[list[int]] = [[]]
+            for token in row[1:]:
+                if token == own.eos:
+                    texts.append([])
+                else:
+                    texts[-1].append(token)
+            sides.append([own.decode(ids) for ids in texts[: 1 if batch.types_BS is None else 2]])
+        encoded_sides = [Ragged.from_lists(other.encode(list(side)), np.int64) for side in zip(*sides, strict=True)]
+        first, *second = encoded_sides
+        told = cut(Texts(Outputs("number"), first, second[0] if second else None, None), context)
+        return Retold(collate_texts(told, np.arange(len(told)), other))
+
     def read(self, text: str) -> str:
         return text.strip()
 
@@ -162,7 +204,7 @@ def classify(
     full = [row for row, text in enumerate(prompts.texts) if text.strip()]
     sides = [[prompts.ids[row] for row in full]]
     if outputs.pairs:
-        parts = [_two_texts(prompts, row) for row in full]
+        parts = [_two_texts(prompts.texts[row], f"line {prompts.first + row + 1}") for row in full]
         sides = [tokenizer.encode([pair[side] for pair in parts]) for side in range(2)]
     first, *second = (Ragged.from_lists(side, np.int64) for side in sides)
     texts = Texts(outputs, first, second[0] if second else None, None)
@@ -181,11 +223,19 @@ def classify(
     return found
 
 
-def _two_texts(prompts: Prompts, row: int) -> list[str]:
-    parts = [part.strip() for part in prompts.texts[row].split("\t")]
-    if len(parts) != 2 or not all(parts):
+def _two_texts(text: str, where: str) -> tuple[str, str]:
+    """The two texts of a line, with a tab between them, or in a JSON object as ``text`` and ``pair``."""
+    parts: list[Any] = text.split("\t")
+    if len(parts) != 2 and text.lstrip().startswith("{"):
+        try:
+            record = json.loads(text)
+            parts = [record.get("text"), record.get("pair")]
+        except ValueError:
+            parts = []
+    stripped = [part.strip() for part in parts if isinstance(part, str) and part.strip()]
+    if len(stripped) != 2:
         raise UserError(
-            f"line {prompts.first + row + 1}: the model reads pairs of texts, and this line is none: separate the two "
-            "texts by one tab"
+            f"{where}: the model reads pairs of texts, and this line is none: separate the two texts by one tab, or "
+            'write {"text": …, "pair": …}'
         )
-    return parts
+    return stripped[0], stripped[1]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tfx.data.store import scan
+from tfx.errors import UserError
 from tfx.processes.group import ALONE, Group
 
 UNKNOWN_TOKENS = "tokens that the tokenizer does not know"
@@ -73,6 +74,21 @@ class ScoredText:
 
     text_bytes: int
     unknown_bytes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Retold:
+    """A batch in another tokenizer's tokens, and which targets of both spell the same spans of text.
+
+    ``own`` and ``other`` (B, T) have the number of the span of each target, of the batch and of the other one: from 0
+    to ``count``, the same in both, or -1 for none. They are None where the outputs are no tokens, so that the targets
+    of both are the same.
+    """
+
+    batch: Batch
+    own_BT: torch.Tensor | None = None
+    other_BT: torch.Tensor | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -241,6 +257,23 @@ class Task(ABC):
         ``counts`` are added to: how many rows or tokens something is said of, in the words of the note.
         """
 
+    def unlabelled(self, texts: Dataset) -> Dataset:
+        """Texts without references, in the column ``text``, as rows that `tokenize` reads; what is no input is made up.
+
+        Raises `UserError` where only a technique can say what the targets are.
+        """
+        raise UserError(
+            "dataset.monolingual has no targets to learn from: have the teacher write them "
+            "(technique.distill.sequence_level=true)"
+        )
+
+    def retold(self, batch: Batch, own: Tokenizer, other: Tokenizer, context: int) -> Retold:
+        """A batch in the tokens of another tokenizer, cut to the context of a model that reads those.
+
+        Raises `UserError` for a task whose targets are no texts.
+        """
+        raise UserError("the targets are no texts that another tokenizer could spell")
+
     def ends_documents(self, train: Dataset) -> bool:
         """Whether an end token follows each text of the training split."""
         return False
@@ -248,6 +281,13 @@ class Task(ABC):
     def read(self, text: str) -> str:
         """A text as the data of the task are read: what the model has seen in training."""
         return text
+
+    def sampled(self, model: Transformer, batch: Batch, tokenizer: Tokenizer, seed: int) -> Batch:
+        """A training batch on the CPU with targets that the model itself draws, keyed by the seed; not labelled.
+
+        Raises `UserError` for a task whose outputs are no texts.
+        """
+        raise UserError("the model writes no texts that it could learn from")
 
     @abstractmethod
     def generate(

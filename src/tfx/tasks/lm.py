@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,26 +13,21 @@ import torch
 from tfx.config.schema import DatasetConfig, EvaluationConfig
 from tfx.data.batching import bucket
 from tfx.data.ragged import Arrays, Ragged
+from tfx.data.spans import NO_SPAN, align
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.model.decoding import Ends, Output, Wanted, continue_text, continue_texts, make_picker
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import (
-    UNKNOWN_TOKENS,
-    Prompts,
-    ScoredText,
-    Split,
-    Task,
-    TimedWork,
-    encoded,
-    id_dtype,
-)
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Retold, ScoredText, Split, Task, TimedWork, encoded, id_dtype
+from tfx.tasks.retold import numbered, real_rows
 from tfx.tasks.written import described, record
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# No token: a continuation without an end.
+NO_END = -1
 # Number of tokens decoded after a prompt for timing.
 _TIMED_TOKENS = 32
 # Number of tokens that are looked at together.
@@ -111,7 +106,7 @@ class Stream(Split):
         prompts = [self.tokens[start : start + length].astype(np.int64).tolist() for start in starts]
 
         def extend(place: int) -> list[int]:
-            return continue_text(model, prompts[place], _TIMED_TOKENS, -1, greedy)
+            return continue_text(model, prompts[place], _TIMED_TOKENS, NO_END, greedy)
 
         def one_by_one(seconds: list[float]) -> tuple[int, float]:
             return _TIMED_TOKENS * len(seconds), sum(seconds) * _TIMED_TOKENS
@@ -183,6 +178,59 @@ class LanguageModel(Task):
 
     def ends_documents(self, train: Dataset) -> bool:
         return _has_documents(train)
+
+    def unlabelled(self, texts: Dataset) -> Dataset:
+        return texts
+
+    def retold(self, batch: Batch, own: Tokenizer, other: Tokenizer, context: int) -> Retold:
+        """The first token of a window is no target: nor is its span."""
+        firsts = batch.target_in_BT[:, 0].tolist()
+        rows = [[first, *row] for first, row in zip(firsts, real_rows(batch.target_out_BT), strict=True)]
+        texts = [align(row, own, other) for row in rows]
+        begin = other.text_start
+        longest = min(context, max(len(begin) + len(text.ids) for text in texts) - 1)
+        target_in = np.full((len(texts), longest), other.pad, dtype=np.int64)
+        target_out = np.full((len(texts), longest), IGNORE, dtype=np.int64)
+        for row, text in enumerate(texts):
+            ids = [*begin, *text.ids][: longest + 1]
+            target_in[row, : len(ids) - 1] = ids[:-1]
+            target_out[row, : len(ids) - 1] = ids[1:]
+        real = int((target_out >= 0).sum())
+        told = replace(
+            batch,
+            target_in_BT=torch.from_numpy(target_in),
+            target_out_BT=torch.from_numpy(target_out),
+            tokens=real,
+            positions=target_out.size,
+            targets=real,
+            special=(other.pad, other.bos, other.eos),
+        )
+        before = [NO_SPAN] * len(begin)
+        own_spans = [[NO_SPAN if span == text.own[0] else span for span in text.own][1:] for text in texts]
+        other_spans = []
+        for text in texts:
+            first = set(text.other[:1])
+            other_spans.append([*before, *(NO_SPAN if span in first else span for span in text.other)][1:])
+        return numbered(batch, told, own_spans, other_spans)
+
+    def sampled(self, model: Transformer, batch: Batch, tokenizer: Tokenizer, seed: int) -> Batch:
+        """The first half of each window stays, and is what the model continues; only its own tokens are targets."""
+        window_BT = batch.target_in_BT
+        half, device = max(1, window_BT.shape[1] // 2), model.embedding.weight.device
+        starts = window_BT[:, :half].tolist()
+        # A window goes over the ends of documents.
+        ends = Ends(tokenizer.bos, NO_END, tokenizer.pad, tokenizer.never)
+        config = EvaluationConfig(method="sample", new_tokens=window_BT.shape[1] + 1 - half)
+        pick = make_picker(config, seed, device, range(len(starts)))
+        added = continue_texts(model, starts, ends, config, pick)
+        rows = [[*start, *output.tokens] for start, output in zip(starts, added, strict=True)]
+        whole_BT = torch.tensor(rows)
+        target_out_BT = whole_BT[:, 1:].clone()
+        target_out_BT[:, : half - 1] = IGNORE
+        targets = int((target_out_BT >= 0).sum())
+        return replace(
+            batch, target_in_BT=whole_BT[:, :-1], target_out_BT=target_out_BT, targets=targets, is_labelled=False
+        )
 
     def generate(
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from tfx.config.schema import EvaluationConfig
+from tfx.config.schema import DatasetConfig, EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import Batch
@@ -23,13 +23,41 @@ if TYPE_CHECKING:
 _BLOCK = 1024
 
 
+def with_monolingual_part(config: DatasetConfig, train: Split, own: Split, is_labelled: bool) -> Mixture:
+    """The training split with one of texts without references beside it, by its share of the batches, else by size.
+
+    ``is_labelled`` says whether a technique has given it targets. Raises `UserError` where sizes are not known.
+    """
+    known = train if isinstance(train, Mixture) else Mixture([config.name], [1.0], [train])
+    share = config.monolingual_share
+    if share is None:
+        if known.size is None:
+            raise UserError(
+                "dataset.monolingual stands beside a stream, whose size is not known: say how much of the batches is "
+                "of it, with dataset.monolingual_share=0.5"
+            )
+        share = len(own) / (len(known) + len(own))
+    weight = sum(known.weights) * share / (1.0 - share)
+    place = len(known.parts)
+    return Mixture(
+        [*known.names, "monolingual"],
+        [*known.weights, weight],
+        [*known.parts, own],
+        known.unlabelled if is_labelled else (*known.unlabelled, place),
+    )
+
+
 @dataclass
 class Mixture(Split):
-    """The training splits ``parts`` of the corpora ``names``, from which batches are drawn by ``weights``."""
+    """The training splits ``parts`` of the corpora ``names``, from which batches are drawn by ``weights``.
+
+    ``unlabelled`` are the places of those that are texts without references.
+    """
 
     names: list[str]
     weights: list[float]
     parts: list[Split]
+    unlabelled: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

@@ -19,6 +19,7 @@ import numpy as np
 from tfx.config.corpora import mixed
 from tfx.config.schema import DatasetConfig
 from tfx.config.tasks import TASKS
+from tfx.data.monolingual import read_monolingual
 from tfx.data.origins import SourceFile
 from tfx.data.ragged import ArrayFiles
 from tfx.data.sources import Corpus, load_corpora, together
@@ -32,7 +33,7 @@ from tfx.record.files import write_text
 from tfx.record.lock import making
 from tfx.tasks import task_named
 from tfx.tasks.contract import Split, Task
-from tfx.tasks.mixture import Mixture
+from tfx.tasks.mixture import Mixture, with_monolingual_part
 from tfx.tasks.streamed import Streamed
 
 _VERSION = 1
@@ -77,14 +78,17 @@ def prepare_data(
     tokenizer: Tokenizer | None = None,
     transform: Callable[[Corpus], Corpus] | None = None,
     outputs: Outputs | None = None,
+    *,
+    with_monolingual: bool = False,
 ) -> PreparedData:
-    """Loads, tokenizes and caches a data set.
+    """Loads, tokenizes and caches a data set; for training with its texts without references.
 
     ``context`` is the longest sequence that the model takes: longer training examples are dropped, longer
     validation and test examples cut, both counted in ``notes``. ``tokenizer``, that of an existing model, overrides
     the config's, and its ``outputs`` those that the data asks for. Raises `UserError` for any error in the data.
     """
     corpora = load_corpora(config)
+    monolingual = read_monolingual(config) if with_monolingual and config.monolingual is not None else None
     named = [f"{part.name}: " if config.mix else "" for part, _ in mixed(config)]
     first = corpora[0]
     said: list[str] = []
@@ -100,7 +104,8 @@ def prepare_data(
                 f"{way} does not allow: leave it out, or prepare one corpus (dataset.streaming=false)"
             )
         # After the tokenizer: a run that changes the text keeps the vocabulary of one that does not.
-        corpora = [transform(first)]
+        corpora = [transform(replace(first, unlabelled=monolingual))]
+        monolingual = corpora[0].unlabelled
     tokenizer.ends_documents = any(map(_ends_documents, corpora))
     task = task_named(first.task)
     if outputs is None:
@@ -114,15 +119,19 @@ def prepare_data(
         names, weights = [part.name for part, _ in mixed(config)], [weight for _, weight in mixed(config)]
         splits = splits | {"train": Mixture(names, weights, [each.splits["train"] for each in prepared])}
         said += _shares(names, weights)
+    fingerprint = together(config, [each.fingerprint for each in prepared])
+    if monolingual is not None:
+        own = _unlabelled(task.giving(outputs), config, monolingual, tokenizer, context)
+        mixture = with_monolingual_part(config, splits["train"], own.splits["train"], monolingual.is_labelled)
+        splits, said = splits | {"train": mixture}, [*said, *_shares(mixture.names, mixture.weights), *own.notes]
+        fingerprint = _fingerprint(fingerprint, own.fingerprint, str(config.monolingual_share))
     notes = said + [name + note for name, each in zip(named, prepared, strict=True) for note in each.notes]
     files = dict(first.files)
-    if any(corpus.files for corpus in corpora):
+    read = [*zip(named, corpora, strict=True), *([("monolingual: ", monolingual)] if monolingual is not None else [])]
+    if any(corpus.files for _, corpus in read):
         files["train"] = [
-            replace(file, file=name + file.file)
-            for name, corpus in zip(named, corpora, strict=True)
-            for file in corpus.files.get("train", [])
+            replace(file, file=name + file.file) for name, corpus in read for file in corpus.files.get("train", [])
         ]
-    fingerprint = together(config, [each.fingerprint for each in prepared])
     data = PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
     data.outputs = outputs
     return data
@@ -156,6 +165,13 @@ def _splits(
         splits[name] = task.split(arrays, name, dataset, config, tokenizer, context, notes)
         release()
     return _Tokens(splits, fingerprint, notes)
+
+
+def _unlabelled(task: Task, config: DatasetConfig, corpus: Corpus, tokenizer: Tokenizer, context: int) -> _Tokens:
+    """The tokenized split of texts without references, or of those that a technique has given targets."""
+    if not corpus.is_labelled:
+        corpus = replace(corpus, splits={"train": task.unlabelled(corpus.splits["train"])})
+    return _splits(task, config, corpus, tokenizer, context, is_first=False)
 
 
 def _shares(names: list[str], weights: list[float]) -> Iterator[str]:

@@ -14,23 +14,16 @@ import torch
 from tfx.config.schema import DatasetConfig, EvaluationConfig
 from tfx.data.batching import bucket
 from tfx.data.ragged import Arrays, Ragged
+from tfx.data.spans import NO_SPAN, align
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
-from tfx.model.decoding import Ends, Output, Wanted, output_limit, outputs_for
+from tfx.model.decoding import Ends, Output, Wanted, output_limit, outputs_for, translate
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
 from tfx.tasks.alignment import word_alignment
-from tfx.tasks.contract import (
-    UNKNOWN_TOKENS,
-    Prompts,
-    Split,
-    Task,
-    TimedWork,
-    encoded,
-    id_dtype,
-    timed,
-)
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Retold, Split, Task, TimedWork, encoded, id_dtype, timed
+from tfx.tasks.retold import numbered, real_rows
 from tfx.tasks.written import described, record
 
 if TYPE_CHECKING:
@@ -172,6 +165,52 @@ class Seq2Seq(Task):
 
     def read(self, text: str) -> str:
         return text.strip()
+
+    def retold(self, batch: Batch, own: Tokenizer, other: Tokenizer, context: int) -> Retold:
+        assert batch.source_BS is not None
+        targets = [align(row, own, other) for row in real_rows(batch.target_out_BT)]
+        sources = other.encode([own.decode(row) for row in batch.source_BS.tolist()])
+        # Without the end token, which comes with the batch; an output that a limit cut gets one that has no span.
+        ids = [each.ids[:-1] if each.ids[-1:] == [other.eos] else each.ids for each in targets]
+        sides = (Ragged.from_lists([row[: context - 1] for row in side], np.int64) for side in (sources, ids))
+        told = collate_pairs(Pairs(*sides), np.arange(len(ids)), other)
+        spans = [each.other for each in targets]
+        for row, each in enumerate(ids):
+            beyond = set(spans[row][context - 1 :]) if len(each) > context - 1 else set()
+            spans[row] = [NO_SPAN if span in beyond else span for span in spans[row]]
+        return numbered(batch, told, [each.own for each in targets], spans)
+
+    def sampled(self, model: Transformer, batch: Batch, tokenizer: Tokenizer, seed: int) -> Batch:
+        """The model's own output for each source: at most twice as long as the target in whose place it stands."""
+        device = model.embedding.weight.device
+        limits = (2 * (batch.target_out_BT >= 0).sum(1)).clamp(max=model.architecture.context - 1)
+        ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
+        moved = batch.to(device)
+        assert moved.source_BS is not None
+        source, mask, sampling = moved.source_BS, moved.source_mask_BS, EvaluationConfig(method="sample")
+        written = translate(model, source, mask, limits.to(device), ends, sampling, seed)
+        # An output that reaches its limit has no end token.
+        outputs = [
+            ids if len(ids) == limit else [*ids, tokenizer.eos]
+            for ids, limit in zip(written, limits.tolist(), strict=True)
+        ]
+        longest = max(map(len, outputs))
+        target_in = np.full((len(outputs), longest), tokenizer.pad, dtype=np.int64)
+        target_out = np.full((len(outputs), longest), IGNORE, dtype=np.int64)
+        for row, ids in enumerate(outputs):
+            target_in[row, : len(ids)] = [tokenizer.bos, *ids[:-1]]
+            target_out[row, : len(ids)] = ids
+        targets = sum(map(len, outputs))
+        assert batch.source_BS is not None
+        return replace(
+            batch,
+            target_in_BT=torch.from_numpy(target_in),
+            target_out_BT=torch.from_numpy(target_out),
+            tokens=batch.tokens - batch.targets + targets,
+            positions=batch.source_BS.numel() + target_out.size,
+            targets=targets,
+            is_labelled=False,
+        )
 
     def generate(
         self, model: Transformer, tokenizer: Tokenizer, prompts: Prompts, config: EvaluationConfig, seed: int

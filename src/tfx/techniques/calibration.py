@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tfx.evaluation.memory import in_memory
+from tfx.evaluation.scoring import score_loss
 from tfx.model.batch import Batch
 from tfx.model.linear import Linear
 from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer, run_batch
+from tfx.record.seeds import derive_seed
+from tfx.tasks.batches import training_batches
+
+if TYPE_CHECKING:
+    from tfx.config.schema import Root
+    from tfx.tasks.prepare import PreparedData
 
 
 class _AllSeenError(Exception):
@@ -22,11 +30,37 @@ class _AllSeenError(Exception):
 
 
 class Calibration:
-    """Calibration batches of one model: ``batches(n)`` gives n of them, on its device."""
+    """Calibration batches of one model: ``batches(n)`` gives n of them, on its device. And its validation loss."""
 
-    def __init__(self, model: Transformer, batches: Callable[[int], list[Batch]]) -> None:
-        self._model, self._make = model, batches
+    def __init__(
+        self,
+        model: Transformer,
+        batches: Callable[[int], list[Batch]],
+        validation_loss: Callable[[], float] | None = None,
+    ) -> None:
+        self._model, self._make, self._score = model, batches, validation_loss
         self._batches: list[Batch] = []
+
+    @classmethod
+    def on(cls, model: Transformer, data: PreparedData, config: Root, device: torch.device) -> Calibration:
+        """On a slice of the training data, chosen by the run's seed, and the validation split."""
+
+        def validation_loss() -> float:
+            return score_loss(
+                model,
+                data.splits["valid"],
+                data.tokenizer,
+                batch_tokens=config.evaluation.batch_tokens,
+                device=device,
+            ).metrics["loss"]
+
+        batches = partial(calibration_batches, data, config, model.architecture.context, device)
+        return cls(model, batches, validation_loss)
+
+    def validation_loss(self) -> float:
+        """The loss of the model as it is now, on validation data, in nats a target."""
+        assert self._score is not None, "nothing to validate on was given"
+        return self._score()
 
     def request(self, count: int) -> None:
         """Prepares this number of batches, once."""
@@ -89,7 +123,7 @@ class Calibration:
         was_training = model.training
         model.eval()
         sums = {
-            name: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64)
+            name: torch.zeros(int(layer.in_features), int(layer.in_features), dtype=torch.float64)  # type: ignore[arg-type]
             for name, layer in layers.items()
         }
         counts = dict.fromkeys(layers, 0)
@@ -173,8 +207,28 @@ class Calibration:
         return sums
 
 
+def in_order(groups: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Names and moments of `Calibration.inputs` one by one: all of a group come before the next one is measured."""
+    for group in groups:
+        yield from group.items()
+
+
+def calibration_batches(
+    data: PreparedData, config: Root, context: int, device: torch.device, count: int
+) -> list[Batch]:
+    """A slice of the training data, chosen by the run's seed, on the device."""
+    endless = training_batches(
+        data.splits["train"],
+        data.tokenizer,
+        batch_tokens=config.dataset.batch_tokens,
+        context=context,
+        seed=derive_seed(config.seed, "calibration"),
+    )
+    return [batch.to(device) for batch in islice(endless, count)]
+
+
 def _real(batch: Batch, name: str) -> Tensor | None:
     """Where the inputs of a layer are not padding. For the encoder and cross keys and values, the source decides."""
-    if name.startswith("encoder.") or name.endswith(("cross.k", "cross.v")):
+    if name.startswith("encoder.") or ".cross.k" in name or ".cross.v" in name:
         return batch.source_mask_BS
     return batch.target_out_BT >= 0

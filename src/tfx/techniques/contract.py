@@ -7,9 +7,9 @@ never the order in which they were typed, and never their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch
 from tfx.model.device import FULL_PRECISION, Precision
 from tfx.model.loss import LogitLoss
-from tfx.model.rewiring import Rewiring
-from tfx.model.transformer import Transformer
+from tfx.model.rewiring import Rewiring, removed_parts
+from tfx.model.transformer import States, Transformer, run_batch_with_states
 from tfx.record.seeds import derive_seed
 from tfx.tasks.prepare import PreparedData
 
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 
     from tfx.techniques.calibration import Calibration
 
+Result = TypeVar("Result")
+
 # Each hook belongs to one phase.
 HOOKS = {
     "prepare_data": "DATA",
     "reduce_tokenizer": "DATA",
     "order_batches": "DATA",
+    "rewrite_batch": "DATA",
+    "resize_batch": "DATA",
     "transform_batch": "DATA",
     "prepare_model": "MODEL",
     "rewire": "MODEL",
@@ -77,13 +81,13 @@ class Instant:
 
 @dataclass(frozen=True)
 class TeacherNeed:
-    """A model that must exist before training: an existing one, or one to train first.
+    """Models that must exist before training: existing ones, or one to train first.
 
-    ``path`` is a run directory or model file; without it the train command trains ``model`` (None: the run's
+    ``paths`` are run directories or model files; without any the train command trains ``model`` (None: the run's
     own) within ``budget`` (if none is named, twice the run's own) on the run's own data, and caches it.
     """
 
-    path: Path | None
+    paths: tuple[Path, ...]
     model: str | None
     budget: Budget
 
@@ -129,28 +133,54 @@ class Teacher:
         return self.flops + sum(work.flops for work in self.work.values())
 
 
+# The teachers of a stack, by the name of the technique that they teach.
+Teachers = Mapping[str, Sequence[Teacher]]
+
+
+class Student(Protocol):
+    """The model of a training, as it is now."""
+
+    def __call__(self, work: Callable[[Transformer], Result]) -> Result:
+        """What ``work`` returns for the model, in evaluation mode, with the weights as its forward pass sees them."""
+
+
 @dataclass
 class Objective:
     """The training loss of one batch, before it is computed: terms on the logits, and other terms.
 
     ``logit_losses`` are (name, loss on the student's logits, scale), the first of them the task's own;
     ``other`` are (name, differentiable sum over targets, scale). A technique changes scales and adds terms.
-    ``forward(model, batch)`` gives the hidden states (B, T, D) of any model on the same batch.
-    ``hidden_ND`` and ``keep_N`` are the student's hidden states at the positions that count, and which of the
-    batch's flattened positions those are (None: all).
+    ``forward(model, batch)`` gives the hidden states (B, T, D) of any model on the same batch, of ``model``, the
+    student, those of another pass. ``hidden_ND`` and ``keep_N`` are the student's hidden states at the positions that
+    count, and which of the batch's flattened positions those are (None: all). ``states`` are those between the
+    student's blocks, if a technique `reads_states`; ``forward_with_states`` gives those of any model too. ``flops``
+    gets what a technique computes besides such passes.
     """
 
+    model: Transformer
     batch: Batch
     forward: Callable[[Transformer, Batch], Tensor]
     hidden_ND: Tensor
     keep_N: Tensor | None
     logit_losses: list[tuple[str, LogitLoss, float]]
     other: list[tuple[str, Tensor, float]] = field(default_factory=list)
+    states: States | None = None
+    forward_with_states: Callable[[Transformer, Batch], tuple[Tensor, States]] = run_batch_with_states
+    flops: float = 0.0
 
     def select(self, values_BTX: Tensor) -> Tensor:
         """Picks the positions that count: values (B, T, ...) as rows (N, ...)."""
         flat = values_BTX.flatten(0, 1)
         return flat if self.keep_N is None else flat[self.keep_N]
+
+    def counts_BT(self) -> Tensor:
+        """How much each position counts: the sum of the weights of its labels, 0 for padding."""
+        mass_N = torch.stack([(ids >= 0) * (1.0 if w is None else w) for ids, w in self.batch.targets_and_weights()])
+        return mass_N.sum(0).float().view_as(self.batch.target_out_BT)
+
+    def counts_N(self) -> Tensor:
+        """How much each position that counts does."""
+        return self.select(self.counts_BT())
 
 
 class Technique:
@@ -166,6 +196,9 @@ class Technique:
     # Effects that some other technique of the run must have whenever this one acts.
     needs: tuple[str, ...] = ()
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
+    # Whether it learns from texts without references (``dataset.monolingual``): `Corpus.unlabelled` of `prepare_data`,
+    # to which it may give targets, and batches that are not labelled.
+    reads_unlabelled: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -190,11 +223,18 @@ class Technique:
         return []
 
     def teacher_need(self, config: Root) -> TeacherNeed | None:
-        """A teacher that must be made or read first."""
+        """Teachers that must be made or read first."""
         return None
 
-    def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
-        """Receives the teacher that `teacher_need` asked for; ``data`` is None before the data is prepared."""
+    def receive_teachers(self, teachers: Sequence[Teacher], data: PreparedData | None, device: torch.device) -> None:
+        """Receives the teachers that `teacher_need` asked for; ``data`` is None before the data is prepared."""
+
+    def reads_states(self) -> bool:
+        """Whether its `objective` reads the states between the student's blocks."""
+        return False
+
+    def see_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Shows the tokenizer that the file will hold, before training."""
 
     def acts_before_training(self) -> bool:
         """Whether it changes the model before the first step, so that it acts with a budget of zero too."""
@@ -222,6 +262,9 @@ class Technique:
         """A smaller tokenizer for the data, and the old ids of its tokens; the model keeps only their rows."""
         return None
 
+    def receive_data(self, data: PreparedData, architecture: Architecture) -> None:
+        """Receives the tokenized data before training. Raises `UserError` for a tokenizer that it cannot work with."""
+
     def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
         """Changes the model's first weights; returns modules of its own to be trained with the model."""
         return None
@@ -229,6 +272,14 @@ class Technique:
     def order_batches(self, lengths: np.ndarray, epoch: int, order: np.ndarray) -> np.ndarray:
         """Returns the order of an epoch's batches, given their lengths and the shuffled order."""
         return order
+
+    def rewrite_batch(self, batch: Batch, student: Student, moment: Instant) -> tuple[Batch, float]:
+        """A training batch, on the CPU, or one that the student writes in its place, and the FLOPs of doing so."""
+        return batch, 0.0
+
+    def resize_batch(self, batch: Batch, moment: Instant) -> Batch:
+        """Changes a training batch on the CPU before it is counted (`Batch.counted`): its rows may become longer."""
+        return batch
 
     def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Changes a training batch on the device; the batch carries what was done."""
@@ -246,6 +297,13 @@ class Technique:
     def reduced(self, architecture: Architecture) -> Architecture:
         """The architecture after `rewire`, known before any training. Raises `UserError` as `plan` does."""
         return architecture
+
+    def reduction(self, before: Architecture, after: Architecture) -> str:
+        """What `reduced` does to an architecture, in words for the plan."""
+        return f"removes {removed_parts(before, after)}"
+
+    def calibrate(self, model: Transformer, progress: float, calibration: Calibration) -> None:
+        """Called before each `rewire`, and there to measure what that needs to know of the inputs of layers."""
 
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
         """Removes parts of the model for good; called before each optimizer step and at the end, until it did."""
@@ -270,10 +328,26 @@ class Technique:
     def follow_gradient(
         self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
     ) -> None:
-        """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False.
+        """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False, unless
+        `gradients_of_zeros`.
 
         It is finite, and 0 for a step that is refused on the device. ``masked`` is as in `update`.
         """
+
+    def follows_gradients(self) -> bool:
+        """Whether `follow_gradient` has a use for the next step's gradients."""
+        return type(self).follow_gradient is not Technique.follow_gradient
+
+    def gradients_of_zeros(self) -> bool:
+        """Whether `follow_gradient` must get those of the weights that are masked, as the forward pass sees them.
+
+        They never move a weight, but the norm that clips counts them.
+        """
+        return False
+
+    def compresses(self, progress: float) -> bool:
+        """Whether it has taken precision or parts from the weights at this progress, if it does so while training."""
+        return progress >= self.settings.start  # type: ignore[no-any-return]
 
     def settled(self) -> bool:
         """Whether the view has its final form: fully pruned, on its grid.

@@ -18,16 +18,18 @@ from tfx.config.schema import Root
 from tfx.data.sources import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch
-from tfx.model.rewiring import Rewiring, removed_parts
+from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.contract import (
     HOOKS,
     Instant,
     Objective,
-    Teacher,
+    Student,
     TeacherNeed,
+    Teachers,
     Technique,
     TechniqueSettings,
 )
@@ -64,7 +66,7 @@ class Stack:
             if len(self.order[hook]) > 1:
                 names = " and ".join(f"'{technique.name}'" for technique in self.order[hook])
                 raise UserError(f"techniques {names} each {what}: name one of them")
-        self.view = View(self.order["mask"], self.order["grid"])
+        self.view = View(self.order["mask"], self.order["grid"], self._techniques)
         if config.trainer.budget.is_zero:
             for technique in self._techniques:
                 if technique not in self.compressing and not technique.acts_before_training():
@@ -124,7 +126,7 @@ class Stack:
         for technique in going:
             architecture = technique.reduced(model.architecture)
             if architecture != model.architecture:
-                lines.append((technique.name, f"removes {removed_parts(model.architecture, architecture)}"))
+                lines.append((technique.name, technique.reduction(model.architecture, architecture)))
                 with torch.device("meta"):
                     model = Transformer(architecture, model.rates)
         leave = max((technique.settings.start for technique in going), default=0.0)
@@ -179,11 +181,15 @@ class Stack:
             return technique.reduce_tokenizer(data)
         return None
 
-    def data_prepared(self, teachers: dict[str, Teacher], data: PreparedData, device: torch.device) -> None:
-        """Shows the tokenized data to the techniques that have a teacher."""
+    def data_prepared(
+        self, teachers: Teachers, data: PreparedData, architecture: Architecture, device: torch.device
+    ) -> None:
+        """Shows tokenizer and tokenized data to the techniques, with its teachers to one that has some."""
         for technique in self._techniques:
+            technique.see_tokenizer(data.tokenizer)
+            technique.receive_data(data, architecture)
             if technique.name in teachers:
-                technique.receive_teacher(teachers[technique.name], data, device)
+                technique.receive_teachers(teachers[technique.name], data, device)
 
     def prepare_model(self, model: Transformer) -> nn.ModuleDict:
         """Lets each technique change the first weights; returns their own modules, by technique."""
@@ -200,11 +206,35 @@ class Stack:
             order = technique.order_batches(lengths, epoch, order)
         return order
 
+    def rewrite_batch(self, batch: Batch, student: Student, moment: Instant) -> tuple[Batch, float]:
+        """Lets each technique have the student write a training batch; the FLOPs are those of all."""
+        total = 0.0
+        for technique in self.order["rewrite_batch"]:
+            batch, flops = technique.rewrite_batch(batch, student, moment)
+            total += flops
+        return batch, total
+
+    def resize_batch(self, batch: Batch, moment: Instant) -> Batch:
+        """Lets each technique change a training batch on the CPU, also in its lengths."""
+        for technique in self.order["resize_batch"]:
+            batch = technique.resize_batch(batch, moment)
+        return batch
+
     def transform_batch(self, batch: Batch, moment: Instant) -> Batch:
         """Lets each technique change a training batch."""
         for technique in self.order["transform_batch"]:
             batch = technique.transform_batch(batch, moment)
         return batch
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether a technique learns from texts without references."""
+        return any(technique.reads_unlabelled for technique in self._techniques)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the objective of a technique reads the states between the student's blocks."""
+        return any(technique.reads_states() for technique in self.order["objective"])
 
     def objective(self, objective: Objective, moment: Instant) -> None:
         """Lets each technique change the terms of the loss."""
@@ -225,11 +255,12 @@ class Stack:
 
     def compresses_now(self, progress: float) -> bool:
         """Whether a technique compresses weights from this progress on, or did before."""
-        return any(progress >= technique.settings.start for technique in self.compressing)
+        return any(technique.compresses(progress) for technique in self.compressing)
 
-    def rewire(self, model: Transformer, progress: float) -> Iterator[Rewiring]:
+    def rewire(self, model: Transformer, progress: float, calibration: Calibration) -> Iterator[Rewiring]:
         """Lets each technique remove parts of the model: the caller applies each map before it asks for the next."""
         for technique in self.order["rewire"]:
+            technique.calibrate(model, progress, calibration)
             rewiring = technique.rewire(model, progress)
             if rewiring is not None:
                 yield rewiring

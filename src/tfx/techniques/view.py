@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tfx.compression.grid import Grid, straight_through
+
 if TYPE_CHECKING:
-    from tfx.compression.grid import Grid
     from tfx.model.transformer import Transformer
     from tfx.techniques.contract import Technique
 
@@ -22,10 +23,13 @@ Result = TypeVar("Result")
 
 
 class View:
-    """The combined view of a run's techniques: all masks, then the one grid."""
+    """The combined view of a run's techniques: all masks, then the one grid.
 
-    def __init__(self, masking: Sequence[Technique], gridding: Sequence[Technique]) -> None:
-        self._masking, self._gridding = masking, gridding
+    ``whole`` are all techniques of the run: some follow the gradients of weights without a mask or a grid.
+    """
+
+    def __init__(self, masking: Sequence[Technique], gridding: Sequence[Technique], whole: Sequence[Technique]) -> None:
+        self._masking, self._gridding, self._whole = masking, gridding, whole
 
     @property
     def techniques(self) -> list[Technique]:
@@ -51,8 +55,11 @@ class View:
     def see(self, model: Transformer, progress: float) -> SeenWeights:
         """The current view of the weights; differentiable if gradients are enabled."""
         values = {}
+        is_through = self._is_through()
         for name, parameter in model.named_parameters() if self.techniques else ():
             value = self.masked(name, parameter)
+            if is_through and value is not parameter:
+                value = straight_through(parameter, value)
             for technique in self._gridding:
                 value = technique.see(name, value, progress)
             if value is not parameter:
@@ -61,21 +68,35 @@ class View:
 
     def update(self, model: Transformer, progress: float) -> None:
         """Updates masks and grids, before an optimizer step."""
-        for technique in self.techniques:
+        for technique in dict.fromkeys([*self.techniques, *self._following()]):
             technique.update(model, progress, self.masked)
 
     @torch.no_grad()
     def follow_gradients(self, model: Transformer, refused: Tensor | None = None) -> None:
-        """Passes the gradients of a step that is taken to the techniques with a grid; a refused step does not count.
+        """Passes the gradients of a step that is taken to the techniques that follow them.
 
-        Where ``refused`` is 1 on the device, they get gradients of 0.
+        A refused step does not count: where ``refused`` is 1 on the device, they get gradients of 0. Weights that are
+        masked have none afterwards.
         """
-        for technique in self._gridding:
-            for name, parameter in model.named_parameters():
-                if (gradient := parameter.grad) is not None:
-                    if refused is not None:
-                        gradient = torch.where(refused > 0, torch.zeros_like(gradient), gradient)
-                    technique.follow_gradient(name, parameter.detach(), gradient, self.masked)
+        following, is_through = self._following(), self._is_through()
+        for name, parameter in model.named_parameters() if following else ():
+            if parameter.grad is None:
+                continue
+            passed = own = parameter.grad
+            if is_through and (mask := self.mask(name, parameter)) is not None:
+                parameter.grad = own = passed * mask
+            if refused is not None:
+                passed, own = (torch.where(refused > 0, torch.zeros_like(each), each) for each in (passed, own))
+            for technique in following:
+                gradient = passed if technique.gradients_of_zeros() else own
+                technique.follow_gradient(name, parameter.detach(), gradient, self.masked)
+
+    def _following(self) -> list[Technique]:
+        return [technique for technique in self._whole if technique.follows_gradients()]
+
+    def _is_through(self) -> bool:
+        """Whether gradients reach weights that are masked."""
+        return any(technique.gradients_of_zeros() for technique in self._whole)
 
 
 class SeenWeights:

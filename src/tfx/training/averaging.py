@@ -71,7 +71,7 @@ class Averager:
         """Carries the state of parameters over to the smaller ones that replace them."""
         if self.average is not None:
             pairs = zip(self._parameters, self.average, strict=True)
-            self.average = [parameter_map.select(old, value) for old, value in pairs if parameter_map.follow([old])]
+            self.average = [new for old, value in pairs for new in parameter_map.select(old, value)]
         self._parameters = parameter_map.follow(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from tfx.record.summary import TrainingCost
 from tfx.tasks import task_named
 from tfx.tasks.batches import training_batches
 from tfx.tasks.prepare import PreparedData
+from tfx.techniques.calibration import Calibration
+from tfx.techniques.contract import Instant
 from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
 from tfx.training.averaging import Averager
@@ -177,7 +179,12 @@ class Trainer:
                 self.prepare(progress)
             factor = schedule_factor(self.config.schedule, self.clock.middle_of_step())
             with part("batches"):
-                step_batches = [next(self._batches) for _ in range(config.accumulation)]
+                step_batches = [
+                    self.stack.resize_batch(
+                        next(self._batches), Instant(self.config.seed, self.clock.steps, index, progress)
+                    )
+                    for index in range(config.accumulation)
+                ]
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             with part("averaging"):
                 self.averager.update(self.clock.progress)
@@ -213,7 +220,8 @@ class Trainer:
             with self.clock.paused(), self.averager.applied():
                 self.observer.compressing(self.clock.seconds)
             self._compressing = True
-        for rewiring in self.stack.rewire(self.model, progress):
+        calibration = Calibration.on(self.model, self.data, self.config, self.device)
+        for rewiring in self.stack.rewire(self.model, progress, calibration):
             parameter_map = rewiring.apply(self.model)
             self.stepper.rewire(parameter_map)
             self.averager.rewire(parameter_map)

@@ -96,17 +96,18 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def rewire(self, parameter_map: ParameterMap) -> None:
-        """Carries parameters over to the smaller ones that replace them, with the remaining parts of their moments."""
+        """Carries parameters over to the smaller ones that replace them, with the remaining parts of their moments.
+
+        Factors of a matrix begin without moments.
+        """
         for part in self.parts:
             for group in part.param_groups:
                 group["params"] = parameter_map.follow(group["params"])
             for old in list(part.state):
                 moments = part.state.pop(old)
-                for new in parameter_map.follow([old]):
+                for new, origin in parameter_map.elements(old):
                     part.state[new] = {
-                        name: parameter_map.select(old, value)
-                        if torch.is_tensor(value) and value.shape == old.shape
-                        else value
+                        name: origin.select(value) if torch.is_tensor(value) and value.shape == old.shape else value
                         for name, value in moments.items()
                     }
 

@@ -185,12 +185,15 @@ class LocalSteps(Sharing):
         torch._foreach_copy_([parameter.detach() for parameter in self._parameters], self._common)
 
     def rewire(self, parameter_map: ParameterMap) -> None:
-        kept = [
-            (parameter_map.select(old, common), parameter_map.select(old, momentum))
-            for old, common, momentum in zip(self._parameters, self._common, self._momentum, strict=True)
-            if parameter_map.follow([old])
-        ]
-        self._common, self._momentum = [pair[0] for pair in kept], [pair[1] for pair in kept]
+        momenta: list[Tensor] = []
+        common: list[Tensor] = []
+        for old, before, momentum in zip(self._parameters, self._common, self._momentum, strict=True):
+            now = parameter_map.select(old, before)
+            carried = [origin.select(momentum) for _, origin in parameter_map.elements(old)]
+            # Factors of a matrix begin without momentum.
+            momenta += carried or [torch.zeros_like(each) for each in now]
+            common += now
+        self._common, self._momentum = common, momenta
         self._parameters = parameter_map.follow(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,6 +221,11 @@ def check_sharded(config: Root, stack: Stack) -> None:
         raise UserError(
             f"trainer.parallel=fsdp divides each weight, and technique {names} needs whole ones: use "
             "trainer.parallel=ddp, or compress the finished model with init_from=RUN"
+        )
+    if stack.reads_states:
+        raise UserError(
+            "trainer.parallel=fsdp divides the weights of each block, and a technique reads the states between them "
+            "(as technique.distill.layer_map, attention and relations do): use trainer.parallel=ddp"
         )
     for key, value, kept in (
         ("optimizer.name", config.optimizer.name == "muon", "optimizer=adamw"),

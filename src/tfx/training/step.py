@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import Root
+from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.model.device import choose_precision, is_asynchronous
 from tfx.model.label_loss import task_loss
 from tfx.model.loss import projected_losses
 from tfx.model.rewiring import ParameterMap
-from tfx.model.transformer import Transformer, run_batch
+from tfx.model.transformer import States, Transformer, run_batch, run_batch_with_states
 from tfx.processes.group import ALONE
 from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import HeldMeans, Instant, Objective
@@ -27,6 +28,8 @@ from tfx.training.optimizers import build_optimizers
 from tfx.training.parallel import Sharing
 from tfx.training.profile import part
 from tfx.training.stability import build_guard
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ class Stepper:
         self.label_smoothing = label_smoothing
         self.precision = choose_precision(config.trainer.precision, device)
         trained = nn.ModuleList([model, extra]) if any(True for _ in extra.parameters()) else model
+        if self.sharing.group.size > 1 and stack.order["rewrite_batch"]:
+            names = " and ".join(f"'{technique.name}'" for technique in stack.order["rewrite_batch"])
+            raise UserError(
+                f"technique {names} trains on what the student writes (on_policy), which one process does: set "
+                "trainer.devices=1"
+            )
         self.parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config.optimizer, trained, device)
         if is_asynchronous(device):
@@ -79,8 +88,8 @@ class Stepper:
         self._examples: dict[int, str] = {}
         # Number of pieces that each batch is cut into to fit the device's memory.
         self.pieces = 1
-        # FLOPs of the teachers' forward passes in the current step.
-        self._teacher_flops = 0.0
+        # FLOPs in the current step beside the first pass of the model: of teachers, further passes, and techniques.
+        self._other_flops = 0.0
 
     def rewire(self, parameter_map: ParameterMap) -> None:
         """Carries the state of parameters over to the smaller ones that replace them."""
@@ -94,6 +103,7 @@ class Stepper:
         Raises `UnstableError` before a step that must not be taken, if the policy is to stop.
         """
         with HeldMeans() as of_batches:
+            batches, writing_flops = self._rewritten(batches, number, progress)
             whole = [self._changed(batch, number, index, progress) for index, batch in enumerate(batches)]
         with HeldMeans() as held:
             while (nll := self._gradients(batches, whole, number, progress)) is None:
@@ -117,7 +127,7 @@ class Stepper:
             self._refuse(verdict.fault, batches, number)
         self.optimizers.zero_grad()
         # A backward pass costs two forward ones.
-        flops = self._teacher_flops + 3.0 * sum(batch_flops(self.model, batch) for batch in batches)
+        flops = writing_flops + self._other_flops + 3.0 * sum(batch_flops(self.model, batch) for batch in batches)
         if verdict.fault is not None:
             return StepResult(batches, flops)
         return StepResult(batches, flops, nll, norm, verdict.refused)
@@ -132,6 +142,27 @@ class Stepper:
                 where += f", the last of {refusals.count} such steps since the last look"
             self.note(f"{where}; examples {examples.get(refusals.step, 'unknown')}")
             self.note(f"step {refusals.step + 1}: {self.guard.respond(where)}")
+
+    def _rewritten(self, batches: Sequence[Batch], number: int, progress: float) -> tuple[Sequence[Batch], float]:
+        """The batches, or those that the model writes in their place, and the FLOPs of writing them."""
+        if not self.stack.order["rewrite_batch"]:
+            return batches, 0.0
+
+        def student(work: Callable[[Transformer], Result]) -> Result:
+            with torch.no_grad():
+                seen = self.stack.view.see(self.model, progress)
+            was_training = self.model.training
+            self.model.eval()
+            try:
+                return seen.run(lambda: work(self.model))
+            finally:
+                self.model.train(was_training)
+
+        found = [
+            self.stack.rewrite_batch(batch, student, Instant(self.config.seed, number, index, progress))
+            for index, batch in enumerate(batches)
+        ]
+        return [batch for batch, _ in found], sum(flops for _, flops in found)
 
     def _changed(self, batch: Batch, number: int, index: int, progress: float) -> Batch:
         """A whole batch as techniques change it, on the device; still on the CPU if none does."""
@@ -155,7 +186,7 @@ class Stepper:
         averaged = pieces if self.sharing.steps_apart else batches
         # FSDP2 takes the mean over processes, and each of them divides by the targets of all.
         divisor = sum(batch.targets for batch in averaged) / (size if self.sharing.divides_weights else 1)
-        self._teacher_flops = 0.0
+        self._other_flops = 0.0
         fits = True
         try:
             seen = self.stack.view.see(self.model, progress)
@@ -169,8 +200,8 @@ class Stepper:
                 if index < counting:
                     total += nll
             seen.pass_back()
-            # Other processes' teachers read the other rows.
-            self._teacher_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
+            # Other processes' passes read the other rows.
+            self._other_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
         except torch.OutOfMemoryError:
             if all(self.pieces >= len(batch.rows) for batch in batches):
                 raise
@@ -233,7 +264,12 @@ class Stepper:
 
     def _loss(self, batch: Batch, moment: Instant) -> tuple[Tensor, Tensor]:
         """Summed training loss, and summed plain negative log-likelihood without gradients."""
-        hidden_ND = self._forward(self.model, batch).flatten(0, 1)
+        states = None
+        if self.stack.reads_states:
+            hidden_BTD, states = self._forward_with_states(self.model, batch)
+        else:
+            hidden_BTD = self._forward(self.model, batch)
+        hidden_ND = hidden_BTD.flatten(0, 1)
         targets = batch.targets_and_weights()
         keep_N = None
         # Picking them would wait for the device: it must say how many there are.
@@ -242,10 +278,13 @@ class Stepper:
             hidden_ND = hidden_ND[keep_N]
             targets = [(ids[keep_N], None if weight is None else weight[keep_N]) for ids, weight in targets]
         task = task_loss(self.model.architecture, batch, targets, keep_N, self.label_smoothing)
-        objective = Objective(batch, self._forward, hidden_ND, keep_N, [("task", task, 1.0)])
+        terms = [("task", task, float(batch.is_labelled))]
+        objective = Objective(self.model, batch, self._forward_more, hidden_ND, keep_N, terms)
+        objective.states, objective.forward_with_states = states, self._forward_with_states
         self.stack.objective(objective, moment)
+        self._other_flops += objective.flops
         loss, reported = projected_losses(
-            *self.model.output_factors(hidden_ND),
+            *self.model.output_factors(objective.hidden_ND),
             [(term, scale) for _, term, scale in objective.logit_losses],
             dtype=self.precision.products,
         )
@@ -255,12 +294,22 @@ class Stepper:
             loss = loss + scale * value
         return loss, reported[0].sum()
 
+    def _forward_more(self, model: Transformer, batch: Batch) -> Tensor:
+        """Another pass of the model, which costs a backward one too, or one of a teacher."""
+        self._other_flops += (3.0 if model is self.model else 1.0) * batch_flops(model, batch)
+        return self._forward(model, batch)
+
     def _forward(self, model: Transformer, batch: Batch) -> Tensor:
         """Hidden states (B, T, D) of the model, or of a teacher, in the precision of the training."""
-        if model is not self.model:
-            self._teacher_flops += batch_flops(model, batch)
         with self.precision.forward(self.device):
             return run_batch(model, batch)
+
+    def _forward_with_states(self, model: Transformer, batch: Batch) -> tuple[Tensor, States]:
+        """The same with the states between its blocks: the first pass of the model, or one of a teacher."""
+        if model is not self.model:
+            self._other_flops += batch_flops(model, batch)
+        with self.precision.forward(self.device):
+            return run_batch_with_states(model, batch)
 
 
 def _examples(batches: Sequence[Batch]) -> str:

@@ -62,7 +62,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch):
     weight, moments = problem()
     kind = GridKind(4, group=16, clip=True)
     whole = gptq(weight, moments, kind)
-    monkeypatch.setattr("tfx.techniques.quantize.gptq._BLOCK", 8)
+    monkeypatch.setattr("tfx.techniques.columns._BLOCK", 8)
     pieces = gptq(weight, moments, kind)
     assert float((whole.codes_RC != pieces.codes_RC).float().mean()) < 0.01
     torch.testing.assert_close(whole.scale, pieces.scale, rtol=2e-3, atol=1e-6)

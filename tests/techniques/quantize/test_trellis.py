@@ -8,7 +8,8 @@ import torch
 
 from tfx.compression.grid import Grid
 from tfx.compression.trellis import STATES, following, multiples, quantizer, quantizers
-from tfx.techniques.quantize.gptq import gptq, inverse_factor
+from tfx.techniques.columns import inverse_factor
+from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.rounding import GridKind, entropy_bits
 from tfx.techniques.quantize.trellis import search, trellis
 

@@ -17,6 +17,8 @@ from tfx.model.transformer import Transformer
 # The most hypotheses that share one row of a cache. Each sees the places of its ancestors through a mask, so nothing
 # is copied when hypotheses are reordered, but scores are computed for the places of all.
 MOST_SHARING = 16
+# Positions that memory is taken for at first.
+_FIRST_POSITIONS = 32
 # Tokens of each prompt that are read at once: scores of all at once would be the largest tensor.
 _READ_AT_ONCE = 256
 
@@ -43,7 +45,7 @@ class Decoder:
         self._sharing = hypotheses if hypotheses <= MOST_SHARING else 1
         self.length = 0
         blocks: list[Block] = list(model.decoder.blocks)  # type: ignore[arg-type]
-        self._own = [OwnAttention(block.attention) for block in blocks]
+        self._own = [OwnAttention(block.attention, _FIRST_POSITIONS * self._sharing) for block in blocks]
         self._cross = [
             CrossAttention(block.cross, memory_BSD) if block.cross is not None and memory_BSD is not None else None
             for block in blocks
@@ -148,7 +150,7 @@ class Decoder:
         end = (self.length + 1) * self._sharing
         seen = self._ancestors_BKP
         if seen is None or seen.shape[2] < end:
-            room = max(32 * self._sharing, 2 * (0 if seen is None else seen.shape[2]))
+            room = max(_FIRST_POSITIONS * self._sharing, 2 * (0 if seen is None else seen.shape[2]))
             self._ancestors_BKP = torch.full(
                 (self.sentences, self.hypotheses, room), -torch.inf, dtype=self._dtype, device=self.device
             )

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
+from tfx.errors import UserError
 from tfx.model.decoding.beam import beam_search
 from tfx.model.decoding.decoder import Decoder
 from tfx.model.decoding.output import Output, scored
 from tfx.model.decoding.rules import Ends, Rules
 from tfx.model.decoding.sampling import Picker, make_picker
+from tfx.model.engine import StepEngine, WholeEngine, without_padding
 from tfx.model.transformer import Transformer
 
 # Steps between two looks at what has ended, on a device that the host would have to wait for.
@@ -32,6 +34,14 @@ class Wanted:
     best: int = 1
     detailed: bool = False
     prefixes: Sequence[Sequence[int]] | None = None
+
+    def check(self, engine: WholeEngine) -> None:
+        """Raises `UserError` where an engine that decodes by itself cannot give this."""
+        if self.best > 1 or self.detailed or (self.prefixes is not None and any(self.prefixes)):
+            raise UserError(
+                f"evaluation.engine={engine.name} gives one output, without prefix, score and log-probabilities: use "
+                "engine torch or onnx"
+            )
 
 
 def translate(
@@ -65,14 +75,17 @@ def outputs_for(
 
     ``limits`` holds the longest output of each. Only sampling uses ``seed`` and ``streams`` (`make_picker`).
     """
-    memory_BSD = model.encode(source_BS, source_mask_BS)
+    if isinstance(model.engine, WholeEngine):
+        wanted.check(model.engine)
+        sources = without_padding(source_BS, source_mask_BS)
+        return [[Output(tokens)] for tokens in model.engine.translate(sources, limits_B.tolist(), config)]
     device = source_BS.device
     rules = Rules(ends, config, device, wanted.prefixes)
     limits = limits_B.tolist()
     if config.method in ("beam", "auto") and config.beam > 1:
-        decoder = Decoder(model, len(limits), config.beam, memory_BSD, source_mask_BS)
+        decoder = _decoder(model, source_BS, source_mask_BS, config.beam)
         return beam_search(decoder, limits, ends, rules, config, wanted.best, detailed=wanted.detailed)
-    decoder = Decoder(model, len(limits), 1, memory_BSD, source_mask_BS)
+    decoder = _decoder(model, source_BS, source_mask_BS, 1)
     texts = [_Text(number, [], limit) for number, limit in enumerate(limits)]
     pick = make_picker(config, seed, device, streams or range(len(limits)))
     hidden_ND = decoder.step(torch.full((len(limits),), ends.bos, device=device))
@@ -94,6 +107,14 @@ def continue_texts(
     When a text fills the context, the model reads its later half again and continues from there.
     """
     context, most = model.architecture.context, config.new_tokens
+    if isinstance(model.engine, WholeEngine):
+        wanted.check(model.engine)
+        if (longest := max(map(len, prompts))) + most > context:
+            raise UserError(
+                f"evaluation.engine={model.engine.name} stops at the context of {context:,} tokens, and {longest:,} of "
+                f"a prompt with {most:,} new ones are more: lower evaluation.new_tokens, or use engine torch or onnx"
+            )
+        return [Output(tokens) for tokens in model.engine.continue_texts(prompts, most)]
     device = model.embedding.weight.device
     rules = Rules(ends, config, device, wanted.prefixes)
     texts = [_Text(number, list(prompt), most) for number, prompt in enumerate(prompts)]
@@ -108,7 +129,7 @@ def continue_texts(
         for text, piece in zip(going, pieces, strict=True):
             # The token behind a full context can be chosen, but not be read.
             text.stop = min(most, len(text.added) + context - len(piece) + 1)
-        decoder = Decoder(model, len(going))
+        decoder = model.engine.decoder(None, 1) if isinstance(model.engine, StepEngine) else Decoder(model, len(going))
         hidden_RD = decoder.read(torch.tensor(padded, device=device), first_R)
         _extend(decoder, hidden_RD, going, ends.eos, rules, pick, detailed=wanted.detailed)
         going = [text for text in going if not text.has_ended and len(text.added) < most]
@@ -122,6 +143,14 @@ def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: i
         return []
     config = EvaluationConfig(new_tokens=new_tokens)
     return continue_texts(model, [prompt], Ends(bos=eos, eos=eos, pad=0), config, pick)[0].tokens
+
+
+def _decoder(model: Transformer, source_BS: Tensor, source_mask_BS: Tensor | None, hypotheses: int) -> Decoder:
+    """The decoder of a batch of sources: the model's own, or that of its engine."""
+    if isinstance(model.engine, StepEngine):
+        return model.engine.decoder(without_padding(source_BS, source_mask_BS), hypotheses)  # type: ignore[no-any-return]
+    memory_BSD = model.encode(source_BS, source_mask_BS)
+    return Decoder(model, len(source_BS), hypotheses, memory_BSD, source_mask_BS)
 
 
 @dataclass

@@ -1,13 +1,14 @@
-"""The cached outputs of a teacher: its texts for the training sources, and its largest logits.
+"""The cached outputs of teachers: their texts for the training sources, and their largest logits.
 
-Both are made once for a teacher and its data, and kept in the cache folder. Their cost counts as the teacher's.
+Both are made once for teachers and their data, and kept in the cache folder. Their cost counts as the teacher's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from tfx.config.schema import EvaluationConfig
 from tfx.data.ragged import Ragged
-from tfx.data.sources import Corpus
 from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.model.flops import decoding_flops, forward_flops
@@ -26,17 +26,41 @@ from tfx.record.lock import making
 from tfx.tasks.prepare import PreparedData
 from tfx.tasks.seq2seq import Pairs, collate_pairs, decode_sources
 from tfx.techniques.contract import Teacher, Work
+from tfx.techniques.distill.soft_targets import mean_of_probabilities
 
 # Raise it when the content of the cache changes.
 _VERSION = 2
 _ROWS = 128
 
 
-def decoded_outputs(teacher: Teacher, corpus: Corpus, decoding: EvaluationConfig) -> tuple[list[str], str]:
-    """The teacher's output for each training source, and a key that identifies them all."""
-    sources = list(corpus.splits["train"]["source"])
-    shape = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
-    content = f"{_VERSION}\0{corpus.fingerprint}\0{teacher.sha256}\0{shape}"
+def decoded_outputs(
+    teachers: Sequence[Teacher], sources: list[str], fingerprint: str, beam: int
+) -> tuple[list[str], str]:
+    """A teacher's beam output for each source, and a key that identifies them all, as ``fingerprint`` does the sources.
+
+    Of several teachers each writes an equal share: every so-manieth source. That costs what one teacher does, shows the
+    student how each of them puts it, and asks for no common tokenizer. A search with their mean probabilities would
+    cost as many times more as there are teachers.
+    """
+    outputs, keys = [""] * len(sources), []
+    # With fewer sources than teachers the last have none.
+    for place, teacher in enumerate(teachers[: max(1, len(sources))]):
+        share = slice(place, None, len(teachers))
+        of = f"{fingerprint}\0share {place} of {len(teachers)}" if len(teachers) > 1 else fingerprint
+        # The technique sets the beam, however the teacher's own run was scored.
+        decoding = replace(teacher.generation, method="beam", beam=beam)
+        outputs[share], key = _outputs(teacher, sources[share], of, decoding)
+        keys.append(key)
+    return outputs, " ".join(keys)
+
+
+def _outputs(teacher: Teacher, sources: list[str], of: str, decoding: EvaluationConfig) -> tuple[list[str], str]:
+    """The outputs of one teacher; ``of`` identifies the sources."""
+    shape: tuple[float, ...] = (decoding.beam, decoding.length_penalty, decoding.max_length_ratio)
+    rules = (decoding.min_length, decoding.no_repeat_ngram, decoding.repetition_penalty)
+    if rules != (0, 0, 1):  # else as the entries of before
+        shape += rules
+    content = f"{_VERSION}\0{of}\0{teacher.sha256}\0{shape}"
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     path = writable_cache("teacher-outputs") / f"{key}.json"
     with making(path):
@@ -51,7 +75,7 @@ def decoded_outputs(teacher: Teacher, corpus: Corpus, decoding: EvaluationConfig
             write_json(path, {"seconds": seconds, "flops": flops, "outputs": decoded})
         # JSON, because an output may hold any kind of line end.
         made = read_json(path)
-    teacher.work["outputs"] = Work(made["seconds"], made["flops"])
+    teacher.work[f"outputs {key}"] = Work(made["seconds"], made["flops"])
     return made["outputs"], key
 
 
@@ -77,8 +101,12 @@ class TopLogits:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, teacher: Teacher, data: PreparedData, count: int, device: torch.device) -> TopLogits:
-        """The logits of a teacher in its precision: from the cache, or computed and cached."""
+    def of(cls, teachers: Sequence[Teacher], data: PreparedData, count: int, device: torch.device) -> TopLogits:
+        """The logits of a teacher in its precision, or of the mean of several: from the cache, or computed and cached.
+
+        Their cost counts as that of the first.
+        """
+        teacher = teachers[0]
         k = min(count, teacher.model.architecture.vocab_size)
         train = data.splits["train"]
         if not isinstance(train, Pairs):
@@ -93,7 +121,8 @@ class TopLogits:
             return cls(ids, torch.zeros(1, dtype=torch.float16).expand(size), offsets)
         precision = teacher.precision
         numbers = precision.products if precision.autocast is None else f"autocast {precision.autocast}"
-        content = hashlib.sha256(f"{_VERSION}\0{data.fingerprint}\0{teacher.sha256}\0{k}\0{numbers}".encode())
+        files = " ".join(each.sha256 for each in teachers)
+        content = hashlib.sha256(f"{_VERSION}\0{data.fingerprint}\0{files}\0{k}\0{numbers}".encode())
         # Which of the data's pairs are trained on is another matter than what they are.
         for side in (train.source, train.target):
             content.update(side.lengths.tobytes())
@@ -101,7 +130,7 @@ class TopLogits:
         with making(path):
             if not path.is_file():
                 begun = time.perf_counter()
-                ids, logits, flops = _largest(teacher, train, data, k, offsets, device)
+                ids, logits, flops = _largest(teachers, train, data, k, offsets, device)
                 seconds = time.perf_counter() - begun
                 with replacing(path) as temporary, open(temporary, "wb") as file:
                     np.savez(file, ids=ids.numpy(), logits=logits.numpy(), seconds=seconds, flops=flops)
@@ -141,7 +170,7 @@ def _carried(value: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _largest(
-    teacher: Teacher, train: Pairs, data: PreparedData, k: int, offsets: np.ndarray, device: torch.device
+    teachers: Sequence[Teacher], train: Pairs, data: PreparedData, k: int, offsets: np.ndarray, device: torch.device
 ) -> tuple[Tensor, Tensor, float]:
     """Ids and logits (positions, K) of all training pairs, and the FLOPs of making them."""
     ids = torch.zeros(int(offsets[-1]), k, dtype=torch.int32)
@@ -152,12 +181,15 @@ def _largest(
         batch = collate_pairs(train, rows, data.tokenizer)
         real_N = _carried((batch.target_out_BT >= 0).flatten().nonzero().squeeze(1), device)
         moved = batch.to(device)
-        with teacher.precision.forward(device):
-            hidden_BTD = run_batch(teacher.model, moved)
-        top = teacher.model.project(hidden_BTD.flatten(0, 1)[real_N].float()).topk(k, dim=-1)
         assert batch.source_BS is not None
         shape = (batch.source_BS.shape[1], batch.target_in_BT.shape[1])
-        flops += forward_flops(teacher.model.architecture, len(rows), *shape)
+        found = []
+        for teacher in teachers:
+            with teacher.precision.forward(device):
+                hidden_BTD = run_batch(teacher.model, moved)
+            found.append(teacher.model.project(hidden_BTD.flatten(0, 1)[real_N].float()))
+            flops += forward_flops(teacher.model.architecture, len(rows), *shape)
+        top = (found[0] if len(found) == 1 else mean_of_probabilities(found)).topk(k, dim=-1)
         span = slice(int(offsets[start]), int(offsets[rows[-1] + 1]))
         ids[span] = top.indices.int().cpu()
         logits[span] = top.values.half().cpu()

@@ -1,153 +1,114 @@
-"""Knowledge distillation (Hinton 2015, arXiv 1503.02531): a student learns from a teacher's outputs.
+"""Knowledge distillation (Hinton 2015, arXiv 1503.02531): a student learns from the outputs and states of teachers.
 
-Shapes: N target positions, V vocabulary, K cached logits, D student width, E teacher width.
+Shapes: N target positions, B rows, T target length, D student width, E teacher width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tfx.config.schema import Budget, Root, group, setting
-from tfx.config.tasks import TASKS
-from tfx.data.sources import Corpus, replace_targets
+from tfx.config.schema import Root
+from tfx.data.sources import Corpus, with_targets
 from tfx.errors import UserError
-from tfx.model.transformer import Transformer
+from tfx.model.architecture import Architecture
+from tfx.model.batch import Batch
+from tfx.model.flops import decoding_flops
+from tfx.model.loss import LogitLoss
+from tfx.model.transformer import States, Transformer
+from tfx.record.seeds import derive_seed
+from tfx.tasks import task_named
+from tfx.tasks.contract import Retold
 from tfx.tasks.prepare import PreparedData
-from tfx.techniques.contract import Instant, Mean, Objective, Teacher, TeacherNeed, Technique, TechniqueSettings
+from tfx.techniques.contract import Instant, Mean, Objective, Student, Teacher, TeacherNeed, Technique
 from tfx.techniques.distill.cache import TopLogits, decoded_outputs
+from tfx.techniques.distill.checks import (
+    check_context,
+    check_settings,
+    check_teacher,
+    matches_layers,
+    reads_states,
+    uses_logits,
+)
 from tfx.techniques.distill.layers import check_layers, copy_layers
-from tfx.techniques.distill.soft_targets import FromHidden, FromTopK, SoftTargets
+from tfx.techniques.distill.matching import Matcher, check_matching
+from tfx.techniques.distill.settings import DistillSettings
+from tfx.techniques.distill.soft_targets import Average, FromAnswers, FromHidden, FromTopK, Measure
+from tfx.techniques.distill.spans import SpanLikelihood, log_likelihoods, sums
 
+# What is learnt from a teacher's layers, by the setting that weighs it, and the name of its evidence.
+_MATCHED = {"hidden": "hidden_error", "attention": "attention_error", "relations": "relation_divergence"}
 
-@dataclass
-class DistillSettings(TechniqueSettings):
-    """Settings of `Distill`."""
-
-    teacher: str | None = setting(
-        None, "a run directory or model file; null: init_from, else one is trained first, and cached", path=True
-    )
-    teacher_model: str | None = setting(None, "model of a teacher that is trained first; null: the same as the run's")
-    teacher_budget: Budget = group(Budget)
-    loss: str = setting(
-        "forward_kl",
-        "soft-target loss: KL(teacher || student), KL(student || teacher), Jensen-Shannon, or none",
-        choices=("forward_kl", "reverse_kl", "jensen_shannon", "none"),
-        paper="Hinton 2015, arXiv 1503.02531; Gu 2023, arXiv 2306.08543; Wen 2023, arXiv 2307.15190",
-    )
-    temperature: float = setting(
-        1.0, "softens both distributions; the loss is scaled by its square", minimum=1e-3, maximum=100
-    )
-    alpha: float = setting(
-        0.8, "weight of the soft-target loss; the task's own loss has the rest", minimum=0, maximum=1
-    )
-    alpha_final: float | None = setting(
-        None, "alpha at the end, reached linearly; null: constant", minimum=0, maximum=1
-    )
-    hidden: float = setting(
-        0.0,
-        "weight of the mean squared error of the last hidden states, through a learned projection",
-        minimum=0,
-        paper="Romero 2015, arXiv 1412.6550; Jiao 2020, arXiv 1909.10351",
-    )
-    sequence_level: bool = setting(
-        False, "text to text: train on the teacher's beam output as target", paper="Kim & Rush 2016, arXiv 1606.07947"
-    )
-    beam: int = setting(5, "sequence level: hypotheses of the teacher's beam; 1: greedy", minimum=1, maximum=1000)
-    initialise: bool = setting(
-        False, "start from evenly spaced teacher layers; the widths must agree", paper="Sanh 2019, arXiv 1910.01108"
-    )
-    cache_top_k: int | None = setting(
-        None, "text to text: compute the teacher's k largest logits once and cache them", minimum=1
-    )
+# What is averaged over the training: the losses, and shares that prove nothing by themselves.
+_SHARES = ("mean_alpha", "aligned_share", "on_policy_share", "unlabelled_share")
+_MEANS = ("divergence", *_MATCHED.values(), *_SHARES)
 
 
 class Distill(Technique):
-    """Soft targets, hidden states, sequence-level targets, and initialisation, from one teacher."""
+    """Soft targets, layers, sequence-level targets, and initialisation, from one teacher or several."""
 
     name = "distill"
     Settings = DistillSettings
     effects = ("adds a teacher",)
+    reads_unlabelled = True
     after = ("permutes tokens", "mixes examples")
 
     def __init__(self, settings: DistillSettings) -> None:
         super().__init__(settings)
-        self.teacher: Teacher | None = None
-        self._projection: nn.Linear | None = None
+        self.teachers: Sequence[Teacher] = ()
+        self._matchers: list[Matcher] = []
         self._top_logits: TopLogits | None = None
-        self._divergence, self._hidden_error = Mean(), Mean()
-        self._share = Mean()
+        self._data: PreparedData | None = None
+        self._means = {name: Mean() for name in _MEANS}
         self._targets_changed = 0.0
-        self._layers_copied = 0
+        self._layers_copied = self._monolingual = 0
 
     # --- declarations ---------------------------------------------------------------------------------
 
     def check(self, config: Root) -> None:
-        settings = self.settings
-        if not self._uses_logits() and not settings.hidden and not settings.sequence_level and not settings.initialise:
-            raise UserError(
-                "technique.distill has nothing to do: loss=none or alpha=0, hidden=0, sequence_level=false, "
-                "initialise=false"
-            )
-        if not (task := TASKS[config.dataset.task]).decodes:
-            for name in ("sequence_level", "cache_top_k"):
-                if getattr(settings, name):
-                    raise UserError(f"technique.distill.{name} is for text to text, not for {task.what}")
-        if settings.cache_top_k is not None and settings.loss == "reverse_kl":
-            raise UserError(
-                "technique.distill.loss=reverse_kl needs the teacher's whole distribution, and "
-                f"technique.distill.cache_top_k={settings.cache_top_k} keeps a part of it: leave it out, or "
-                "set technique.distill.loss=forward_kl"
-            )
-        if settings.teacher is not None and settings.teacher_model is not None:
-            raise UserError(
-                f"technique.distill.teacher={settings.teacher} names a teacher that exists, and "
-                f"technique.distill.teacher_model={settings.teacher_model} one that is to be trained: keep one of them"
-            )
-        need = self.teacher_need(config)
-        if need.path is not None and need.budget != Budget():
-            key = "init_from" if settings.teacher is None else "technique.distill.teacher"
-            raise UserError(
-                f"{key}={need.path} is a teacher that exists, and technique.distill.teacher_budget is for one that is "
-                "to be trained: leave the budget out, or name its model (technique.distill.teacher_model=MODEL)"
-            )
+        check_settings(self.settings, config, self.teacher_need(config))
 
     def conflicts(self) -> dict[str, str]:
-        if self.settings.cache_top_k is None:
-            return {}
-        why = "cached logits (technique.distill.cache_top_k) are of the unchanged examples"
-        return {"mixes examples": why, "permutes tokens": why}
+        found: dict[str, str] = {}
+        if self.settings.cache_top_k is not None:
+            why = "cached logits (technique.distill.cache_top_k) are of the unchanged examples"
+            found |= {"mixes examples": why, "permutes tokens": why, "splits words anew": why}
+        if self.settings.align_tokens:
+            why = "another tokenizer spells whole texts (technique.distill.align_tokens)"
+            found |= {"mixes examples": why, "permutes tokens": why}
+            found["runs twice"] = "likelihoods of spans (technique.distill.align_tokens) are those of one pass"
+        return found
 
     def hooks(self) -> tuple[str, ...]:
         used = []
         if self.settings.sequence_level:
             used.append("prepare_data")
-        if self.settings.initialise or self.settings.hidden:
+        if self.settings.on_policy:
+            used.append("rewrite_batch")
+        if self.settings.initialise or matches_layers(self.settings):
             used.append("prepare_model")
-        if self._uses_logits() or self.settings.hidden:
+        if uses_logits(self.settings) or matches_layers(self.settings):
             used.append("objective")
         return tuple(used)
 
     def acts_before_training(self) -> bool:
-        # Without steps the projection of hidden states does nothing.
+        # Without steps the projections of hidden states do nothing.
         return bool(self.settings.initialise)
 
-    def teacher_need(self, config: Root) -> TeacherNeed:
-        path = self.settings.teacher
-        if path is None and self.settings.teacher_model is None:
-            # A run that starts from a finished model has that as its teacher.
-            path = config.init_from
-        return TeacherNeed(
-            None if path is None else Path(path), self.settings.teacher_model, self.settings.teacher_budget
-        )
+    def reads_states(self) -> bool:
+        return reads_states(self.settings)
 
-    def _uses_logits(self) -> bool:
-        final = self.settings.alpha_final
-        return self.settings.loss != "none" and (self.settings.alpha > 0 or bool(final))
+    def teacher_need(self, config: Root) -> TeacherNeed:
+        paths = self.settings.teachers
+        if not paths and self.settings.teacher_model is None and config.init_from is not None:
+            # A run that starts from a finished model has that as its teacher.
+            paths = (Path(config.init_from),)
+        return TeacherNeed(paths, self.settings.teacher_model, self.settings.teacher_budget)
 
     def alpha(self, progress: float) -> float:
         """Share of the soft-target loss at this progress."""
@@ -155,171 +116,251 @@ class Distill(Technique):
         if not self.active(progress) or settings.loss == "none":
             return 0.0
         if settings.alpha_final is None:
-            return settings.alpha
+            return float(settings.alpha)
         passed = (progress - settings.start) / (settings.end - settings.start)
-        return settings.alpha + (settings.alpha_final - settings.alpha) * passed
+        return float(settings.alpha + (settings.alpha_final - settings.alpha) * passed)
 
-    # --- the teacher ----------------------------------------------------------------------------------
+    # --- the teachers ---------------------------------------------------------------------------------
 
-    def receive_teacher(self, teacher: Teacher, data: PreparedData | None, device: torch.device) -> None:
-        if self.settings.sequence_level and not teacher.model.architecture.is_seq2seq:
-            raise UserError(
-                f"technique.distill.sequence_level: the teacher {teacher.path} is a language model, which writes "
-                "no targets for sources: name one that is text to text (technique.distill.teacher=RUN)"
-            )
-        self.teacher = teacher
-        teacher.model.to(device).eval().requires_grad_(False)
-        if data is None:
-            return
-        self._check_teacher(teacher, data)
-        if self.settings.cache_top_k is not None and self._uses_logits():
-            self._top_logits = TopLogits.of(teacher, data, self.settings.cache_top_k, device)
-
-    def _check_teacher(self, teacher: Teacher, data: PreparedData) -> None:
-        """Raises `UserError` if teacher and student have other tokens, and the student learns from logits or states."""
-        learnt = {
-            f"loss={self.settings.loss}": self._uses_logits(),
-            f"hidden={self.settings.hidden:g}": self.settings.hidden > 0,
-            "initialise=true": self.settings.initialise,
-        }
-        asked = [f"technique.distill.{name}" for name, is_used in learnt.items() if is_used]
-        if not asked:
-            return
-        family = teacher.model.architecture.family
-        if family != data.task:
-            raise UserError(
-                f"{asked[0]} needs a teacher of the student's own family: {teacher.path} is a model for {family}, and "
-                f"dataset '{data.name}' is for {data.task}; name another (technique.distill.teacher=RUN)"
-            )
-        if teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
-            raise UserError(
-                f"{asked[0]}: the teacher has another tokenizer than the student, so their tokens differ; give "
-                "the student the teacher's (dataset.tokenizer.path=TEACHER_RUN/tokenizer.json, or =FOLDER for a model "
-                "folder of transformers), or learn from its "
-                "outputs alone (technique.distill.sequence_level=true technique.distill.loss=none)"
-            )
-        self._check_context(data.splits["train"].longest, "dataset.max_tokens={}", -1)
-
-    def _check_context(self, longest: int, remedy: str, offset: int = 0) -> None:
-        """Raises `UserError` if the teacher's context is too short for the inputs."""
-        assert self.teacher is not None
-        context = self.teacher.model.architecture.context
-        if longest > context and (self._uses_logits() or self.settings.hidden):
-            raise UserError(
-                f"technique.distill: the student's inputs have up to {longest} tokens, and the teacher "
-                f"{self.teacher.path} takes {context}: set {remedy.format(context + offset)}, or name another teacher"
-            )
+    def receive_teachers(self, teachers: Sequence[Teacher], data: PreparedData | None, device: torch.device) -> None:
+        self.teachers = teachers
+        self._data = data
+        for teacher in teachers:
+            if self.settings.sequence_level and not teacher.model.architecture.is_seq2seq:
+                raise UserError(
+                    f"technique.distill.sequence_level: the teacher {teacher.path} is a language model, which writes "
+                    "no targets for sources: name one that is text to text (technique.distill.teacher=RUN)"
+                )
+            teacher.model.to(device).eval().requires_grad_(False)
+            if data is not None:
+                check_teacher(self.settings, teacher, data)
+        if data is not None and self.settings.cache_top_k is not None and uses_logits(self.settings):
+            self._top_logits = TopLogits.of(teachers, data, self.settings.cache_top_k, device)
 
     def plan(self, model: Transformer) -> list[str]:
-        if self.teacher is None:  # a dry run makes none
-            return []
-        if not model.architecture.is_seq2seq:
-            self._check_context(model.architecture.context, "model.context={}")
-        if self.settings.initialise:
-            check_layers(self.teacher.model.architecture, model.architecture)
+        for teacher in self.teachers:  # a dry run has none
+            if not model.architecture.is_seq2seq and not self._has_other_tokens(teacher):
+                check_context(self.settings, teacher, model.architecture.context, "model.context={}")
+            check_matching(self.settings, model.architecture, teacher.model.architecture)
+        if self.settings.initialise and self.teachers:
+            check_layers(self.teachers[0].model.architecture, model.architecture)
         return []
 
     def prepare_data(self, corpus: Corpus, config: Root) -> Corpus:
-        teacher = self.teacher
-        assert teacher is not None
-        # The technique sets the beam, however the teacher's own run was scored.
-        outputs, key = decoded_outputs(
-            teacher, corpus, replace(teacher.generation, method="beam", beam=self.settings.beam)
-        )
-        before = list(corpus.splits["train"]["target"])
+        sources, before = (list(corpus.splits["train"][side]) for side in ("source", "target"))
+        outputs, key = decoded_outputs(self.teachers, sources, corpus.fingerprint, self.settings.beam)
         # An empty output teaches nothing: keep the reference.
         targets = [new or old for new, old in zip(outputs, before, strict=True)]
         changed = sum(new != old for new, old in zip(targets, before, strict=True))
         self._targets_changed = changed / max(1, len(before))
-        return replace_targets(corpus, targets, f"distill:{key}")
+        changed_corpus = with_targets(corpus, sources, targets, f"distill:{key}")
+        return replace(changed_corpus, unlabelled=self._written(corpus.unlabelled))
+
+    def _written(self, unlabelled: Corpus | None) -> Corpus | None:
+        """Texts without references with a teacher's outputs as their targets; those without an output are left out."""
+        if unlabelled is None:
+            return None
+        texts = list(unlabelled.splits["train"]["text"])
+        outputs, key = decoded_outputs(self.teachers, texts, unlabelled.fingerprint, self.settings.beam)
+        pairs = [(text, output) for text, output in zip(texts, outputs, strict=True) if output]
+        if len(pairs) < len(texts):
+            unlabelled.notes.append(f"monolingual: of {len(texts) - len(pairs):,} texts the teacher made nothing")
+        if not pairs:
+            raise UserError(
+                "dataset.monolingual: the teacher's outputs are all empty, so there is nothing to learn from them: "
+                "train the teacher for longer, or leave it out"
+            )
+        self._monolingual = len(pairs)
+        sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+        return with_targets(unlabelled, sources, targets, f"distill:{key}")
 
     def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
-        assert self.teacher is not None
-        teacher = self.teacher.model
         if self.settings.initialise:
-            self._layers_copied = copy_layers(teacher, model)
-        if not self.settings.hidden:
+            self._layers_copied = copy_layers(self.teachers[0].model, model)
+        if not matches_layers(self.settings):
             return None
-        self._projection = nn.Linear(model.architecture.width, teacher.architecture.width, bias=False)
-        # An orthogonal start, drawn from its shape alone, keeps the student's geometry.
         with torch.random.fork_rng(devices=[]):
+            # The projections are drawn from seed and shapes alone.
             torch.manual_seed(config.seed)
-            nn.init.orthogonal_(self._projection.weight)
-        return self._projection.to(model.embedding.weight.device)
+            for teacher in self.teachers:
+                check_matching(self.settings, model.architecture, teacher.model.architecture)
+                self._matchers.append(Matcher(self.settings, model, teacher.model))
+        return nn.ModuleList(self._matchers).to(model.embedding.weight.device) if self.settings.hidden else None
+
+    # --- the student's own texts ----------------------------------------------------------------------
+
+    def rewrite_batch(self, batch: Batch, student: Student, moment: Instant) -> tuple[Batch, float]:
+        """On-policy distillation (Agarwal 2023, arXiv 2306.13649): what the student writes is judged by the teacher."""
+        if not self.active(moment.progress):
+            return batch, 0.0
+        draw = torch.rand((), generator=moment.generator(f"{self.name} on policy", torch.device("cpu")))
+        if draw >= self.settings.on_policy:
+            self._means["on_policy_share"].add(0.0, float(batch.targets))
+            return batch, 0.0
+        assert self._data is not None
+        task, tokenizer = task_named(self._data.task), self._data.tokenizer
+        seed = derive_seed(moment.seed, f"{self.name} on policy", moment.step, moment.batch)
+
+        def write(model: Transformer) -> tuple[Batch, float]:
+            written = task.sampled(model, batch, tokenizer, seed)
+            return written, writing_flops(model.architecture, written)
+
+        written, flops = student(write)
+        self._means["on_policy_share"].add(float(written.targets), float(written.targets))
+        return written, flops
 
     # --- the loss -------------------------------------------------------------------------------------
 
     def objective(self, objective: Objective, moment: Instant) -> None:
-        assert self.teacher is not None
         alpha = self.alpha(moment.progress)
-        weight = self.settings.hidden if self.active(moment.progress) else 0.0
-        if alpha == 0.0 and weight == 0.0:
+        is_matched = matches_layers(self.settings) and self.active(moment.progress)
+        if alpha == 0.0 and not is_matched:
             return
-        counts_N = objective.select((objective.batch.target_out_BT >= 0).unsqueeze(-1)).squeeze(-1)
-        if objective.batch.mix is not None:
-            labels = objective.batch.targets_and_weights()
-            mass = sum((ids >= 0).float() * w for ids, w in labels if w is not None)
-            counts_N = mass if objective.keep_N is None else mass[objective.keep_N]  # type: ignore[assignment, index]
-        counts_N = counts_N.float()
-        hidden_NE: Tensor | None = None
-        if self._top_logits is None or weight:
+        counts_N = objective.counts_N()
+        taught: list[tuple[Tensor, States | None]] = []
+        if is_matched or (alpha and self._top_logits is None and not self.settings.align_tokens):
             with torch.no_grad():
-                hidden_NE = objective.select(objective.forward(self.teacher.model, objective.batch))
+                taught = [self._taught(teacher, objective) for teacher in self.teachers]
         if alpha:
             objective.logit_losses = [(n, loss, scale * (1.0 - alpha)) for n, loss, scale in objective.logit_losses]
-            soft = self._soft_targets(objective, hidden_NE, counts_N)
-            objective.logit_losses.append((self.name, soft, alpha))
-        if weight and hidden_NE is not None and self._projection is not None:
-            gap = self._projection(objective.hidden_ND.float()) - hidden_NE.float()
-            error = (gap.square().mean(1) * counts_N).sum()
-            objective.other.append((f"{self.name}_hidden", error, weight))
-            self._hidden_error.add(error.detach(), counts_N.sum())
-        self._share.add(alpha, 1.0)
+            if self.settings.align_tokens:
+                for loss in self._span_losses(objective):
+                    objective.logit_losses.append((self.name, loss, alpha / len(self.teachers)))
+            else:
+                soft = self._soft_targets(objective, [hidden_NE for hidden_NE, _ in taught], counts_N)
+                objective.logit_losses.append((self.name, soft, alpha))
+        if is_matched:
+            self._match(objective, taught, counts_N)
+        self._means["mean_alpha"].add(alpha, 1.0)
+        total = counts_N.sum()
+        self._means["unlabelled_share"].add(total * (not objective.batch.is_labelled), total)
 
-    def _soft_targets(self, objective: Objective, hidden_NE: Tensor | None, counts_N: Tensor) -> SoftTargets:
-        assert self.teacher is not None
-        kind, temperature = self.settings.loss, self.settings.temperature
+    def _taught(self, teacher: Teacher, objective: Objective) -> tuple[Tensor, States | None]:
+        """A teacher's last hidden states (N, E), and those between its layers if they are read."""
+        batch = objective.batch
+        if self._has_other_tokens(teacher):
+            batch = self._retold(teacher, batch).batch.to(batch.target_out_BT.device)
+        if not self.reads_states():
+            return objective.select(objective.forward(teacher.model, batch)), None
+        hidden_BTE, states = objective.forward_with_states(teacher.model, batch)
+        return objective.select(hidden_BTE), states
+
+    def _has_other_tokens(self, teacher: Teacher) -> bool:
+        return self._data is not None and teacher.tokenizer_fingerprint != self._data.tokenizer.fingerprint
+
+    def _retold(self, teacher: Teacher, batch: Batch) -> Retold:
+        """A batch in the tokens of a teacher. Raises `UserError` for mixed examples, which have tokens of two texts."""
+        assert self._data is not None
+        if batch.mix is not None:
+            raise UserError(
+                f"technique.distill: the teacher {teacher.path} has another tokenizer, which cannot spell mixed "
+                "examples: leave mixup out, or give the student the teacher's tokenizer (dataset.tokenizer.path=…)"
+            )
+        task, context = task_named(self._data.task), teacher.model.architecture.context
+        return task.retold(batch, self._data.tokenizer, teacher.tokenizer, context)
+
+    def _soft_targets(self, objective: Objective, hidden: list[Tensor], counts_N: Tensor) -> LogitLoss:
+        outputs = self.teachers[0].model.architecture.outputs
+        if outputs is not None and outputs.predicts != "one":
+            with torch.no_grad():
+                answers = [t.model.project(h.float()) for t, h in zip(self.teachers, hidden, strict=True)]
+            return FromAnswers(outputs.predicts, answers, counts_N)
+        measure = Measure(self.settings.loss, self.settings.temperature, self.settings.beta)
         # Where the positions that count were picked, each of them counts one, unless examples are mixed.
         weights_N = None if objective.keep_N is not None and objective.batch.mix is None else counts_N
         if self._top_logits is not None:
             ids, logits = self._top_logits.of_batch(objective.batch)
             return FromTopK(
-                kind,
-                temperature,
+                measure,
                 weights_N,
                 objective.select(ids),
                 objective.select(logits),
-                self.teacher.model.architecture.vocab_size,
+                self.teachers[0].model.architecture.vocab_size,
             )
-        assert hidden_NE is not None
-        factors = self.teacher.model.output_factors(hidden_NE)
-        return FromHidden(kind, temperature, weights_N, *factors, self.teacher.precision.products)
+        found = []
+        for teacher, hidden_NE in zip(self.teachers, hidden, strict=True):
+            factors = teacher.model.output_factors(hidden_NE)
+            found.append(FromHidden(measure, weights_N, *factors, teacher.precision.products))
+        return found[0] if len(found) == 1 else Average(measure, weights_N, found)
+
+    def _span_losses(self, objective: Objective) -> Iterator[SpanLikelihood]:
+        """What each teacher, in its own tokens, makes of the spans of text that are tokens of both."""
+        batch = objective.batch
+        device = batch.target_out_BT.device
+        target_N = objective.select(batch.target_out_BT.unsqueeze(-1)).squeeze(-1)
+        own_factors = objective.model.output_factors(objective.hidden_ND)
+        for teacher in self.teachers:
+            told = self._retold(teacher, batch)
+            assert told.own_BT is not None
+            assert told.other_BT is not None
+            other, dtype = told.batch.to(device), teacher.precision.products
+            with torch.no_grad():
+                hidden_NE = objective.forward(teacher.model, other).flatten(0, 1)
+                span_N, spelt_N = told.other_BT.flatten().to(device), other.target_out_BT.flatten()
+                is_in = span_N >= 0
+                factors = teacher.model.output_factors(hidden_NE[is_in])
+                log_p_N = log_likelihoods(*factors, spelt_N[is_in], dtype)
+                teacher_C = sums(log_p_N, span_N[is_in], told.count)
+            own_N = objective.select(told.own_BT.to(device).unsqueeze(-1)).squeeze(-1)
+            self._means["aligned_share"].add((own_N >= 0).sum(), (target_N >= 0).sum())
+            temperature = self.settings.align_temperature
+            yield SpanLikelihood(teacher_C, own_N, target_N, own_factors, dtype, temperature)
+
+    def _match(
+        self,
+        objective: Objective,
+        taught: list[tuple[Tensor, States | None]],
+        counts_N: Tensor,
+    ) -> None:
+        """Adds what the layers learn: the mean over the teachers, as a sum over the batch's target positions."""
+        counts_BT, total = objective.counts_BT(), counts_N.sum()
+        found: dict[str, list[Tensor]] = {name: [] for name in _MATCHED}
+        for matcher, (hidden_NE, states) in zip(self._matchers, taught, strict=True):
+            if self.settings.hidden and self.settings.layer_map == "last":
+                found["hidden"].append(matcher.last_error(objective.hidden_ND, hidden_NE, counts_N))
+            if states is None:
+                continue
+            assert objective.states is not None
+            errors = matcher.errors(objective.states, states, objective.batch.source_mask_BS, counts_BT)
+            objective.flops += errors.flops
+            for name in _MATCHED:
+                if (error := getattr(errors, name)) is not None:
+                    found[name].append(error * total)
+        for name, evidence in _MATCHED.items():
+            if found[name]:
+                error = torch.stack(found[name]).mean()
+                objective.other.append((f"{self.name}_{name}", error, getattr(self.settings, name)))
+                self._means[evidence].add(error.detach(), total)
 
     # --- proof ----------------------------------------------------------------------------------------
 
     def evidence(self) -> dict[str, float]:
         return {
-            "divergence": self._divergence.value,
-            "hidden_error": self._hidden_error.value,
-            "mean_alpha": self._share.value,
+            **{name: mean.value for name, mean in self._means.items()},
             "targets_changed": self._targets_changed,
             "layers_copied": float(self._layers_copied),
+            "texts_written": float(self._monolingual),
         }
 
     def acted(self) -> bool:
-        # The weight of a term does not prove that the term acted.
-        return any(value != 0 for name, value in self.evidence().items() if name != "mean_alpha")
+        # The share of a term does not prove that the term acted.
+        return any(value != 0 for name, value in self.evidence().items() if name not in _SHARES)
 
     def report(self, name: str, total: Tensor, count: int) -> None:
         """What the loop measured of a loss term of this technique."""
         if name == self.name:
-            self._divergence.add(total, count)
+            self._means["divergence"].add(total, count)
 
     def state_dict(self) -> dict[str, Any]:
-        means = {"divergence": self._divergence, "hidden_error": self._hidden_error, "share": self._share}
-        return {name: mean.state() for name, mean in means.items()}
+        return {name: mean.state() for name, mean in self._means.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._divergence.restore(state["divergence"])
-        self._hidden_error.restore(state["hidden_error"])
-        self._share.restore(state["share"])
+        for name, value in state.items():
+            self._means[name].restore(value)
+
+
+def writing_flops(architecture: Architecture, batch: Batch) -> float:
+    """FLOPs of decoding the targets of a batch, each as long as it is."""
+    source = 0 if batch.source_BS is None else batch.source_BS.shape[1]
+    ends_B = (batch.target_out_BT >= 0).long().cumsum(1).argmax(1) + 1
+    return sum(decoding_flops(architecture, source, length, hypotheses=1) for length in ends_B.tolist())

@@ -1,4 +1,4 @@
-"""Pruning: single weights by magnitude, and whole heads, units and layers."""
+"""Pruning: single weights by one of several scores, and whole heads, units and layers."""
 
 from tfx.techniques.prune.technique import Prune
 

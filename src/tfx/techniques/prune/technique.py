@@ -1,10 +1,8 @@
-"""Pruning: single weights by magnitude (Zhu & Gupta 2017, arXiv 1710.01878), and whole heads, units and layers."""
+"""Pruning: single weights along a ramp (Zhu & Gupta 2017, arXiv 1710.01878) or in one shot; heads, units and layers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,74 +10,28 @@ import torch
 from torch import Tensor
 
 from tfx.compression.checkpoint import Storage
-from tfx.config.schema import Root, group, setting
+from tfx.config.schema import Root
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
-from tfx.model.rewiring import Rewiring
+from tfx.model.rewiring import Factor, Rewiring
 from tfx.model.transformer import Transformer, count_parameters
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.calibration import Calibration
-from tfx.techniques.contract import Technique, TechniqueSettings
-from tfx.techniques.prune.magnitude import magnitude_masks, parse_pattern, pattern_mask
-from tfx.techniques.prune.structure import StructureSettings, plan_structure, reduced_architecture
+from tfx.techniques.contract import Technique
+from tfx.techniques.prune.depth import layers_by_loss
+from tfx.techniques.prune.masks import parse_pattern, pattern_mask, share_masks, smallest
+from tfx.techniques.prune.movement import MovementScores
+from tfx.techniques.prune.one_shot import prune_blocks
+from tfx.techniques.prune.settings import PruneSettings, check_settings, ramp, sparsity_at
+from tfx.techniques.prune.structure import (
+    Layers,
+    StructureSettings,
+    kept_layers,
+    plan_structure,
+    reduced_architecture,
+)
 from tfx.techniques.selection import left_alone, select_weights
-
-
-@dataclass
-class PruneSettings(TechniqueSettings):
-    """Settings of `Prune`."""
-
-    start: float = setting(
-        0.2, "when pruning begins, and whole parts are removed", minimum=0, below=1, unit="fractions of the budget"
-    )
-    end: float = setting(0.7, "when the sparsity is reached", above=0, maximum=1, unit="fractions of the budget")
-    sparsity: float = setting(0.5, "share of zeros in the pruned tensors at the end", minimum=0, below=1)
-    threshold: float | None = setting(None, "prune weights of a smaller magnitude, instead of a share of them", above=0)
-    pattern: str | None = setting(
-        None,
-        "n:m, such as 2:4: of every m consecutive inputs n stay; sparsity must be 1 - n/m",
-        paper="Mishra 2021, arXiv 2104.08378",
-    )
-    scope: str = setting(
-        "tensor",
-        "where magnitudes are compared: over all tensors, inside each, or inside each output row",
-        choices=("global", "tensor", "row"),
-    )
-    embeddings: bool = setting(False, "prune the embeddings and the output layer too")
-    vectors: bool = setting(False, "prune norms and biases too; not with a pattern")
-    skip: list[str] = setting([], "patterns of tensor names that are not pruned ('decoder.blocks.0.*')")
-    schedule: str = setting("cubic", "how the sparsity rises from start to end", choices=("cubic", "linear", "once"))
-    initial: float = setting(0.0, "sparsity at the start", minimum=0, below=1)
-    every: float = setting(0.01, "time between prunings", above=0, maximum=1, unit="fractions of the budget")
-    rewind: float | None = setting(
-        None,
-        "once the sparsity is reached, reset the remaining weights to their values at this fraction of the budget; "
-        "null: never",
-        minimum=0,
-        below=1,
-        paper="Frankle 2020, arXiv 1912.05671",
-    )
-    store: str = setting(
-        "fp16", "number format in the file for weights that are not quantized", choices=("fp16", "fp32")
-    )
-    structure: StructureSettings = group(StructureSettings)
-
-
-def sparsity_at(settings: PruneSettings, progress: float) -> float:
-    """The sparsity at a progress: s_f + (s_i - s_f) (1 - t)^3 for t from 0 at start to 1 at end (Zhu & Gupta 2017)."""
-    if progress < settings.start:
-        return 0.0
-    passed = min(1.0, (progress - settings.start) / (settings.end - settings.start))
-    if settings.schedule == "once":
-        return settings.sparsity
-    left = (1.0 - passed) ** (3 if settings.schedule == "cubic" else 1)
-    return settings.sparsity + (settings.initial - settings.sparsity) * left
-
-
-def _kept(sparsity: float, of: int) -> int:
-    """How many of so many weights stay."""
-    return of - round(sparsity * of)
 
 
 class Prune(Technique):
@@ -96,86 +48,61 @@ class Prune(Technique):
         self.masks: dict[str, Tensor] = {}
         self._due = -1
         self._reached = False
+        # How many of its removals are done, the parameters that these took, and the loss that chose the layers.
+        self._removals = 0
         self._removed = 0
+        self._layers: Layers | None = None
+        self._layers_loss = 0.0
         self._tokens: tuple[int, int] | None = None
         self._early: dict[str, Tensor] = {}
         self._rewound = 0
+        self._movement = None
+        if settings.score == "movement":
+            self._movement = MovementScores(is_soft=settings.threshold is not None)
+        # The weights that scores follow, with their sizes; None: not known yet.
+        self._followed: dict[str, int] | None = None
+        self._progress = 0.0
+        self._returned = 0
+        self._beyond_magnitude = 0.0
+        self._output_error = 0.0
         if "rewire" in self.hooks():
             self.effects = (*self.effects, "removes parts")
 
     # --- declarations ---------------------------------------------------------------------------------
 
     def check(self, config: Root) -> None:
-        settings = self.settings
-        if settings.start >= settings.end:
-            raise UserError(
-                f"technique.prune.start={settings.start} must lie before technique.prune.end={settings.end}"
-            )
-        if settings.initial > settings.sparsity:
-            raise UserError(
-                f"technique.prune.initial={settings.initial:g} is above sparsity={settings.sparsity:g}, and "
-                "what is gone stays gone"
-            )
-        self._check_pattern()
-        if settings.rewind is not None:
-            self._check_rewind(settings.rewind, config)
+        check_settings(self.settings, config)
 
-    def _check_pattern(self) -> None:
-        """Checks settings that a pattern or a threshold excludes: each alone decides which weights are zeroed."""
-        settings = self.settings
-        given = (
-            "a pattern" if settings.pattern is not None else "a threshold" if settings.threshold is not None else None
-        )
-        if given and settings.scope != PruneSettings.scope:
-            raise UserError(
-                f"technique.prune.scope={settings.scope} compares magnitudes, and with {given} nothing is compared: "
-                "leave one of the two out"
-            )
-        if settings.threshold is not None and settings.initial:
-            raise UserError(
-                "technique.prune.initial is where a sparsity begins, and a threshold has none: leave it out"
-            )
-        if settings.pattern is None:
-            return
-        keep, of = parse_pattern(settings.pattern)
-        if settings.threshold is not None:
-            raise UserError("technique.prune has both a pattern and a threshold: name one")
-        if settings.vectors:
-            raise UserError(
-                "technique.prune.vectors=true: a pattern is one of matrices' inputs; leave one of the two out"
-            )
-        exact = 1 - keep / of
-        if _kept(settings.sparsity, of) != keep or not math.isclose(settings.sparsity, exact, abs_tol=5e-3):
-            raise UserError(
-                f"technique.prune.pattern={settings.pattern} leaves a sparsity of {exact:g}, not "
-                f"{settings.sparsity:g}: set technique.prune.sparsity={exact:g}"
-            )
+    def conflicts(self) -> dict[str, str]:
+        if self._movement is None or not self.settings.prunes_weights:
+            return {}
+        why = "movement scores belong to the matrices as they were; prune in a run of its own, with init_from"
+        return {"splits matrices": why}
 
-    def _check_rewind(self, rewind: float, config: Root) -> None:
-        """It needs training before it, and after the sparsity is reached."""
-        settings = self.settings
-        if "mask" not in self.hooks():
-            raise UserError("technique.prune.rewind is for single weights, and none are pruned: leave it out")
-        if config.trainer.budget.is_zero:
-            raise UserError("technique.prune.rewind returns to weights of this training, and the budget is zero")
-        name, reached = ("start", settings.start) if settings.schedule == "once" else ("end", settings.end)
-        if rewind >= reached:
-            raise UserError(
-                f"technique.prune.rewind={rewind:g} must lie before the sparsity is reached, with "
-                f"schedule={settings.schedule} at {name}={reached:g}"
-            )
-        if reached == 1.0:
-            raise UserError("technique.prune.rewind needs training after the sparsity is reached: end below 1")
+    def when(self, hook: str) -> str:
+        return "once training is over" if hook == "mask" and self.settings.is_one_shot else super().when(hook)
 
     def hooks(self) -> tuple[str, ...]:
         used = []
         if self.settings.structure.vocabulary:
             used.append("reduce_tokenizer")
-        if replace(self.settings.structure, vocabulary=False) != StructureSettings():
+        if self._planned():
             used.append("rewire")
-        if self.settings.sparsity > 0 or self.settings.threshold is not None:
+        if self.settings.prunes_weights:
             used.append("mask")
         return tuple(used)
+
+    def _planned(self) -> list[tuple[float, StructureSettings]]:
+        """The removals of parts, in order: from which progress on, and what goes."""
+        structure, start = self.settings.structure, self.settings.start
+        if structure.layers_at == "start" or not structure.removes_layers:
+            return [(start, structure)] if structure.removes_layers or structure.removes_inner else []
+        inner = [(start, structure.inner_alone)] if structure.removes_inner else []
+        return [*inner, (1.0, structure.layers_alone)]
+
+    def _due_removal(self, progress: float) -> StructureSettings | None:
+        planned = self._planned()[self._removals :]
+        return planned[0][1] if planned and progress >= planned[0][0] else None
 
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
         """The weights that are pruned, by name.
@@ -215,7 +142,9 @@ class Prune(Technique):
             if self.settings.threshold is not None
             else f"{self.settings.sparsity:.0%}"
         )
-        line = f"{what} of {pruned:,} weights, {pruned / whole:.0%} of the model"
+        line = f"{what} of {pruned:,} weights, {pruned / whole:.0%} of the model, by {self.settings.score}"
+        if self.settings.is_one_shot and self.settings.vectors:
+            line += "; norms and biases, which multiply no inputs, by magnitude"
         return [*lines, line + left_alone(model, chosen)]
 
     # --- hooks ----------------------------------------------------------------------------------------
@@ -229,31 +158,61 @@ class Prune(Technique):
     def reduced(self, architecture: Architecture) -> Architecture:
         return reduced_architecture(architecture, self.settings.structure)
 
+    @torch.no_grad()
+    def calibrate(self, model: Transformer, progress: float, calibration: Calibration) -> None:
+        structure = self._due_removal(progress)
+        if structure is None or not structure.removes_layers or structure.layers_by != "loss":
+            return
+        if progress >= 1.0:
+            # The weights that go anyway are not to take part in the choice.
+            for name, weight in model.named_parameters():
+                weight.mul_(self.masks.get(name, 1.0))
+        counts = {stack: len(numbers) for stack, numbers in kept_layers(model.architecture, structure).items()}
+        present = {stack: count for stack, count in counts.items() if getattr(model, stack) is not None}
+        found, self._layers_loss = layers_by_loss(model, present, calibration.validation_loss)
+        self._layers = {stack: found.get(stack, []) for stack in counts}
+
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
-        if self._removed or progress < self.settings.start:
+        structure = self._due_removal(progress)
+        if structure is None:
             return None
-        rewiring = plan_structure(model, self.settings.structure)
+        scores = None if self._movement is None else self._movement.get
+        rewiring = plan_structure(model, structure, scores, self._layers)
         before = sum(parameter.numel() for parameter in model.parameters())
-        self._removed = before - count_parameters(rewiring.architecture)
+        self._removed += before - count_parameters(rewiring.architecture)
+        self._removals, self._layers = self._removals + 1, None
         return rewiring
 
     def rewired(self, rewiring: Rewiring) -> None:
+        if any(isinstance(origin, Factor) and origin.name in self.masks for origin in rewiring.origins.values()):
+            # Matrices became products, whose weights have no mask yet.
+            self._due, self._reached = -1, False
         self.masks = rewiring.carry(self.masks)
-        self._early = rewiring.carry(self._early)
+        self._early = rewiring.carry_weights(self._early)
+        if self._movement is not None:
+            self._movement.rewired(rewiring)
+            self._followed = None
 
     @torch.no_grad()
     def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
         settings = self.settings
+        self._progress = progress
+        if self._movement is not None and self._followed is None:
+            everything = select_weights(model, [], "", embeddings=settings.embeddings, vectors=settings.vectors)
+            self._followed = {name: weight.numel() for name, weight in everything.items()}
         if settings.rewind is not None and progress >= settings.rewind and not self._early and not self._reached:
             self._early = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        if progress < settings.start or self._reached or not (settings.sparsity or settings.threshold is not None):
+        if progress < settings.start or self._reached or not settings.prunes_weights or settings.is_one_shot:
             return
         due = int((min(progress, settings.end) - settings.start) / settings.every + 1e-9)
         reached = progress >= settings.end or settings.schedule == "once"
         if due == self._due and not reached:
             return
         self._due, self._reached = due, reached
-        self.masks = self._new_masks(model, sparsity_at(settings, progress))
+        before, self.masks = self.masks, self._new_masks(model, sparsity_at(settings, progress))
+        self._returned += sum(int((self.masks[name] & ~mask).sum()) for name, mask in before.items())
+        if reached:
+            self._compare_with_magnitude(self.chosen(model))
         if reached and self._early:
             for name, parameter in model.named_parameters():
                 changed = parameter != self._early[name]
@@ -262,32 +221,86 @@ class Prune(Technique):
             self._early = {}
 
     def _new_masks(self, model: Transformer, sparsity: float) -> dict[str, Tensor]:
-        settings = self.settings
-        # What was pruned stays pruned: its magnitude counts as 0.
-        weights = {
-            name: weight * self.masks[name] if name in self.masks else weight
-            for name, weight in self.chosen(model).items()
-        }
+        settings, movement = self.settings, self._movement
+        chosen = self.chosen(model)
+        if movement is None:
+            # What was pruned stays pruned: its magnitude counts as 0.
+            scores = {name: weight.abs() * self.masks.get(name, True) for name, weight in chosen.items()}
+        else:
+            scores = {name: movement.get(name, weight) for name, weight in chosen.items()}
         if settings.threshold is not None:
-            return {name: weight.abs() >= settings.threshold for name, weight in weights.items()}
-        if settings.pattern is not None:
-            _, of = parse_pattern(settings.pattern)
-            return {name: pattern_mask(weight, _kept(sparsity, of), of) for name, weight in weights.items()}
-        return magnitude_masks(weights, sparsity, settings.scope)
+            if movement is not None:
+                scores = {name: score.sigmoid() for name, score in scores.items()}
+            return {name: score >= settings.threshold for name, score in scores.items()}
+        return self._masks_of(scores, sparsity)
+
+    def _masks_of(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """The masks that keep the largest scores, compared as the settings say."""
+        if self.settings.pattern is not None:
+            _, of = parse_pattern(self.settings.pattern)
+            return {name: pattern_mask(score, of - round(sparsity * of), of) for name, score in scores.items()}
+        return share_masks(scores, sparsity, self.settings.unit)
+
+    def _compare_with_magnitude(self, weights: Mapping[str, Tensor]) -> None:
+        """Counts the zeros that magnitude would have kept, with as many zeros in each tensor."""
+        if self.settings.score == "magnitude":
+            return
+        kept = zeros = 0
+        for name, weight in weights.items():
+            gone = ~self.masks[name]
+            count = int(gone.sum())
+            smallest_gone = smallest(weight.abs().reshape(1, -1), count).view_as(weight)
+            kept, zeros = kept + int((gone & ~smallest_gone).sum()), zeros + count
+        self._beyond_magnitude = kept / max(1, zeros)
 
     def mask(self, name: str, weight: Tensor) -> Tensor | None:
         return self.masks.get(name)
 
+    def compresses(self, progress: float) -> bool:
+        begins = [at for at, _ in self._planned()]
+        if self.settings.prunes_weights:
+            begins.append(1.0 if self.settings.is_one_shot else self.settings.start)
+        return progress >= min(begins, default=self.settings.start)
+
+    def follows_gradients(self) -> bool:
+        if self._movement is None:
+            return False
+        return not self._reached if self.settings.prunes_weights else self._removals == 0
+
+    def gradients_of_zeros(self) -> bool:
+        return self.follows_gradients()
+
+    def follow_gradient(
+        self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
+    ) -> None:
+        if self._movement is None or self._followed is None or name not in self._followed:
+            return
+        # The penalty is on the mean of the sigmoids of all scores.
+        penalty = self.settings.penalty * ramp(self.settings, self._progress) / sum(self._followed.values())
+        self._movement.follow(name, weight, gradient, penalty)
+
     def settled(self) -> bool:
-        hooks = self.hooks()
-        return (self._reached or "mask" not in hooks) and (bool(self._removed) or "rewire" not in hooks)
+        settings = self.settings
+        masked = self._reached or not settings.prunes_weights or settings.is_one_shot
+        return masked and self._removals == len(self._planned())
 
     def finish(self, model: Transformer, calibration: Calibration) -> None:
-        self.update(model, 1.0, lambda _, weight: weight)
+        settings = self.settings
+        if not settings.is_one_shot:
+            self.update(model, 1.0, lambda _, weight: weight)
+            return
+        chosen = self.chosen(model)
+        before = {name: weight.clone() for name, weight in chosen.items()}
+        self.masks, self._output_error = prune_blocks(chosen, calibration, settings)
+        rest = {name: weight.abs() for name, weight in chosen.items() if name not in self.masks}
+        self.masks |= self._masks_of(rest, settings.sparsity)
+        self._compare_with_magnitude(before)
 
     def keeps_zeros(self, share: float) -> bool:
-        # The smallest go first, and those are the zeros there were.
-        return self.settings.threshold is not None or self.settings.sparsity >= share
+        # The smallest go first, and those are the zeros there were. Movement does not ask for the size of a weight, and
+        # one shot after training comes too late.
+        is_first = self.settings.score == "magnitude"
+        return is_first and (self.settings.threshold is not None or self.settings.sparsity >= share)
 
     def storage(self) -> Storage | None:
         return Storage(dtype=torch.float16 if self.settings.store == "fp16" else torch.float32)
@@ -302,8 +315,26 @@ class Prune(Technique):
             "weights_zeroed": float(zeros),
             "weights_rewound": float(self._rewound),
             "parameters_removed": float(self._removed),
+            **self._evidence_of_score(),
             "tokens_removed": 0.0 if self._tokens is None else float(self._tokens[1] - self._tokens[0]),
         }
+
+    def _evidence_of_score(self) -> dict[str, float]:
+        """What the scores did that magnitude would not have done, and the loss with the layers that it chose."""
+        found = {}
+        if self.settings.score != "magnitude" and self.settings.prunes_weights:
+            found["zeros_magnitude_keeps"] = self._beyond_magnitude
+        if self._movement is not None:
+            found |= {"score_steps": float(self._movement.steps), "weights_returned": float(self._returned)}
+        if self.settings.is_one_shot:
+            found["output_error"] = self._output_error
+        if self.settings.structure.layers_by == "loss":
+            found["layers_loss"] = self._layers_loss
+        return found
+
+    def acted(self) -> bool:
+        evidence = self.evidence()
+        return any(evidence[name] for name in ("weights_zeroed", "parameters_removed", "tokens_removed"))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -312,10 +343,21 @@ class Prune(Technique):
             "due": self._due,
             "reached": self._reached,
             "removed": self._removed,
+            "removals": self._removals,
+            "layers_loss": self._layers_loss,
             "rewound": self._rewound,
+            "movement": None if self._movement is None else self._movement.state_dict(),
+            "returned": self._returned,
+            "beyond_magnitude": self._beyond_magnitude,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.masks = {name: mask.bool() for name, mask in state["masks"].items()}
         self._early, self._due = dict(state["early"]), state["due"]
         self._reached, self._removed, self._rewound = state["reached"], state["removed"], state["rewound"]
+        # Earlier states have one removal, or none.
+        self._removals = state.get("removals", int(self._removed > 0))
+        self._layers_loss = state.get("layers_loss", 0.0)
+        if self._movement is not None:
+            self._movement.load_state_dict(state["movement"])
+            self._returned, self._beyond_magnitude = state["returned"], state["beyond_magnitude"]

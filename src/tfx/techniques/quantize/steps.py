@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tfx.compression.grid import Grid
 from tfx.compression.trellis import EXPONENTS, quantizers, row_scales
-from tfx.techniques.quantize.gptq import inverse_factor
+from tfx.techniques.columns import inverse_factor
 from tfx.techniques.quantize.rounding import entropy_bits
 from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, search
 
@@ -93,7 +93,6 @@ def measure(weight_RC: Tensor, moments_CC: Tensor, square_R: Tensor, by_row: boo
     least_R = (peak_R.double() / (2 * (LEVELS - 2))).clamp(min=2.0**-24).log2()
     every = max(1, min(rows // _SAMPLE, _ONE_IN))
     relative_R = (log_step_R - log_step_R.mean()).expand(rows)[::every]
-    bits = []
     sample_RC = weight_RC[::every]
     scaled = [sample_RC / (spread * 2.0 ** (relative_R + point)).unsqueeze(1).float() for point in _POINTS]
     levels = search(torch.cat(scaled), factor_CC).split(len(sample_RC))

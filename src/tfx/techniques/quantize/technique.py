@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid
 from tfx.config.schema import Root, setting
+from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
+from tfx.techniques.quantize.allocation import ByteBudget
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.learned import LearnedStep
@@ -71,6 +73,18 @@ class QuantizeSettings(TechniqueSettings):
         maximum=6,
         paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5); Choi 2017, arXiv 1612.01543",
     )
+    bytes: int | None = setting(
+        None,
+        "largest file, with header and tokenizer: the rate is chosen for it",
+        minimum=1,
+        unit="bytes",
+    )
+    ratio: float | None = setting(
+        None,
+        "how many times smaller than plain fp32 weights and header become: the rate is chosen for it",
+        above=1,
+        maximum=1000,
+    )
     group: int = setting(64, "inputs of a row that share a scale", minimum=1, maximum=65536)
     clip: bool = setting(True, "clip the range if that lowers the squared error")
     aware: bool | None = setting(
@@ -117,6 +131,10 @@ class Quantize(Technique):
 
     def __init__(self, settings: QuantizeSettings) -> None:
         super().__init__(settings)
+        self._named_rate = settings.rate
+        self._budget = ByteBudget.of(settings.bytes, settings.ratio)
+        if self._budget is not None:
+            self.settings = settings = replace(settings, rate=self._budget.rate)
         one_shot = settings.method in ("gptq", "trellis")
         self.aware = not one_shot if settings.aware is None else settings.aware
         self.bits = (4 if settings.rate is None else 8) if settings.bits is None else settings.bits
@@ -140,6 +158,11 @@ class Quantize(Technique):
 
     def check(self, config: Root) -> None:
         settings = self.settings
+        if self._budget is not None:
+            self._budget.generation = config.evaluation
+        named = {"rate": self._named_rate, "bytes": settings.bytes, "ratio": settings.ratio}
+        if len(given := [f"{name}={value}" for name, value in named.items() if value is not None]) > 1:
+            raise UserError(f"technique.quantize has {' and '.join(given)}, and each decides the rate: name one")
         for rule in settings.layers:
             pattern, _, bits = rule.rpartition(":")
             if not pattern or bits not in ("2", "3", "4", "5", "6", "7", "8"):
@@ -255,7 +278,7 @@ class Quantize(Technique):
             unit = "tensor, or row where that pays"
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
-            kind += f", coded in {self.settings.rate:g} bits per weight"
+            kind += f", coded in {self._budget or f'{self.settings.rate:g} bits per weight'}"
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
         return [line + left_alone(model, chosen)]
 
@@ -291,6 +314,8 @@ class Quantize(Technique):
             return
         self._due = due
         weights = {name: masked(name, weight) for name, weight in self.chosen(model).items()}
+        if self._budget is not None and not self._budget.is_known:
+            self._take_rate(self._budget.first_rate(model, weights))
         if settings.method == "codebook":
             self._codebooks = self._cluster(weights)
         else:
@@ -350,11 +375,40 @@ class Quantize(Technique):
         square_R = gradient.square().sum(1) / (masked(name, weight) != 0).sum().clamp(min=1)
         self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square_R)) + square_R
 
+    def compresses(self, progress: float) -> bool:
+        return progress >= (self.settings.start if self.aware else 1.0)
+
     def settled(self) -> bool:
         return not self.aware or bool(self._scales or self._codebooks)
 
+    def see_tokenizer(self, tokenizer: Tokenizer) -> None:
+        if self._budget is not None:
+            self._budget.tokenizer = tokenizer
+
+    def _take_rate(self, rate: float) -> None:
+        assert self._budget is not None
+        self._budget.rate, self._budget.is_known = rate, True
+        self.settings = replace(self.settings, rate=rate)
+
     @torch.no_grad()
     def finish(self, model: Transformer, calibration: Calibration) -> None:
+        if self._budget is None:
+            self._finish(model, calibration)
+            return
+        chosen, storage = self.chosen(model), self.storage()
+        before = {name: weight.clone() for name, weight in chosen.items()}
+
+        def grids_at(rate: float) -> Mapping[str, Grid]:
+            self._take_rate(rate)
+            for name, weight in chosen.items():
+                weight.copy_(before[name])
+            self._finish(model, calibration)
+            return self._final
+
+        assert storage is not None
+        self._budget.meet(model, chosen, storage, grids_at)
+
+    def _finish(self, model: Transformer, calibration: Calibration) -> None:
         settings = self.settings
         chosen = self.chosen(model)
         self._bits = {name: self.bits_of(name) for name in chosen}
@@ -440,6 +494,7 @@ class Quantize(Technique):
             "zeros": {name: zero for name, (_, zero) in self._scales.items() if zero is not None},
             "codebooks": self._codebooks,
             "sensitivities": self._sensitivities,
+            "rate": self._budget.rate if self._budget is not None and self._budget.is_known else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -447,6 +502,8 @@ class Quantize(Technique):
         self._scales = {name: (scale, state["zeros"].get(name)) for name, scale in state["scales"].items()}
         self._codebooks = dict(state["codebooks"])
         self._sensitivities = dict(state.get("sensitivities", {}))  # states from before 2026-11-25 have none
+        if self._budget is not None and state["rate"] is not None:
+            self._take_rate(state["rate"])
 
 
 def _key(name: str) -> str:

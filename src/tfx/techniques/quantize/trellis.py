@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tfx.compression.grid import Grid
 from tfx.compression.trellis import STATES, following, quantizer, row_scales, split_scales
-from tfx.techniques.quantize.gptq import inverse_factor
+from tfx.techniques.columns import inverse_factor
 
 # What one bit costs, in squared steps of an average column. The squared error at a rate would be smallest with 0.3, but
 # the error then makes the matrix smaller, which costs the loss more than the same error at random.

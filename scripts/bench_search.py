@@ -1,0 +1,85 @@
+"""How well a search knows its configs before they are trained: bytes of the file, and latency, predicted and true.
+
+    python scripts/bench_search.py --configs 50 --steps 300 --output FOLDER
+
+Draws configs from the axes of a search, at random, with or without pruning, trains each, and prints the errors of the
+prediction: as it is for the first config, and with what the ones before have taught (as a search does it). Interrupted,
+the same command goes on. More words are overrides of `tfx train`. Latency is right only on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, median
+
+from tfx.config.schema import LauncherConfig
+from tfx.config.search import SearchBudget, SearchConfig
+from tfx.experiments.jobs import Job
+from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.request import compose_request
+from tfx.experiments.search.axes import named_axes
+from tfx.experiments.search.sampler import propose
+from tfx.experiments.search.search import Search
+from tfx.experiments.search.size import Observation, corrections
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--max-bytes", type=int, default=200_000)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--latency", action="store_true", help="predict and compare latency too")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    fixed, axes = named_axes([*options.overrides, f"trainer.budget.steps={options.steps}"])
+    request = compose_request([*fixed, f"hydra.sweep.dir={options.output}"], "search")
+    settings = SearchConfig(
+        max_bytes=options.max_bytes,
+        max_latency_ms=1e6 if options.latency else None,
+        budget=SearchBudget(trials=options.configs),
+    )
+    search = Search(request, settings, axes)
+    plan = options.output / "configs.json"
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(plan.read_text()) if plan.is_file() else []
+    while len(rows) < options.configs:  # kept one by one: each takes a few files to be written
+        values = propose(search.fitter.sampled_axes(), [], 1, 1, len(rows), search.fitter.accept)[0]
+        rows.append({"words": search.space.words(values), "predicted": vars(search.fitter.predict(values))})
+        plan.write_text(json.dumps(rows))
+    budget = f"trainer.budget.steps={options.steps}"
+    jobs = [Job(n, [*row["words"], budget], options.output / f"{n:03d}") for n, row in enumerate(rows)]
+    launcher = LauncherConfig(jobs=options.jobs)
+    run_jobs(jobs, options.output, launcher, Machine.of(launcher, request.config.trainer.device))
+    report(jobs, rows)
+
+
+def report(jobs: list[Job], rows: list[dict]) -> None:
+    """Prints the errors over the configs that have a result."""
+    ended = [(row["predicted"], job.result) for job, row in zip(jobs, rows, strict=True) if job.result is not None]
+    seen: list[Observation] = []
+    plain, taught, slow = [], [], []
+    for predicted, result in ended:
+        rest = predicted["bytes"] - predicted["untrained_weights"]
+        plain.append(predicted["bytes"] / result.bytes.file - 1)
+        factor = corrections(seen).get(predicted["stack"], 1.0)
+        taught.append((predicted["untrained_weights"] * factor + rest) / result.bytes.file - 1)
+        seen.append(Observation(predicted["stack"], predicted["untrained_weights"], result.bytes.weights))
+        if predicted["untrained_latency_ms"] is not None:
+            slow.append(predicted["untrained_latency_ms"] / result.inference["file"].latency_ms["p50"] - 1)
+    for name, errors in (("bytes, untaught", plain), ("bytes, taught by those before", taught), ("latency", slow)):
+        if errors:
+            limit = 0.2 if name == "latency" else 0.03
+            inside = sum(abs(error) <= limit for error in errors)
+            print(
+                f"{name}: {inside} of {len(errors)} within {limit:.0%}; mean error {mean(map(abs, errors)):.2%}, "
+                f"median {median(errors):+.2%}, largest {max(errors, key=abs):+.2%}"
+            )
+    print(f"corrections: {corrections(seen)}")
+
+
+if __name__ == "__main__":
+    main()

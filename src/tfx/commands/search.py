@@ -1,0 +1,80 @@
+"""`tfx search [goal] [overrides]`: the best model within limits of bytes, latency or quality, and the front of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tfx.config import describe
+from tfx.config.schema import LauncherConfig
+from tfx.config.search import SearchConfig
+from tfx.errors import UserError
+from tfx.experiments.request import compose_request, is_own, read_settings
+from tfx.experiments.search.axes import named_axes
+from tfx.record.console import plain_console
+from tfx.record.sheet import settings_sheet
+from tfx.record.signals import StoppedBySignal, leaving_on_signals
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Searches, shows what was found, and returns the exit status: 1 if nothing has a result."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print_help()
+        return 0
+    if any(word in ("-m", "--multirun") for word in arguments):
+        raise UserError("tfx search tries many configs already: leave out -m, and name the budget with budget.hours=…")
+    settings = read_settings(SearchConfig, [word for word in arguments if is_own(word, SearchConfig)])
+    words, axes = named_axes([word for word in arguments if not is_own(word, SearchConfig)])
+    request = compose_request(words, "search")
+    if request is None:
+        return 0
+
+    from tfx.experiments.search.final import finish
+    from tfx.experiments.search.search import Search
+    from tfx.experiments.search.shown import show_found, show_plan, write_search_page
+
+    search = Search(request, settings, axes)
+    if request.config.dry_run:
+        show_plan(search)
+        return 0
+    try:
+        with leaving_on_signals():
+            search.run()
+            finish(search)
+    except StoppedBySignal as stopped:
+        search.keep()
+        show_found(search)
+        return stopped.status
+    page = write_search_page(search)
+    show_found(search)
+    print(f"page: {page}")
+    found = search.book.outcome
+    if found["best"] is not None and not found["best_is_met"]:
+        nearest = next(row for row in found["tried"] if row["run"] == found["best"])
+        raise UserError(
+            f"nothing that was tried is {found['goal']}: the nearest has {found['metric']} {nearest['quality']:.4g}, "
+            f"{nearest['bytes']:,} bytes and {nearest['latency_ms']:.3g} ms ({found['best']}); ask for less, or go on "
+            f"with a larger budget and hydra.sweep.dir={search.folder}"
+        )
+    return 0 if found["best"] is not None else 1
+
+
+def print_help() -> None:
+    """Prints what it does and its own settings; the rest are those of `tfx train`."""
+    console = plain_console()
+    usage = (
+        "usage: tfx search [max_bytes=N] [max_latency_ms=T] [min_quality=Q] [objective=…] budget.hours=H [overrides]\n"
+    )
+    console.print(usage, markup=False, soft_wrap=True)
+    console.print(
+        "Finds the best model within the limits: vocabulary, architecture, sparsity and bits together. A setting"
+    )
+    console.print("of `tfx train` with one value is fixed, with several it is an axis: model.width=64,96,128,")
+    console.print(
+        "model.dropout=interval(0,0.2), model.decoder_layers=range(1,5). Trials are runs below hydra.sweep.dir;"
+    )
+    console.print("search.json there names the best one. The same command goes on with a search that was stopped.")
+    console.print("`dry_run=true` shows the axes, what fits, and the cost.\n")
+    launcher = ((key, f) for key, f in describe.settings(LauncherConfig, "hydra.launcher.") if f.metadata)
+    keys = (*describe.settings(SearchConfig), *launcher)
+    rows = [(key, describe.as_yaml(describe.default_of(f)), describe.explain_field(f)) for key, f in keys]
+    console.print(settings_sheet(rows))

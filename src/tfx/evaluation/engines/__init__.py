@@ -1,0 +1,1 @@
+"""Decoding by the libraries that models are exported to."""

@@ -1,0 +1,72 @@
+"""What a command of many runs is asked for: its own settings, and the config and launcher that its jobs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tfx.config.schema import LauncherConfig, Root
+from tfx.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for: the config of its jobs before they differ, and where and how they run.
+
+    ``flags`` are the flags of the command line (--config-dir), which jobs that compose their config need too.
+    """
+
+    config: Root
+    typed: list[str]
+    folder: Path
+    launcher: LauncherConfig
+    flags: list[str]
+
+
+def is_own(word: str, schema: type) -> bool:
+    """Whether an override sets one of the command's own settings, and none of its jobs' config."""
+    return word.lstrip("+").partition("=")[0].split(".")[0] in {f.name for f in fields(schema)}  # type: ignore[arg-type]
+
+
+def read_settings(schema: type[Settings], words: Sequence[str]) -> Settings:
+    """A command's own settings from its words ``key=value``, checked; raises `UserError`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from tfx.config.checks import check_values
+    from tfx.config.explain import explain
+
+    try:
+        given = OmegaConf.from_dotlist([word.lstrip("+") for word in words])
+        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    check_values(settings, "")
+    return settings  # type: ignore[no-any-return]
+
+
+def compose_request(words: Sequence[str], command: str) -> Request | None:
+    """Composes the request of a command; None if Hydra was asked to print something instead. Raises `UserError`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from tfx.config.checks import check_values
+    from tfx.config.command_line import run_with_hydra, split_flags
+
+    found: list[Request] = []
+
+    def keep(config: Root, typed: list[str], directory: str) -> None:
+        hydra = HydraConfig.get()
+        if hydra.runtime.choices["hydra/launcher"] != "tfx":
+            raise UserError(f"tfx {command} runs its jobs on this machine: leave out hydra/launcher")
+        known = [f.name for f in fields(LauncherConfig)]
+        launcher = LauncherConfig(**{str(key): hydra.launcher[key] for key in hydra.launcher if key in known})
+        check_values(launcher, "hydra.launcher.")
+        flags = split_flags(words)[1]
+        found.append(Request(config, typed, Path(str(hydra.sweep.dir)).absolute(), launcher, flags))
+
+    run_with_hydra(keep, words)
+    return found[0] if found else None

@@ -1,0 +1,101 @@
+"""The axes of a search: what a config may differ in, each with its range, and how the user narrows or fixes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfx.errors import UserError
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: its key, and either ``choices``, or a range from ``low`` to ``high``, both included.
+
+    ``whole``: integers, ``step`` apart. ``log``: its logarithm is what is even. ``key`` is a setting of `tfx train`, or
+    a name of the search's own for what settings are made from.
+    """
+
+    key: str
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    step: int = 1
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies on it."""
+        if self.choices:
+            return value in self.choices
+        return self.low <= value <= self.high and (not self.whole or (value - self.low) % self.step == 0)
+
+    @property
+    def points(self) -> int | None:
+        """How many values it has; None: a whole interval."""
+        if self.choices:
+            return len(self.choices)
+        return int((self.high - self.low) // self.step) + 1 if self.whole else None
+
+    def describe(self) -> str:
+        """Its range in words."""
+        if self.choices:
+            return ", ".join(str(choice) for choice in self.choices)
+        step = f", steps of {self.step}" if self.whole and self.step > 1 else ""
+        return f"{self.low:g} to {self.high:g}{step}{' (log)' if self.log else ''}"
+
+
+def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
+    """The words that give one value, and the axes of those that give several, in Hydra's grammar for sweeps.
+
+    ``a=1,2,4`` and ``a=choice(1,2,4)`` are choices, ``a=range(1,9,2)`` whole numbers, ``a=interval(0.1,1)`` an
+    interval, and ``a=tag(log,interval(0.1,1))`` one whose logarithm is even. Raises `UserError`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+    from hydra.errors import HydraException
+
+    from tfx.config.grammar import literal, not_grammar
+
+    fixed, axes = [], {}
+    for word in words:
+        if word.startswith(("-", "~")) or "=" not in word:
+            fixed.append(word)
+            continue
+        try:
+            override = OverridesParser.create().parse_override(literal(word, sweep=True))
+        except HydraException as error:
+            raise not_grammar(word, error) from error
+        if not override.is_sweep_override():
+            fixed.append(word)
+            continue
+        key, value = override.key_or_group, override.value()
+        log = "log" in getattr(value, "tags", ())
+        if isinstance(value, IntervalSweep):
+            low, high = value.start, value.end
+            if low is None or high is None or not low < high or (log and low <= 0):
+                raise UserError(f"{word} is no interval: its end must lie above its start, and with log both above 0")
+            axes[key] = Axis(key, float(low), float(high), log=log)
+        elif isinstance(value, RangeSweep) and all(isinstance(part, int) for part in (value.start, value.stop)):
+            whole = range(int(value.start or 0), int(value.stop or 0), int(value.step))
+            if len(whole) < 2 or whole.step < 1:
+                raise UserError(f"{word} names {len(whole)} values: a range goes up, and its end is not in it")
+            axes[key] = Axis(key, float(whole[0]), float(whole[-1]), whole=True, step=whole.step)
+        else:
+            texts = list(dict.fromkeys(override.sweep_string_iterator()))
+            choices = tuple(_number(text) for text in texts)
+            if len(choices) == 1:
+                fixed.append(f"{key}={texts[0]}")
+            else:
+                axes[key] = Axis(key, choices=choices)
+    return fixed, axes
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

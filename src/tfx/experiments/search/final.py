@@ -1,0 +1,106 @@
+"""The end of a search: the winner on test data, once; or trained again at full length, over seeds of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfx.config.compose import compose
+from tfx.config.compose import load as load_config
+from tfx.experiments.jobs import Job
+from tfx.experiments.pool import run_jobs
+from tfx.experiments.search.book import Entry
+from tfx.experiments.search.outcome import command_of, run_of
+from tfx.experiments.search.search import Search
+from tfx.experiments.search.space import NO_TEST
+from tfx.record.directory import RunDirectory
+
+
+def finish(search: Search) -> None:
+    """Scores the winner on test data, if that was not done, and keeps it in the book."""
+    best = search.found.best()
+    if best is None or not search.goal.is_met(search.found.mean_of(best)):
+        return
+    if search.settings.final:
+        search.book.outcome["final"] = _train_again(search, best)
+    else:
+        run = run_of(search.found, best)
+        if search.book.outcome.get("test", {}).get("run") != run:
+            search.book.outcome["test"] = {"run": run, **_score(search, Path(run))}
+    search.keep()
+
+
+def _train_again(search: Search, best: Entry) -> dict[str, Any]:
+    """Runs the winner, and the dense model beside it, with seeds that no trial had, and with the test split."""
+    arms = {f"{best.number:04d}": command_of(search.found, best)}
+    if search.settings.dense and (words := _dense_words(search)) is not None:
+        arms["dense_int8"] = words
+    first = search.request.config.seed + search.settings.seeds
+    jobs: dict[str, list[Job]] = {name: [] for name in arms}
+    for seed in range(first, first + search.settings.final_seeds):
+        for name, words in arms.items():
+            folder = search.folder / "final" / f"{name}-seed{seed}"
+            number = sum(map(len, jobs.values()))
+            jobs[name].append(
+                Job(number, [*words, f"seed={seed}"], folder, search.request.flags, f"{name}, seed {seed}")
+            )
+    together = [job for found in zip(*jobs.values(), strict=True) for job in found]
+    search.jobs += together
+    run_jobs(together, search.folder, search.request.launcher, search.machine)
+    winner, *others = (_ended(found, search.goal.metric) for found in jobs.values())
+    return {"config": best.number, **winner, **({"dense": others[0]} if others else {})}
+
+
+def _ended(jobs: Sequence[Job], metric: str) -> dict[str, Any]:
+    """The metric and the bytes of those of the jobs that have a result."""
+    ended = [(job, result) for job in jobs if (result := job.result) is not None]
+    return {
+        "runs": [str(job.folder) for job, _ in ended],
+        "test_split": ended[0][1].test_split if ended else None,
+        "test": [result.test[metric] for _, result in ended],
+        "valid": [result.valid[metric] for _, result in ended],
+        "bytes": [result.bytes.file for _, result in ended],
+        "training_seconds": [result.train.seconds for _, result in ended],
+    }
+
+
+def _dense_words(search: Search) -> list[str] | None:
+    """The words of the widest dense model in 8 bits whose file keeps ``max_bytes``; None if there is none.
+
+    It has all that the command line fixes, and else the defaults; only its width is chosen.
+    """
+    config = search.request.config
+    if search.goal.max_bytes is None or config.init_from is not None:
+        return None
+    words = [word for word in search.space.base if not word.startswith(("technique.", "+technique.", NO_TEST))]
+    words += ["+technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"]
+    dense = compose(words)
+    unit = search.space.unit(dense)
+    widths = list(range(unit, 4 * dense.model.width, unit))
+    factor = dense.model.ffn_width / dense.model.width
+    tokenizer = search.fitter.data(dense).tokenizer
+    limit = search.goal.max_bytes * (1 - search.fitter.sizes.margin)
+    width = search.fitter.sizes.widest(dense, tokenizer, widths, factor, limit)
+    if width is None:
+        return None
+    whole = search.budgets[-1]
+    words += [f"model.width={width}", f"model.ffn_width={round(factor * width)}", "model.name=dense_int8"]
+    return [*words, f"trainer.budget.{whole.unit}={whole.amount:.10g}"]
+
+
+def _score(search: Search, run: Path) -> dict[str, Any]:
+    """The metrics of a trial's final file on the test split, which the trial itself has not read."""
+    from tfx.compression.checkpoint import load
+    from tfx.evaluation.quality import measure_quality
+    from tfx.tasks.prepare import prepare_data
+
+    config = load_config(RunDirectory(run).config)
+    config.dataset.splits.test = list(search.request.config.dataset.splits.test)
+    loaded = load(run, config.trainer.device)
+    data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    split = data.splits[data.test_split]
+    quality = measure_quality(
+        loaded.model, split, loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed
+    )
+    return {"split": data.test_split, "metrics": quality.metrics, "signatures": quality.signatures}

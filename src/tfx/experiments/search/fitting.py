@@ -1,0 +1,188 @@
+"""Which configs of a space keep the limits, known before any of them is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfx.config.schema import Root
+from tfx.errors import UserError
+from tfx.experiments.search.goal import Goal
+from tfx.experiments.search.latency import LatencyModel
+from tfx.experiments.search.size import Observation, SizeModel, at_width, stack_of
+from tfx.experiments.search.space import FFN_FACTOR, SIZE, WIDTH, Space
+from tfx.record.console import size
+
+if TYPE_CHECKING:
+    from tfx.model.architecture import Architecture
+    from tfx.tasks.prepare import PreparedData
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of a config before its training: bytes of the file, and milliseconds for one input.
+
+    None: there is no limit on it. Both are with corrections, and ``untrained_*`` as measured with drawn weights.
+    """
+
+    bytes: int
+    untrained_weights: int
+    stack: str
+    latency_ms: float | None = None
+    untrained_latency_ms: float | None = None
+
+
+class Fitter:
+    """Chooses widths so that files are as large as they may be, and turns down what breaks a limit."""
+
+    def __init__(self, space: Space, goal: Goal, config: Root, threads: int = 1) -> None:
+        """``config`` is that of the command, without values on the axes; its model is read, if it has ``init_from``.
+
+        ``threads`` are those of a trial on a CPU.
+        """
+        self.space, self.goal = space, goal
+        self._heads = config.model.heads
+        self._configs: dict[str, Root] = {}
+        self._data: dict[str, PreparedData] = {}
+        self._origin: tuple[Architecture, Any] | None = None
+        if config.init_from is not None:
+            from tfx.compression import checkpoint
+            from tfx.exchange.importing import local_file
+
+            loaded = checkpoint.load(local_file(Path(config.init_from)), kernels=False)
+            self._origin = (loaded.model.architecture, loaded.tokenizer)
+        architecture = self._origin[0] if self._origin else None
+        self.sizes, self.latencies = SizeModel(architecture), LatencyModel(architecture, threads)
+        # Why the last config was turned down, by its settings and not by a limit.
+        self.refusal: UserError | None = None
+
+    @property
+    def fills(self) -> bool:
+        """Whether the width is chosen by the size of the file, and is no axis of the sampler."""
+        return WIDTH in self.space.axes and self.goal.max_bytes is not None and self.goal.is_of_quality
+
+    def sampled_axes(self) -> dict[str, Any]:
+        """The axes that the sampler draws from."""
+        return {key: axis for key, axis in self.space.axes.items() if not (self.fills and key == WIDTH)}
+
+    def learn(self, sizes: list[Observation], latencies: list[Observation]) -> None:
+        """Corrects predictions from all trials that have ended."""
+        self.sizes.learn(sizes)
+        self.latencies.learn(latencies)
+
+    def accept(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The values with their width, or None for a config that breaks a limit or whose settings do not fit."""
+        try:
+            whole = self._with_width(values)
+        except UserError as error:
+            self.refusal = error
+            return None
+        if whole is None:
+            return None
+        found = self.predict(whole)
+        too_large = found.bytes > self._limit(whole)
+        too_slow = found.latency_ms is not None and found.latency_ms > (self.goal.max_latency_ms or math.inf)
+        return None if too_large or too_slow else whole
+
+    def _limit(self, values: Mapping[str, Any]) -> float:
+        """The most bytes that the file of these values may have, less the margin for wrong predictions."""
+        wanted = values.get(SIZE, math.inf if self.goal.max_bytes is None else self.goal.max_bytes)
+        return min(float(wanted), self.goal.largest_of_interest) * (1 - self.sizes.margin)
+
+    def _with_width(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        if WIDTH not in self.space.axes:
+            self.config(values)
+            return dict(values)
+        config = self.config(values)
+        widths = self.space.widths(config)
+        if not widths:
+            return None
+        if self.fills:
+            tokenizer = self.data(config).tokenizer
+            width = self.sizes.widest(config, tokenizer, widths, values.get(FFN_FACTOR), self._limit(values))
+        else:
+            width = min(widths, key=lambda one: abs(one - values[WIDTH]))
+        return None if width is None else dict(values) | {WIDTH: width}
+
+    def config(self, values: Mapping[str, Any]) -> Root:
+        """The config at values, composed once for all widths; without a width it has one that is valid for its heads.
+
+        Raises `UserError` if its settings do not fit together.
+        """
+        rest = {key: value for key, value in values.items() if key != WIDTH}
+        key = repr(sorted(rest.items()))
+        if WIDTH not in self.space.axes:
+            if key not in self._configs:
+                self._configs[key] = self.space.config(values)
+            return self._configs[key]
+        if key not in self._configs:
+            heads = int(values.get("model.heads", self._heads))
+            self._configs[key] = self.space.config(rest | {WIDTH: math.lcm(64, 2 * heads)})
+        found = self._configs[key]
+        return at_width(found, values[WIDTH], values.get(FFN_FACTOR)) if WIDTH in values else found
+
+    def predict(self, values: Mapping[str, Any]) -> Prediction:
+        """What is known of a config before its training. Latency is measured where it has a limit."""
+        config = self.config(values)
+        data = self.data(config)
+        bytes_ = self.sizes.untrained(config, data.tokenizer)
+        latency = untrained = None
+        if self.goal.max_latency_ms is not None:
+            latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
+        whole = self.sizes.predict(config, data.tokenizer)
+        return Prediction(whole, bytes_.weights, stack_of(config), latency, untrained)
+
+    def data(self, config: Root) -> PreparedData:
+        """The data of a config, each once: it differs where the tokenizer does."""
+        from tfx.tasks.prepare import prepare_data
+
+        key = repr((config.dataset, config.model.context))
+        if key not in self._data:
+            if self._origin is None:
+                self._data[key] = prepare_data(config.dataset, config.model.context)
+            else:
+                architecture, tokenizer = self._origin
+                self._data[key] = prepare_data(config.dataset, architecture.context, tokenizer)
+        return self._data[key]
+
+    # --- what can be had at all -------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises `UserError`, with the nearest that can be had, where the smallest config breaks a limit."""
+        smallest = self._smallest()
+        found = self.predict(smallest)
+        goal = self.goal
+        what = " ".join(f"{key}={value}" for key, value in smallest.items())
+        if goal.max_bytes is not None and found.bytes > self._limit(smallest) / (1 - self.sizes.margin):
+            raise UserError(
+                f"max_bytes={goal.max_bytes} cannot be reached: the smallest file of this space has about "
+                f"{found.bytes:,} bytes ({size(found.bytes)}; {what}); allow more, or widen an axis"
+            )
+        if found.latency_ms is not None and found.latency_ms > (goal.max_latency_ms or math.inf):
+            raise UserError(
+                f"max_latency_ms={goal.max_latency_ms:g} cannot be reached on this machine: the smallest model of this "
+                f"space takes about {found.latency_ms:.3g} ms for one input ({what}); allow more, or widen an axis"
+            )
+
+    def _smallest(self) -> dict[str, Any]:
+        """The least of each axis, and the narrowest width: about the smallest file that there is."""
+        least: dict[str, Any] = {}
+        for key, axis in self.space.axes.items():
+            if key in (WIDTH, SIZE):
+                continue
+            numbers = [choice for choice in axis.choices if isinstance(choice, int | float)]
+            low: Any = min(numbers) if numbers else axis.choices[0] if axis.choices else axis.low
+            least[key] = int(low) if axis.whole else low
+        if WIDTH in self.space.axes:
+            config = self.config(least)
+            widths = self.space.widths(config)
+            if not widths:
+                raise UserError(
+                    f"{WIDTH}: no width of its axis ({self.space.axes[WIDTH].describe()}) is a multiple of "
+                    f"{self.space.unit(config)}, which heads, positions and groups ask for: widen it"
+                )
+            least[WIDTH] = widths[0]
+        return least

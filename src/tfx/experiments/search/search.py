@@ -1,0 +1,303 @@
+"""The search itself: rounds of configs that halve, then more seeds for the leaders; every trial is a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from tfx.config.schema import Budget
+from tfx.config.search import SearchConfig
+from tfx.errors import UserError
+from tfx.experiments.jobs import ENDED_BADLY, Job
+from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.request import Request
+from tfx.experiments.search.axes import Axis
+from tfx.experiments.search.book import Book, Entry, Trial
+from tfx.experiments.search.findings import Findings
+from tfx.experiments.search.fitting import Fitter
+from tfx.experiments.search.front import ranks
+from tfx.experiments.search.goal import Goal, Measured
+from tfx.experiments.search.halving import best_of, lengths, promoted
+from tfx.experiments.search.outcome import outcome_of
+from tfx.experiments.search.sampler import propose, require_optuna
+from tfx.experiments.search.size import Observation
+from tfx.experiments.search.space import NO_TEST, Space, make_space
+
+# The part of a budget that goes to more seeds of the leaders.
+_FOR_SEEDS = 0.2
+# A whole training where none is named: this part of the time that all processes have.
+_PART_OF_TIME = 1 / 20
+# Of the leaders so many get more seeds.
+_LEADERS = 3
+
+
+class Search:
+    """One search in its folder."""
+
+    def __init__(self, request: Request, settings: SearchConfig, named: dict[str, Axis]) -> None:
+        """``named`` are the axes that the command line names. Raises `UserError` for goals that contradict."""
+        require_optuna()
+        self.request, self.settings, self.folder = request, settings, request.folder
+        config = request.config
+        self.goal = Goal.of(settings, config)
+        self.machine = Machine.of(request.launcher, config.trainer.device, config.trainer.devices)
+        self.seconds, self.most_trials = budget_limits(settings)
+        typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
+        space = make_space(typed, named, config, self.goal)
+        self.space = Space((*space.base, NO_TEST), space.techniques, space.axes, space.may_prune)
+        self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
+        self.jobs: list[Job] = []
+        self.book = self._open()
+        # With more time than before, a search that goes on trains as long as it did.
+        whole = Budget(**self.book.whole) if self.book.whole else self._whole_budget()
+        self.book.whole = {whole.unit: whole.amount if whole.unit == "seconds" else int(whole.amount)}
+        self.budgets = lengths(whole, settings.rungs, settings.keep)
+        self.found = Findings(self.goal, self.book, self.folder, self.budgets, self.space.axes, config.seed)
+        self._began = time.monotonic()
+        self._before = self.book.seconds
+
+    def _whole_budget(self) -> Budget:
+        """The length of a whole training: what the user names, else a part of the time."""
+        named = any(_key(word) in _BUDGET_KEYS for word in self.request.typed)
+        if named or self.seconds is None:
+            return self.request.config.trainer.budget
+        return Budget(seconds=max(1.0, self.seconds * self.machine.jobs * _PART_OF_TIME))
+
+    def _open(self) -> Book:
+        """The book of this search: a new one, or the one in the folder. Raises `UserError` if that is another's."""
+        words = sorted(word for word in self.request.typed if _key(word) not in ("dry_run", "hydra.sweep.dir"))
+        book = Book(words, {key: axis.describe() for key, axis in self.space.axes.items()})
+        book.words += [f"{key}={value}" for key, value in sorted(_identity(self.settings).items())]
+        if not self.path.is_file():
+            return book
+        found = Book.read(self.path)
+        if (found.words, found.axes) != (book.words, book.axes):
+            raise UserError(
+                f"{self.folder} holds another search ({' '.join(found.words)}): repeat its command, or name another "
+                "hydra.sweep.dir"
+            )
+        return found
+
+    @property
+    def path(self) -> Path:
+        """The file that says what was found."""
+        return self.folder / "search.json"
+
+    # --- the course of a search -------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Runs the trials that are left. Raises `UserError` where the limits are out of reach."""
+        self.fitter.check()
+        number = 0
+        while self._has_begun(number) or self._begin_round(number):
+            self._run_round(number)
+            number += 1
+        self._add_seeds()
+
+    def _has_begun(self, number: int) -> bool:
+        return number < self.book.rounds
+
+    def _begin_round(self, number: int) -> bool:
+        """Asks for the configs of a new round; False where the budget has no room for one, or no config is left."""
+        count = self._affordable()
+        if not count:
+            return False
+        self._learn()
+        axes = self.fitter.sampled_axes()
+        told = self.found.outcomes(list(axes))
+        proposed = propose(axes, told, count, self.request.config.seed, number, self.fitter.accept)
+        if not proposed:
+            if number == 0:
+                raise self.fitter.refusal or UserError(
+                    "no config was found that keeps the limits: allow more, or widen an axis"
+                )
+            return False
+        for values in proposed:
+            place = len(self.book.entries)
+            prediction = self.fitter.predict(values)
+            self.book.entries.append(Entry(place, values, self.space.words(values), number, prediction))
+        self.keep()
+        return True
+
+    def _affordable(self) -> int:
+        """How many configs a round can begin with, for it to end within its part of the budget."""
+        part = 1.0 if self.settings.seeds == 1 else 1 - _FOR_SEEDS
+        for count in range(self.settings.candidates, 0, -1):
+            left, runs, seconds = count, 0, 0.0
+            for rung in range(self.settings.rungs):
+                runs += left
+                seconds += math.ceil(left / self.machine.jobs) * self._expected(rung)
+                left = promoted(left, self.settings.keep)
+            if self.most_trials is not None and len(self.book.trials) + runs > max(
+                math.floor(part * self.most_trials), min(self.most_trials, self.settings.rungs)
+            ):
+                continue
+            if self.seconds is not None and self._spent() + seconds > max(part * self.seconds, 0.0):
+                continue
+            return count
+        # The first trial of all is always tried, or there would be no model.
+        return int(not self.book.trials)
+
+    def _run_round(self, number: int) -> None:
+        alive = self.book.of_round(number)
+        seed = self.request.config.seed
+        for rung in range(self.settings.rungs):
+            self._train([Trial(entry.number, rung, seed) for entry in alive])
+            self.keep()
+            ended = [entry for entry in alive if self.found.first(entry, rung) is not None]
+            failed = [job for job in self.jobs if job.state in ENDED_BADLY]
+            if failed and not any(self.found.results()):
+                raise UserError(f"no trial has a result: {failed[-1].reason} (see {failed[-1].log})")
+            alive = self._promote(ended, rung, promoted(len(alive), self.settings.keep))
+
+    def _promote(self, entries: Sequence[Entry], rung: int, count: int) -> list[Entry]:
+        def at(entry: Entry) -> Measured:
+            found = self.found.first(entry, rung)
+            assert found is not None
+            return found
+
+        if self.goal.spread > 1:  # the front is what is sought: its members go on, the best of them first
+            points = [(self.goal.gain_of(at(entry)), -at(entry).bytes) for entry in entries]
+            rank = dict(zip([entry.number for entry in entries], ranks(points), strict=True))
+            return best_of(entries, count, lambda entry: (-rank[entry.number], *self.goal.key(at(entry))))
+        return best_of(entries, count, lambda entry: self.goal.key(at(entry)))
+
+    def _add_seeds(self) -> None:
+        """One more seed at a time for the leaders at full length, while seeds could change who leads.
+
+        Who leads is judged by the seeds before, so that a search that was stopped here asks for the same again.
+        """
+        first, last = self.request.config.seed, self.settings.rungs - 1
+        for extra in range(1, self.settings.seeds):
+            close = self._close(*self._leaders(first + extra))
+            if len(close) < 2:
+                return
+            self._train([Trial(entry.number, last, first + extra) for entry in close])
+            self.keep()
+
+    def _leaders(self, below: int) -> tuple[list[Entry], list[list[float]]]:
+        """The best at full length by seeds ``below`` this one, the first of all first, and the merits of each."""
+        known = {entry.number: [found for _, found in self.found.at_full(entry, below)] for entry in self.book.entries}
+        ended = [entry for entry in self.book.entries if known[entry.number]]
+        leaders = best_of(ended, _LEADERS, lambda entry: self.goal.key(Measured.mean(known[entry.number])))
+        return leaders, [[self.goal.merit(found) for found in known[entry.number]] for entry in leaders]
+
+    @staticmethod
+    def _close(leaders: Sequence[Entry], merits: Sequence[Sequence[float]]) -> list[Entry]:
+        """Those of the leaders whose merit the first one's may be above by chance: within two standard errors."""
+        spreads = [stdev(values) for values in merits if len(values) > 1]
+        if not spreads:
+            return list(leaders)
+        near = []
+        for entry, values in zip(leaders, merits, strict=True):
+            error = math.sqrt(mean(s * s for s in spreads) * (1 / len(values) + 1 / len(merits[0])))
+            if mean(merits[0]) - mean(values) <= 2 * error:
+                near.append(entry)
+        return near
+
+    # --- trials -----------------------------------------------------------------------------------------
+
+    def _train(self, trials: Sequence[Trial]) -> None:
+        """Trains those of the trials that have no result, as far as the budget goes."""
+        wanted = [trial for trial in trials if trial in self.book.trials]
+        for trial in trials:
+            if trial not in self.book.trials and self._may_begin(trial.rung):
+                self.book.trials.append(trial)
+                wanted.append(trial)
+        self.keep()
+        jobs = [self._job(trial) for trial in wanted if self.found.summary(trial) is None]
+        if not jobs:
+            return
+        self.jobs += jobs
+        start = time.monotonic()
+        rung = trials[0].rung
+        run_jobs(jobs, self.folder, self.request.launcher, self.machine)
+        each = (time.monotonic() - start) / math.ceil(len(jobs) / self.machine.jobs)
+        self.book.clock.setdefault(str(rung), []).append(each)
+        if self.request.launcher.on_failure == "stop" and any(job.state in ENDED_BADLY for job in jobs):
+            raise UserError("a trial failed, and hydra.launcher.on_failure=stop: repeat the command to go on")
+
+    def _may_begin(self, rung: int) -> bool:
+        """Whether the budget has room for one more trial; the first one of all always may."""
+        if not self.book.trials:
+            return True
+        if self.most_trials is not None:
+            return len(self.book.trials) < self.most_trials
+        assert self.seconds is not None
+        return self._spent() + self._expected(rung) <= self.seconds
+
+    def _job(self, trial: Trial) -> Job:
+        entry = self.book.entries[trial.number]
+        budget = self.budgets[trial.rung]
+        words = [*entry.words, f"trainer.budget.{budget.unit}={budget.amount:.10g}", f"seed={trial.seed}"]
+        place = self.book.trials.index(trial)
+        name = f"config {trial.number}, {budget}, seed {trial.seed}"
+        return Job(place, words, trial.folder(self.folder), self.request.flags, name)
+
+    def _expected(self, rung: int) -> float:
+        """Seconds of one trial: as those before it took, else its training's where that is known."""
+        known = self.book.clock.get(str(rung))
+        if known:
+            return median(known)
+        budget = self.budgets[rung]
+        shorter = [self.book.clock[str(one)] for one in range(rung) if str(one) in self.book.clock]
+        training = budget.amount if budget.unit == "seconds" else 0.0
+        if not shorter:
+            return training
+        # What start-up and evaluation took on top of a shorter training.
+        extra = median(shorter[-1]) - (self.budgets[len(shorter) - 1].amount if training else 0.0)
+        return training + max(0.0, extra)
+
+    def _spent(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def keep(self) -> None:
+        """Writes the book, with the outcome so far."""
+        self.book.seconds = self._spent()
+        self.book.outcome = outcome_of(self.found)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.book.write(self.path)
+
+    # --- predictions --------------------------------------------------------------------------------------
+
+    def _learn(self) -> None:
+        """Corrects predictions of bytes and latency from the trials so far."""
+        sizes, latencies = [], []
+        for trial, result in self.found.results():
+            predicted = self.book.entries[trial.number].predicted
+            sizes.append(Observation(predicted.stack, predicted.untrained_weights, result.bytes.weights))
+            if predicted.untrained_latency_ms is not None:
+                truth = result.inference["file"].latency_ms["p50"]
+                latencies.append(Observation(predicted.stack, predicted.untrained_latency_ms, truth))
+        self.fitter.learn(sizes, latencies)
+
+
+_BUDGET_KEYS = ("trainer.budget.steps", "trainer.budget.tokens", "trainer.budget.seconds")
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
+def budget_limits(settings: SearchConfig) -> tuple[float | None, int | None]:
+    """The seconds, or the trials, that a search may take. Raises `UserError` unless exactly one is named."""
+    budget = settings.budget
+    named = [name for name in ("seconds", "hours", "trials") if getattr(budget, name) is not None]
+    if len(named) != 1:
+        found = f"{' and '.join(f'budget.{name}' for name in named)} are named" if named else "none is named"
+        raise UserError(
+            f"a search has one budget, and {found}: name one of budget.seconds=…, budget.hours=…, budget.trials=…"
+        )
+    if budget.hours is not None:
+        return 3600 * budget.hours, None
+    return budget.seconds, budget.trials
+
+
+def _identity(settings: SearchConfig) -> dict[str, Any]:
+    """The settings that tell one search from another: a longer budget, or a final training, makes it no other one."""
+    goal = ("max_bytes", "max_latency_ms", "min_quality", "objective", "spread", "candidates", "rungs", "keep")
+    return {name: getattr(settings, name) for name in goal if getattr(settings, name) is not None}

@@ -1,0 +1,225 @@
+"""What people see of a search: its plan, the table of what it found, and the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tfx.experiments.search.halving import costs
+from tfx.experiments.search.outcome import given_up
+from tfx.experiments.search.sampler import propose
+from tfx.experiments.search.search import Search
+from tfx.experiments.search.space import WIDTH
+from tfx.record.console import clock, number, plain_console
+from tfx.record.directory import RunDirectory
+from tfx.record.sheet import Column, Sheet
+from tfx.record.vocabulary import higher_is_better
+
+# So many configs that fit are shown in a dry run.
+_SHOWN = 3
+
+
+def show_plan(search: Search) -> None:
+    """Prints the axes, some configs that keep the limits, and what a round costs. Raises `UserError` if none does."""
+    search.fitter.check()
+    console = plain_console()
+    console.print(f"goal: {search.goal.describe()}", highlight=False, soft_wrap=True)
+    table = Sheet(Column("axis", wrap=False), Column("range"), lines=False)
+    filled = " (chosen so that the file fills max_bytes)" if search.fitter.fills else ""
+    for key, axis in search.space.axes.items():
+        table.add_row(key, axis.describe() + (filled if key == WIDTH else ""))
+    console.print(table)
+    seed = search.request.config.seed
+    some = propose(search.fitter.sampled_axes(), [], _SHOWN, seed, 0, search.fitter.accept)
+    if not some and search.fitter.refusal is not None:
+        raise search.fitter.refusal
+    timed = search.goal.max_latency_ms is not None
+    fits = Sheet(
+        Column("configs that fit, at random"),
+        Column("bytes", number=True),
+        *([Column("ms", number=True)] if timed else []),
+        lines=False,
+    )
+    for values in some:
+        found = search.fitter.predict(values)
+        cells = [describe_values(values), f"{found.bytes:,}", *([number(found.latency_ms)] if timed else [])]
+        fits.add_row(*cells)
+    console.print(fits)
+    for line in _costs(search):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _costs(search: Search) -> list[str]:
+    settings = search.settings
+    rungs = ", ".join(str(budget) for budget in search.budgets)
+    count = settings.candidates
+    whole = costs(count, settings.rungs, settings.keep)
+    lines = [
+        f"a round: {count} configs, trained for {rungs}; one in {settings.keep} goes on each time: as much as "
+        f"{whole:.3g} whole trainings"
+    ]
+    if search.seconds is not None:
+        budget = search.budgets[-1]
+        left = f"{clock(search.seconds)} for all of it, {search.machine.jobs} trainings at a time"
+        if budget.unit == "seconds":
+            rounds = search.seconds * search.machine.jobs / (whole * budget.amount)
+            left += f": at most {rounds:.1f} rounds, less start-up and evaluation"
+        lines.append(left)
+    else:
+        lines.append(f"{search.most_trials:,} trainings in all")
+    return lines
+
+
+def describe_values(values: dict[str, Any]) -> str:
+    """The values of a config in one line, by the last part of their keys."""
+    return " ".join(f"{key.rpartition('.')[2]}={number(value)}" for key, value in values.items())
+
+
+def show_found(search: Search) -> None:
+    """Prints the front, the winner with its command, and what is to be known of the choice."""
+    found, console = search.book.outcome, plain_console()
+    metric = found["metric"]
+    table = Sheet(
+        Column("config", number=True),
+        Column(metric, number=True),
+        Column("bytes", number=True),
+        Column("ms", number=True),
+        Column("budget", number=True, spare=2),
+        Column("the next smaller one", spare=1),
+        Column("values", spare=3),
+        title=f"{found['goal']}: the front of {found['looked_at']} configs, on validation data",
+        lines=False,
+    )
+    shown = list(found["front"])
+    if found["best"] not in {row["run"] for row in shown}:  # one that trained for less is as good
+        shown += [row for row in found["tried"] if row["run"] == found["best"]]
+    for place, row in enumerate(shown):
+        mark = "*" if row["run"] == found["best"] else ""
+        table.add_row(
+            f"{mark}{row['config']}",
+            number(row["quality"]),
+            f"{row['bytes']:,}",
+            number(row["latency_ms"]),
+            f"{row['part_of_budget']:.0%}",
+            given_up(shown, place, metric) if place < len(found["front"]) else "",
+            describe_values(row["values"]),
+        )
+    console.print(table)
+    for line in notes(found):
+        console.print(line, highlight=False, soft_wrap=True)
+    if found["best"] is not None:
+        print(f"best: {found['best']}")
+        print(f"again: {found['command']}")
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """Sentences on the cost of a search, on its choice, and on its predictions."""
+    lines = [
+        f"{found['trials']} trainings of {found['looked_at']} configs, {found['ended']} with a result, in "
+        f"{clock(found['seconds'])}; {found['training_flops'] / 1e12:,.3g} TFLOPs"
+    ]
+    chosen = found["selection"]
+    if chosen["at_full_length"] > 1 and "optimism" in chosen:
+        lines.append(
+            f"the winner is the best of {chosen['at_full_length']} at full length: if they were equally good, the best "
+            f"of one seed each would stand {chosen['optimism']:.2g} {found['metric']} too high on validation data "
+            f"(standard deviation between seeds {chosen['seed_deviation']:.2g})"
+        )
+    elif chosen["at_full_length"] > 1:
+        lines.append(
+            f"the winner is the best of {chosen['at_full_length']} at full length, chosen by validation data: what "
+            "that adds to its figure is not known without more seeds"
+        )
+    if errors := found["size"]:
+        lines.append(
+            f"bytes were predicted within {errors['mean_absolute_error']:.2%} on average (largest error "
+            f"{errors['largest_error']:+.2%}, {errors['within_3_percent']:.0%} within 3 %)"
+        )
+    if test := found.get("test"):
+        values = ", ".join(f"{name} {number(value)}" for name, value in test["metrics"].items())
+        lines.append(f"on {test['split']}, once, for the winner: {values}")
+    if (final := found.get("final")) and final["test"]:
+        for name, arm in (("the winner", final), ("a narrower dense model in 8 bits", final.get("dense"))):
+            if arm and arm["test"]:
+                lines.append(
+                    f"{name}, trained for {clock(mean(arm['training_seconds']))}, {len(arm['test'])} new seeds: "
+                    f"{found['metric']} {', '.join(map(number, arm['test']))} on {arm['test_split']}, "
+                    f"{mean(arm['bytes']):,.0f} bytes"
+                )
+    return lines
+
+
+def write_search_page(search: Search) -> Path:
+    """Writes the page of a search into its folder, and returns its path."""
+    from tfx.report.plots import Point, front
+    from tfx.report.sections import Section, write_sections
+
+    found, file = search.book.outcome, RunDirectory(search.folder).report
+    metric = found["metric"]
+    sections = [Section("What was found", notes(found), found["command"] or "")]
+    on_front = {row["config"] for row in found["front"]}
+    label = metric + ("" if higher_is_better(metric) else " (less is better)")
+    rows = found["tried"]
+    if rows:
+        plots = []
+        for key, cost in (("bytes", "file, kB"), ("latency_ms", "latency, ms")):
+            scale = 1e3 if key == "bytes" else 1.0
+            points = [
+                Point(
+                    f"config {row['config']}",
+                    row[key] / scale,
+                    row["quality"],
+                    None,
+                    None,
+                    row["config"] in on_front,
+                    row["run"] == found["best"],
+                )
+                for row in rows
+            ]
+            plots.append(front(points, cost, label, f"{metric} by {cost}"))
+        line = (
+            "Each config by its longest training, on validation data; a diamond is the winner. Filled: no other one is "
+            "better in quality, bytes and latency at once, so some stand on the front for what the other plot shows."
+        )
+        sections.append(Section("The front", [line], plots=plots))
+    columns = ["config", metric, "bytes", "predicted", "latency, ms", "part of the budget", "seeds", "values"]
+    sections.append(
+        Section(
+            "All configs",
+            ["One in several went on to a longer training each time: the short ones were left there."],
+            columns=[columns[-1], *columns[:-1]],
+            rows=[
+                [
+                    describe_values(row["values"]),
+                    str(row["config"]),
+                    number(row["quality"]),
+                    f"{row['bytes']:,}",
+                    f"{row['predicted_bytes']:,}",
+                    number(row["latency_ms"]),
+                    f"{row['part_of_budget']:.0%}",
+                    str(row["seeds"]),
+                ]
+                for row in rows
+            ],
+        )
+    )
+    if found["worth"]:
+        line = (
+            "The share of the variance of quality, after the shortest training, that an axis explains by itself, with "
+            "the 90 % interval over configs. A search tries more of what was good: this ranks axes, and no more."
+        )
+        sections.append(
+            Section(
+                "What each axis was worth",
+                [line],
+                columns=["axis", "best", "share", "low", "high"],
+                rows=[
+                    [row["key"], row["best"], *(f"{row[name]:.0%}" for name in ("share", "low", "high"))]
+                    for row in found["worth"]
+                ],
+                texts=2,
+            )
+        )
+    write_sections(f"Search: {found['goal']}", str(search.folder), sections, file)
+    return file

@@ -1,0 +1,152 @@
+"""The rate that a budget of bytes allows: the bits of each weight with which the whole file keeps it.
+
+A rate is an allocation already: each matrix gets the bits that its measured sensitivity is worth, for one bit more
+saves the same loss everywhere (`scales_for_rate`, `choose`). What is left to find is the sum. What lies beside the
+codes (tokenizer, header, tables, scales, vectors) is known only from a file, so files are written until one fits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from tfx.compression import checkpoint
+from tfx.compression.checkpoint import Storage
+from tfx.compression.container import compress
+from tfx.compression.grid import Grid
+from tfx.compression.merges import split_merges
+from tfx.config.schema import EvaluationConfig
+from tfx.data.tokenizer import Tokenizer
+from tfx.errors import UserError
+from tfx.model.transformer import Transformer
+
+LEAST_RATE, MOST_RATE = 0.5, 6.0
+# A file that leaves no more than this share of its budget is large enough; the next try aims at half of it.
+_SPARE = 0.004
+_TRIES = 8
+# Stands for the rate until the model is known.
+_BEFORE = 2.0
+# What a small file has beside its weights and its tokenizer, about.
+_HEADER = 1500
+
+
+class ByteBudget:
+    """The bytes that a file may have, and the ``rate`` for them; ``is_known`` once it is more than a place to begin."""
+
+    def __init__(self, most: int | None, ratio: float | None) -> None:
+        self.most, self.ratio = most, ratio
+        self.rate, self.is_known = _BEFORE, False
+        self.tokenizer: Tokenizer | None = None
+        self.generation = EvaluationConfig()
+
+    @classmethod
+    def of(cls, most: int | None, ratio: float | None) -> ByteBudget | None:
+        """The budget of a whole file, or of its part of plain fp32 weights; None if neither is named."""
+        return None if most is None and ratio is None else cls(most, ratio)
+
+    def __str__(self) -> str:
+        return f"{self.most:,} bytes, the whole file" if self.most is not None else f"1/{self.ratio:g} of fp32"
+
+    def limit(self, model: Transformer) -> float:
+        """The most bytes of the whole file."""
+        if self.most is not None:
+            return float(self.most)
+        assert self.ratio is not None
+        dense = sum(parameter.numel() * 4 for parameter in model.parameters())
+        return dense / self.ratio + self._of_tokenizer()
+
+    def first_rate(self, model: Transformer, quantized: Mapping[str, Tensor]) -> float:
+        """A rate to train with, from counts of weights alone."""
+        count = sum(weight.numel() for weight in quantized.values())
+        others = sum(parameter.numel() for parameter in model.parameters()) - count
+        return first_rate(self.limit(model), count, others, self._of_tokenizer())
+
+    def meet(
+        self,
+        model: Transformer,
+        quantized: Mapping[str, Tensor],
+        storage: Storage,
+        grids_at: Callable[[float], Mapping[str, Grid]],
+    ) -> None:
+        """Calls ``grids_at`` with rates until the file keeps the budget and fills it. Raises `UserError` as `meet`."""
+
+        def bytes_at(rate: float) -> int:
+            assert self.tokenizer is not None
+            return file_bytes(model, grids_at(rate), storage, self.tokenizer, self.generation)
+
+        count = sum(weight.numel() for weight in quantized.values())
+        meet(self.limit(model), count, self.rate if self.is_known else self.first_rate(model, quantized), bytes_at)
+
+    def _of_tokenizer(self) -> int:
+        """The bytes of the tokenizer in a compressed file."""
+        assert self.tokenizer is not None
+        text, merges = split_merges(self.tokenizer.to_json())
+        return len(compress(text.encode())) + (len(compress(merges)) if merges else 0)
+
+
+def first_rate(limit: float, quantized: int, others: int, tokenizer: int) -> float:
+    """A rate to begin with, from counts of weights alone: the others take two bytes each."""
+    return _held(8 * (limit - tokenizer - _HEADER - 2 * others) / max(1, quantized))
+
+
+def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], int]) -> float:
+    """The rate, with which ``bytes_at`` was called last, whose file has at most ``limit`` bytes and nearly as many.
+
+    ``quantized`` weights take the rate, and it begins with ``rate``. Raises `UserError` if not even the least rate
+    fits.
+    """
+    fits: tuple[float, int] | None = None
+    breaks: tuple[float, int] | None = None
+    aim = limit * (1 - _SPARE / 2)
+    for _ in range(_TRIES):
+        size = bytes_at(rate)
+        if size <= limit:
+            if size >= limit * (1 - _SPARE) or rate == MOST_RATE:
+                return rate
+            fits = rate, size
+        elif rate == LEAST_RATE:
+            raise UserError(
+                f"technique.quantize: a file of {limit:,.0f} bytes cannot be reached: at the least rate, "
+                f"{LEAST_RATE:g} bits per weight, it has {size:,}; allow more, or take a narrower model or "
+                "a smaller vocabulary"
+            )
+        else:
+            breaks = rate, size
+        if fits is not None and breaks is not None:
+            # On the line through both: sizes are nearly straight in the rate.
+            share = (aim - fits[1]) / (breaks[1] - fits[1])
+            rate = fits[0] + min(0.95, max(0.05, share)) * (breaks[0] - fits[0])
+        else:
+            rate = _held(rate + 8 * (aim - size) / max(1, quantized))
+    if fits is None or bytes_at(fits[0]) > limit:
+        raise UserError(f"technique.quantize: no rate was found whose file has at most {limit:,.0f} bytes: allow more")
+    return fits[0]
+
+
+def file_bytes(
+    model: Transformer,
+    grids: Mapping[str, Grid],
+    storage: Storage,
+    tokenizer: Tokenizer,
+    generation: EvaluationConfig,
+) -> int:
+    """The bytes of the file of ``model`` with these grids; all other weights are rounded to the type of ``storage``."""
+    stored, aliases = checkpoint.unique_tensors(model)
+    state = {
+        name: grids[name].values() if name in grids else weight.to(storage.dtype).float()
+        for name, weight in stored.items()
+    }
+    state |= {alias: state[name] for alias, name in aliases.items()}
+    twin = Transformer.holding(model.architecture, state)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sized.safetensors"
+        written = Storage(grids, storage.dtype, storage.entropy, storage.int8)
+        checkpoint.save(file, twin, tokenizer, generation, written)
+        return file.stat().st_size
+
+
+def _held(rate: float) -> float:
+    return min(MOST_RATE, max(LEAST_RATE, rate))

@@ -1,0 +1,141 @@
+"""`tfx search` as a user meets it: wrong input, the plan, the trials, and the same command again after a stop."""
+
+import json
+
+import pytest
+
+from tfx.cli import main
+from tfx.compression.checkpoint import FileBytes
+from tfx.experiments.search import size
+from tfx.model.architecture import Architecture
+from tfx.model.transformer import count_parameters
+
+TINY = [
+    "model.heads=2",
+    "model.width=range(8,41,4)",
+    "model.decoder_layers=1",
+    "model.encoder_layers=1",
+    "model.dropout=0",
+    "dataset.tokenizer.vocab_size=300",
+    "evaluation.latency_inputs=2",
+    "evaluation.beam=1",
+    "dataset.metrics=[]",
+    "dataset=multi30k",
+    "trainer.device=cpu",
+]
+GO = ["max_bytes=14000", "candidates=1", "rungs=1", "seeds=1", "budget.trials=1", "trainer.budget.steps=8"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Pairs of a few words, in a folder."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, rows in (("train", 60), ("val", 6), ("test", 6)):
+        for side, word in (("en", "number"), ("de", "Zahl")):
+            lines = "".join(f"{word} {7 * row % 23} {word[::-1]} {row % 5}\n" for row in range(rows))
+            (folder / f"{split}.{side}").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def search(data):
+    return lambda *words: main(["search", *TINY, f"dataset.path={data}", *words])
+
+
+def read(folder) -> dict:
+    return json.loads((folder / "search.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["max_bytes=14000"], "name one of budget.seconds"),
+        (["max_bytes=14000", "budget.trials=2", "budget.hours=1"], "budget.hours and budget.trials are named"),
+        (["objective=losss", "budget.trials=2"], "did you mean 'loss'?"),
+        (["objective=bytes", "budget.trials=2"], "min_quality"),
+        (["max_bytes=3000", "budget.trials=2"], "the smallest file of this space has about"),
+        (["max_bytes=14000", "max_latency_ms=0.001", "budget.trials=2"], "the smallest model of this space takes"),
+        (["max_byte=14000", "budget.trials=2"], "max_byte"),
+        (["max_bytes=14000", "budget.trials=2", "model.width=interval(3,1)"], "its end must lie above its start"),
+        (["max_bytes=14000", "budget.trials=2", "model.width=range(5,8)"], "is a multiple of"),
+        (["max_bytes=14000", "budget.trials=2", "technique=distill"], "technique.distill.teacher=RUN"),
+        (["max_bytes=14000", "budget.trials=2", "-m"], "leave out -m"),
+    ],
+)
+def test_wrong_input_is_one_line_with_status_2_and_leaves_nothing(words, message, search, here, capsys):
+    assert search(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert message in captured.err
+    assert not list(here.iterdir())
+
+
+def test_help_explains_every_setting(capsys):
+    assert main(["search", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("max_bytes", "budget.hours", "spread", "hydra.launcher.jobs", "interval(0,0.2)"):
+        assert word in shown
+
+
+def test_a_dry_run_shows_axes_what_fits_and_the_cost(search, here, capsys, monkeypatch):
+    # Two bits for each weight, in place of a written file.
+    def two_bits(config, tokenizer, origin=None):
+        weights = count_parameters(Architecture.from_config(config.model, tokenizer.vocab_size)) // 4
+        return FileBytes(weights + 4000, weights, 1000, 3000)
+
+    monkeypatch.setattr(size, "untrained_bytes", two_bits)
+    assert search(*GO, "dry_run=true") == 0
+    shown = capsys.readouterr().out
+    assert "chosen so that the file fills max_bytes" in shown
+    assert "technique.quantize.rate" in shown
+    assert "model.heads" not in shown  # it is fixed
+    bytes_ = [int(line.split()[-1].replace(",", "")) for line in shown.splitlines() if "width=" in line]
+    assert len(bytes_) == 3
+    assert all(7_000 < count <= 14_000 for count in bytes_)
+    assert "1 configs, trained for 8 steps" in shown
+    assert not list(here.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(search, tmp_path_factory):
+    """A search of one trial: tests/experiments has longer ones."""
+    folder = tmp_path_factory.mktemp("search") / "s"
+    assert search(*GO, f"hydra.sweep.dir={folder}") == 0
+    return folder
+
+
+def test_a_search_trains_and_names_a_model_that_meets_the_limit(whole):
+    found = read(whole)
+    assert (found["looked_at"], found["trials"], found["ended"]) == (1, 1, 1)
+    best = next(row for row in found["tried"] if row["run"] == found["best"])
+    assert best["part_of_budget"] == 1.0
+    summary = json.loads((whole / "trials" / found["best"].rpartition("/")[2] / "summary.json").read_text())
+    assert summary["bytes"]["file"] == best["bytes"] <= 14_000
+    assert summary["train"]["steps"] == 8
+    assert summary["test_split"] == "valid"  # a trial knows no test data
+    assert found["test"]["run"] == found["best"]
+    assert found["test"]["split"] == "test"
+    assert found["test"]["metrics"]["loss"] > 0
+    assert [row["config"] for row in found["front"]]
+    assert "trainer.budget.steps=8" in found["command"]
+    assert "splits.test" not in found["command"]
+    assert f"config {best['config']}" in (whole / "report.html").read_text()
+
+
+def test_bytes_are_known_before_training(whole):
+    for row in read(whole)["tried"]:
+        # After eight steps vectors are nearly what they began as: scripts/bench_search.py trains for longer.
+        assert row["predicted_bytes"] == pytest.approx(row["bytes"], rel=0.05)
+        assert row["predicted_bytes"] > 0.7 * 14_000  # the width fills what there is, in steps of four
+
+
+def test_the_same_command_again_has_nothing_left_to_do_and_another_goal_is_another_search(search, whole, capsys):
+    before = read(whole)["state"]["trials"]
+    assert search(*GO, f"hydra.sweep.dir={whole}") == 0
+    shown = capsys.readouterr()
+    assert "best:" in shown.out
+    assert "started" not in shown.err
+    assert read(whole)["state"]["trials"] == before
+    assert search(*GO, f"hydra.sweep.dir={whole}", "max_bytes=13000") == 2
+    assert "holds another search" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""A budget of bytes becomes a rate: on formulas, and in files."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfx.cli import main
+from tfx.compression.checkpoint import read_header
+from tfx.errors import UserError
+from tfx.techniques.quantize.allocation import LEAST_RATE, MOST_RATE, first_rate, meet
+
+
+@given(
+    st.floats(0.55, 5.9),
+    st.integers(2_000, 1_000_000),
+    st.floats(0.7, 1.3),
+    st.integers(0, 50_000),
+    st.floats(LEAST_RATE, MOST_RATE),
+)
+def test_the_rate_that_fills_the_limit_is_found(wanted, count, slope, besides, first):
+    calls = []
+
+    def bytes_at(rate):
+        calls.append(rate)
+        return round(besides + count * (slope * rate + 0.05 * rate**2) / 8)
+
+    limit = bytes_at(wanted)
+    rate = meet(limit, count, first, bytes_at)
+    assert rate == calls[-1]  # what is there is of that rate
+    assert bytes_at(rate) <= limit
+    assert bytes_at(rate) >= 0.97 * limit
+    assert len(calls) <= 12
+
+
+def test_what_cannot_be_reached_is_told_with_the_least_there_is():
+    with pytest.raises(UserError, match="has 56,250"):
+        meet(50_000, 100_000, 2.0, lambda rate: round(50_000 + 100_000 * rate / 8))
+    assert meet(1e9, 1000, 2.0, lambda rate: round(1000 * rate / 8)) == MOST_RATE
+
+
+def test_the_first_rate_counts_what_lies_beside_the_codes():
+    assert first_rate(10_000 + 1_500 + 2_000 + 500, 40_000, 1_000, 500) == 2.0
+    assert first_rate(10, 40_000, 1_000, 500) == LEAST_RATE
+
+
+TINY = ["model.width=32", "model.heads=2", "model.ffn_width=64", "model.encoder_layers=1", "model.decoder_layers=1"]
+TINY += ["dataset.metrics=[]", "evaluation.beam=1", "evaluation.latency_inputs=2", "trainer.device=cpu"]
+TINY += ["dataset.tokenizer.vocab_size=300", "dataset.limit.train=60", "dataset.limit.valid=8", "dataset.limit.test=8"]
+
+
+def train(folder, *words: str) -> dict:
+    assert main(["train", *TINY, "+technique=quantize", *words, f"hydra.run.dir={folder}"]) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_files_keep_their_bytes_in_training_and_after_it(tmp_path):
+    summary = train(tmp_path / "trained", "technique.quantize.bytes=12000", "trainer.budget.steps=4")
+    assert 0.985 * 12_000 < summary["bytes"]["file"] <= 12_000
+    assert summary["bytes"]["file"] == read_header(tmp_path / "trained" / "compressed.safetensors").bytes.file
+    assert summary["evidence"]["quantize"]["aware_steps"] > 0
+    again = ["trainer.budget.steps=0", f"init_from={tmp_path / 'trained' / 'model.safetensors'}"]
+    words = [word for word in TINY if not word.startswith(("model.", "dataset.tokenizer"))]
+    folder = tmp_path / "after"
+    more = ["technique.quantize.ratio=12", "technique.quantize.aware=false", "technique.quantize.calibration=2"]
+    assert main(["train", *words, "+technique=quantize", *again, *more, f"hydra.run.dir={folder}"]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 12 <= summary["bytes"]["ratio"] < 13.5
+
+
+def test_two_ways_to_say_the_rate_are_an_error(tmp_path, capsys):
+    words = ["technique.quantize.bytes=12000", "technique.quantize.rate=2", f"hydra.run.dir={tmp_path / 'r'}"]
+    assert main(["train", *TINY, "+technique=quantize", *words]) == 2
+    assert "rate=2.0 and bytes=12000" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
