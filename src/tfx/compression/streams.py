@@ -68,8 +68,9 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         histogram = _histogram(sequence)
         return min(packed, float(histogram @ bits_per_symbol(fit_table(histogram))) + _table_bits(histogram))
 
-    levels, begins = {}, {}
-    encoded = {}
+    levels: dict[str, NDArray[np.int16]] = {}
+    begins: dict[str, NDArray[np.int64]] = {}
+    encoded: dict[str, tuple[Layout, list[Sequence]]] = {}
     for name, value in values.items():
         if isinstance(value, Grid) and value.trellis:
             layout, parts, levels[name], begins[name] = encode_trellis(value)
@@ -91,7 +92,7 @@ def write_streams(values: Mapping[str, Value], dtype: torch.dtype, entropy: bool
         shape = value.shape if isinstance(value, torch.Tensor) else value.codes_RC.shape
         coding = [next(remaining) for _ in parts]
         records.append({"name": name, "shape": list(shape), **layout.to_dict(), "tables": coding})
-    contexts = []
+    contexts: list[int] = []
     if levels:
         in_context = write_levels(levels, begins, _TABLE_BITS)
         contexts = [len(tables) + choice for choice in in_context.choices]

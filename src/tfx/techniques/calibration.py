@@ -112,7 +112,7 @@ class Calibration:
         }
 
     @torch.no_grad()
-    def second_moments(self, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def second_moments(self, layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
         """The mean of x x^T over the inputs x of each linear layer, (C, C) in fp64; padding is left out.
 
         A layer that no batch reaches has the identity.

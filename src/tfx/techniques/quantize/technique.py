@@ -418,7 +418,7 @@ class Quantize(Technique):
             calibration.request(settings.calibration)
             self._sensitivities = calibration.squared_gradients(chosen)
         # The scales of a rate are chosen for all tensors together, before a weight is changed.
-        scales = {}
+        scales: dict[str, tuple[Tensor, Tensor | None]] = {}
         if settings.method == "trellis":
             scales = self._trellis_steps(chosen, calibration)
         elif settings.rate is not None:
