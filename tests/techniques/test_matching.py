@@ -180,7 +180,7 @@ def test_the_relation_of_queries_and_keys_in_a_models_own_heads_is_its_attention
     q, k, _ = m.projections(m.decoder, 1, x_BTD)
     length = x_BTD.shape[1]
     seen_BTT = torch.ones(3, length, length, dtype=torch.bool).tril()
-    expected = block.attention.weights(block.attended(x_BTD), None, Bias(causal=True), m._rotary(0, length))
+    expected = block.attention.weights(block.attended(x_BTD), None, Bias(causal=True), m._rotary(length))
     torch.testing.assert_close(relation(q, k, 2, seen_BTT).exp(), expected, rtol=1e-4, atol=1e-6)
 
 

@@ -74,7 +74,7 @@ class Distill(Technique):
         check_settings(self.settings, config, self.teacher_need(config))
 
     def conflicts(self) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         if self.settings.cache_top_k is not None:
             why = "cached logits (technique.distill.cache_top_k) are of the unchanged examples"
             found |= {"mixes examples": why, "permutes tokens": why, "splits words anew": why}
