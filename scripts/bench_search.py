@@ -44,12 +44,11 @@ def main() -> None:
     )
     search = Search(request, settings, axes)
     plan = options.output / "configs.json"
-    if plan.is_file():
-        rows = json.loads(plan.read_text())
-    else:
-        values = propose(search.fitter.sampled_axes(), [], options.configs, 1, 0, search.fitter.accept)
-        rows = [{"words": search.space.words(one), "predicted": vars(search.fitter.predict(one))} for one in values]
-        plan.parent.mkdir(parents=True, exist_ok=True)
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(plan.read_text()) if plan.is_file() else []
+    while len(rows) < options.configs:  # kept one by one: each takes a few files to be written
+        values = propose(search.fitter.sampled_axes(), [], 1, 1, len(rows), search.fitter.accept)[0]
+        rows.append({"words": search.space.words(values), "predicted": vars(search.fitter.predict(values))})
         plan.write_text(json.dumps(rows))
     budget = f"trainer.budget.steps={options.steps}"
     jobs = [Job(n, [*row["words"], budget], options.output / f"{n:03d}") for n, row in enumerate(rows)]

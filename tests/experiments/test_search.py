@@ -35,7 +35,6 @@ WORDS = [
     "optimizer.weight_decay=0.1",
     "dataset.metrics=[]",
     "dataset.tokenizer.vocab_size=300",
-    *(f"dataset.limit.{split}=20" for split in ("train", "valid", "test")),
     "trainer.device=cpu",
     "trainer.budget.steps=90",
 ]
@@ -50,15 +49,12 @@ def weights(width: int, ffn_width: int, layers: int) -> int:
     return count_parameters(Architecture.from_config(config, 300))
 
 
-def weights_of(config) -> int:
-    model = config.model
-    return weights(model.width, model.ffn_width, model.decoder_layers)
-
-
 def estimate(config, tokenizer, origin=None) -> FileBytes:
     """Bytes at the rate of the config, 3 % less than those of the trials."""
-    weights = round(weights_of(config) * config.technique["quantize"]["rate"] / 8)
-    return FileBytes(weights + OVERHEAD, weights, 1000, 3000)
+    model = config.model
+    count = weights(model.width, model.ffn_width, model.decoder_layers)
+    size_ = round(count * config.technique["quantize"]["rate"] / 8)
+    return FileBytes(size_ + OVERHEAD, size_, 1000, 3000)
 
 
 @cache
@@ -86,14 +82,15 @@ class Trials:
             if len(self.ran) >= self.stop_after:
                 raise StoppedBySignal(15)
             self.ran.append(job.folder.name)
-            config = composed(tuple(job.overrides[:-2]))
-            model, steps = config.model, int(job.overrides[-2].partition("=")[2])
-            seed = int(job.overrides[-1].partition("=")[2])
-            loss = 3 + (model.decoder_layers - 3) ** 2 / 10 + 10 * (model.dropout - 0.1) ** 2 + 20 / steps
-            loss += abs(math.log(model.width / 64)) + derive_seed(seed, "noise", model.width) % 100 / 1e4
-            weights = round(1.03 * estimate(config, None).weights)
+            typed = dict(word.split("=", 1) for word in job.overrides)
+            width, layers = int(typed["model.width"]), int(typed["model.decoder_layers"])
+            loss = 3 + (layers - 3) ** 2 / 10 + 10 * (float(typed["model.dropout"]) - 0.1) ** 2
+            loss += 20 / int(typed["trainer.budget.steps"]) + abs(math.log(width / 64))
+            loss += derive_seed(int(typed["seed"]), "noise", width) % 100 / 1e4
+            count = weights(width, int(typed["model.ffn_width"]), layers)
+            weights_ = round(1.03 * round(count * float(typed["technique.quantize.rate"]) / 8))
             job.folder.mkdir(parents=True)
-            write_summary(RunDirectory(job.folder), loss, weights, model.decoder_layers, seed)
+            write_summary(RunDirectory(job.folder), loss, weights_, layers, int(typed["seed"]))
             job.state = DONE
 
 
@@ -122,7 +119,11 @@ def write_summary(run: RunDirectory, loss: float, weights: int, latency: float, 
 @pytest.fixture(scope="module")
 def request_of(tmp_path_factory):
     """Makes the request of the command line, in a folder."""
-    fixed, axes = named_axes([*WORDS, "technique=quantize", "technique.quantize.rate=interval(1.5,3)"])
+    folder = tmp_path_factory.mktemp("data")
+    for file in ("train.en", "train.de", "val.en", "val.de"):
+        (folder / file).write_text("a few words\n" * 8)
+    data = ["dataset=multi30k", f"dataset.path={folder}"]
+    fixed, axes = named_axes([*WORDS, *data, "technique=quantize", "technique.quantize.rate=interval(1.5,3)"])
     request = compose_request(fixed, "search")
     return lambda folder: (replace(request, folder=folder), axes)
 

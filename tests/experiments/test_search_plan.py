@@ -166,6 +166,12 @@ def test_the_best_meets_the_limits_first_and_then_the_objective():
     assert not goal(objective="loss", min_quality=35.0).is_met(large)
 
 
+def test_another_metric_decides_between_equals_alone():
+    equal, better = Measured(0, 100, 5, other=3), Measured(0, 100, 5, other=7)
+    assert max((equal, better), key=goal().key) == better
+    assert max((better, Measured(0.01, 100, 5, other=0)), key=goal().key).quality == 0.01
+
+
 def test_a_search_has_exactly_one_budget():
     from tfx.experiments.search.search import budget_limits
 
@@ -273,5 +279,5 @@ def test_a_latency_is_that_of_targets_and_not_of_outputs_of_any_length(tmp_path,
         config = compose([*tiny, f"dataset.path={tmp_path / name}", f"model.decoder_layers={layers}"])
         found[name, layers] = untrained_latency_ms(config, prepare_data(config.dataset, 256))
     # The sources are the same, and so are the models: 120 tokens take longer than 9, and four layers than one.
-    assert found["long", 1] > 3 * found["short", 1]
-    assert found["long", 4] > 1.5 * found["long", 1]
+    assert found["long", 1] > 1.5 * found["short", 1]
+    assert found["long", 4] > 1.3 * found["long", 1]

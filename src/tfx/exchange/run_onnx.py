@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tfx.compression.checkpoint import LoadedModel
+from tfx.exchange.target import padded
 from tfx.model.engine import Ids, StepEngine
 
 Array = NDArray[Any]
@@ -51,9 +52,8 @@ class OnnxModel(StepEngine):
     def read(self, sources: Sequence[Ids]) -> Caches:
         """Encodes sources, each with its end token."""
         assert self._encoder is not None
-        ids, mask = padded(sources, self._pad)
-        names = [place.name for place in self._encoder.get_outputs()]
-        found = self._encoder.run(names, {"input_ids": ids, "attention_mask": mask})
+        ids, mask = (part.numpy() for part in padded(sources, self._pad))
+        found = self._encoder.run(None, {"input_ids": ids, "attention_mask": mask})
         crossing = [name for name in self._inputs if name.startswith("cross.")]
         return self._new(mask, dict(zip(crossing, found, strict=True)))
 
@@ -80,7 +80,7 @@ class OnnxModel(StepEngine):
 
     def hidden(self, sources: Sequence[Ids]) -> Array:
         """The hidden states (B, S, D) of an encoder alone."""
-        ids, mask = padded(sources, self._pad)
+        ids, mask = (part.numpy() for part in padded(sources, self._pad))
         return self._model.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
     def _new(self, mask_BS: Array, source: dict[str, Array]) -> Caches:
@@ -107,17 +107,6 @@ class Caches:
     def select_past(self, rows: Array) -> None:
         """The same for new tokens alone, where rows with the same source change places."""
         self.past = {name: value[rows] for name, value in self.past.items()}
-
-
-def padded(rows: Sequence[Ids], pad: int, *, left: bool = False) -> tuple[Array, Array]:
-    """Rows of one length, and a mask with 1 on their real tokens."""
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), pad, np.int64)
-    mask = np.zeros((len(rows), longest), np.int64)
-    for row, own in enumerate(rows):
-        place = slice(longest - len(own), None) if left else slice(0, len(own))
-        ids[row, place], mask[row, place] = own, 1
-    return ids, mask
 
 
 class _Decoder:

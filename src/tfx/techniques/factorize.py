@@ -189,7 +189,7 @@ class Factorize(Technique):
         before = after = 0
         ranks = []
         calibration.request(settings.calibration)
-        weights = dict(model.named_parameters())
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}
         for name, moments in in_order(calibration.inputs(chosen)):
             weight = weights[name]
             low = LowRank(weight, moments if settings.weighted else torch.eye(weight.shape[1]))

@@ -98,7 +98,7 @@ class Findings:
         curves: dict[int, dict[int, float]] = {}
         for trial in self.book.trials:
             if trial.seed == self.seed and (found := self.measured(trial)) is not None:
-                curves.setdefault(trial.number, {})[trial.rung] = goal.gain(found.quality)
+                curves.setdefault(trial.number, {})[trial.rung] = goal.gain_of(found)
         told = []
         for entry in self.book.entries:
             values = {key: entry.values[key] for key in sampled}

@@ -15,29 +15,39 @@ from tfx.record.summary import Summary
 from tfx.record.vocabulary import higher_is_better
 
 BYTES, LATENCY = "bytes", "latency"
+_TRACE = 1e-6
 # What the largest value of a metric is, where it has one; the least of all others is 0.
 _LARGEST = {"exact_match": 1.0, "accuracy": 1.0, "rouge_l": 1.0, "bleu": 100.0, "bleu_lowercase": 100.0, "chrf": 100.0}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What counts of one config: quality on validation data in the units of the metric, bytes, ms for one input."""
+    """What counts of one config: quality on validation data in the units of the metric, bytes, ms for one input.
+
+    ``other`` is the value of another metric, with a sign so that more is better: it decides between equals, such as
+    short trainings without one exact match.
+    """
 
     quality: float
     bytes: float
     latency_ms: float
+    other: float = 0.0
 
     @classmethod
     def of(cls, summary: Summary, metric: str) -> Measured | None:
         """From the summary of a trial; None if it has no result."""
         if (result := summary.result) is None:
             return None
-        return cls(float(result.valid[metric]), float(result.bytes.file), result.inference["file"].latency_ms["p50"])
+        # The losses come first, and losses per token say little over vocabularies: of texts, the last is taken.
+        name = [name for name in result.valid if name != metric or len(result.valid) == 1][-1]
+        other = float(result.valid[name]) * (1 if higher_is_better(name) else -1)
+        latency = result.inference["file"].latency_ms["p50"]
+        return cls(float(result.valid[metric]), float(result.bytes.file), latency, other)
 
     @classmethod
     def mean(cls, found: Sequence[Measured]) -> Measured:
         """The mean over seeds."""
-        return cls(*(mean(getattr(one, name) for one in found) for name in ("quality", "bytes", "latency_ms")))
+        return cls(*(mean(getattr(one, name) for one in found) for name in ("quality", "bytes", "latency_ms", "other")))
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,10 @@ class Goal:
         """The quality with a sign, so that more is better."""
         return quality if higher_is_better(self.metric) else -quality
 
+    def gain_of(self, found: Measured) -> float:
+        """The gain of a quality, with a trace of the other metric, which decides between equals alone."""
+        return self.gain(found.quality) + _TRACE * found.other
+
     def violations(self, found: Measured) -> list[float]:
         """By how much each limit is passed, relative to it; zero or less where it is kept."""
         over = [
@@ -126,7 +140,7 @@ class Goal:
             return -math.log(found.bytes)
         if self.objective == LATENCY:
             return -math.log(max(found.latency_ms, 1e-9))
-        return self.gain(found.quality)
+        return self.gain_of(found)
 
     def key(self, found: Measured) -> tuple[float, float]:
         """Sorts the best first in descending order: what meets the limits by merit, the rest by how nearly it does."""

@@ -26,12 +26,13 @@ def untrained_latency_ms(
     """Milliseconds for one input, the median over validation inputs, by the config's own decoding and on its device.
 
     How long decoding takes depends on the lengths and on no weight. Outputs of drawn weights have any length: so each
-    input is decoded to ten tokens and to ten more than its own, no output ends before, and the time for as many tokens
-    as its target has lies on the line through both. A language model is timed as in its result.
+    input is decoded to ten tokens and to about ten more than its target, and no output ends before. The time for as
+    many tokens as its target has lies on the line through both. A language model is timed as in its result.
     """
     import torch
 
     from tfx.model.architecture import Architecture
+    from tfx.model.decoding.rules import output_limit
     from tfx.model.device import choose_device
     from tfx.model.transformer import Transformer, initialise
     from tfx.tasks.contract import timed
@@ -47,7 +48,9 @@ def untrained_latency_ms(
     shared = replace(config.evaluation, latency_inputs=_INPUTS)
     if isinstance(split, Pairs):
         shared = replace(shared, min_length=model.architecture.context)
-        lengths = (_SHORT_RATIO, 1.0)
+        # So that most targets are no longer than what is decoded.
+        longer = max(1.0, float(split.target.lengths.sum() / max(1, split.source.lengths.sum())))
+        lengths = (_SHORT_RATIO, longer)
     settings = [replace(shared, max_length_ratio=ratio) for ratio in lengths]
     works = [split.timed_work(model, tokenizer, one) for one in settings]
     times = []
@@ -56,7 +59,8 @@ def untrained_latency_ms(
     for place in range(min(_INPUTS, works[0].count)):
         took = [timed(partial(work.one, place), device)[1] / work.units for work in works]
         if isinstance(split, Pairs):
-            a_token = (took[1] - took[0]) / max(1, int(split.source.lengths[place]))
+            more = output_limit(int(split.source.lengths[place]), settings[1], model.architecture.context) - _SHORT
+            a_token = (took[1] - took[0]) / max(1, more)
             times.append(took[0] + a_token * (int(split.target.lengths[place]) + 1 - _SHORT))
         else:
             times.append(took[0])

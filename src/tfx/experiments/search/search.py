@@ -161,7 +161,7 @@ class Search:
             return found
 
         if self.goal.spread > 1:  # the front is what is sought: its members go on, the best of them first
-            points = [(self.goal.gain(at(entry).quality), -at(entry).bytes) for entry in entries]
+            points = [(self.goal.gain_of(at(entry)), -at(entry).bytes) for entry in entries]
             rank = dict(zip([entry.number for entry in entries], ranks(points), strict=True))
             return best_of(entries, count, lambda entry: (-rank[entry.number], *self.goal.key(at(entry))))
         return best_of(entries, count, lambda entry: self.goal.key(at(entry)))

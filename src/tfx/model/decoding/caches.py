@@ -27,30 +27,26 @@ def bare(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return module.forward
 
 
-def _attend(q_NHK: Tensor, keys: Tensor, values: Tensor, groups: int, biases: Sequence[Tensor]) -> Tensor:
-    """Attention from the queries of each row, scaled, to its keys and values, (R G, P, K) each; returns (N, H K).
+def _attend(q_RHQK: Tensor, keys: Tensor, values: Tensor, groups: int, biases: Sequence[Tensor]) -> Tensor:
+    """Attention from the queries of each row, scaled, to its keys (R G, K, P) and values (R G, P, K); (N, H K).
 
     A bias is added to the scores and broadcasts to (R, G, J, Q, P). All queries of a row are one product for each of
-    its heads: hypotheses that share their keys cost little more than one.
+    its key/value heads: hypotheses that share their keys cost little more than one.
     """
+    rows, heads, queries, width = q_RHQK.shape
     if not groups:
-        return q_NHK.flatten(1)
-    rows, joint = keys.shape[0] // groups, q_NHK.shape[1] // groups
-    places, width = keys.shape[1:]
-    queries = len(q_NHK) // rows
-    if joint == 1:
-        q = q_NHK.view(rows, queries, groups, width).transpose(1, 2)
+        return q_RHQK.new_empty(rows * queries, 0)
+    joint = heads // groups
+    q = q_RHQK.reshape(rows * groups, joint * queries, width)
+    if biases and rows == joint == 1:
+        scores = torch.baddbmm(biases[0].view(-1, *biases[0].shape[-2:]), q, keys)
+        biases = biases[1:]
     else:
-        q = q_NHK.view(rows, queries, groups, joint, width).permute(0, 2, 3, 1, 4)
-    scores = torch.bmm(q.reshape(rows * groups, joint * queries, width), keys.mT)
+        scores = torch.bmm(q, keys)
     for bias in biases:
-        scores.view(rows, groups, joint, queries, places).add_(bias)
+        scores.view(rows, groups, joint, queries, -1).add_(bias)
     mixed = torch.bmm(scores.softmax(-1), values)
-    if joint == 1:
-        mixed = mixed.view(rows, groups, queries, width).transpose(1, 2)
-    else:
-        mixed = mixed.view(rows, groups, joint, queries, width).permute(0, 3, 1, 2, 4)
-    return mixed.reshape(rows * queries, groups * joint * width)
+    return mixed.view(rows, heads, queries, width).transpose(1, 2).reshape(rows * queries, heads * width)
 
 
 class OwnAttention:
@@ -59,7 +55,6 @@ class OwnAttention:
     def __init__(self, attention: Attention, places: int) -> None:
         """``places`` is how many the cache has at first."""
         self.attention = attention
-        self._cache: Tensor | None = None  # (2, R G, places, K)
         self._places = places
         self._scale = attention.head_width**-0.5
         layers = [attention.q, attention.k, attention.v]
@@ -73,6 +68,7 @@ class OwnAttention:
                         part[: attention.heads * attention.head_width] *= self._scale
             self._qkv = Product(weight, bias)
         self._out = bare(attention.o)
+        self._cache: Tensor | None = None  # (2, R, G, places, K)
 
     def __call__(self, x_ND: Tensor, rows: int, start: int, biases: Sequence[Tensor], rotary: Rotary | None) -> Tensor:
         """Attends from N = R Q new queries to all places, their own included, and returns (N, D).
@@ -80,60 +76,58 @@ class OwnAttention:
         ``start`` is the number of places before. ``rotary`` holds cosines and sines of the new positions, which
         broadcast to (R, Q, heads, K).
         """
-        groups, count = self.attention.kv_heads, len(x_ND)
-        end = start + count // rows
-        q_NHK, k_NGK, v_NGK = self._projected(x_ND, rows, rotary)
-        cache = self._reserved(rows * groups, end, k_NGK)
-        if groups:
-            here = cache[:, : rows * groups, start:end].view(2, rows, groups, end - start, -1)
-            here[0] = k_NGK.view(rows, end - start, groups, -1).transpose(1, 2)
-            here[1] = v_NGK.view(rows, end - start, groups, -1).transpose(1, 2)
-        keys, values = cache[:, : rows * groups, :end].unbind(0)
-        return self._out(_attend(q_NHK, keys, values, groups, biases))
+        end = start + len(x_ND) // rows
+        q_RHQK, kv = self._projected(x_ND, rows, rotary)
+        cache = self._cache
+        if cache is None or cache.shape[3] < end:
+            cache = self._grown(end, kv)
+        if rows < cache.shape[1]:
+            cache = cache[:, :rows]
+        cache[:, :, :, start:end] = kv
+        keys, values = cache[:, :, :, :end].flatten(1, 2).unbind(0)
+        return self._out(_attend(q_RHQK, keys.mT, values, cache.shape[2], biases))
 
-    def _projected(self, x_ND: Tensor, rows: int, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, H, K), scaled, keys and values (N, G, K)."""
+    def _projected(self, x_ND: Tensor, rows: int, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        """Queries (R, H, Q, K), scaled, and keys and values (2, R, G, Q, K)."""
         attention = self.attention
         heads, groups, width = attention.heads, attention.kv_heads, attention.head_width
         queries = len(x_ND) // rows
         if self._qkv is not None:
-            qkv = self._qkv(x_ND).view(len(x_ND), heads + 2 * groups, width)
-            qk, v = qkv[:, : heads + groups], qkv[:, heads + groups :]
-            if rotary is not None and attention.q_norm is None:
-                qk = rotate(qk.view(rows, queries, heads + groups, width), *rotary).flatten(0, 1)
-            q, k = qk[:, :heads], qk[:, heads:]
-            if attention.q_norm is None:
-                return q, k, v
+            q, kv = self._qkv(x_ND).split([heads * width, 2 * groups * width], 1)
+            q_RQHK, kv_RQ2GK = q.view(rows, queries, heads, width), kv.view(rows, queries, 2, groups, width)
+            if attention.q_norm is None and rotary is None:
+                return q_RQHK.transpose(1, 2), kv_RQ2GK.permute(2, 0, 3, 1, 4)
+            k_RQGK, v_RQGK = kv_RQ2GK.unbind(2)
         else:
-            q = attention.q(x_ND).view(len(x_ND), heads, width)
-            k, v = (layer(x_ND).view(len(x_ND), groups, width) for layer in (attention.k, attention.v))
+            q_RQHK = attention.q(x_ND).view(rows, queries, heads, width)
+            k_RQGK, v_RQGK = (layer(x_ND).view(rows, queries, groups, width) for layer in (attention.k, attention.v))
         if attention.q_norm is not None and attention.k_norm is not None:
-            q, k = attention.q_norm(q), attention.k_norm(k)
+            q_RQHK, k_RQGK = attention.q_norm(q_RQHK), attention.k_norm(k_RQGK)
         if rotary is not None:
-            q, k = (rotate(part.reshape(rows, queries, *part.shape[1:]), *rotary).flatten(0, 1) for part in (q, k))
-        return q * self._scale, k, v
+            q_RQHK, k_RQGK = rotate(torch.cat([q_RQHK, k_RQGK], 2), *rotary).split([heads, groups], 2)
+        if self._qkv is None or attention.q_norm is not None:
+            q_RQHK = q_RQHK * self._scale
+        return q_RQHK.transpose(1, 2), torch.stack([k_RQGK, v_RQGK]).transpose(2, 3)
 
-    def _reserved(self, rows: int, end: int, like: Tensor) -> Tensor:
-        """The cache, with memory for ``end`` places; it grows by doubling."""
-        cache = self._cache
-        if cache is None:
-            cache = like.new_empty(2, rows, max(end, self._places), like.shape[2])
-        elif cache.shape[2] < end:
-            grown = like.new_empty(2, rows, max(end, 2 * cache.shape[2]), like.shape[2])
-            grown[:, :, : cache.shape[2]] = cache[:, :rows]
-            cache = grown
+    def _grown(self, end: int, like: Tensor) -> Tensor:
+        """The cache with memory for ``end`` places; it grows by doubling."""
+        old = self._cache
+        most = max(end, self._places if old is None else 2 * old.shape[3])
+        cache = like.new_empty(*like.shape[:3], most, like.shape[4])
+        if old is not None:
+            cache[:, :, :, : old.shape[3]] = old[:, : cache.shape[1]]
         self._cache = cache
         return cache
 
     def select(self, rows: Tensor) -> None:
         """Keeps these rows, in this order."""
-        groups = self.attention.kv_heads
-        if self._cache is not None and groups:
-            self._cache = self._cache.unflatten(1, (-1, groups)).index_select(1, rows).flatten(1, 2)
+        if self._cache is not None:
+            self._cache = self._cache.index_select(1, rows)
 
     def move(self, rows: Tensor, places: Tensor) -> None:
         """Copies rows over others, in place."""
-        _move(self._cache, self.attention.kv_heads, rows, places)
+        if self._cache is not None:
+            self._cache[:, places] = self._cache[:, rows]
 
 
 class CrossAttention:
@@ -142,39 +136,31 @@ class CrossAttention:
     def __init__(self, attention: Attention, memory_BSD: Tensor) -> None:
         self.attention = attention
         sentences, length, width = memory_BSD.shape
-        groups, head_width = attention.kv_heads, attention.head_width
+        shape = (sentences, length, attention.kv_heads, attention.head_width)
         memory_ND = memory_BSD.reshape(sentences * length, width)
-        keys, values = (
-            layer(memory_ND).view(len(memory_ND), groups, head_width) for layer in (attention.k, attention.v)
-        )
+        k_BSGK, v_BSGK = (bare(layer)(memory_ND).view(shape) for layer in (attention.k, attention.v))
         if attention.k_norm is not None:
-            keys = attention.k_norm(keys)
-        # (2, B G, S, K)
-        self._cache = memory_BSD.new_empty(2, sentences * groups, length, head_width, dtype=keys.dtype)
-        for part, new in zip(self._cache, (keys, values), strict=True):
-            if groups:
-                part.view(sentences, groups, length, head_width).copy_(
-                    new.view(sentences, length, groups, head_width).transpose(1, 2)
-                )
+            k_BSGK = attention.k_norm(k_BSGK)
+        # The scale of the scores is that of the keys.
+        k_BSGK = k_BSGK * attention.head_width**-0.5
+        self._cache = torch.stack([part.transpose(1, 2) for part in (k_BSGK, v_BSGK)])  # (2, B, G, S, K)
         self._q, self._out = bare(attention.q), bare(attention.o)
-        # The scale of the scores.
-        self._cache[0] *= head_width**-0.5
+        self._view(sentences)
+
+    def _view(self, sentences: int) -> None:
+        keys, values = self._cache[:, :sentences].flatten(1, 2).unbind(0)
+        self._sentences, self._keys, self._values = sentences, keys.mT, values
 
     def __call__(self, x_ND: Tensor, sentences: int, biases: Sequence[Tensor]) -> Tensor:
         """Attends from the hypotheses of each sentence to its source; returns (N, D)."""
         attention = self.attention
-        q_NHK = self._q(x_ND).view(len(x_ND), attention.heads, attention.head_width)
+        if sentences != self._sentences:
+            self._view(sentences)
+        q_BQHK = self._q(x_ND).view(sentences, len(x_ND) // sentences, attention.heads, attention.head_width)
         if attention.q_norm is not None:
-            q_NHK = attention.q_norm(q_NHK)
-        keys, values = self._cache[:, : sentences * attention.kv_heads].unbind(0)
-        return self._out(_attend(q_NHK, keys, values, attention.kv_heads, biases))
+            q_BQHK = attention.q_norm(q_BQHK)
+        return self._out(_attend(q_BQHK.transpose(1, 2), self._keys, self._values, attention.kv_heads, biases))
 
     def move(self, rows: Tensor, places: Tensor) -> None:
         """Copies sentences over others, in place."""
-        _move(self._cache, self.attention.kv_heads, rows, places)
-
-
-def _move(cache: Tensor | None, groups: int, rows: Tensor, places: Tensor) -> None:
-    if cache is not None and groups:
-        by_row = cache.unflatten(1, (-1, groups))
-        by_row[:, places] = by_row[:, rows]
+        self._cache[:, places] = self._cache[:, rows]
