@@ -153,7 +153,7 @@ def arms(options: argparse.Namespace, folders: dict[str, str]) -> dict[str, Resu
     """What each arm decodes with, by its name."""
     found: dict[str, Result] = {"tfx": {"library": "tfx", "model": str(options.run)}}
     for file in options.also:
-        found[f"tfx {Path(file).name}"] = {"library": "tfx", "model": file}
+        found[f"tfx {Path(file).parent.name}/{Path(file).name}"] = {"library": "tfx", "model": file}
     for name, folder in folders.items():
         for numbers in ("float32", "int8") if name == "ctranslate2" else (None,):
             arm = {"library": name, "model": str(options.run), "folder": folder, "numbers": numbers}
@@ -238,7 +238,7 @@ def show(title: str, rows: list[Result]) -> None:
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
-    Console().print(table)
+    Console(width=150).print(table)
 
 
 def main() -> None:

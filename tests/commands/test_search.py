@@ -6,6 +6,7 @@ import pytest
 
 from tfx.cli import main
 from tfx.compression.checkpoint import FileBytes
+from tfx.experiments.jobs import Job
 from tfx.experiments.search import size
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import count_parameters
@@ -22,8 +23,9 @@ TINY = [
     "dataset.metrics=[]",
     "dataset=multi30k",
     "trainer.device=cpu",
+    "trainer.budget.steps=8",
 ]
-GO = ["max_bytes=14000", "candidates=1", "rungs=1", "seeds=1", "budget.trials=1", "trainer.budget.steps=8"]
+GO = ["max_bytes=14000", "candidates=1", "rungs=1", "seeds=1", "budget.trials=1"]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,7 @@ def read(folder) -> dict:
         (["max_bytes=14000", "budget.trials=2", "model.width=range(5,8)"], "is a multiple of"),
         (["max_bytes=14000", "budget.trials=2", "technique=distill"], "technique.distill.teacher=RUN"),
         (["max_bytes=14000", "budget.trials=2", "-m"], "leave out -m"),
+        (["max_bytes=14000", "budget.trials=2", "--config-name", "config"], "starts from the defaults"),
     ],
 )
 def test_wrong_input_is_one_line_with_status_2_and_leaves_nothing(words, message, search, here, capsys):
@@ -78,14 +81,17 @@ def test_help_explains_every_setting(capsys):
         assert word in shown
 
 
-def test_a_dry_run_shows_axes_what_fits_and_the_cost(search, here, capsys, monkeypatch):
+def test_a_dry_run_shows_axes_what_fits_and_the_cost(search, here, tmp_path, capsys, monkeypatch):
     # Two bits for each weight, in place of a written file.
     def two_bits(config, tokenizer, origin=None):
         weights = count_parameters(Architecture.from_config(config.model, tokenizer.vocab_size)) // 4
         return FileBytes(weights + 4000, weights, 1000, 3000)
 
     monkeypatch.setattr(size, "untrained_bytes", two_bits)
-    assert search(*GO, "dry_run=true") == 0
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text("name: adam\nlr: 0.002\n")
+    own = ["--config-dir", str(tmp_path / "conf"), "optimizer=mine"]
+    assert search(*GO, *own, "dry_run=true") == 0
     shown = capsys.readouterr().out
     assert "chosen so that the file fills max_bytes" in shown
     assert "technique.quantize.rate" in shown
@@ -121,6 +127,13 @@ def test_a_search_trains_and_names_a_model_that_meets_the_limit(whole):
     assert "trainer.budget.steps=8" in found["command"]
     assert "splits.test" not in found["command"]
     assert f"config {best['config']}" in (whole / "report.html").read_text()
+
+
+def test_a_trial_is_known_again_by_its_words(whole):
+    # Else a search could not go on with one that was stopped half-way.
+    state = read(whole)["state"]
+    words = [*state["entries"][0]["words"], "trainer.budget.steps=8", "seed=1"]
+    assert Job(0, words, whole / "trials" / "0000-rung0-seed1").take_over() is None
 
 
 def test_bytes_are_known_before_training(whole):

@@ -23,7 +23,15 @@ ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs extra {name}"))
     for name, module in (("ctranslate2", "ctranslate2"), ("onnx", "onnxruntime"))
 ]
-SMALL = {"width": 16, "heads": 2, "ffn_width": 16, "context": 64, "decoder_layers": 1, "positions": "rotary"}
+SMALL = {
+    "width": 16,
+    "heads": 2,
+    "ffn_width": 16,
+    "context": 64,
+    "decoder_layers": 1,
+    "positions": "rotary",
+    "output_bias": True,
+}
 PAIRS = ["dataset=parallel", "dataset.path=pairs", "dataset.source=en", "dataset.target=de"]
 
 
@@ -45,6 +53,8 @@ def place(tmp_path_factory, texts):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)), alpha=0.3)
+            # So that outputs end by themselves: a limit of CTranslate2 is that of a whole batch.
+            model.output.bias[tokenizer.eos] += 2.0 if family == "seq2seq" else 0.0
         save(here / f"{family}.safetensors", model, tokenizer, EvaluationConfig())
     return here
 
@@ -91,9 +101,21 @@ def test_a_language_model_continues_as_it_does_itself(capsys, monkeypatch, engin
     assert generated("--method", "greedy", "--engine", engine) == expected
     if engine == "onnx":
         assert generated("--method", "sample", "--engine", engine) == generated("--method", "sample") != expected
-    words = ["generate", "lm.safetensors", "the", "--method", "greedy", "--engine", engine, "--new-tokens", "64"]
+    words = ["generate", "lm.safetensors", "the", "--method", "greedy", "--new-tokens", "70"]
+    assert main(words) == 0
+    long = capsys.readouterr().out
+    assert main([*words, "--engine", engine]) == (2 if engine == "ctranslate2" else 0)
+    shown = capsys.readouterr()
+    assert "stops at the context of 64 tokens" in shown.err if engine == "ctranslate2" else shown.out == long
+
+
+def test_one_that_decodes_by_itself_gives_no_scores(capsys):
+    pytest.importorskip("ctranslate2")
+    words = ["generate", "seq2seq.safetensors", "the quick", "--engine", "ctranslate2", "--method", "greedy", "--json"]
     assert main(words) == 2
-    assert "stops at the context of 64 tokens" in capsys.readouterr().err
+    assert "gives one output, without prefix, score and log-probabilities" in capsys.readouterr().err
+    assert main(["generate", "seq2seq.safetensors", "the", "--engine", "ctranslate2", "--min-length", "3"]) == 2
+    assert "does not follow evaluation.min_length" in capsys.readouterr().err
 
 
 def test_what_an_engine_cannot_do_and_what_is_missing_is_one_line(monkeypatch):

@@ -17,14 +17,14 @@ from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.exchange.onnx_graphs import Decoder, Encoder
-from tfx.exchange.onnx_int8 import rounded
+from tfx.exchange.onnx_int8 import own_matrices, quantize, rounded
 from tfx.exchange.run_onnx import OnnxModel
 from tfx.exchange.search import Search, ends_of
 from tfx.exchange.targets import TARGETS
 from tfx.model.architecture import Architecture
 from tfx.model.decoding import Wanted, continue_texts, make_picker, outputs_for
 from tfx.model.transformer import Transformer, initialise
-from tfx.run.export import export
+from tfx.run.export import compare, export
 from tfx.tasks.lm import Stream
 from tfx.tasks.seq2seq import Pairs
 
@@ -97,7 +97,8 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tokenizer):
-    """An encoder-decoder and a language model, exported; the second in 8 bits, half of it on a grid of its own."""
+    onnx = pytest.importorskip("onnx")
+    """An encoder-decoder and a language model, exported; the second also in 8 bits, half of it on its own grid."""
     here = tmp_path_factory.mktemp("onnx")
     pairs = LoadedModel(
         made(EVERY[2] | {"kv_heads": 2, "width": 32, "activation": "geglu"}, tokenizer[True].vocab_size),
@@ -113,7 +114,13 @@ def folders(tmp_path_factory, tokenizer):
     split = Pairs(Ragged.from_lists(rows, np.int64), Ragged.from_lists(rows[::-1], np.int64))
     found = export(pairs, TARGETS["onnx"], split, here / "pairs", "float32", 3)
     stream = Stream(np.arange(5, 200), 1)
-    coarse = export(texts, TARGETS["onnx"], stream, here / "texts", "int8", 3)
+    assert export(texts, TARGETS["onnx"], stream, here / "texts", "float32", 3).largest < 1e-4
+    # What the target does for int8, without another run of the exporter.
+    graph = onnx.load(here / "texts" / "model.onnx")
+    quantize(graph, texts)
+    (here / "coarse").mkdir()
+    onnx.save(graph, here / "coarse" / "model.onnx")
+    coarse = compare(texts, TARGETS["onnx"].reopen(here / "coarse", texts), stream, 3)
     return {"pairs": (pairs, found), "texts": (texts, coarse)}, here
 
 
@@ -170,7 +177,7 @@ def test_int8_keeps_the_codes_of_the_run_and_rounds_what_has_none(folders):
 
     (texts, found), here = folders[0]["texts"], folders[1]
     assert 0 < found.mean < 0.1
-    graph = onnx.load(here / "texts" / "model.onnx").graph
+    graph = onnx.load(here / "coarse" / "model.onnx").graph
     arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     codes = {name: value for name, value in arrays.items() if value.dtype == np.int8}
     own = texts.grids["embedding.weight"].codes_RC.numpy().astype(int) - 128
@@ -180,6 +187,7 @@ def test_int8_keeps_the_codes_of_the_run_and_rounds_what_has_none(folders):
     block = texts.model.decoder.blocks[0]
     expected = rounded(block.attention.q.weight.detach().numpy())[0]
     assert any(value.shape == expected.shape and (expected == value.T).all() for value in codes.values())
+    assert (TARGETS["onnx"].kept(texts, "int8"), own_matrices(texts)) == (1, 1)
     kinds = {node.op_type for node in graph.node}
     assert {"DynamicQuantizeLinear", "DequantizeLinear"} <= kinds
 

@@ -13,8 +13,8 @@ from tfx.config.schema import ModelConfig
 from tfx.config.search import SearchBudget, SearchConfig
 from tfx.experiments.jobs import DONE
 from tfx.experiments.request import compose_request
+from tfx.experiments.search import final, size, space
 from tfx.experiments.search import search as search_module
-from tfx.experiments.search import size, space
 from tfx.experiments.search.axes import named_axes
 from tfx.experiments.search.search import Search
 from tfx.model.architecture import Architecture
@@ -53,7 +53,7 @@ def estimate(config, tokenizer, origin=None) -> FileBytes:
     """Bytes at the rate of the config, 3 % less than those of the trials."""
     model = config.model
     count = weights(model.width, model.ffn_width, model.decoder_layers)
-    size_ = round(count * config.technique["quantize"]["rate"] / 8)
+    size_ = round(count * (config.technique["quantize"]["rate"] or 8) / 8)
     return FileBytes(size_ + OVERHEAD, size_, 1000, 3000)
 
 
@@ -83,12 +83,12 @@ class Trials:
                 raise StoppedBySignal(15)
             self.ran.append(job.folder.name)
             typed = dict(word.split("=", 1) for word in job.overrides)
-            width, layers = int(typed["model.width"]), int(typed["model.decoder_layers"])
-            loss = 3 + (layers - 3) ** 2 / 10 + 10 * (float(typed["model.dropout"]) - 0.1) ** 2
+            width, layers = int(typed["model.width"]), int(typed.get("model.decoder_layers", 4))
+            loss = 3 + (layers - 3) ** 2 / 10 + 10 * (float(typed.get("model.dropout", 0.15)) - 0.1) ** 2
             loss += 20 / int(typed["trainer.budget.steps"]) + abs(math.log(width / 64))
             loss += derive_seed(int(typed["seed"]), "noise", width) % 100 / 1e4
             count = weights(width, int(typed["model.ffn_width"]), layers)
-            weights_ = round(1.03 * round(count * float(typed["technique.quantize.rate"]) / 8))
+            weights_ = round(1.03 * round(count * float(typed.get("technique.quantize.rate", 8)) / 8))
             job.folder.mkdir(parents=True)
             write_summary(RunDirectory(job.folder), loss, weights_, layers, int(typed["seed"]))
             job.state = DONE
@@ -131,6 +131,7 @@ def request_of(tmp_path_factory):
 def stand_in(patch) -> Trials:
     found = Trials()
     patch.setattr(search_module, "run_jobs", found)
+    patch.setattr(final, "run_jobs", found)
     patch.setattr(size, "untrained_bytes", estimate)
     patch.setattr(space, "compose", lambda words: composed(tuple(words)))
     patch.setattr("tfx.tasks.prepare.prepare_data", prepared)
@@ -245,3 +246,23 @@ def test_a_front_around_the_limit_has_files_on_both_sides(request_of, trials, tm
     assert 60_000 < max(sizes) <= 120_000 * 1.02
     best = search.found.best()
     assert search.found.mean_of(best).bytes <= 60_000
+
+
+def test_the_winner_and_a_dense_model_of_its_size_train_again_with_new_seeds(request_of, trials, tmp_path):
+    settings = replace(SETTINGS, seeds=1, budget=SearchBudget(trials=4), final=True, final_seeds=2)
+    search = run(request_of, tmp_path / "s", settings)
+    before = list(trials.ran)
+    final.finish(search)
+    number = search.found.best().number
+    names = [f"{number:04d}-seed2", "dense_int8-seed2", f"{number:04d}-seed3", "dense_int8-seed3"]
+    assert trials.ran == before + names
+    outcome = json.loads((tmp_path / "s" / "search.json").read_text())["final"]
+    assert len(outcome["test"]) == len(outcome["dense"]["test"]) == 2
+    # The dense model is as wide as the limit allows: eight bits for each weight, as the stand-in has it.
+    dense = outcome["dense"]["bytes"][0]
+    assert 40_000 < dense <= 60_000  # four more are a third more weights
+    words = next(job.overrides for job in search.jobs if job.folder.name == "dense_int8-seed2")
+    assert "technique=[quantize]" in words
+    assert "technique.quantize.bits=8" in words
+    assert "dataset.splits.test=[]" not in words
+    assert "trainer.budget.steps=90" in words

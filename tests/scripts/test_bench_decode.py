@@ -59,7 +59,7 @@ def test_batches_are_of_similar_lengths_and_outputs_in_order(bench):
 def test_a_peer_has_an_arm_for_each_kind_of_numbers(bench):
     options = argparse.Namespace(run=Path("RUN"), also=["small/compressed.safetensors"])
     found = bench.arms(options, {"transformers": "t", "ctranslate2": "c"})
-    names = ["tfx", "tfx compressed.safetensors", "transformers", "ctranslate2 float32", "ctranslate2 int8"]
+    names = ["tfx", "tfx small/compressed.safetensors", "transformers", "ctranslate2 float32", "ctranslate2 int8"]
     assert list(found) == names
     assert found["ctranslate2 int8"]["numbers"] == "int8"
 

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if any(word in ("-m", "--multirun") for word in arguments):
         raise UserError("tfx search tries many configs already: leave out -m, and name the budget with budget.hours=…")
+    if any(word in ("-cn", "--config-name", "-cp", "--config-path") for word in arguments):
+        raise UserError("tfx search starts from the defaults: name settings as overrides, and groups with --config-dir")
     settings = read_settings(SearchConfig, [word for word in arguments if is_own(word, SearchConfig)])
     words, axes = named_axes([word for word in arguments if not is_own(word, SearchConfig)])
     request = compose_request(words, "search")
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from tfx.experiments.search.final import finish
     from tfx.experiments.search.search import Search
-    from tfx.experiments.search.shown import show_found, show_plan, write_search_page
+    from tfx.experiments.search.shown import show_found, show_plan
 
     search = Search(request, settings, axes)
     if request.config.dry_run:
@@ -44,9 +46,11 @@ def main(arguments: Sequence[str]) -> int:
         search.keep()
         show_found(search)
         return stopped.status
-    page = write_search_page(search)
     show_found(search)
-    print(f"page: {page}")
+    if search.book.trials:
+        from tfx.experiments.search.page import write_search_page
+
+        print(f"page: {write_search_page(search)}")
     found = search.book.outcome
     if found["best"] is not None and not found["best_is_met"]:
         nearest = next(row for row in found["tried"] if row["run"] == found["best"])

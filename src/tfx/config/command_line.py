@@ -106,10 +106,15 @@ def composed_for_help(arguments: Sequence[str]) -> tuple[list[str], dict[str, An
     flagged = _parse_flags(flags)
     if flagged.multirun:
         overrides = []
-    folder = flagged.config_dir
-    place = [] if folder is None else [f"hydra.searchpath=[{quoted(f'file://{Path(folder).absolute()}')}]"]
+    place = searchpath(flags)
     typed = dict(map(parse, (word for word in overrides if word.lstrip("+").startswith("hydra.launcher."))))
     return overrides, compose_values([*overrides, *place]), typed
+
+
+def searchpath(flags: Sequence[str]) -> list[str]:
+    """The override that lets `compose` find what the folder of the flag ``--config-dir`` holds; none without it."""
+    folder = _parse_flags(flags).config_dir
+    return [] if folder is None else [f"hydra.searchpath=[{quoted(f'file://{Path(folder).absolute()}')}]"]
 
 
 def _parse_flags(words: Sequence[str]) -> argparse.Namespace:

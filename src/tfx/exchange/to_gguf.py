@@ -143,17 +143,25 @@ def _tokens(writer: Any, tokenizer: Tokenizer, count: int, merges: list[str]) ->
 
 
 class FromGguf(InTransformers):
-    """A file, opened by `from_pretrained`, which has its own reader of GGUF."""
+    """A file, opened by the reader of GGUF that transformers has."""
 
     def open(self, folder: Path, loaded: LoadedModel) -> Any:
         import transformers
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
         architecture = loaded.model.architecture
         sizes = {}
         if architecture.positions == "learned":  # its reader has no name for these two of GPT-2
             sizes = {"n_positions": architecture.context, "n_inner": architecture.decoder[0].ffn}
-        kind = transformers.AutoModelForCausalLM
-        return kind.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32, **sizes)
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=FILE, **sizes)
+        # Not `from_pretrained`, which asks for another package to place the tensors.
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tensors = load_gguf_checkpoint(str(folder / FILE), return_tensors=True, model_to_load=model)["tensors"]
+        missing, unknown = model.load_state_dict(tensors, strict=False)
+        model.tie_weights()
+        assert not unknown, unknown
+        assert set(missing) <= {"lm_head.weight"}, missing
+        return model
 
 
 GGUF = Target(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfx.config.compose import compose
 from tfx.config.compose import load as load_config
 from tfx.experiments.jobs import Job
 from tfx.experiments.pool import run_jobs
@@ -73,9 +72,9 @@ def _dense_words(search: Search) -> list[str] | None:
     config = search.request.config
     if search.goal.max_bytes is None or config.init_from is not None:
         return None
-    words = [word for word in search.space.base if not word.startswith(("technique.", "+technique.", NO_TEST))]
-    words += ["+technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"]
-    dense = compose(words)
+    words = [word for word in search.space.base if not word.startswith(("technique.", "technique=", NO_TEST))]
+    words += ["technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"]
+    dense = search.space.compose(words)
     unit = search.space.unit(dense)
     widths = list(range(unit, 4 * dense.model.width, unit))
     factor = dense.model.ffn_width / dense.model.width

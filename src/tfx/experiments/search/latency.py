@@ -61,7 +61,9 @@ def untrained_latency_ms(
         if isinstance(split, Pairs):
             more = output_limit(int(split.source.lengths[place]), settings[1], model.architecture.context) - _SHORT
             a_token = (took[1] - took[0]) / max(1, more)
-            times.append(took[0] + a_token * (int(split.target.lengths[place]) + 1 - _SHORT))
+            found = took[0] + a_token * (int(split.target.lengths[place]) + 1 - _SHORT)
+            # Noise must not make a short target free.
+            times.append(max(found, took[0] / _SHORT))
         else:
             times.append(took[0])
     return 1e3 * median(times)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from tfx.config.command_line import searchpath
 from tfx.config.schema import Budget
 from tfx.config.search import SearchConfig
 from tfx.errors import UserError
@@ -25,7 +27,7 @@ from tfx.experiments.search.halving import best_of, lengths, promoted
 from tfx.experiments.search.outcome import outcome_of
 from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
-from tfx.experiments.search.space import NO_TEST, Space, make_space
+from tfx.experiments.search.space import NO_TEST, make_space
 
 # The part of a budget that goes to more seeds of the leaders.
 _FOR_SEEDS = 0.2
@@ -48,7 +50,7 @@ class Search:
         self.seconds, self.most_trials = budget_limits(settings)
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)
-        self.space = Space((*space.base, NO_TEST), space.techniques, space.axes, space.may_prune)
+        self.space = replace(space, base=(*space.base, NO_TEST), place=tuple(searchpath(request.flags)))
         self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
         self.jobs: list[Job] = []
         self.book = self._open()

@@ -1,8 +1,7 @@
-"""What people see of a search: its plan, the table of what it found, and the page."""
+"""What people see of a search: its plan, and what it found."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -12,9 +11,7 @@ from tfx.experiments.search.sampler import propose
 from tfx.experiments.search.search import Search
 from tfx.experiments.search.space import WIDTH
 from tfx.record.console import clock, number, plain_console
-from tfx.record.directory import RunDirectory
 from tfx.record.sheet import Column, Sheet
-from tfx.record.vocabulary import higher_is_better
 
 # So many configs that fit are shown in a dry run.
 _SHOWN = 3
@@ -148,78 +145,3 @@ def notes(found: dict[str, Any]) -> list[str]:
                     f"{mean(arm['bytes']):,.0f} bytes"
                 )
     return lines
-
-
-def write_search_page(search: Search) -> Path:
-    """Writes the page of a search into its folder, and returns its path."""
-    from tfx.report.plots import Point, front
-    from tfx.report.sections import Section, write_sections
-
-    found, file = search.book.outcome, RunDirectory(search.folder).report
-    metric = found["metric"]
-    sections = [Section("What was found", notes(found), found["command"] or "")]
-    on_front = {row["config"] for row in found["front"]}
-    label = metric + ("" if higher_is_better(metric) else " (less is better)")
-    rows = found["tried"]
-    if rows:
-        plots = []
-        for key, cost in (("bytes", "file, kB"), ("latency_ms", "latency, ms")):
-            scale = 1e3 if key == "bytes" else 1.0
-            points = [
-                Point(
-                    f"config {row['config']}",
-                    row[key] / scale,
-                    row["quality"],
-                    None,
-                    None,
-                    row["config"] in on_front,
-                    row["run"] == found["best"],
-                )
-                for row in rows
-            ]
-            plots.append(front(points, cost, label, f"{metric} by {cost}"))
-        line = (
-            "Each config by its longest training, on validation data; a diamond is the winner. Filled: no other one is "
-            "better in quality, bytes and latency at once, so some stand on the front for what the other plot shows."
-        )
-        sections.append(Section("The front", [line], plots=plots))
-    columns = ["config", metric, "bytes", "predicted", "latency, ms", "part of the budget", "seeds", "values"]
-    sections.append(
-        Section(
-            "All configs",
-            ["One in several went on to a longer training each time: the short ones were left there."],
-            columns=[columns[-1], *columns[:-1]],
-            rows=[
-                [
-                    describe_values(row["values"]),
-                    str(row["config"]),
-                    number(row["quality"]),
-                    f"{row['bytes']:,}",
-                    f"{row['predicted_bytes']:,}",
-                    number(row["latency_ms"]),
-                    f"{row['part_of_budget']:.0%}",
-                    str(row["seeds"]),
-                ]
-                for row in rows
-            ],
-        )
-    )
-    if found["worth"]:
-        line = (
-            "The share of the variance of quality, after the shortest training, that an axis explains by itself, with "
-            "the 90 % interval over configs. A search tries more of what was good: this ranks axes, and no more."
-        )
-        sections.append(
-            Section(
-                "What each axis was worth",
-                [line],
-                columns=["axis", "best", "share", "low", "high"],
-                rows=[
-                    [row["key"], row["best"], *(f"{row[name]:.0%}" for name in ("share", "low", "high"))]
-                    for row in found["worth"]
-                ],
-                texts=2,
-            )
-        )
-    write_sections(f"Search: {found['goal']}", str(search.folder), sections, file)
-    return file

@@ -42,6 +42,8 @@ class Space:
     axes: Mapping[str, Axis]
     # Without sparsity there is no pruning: then the technique leaves the stack.
     may_prune: bool = False
+    # Tells composing where the user's own configs are.
+    place: tuple[str, ...] = ()
 
     def words(self, values: Values) -> list[str]:
         """The overrides of `tfx train` for the config at ``values``."""
@@ -55,11 +57,15 @@ class Space:
                     words.append(f"{key}={value}")
             elif key != SIZE:
                 words.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
-        return [*self.base, f"+technique=[{','.join(sorted(techniques))}]", *words]
+        return [*self.base, f"technique=[{','.join(sorted(techniques))}]", *words]
 
     def config(self, values: Values) -> Root:
         """The config at ``values``. Raises `UserError` if its settings do not fit together."""
-        return compose(self.words(values))
+        return self.compose(self.words(values))
+
+    def compose(self, words: Sequence[str]) -> Root:
+        """The config of overrides of `tfx train`."""
+        return compose([*words, *self.place])
 
     def unit(self, config: Root) -> int:
         """Widths are multiples of this: heads of an even width, and whole groups of weights that share a scale."""
