@@ -45,7 +45,7 @@ def place(tmp_path_factory, texts, make):
     generator = torch.Generator().manual_seed(1)
     for kind in KINDS:
         model = make(kind, here / kind)
-        trained(model.train(), torch.randint(5, 50, (4, 12), generator=generator))
+        trained(model.train(), torch.randint(5, model.config.vocab_size, (4, 12), generator=generator))
         model.eval().save_pretrained(here / kind)
     return here
 

@@ -111,13 +111,19 @@ def _converted(folder: Path) -> str:
         )
     if any(importlib.util.find_spec(module) is None for module in ("transformers", "sentencepiece")):
         raise UserError(f"{folder} has no {TOKENIZER}, only {names}: to convert that, pip install 'tfx[sentencepiece]'")
+    import sentencepiece
     import transformers
 
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
         found = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return str(found.backend_tokenizer.to_str())
+        backend = found.backend_tokenizer
+        # It makes an empty tokenizer where the class of the folder does not read this file.
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(files[0]))
+        if any(backend.token_to_id(pieces.id_to_piece(index)) is None for index in range(pieces.get_piece_size())):
+            raise ValueError("its tokens are not those of the file")
+        return str(backend.to_str())
     except Exception as error:  # of any kind: it has a reader for each class
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
