@@ -18,9 +18,9 @@ from rich.table import Table
 
 from tfx.config.compose import compose
 from tfx.model.device import choose_device
-from tfx.record.console import size
 from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.stack import Stack
+from tfx.terminal.console import size
 from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver, saved_states
 

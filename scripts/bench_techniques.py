@@ -19,12 +19,12 @@ from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.model.batch import Batch
 from tfx.model.device import choose_device
-from tfx.record.console import RunConsole
 from tfx.run.life import train_teacher
 from tfx.run.setup import build_model
 from tfx.run.teacher import make_teachers
 from tfx.tasks.prepare import prepare_data
 from tfx.techniques.stack import Stack
+from tfx.terminal.console import RunConsole
 from tfx.training.loop import Observer, Trainer
 
 # Where in the budget every technique acts.

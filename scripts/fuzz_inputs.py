@@ -262,7 +262,7 @@ def _import_everything() -> None:
         "sacrebleu",
         "matplotlib.figure",
         "jinja2",
-        "tfx.experiments.launcher",
+        "tfx.experiments.hydra_launcher",
     ]
     modules = ["compression.checkpoint", "techniques.stack", "training.loop", "evaluation.quality", "report.page"]
     commands = ["train", "evaluate", "generate", "inspect", "report"]

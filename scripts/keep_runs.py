@@ -11,7 +11,7 @@ kept run that path is, by its path from the file's folder.
 import argparse
 from pathlib import Path
 
-from tfx.report.kept import KeptRun, keep, read_kept, write_kept
+from tfx.report.runs_file import KeptRun, keep, read_kept, write_kept
 
 
 def _pair(text: str) -> tuple[str, str]:

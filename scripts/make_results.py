@@ -3,9 +3,9 @@
     python scripts/make_results.py            # rewrites docs/RESULTS.md
     python scripts/make_results.py --check    # exits with status 1 if the page is out of date
 
-Each table is between ``<!-- table: NAME -->`` and ``<!-- end -->``. `tfx.report.kept` defines the names of kept runs
-(``*.runs.jsonl``). Numbers that no kept run holds were printed by a script; they are in ``benchmarks/``, with command,
-machine and date.
+Each table is between ``<!-- table: NAME -->`` and ``<!-- end -->``. `tfx.report.runs_file` defines the names of kept
+runs (``*.runs.jsonl``). Numbers that no kept run holds were printed by a script; they are in ``benchmarks/``, with
+command, machine and date.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfx.record.threads import wait_briefly
+from tfx.system.threads import wait_briefly
 
 
 def main() -> None:

@@ -51,10 +51,10 @@ class _Forked(_Process):
 @functools.cache
 def _load():
     """Loads what a training loads on its way."""
-    for name in ("torch._dynamo", "tfx.run.life", "tfx.experiments.launcher", "tfx.report.page"):
+    for name in ("torch._dynamo", "tfx.run.life", "tfx.experiments.hydra_launcher", "tfx.report.page"):
         importlib.import_module(name)
     from tfx.config.schema import DatasetConfig
-    from tfx.data.sources import load_corpus
+    from tfx.data.corpus import load_corpus
 
     load_corpus(DatasetConfig(name="normalize", format="normalize"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from tfx.report.kept import KeptRun, read_kept
+from tfx.report.runs_file import KeptRun, read_kept
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
 TABLES: dict[str, Callable[[], str]] = {}

@@ -22,7 +22,7 @@ from results.files import (
     table,
 )
 from tfx.report.comparison import compare_runs
-from tfx.report.kept import KeptRun
+from tfx.report.runs_file import KeptRun
 
 
 def technique_rows(of: str, arms: Sequence[tuple[str, str]], costs: Callable[[Arm], list[str]]) -> list[list[Any]]:

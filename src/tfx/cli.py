@@ -10,8 +10,8 @@ from keyword import iskeyword
 from pathlib import Path
 
 from tfx.errors import UserError, suggest
-from tfx.record.output import LostOutputError, lost, streams
-from tfx.record.threads import wait_briefly
+from tfx.system.threads import wait_briefly
+from tfx.terminal.output import LostOutputError, lost, streams
 
 COMMANDS = {
     "train": "build data, model and stack; train; evaluate; write a run directory",

@@ -10,7 +10,7 @@ import pytest
 from tfx.cli import main
 from tfx.commands.evaluate import _without_effect as without_effect
 from tfx.config.schema import EvaluationConfig
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 
 TINY = [
     "model.width=16",

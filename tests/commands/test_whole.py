@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tfx.cli import main
-from tfx.record.signals import StoppedBySignal
+from tfx.system.signals import StoppedBySignal
 
 TINY = [
     "model.width=16",

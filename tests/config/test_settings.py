@@ -17,13 +17,13 @@ from tfx.config.describe import settings, technique_settings
 from tfx.config.registry import entry_points
 from tfx.config.schema import Root
 from tfx.processes.group import ALONE
-from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.run.measure import Measurer
 from tfx.run.setup import Parts, Setup
 from tfx.run.teacher import make_teachers
 from tfx.tasks.batches import training_batches
 from tfx.techniques.calibration import Calibration
+from tfx.terminal.console import RunConsole
 from tfx.training.loop import Observer, Trainer
 
 LM = ["dataset=json", "dataset.task=lm", "dataset.metrics=[]", "model=gpt_nano", "model.context=16"]
@@ -258,15 +258,15 @@ ELSEWHERE = {
     "model.family": "goes with dataset.task: no other combination is allowed",
     "dataset.name": "a name, shown in tables",
     "dataset.task": "goes with model.family: no other combination is allowed",
-    "dataset.format": "tests/data/test_sources.py: which reader",
-    "dataset.path": "tests/data/test_sources.py: where the data are",
+    "dataset.format": "tests/data/test_corpus.py: which reader",
+    "dataset.path": "tests/data/test_corpus.py: where the data are",
     "dataset.hub": "needs the hub",
     "dataset.hub_config": "needs the hub",
     "dataset.hub_revision": "needs the hub",
-    "dataset.valid_fraction": "tests/data/test_sources.py: without a validation split",
+    "dataset.valid_fraction": "tests/data/test_corpus.py: without a validation split",
     "dataset.tokenizer.lowercase": "tests/data/test_tokenizer.py: of texts with capitals",
     "dataset.mix": "tests/tasks/test_mixture.py: several corpora",
-    "dataset.empty": "tests/data/test_sources.py: an error or not",
+    "dataset.empty": "tests/data/test_corpus.py: an error or not",
     "model.pooling": "tests/model/test_label_loss.py: of classifiers",
     "model.pooler": "tests/model/test_label_loss.py: of classifiers",
     **{

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.config.schema import DatasetConfig
-from tfx.data import origins, reading, records, store
+from tfx.data import loaders as origins
+from tfx.data import plain_text as reading
+from tfx.data import records, store
+from tfx.data.corpus import load_corpus
+from tfx.data.plain_text import TextFile
 from tfx.data.ragged import ArrayFiles, ArrayLists
-from tfx.data.reading import TextFile
-from tfx.data.sources import load_corpus
-from tfx.data.tables import csv_rows, json_rows
+from tfx.data.table_rows import csv_rows, json_rows
 from tfx.errors import UserError
 
 COLUMNS = {"text": "large_string", "key": "int64"}

@@ -26,7 +26,7 @@ from tfx.experiments.design import Rates
 from tfx.experiments.search import latency, size
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, count_parameters
-from tfx.run import export
+from tfx.run import export_check as export
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

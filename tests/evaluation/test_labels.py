@@ -12,7 +12,7 @@ from scipy import stats
 from tfx.errors import UserError
 from tfx.evaluation.labels import check_label_metrics, label_metrics, label_rows, metrics_of
 from tfx.model.architecture import Outputs
-from tfx.record.vocabulary import scorer
+from tfx.record.metric_vocabulary import scorer
 from tfx.tasks.contract import Answers
 
 

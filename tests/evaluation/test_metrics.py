@@ -15,7 +15,7 @@ from tfx.errors import UserError
 from tfx.evaluation import metrics
 from tfx.evaluation.metrics import _RougeWords, check_metrics, exact_match_normalized, score_text, token_f1
 from tfx.evaluation.scripts import misfits
-from tfx.record.vocabulary import LOSS_METRICS, higher_is_better, scorer
+from tfx.record.metric_vocabulary import LOSS_METRICS, higher_is_better, scorer
 
 HYPOTHESES = ["the cat sat on the mat .", "A quick brown fox", "", "nothing in common here", "the the the the the the"]
 REFERENCES = [

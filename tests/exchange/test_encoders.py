@@ -17,7 +17,7 @@ from tfx.cli import main
 from tfx.errors import UserError
 from tfx.exchange.importing import import_folder
 from tfx.exchange.targets import TARGETS
-from tfx.run.export import export_encoder
+from tfx.run.export_check import export_encoder
 
 SENTENCES = ["A man rides a bike.", "Zwei Hunde spielen im Schnee!", "It rained all day, and nobody came to the match."]
 

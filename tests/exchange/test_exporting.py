@@ -20,7 +20,7 @@ from tfx.exchange.targets import TARGETS
 from tfx.model.architecture import Architecture
 from tfx.model.rewiring import rewire_blocks, whole_block
 from tfx.model.transformer import Transformer, initialise
-from tfx.run.export import export
+from tfx.run.export_check import export
 from tfx.tasks.lm import Stream
 from tfx.tasks.seq2seq import Pairs
 

@@ -24,7 +24,7 @@ from tfx.exchange.targets import TARGETS
 from tfx.model.architecture import Architecture
 from tfx.model.decoding import Wanted, continue_texts, make_picker, outputs_for
 from tfx.model.transformer import Transformer, initialise
-from tfx.run.export import compare, export
+from tfx.run.export_check import compare, export
 from tfx.tasks.lm import Stream
 from tfx.tasks.seq2seq import Pairs
 

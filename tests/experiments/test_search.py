@@ -22,8 +22,8 @@ from tfx.model.transformer import count_parameters
 from tfx.record import summary as records
 from tfx.record.directory import RunDirectory
 from tfx.record.seeds import derive_seed
-from tfx.record.signals import StoppedBySignal
 from tfx.record.summary import COMPLETED, Facts, Result, Speed, Summary, TrainingCost
+from tfx.system.signals import StoppedBySignal
 from tfx.tasks.prepare import prepare_data
 
 WORDS = [

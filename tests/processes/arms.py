@@ -11,11 +11,11 @@ from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.evaluation.quality import measure_quality
 from tfx.processes.group import Group, join
-from tfx.record.console import SilentConsole
 from tfx.run.life import status_of, train
 from tfx.run.setup import Parts, Setup
 from tfx.run.teacher import make_teachers
 from tfx.techniques.calibration import Calibration
+from tfx.terminal.console import SilentConsole
 from tfx.training import loop
 from tfx.training.loop import Observer, Trainer
 

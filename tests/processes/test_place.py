@@ -13,9 +13,9 @@ from tfx.processes import place as places
 from tfx.processes.group import Failure, LostProcessError
 from tfx.processes.launch import _what_failed, launch
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
-from tfx.record.signals import StoppedBySignal
+from tfx.run.launch import check_processes
 from tfx.run.setup import Setup
-from tfx.run.several import check_processes
+from tfx.system.signals import StoppedBySignal
 
 TORCHRUN = {
     **{"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},

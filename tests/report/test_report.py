@@ -461,7 +461,7 @@ def test_a_narrow_terminal_keeps_intervals_and_no_name_is_broken_in_a_word(
     for place, name in enumerate(names):
         for seed in (1, 2):
             run_writer(tmp_path / "s" / name / f"seed{seed}", techniques=("prune",) * place, seed=seed)
-    monkeypatch.setattr("tfx.record.console.UNLIMITED", width)
+    monkeypatch.setattr("tfx.terminal.console.UNLIMITED", width)
     assert main(["report", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     head = next(line for line in lines if "config" in line)

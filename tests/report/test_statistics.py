@@ -9,7 +9,7 @@ from sacrebleu.significance import PairedTest
 from scipy import stats
 
 from tfx.evaluation.metrics import score_text
-from tfx.record.vocabulary import scorer
+from tfx.record.metric_vocabulary import scorer
 from tfx.report.arms import Arm, Sentences, group
 from tfx.report.runs import read_run
 from tfx.report.statistics import (

@@ -3,7 +3,7 @@
 import pytest
 
 from tfx.report.comparison import compare_runs
-from tfx.report.kept import keep, write_kept
+from tfx.report.runs_file import keep, write_kept
 
 
 def write(run_writer, folder, settings="", **more):

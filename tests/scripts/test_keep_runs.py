@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tfx.report.kept import read_kept
+from tfx.report.runs_file import read_kept
 
 ROOT = Path(__file__).parents[2]
 

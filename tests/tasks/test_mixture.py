@@ -114,7 +114,7 @@ def test_corpora_share_a_tokenizer_and_the_first_one_validates(data):
 def test_a_saved_config_needs_no_other_file(data, monkeypatch):
     config = compose(["dataset.mix=[{dataset: json, path: one, weight: 2}]", "trainer.budget.steps=3"])
     (data / "config.yaml").write_text(to_yaml(config))
-    monkeypatch.setattr("tfx.config.corpora.compose_tree", None)
+    monkeypatch.setattr("tfx.config.mixture.compose_tree", None)
     again = load(data / "config.yaml")
     assert again == config
     assert again.dataset.mix[0]["path"] == str(data / "one")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfx.config.compose import compose
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.run.setup import Setup
 from tfx.tasks import task_named
 from tfx.tasks.batches import scoring_batches, training_batches

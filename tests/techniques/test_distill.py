@@ -11,8 +11,8 @@ from datasets import Dataset
 from torch.nn import functional
 
 from tfx.config.schema import EvaluationConfig, ModelConfig, Root
+from tfx.data.corpus import Corpus
 from tfx.data.ragged import Ragged
-from tfx.data.sources import Corpus
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch

@@ -9,7 +9,7 @@ from tfx.evaluation.scoring import LossScore
 from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.stack import Stack
-from tfx.techniques.view import SeenWeights
+from tfx.techniques.weight_view import SeenWeights
 from tfx.training import loop
 from tfx.training.loop import Observer, Trainer
 

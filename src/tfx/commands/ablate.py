@@ -12,10 +12,10 @@ from tfx.errors import UserError
 from tfx.experiments.ablation import Ablation
 from tfx.experiments.request import compose_request, is_own, read_settings
 from tfx.experiments.table import print_results
-from tfx.record.console import plain_console
 from tfx.record.directory import RunDirectory
-from tfx.record.sheet import settings_sheet
-from tfx.record.signals import StoppedBySignal, leaving_on_signals
+from tfx.system.signals import StoppedBySignal, leaving_on_signals
+from tfx.terminal.console import plain_console
+from tfx.terminal.tables import settings_sheet
 
 
 def main(arguments: Sequence[str]) -> int:

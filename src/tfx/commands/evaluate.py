@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import EvaluationConfig, Root
-from tfx.config.tasks import TASKS, TaskFacts, facts_of
+from tfx.config.task_facts import TASKS, TaskFacts, facts_of
 from tfx.errors import UserError
-from tfx.record.arguments import Arguments
-from tfx.record.console import number, plain_console
 from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import read_json, write_json_lines
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.arguments import Arguments
+from tfx.terminal.console import number, plain_console
+from tfx.terminal.tables import Column, Sheet
 
 if TYPE_CHECKING:
     from tfx.compression.checkpoint import LoadedModel

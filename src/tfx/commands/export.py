@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.commands.evaluate import config_of
 from tfx.errors import UserError, unknown
-from tfx.record.arguments import Arguments
-from tfx.record.console import plain_console
 from tfx.record.files import write_text
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.arguments import Arguments
+from tfx.terminal.console import plain_console
+from tfx.terminal.tables import Column, Sheet
 
 if TYPE_CHECKING:
-    from tfx.run.export import Comparison, EncoderComparison
+    from tfx.run.export_check import Comparison, EncoderComparison
     from tfx.run.export_labels import LabelComparison
 
     Compared = Comparison | EncoderComparison | LabelComparison
@@ -79,7 +79,7 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     from tfx.exchange.targets import TARGETS
     from tfx.model.rewiring import multiplied
     from tfx.run.card import card
-    from tfx.run.export import export, export_encoder
+    from tfx.run.export_check import export, export_encoder
     from tfx.run.export_labels import export_classifier
     from tfx.tasks.prepare import prepare_data
 

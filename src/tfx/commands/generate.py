@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tfx.config.schema import EvaluationConfig
-from tfx.config.tasks import TaskFacts, facts_of
+from tfx.config.task_facts import TaskFacts, facts_of
 from tfx.errors import UserError
-from tfx.record.arguments import Arguments
-from tfx.record.console import plain_console
+from tfx.terminal.arguments import Arguments
+from tfx.terminal.console import plain_console
 
 if TYPE_CHECKING:
     from tfx.compression.checkpoint import LoadedModel

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfx.errors import UserError
-from tfx.record.arguments import Arguments
-from tfx.record.console import plain_console
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.arguments import Arguments
+from tfx.terminal.console import plain_console
+from tfx.terminal.tables import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:

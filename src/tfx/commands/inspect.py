@@ -8,9 +8,9 @@ from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from tfx.record.arguments import Arguments
-from tfx.record.console import plain_console
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.arguments import Arguments
+from tfx.terminal.console import plain_console
+from tfx.terminal.tables import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:

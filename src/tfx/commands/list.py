@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from tfx.config.describe import GROUPS, choices, model_settings
 from tfx.errors import unknown
-from tfx.record.arguments import Arguments
-from tfx.record.console import plain_console
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.arguments import Arguments
+from tfx.terminal.console import plain_console
+from tfx.terminal.tables import Column, Sheet
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.errors import UserError
-from tfx.record.arguments import Arguments
 from tfx.record.directory import RunDirectory
+from tfx.terminal.arguments import Arguments
 
 if TYPE_CHECKING:
     from tfx.report.comparison import Comparison
@@ -80,8 +80,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
     """The tables on stdout; warnings and what was left out on stderr."""
-    from tfx.record.console import plain_console
-    from tfx.record.sheet import Column, Sheet
     from tfx.report.page import (
         CONTRIBUTION_COLUMNS,
         TEXT_COLUMNS,
@@ -90,6 +88,8 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
         table_columns,
         table_rows,
     )
+    from tfx.terminal.console import plain_console
+    from tfx.terminal.tables import Column, Sheet
 
     console, notes = plain_console(), plain_console(stderr=True)
     for family in comparison.families:

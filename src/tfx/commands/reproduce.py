@@ -13,14 +13,14 @@ from typing import Any
 
 from tfx.config import compose
 from tfx.errors import UserError
-from tfx.record.arguments import Arguments
-from tfx.record.console import number, plain_console
 from tfx.record.directory import RunDirectory
 from tfx.record.environment import environment_differences, flat
 from tfx.record.files import read_json, sha256, write_json
-from tfx.record.sheet import Column, Sheet
 from tfx.record.summary import COMPLETED
 from tfx.run.life import status_of, train
+from tfx.terminal.arguments import Arguments
+from tfx.terminal.console import number, plain_console
+from tfx.terminal.tables import Column, Sheet
 
 # Settings that are paths, and the fingerprints of which one tells that their content is the same.
 _PATHS = {

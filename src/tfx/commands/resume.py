@@ -12,11 +12,11 @@ from tfx.config import compose
 from tfx.config.schema import Budget, Root
 from tfx.errors import UserError
 from tfx.processes.place import find_place
-from tfx.record.arguments import Arguments
 from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
 from tfx.record.summary import TrainingCost
 from tfx.run.life import resume, status_of
+from tfx.terminal.arguments import Arguments
 
 # Settings that may change: nothing done so far depends on them. Data may have moved; its fingerprint is checked.
 SAFE = (

@@ -8,8 +8,8 @@ from typing import Any
 
 from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
-from tfx.record.signals import StoppedBySignal
 from tfx.run.life import status_of, train
+from tfx.system.signals import StoppedBySignal
 
 
 class JobFailedError(Exception):
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         print_help(arguments)
         return 0
     from tfx.config.command_line import is_foreign_job, run_with_hydra
-    from tfx.experiments import launcher
+    from tfx.experiments import hydra_launcher as launcher
     from tfx.experiments.jobs import ENDED_BADLY
     from tfx.experiments.table import print_results
 
@@ -59,8 +59,8 @@ def print_help(arguments: Sequence[str] = ()) -> None:
     from rich.text import Text
 
     from tfx.config.command_line import composed_for_help
-    from tfx.record.console import plain_console
-    from tfx.record.sheet import settings_sheet
+    from tfx.terminal.console import plain_console
+    from tfx.terminal.tables import settings_sheet
 
     console = plain_console()
     overrides, values, launcher = composed_for_help(arguments)

@@ -11,8 +11,8 @@ from tfx.processes.launch import end_with_parent
 from tfx.processes.place import find_place
 from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
+from tfx.run.launch import Order
 from tfx.run.life import resume, status_of, train
-from tfx.run.several import Order
 
 
 def main(arguments: Sequence[str]) -> int:

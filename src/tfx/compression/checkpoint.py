@@ -37,7 +37,7 @@ from tfx.compression.int8 import use_int8
 from tfx.compression.merges import MAX_MERGES_BYTES, MAX_TEXT_BYTES, join_merges, split_merges
 from tfx.compression.streams import Streams, read_layout, read_streams, write_streams
 from tfx.config.schema import EvaluationConfig
-from tfx.data.roles import Roles
+from tfx.data.token_roles import Roles
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture

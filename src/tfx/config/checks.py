@@ -15,7 +15,7 @@ from tfx.config.grammar import escaped
 from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
 from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full, is_in_range
-from tfx.config.tasks import LABEL_METRICS, TASKS, facts_of
+from tfx.config.task_facts import LABEL_METRICS, TASKS, facts_of
 from tfx.errors import UserError, unknown
 
 _LARGEST_INTEGER = 2**63 - 1

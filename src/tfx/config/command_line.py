@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tfx.config.compose import check, compose_values
-from tfx.config.driver import PRIMARY, in_place, register
 from tfx.config.explain import check_yaml, explain
 from tfx.config.grammar import check_words, literal, not_grammar, parse, quoted
+from tfx.config.hydra_driver import PRIMARY, in_place, register
 from tfx.config.schema import Root
 from tfx.errors import UserError
 

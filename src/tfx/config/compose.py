@@ -22,11 +22,11 @@ from tfx.config.checks import (
     choose_budget,
     renew,
 )
-from tfx.config.corpora import check_corpora, complete
-from tfx.config.driver import compose_tree, register
 from tfx.config.explain import check_yaml, explain, of_yaml
 from tfx.config.grammar import check_words, escaped, parse
+from tfx.config.hydra_driver import compose_tree, register
 from tfx.config.inheritance import inherit
+from tfx.config.mixture import check_corpora, complete
 from tfx.config.paths import make_absolute
 from tfx.config.schema import Root
 from tfx.errors import UserError

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from tfx.config.driver import hydra_ready
+from tfx.config.hydra_driver import hydra_ready
 from tfx.config.schema import RATES, Root
 from tfx.errors import UserError
 

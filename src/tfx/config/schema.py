@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 
 
 def setting(

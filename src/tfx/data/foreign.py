@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from tfx.data.roles import Roles
+from tfx.data.token_roles import Roles
 from tfx.errors import UserError
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"

@@ -7,11 +7,11 @@ import hashlib
 from pathlib import Path
 
 from tfx.config.schema import DatasetConfig
-from tfx.config.tasks import TASKS
-from tfx.data.origins import SourceFile
-from tfx.data.reading import TextFile, cr_note, file_digest
+from tfx.config.task_facts import TASKS
+from tfx.data.corpus import Corpus
+from tfx.data.loaders import SourceFile
+from tfx.data.plain_text import TextFile, cr_note, file_digest
 from tfx.data.rows import text_dataset
-from tfx.data.sources import Corpus
 from tfx.errors import UserError
 
 

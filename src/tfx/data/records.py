@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tfx.config.schema import DatasetConfig
-from tfx.config.tasks import TASKS
-from tfx.data.reading import TextFile, cr_note
+from tfx.config.task_facts import TASKS
+from tfx.data.plain_text import TextFile, cr_note
 from tfx.data.rows import Reader, RowReader
-from tfx.data.tables import csv_rows, json_rows
+from tfx.data.table_rows import csv_rows, json_rows
 from tfx.errors import UserError
 
 

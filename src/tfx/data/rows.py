@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfx.config.schema import DatasetConfig
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.data.store import arrow_batches, batches_of, in_memory, release
-from tfx.data.tables import text_of
+from tfx.data.table_rows import text_of
 from tfx.errors import UserError, suggest
 
 if TYPE_CHECKING:

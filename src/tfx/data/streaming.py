@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import DatasetConfig
-from tfx.config.tasks import TASKS
-from tfx.data.origins import with_columns
-from tfx.data.reading import COMPRESSED
+from tfx.config.task_facts import TASKS
+from tfx.data.loaders import with_columns
+from tfx.data.plain_text import COMPRESSED
 from tfx.data.records import Reading, parallel_rows, table_rows
 from tfx.data.rows import Reader, RowReader, is_without_text, row_maker
 from tfx.errors import UserError

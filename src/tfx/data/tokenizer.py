@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from tfx.config.schema import TokenizerConfig
 from tfx.data.foreign import CONFIG, TOKENIZER, read_foreign, read_object
-from tfx.data.roles import Roles
+from tfx.data.token_roles import Roles
 from tfx.errors import UserError
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"

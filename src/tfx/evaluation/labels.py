@@ -1,4 +1,4 @@
-"""What predicted labels and numbers are worth: sums over texts, of which `tfx.record.vocabulary` makes the metrics.
+"""What predicted labels and numbers are worth: sums over texts, which `tfx.record.metric_vocabulary` makes metrics of.
 
 Shapes: N texts, C labels.
 """
@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tfx.config.tasks import LABEL_METRICS
+from tfx.config.task_facts import LABEL_METRICS
 from tfx.errors import UserError
 from tfx.model.architecture import Outputs
-from tfx.record.vocabulary import BINS, scorer
+from tfx.record.metric_vocabulary import BINS, scorer
 from tfx.tasks.contract import Answers
 
 
@@ -36,7 +36,7 @@ def label_metrics(answers: Answers) -> dict[str, float]:
 
 
 def label_rows(answers: Answers) -> list[dict[str, Any]]:
-    """For each text its loss, and for each metric what the statistics of `tfx.record.vocabulary` need."""
+    """For each text its loss, and for each metric what the statistics of `tfx.record.metric_vocabulary` need."""
     columns = {name: _by_text(name, answers) for name in metrics_of(answers.outputs)}
     rows = []
     for number, loss in enumerate(answers.loss):

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tfx.config.tasks import LABEL_METRICS
+from tfx.config.task_facts import LABEL_METRICS
 from tfx.errors import UserError, unknown
 from tfx.evaluation.scripts import rouge_words, split_characters
-from tfx.record.vocabulary import SCORERS
+from tfx.record.metric_vocabulary import SCORERS
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.labels import check_label_metrics, label_rows
-from tfx.evaluation.memory import in_memory
 from tfx.evaluation.metrics import score_text
+from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.scripts import misfits
 from tfx.model.transformer import Transformer

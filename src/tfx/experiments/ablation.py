@@ -14,11 +14,11 @@ from tfx.experiments.design import BASELINE, ArmCost, Rates, arm_name, match_bud
 from tfx.experiments.jobs import ENDED_BADLY, Job
 from tfx.experiments.pool import Machine, run_jobs
 from tfx.experiments.request import Request
-from tfx.record.console import clock, plain_console, size
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
-from tfx.record.sheet import Column, Sheet
 from tfx.report.statistics import minimum_detectable_difference
+from tfx.terminal.console import clock, plain_console, size
+from tfx.terminal.tables import Column, Sheet
 
 # The arm of the narrower dense model in 8 bits.
 _DENSE = "dense_int8"
@@ -122,7 +122,7 @@ class Ablation:
 
         It trains on as many tokens as they do, including those of the model that they start from.
         """
-        from tfx.experiments.narrow import narrow_int8
+        from tfx.experiments.narrow_dense import narrow_int8
         from tfx.experiments.trial import try_configs
 
         if _DENSE in plan.tokens:

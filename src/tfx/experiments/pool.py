@@ -25,7 +25,7 @@ from tfx.config.schema import LauncherConfig
 from tfx.experiments.jobs import ENDED_BADLY, RUNNING, SKIPPED, Job
 from tfx.experiments.table import SweepView
 from tfx.record.lock import locked
-from tfx.record.signals import StoppedBySignal, is_echo, leave_signals
+from tfx.system.signals import StoppedBySignal, is_echo, leave_signals
 
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1

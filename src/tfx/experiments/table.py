@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tfx.experiments.jobs import ENDED_BADLY, RUNNING, WAITING, Job, results
-from tfx.record.console import clock, number, plain_console
-from tfx.record.output import LostOutputError
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.console import clock, number, plain_console
+from tfx.terminal.output import LostOutputError
+from tfx.terminal.tables import Column, Sheet
 
 _REFRESH_SECONDS = 0.5
 _STYLES = {RUNNING: "cyan", WAITING: "dim"} | dict.fromkeys(ENDED_BADLY, "red")

@@ -26,9 +26,9 @@ from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.engine import Engine
 from tfx.model.layers import Block, BlockStack, make_norm
+from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.pooling import Pooling
 from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
-from tfx.model.roles import Role, parameter_roles
 from tfx.record.seeds import derive_seed
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfx.errors import UserError
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
-from tfx.record.signals import StoppedBySignal, hold_signals
+from tfx.system.signals import StoppedBySignal, hold_signals
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from tfx.record.signals import StoppedBySignal, leave_signals
+from tfx.system.signals import StoppedBySignal, leave_signals
 
 # How long processes may take to save their state after a signal before they are killed.
 _SAVING_SECONDS = 300

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfx.record.vocabulary import higher_is_better, scorer
+from tfx.record.metric_vocabulary import higher_is_better, scorer
 from tfx.report.labels import label_arms, name_by_folders
 from tfx.report.runs import Run
 from tfx.report.statistics import Difference, compare, resample_sentences, seed_interval, sentence_weights

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.errors import unknown
-from tfx.record.vocabulary import LOSS_METRICS, higher_is_better
+from tfx.record.metric_vocabulary import LOSS_METRICS, higher_is_better
 from tfx.report.ancestry import count_ancestors
 from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
 from tfx.report.contributions import Contribution, contribution_facts, contributions
 from tfx.report.labels import folder_name
+from tfx.report.run_filter import matching, sections
 from tfx.report.runs import LeftOut, Run, find_runs
-from tfx.report.selection import matching, sections
 from tfx.report.statistics import holm, pareto_front, seed_interval
 
 _SAME_BUDGET = 0.02  # batches end where they end: budgets within 2 % count as the same

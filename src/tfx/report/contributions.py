@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfx.record.vocabulary import higher_is_better
+from tfx.record.metric_vocabulary import higher_is_better
 from tfx.report.arms import Arm, Sentences, difference_between
 from tfx.report.statistics import Difference, compare, holm
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfx.record.console import clock, size
-from tfx.record.vocabulary import higher_is_better
+from tfx.record.metric_vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
 from tfx.report.comparison import COSTS, SCALES, Comparison, Family, difference_shown, verdict
@@ -23,6 +22,7 @@ from tfx.report.plots import Plot, Point, rounded
 from tfx.report.runs import Run, read_attention, read_predictions, read_tensors
 from tfx.report.sections import render_template, write_html
 from tfx.report.statistics import RESAMPLES
+from tfx.terminal.console import clock, size
 
 _MAX_ARMS_IN_DETAIL = 6
 _MAX_DIFFERENCES = 100

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
 
-from tfx.record.console import number  # noqa: E402
+from tfx.terminal.console import number  # noqa: E402
 
 # Colours that stand for CSS variables: nothing else in a figure may have them.
 _INK, _MUTED, _GRID, _PAPER = "#010a01", "#010a02", "#010a03", "#010a04"

@@ -22,9 +22,9 @@ import yaml
 
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
+from tfx.record.metric_vocabulary import scorer
 from tfx.record.summary import Reference, Summary
-from tfx.record.vocabulary import scorer
-from tfx.report.kept import SUFFIX, KeptRun, kept_files, kept_run, read_kept
+from tfx.report.runs_file import SUFFIX, KeptRun, kept_files, kept_run, read_kept
 
 _MAX_LEAVES = 5000
 # What tells no two configs apart: the seed, and settings that record more of the same run.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfx.record.vocabulary import Scorer
+from tfx.record.metric_vocabulary import Scorer
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

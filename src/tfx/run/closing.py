@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from tfx.config.tasks import TASKS
-from tfx.record.console import clock, number, size
-from tfx.record.sheet import Column, Sheet
+from tfx.config.task_facts import TASKS
 from tfx.record.summary import FILE, REFERENCE, TRAINED, Facts, Result, TrainingCost
+from tfx.terminal.console import clock, number, size
+from tfx.terminal.tables import Column, Sheet
 
 # Tolerance of a rate: the last weight of a matrix, or scales in fp16, can keep the codes this far from the target.
 _NEAR = 0.02

@@ -16,7 +16,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Outputs
 from tfx.model.batch import Batch
 from tfx.model.transformer import run_batch
-from tfx.run.export import batches_of, whole_or_nothing
+from tfx.run.export_check import batches_of, whole_or_nothing
 
 if TYPE_CHECKING:
     from tfx.exchange.target import Reopened, Target

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfx.config.tasks import TASKS
-from tfx.record.console import size
-from tfx.record.threads import how_they_wait
+from tfx.config.task_facts import TASKS
+from tfx.system.threads import how_they_wait
+from tfx.terminal.console import size
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +23,9 @@ _MANY_ZEROS = 0.02
 
 def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     """Rows of a label and a text; a row with an empty label continues the one above."""
-    from tfx.data.origins import describe_files
+    from tfx.data.loaders import describe_files
     from tfx.model.device import choose_precision
-    from tfx.model.roles import Role, parameter_roles
+    from tfx.model.parameter_roles import Role, parameter_roles
 
     config, data, model, device, stack = parts.config, parts.data, parts.model, parts.device, parts.stack
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -93,7 +93,7 @@ def _processes(parts: Parts) -> list[str]:
 
 def zeros_given_up(parts: Parts) -> str | None:
     """Says that training would fill the zeros of a pruned model; None if there are few, or if something keeps them."""
-    from tfx.techniques.zeros import zero_share
+    from tfx.techniques.kept_zeros import zero_share
 
     config, model, stack = parts.config, parts.model, parts.stack
     if config.init_from is None or config.trainer.budget.is_zero:

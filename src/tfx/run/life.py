@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.processes.group import Failure, Group, LostProcessError, join
-from tfx.record.console import RunConsole, plain_text
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
-from tfx.record.signals import leaving_on_signals
 from tfx.record.summary import COMPLETED, FAILED, INTERRUPTED, Facts, Result, Summary
 from tfx.run.closing import closing_table
-from tfx.run.follow import follow
-from tfx.run.several import ReportedError, check_processes, is_to_be_launched, run_in_processes
+from tfx.run.launch import ReportedError, check_processes, is_to_be_launched, run_in_processes
+from tfx.run.other_processes import follow
 from tfx.run.tracking.contract import Trackers
+from tfx.system.signals import leaving_on_signals
+from tfx.terminal.console import RunConsole, plain_text
 
 if TYPE_CHECKING:
     from tfx.record.summary import TrainingCost

@@ -15,21 +15,21 @@ from torch import Tensor
 
 from tfx.compression import checkpoint
 from tfx.config.schema import Root
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
 from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.speed import Candidate, measure_speed
 from tfx.exchange.importing import local_file
 from tfx.model.transformer import Transformer, run_batch
 from tfx.processes.group import ALONE, Group
-from tfx.record.console import RunConsole, number
 from tfx.record.directory import RunDirectory
 from tfx.record.files import sha256
-from tfx.record.signals import raise_if_signalled
+from tfx.record.metric_vocabulary import higher_is_better
 from tfx.record.summary import FILE, REFERENCE, Reference, Speed, Stage
-from tfx.record.vocabulary import higher_is_better
+from tfx.system.signals import raise_if_signalled
 from tfx.tasks.batches import scoring_batches
 from tfx.tasks.prepare import PreparedData, prepare_data
+from tfx.terminal.console import RunConsole, number
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture

@@ -12,7 +12,7 @@ from tfx.compression import checkpoint
 from tfx.evaluation.attention import record_attention
 from tfx.record.directory import RunDirectory
 from tfx.record.files import write_json, write_json_lines
-from tfx.record.metrics import MetricsLog
+from tfx.record.metrics_log import MetricsLog
 from tfx.record.summary import FILE, VERSION, Facts, FileBytes, Result, TrainingCost
 from tfx.run.measure import Measurer
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import Root
-from tfx.config.tasks import TASKS, facts_of
+from tfx.config.task_facts import TASKS, facts_of
 from tfx.errors import UserError
 from tfx.processes.group import ALONE, Group
-from tfx.record.heap import keep_freed_memory
 from tfx.run.tracking.contract import require
+from tfx.system.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
 
     from tfx.compression.checkpoint import LoadedModel
-    from tfx.data.sources import Corpus
+    from tfx.data.corpus import Corpus
     from tfx.data.tokenizer import Tokenizer
     from tfx.model.architecture import Architecture
     from tfx.model.transformer import Transformer

@@ -14,10 +14,10 @@ from tfx.config import compose
 from tfx.config.inheritance import from_scratch
 from tfx.config.schema import Budget, Root, TrackingConfig
 from tfx.processes.group import Group, LostProcessError
-from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.record.files import sha256
 from tfx.record.lock import making
+from tfx.terminal.console import RunConsole
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +150,7 @@ def teacher_config(config: Root, need: TeacherNeed) -> Root:
 
 def _cached_folder(config: Root, need: TeacherNeed) -> Path:
     """A folder named by a hash of all that determines the teacher: its config and the content of the data."""
-    from tfx.data.sources import load_corpora, together
+    from tfx.data.corpus import load_corpora, together
     from tfx.record.directory import writable_cache
 
     settings = asdict(teacher_config(config, need))

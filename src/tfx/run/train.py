@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.compression import checkpoint
-from tfx.record.console import RunConsole
 from tfx.record.directory import RunDirectory
 from tfx.record.files import write_json, write_text
-from tfx.record.metrics import MetricsLog
+from tfx.record.metrics_log import MetricsLog
 from tfx.run.measure import Measurer
 from tfx.run.tracking.contract import Trackers
+from tfx.terminal.console import RunConsole
 from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver
 

@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 
 def task_named(name: str) -> Task:
-    """The task of a name in `tfx.config.tasks.TASKS`, from the file of that name."""
+    """The task of a name in `tfx.config.task_facts.TASKS`, from the file of that name."""
     task: Task = import_module(f"tfx.tasks.{name}").TASK
     return task

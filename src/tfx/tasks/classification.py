@@ -37,7 +37,7 @@ from tfx.tasks.texts import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from tfx.data.sources import Corpus
+    from tfx.data.corpus import Corpus
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The contract of a task: how its text becomes tokens and batches, how its model runs, and what is shown.
 
-A task is one file with a `Task` and the `Split` that it prepares, and its entry in `tfx.config.tasks`. All other code
-uses these two, and never asks which task it is.
+A task is one file with a `Task` and the `Split` that it prepares, and its entry in `tfx.config.task_facts`. All other
+code uses these two, and never asks which task it is.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from tfx.config.schema import DatasetConfig, EvaluationConfig
+    from tfx.data.corpus import Corpus
     from tfx.data.ragged import Arrays
-    from tfx.data.sources import Corpus
     from tfx.data.tokenizer import Tokenizer
     from tfx.model.architecture import Outputs
     from tfx.model.batch import Batch

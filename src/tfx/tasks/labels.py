@@ -20,7 +20,7 @@ from tfx.model.architecture import MAX_LABELS, Outputs
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from tfx.data.sources import Corpus
+    from tfx.data.corpus import Corpus
 
 # With fewer different labels than this, a column is taken for one of labels, however few rows there are.
 _FEW = 50

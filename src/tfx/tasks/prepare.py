@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tfx.config.corpora import mixed
+from tfx.config.mixture import mixed
 from tfx.config.schema import DatasetConfig
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
+from tfx.data.corpus import Corpus, load_corpora, together
+from tfx.data.loaders import SourceFile
 from tfx.data.monolingual import read_monolingual
-from tfx.data.origins import SourceFile
 from tfx.data.ragged import ArrayFiles
-from tfx.data.sources import Corpus, load_corpora, together
 from tfx.data.store import arrow_batches, release, scan, watch
 from tfx.data.tokenizer import SPACE, Tokenizer
 from tfx.errors import UserError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.data.ragged import ArrayLists
 from tfx.data.rows import columns_of, remarks
 from tfx.data.store import batches_of, in_memory

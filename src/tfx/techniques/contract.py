@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid, straight_through
 from tfx.config.schema import Budget, Root, setting
-from tfx.config.tasks import TASKS
-from tfx.data.sources import Corpus
+from tfx.config.task_facts import TASKS
+from tfx.data.corpus import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch

@@ -21,7 +21,7 @@ from tfx.model.transformer import Transformer, count_parameters
 from tfx.techniques.calibration import Calibration, in_order
 from tfx.techniques.columns import output_error
 from tfx.techniques.contract import Technique, TechniqueSettings
-from tfx.techniques.selection import left_alone, select_weights
+from tfx.techniques.weight_selection import left_alone, select_weights
 
 # Relative to the mean of the diagonal of the inputs' second moments: inputs that are always 0 get this variance.
 _DAMPING = 1e-4

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import Root, setting
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
 from tfx.model.batch import IGNORE, Batch
 from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings

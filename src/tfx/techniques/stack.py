@@ -15,7 +15,7 @@ from tfx.compression.grid import Grid
 from tfx.config.grammar import escaped
 from tfx.config.registry import entry_points, technique_class
 from tfx.config.schema import Root
-from tfx.data.sources import Corpus
+from tfx.data.corpus import Corpus
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
@@ -33,8 +33,8 @@ from tfx.techniques.contract import (
     Technique,
     TechniqueSettings,
 )
-from tfx.techniques.view import View
-from tfx.techniques.zeros import KeepZeros
+from tfx.techniques.kept_zeros import KeepZeros
+from tfx.techniques.weight_view import View
 
 if TYPE_CHECKING:
     from tfx.techniques.calibration import Calibration

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from tfx.config.schema import Root, TrainerConfig
-from tfx.evaluation.memory import in_memory
+from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
 from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
-from tfx.record.signals import StoppedBySignal, deferred_signal, deferring_signals, raise_if_signalled, stop_as_others
 from tfx.record.summary import TrainingCost
+from tfx.system.signals import StoppedBySignal, deferred_signal, deferring_signals, raise_if_signalled, stop_as_others
 from tfx.tasks import task_named
 from tfx.tasks.batches import training_batches
 from tfx.tasks.prepare import PreparedData
@@ -31,10 +31,10 @@ from tfx.training.budget import Clock
 from tfx.training.parallel import LocalSteps, Sharing
 from tfx.training.profile import StepProfile, part
 from tfx.training.schedules import schedule_factor
-from tfx.training.selection import Selection
 from tfx.training.stability import UnstableError
 from tfx.training.state import SaveSchedule
 from tfx.training.step import Stepper, StepResult
+from tfx.training.validation import Selection
 
 # Names of the counters that a trainer has besides its parts.
 _COUNTERS = ("ended", "stopped", "compressing", "positions", "flops")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import OptimizerConfig
+from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.rewiring import ParameterMap
-from tfx.model.roles import Role, parameter_roles
 from tfx.training.muon import Muon
 
 # What stands below the first block.

@@ -14,7 +14,7 @@ from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.latency import LatencyModel
 from tfx.experiments.search.size import Observation, SizeModel, at_width, stack_of
 from tfx.experiments.search.space import FFN_FACTOR, SIZE, WIDTH, Space
-from tfx.record.console import size
+from tfx.terminal.console import size
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture

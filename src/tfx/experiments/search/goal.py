@@ -9,10 +9,10 @@ from statistics import mean
 
 from tfx.config.schema import Root
 from tfx.config.search import SearchConfig
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.errors import UserError, unknown
+from tfx.record.metric_vocabulary import higher_is_better
 from tfx.record.summary import Summary
-from tfx.record.vocabulary import higher_is_better
 
 BYTES, LATENCY = "bytes", "latency"
 _TRACE = 1e-6

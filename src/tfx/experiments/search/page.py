@@ -10,11 +10,11 @@ from tfx.experiments.search.front import non_dominated
 from tfx.experiments.search.outcome import given_up
 from tfx.experiments.search.search import Search
 from tfx.experiments.search.shown import describe_values, notes
-from tfx.record.console import number
 from tfx.record.directory import RunDirectory
-from tfx.record.vocabulary import higher_is_better
+from tfx.record.metric_vocabulary import higher_is_better
 from tfx.report.plots import Plot, Point, front
 from tfx.report.sections import Section, write_sections
+from tfx.terminal.console import number
 
 
 def write_search_page(search: Search) -> Path:

@@ -10,8 +10,8 @@ from tfx.experiments.search.outcome import given_up
 from tfx.experiments.search.sampler import propose
 from tfx.experiments.search.search import Search
 from tfx.experiments.search.space import WIDTH
-from tfx.record.console import clock, number, plain_console
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.console import clock, number, plain_console
+from tfx.terminal.tables import Column, Sheet
 
 # So many configs that fit are shown in a dry run.
 _SHOWN = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfx.config.schema import Budget, Root
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
 from tfx.tasks import task_named
 from tfx.tasks.contract import Task

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import Root
-from tfx.data.sources import Corpus, with_targets
+from tfx.data.corpus import Corpus, with_targets
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.batch import Batch

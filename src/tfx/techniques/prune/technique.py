@@ -31,7 +31,7 @@ from tfx.techniques.prune.structure import (
     plan_structure,
     reduced_architecture,
 )
-from tfx.techniques.selection import left_alone, select_weights
+from tfx.techniques.weight_selection import left_alone, select_weights
 
 
 class Prune(Technique):

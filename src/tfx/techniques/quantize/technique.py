@@ -27,7 +27,7 @@ from tfx.techniques.quantize.learned import LearnedStep
 from tfx.techniques.quantize.rounding import GridKind, fit, scales_for_rate, to_grid
 from tfx.techniques.quantize.steps import choose, coded_bits, measure, scalar_steps
 from tfx.techniques.quantize.trellis import trellis
-from tfx.techniques.selection import left_alone, select_weights
+from tfx.techniques.weight_selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 

@@ -117,7 +117,7 @@ def test_a_shell_hears_of_it_without_a_traceback(redirect, status, said):
 def test_a_narrow_terminal_loses_no_number(width):
     from rich.console import Console
 
-    from tfx.record.sheet import Column, Sheet
+    from tfx.terminal.tables import Column, Sheet
 
     sheet = Sheet(
         Column("tensor"),
@@ -136,8 +136,8 @@ def test_a_narrow_terminal_loses_no_number(width):
 
 
 def test_into_a_file_nothing_is_cut(tmp_path, monkeypatch, capsys):
-    from tfx.record.console import plain_console
-    from tfx.record.sheet import Column, Sheet
+    from tfx.terminal.console import plain_console
+    from tfx.terminal.tables import Column, Sheet
 
     monkeypatch.setenv("COLUMNS", "20")
     sheet = Sheet(Column("name"), Column("signature"), title="t")
@@ -162,7 +162,7 @@ def test_a_command_closes_no_handler_of_logging_that_a_library_has_made(tmp_path
 def test_a_word_is_not_broken_for_a_column_that_can_be_spared():
     from rich.console import Console
 
-    from tfx.record.sheet import Column, Sheet
+    from tfx.terminal.tables import Column, Sheet
 
     sheet = Sheet(Column("config"), Column("latency", number=True, spare=1), lines=False)
     sheet.add_row("distill+quantize weight_decay=0.3", "32.7 ms")
@@ -178,7 +178,7 @@ def test_a_word_is_not_broken_for_a_column_that_can_be_spared():
 def test_rows_that_are_lines_leave_no_column_out():
     from rich.console import Console
 
-    from tfx.record.sheet import Column, Sheet
+    from tfx.terminal.tables import Column, Sheet
 
     sheet = Sheet(Column("config"), Column("difference", number=True), Column("runs", number=True, spare=1))
     sheet.add_row("distill", "+0.112", "3")
@@ -188,8 +188,8 @@ def test_rows_that_are_lines_leave_no_column_out():
 
 
 def test_into_a_pipe_no_line_ends_in_spaces(capsys):
-    from tfx.record.console import plain_console
-    from tfx.record.sheet import Column, Sheet
+    from tfx.terminal.console import plain_console
+    from tfx.terminal.tables import Column, Sheet
 
     sheet = Sheet(Column("name"), Column("what it is"), lines=False)
     sheet.add_row("a", "short")

@@ -7,8 +7,8 @@ import pytest
 from tfx.cli import main
 from tfx.errors import UserError
 from tfx.report.comparison import compare_runs
-from tfx.report.kept import KeptRun, keep, read_kept, write_kept
 from tfx.report.runs import find_runs
+from tfx.report.runs_file import KeptRun, keep, read_kept, write_kept
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import DatasetConfig
-from tfx.config.tasks import TASKS
-from tfx.data.files import SPLITS
-from tfx.data.reading import COMPRESSED, file_digest, unpacked
+from tfx.config.task_facts import TASKS
+from tfx.data.plain_text import COMPRESSED, file_digest, unpacked
 from tfx.data.records import Reading, parallel_rows, table_rows, whole_texts
 from tfx.data.rows import Batch, canonical, columns_of
+from tfx.data.split_files import SPLITS
 from tfx.data.store import in_memory, kept, mapped
 from tfx.errors import UserError, suggest
 from tfx.record.directory import writable_cache

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
 from tfx.config.schema import Root
+from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.rewiring import Rewiring
-from tfx.model.roles import Role, parameter_roles
 from tfx.model.transformer import Transformer
 from tfx.techniques.contract import Technique, TechniqueSettings
 

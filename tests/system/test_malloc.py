@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from tfx.record import heap
-from tfx.record.heap import keep_freed_memory
+from tfx.system import malloc as heap
+from tfx.system.malloc import keep_freed_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of glibc")

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from torch import Tensor
 
 from tfx.errors import UserError
-from tfx.model.roles import Role, parameter_roles
+from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.transformer import Transformer
 
 _OTHER_MATRICES = (Role.EMBEDDING, Role.HEAD)

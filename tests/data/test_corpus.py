@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tfx.config.schema import DatasetConfig, LimitConfig, SplitConfig
-from tfx.data.sources import load_corpus
+from tfx.data.corpus import load_corpus
 from tfx.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tfx.data.reading import TextFile, cr_note, plain_name
+from tfx.data.plain_text import TextFile, cr_note, plain_name
 from tfx.errors import UserError
 
 _SPACE = re.compile(r"[ \t\r\n]*")

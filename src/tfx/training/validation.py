@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tfx.config.schema import TrainerConfig
-from tfx.record.vocabulary import LOSS_METRICS, higher_is_better
+from tfx.record.metric_vocabulary import LOSS_METRICS, higher_is_better
 
 _NAMES = ("best", "without_improvement", "next_validation")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tfx.cli import main
-from tfx.record.threads import how_they_wait
+from tfx.system.threads import how_they_wait
 
 
 @pytest.mark.parametrize(

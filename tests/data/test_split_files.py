@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from tfx.config.schema import DatasetConfig, SplitConfig
-from tfx.data.files import find_files
-from tfx.data.reading import TextFile
+from tfx.data.plain_text import TextFile
+from tfx.data.split_files import find_files
 from tfx.errors import UserError
 
 

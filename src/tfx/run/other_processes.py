@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.processes.group import Group
-from tfx.record.console import SilentConsole
 from tfx.record.directory import RunDirectory
+from tfx.terminal.console import SilentConsole
 
 if TYPE_CHECKING:
     from tfx.run.measure import Measurer

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tfx.config.checks import check_keys, check_values
-from tfx.config.driver import compose_tree
 from tfx.config.explain import explain
 from tfx.config.grammar import escaped
+from tfx.config.hydra_driver import compose_tree
 from tfx.config.paths import make_absolute
 from tfx.config.schema import DatasetConfig
 from tfx.errors import UserError, unknown

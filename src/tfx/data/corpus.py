@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfx.config.corpora import mixed
+from tfx.config.mixture import mixed
 from tfx.config.schema import DatasetConfig
-from tfx.config.tasks import TASKS
+from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from tfx.data.files import find_files
-from tfx.data.origins import (
+from tfx.data.loaders import (
     SourceFile,
     from_files,
     from_hub,
@@ -32,6 +31,7 @@ from tfx.data.origins import (
     with_columns,
 )
 from tfx.data.rows import canonical, columns_of, finish, raw_rows, text_dataset, where
+from tfx.data.split_files import find_files
 from tfx.data.store import kept, scan
 from tfx.data.streaming import RowStream, local_stream, table_stream
 

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from tfx.record.output import LostOutputError
-from tfx.record.sheet import Column, Sheet
+from tfx.terminal.output import LostOutputError
+from tfx.terminal.tables import Column, Sheet
 
 
 def clock(seconds: float) -> str:

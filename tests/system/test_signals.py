@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tfx.record.signals import (
+from tfx.system.signals import (
     StoppedBySignal,
     deferred_signal,
     deferring_signals,
@@ -20,7 +20,7 @@ from tfx.record.signals import (
 
 STUBBORN = """
 import time
-from tfx.record.signals import leaving_on_signals
+from tfx.system.signals import leaving_on_signals
 with leaving_on_signals():
     try:
         print("ready", flush=True)

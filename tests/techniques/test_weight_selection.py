@@ -7,7 +7,7 @@ from torch import nn
 from tfx.config.schema import ModelConfig
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer
-from tfx.techniques.selection import left_alone, select_weights
+from tfx.techniques.weight_selection import left_alone, select_weights
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tfx.evaluation.memory import in_memory
+from tfx.evaluation.out_of_memory import in_memory
 
 
 def test_the_work_is_done_in_the_largest_halving_that_fits():

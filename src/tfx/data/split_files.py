@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from tfx.config.schema import DatasetConfig
-from tfx.data.reading import COMPRESSED, plain_name
+from tfx.data.plain_text import COMPRESSED, plain_name
 from tfx.errors import UserError
 
 SPLITS = ("train", "valid", "test")

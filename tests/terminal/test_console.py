@@ -12,14 +12,14 @@ import sys
 import pytest
 from rich.console import Console
 
-from tfx.record.console import RunConsole, clock, number, size
 from tfx.record.environment import describe_environment, environment_differences
-from tfx.record.metrics import MetricsLog
+from tfx.record.metrics_log import MetricsLog
+from tfx.terminal.console import RunConsole, clock, number, size
 
 PLACE = {"step": 1200, "tokens": 5000, "seconds": 60.0, "progress": 0.25}
 LIVE = """
 import time
-from tfx.record.console import RunConsole
+from tfx.terminal.console import RunConsole
 console = RunConsole()
 console.training_started()
 place = {"step": 1200, "tokens": 5000, "seconds": 60.0, "progress": 0.25}

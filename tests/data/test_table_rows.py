@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 
 from tfx.config.schema import DatasetConfig
-from tfx.data.sources import load_corpus
-from tfx.data.tables import csv_rows, json_rows, text_of
+from tfx.data.corpus import load_corpus
+from tfx.data.table_rows import csv_rows, json_rows, text_of
 from tfx.errors import UserError
 
 

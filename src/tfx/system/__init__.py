@@ -1,0 +1,1 @@
+"""What tfx asks of the operating system: signals, memory, how threads wait."""

@@ -1,0 +1,1 @@
+"""What a command reads from the terminal and writes to it."""
