@@ -24,6 +24,7 @@ def exports() -> str:
     columns += [("BLEU by a beam of 5 there", "beam_there", ".2f"), ("here", "beam_here", ".2f")]
     return benchmark("exports", columns)
 
+
 @table("formats")
 def formats() -> str:
     """What `scripts/bench_formats.py` printed."""
