@@ -23,3 +23,10 @@ def exports() -> str:
     columns += [("equal greedy outputs", "equal", ".1%"), ("loss there", "theirs", ".5f"), ("here", "loss", ".5f")]
     columns += [("BLEU by a beam of 5 there", "beam_there", ".2f"), ("here", "beam_here", ".2f")]
     return benchmark("exports", columns)
+
+
+@table("formats")
+def formats() -> str:
+    """What `scripts/bench_formats.py` printed."""
+    columns = [("format", "format", ""), ("bytes", "bytes", ",.0f"), ("sentences/s in batches", "batches", ".0f")]
+    return benchmark("formats", [*columns, ("ms a sentence alone", "alone", ".1f"), ("BLEU", "bleu", ".2f")])
