@@ -133,6 +133,20 @@ PAIRED = (
 TABLES["training-speed"] = lambda: benchmark(
     "training-speed", [(title, key, how.replace("3", "2")) for title, key, how in PAIRED]
 )
+TABLES["decoding-peers"] = lambda: benchmark(
+    "decoding-peers",
+    [
+        ("sentences", "how", ""),
+        ("arm", "arm", ""),
+        ("at once", "at_once", ""),
+        ("ms a sentence", "ms", ".2f"),
+        ("sentences/s", "per_second", ".1f"),
+        ("tfx is faster by", "ratio", ".2f"),
+        ("lowest", "lowest", ".2f"),
+        ("highest", "highest", ".2f"),
+        ("BLEU", "bleu", ".2f"),
+    ],
+)
 TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)
 TABLES["precision"] = lambda: benchmark("precision", [("what", "what", ""), ("tokens/s", "tokens_per_second", ",.0f")])
 TABLES["precision-parts"] = lambda: benchmark(
