@@ -130,9 +130,8 @@ PAIRED = (
     ("lowest", "lowest", ".3f"),
     ("highest", "highest", ".3f"),
 )
-TABLES["training-speed"] = lambda: benchmark(
-    "training-speed", [(title, key, how.replace("3", "2")) for title, key, how in PAIRED]
-)
+SPEED = [(title, key, how.replace("3", "2")) for title, key, how in PAIRED]
+TABLES["training-speed"] = lambda: benchmark("training-speed", SPEED)
 TABLES["decoding-peers"] = lambda: benchmark(
     "decoding-peers",
     [
@@ -147,6 +146,8 @@ TABLES["decoding-peers"] = lambda: benchmark(
         ("BLEU", "bleu", ".2f"),
     ],
 )
+TABLES["training-peers"] = lambda: benchmark("training-peers", [*SPEED, ("share of the matrix rate", "share", ".3f")])
+TABLES["training-neighbour"] = lambda: benchmark("training-neighbour", SPEED)
 TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)
 TABLES["precision"] = lambda: benchmark("precision", [("what", "what", ""), ("tokens/s", "tokens_per_second", ",.0f")])
 TABLES["precision-parts"] = lambda: benchmark(
