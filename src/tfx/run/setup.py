@@ -141,8 +141,10 @@ def _with_model_of_origin(config: Root) -> Root:
         return config
     model = read_header(local_file(origin)).architecture.to_config(config.model)
     if model.family == "encoder":  # below a classifier, whose other settings are the config's
+        if config.dataset.task != "classification":
+            return config  # `_origin` says that no other task has a use for it
         own = config.model
-        model = replace(model, family=own.family, pooling=own.pooling, pooler=own.pooler)
+        model = replace(model, family="classification", pooling=own.pooling, pooler=own.pooler)
     return replace(config, model=replace(model, name=origin.stem))
 
 
