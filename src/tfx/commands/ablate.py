@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfx.commands.report import print_comparison
-from tfx.config import describe
-from tfx.config.schema import AblateConfig, LauncherConfig
+from tfx.config.schema import AblateConfig
 from tfx.errors import UserError
 from tfx.experiments.ablation import Ablation
-from tfx.experiments.request import compose_request, is_own, read_settings
+from tfx.experiments.request import compose_request, is_own, own_settings, read_settings
 from tfx.experiments.table import print_results
 from tfx.record.directory import RunDirectory
 from tfx.system.signals import StoppedBySignal, leaving_on_signals
 from tfx.terminal.console import plain_console
-from tfx.terminal.tables import settings_sheet
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,7 +67,4 @@ def print_help() -> None:
     )
     console.print("narrower dense model in 8 bits of the same size. `dry_run=true` tries each arm and shows the plan;")
     console.print("the same command with the `hydra.sweep.dir` of an earlier one runs the jobs that are left.\n")
-    launcher = ((key, f) for key, f in describe.settings(LauncherConfig, "hydra.launcher.") if f.metadata)
-    keys = (*describe.settings(AblateConfig), *launcher)
-    rows = [(key, describe.as_yaml(describe.default_of(f)), describe.explain_field(f)) for key, f in keys]
-    console.print(settings_sheet(rows))
+    console.print(own_settings(AblateConfig))

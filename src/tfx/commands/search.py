@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfx.config import describe
-from tfx.config.schema import LauncherConfig
 from tfx.config.search import SearchConfig
 from tfx.errors import UserError
-from tfx.experiments.request import compose_request, is_own, read_settings
+from tfx.experiments.request import compose_request, is_own, own_settings, read_settings
 from tfx.experiments.search.axes import named_axes
 from tfx.system.signals import StoppedBySignal, leaving_on_signals
 from tfx.terminal.console import plain_console
-from tfx.terminal.tables import settings_sheet
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,7 +75,4 @@ def print_help() -> None:
     )
     console.print("search.json there names the best one. The same command goes on with a search that was stopped.")
     console.print("`dry_run=true` shows the axes, what fits, and the cost.\n")
-    launcher = ((key, f) for key, f in describe.settings(LauncherConfig, "hydra.launcher.") if f.metadata)
-    keys = (*describe.settings(SearchConfig), *launcher)
-    rows = [(key, describe.as_yaml(describe.default_of(f)), describe.explain_field(f)) for key, f in keys]
-    console.print(settings_sheet(rows))
+    console.print(own_settings(SearchConfig))

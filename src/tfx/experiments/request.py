@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
 from tfx.errors import UserError
+from tfx.terminal.tables import Sheet, settings_sheet
 
 Settings = TypeVar("Settings")
 
@@ -30,6 +32,15 @@ class Request:
 def is_own(word: str, schema: type) -> bool:
     """Whether an override sets one of the command's own settings, and none of its jobs' config."""
     return word.lstrip("+").partition("=")[0].split(".")[0] in {f.name for f in fields(schema)}  # type: ignore[arg-type]
+
+
+def own_settings(schema: type) -> Sheet:
+    """A command's own settings and those of its jobs' launcher, with their defaults and docs."""
+    launcher = ((key, f) for key, f in describe.settings(LauncherConfig, "hydra.launcher.") if f.metadata)
+    keys = (*describe.settings(schema), *launcher)
+    return settings_sheet(
+        [(key, describe.as_yaml(describe.default_of(f)), describe.explain_field(f)) for key, f in keys]
+    )
 
 
 def read_settings(schema: type[Settings], words: Sequence[str]) -> Settings:

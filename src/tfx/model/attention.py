@@ -80,20 +80,11 @@ class Attention(nn.Module):
         """Attends from ``x`` to ``memory`` (None: to itself); returns (B, T, D)."""
         if self._is_joint(x_BTD, memory_BSD, bias, rotary):
             return self._joint(x_BTD, memory_BSD, bias, rotary)
-        origin = x_BTD if memory_BSD is None else memory_BSD
-        q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
-        k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
-        v_BGSK = self._split(self.v(origin), self.kv_heads, None)
-        if rotary is not None:
-            q_BHTK, k_BGSK = rotate(q_BHTK, *rotary), rotate(k_BGSK, *rotary)
-        if self.kv_heads != self.heads:
-            group = self.heads // self.kv_heads
-            k_BGSK = k_BGSK.repeat_interleave(group, dim=1)
-            v_BGSK = v_BGSK.repeat_interleave(group, dim=1)
+        q_BHTK, k_BHSK, v_BHSK = self.projections(x_BTD, memory_BSD, rotary)
         out = functional.scaled_dot_product_attention(
             q_BHTK,
-            k_BGSK,
-            v_BGSK,
+            k_BHSK,
+            v_BHSK,
             attn_mask=self._mask(bias, q_BHTK.dtype),
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=bias.causal,
@@ -158,6 +149,8 @@ class Attention(nn.Module):
         v_BGSK = self._split(self.v(origin), self.kv_heads, None)
         if rotary is not None:
             q_BHTK, k_BGSK = rotate(q_BHTK, *rotary), rotate(k_BGSK, *rotary)
+        if self.kv_heads == self.heads:
+            return q_BHTK, k_BGSK, v_BGSK
         group = self.heads // self.kv_heads
         return q_BHTK, k_BGSK.repeat_interleave(group, dim=1), v_BGSK.repeat_interleave(group, dim=1)
 

@@ -19,7 +19,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Outputs
 from tfx.model.batch import Batch
 from tfx.model.transformer import Transformer
-from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Retold, Task, encoded, id_dtype
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Retold, Task, write_texts
 from tfx.tasks.labels import outputs_of
 from tfx.tasks.texts import (
     Texts,
@@ -57,14 +57,7 @@ class Classification(Task):
 
     def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
         for column in ("text", "pair"):
-            arrays.append(column, np.zeros(0, id_dtype(tokenizer)))
-            arrays.append(f"{column}_offsets", np.zeros(1, np.int64))
-            end = 0
-            for _, ids in encoded(dataset, column, tokenizer):
-                part = Ragged.from_lists(ids, id_dtype(tokenizer))
-                arrays.append(column, part.values)
-                arrays.append(f"{column}_offsets", part.ends + end)
-                end += len(part.values)
+            write_texts(dataset, column, tokenizer, arrays)
         names: dict[str, int] = {}
         arrays.append("labels", np.zeros(0, np.int32))
         arrays.append("labels_offsets", np.zeros(1, np.int64))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from tfx.data.ragged import Ragged
 from tfx.data.store import scan
 from tfx.errors import UserError
 from tfx.processes.group import ALONE, Group
@@ -306,6 +307,18 @@ def encoded(dataset: Dataset, column: str, tokenizer: Tokenizer) -> Iterator[tup
     """The texts of a column with their ids, some rows at a time."""
     for batch in scan(dataset, [column]):
         yield batch[column], tokenizer.encode(batch[column])
+
+
+def write_texts(dataset: Dataset, column: str, tokenizer: Tokenizer, arrays: Arrays) -> None:
+    """Writes the ids of the texts of a column one after the other under its name, and where each of them ends."""
+    arrays.append(column, np.zeros(0, id_dtype(tokenizer)))
+    arrays.append(f"{column}_offsets", np.zeros(1, np.int64))
+    end = 0
+    for _, ids in encoded(dataset, column, tokenizer):
+        part = Ragged.from_lists(ids, id_dtype(tokenizer))
+        arrays.append(column, part.values)
+        arrays.append(f"{column}_offsets", part.ends + end)
+        end += len(part.values)
 
 
 def id_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger[Any]]:

@@ -22,7 +22,7 @@ from tfx.model.decoding import Ends, Output, Wanted, output_limit, outputs_for, 
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
 from tfx.tasks.alignment import word_alignment
-from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Retold, Split, Task, TimedWork, encoded, id_dtype, timed
+from tfx.tasks.contract import UNKNOWN_TOKENS, Prompts, Retold, Split, Task, TimedWork, timed, write_texts
 from tfx.tasks.retold import numbered, real_rows
 from tfx.tasks.written import described, record
 
@@ -119,14 +119,7 @@ class Seq2Seq(Task):
 
     def tokenize(self, dataset: Dataset, tokenizer: Tokenizer, arrays: Arrays, *, is_part: bool = False) -> None:
         for side in ("source", "target"):
-            arrays.append(side, np.zeros(0, id_dtype(tokenizer)))
-            arrays.append(f"{side}_offsets", np.zeros(1, np.int64))
-            end = 0
-            for _, ids in encoded(dataset, side, tokenizer):
-                part = Ragged.from_lists(ids, id_dtype(tokenizer))
-                arrays.append(side, part.values)
-                arrays.append(f"{side}_offsets", part.ends + end)
-                end += len(part.values)
+            write_texts(dataset, side, tokenizer, arrays)
 
     def split(
         self,
