@@ -43,6 +43,8 @@ def problem(page: Path, target: str) -> str | None:
     other = (page.parent / path).resolve() if path else page
     if not other.exists():
         return f"{target}: no such file"
+    if other.is_dir():
+        return f"{target}: a folder, which is no page of the site"
     if anchor and anchor not in anchors(other):
         return f"{target}: no such heading"
     return None
