@@ -272,18 +272,18 @@ def _fronts(family: Family) -> tuple[list[Plot], str]:
     for name, (label, read) in COSTS.items():
         scale = SCALES.get(name, 1.0)
         points = []
-        for arm in family.arms:
+        for number, arm in enumerate(family.arms, 1):
             cost = arm.mean(read)
             if cost is not None:
                 low, high = arm.interval or (None, None)
-                mean = float(np.mean(arm.scores))
-                points.append(Point(arm.label, cost * scale, mean, low, high, arm.fronts[name], arm is family.baseline))
+                quality, is_baseline = float(np.mean(arm.scores)), arm is family.baseline
+                points.append(Point(number, arm.label, cost * scale, quality, low, high, arm.fronts[name], is_baseline))
         costs = [point.cost for point in points]
         if len(points) > 1 and max(costs) - min(costs) <= _FLAT * max(costs):
             flat.append(label)
         elif len(points) > 1:
-            quality = f"{family.metric} ({better} is better)"
-            result.append(plots.front(points, label, quality, f"{family.metric} against {label}"))
+            axis = f"{family.metric} ({better} is better)"
+            result.append(plots.front(points, label, axis, f"{family.metric} against {label}"))
     return result, f"No plot against what is the same for all: {'; '.join(flat)}." if flat else ""
 
 

@@ -205,8 +205,12 @@ def differences(
 
 @dataclass(frozen=True)
 class Point:
-    """One arm in a plane of cost and quality; ``low`` and ``high`` bound the quality where seeds allow."""
+    """One arm in a plane of cost and quality; ``low`` and ``high`` bound the quality where seeds allow.
 
+    ``number`` is what the table calls it.
+    """
+
+    number: int
     label: str
     cost: float
     quality: float
@@ -224,7 +228,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
         best = sorted((point for point in points if point.on_front), key=lambda point: point.cost)
         axes.step([p.cost for p in best], [p.quality for p in best], where="post", color=_SERIES[0], linewidth=1.4)
         named = len(points) <= MOST_NAMED and len({_cut(point.label, 28) for point in points}) == len(points)
-        for place, point in enumerate(points, 1):
+        for point in points:
             color = _SERIES[0] if point.on_front else _MUTED
             if point.low is not None and point.high is not None:
                 axes.plot([point.cost] * 2, [point.low, point.high], color=color, linewidth=1.1)
@@ -239,7 +243,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
             )
             if point.on_front or point.is_baseline or len(points) <= 24:
                 axes.annotate(
-                    _cut(point.label, 28) if named else str(place),
+                    _cut(point.label, 28) if named else str(point.number),
                     (point.cost, point.quality),
                     xytext=(6, 5 if higher else -11),
                     textcoords="offset points",

@@ -61,6 +61,7 @@ def _plot(found: dict[str, Any], key: str, cost: str, scale: float) -> Plot:
     best = non_dominated([(sign * row["quality"], -row[key]) for row in rows])
     points = [
         Point(
+            number=row["config"],
             label=f"config {row['config']}",
             cost=row[key] / scale,
             quality=row["quality"],
