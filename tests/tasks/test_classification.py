@@ -192,6 +192,19 @@ def test_rows_without_text_or_label_are_dropped_and_counted_on_request(tmp_path)
     assert "train: 2 rows with an empty text or label dropped" in data.notes
 
 
+def test_a_validation_split_that_is_held_out_has_rows_of_its_own(tmp_path):
+    rows = [(f"text {number}" if number not in (7, 41) else "", ("yes", "no")[number % 2]) for number in range(60)]
+    config = config_of(tmp_path, train=rows, valid=rows[:1], empty="drop", valid_fraction=0.1)
+    (tmp_path / "valid.jsonl").unlink()
+    data = prepare_data(config, context=32)
+    texts = {name: [row["text"] for row in split.dataset] for name, split in data.splits.items()}
+    held = list(range(0, 60, 10))
+    assert texts["valid"] == [f"text {number}" for number in held]
+    assert texts["train"] == [f"text {number}" for number in range(60) if number not in {*held, 7, 41}]
+    assert not [note for note in data.notes if "also in" in note or "repeat" in note]
+    assert [note for note in data.notes if "dropped" in note] == ["train: 2 rows with an empty text or label dropped"]
+
+
 def test_a_stream_with_named_labels_gives_the_rows_of_the_prepared_split(tmp_path):
     config = config_of(tmp_path, labels=["no", "no, never", "yes"], streaming=True, buffer=5)
     data = prepare_data(config, context=16)

@@ -85,20 +85,20 @@ def batches_of(rows: Iterable[tuple[Any, ...]], columns: Iterable[str]) -> Itera
 
 def scan(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
     """The columns of all rows, some rows at a time."""
-    if dataset._indices is not None:
-        for rows in dataset.select_columns(columns).iter(batch_size=_BATCH_ROWS):
-            yield {name: list(rows[name]) for name in columns}
-            release()
-        return
     for batch in arrow_batches(dataset, columns):
         yield batch.to_pydict()
 
 
 def arrow_batches(dataset: Dataset, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
-    """The columns of all rows as Arrow keeps them, some rows at a time; those left out by a selection too."""
-    for batch in dataset.data.table.select(columns).to_batches(max_chunksize=_BATCH_ROWS):
-        yield batch
-        release()
+    """The columns of all rows as Arrow keeps them, some rows at a time."""
+    if dataset._indices is None:  # nothing is copied
+        tables = [dataset.data.table.select(columns)]
+    else:
+        tables = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    for table in tables:
+        for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+            yield batch
+            release()
 
 
 def watch(array: Any) -> None:
