@@ -119,7 +119,10 @@ def test_heads_units_layers_and_unused_tokens_go_and_the_labels_stay(data, folde
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["dataset.metrics=[bleu]"], "dataset.metrics (for dataset.predict=one) 'bleu' is unknown"),
+        (
+            ["dataset.metrics=[bleu]"],
+            "dataset.metrics=['bleu']: 'bleu' is no metric of classification with dataset.predict=one: choose one of",
+        ),
         (["model=seq2seq_tiny"], "choose a model for it, such as model=encoder_tiny"),
         (
             ["dataset.predict=several", "dataset.class_weights=balanced", "dataset.metrics=[]"],

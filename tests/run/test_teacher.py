@@ -263,6 +263,15 @@ def test_a_teacher_that_cannot_teach_is_refused_in_one_line_and_leaves_nothing(
     assert not (folder / "refused").exists()
 
 
+def test_no_teacher_is_trained_for_settings_that_do_not_fit_the_model(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path))
+    words = ["+technique=[distill,quantize]", "technique.quantize.group=7"]
+    assert train(folder / "unfit", *PAIRS, *words) == 2
+    assert "technique.quantize.group=7 does not divide" in capsys.readouterr().err
+    assert not (tmp_path / "teachers").exists()
+    assert not (folder / "unfit").exists()
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -170,7 +170,8 @@ BAD = {
         {"predict": "number", "train": [("a", "1"), ("b", "2"), ("b", "high")], "valid": [("a", "1")]},
         "the train split of dataset 'custom', example 3: dataset.label=label is 'high', which is no number",
     ),
-    "one number": ({"predict": "number", "train": [("a", "1")]}, "have the number 1: nothing to predict"),
+    "a label that is named twice": ({"labels": ["yes", "no", "no"]}, "dataset.labels names 'no' twice: leave one"),
+    "one number": ({"predict": "number", "train": [("a", "1")]}, "have the number 1: name another column"),
     "windows of pairs": (
         {"train": [("a", "b", "x"), ("b", "a", "y")], "valid": [("a", "b", "x")], "long_texts": "windows"},
         "dataset.long_texts=windows is for single texts",

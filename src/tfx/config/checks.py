@@ -16,7 +16,7 @@ from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
 from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full, is_in_range
 from tfx.config.task_facts import LABEL_METRICS, TASKS, facts_of
-from tfx.errors import UserError, unknown
+from tfx.errors import UserError, suggest, unknown
 
 _LARGEST_INTEGER = 2**63 - 1
 # Key that replaces the settings of another package's technique if they cannot be read; its value says why.
@@ -182,6 +182,9 @@ def check_combinations(config: Root) -> None:
     known = LABEL_METRICS[dataset.predict]
     for name in dataset.metrics if task.metrics else ():
         if name not in known:
-            raise unknown(f"dataset.metrics (for dataset.predict={dataset.predict})", name, known)
+            raise UserError(
+                f"dataset.metrics={dataset.metrics}: '{name}' is no metric of {task.what} with "
+                f"dataset.predict={dataset.predict}{suggest(name, known)}"
+            )
     if dataset.class_weights != "none" and dataset.predict != "one":
         raise UserError(f"dataset.class_weights={dataset.class_weights} needs dataset.predict=one: one label a text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,11 +212,20 @@ class _Life:
         from tfx.run.teacher import make_teachers
 
         setup = self.setup
+        if any(not need.paths for _, need in setup.stack.teacher_needs()):
+            self._check_plan()
         teachers = make_teachers(self.config, setup.stack, setup.device, self.console, train_teacher, setup.group)
         parts = setup.prepare(teachers)
         _show(parts, self.run.path, self.console)
         self._write_environment(parts)
         return parts
+
+    def _check_plan(self) -> None:
+        """Raises `UserError` for settings that do not fit the model, before a teacher is trained in vain."""
+        from tfx.run.setup import Setup
+
+        parts = Setup(replace(self.config, dry_run=True), self.setup.group).prepare()
+        parts.stack.plan_for(parts.model)
 
     def _write_environment(self, parts: Parts) -> None:
         from tfx.record.environment import describe_environment, environment_differences

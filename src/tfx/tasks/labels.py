@@ -130,7 +130,10 @@ def _scale(corpora: Sequence[tuple[DatasetConfig, Corpus]]) -> Outputs:
     spread = float(numbers.std())
     if spread == 0:
         name = corpora[0][0].name
-        raise UserError(f"all training texts of dataset '{name}' have the number {numbers[0]:g}: nothing to predict")
+        raise UserError(
+            f"all training texts of dataset '{name}' have the number {numbers[0]:g}: "
+            "name another column with dataset.label"
+        )
     return Outputs("number", (), float(numbers.mean()), spread)
 
 
@@ -146,6 +149,8 @@ def _counted(dataset: Dataset) -> Counter[str]:
 def _check_named(config: DatasetConfig, labels: Sequence[str]) -> None:
     if len(labels) > MAX_LABELS:
         raise UserError(f"dataset.labels has {len(labels):,} labels: at most {MAX_LABELS:,}")
+    if doubled := [label for label, count in Counter(config.labels).items() if count > 1]:
+        raise UserError(f"dataset.labels names '{doubled[0]}' twice: leave one of them out")
     if len(labels) < 2 and config.predict == "one":
         raise UserError(f"dataset.labels={list(labels)}: one label leaves nothing to tell apart")
 

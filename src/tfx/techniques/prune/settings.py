@@ -186,7 +186,10 @@ def _check_movement(settings: PruneSettings, config: Root) -> None:
             "technique.prune.score=movement chooses weights, heads and units, and none of those go: leave it out"
         )
     if config.trainer.budget.is_zero:
-        raise UserError("technique.prune.score=movement follows the steps of training, and the budget is zero")
+        raise UserError(
+            "technique.prune.score=movement follows the steps of training, and the budget is zero: "
+            "name a budget, or another score"
+        )
     if config.trainer.parallel == "local":
         raise UserError(
             "technique.prune.score=movement needs the same steps in all processes: use trainer.parallel=ddp"
