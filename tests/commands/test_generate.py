@@ -214,6 +214,8 @@ def test_rules_change_outputs_and_are_named(runs, monkeypatch, capsys):
         ("pairs", ["--nbest", "3", "--method", "beam", "--beam", "2"], "(here 2): name --method beam --beam 3"),
         ("lm", ["--nbest", "2"], "(here 1): that is for text to text"),
         ("pairs", ["--nbest", "0"], "--nbest 0 must be at least 1"),
+        ("pairs", ["--min-length", "5000"], "tokens that the model's context allows"),
+        ("lm", ["--min-length", "9", "--new-tokens", "5"], "--min-length 9 is above the 5 tokens that --new-tokens"),
         ("pairs", ["--min-length", "-1"], "evaluation.min_length"),
         ("pairs", ["--prefix", "nine " * 60], "too many for a context of 32: shorten it"),
     ],

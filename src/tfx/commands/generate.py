@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
     loaded = load(local_file(options.path), options.device)
     task = facts_of(loaded.model.architecture.family, options.path)
-    config = _config(options, loaded.generation, task)
+    config = _config(options, loaded.generation, task, loaded.model.architecture.context)
     notes = plain_console(stderr=True)
     for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task):
         notes.print(f"note: {option}")
@@ -101,7 +101,7 @@ def _options(arguments: Sequence[str]) -> Any:
     return parser.read(arguments)
 
 
-def _config(options: Any, kept: EvaluationConfig, task: TaskFacts) -> EvaluationConfig:
+def _config(options: Any, kept: EvaluationConfig, task: TaskFacts, context: int) -> EvaluationConfig:
     """The decoding that the options ask for; raises `UserError` for one that the task or the method does not have."""
     from tfx.config.checks import check_values
     from tfx.evaluation.generation import decoding_method
@@ -113,6 +113,10 @@ def _config(options: Any, kept: EvaluationConfig, task: TaskFacts) -> Evaluation
         if config.method == "beam":
             raise UserError(f"--method beam is for text to text: {task.what} decodes by greedy or sample")
         config = replace(config, method="sample" if config.method == "auto" else config.method)
+    most = context - 1 if task.decodes else config.new_tokens
+    if options.min_length is not None and options.min_length > most and not task.metrics:
+        what = "the model's context" if task.decodes else "--new-tokens"
+        raise UserError(f"--min-length {options.min_length} is above the {most:,} tokens that {what} allows")
     if options.nbest is not None:
         if options.nbest < 1:
             raise UserError(f"--nbest {options.nbest} must be at least 1")
