@@ -167,3 +167,32 @@ def test_a_teacher_with_other_labels_is_refused(folder, data, run, capsys):
     words = [f"dataset.path={folder / 'other'}", "+technique=distill", f"technique.distill.teacher={run}"]
     assert main(["train", *data, *TINY, *words, f"hydra.run.dir={folder / 'refused'}"]) == 2
     assert "has other labels than the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "metric"), [([], "accuracy"), (["trainer.best_by=loss"], "loss")])
+def test_the_best_weights_of_a_classifier_are_those_that_are_right_most_often(words, metric, folder, capsys):
+    # What is learned soon has wrong labels among the validation rows, so that their loss rises while the model becomes
+    # sure of it, and is right more often of what it learns late: the rare texts with a "not".
+    (place := folder / "wrong").mkdir(exist_ok=True)
+    for split, rare, wrong in (("train", 10, 0), ("valid", 2, 5)):
+        lines = ["text\tlabel"]
+        for i in range(120):
+            kind = i % 2
+            negated = i // 2 % rare == 0
+            is_wrong = wrong and not negated and i // 2 % wrong == 1
+            text = f"{'not ' if negated else ''}{('sun', 'ice')[kind]} {WORDS[i // 4 % 4]}"
+            lines.append(f"{text}\t{'ab'[(kind + negated + bool(is_wrong)) % 2]}")
+        (place / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    run = folder / f"best-{metric}"
+    words = [*words, "trainer.keep=best", "trainer.validate_every=0.05", f"dataset.path={place}"]
+    assert main(["train", *DATA, *TINY, *words, "trainer.budget.steps=60", f"hydra.run.dir={run}"]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "valid" and not row.get("final")]
+    least_loss = min(rows, key=lambda row: row["loss"])
+    most_right = max(rows, key=lambda row: (row["accuracy"], -row["loss"]))
+    assert most_right["accuracy"] > least_loss["accuracy"]
+    best = most_right if metric == "accuracy" else least_loss
+    summary = summary_of(run)
+    train = summary["train"]
+    assert (train["best_by"], train["best_step"], train["final_weights"]) == (metric, best["step"], "best")
+    assert summary["valid"]["accuracy"] == pytest.approx(best["accuracy"])

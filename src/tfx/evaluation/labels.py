@@ -26,7 +26,7 @@ def check_label_metrics(names: list[str], outputs: Outputs) -> None:
     """Raises `UserError` for a metric that there is not for these labels."""
     if "f1_binary" in names and outputs.count != 2:
         raise UserError(
-            f"dataset.metrics: f1_binary is of two labels, and the data has {outputs.count:,}: name f1_macro"
+            f"f1_binary is of two labels, and the data has {outputs.count:,}: name f1_macro"
         )
 
 

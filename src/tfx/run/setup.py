@@ -101,8 +101,10 @@ class Setup:
         Without teachers no technique changes a text: a dry run has none, and in a trial ``stand_ins`` makes some after
         the data is read. Raises `UserError` for data or settings that do not fit.
         """
+        from tfx.evaluation.labels import check_label_metrics
         from tfx.evaluation.quality import quality_notes
         from tfx.tasks.prepare import prepare_data
+        from tfx.training.validation import judged_by
 
         config, stack = self.config, self.stack
         transform = stack.prepare_data if stack.order["prepare_data"] and teachers is not None else None
@@ -127,6 +129,8 @@ class Setup:
             )
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
+        if data.outputs is not None:
+            check_label_metrics([judged_by(config)], data.outputs)
         stack.data_prepared(teachers, data, model.architecture, self.device)
         return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
 
