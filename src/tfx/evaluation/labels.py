@@ -25,9 +25,7 @@ def metrics_of(outputs: Outputs) -> list[str]:
 def check_label_metrics(names: list[str], outputs: Outputs) -> None:
     """Raises `UserError` for a metric that there is not for these labels."""
     if "f1_binary" in names and outputs.count != 2:
-        raise UserError(
-            f"f1_binary is of two labels, and the data has {outputs.count:,}: name f1_macro"
-        )
+        raise UserError(f"f1_binary is of two labels, and the data has {outputs.count:,}: name f1_macro")
 
 
 def label_metrics(answers: Answers) -> dict[str, float]:
