@@ -314,6 +314,10 @@ ELSEWHERE = {
     "technique.distill.teacher_budget.steps": "tests/run/test_teacher.py: of a teacher that is trained first",
     "technique.distill.teacher_budget.tokens": "tests/run/test_teacher.py: of a teacher that is trained first",
     "technique.distill.teacher_budget.seconds": "tests/run/test_teacher.py: of a teacher that is trained first",
+    **{
+        f"technique.early_exit.{name}": "tests/techniques/test_early_exit.py: of classifiers"
+        for name in ("start", "end", "layers", "weight", "joint", "max_drop", "threshold")
+    },
     "technique.quantize.end": "refused: the grid stays",
     "technique.factorize.end": "refused: factors stay",
     **{f"technique.{name}.allow_noop": "tests/techniques/test_stack.py: an error or not" for name in entry_points()},

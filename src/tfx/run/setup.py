@@ -103,6 +103,7 @@ class Setup:
         """
         from tfx.evaluation.labels import check_label_metrics
         from tfx.evaluation.quality import quality_notes
+        from tfx.model.early_exit import set_exits
         from tfx.tasks.prepare import prepare_data
         from tfx.training.validation import judged_by
 
@@ -117,6 +118,12 @@ class Setup:
         if teachers is None:
             teachers = {} if stand_ins is None else stand_ins(data)
         model = build_model(config, data, self.device, origin)
+        if model.architecture.exits and not stack.trains_exits:
+            set_exits(model, ())
+            data.notes.append(
+                "the heads by which texts leave the model of init_from early would no longer fit, and are left out: "
+                "+technique=early_exit keeps and trains them"
+            )
         # Before anything is removed: the size of the final file is compared with this one.
         dense = model.architecture
         reduced = stack.reduce_tokenizer(data)
