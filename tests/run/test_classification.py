@@ -73,6 +73,12 @@ def test_a_run_learns_and_its_other_commands_agree(run, data, capsys, monkeypatc
     page = (run / "report.html").read_text()
     assert "Labels of " in page
     assert "Texts by their right label" in page
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "220")
+    assert main(["report", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("accuracy", "f1_macro", "matthews", "calibration_error"))
+    assert f"{summary['test']['matthews']:.3g}" in shown
     (map_,) = json.loads((run / "attention.json").read_text())
     assert map_["tokens_source"][0] == "<bos>"
     assert map_["tokens_source"][-1] == "<eos>"

@@ -67,6 +67,13 @@ class Family:
     contributions: list[Contribution] = field(default_factory=list)
 
     @property
+    def further_metrics(self) -> list[str]:
+        """What else its answers were scored by, in every run: the other metrics that the data set names, and depths."""
+        runs = [run for arm in self.arms for run in arm.runs]
+        names = [name for name in runs[0].test if name not in (self.metric, *LOSS_METRICS)]
+        return [name for name in names if all(name in run.test for run in runs)]
+
+    @property
     def title(self) -> str:
         """What its table is about."""
         return f"{', '.join(dict.fromkeys([*self.words, self.dataset]))}: {self.metric}"
