@@ -70,6 +70,8 @@ def test_a_run_learns_and_its_other_commands_agree(run, data, capsys, monkeypatc
     assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert max(record["probabilities"], key=record["probabilities"].get) == record["output"]
     assert "--beam has no effect: classification writes no text" in shown.err
+    assert main(["generate", str(run), "--json", "", "sun and snow"]) == 0
+    assert [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()] == [None, record["output"]]
     page = (run / "report.html").read_text()
     assert "Labels of " in page
     assert "Texts by their right label" in page

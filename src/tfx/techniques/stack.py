@@ -289,13 +289,16 @@ class Stack:
                     parameter.copy_(grid.values())
                 elif name not in self.grids:
                     parameter.copy_(_stored(name, parameter, dtype))
-            self.tune(model, runnable(model, self.storage()), calibration)
+            self.tune(model, calibration)
             yield technique
 
-    def tune(self, model: Transformer, weights: Transformer, calibration: Calibration) -> None:
+    def tune(self, model: Transformer, calibration: Calibration) -> None:
         """Lets each technique choose what the file says besides weights (`Technique.tune`)."""
-        for technique in self._techniques:
-            technique.tune(model, weights, calibration.validation)
+        choosing = [technique for technique in self._techniques if type(technique).tune is not Technique.tune]
+        if choosing:
+            weights = runnable(model, self.storage())
+            for technique in choosing:
+                technique.tune(model, weights, calibration.validation)
 
     def storage(self) -> Storage:
         """How the file stores the weights: those with a grid by its codes."""
