@@ -148,6 +148,10 @@ BAD = {
         {"train": [*TRAIN, ("  ", "no")]},
         "the train split of dataset 'custom', example 6: the text is empty (",
     ),
+    "an empty second text": (
+        {"train": [("a", "b", "yes"), ("b", " ", "no")], "valid": [("a", "b", "yes")]},
+        "the train split of dataset 'custom', example 2: the pair is empty (",
+    ),
     "an empty label": ({"train": [*TRAIN, ("a", " ")]}, "example 6: the label is empty ("),
     "one label": (
         {"train": [("a", "x\ny"), ("b", "x\ny")]},

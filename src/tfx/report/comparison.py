@@ -243,7 +243,7 @@ def _default_baseline(arms: Sequence[Arm]) -> tuple[Arm | None, str]:
     None where all have techniques and each started from a model on which the same test was taken.
     """
     fewest = min(len(arm.runs[0].techniques) for arm in arms)
-    if fewest and len(arms) > 1 and all(_has_start(run) for arm in arms for run in arm.runs):
+    if fewest and all(_has_start(run) for arm in arms for run in arm.runs):
         return None, "every config has techniques, so that each is compared with the model that it started from"
     left = [arm for arm in arms if len(arm.runs[0].techniques) == fewest]
     words = ["no technique" if not fewest else "the fewest techniques"]
