@@ -32,7 +32,6 @@ def trec_students() -> str:
     rows = []
     for what, name, other in (
         ("`tfx train dataset=trec dataset.path=path/to/trec`", "scratch", None),
-        ("the same with BPE dropout", "bpe-dropout", "scratch"),
         ("the same, taught by the fine-tuned MiniLM", "taught", "scratch"),
         ("that one at 2.2 bits a weight", "compressed", "taught"),
     ):
