@@ -87,6 +87,7 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "dataset.target": ("other", []),
     "dataset.text": ("other", LM),
     "dataset.join": (",", LM),
+    "dataset.document_mask": ("true", LM),
     "dataset.splits.train": ("[valid]", []),
     "dataset.splits.valid": ("[test]", []),
     "dataset.splits.test": ("[extra]", []),

@@ -170,6 +170,11 @@ def check_combinations(config: Root) -> None:
         raise UserError(
             f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the budget"
         )
+    if dataset.document_mask and not task.is_stream:
+        raise UserError(
+            f"dataset.document_mask is for a language model, and the examples of {task.what} never see each other: "
+            "leave it out"
+        )
     metric = config.trainer.early_stopping.metric
     if metric is not None and metric not in task.watchable:
         raise unknown("trainer.early_stopping.metric", metric, task.watchable)

@@ -297,6 +297,11 @@ class DatasetConfig:
     join: str | None = setting(
         None, "lm: text that joins all rows of a table into one; null: each row is a document, closed by an end token"
     )
+    document_mask: bool = setting(
+        False,
+        "lm: attention ends where a document does, and positions begin anew, as if each document were read alone",
+        paper="Zhao 2024, arXiv 2402.13991",
+    )
     splits: SplitConfig = group(SplitConfig)
     limit: LimitConfig = group(LimitConfig)
     valid_fraction: float = setting(

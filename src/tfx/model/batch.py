@@ -65,6 +65,8 @@ class Batch:
     where ``values`` are the targets: for each label whether it holds, or one number. ``types`` tells the tokens of the
     second text of a pair (1) from those of the first; None: all are of the first. ``counts`` is what each row counts;
     None: 1.
+
+    ``document_start`` is the token that begins a document of a language model, where none may see another one.
     """
 
     target_in_BT: Tensor
@@ -81,6 +83,7 @@ class Batch:
     values_BC: Tensor | None = None
     counts_B: Tensor | None = None
     is_labelled: bool = True
+    document_start: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; copies asynchronously where the device can."""

@@ -45,7 +45,7 @@ def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = 
     device = batch.target_in_BT.device
     variant = (
         *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), with_states),
-        *(torch.is_autocast_enabled(device.type), current_products()),
+        *(torch.is_autocast_enabled(device.type), current_products(), batch.document_start),
         # While the weights are seen through masks and grids, some are no parameters.
         *(type(weight) for module in model.modules() for weight in module._parameters.values()),
         # Code for one row or position, or none, is always apart.
@@ -68,7 +68,8 @@ def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = 
             source=None if mix.source is None else _resized_blend(mix.source, weight_B, sources),
         )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model(target, source, mask, mix, types, **({"with_states": True} if with_states else {}))
+        options = {"with_states": True} if with_states else {}
+        model(target, source, mask, mix, types, **options, document_start=batch.document_start)
 
 
 def _tensors(blend: Blend | None) -> list[Tensor | None]:
