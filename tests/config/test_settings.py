@@ -291,6 +291,8 @@ ELSEWHERE = {
     "trainer.instability.policy": "tests/training/test_stability.py: what becomes of a bad step",
     "trainer.instability.spike": "tests/training/test_stability.py: which step is bad",
     "trainer.instability.patience": "tests/training/test_stability.py: when it stops all the same",
+    "trainer.memory_gb": "tests/run/test_batch_size.py: of a size that is found",
+    "dataset.batch_tokens_limit": "tests/run/test_batch_size.py: of a size that is found",
     "trainer.profile": "tests/training/test_profile.py: two more files",
     "trainer.threads": "the same numbers but for their last bits",
     "tracking.to": "tests/run/test_tracking.py: what others receive",

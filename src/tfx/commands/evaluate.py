@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Settings of data and evaluation that do not affect the scores of this command.
 _NOT_HERE = (
     "dataset.batch_tokens",
+    "dataset.batch_tokens_limit",
     "evaluation.new_tokens",
     "evaluation.decode_valid",
     "evaluation.attention_maps",

@@ -133,6 +133,9 @@ def check_values(node: Any, prefix: str) -> None:
         for chosen in value if isinstance(value, list) else [value]:
             if choices and chosen is not None and chosen not in choices:
                 raise unknown(name, str(chosen), choices)
+        words = meta.get("words")
+        if words and isinstance(value, str) and value not in words:
+            raise UserError(f"{name}={value} must be a number or {' or '.join(words)}{suggest(value, words)}")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(value, list) and isinstance(number, dict | list):  # merging lets them through
                 raise UserError(f"{name}={value} must be a list of single values")

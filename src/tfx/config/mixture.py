@@ -18,7 +18,10 @@ from tfx.config.schema import DatasetConfig
 from tfx.errors import UserError, unknown
 
 # What belongs to the run and not to a corpus.
-_OF_RUN = ("mix", "monolingual", "monolingual_share", "batch_tokens", "buffer", "tokenizer", "metrics")
+_OF_RUN = (
+    *("mix", "monolingual", "monolingual_share", "batch_tokens", "batch_tokens_limit", "buffer", "tokenizer"),
+    "metrics",
+)
 _OWN = ("dataset", "weight")
 # What all entries take that say nothing else.
 _SHARED = ("streaming", "document_mask")

@@ -27,11 +27,13 @@ def setting(
     paper: str = "",
     path: bool = False,
     are_groups: bool = False,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with the facts for ``--help`` and the range check.
 
     ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive. A ``path`` is relative to the folder
-    that the command runs in, and saved as an absolute one. ``are_groups``: a list of groups of settings.
+    that the command runs in, and saved as an absolute one. ``are_groups``: a list of groups of settings. ``words`` may
+    stand in the place of a number.
     """
     metadata = {
         "doc": doc,
@@ -44,6 +46,7 @@ def setting(
         "paper": paper,
         "path": path,
         "are_groups": are_groups,
+        "words": words,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -204,6 +207,9 @@ class ModelConfig:
 
 # --- data -------------------------------------------------------------------------------------------
 
+# In the place of a number that is found for the machine at hand.
+AUTO = "auto"
+
 
 @dataclass
 class TokenizerConfig:
@@ -347,11 +353,23 @@ class DatasetConfig:
     monolingual_share: float | None = setting(
         None, "share of the training batches that are of such text; null: by size", above=0, below=1
     )
-    batch_tokens: int = setting(
-        4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"
+    batch_tokens: int | str = setting(
+        4096,
+        "size of a batch: source and target tokens, padding included; auto: the most that fits into the memory at hand",
+        minimum=1,
+        unit="tokens",
+        words=(AUTO,),
     )
+    batch_tokens_limit: int = setting(65536, "batch_tokens=auto: the most that is tried", minimum=1, unit="tokens")
     tokenizer: TokenizerConfig = group(TokenizerConfig)
     metrics: list[str] = setting([], "metrics of the output besides the loss; the first is the primary one")
+
+    @property
+    def batch_size(self) -> int:
+        """``batch_tokens`` as a number, which `tfx.run.batch_size` puts in the place of ``auto`` before training."""
+        if isinstance(self.batch_tokens, str):
+            raise ValueError(f"dataset.batch_tokens={self.batch_tokens} has not been found yet")
+        return self.batch_tokens
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -570,6 +588,13 @@ class TrainerConfig:
         False, "measure where the time of five steps goes: profile.txt and trace.json.gz in the run directory"
     )
     threads: int | None = setting(None, "CPU threads; null: torch's choice", minimum=1, maximum=4096)
+    memory_gb: float | None = setting(
+        None,
+        "batch_tokens=auto: memory that a process may take; null: nine tenths of what is free on a GPU, half of it on "
+        "a CPU, shared by its processes",
+        above=0,
+        unit="GB",
+    )
 
 
 # --- trackers -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from tfx.errors import UserError
 from tfx.model.linear import products_in
 from tfx.processes.place import NO_LAUNCHER, Place
-from tfx.record.environment import installed_memory
+from tfx.system.memory import installed_memory
 
 # Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
 _SYNCHRONOUS = ("cpu", "mps")

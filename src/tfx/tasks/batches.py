@@ -132,6 +132,25 @@ def _epochs(
         epoch += 1
 
 
+def demanding_batches(split: Split, tokenizer: Tokenizer, *, batch_tokens: int, context: int, seed: int) -> list[Batch]:
+    """Of each corpus two batches of an epoch that need the most memory: that of the longest rows, and of the most rows.
+
+    Of a streamed one those of the rows that are read first.
+    """
+    found = []
+    for part in split.parts if isinstance(split, Mixture) else [split]:
+        known = part
+        if isinstance(part, Streamed):
+            known = Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose="order", state=None).first_part()
+        rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "demanding")))
+        order = known.epoch(batch_tokens, context, rng)
+        lengths = known.lengths(order)
+        longest = order[0] if lengths is None else order[int(lengths.argmax())]
+        widest = max(order, key=len)
+        found += [known.collate(rows, context, tokenizer) for rows in (longest, widest)]
+    return found
+
+
 def scoring_batches(
     split: Split, tokenizer: Tokenizer, *, batch_tokens: int, context: int, group: Group = ALONE
 ) -> Iterator[Batch]:

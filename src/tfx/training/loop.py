@@ -119,7 +119,7 @@ class Trainer:
         self._batches = training_batches(
             data.splits["train"],
             data.tokenizer,
-            batch_tokens=config.dataset.batch_tokens,
+            batch_tokens=config.dataset.batch_size,
             context=model.architecture.context,
             seed=config.seed,
             start=self.clock.steps * config.trainer.accumulation,
@@ -358,6 +358,7 @@ class Trainer:
         seconds = max(seconds, 1e-9)
         return TrainingCost(
             steps=self.clock.steps,
+            batch_tokens=self.config.dataset.batch_size,
             tokens=self.clock.tokens,
             seconds=seconds,
             tokens_per_second=self.clock.tokens / seconds,
