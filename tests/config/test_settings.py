@@ -284,6 +284,7 @@ ELSEWHERE = {
     "trainer.local.steps": "tests/training/test_parallel.py: when processes meet",
     "trainer.local.outer_lr": "tests/training/test_parallel.py: how far they then go",
     "trainer.local.outer_momentum": "tests/training/test_parallel.py: how far they then go",
+    "trainer.prefetch": "tests/training/test_ahead.py: the same numbers, faster",
     "trainer.compile": "the same numbers, faster",
     "trainer.deterministic": "the CPU's kernels always are",
     "trainer.activation_checkpointing": "tests/model: the same numbers in less memory",

@@ -562,6 +562,11 @@ class TrainerConfig:
         choices=("auto", "fp32", "bf16", "mixed"),
     )
     compile: str = setting("auto", "torch.compile the model; auto: on a GPU", choices=("auto", "on", "off"))
+    prefetch: str = setting(
+        "auto",
+        "make the next batch in a thread while a step runs; auto: on a GPU",
+        choices=("auto", "on", "off"),
+    )
     deterministic: bool = setting(False, "use only deterministic kernels on the GPU (on the CPU they always are)")
     accumulation: int = setting(1, "batches per optimizer step", minimum=1, maximum=100000)
     activation_checkpointing: bool = setting(

@@ -92,6 +92,9 @@ class TrainingBatches(Iterator[Batch]):
         named = zip(self._names, self._feeds, strict=True)
         return [f"{name}: {note}" if name else note for name, feed in named for note in feed.notes()]
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
     def shares(self) -> list[dict[str, Any]]:
         """Of each corpus of a mixture its weight, and the tokens that were trained on; nothing of a single corpus."""
         if self._draws is None:

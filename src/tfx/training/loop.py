@@ -26,6 +26,7 @@ from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Instant
 from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
+from tfx.training.ahead import made_ahead
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.parallel import LocalSteps, Sharing
@@ -116,7 +117,7 @@ class Trainer:
         self._flops = 0.0
         if state is not None:
             self._restore(state)
-        self._batches = training_batches(
+        batches = training_batches(
             data.splits["train"],
             data.tokenizer,
             batch_tokens=config.dataset.batch_size,
@@ -126,6 +127,7 @@ class Trainer:
             reorder=stack.reorder if stack.order["order_batches"] else None,
             state=None if state is None else state.get("batches"),
         )
+        self._batches = made_ahead(batches, config.trainer, device)
 
     def train(self) -> TrainingCost:
         """Trains for the rest of the budget; the model then holds the final weights.
@@ -142,6 +144,8 @@ class Trainer:
                 except StoppedBySignal:
                     self._save()
                     raise
+                finally:
+                    self._batches.close()
         seconds = self.clock.seconds
         self.prepare(1.0)
         with self.clock.paused():
