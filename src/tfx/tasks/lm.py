@@ -52,6 +52,11 @@ class Stream(Split):
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def has_one_shape(self) -> bool:
+        """As far as there is a batch's worth of text."""
+        return True
+
     def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Windows that tile the stream from a random offset, in random order: each token at most once per epoch.
 

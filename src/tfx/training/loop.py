@@ -105,7 +105,9 @@ class Trainer:
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted, self._sharing)
         if not self._sharing.divides_weights:
             # Compiling runs a model once more, and where weights are divided all processes must run it as often.
-            compile_for(model, config.trainer, device)
+            is_resized = stack.order["resize_batch"] or stack.order["rewrite_batch"]
+            one_shape = data.splits["train"].has_one_shape and not is_resized
+            compile_for(model, config.trainer, device, trains_on_one_shape=one_shape)
         self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config.trainer, [model, self._extra])
