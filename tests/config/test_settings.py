@@ -137,6 +137,7 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "trainer.validate_every": ("0.2", []),
     "trainer.log_every": ("1", []),
     "evaluation.decode_valid": ("3", []),
+    "evaluation.precision": ("bf16", []),
     "evaluation.temperature": ("9", SAMPLE),
     "evaluation.top_k": ("1", SAMPLE),
     "evaluation.top_p": ("0.05", SAMPLE),

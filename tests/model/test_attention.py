@@ -143,7 +143,7 @@ def test_attention_dropout_acts_in_training_only(x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["alibi", "alibi, padded", "documents", "alibi, documents"])
 def test_a_bias_and_a_mask_keep_the_fused_kernel_and_its_results(monkeypatch, kind, dtype):
-    """Kernels refuse a bias of another type than the queries', or one with a gradient; torch then falls back silently."""
+    """Kernels refuse a bias of another type than the queries', or with a gradient; torch then falls back silently."""
     torch.manual_seed(5)
     attention = Attention(32, 4, 4, 8, bias=True, qk_norm=False, dropout=0.0, alibi="alibi" in kind).train()
     x, length = torch.randn(2, 40, 32), 40

@@ -661,6 +661,12 @@ class EvaluationConfig:
     )
     new_tokens: int = setting(200, "lm: tokens that `tfx generate` adds", minimum=1, maximum=100000)
     batch_tokens: int = setting(8192, "tokens scored at once", minimum=1, unit="tokens")
+    precision: str = setting(
+        "auto",
+        "number format of scoring and decoding; tf32 (on a GPU, else fp32) and bf16 (autocast) are faster; auto: tf32 "
+        "for validations while training, fp32 for every number of a result",
+        choices=("auto", "fp32", "tf32", "bf16"),
+    )
     decode_valid: int | None = setting(None, "validation examples decoded at the end; null: all", minimum=1)
     attention_maps: int = setting(
         0, "test inputs whose attention weights are kept for the report", minimum=0, maximum=20

@@ -66,6 +66,7 @@ def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = 
     variant = (
         *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), with_states),
         *(torch.is_autocast_enabled(device.type), current_products(), batch.document_start),
+        torch.backends.cuda.matmul.fp32_precision,
         # While the weights are seen through masks and grids, some are no parameters.
         *(type(weight) for module in model.modules() for weight in module._parameters.values()),
         # Code for one row or position, or none, is always apart.

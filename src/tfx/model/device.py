@@ -132,6 +132,36 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
 
 
+def scoring_numbers(name: str, device: torch.device, *, is_result: bool) -> str:
+    """The number format that ``evaluation.precision`` means on a device: fp32, tf32 or bf16.
+
+    ``auto`` is fp32 for what is a result, and TF32 for what only guides a training: its 10 bits of a factor move a loss
+    by far less than the choice between two weights needs, and numbers that are compared stay the same on every device.
+    """
+    if name == "auto":
+        name = "fp32" if is_result else "tf32"
+    return "fp32" if name == "tf32" and device.type != "cuda" else name
+
+
+@contextmanager
+def scoring_in(numbers: str, device: torch.device) -> Iterator[None]:
+    """Inside, forward passes of evaluation and decoding use this number format (`scoring_numbers`)."""
+    if numbers == "bf16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
+    if device.type != "cuda":
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32" if numbers == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
 def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
     try:

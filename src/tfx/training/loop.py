@@ -14,6 +14,7 @@ from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
 from tfx.model.compilation import CompilationAccount, compile_for
+from tfx.model.device import scoring_in, scoring_numbers
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
@@ -266,21 +267,23 @@ class Trainer:
         with self.averager.applied(), self._sharing.gathered(self.model, self._whole) as model:
             with torch.no_grad():
                 seen = self.stack.view.see(model, self.clock.progress)
-            score = in_memory(
-                self.config.evaluation.batch_tokens,
-                lambda tokens: seen.run(
-                    lambda: score_loss(
-                        model,
-                        self.data.splits["valid"],
-                        self.data.tokenizer,
-                        batch_tokens=tokens,
-                        device=self.device,
-                        between=raise_if_signalled if self.group.size == 1 else None,
-                        group=self.group,
-                    )
-                ),
-                self.group,
-            ).completed(self.group)
+            config = self.config.evaluation
+            with scoring_in(scoring_numbers(config.precision, self.device, is_result=False), self.device):
+                score = in_memory(
+                    config.batch_tokens,
+                    lambda tokens: seen.run(
+                        lambda: score_loss(
+                            model,
+                            self.data.splits["valid"],
+                            self.data.tokenizer,
+                            batch_tokens=tokens,
+                            device=self.device,
+                            between=raise_if_signalled if self.group.size == 1 else None,
+                            group=self.group,
+                        )
+                    ),
+                    self.group,
+                ).completed(self.group)
             self._stop_if_signalled()
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
