@@ -133,6 +133,9 @@ def check_values(node: Any, prefix: str) -> None:
         for chosen in value if isinstance(value, list) else [value]:
             if choices and chosen is not None and chosen not in choices:
                 raise unknown(name, str(chosen), choices)
+        words = meta.get("words")
+        if words and isinstance(value, str) and value not in words:
+            raise UserError(f"{name}={value} must be a number or {' or '.join(words)}{suggest(value, words)}")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(value, list) and isinstance(number, dict | list):  # merging lets them through
                 raise UserError(f"{name}={value} must be a list of single values")
@@ -188,6 +191,11 @@ def check_combinations(config: Root) -> None:
             f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the budget"
         )
     _check_judge(config)
+    if dataset.document_mask and not task.is_stream:
+        raise UserError(
+            f"dataset.document_mask is for a language model, and the examples of {task.what} never see each other: "
+            "leave it out"
+        )
     if config.evaluation.method == "beam" and not task.decodes:
         raise UserError(f"evaluation.method=beam is for text to text: {task.what} decodes by greedy or sample")
     if dataset.metrics and task.metrics == ():

@@ -97,7 +97,7 @@ def score_loss(
     between: Callable[[], Any] | None = None,
     group: Group = ALONE,
 ) -> LossScore:
-    """Scores every target of a split once, in fp32. The model keeps its mode.
+    """Scores every target of a split once, in fp32 unless inside `scoring_in`. The model keeps its mode.
 
     ``between`` is called before each batch, and may raise to stop. Each process of a ``group`` scores its share of the
     batches: `LossScore.completed` adds them up.

@@ -29,7 +29,14 @@ from tfx.model.exit_head import ExitHead
 from tfx.model.layers import Block, BlockStack, make_norm
 from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.pooling import Pooling, make_pooling
-from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
+from tfx.model.positions import (
+    distances,
+    document_mask,
+    document_places,
+    relative_buckets,
+    rotary_table,
+    sinusoidal_table,
+)
 from tfx.record.seeds import derive_seed
 
 
@@ -197,16 +204,30 @@ class Transformer(nn.Module):
         source_mask_BS: Tensor | None = None,
         mix: Mix | None = None,
         states: list[Tensor] | None = None,
+        document_start: int | None = None,
     ) -> Tensor:
-        """Returns the hidden states (B, T, D) of target positions; `tfx.model.decoding` has them step by step."""
+        """Returns the hidden states (B, T, D) of target positions; `tfx.model.decoding` has them step by step.
+
+        With a ``document_start`` each document has the states that it has alone: it begins with this token at position
+        0, and sees no other one.
+        """
         length = target_BT.shape[1]
+        blend = None if mix is None else mix.target
+        places_BT = None
         has_bias = self.architecture.positions in ("alibi", "relative")
-        bias = Bias(causal=length > 1 and not has_bias)
-        if length > 1 and not bias.causal:
+        bias = Bias(causal=length > 1 and not has_bias and document_start is None)
+        if document_start is not None:
+            places_BT = document_places(target_BT, document_start)
+            if blend is not None:
+                # Where rows are mixed, a document of either ends at the first end of both.
+                places_BT = torch.minimum(places_BT, document_places(blend.partner_BL, document_start))
+            bias.mask = document_mask(places_BT)
+        elif length > 1 and not bias.causal:
             # The kernel's causal mask cannot be combined with a bias.
             bias.mask = torch.ones(length, length, dtype=torch.bool, device=target_BT.device).tril()
+        # Distances and rotary angles count from token to token: where a row's documents begin makes no difference.
         self._add_distances(bias, length, target_BT.device, is_causal=True)
-        x_BTD = self.embed(target_BT, self.embedding, None, None if mix is None else mix.target)
+        x_BTD = self.embed(target_BT, self.embedding, places_BT, blend)
         memory_bias = Bias(key_mask(source_mask_BS))
         return self.decoder(x_BTD, bias, memory_BSD, memory_bias, rotary=self._rotary(length), states=states)
 
@@ -223,11 +244,12 @@ class Transformer(nn.Module):
         types_BS: Tensor | None = None,
         *,
         with_states: bool = False,
+        document_start: int | None = None,
     ) -> Tensor | tuple[Tensor, States]:
         """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source.
 
         A classifier reads no target, and has one state (B, 1, D) for each source. ``with_states``: those between the
-        blocks too.
+        blocks too. ``document_start``: see `decode`.
         """
         states = States([], []) if with_states else None
         memory_BSD = None
@@ -238,7 +260,7 @@ class Transformer(nn.Module):
             hidden_BTD = self.pooling(memory_BSD, source_mask_BS).unsqueeze(1)
         else:
             decoder_states = states.decoder if states else None
-            hidden_BTD = self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix, states=decoder_states)
+            hidden_BTD = self.decode(target_BT, memory_BSD, source_mask_BS, mix, decoder_states, document_start)
         return hidden_BTD if states is None else (hidden_BTD, states)
 
     def exits_at(self, threshold: float | None) -> None:
@@ -289,14 +311,14 @@ def run_batch(model: Transformer, batch: Batch) -> Tensor:
     """Teacher-forced hidden states (B, T, D) of a batch; of a classifier one for each row."""
     settle(model, batch, model.architecture.context)
     inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
-    return model(*inputs)  # type: ignore[no-any-return]
+    return model(*inputs, document_start=batch.document_start)  # type: ignore[no-any-return]
 
 
 def run_batch_with_states(model: Transformer, batch: Batch) -> tuple[Tensor, States]:
     """The same with the states between the blocks."""
     settle(model, batch, model.architecture.context, with_states=True)
     inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
-    return model(*inputs, with_states=True)  # type: ignore[no-any-return]
+    return model(*inputs, with_states=True, document_start=batch.document_start)  # type: ignore[no-any-return]
 
 
 def key_mask(mask_BS: Tensor | None) -> Tensor | None:

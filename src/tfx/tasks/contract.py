@@ -120,6 +120,11 @@ class Split(ABC):
         """Its length, or None if it is not known."""
         return len(self)
 
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether all training batches have the same rows and positions."""
+        return False
+
     # --- batches --------------------------------------------------------------------------------------
 
     @abstractmethod

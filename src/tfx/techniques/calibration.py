@@ -235,7 +235,7 @@ def calibration_batches(
     endless = training_batches(
         data.splits["train"],
         data.tokenizer,
-        batch_tokens=config.dataset.batch_tokens,
+        batch_tokens=config.dataset.batch_size,
         context=context,
         seed=derive_seed(config.seed, "calibration"),
     )

@@ -36,6 +36,9 @@ from tfx.techniques.contract import (
 from tfx.techniques.kept_zeros import KeepZeros
 from tfx.techniques.weight_view import View
 
+# Where `busiest` looks.
+_MOMENTS = (0.5, 0.95, 0.05)
+
 if TYPE_CHECKING:
     from tfx.techniques.calibration import Calibration
 
@@ -135,6 +138,10 @@ class Stack:
                 technique.plan(whole)
             lines += [(technique.name, line) for line in technique.plan(model)]
         return lines
+
+    def busiest(self) -> float:
+        """A progress at which most techniques act."""
+        return max(_MOMENTS, key=lambda progress: sum(each.active(progress) for each in self._techniques))
 
     def settled(self) -> bool:
         """Whether everything that compresses weights has its final form."""

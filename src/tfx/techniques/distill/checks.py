@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tfx.config.mixture import mixed
 from tfx.config.schema import Budget, Root
 from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
@@ -47,6 +48,11 @@ def check_settings(settings: DistillSettings, config: Root, need: TeacherNeed) -
         if type(task_named(config.dataset.task)).sampled is Task.sampled:
             raise UserError(
                 f"technique.distill.on_policy: {TASKS[config.dataset.task].what} writes no texts to be judged by"
+            )
+        if any(corpus.document_mask for corpus, _ in mixed(config.dataset)):
+            raise UserError(
+                "technique.distill.on_policy has the student continue windows with several documents, which "
+                "dataset.document_mask keeps apart: leave one of the two out"
             )
     if settings.relations and not settings.relation_pairs:
         raise UserError("technique.distill.relations needs technique.distill.relation_pairs, and none is named")
