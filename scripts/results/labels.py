@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from results.files import Arm, arm, printed, ratio, rows_of, seed, size, table
+from results.files import Arm, arm, benchmark, printed, ratio, rows_of, seed, size, table
 from tfx.report.runs_file import KeptRun
 from tfx.report.statistics import seed_interval
 
@@ -43,6 +43,21 @@ def trec_students() -> str:
         row.append(None if other is None else _against(runs, arm(f"trec/{other}")))
         rows.append([*row, None if other != "taught" else ratio(runs)])
     return rows_of(["", *_JUDGED, "difference of both (95 %)", "times smaller"], rows)
+
+
+@table("early-exit")
+def early_exit() -> str:
+    columns = (
+        ("texts in a batch", "batch", ",d"),
+        ("model", "file", ""),
+        ("layers a text", "depth", ".2f"),
+        ("accuracy on test", "accuracy", ".1f"),
+        ("texts/s (median)", "texts_per_second", ",.0f"),
+        ("ratio", "ratio", ".2f"),
+        ("lowest", "lowest", ".2f"),
+        ("highest", "highest", ".2f"),
+    )
+    return benchmark("early-exit", columns)
 
 
 _JUDGED = ["seeds", "valid", "test", "both"]
