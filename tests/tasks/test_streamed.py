@@ -16,7 +16,8 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.run.setup import Setup
-from tfx.tasks.batches import TrainingBatches, training_batches
+from tfx.tasks.batches import TrainingBatches, demanding_batches, training_batches
+from tfx.tasks.mixture import Mixture
 from tfx.tasks.prepare import prepare_data
 
 CHAR = TokenizerConfig(kind="char")
@@ -246,3 +247,16 @@ def test_texts_that_a_technique_would_change_are_refused(tmp_path, mix):
         config = compose([f"dataset.mix=[{{dataset: json, path: {tmp_path / 'data'}}}]"]).dataset
     with pytest.raises(UserError, match="changes all training texts"):
         prepare_data(config if mix else streamed(config), context=64, transform=lambda corpus: corpus)
+
+
+def test_the_most_demanding_batches_are_of_the_first_rows_read(tmp_path):
+    config = streamed(write(tmp_path / "data", "json", ROWS, files=1))
+    data = prepare_data(config, context=64)
+    options = {"batch_tokens": 90, "context": 64, "seed": 3}
+    longest, widest = demanding_batches(data.splits["train"], data.tokenizer, **options)
+    lengths = [len(source.strip()) + 1 for source, _ in ROWS[:10]]
+    assert longest.source_BS.shape[1] == max(lengths)
+    assert len(widest.rows) >= len(longest.rows)
+    first = prepare_data(config, context=64)
+    mixture = Mixture(["a", "b"], [1.0, 1.0], [data.splits["train"], first.splits["train"]])
+    assert len(demanding_batches(mixture, data.tokenizer, **options)) == 4
