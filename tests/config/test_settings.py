@@ -134,6 +134,7 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "trainer.early_stopping.patience": ("1", [*WILD, "trainer.early_stopping.metric=loss"]),
     "trainer.keep_zeros": ("true", ["init_from={pruned}", "technique=[]"]),
     "trainer.keep": ("best", WILD),
+    "trainer.best_by": ("perplexity", WILD),
     "trainer.validate_every": ("0.2", []),
     "trainer.log_every": ("1", []),
     "evaluation.decode_valid": ("3", []),
@@ -318,6 +319,10 @@ ELSEWHERE = {
     "technique.distill.teacher_budget.steps": "tests/run/test_teacher.py: of a teacher that is trained first",
     "technique.distill.teacher_budget.tokens": "tests/run/test_teacher.py: of a teacher that is trained first",
     "technique.distill.teacher_budget.seconds": "tests/run/test_teacher.py: of a teacher that is trained first",
+    **{
+        f"technique.early_exit.{name}": "tests/techniques/test_early_exit.py: of classifiers"
+        for name in ("start", "end", "layers", "weight", "joint", "max_drop", "threshold")
+    },
     "technique.quantize.end": "refused: the grid stays",
     "technique.factorize.end": "refused: factors stay",
     **{f"technique.{name}.allow_noop": "tests/techniques/test_stack.py: an error or not" for name in entry_points()},
@@ -467,6 +472,7 @@ class World:
                     result.steps,
                     result.tokens,
                     result.final_weights,
+                    result.best_by,
                     result.stopped_early,
                     result.skipped_steps,
                 ),

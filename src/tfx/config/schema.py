@@ -587,6 +587,11 @@ class TrainerConfig:
         False, "weights that are zero in the model of init_from stay zero, so that it stays pruned"
     )
     keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
+    best_by: str | None = setting(
+        None,
+        "the metric of validation rows by which weights are the best; null: that of early stopping, else the primary "
+        "metric of a classifier and the loss of other models",
+    )
     validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fractions of the budget")
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
     profile: bool = setting(

@@ -16,6 +16,7 @@ from tfx.evaluation.scripts import misfits
 from tfx.model.device import scoring_in, scoring_numbers
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
+from tfx.record.metric_vocabulary import DEPTH
 from tfx.tasks.contract import Answers, Split
 from tfx.tasks.prepare import PreparedData
 
@@ -47,7 +48,7 @@ def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
 def _of_answers(split: Split, answers: Answers, scored: dict[str, float], metrics: Sequence[str]) -> Quality:
     """The quality of a classifier: its loss, the ``metrics`` that are asked for, and all statistics of each text."""
     rows = zip(split.shown(answers), label_rows(answers), strict=True)
-    named = {name: scored[name] for name in ("loss", *metrics) if name in scored}
+    named = {name: scored[name] for name in ("loss", *metrics, DEPTH) if name in scored}
     return Quality(named, predictions=[shown | statistics for shown, statistics in rows])
 
 

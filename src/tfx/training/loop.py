@@ -111,7 +111,7 @@ class Trainer:
             compile_for(model, config.trainer, device, trains_on_one_shape=one_shape)
         self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
-        self.selection = Selection(config.trainer, [model, self._extra])
+        self.selection = Selection(config, [model, self._extra])
         self.clock = Clock(config.trainer.budget, recorded, group)
         self._sharing.begin(self.stepper.parameters)
         self._interval = Interval(self.clock)
@@ -378,6 +378,7 @@ class Trainer:
             processes=self.group.size,
             stopped_early=self._stopped,
             best_step=self.selection.best[1] if self.selection.best else 0,
+            best_by=self.selection.metric,
             final_weights=final,
             skipped_steps=self.stepper.guard.skipped,
             compiled_graphs=self._compilation.graphs,
