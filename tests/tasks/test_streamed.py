@@ -254,9 +254,10 @@ def test_the_most_demanding_batches_are_of_the_first_rows_read(tmp_path):
     data = prepare_data(config, context=64)
     options = {"batch_tokens": 90, "context": 64, "seed": 3}
     longest, widest = demanding_batches(data.splits["train"], data.tokenizer, **options)
-    lengths = [len(source.strip()) + 1 for source, _ in ROWS[:10]]
-    assert longest.source_BS.shape[1] == max(lengths)
+    rows = {source.strip() for source, _ in ROWS[:10]}
+    assert all(source in rows for source, _ in texts(data, [longest, widest]))
     assert len(widest.rows) >= len(longest.rows)
+    assert longest.positions / len(longest.rows) >= widest.positions / len(widest.rows)
     first = prepare_data(config, context=64)
     mixture = Mixture(["a", "b"], [1.0, 1.0], [data.splits["train"], first.splits["train"]])
     assert len(demanding_batches(mixture, data.tokenizer, **options)) == 4
