@@ -275,10 +275,10 @@ def test_texts_leave_early_and_the_file_says_when(data, folder, capsys, monkeypa
         "technique.early_exit.threshold=0.4",
         "trainer.budget.steps=0",
     ]
-    assert main(["train", *words, f"hydra.run.dir={folder / 'again'}"]) == 0
-    again = tfx.load(folder / "again").model
+    assert main(["train", *words, f"hydra.run.dir={folder / 'early-again'}"]) == 0
+    again = tfx.load(folder / "early-again").model
     assert (again.architecture.exits, again.architecture.exit_threshold) == ((1, 2), 0.4)
-    assert summary_of(folder / "again")["test"]["depth"] <= summary["test"]["depth"]
+    assert summary_of(folder / "early-again")["test"]["depth"] <= summary["test"]["depth"]
 
 
 def test_a_text_that_leaves_early_needs_one_label(data, folder, capsys):
