@@ -16,6 +16,9 @@ from tfx.model.positions import rotate
 
 Rotary = tuple[Tensor, Tensor]
 
+# Scores of a hypothesis up to which folded keys and values are small enough to pay, in model widths.
+_MOST_SCORES = 2
+
 
 def _attend(q_RHQK: Tensor, keys: Tensor, values: Tensor, groups: int, biases: Sequence[Tensor]) -> Tensor:
     """Attention from the queries of each row, scaled, to its keys (R G, K, P) and values (R G, P, K); (N, H K).
@@ -147,3 +150,45 @@ class CrossAttention:
     def move(self, rows: Tensor, places: Tensor) -> None:
         """Copies sentences over others, in place."""
         self._memory.move(rows, places)
+
+
+class FoldedCross:
+    """`CrossAttention` to one sentence, with the projections of queries and outputs folded into its keys and values.
+
+    The scores of all heads are then one product of the hypotheses, and the output is another.
+    """
+
+    def __init__(self, parts: CrossParts, source: Tensor) -> None:
+        """``source`` holds keys, scaled, and values, (2, 1, G, S, K)."""
+        attention, folds = parts.attention, parts.folds
+        assert folds is not None
+        heads, length = attention.heads, source.shape[3]
+        if attention.kv_heads < heads:
+            source = source.repeat_interleave(heads // attention.kv_heads, 2)
+        both = source.view(2 * heads, length, attention.head_width)
+        folded = torch.bmm(both, folds).view(2, heads * length, -1)
+        self._shape, self._bias = (-1, heads, length), parts.out_bias
+        self._keys, self._values = folded[0].t(), folded[1]
+        self._offset = None if parts.q_bias is None else torch.bmm(both[:heads], parts.q_bias).view(-1)
+
+    def __call__(self, x_ND: Tensor, sentences: int, biases: Sequence[Tensor]) -> Tensor:
+        """As `CrossAttention`; a single sentence has no padding, so no ``biases``."""
+        scores = _product(self._offset, x_ND, self._keys)
+        weights = scores.view(self._shape).softmax(-1).view_as(scores)
+        return _product(self._bias, weights, self._values)
+
+    def move(self, rows: Tensor, places: Tensor) -> None:
+        """Nothing moves: there is one sentence."""
+
+
+def _product(bias: Tensor | None, x_NC: Tensor, turned: Tensor) -> Tensor:
+    return torch.mm(x_NC, turned) if bias is None else torch.addmm(bias, x_NC, turned)
+
+
+def cross_attention(parts: CrossParts, source: Tensor, *, is_padded: bool) -> CrossAttention | FoldedCross:
+    """The cheaper of the two for keys, scaled, and values (2, B, G, S, K)."""
+    attention = parts.attention
+    scores = attention.heads * source.shape[3]
+    if source.shape[1] == 1 and not is_padded and parts.folds is not None and scores <= _MOST_SCORES * parts.width:
+        return FoldedCross(parts, source)
+    return CrossAttention(parts, source)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tfx.model.attention import Attention
-from tfx.model.decoding.caches import CrossAttention, OwnAttention, Rotary
+from tfx.model.decoding.caches import CrossAttention, FoldedCross, OwnAttention, Rotary, cross_attention
 from tfx.model.decoding.prepared import BlockParts, prepared
 from tfx.model.positions import alibi_bias, relative_buckets
 from tfx.model.transformer import Transformer
@@ -47,11 +47,13 @@ class Decoder:
         self.length = 0
         self._parts = prepared(model)
         sources = iter([] if memory_BSD is None else self._parts.source(memory_BSD))
-        self._blocks: list[tuple[BlockParts, OwnAttention, CrossAttention | None]] = []
+        self._blocks: list[tuple[BlockParts, OwnAttention, CrossAttention | FoldedCross | None]] = []
         for parts in self._parts.blocks:
             own = OwnAttention(parts.own, _FIRST_POSITIONS * self._sharing)
-            reads = parts.cross is not None and memory_BSD is not None
-            self._blocks.append((parts, own, CrossAttention(parts.cross, next(sources)) if reads else None))
+            cross = None
+            if parts.cross is not None and memory_BSD is not None:
+                cross = cross_attention(parts.cross, next(sources), is_padded=source_mask_BS is not None)
+            self._blocks.append((parts, own, cross))
         weight = model.embedding.weight
         self.device, self._dtype = weight.device, weight.dtype
         self._source_bias_B11S: Tensor | None = None

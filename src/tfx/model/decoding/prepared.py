@@ -111,11 +111,24 @@ class OwnParts:
 
 
 class CrossParts:
-    """The projections of the queries and the output of cross-attention."""
+    """The projections of the queries and the output of cross-attention.
+
+    ``folds`` holds what is folded into keys and values of each head, (2 H, K, D), and ``q_bias`` (H, K, 1); None where
+    the queries are normalised or something watches.
+    """
 
     def __init__(self, attention: Attention) -> None:
         self.attention = attention
         self.q, self.out = bare(attention.q), bare(attention.o)
+        self.folds = self.q_bias = self.out_bias = None
+        if attention.q_norm is not None or not can_join([attention.q, attention.o]):
+            return
+        self.width = attention.q.in_features
+        shape = (attention.heads, attention.head_width, self.width)
+        self.folds = torch.cat([attention.q.weight.view(shape), attention.o.weight.t().reshape(shape)])
+        self.out_bias = attention.o.bias
+        if attention.q.bias is not None:
+            self.q_bias = attention.q.bias.view(*shape[:2], 1)
 
 
 def bare(module: nn.Module) -> Rows:
