@@ -91,6 +91,8 @@ class _Search:
         self._ended = [part.clone() for part in self._living]
         self._ended_scores_BK = torch.full(shape, -torch.inf, device=device)
         self._has_ended = False
+        # Log-probabilities of a step, where they are computed in parts: memory that is taken once.
+        self._room_NV: Tensor | None = None
         self._done_B = torch.zeros(len(limits), dtype=torch.bool, device=device)
         self._first_B1 = torch.arange(0, len(limits) * config.beam, config.beam, device=device).unsqueeze(1)
         self._last_N = torch.full((len(limits) * config.beam,), ends.bos, device=device)
@@ -143,7 +145,9 @@ class _Search:
         if rows <= at_once:
             log_prob_NV = self._log_probs(hidden_ND, step, tokens_NT, numbers)
             return best_children(log_prob_NV, self._scores_BK, 2 * beam)
-        log_prob_NV = hidden_ND.new_empty(rows, vocab, dtype=torch.float32)
+        if self._room_NV is None:
+            self._room_NV = hidden_ND.new_empty(rows, vocab, dtype=torch.float32)
+        log_prob_NV = self._room_NV[:rows]
         maxima = []
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)

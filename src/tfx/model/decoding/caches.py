@@ -137,15 +137,16 @@ class CrossAttention:
         self._attention, self._q, self._out = parts.attention, parts.q, parts.out
         self._memory = _Memory(source)
 
-    def __call__(self, x_ND: Tensor, sentences: int, biases: Sequence[Tensor]) -> Tensor:
-        """Attends from the hypotheses of each sentence to its source; returns (N, D)."""
+    def __call__(self, x_ND: Tensor, onto_ND: Tensor, sentences: int, biases: Sequence[Tensor]) -> Tensor:
+        """Adds what the hypotheses of each sentence attend to in its source; returns (N, D)."""
         attention, memory = self._attention, self._memory
         if memory.rows != sentences:
             memory.show(sentences)
         q_BQHK = self._q(x_ND).view(sentences, -1, attention.heads, attention.head_width)
         if attention.q_norm is not None:
             q_BQHK = attention.q_norm(q_BQHK)
-        return self._out(_attend(q_BQHK.transpose(1, 2), memory.keys, memory.values, attention.kv_heads, biases))
+        found = _attend(q_BQHK.transpose(1, 2), memory.keys, memory.values, attention.kv_heads, biases)
+        return onto_ND + self._out(found)
 
     def move(self, rows: Tensor, places: Tensor) -> None:
         """Copies sentences over others, in place."""
@@ -167,22 +168,23 @@ class FoldedCross:
             source = source.repeat_interleave(heads // attention.kv_heads, 2)
         both = source.view(2 * heads, length, attention.head_width)
         folded = torch.bmm(both, folds).view(2, heads * length, -1)
-        self._shape, self._bias = (-1, heads, length), parts.out_bias
+        self._shape = (-1, heads, length)
         self._keys, self._values = folded[0].t(), folded[1]
+        if parts.out_bias is not None:  # the weights of each head sum to 1
+            self._values += parts.out_bias / heads
         self._offset = None if parts.q_bias is None else torch.bmm(both[:heads], parts.q_bias).view(-1)
 
-    def __call__(self, x_ND: Tensor, sentences: int, biases: Sequence[Tensor]) -> Tensor:
+    def __call__(self, x_ND: Tensor, onto_ND: Tensor, sentences: int, biases: Sequence[Tensor]) -> Tensor:
         """As `CrossAttention`; a single sentence has no padding, so no ``biases``."""
-        scores = _product(self._offset, x_ND, self._keys)
+        if self._offset is None:
+            scores = torch.mm(x_ND, self._keys)
+        else:
+            scores = torch.addmm(self._offset, x_ND, self._keys)
         weights = scores.view(self._shape).softmax(-1).view_as(scores)
-        return _product(self._bias, weights, self._values)
+        return torch.addmm(onto_ND, weights, self._values)
 
     def move(self, rows: Tensor, places: Tensor) -> None:
         """Nothing moves: there is one sentence."""
-
-
-def _product(bias: Tensor | None, x_NC: Tensor, turned: Tensor) -> Tensor:
-    return torch.mm(x_NC, turned) if bias is None else torch.addmm(bias, x_NC, turned)
 
 
 def cross_attention(parts: CrossParts, source: Tensor, *, is_padded: bool) -> CrossAttention | FoldedCross:

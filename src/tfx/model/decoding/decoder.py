@@ -122,12 +122,12 @@ class Decoder:
             if parts.pre:
                 x_ND = x_ND + own(parts.own_norm(x_ND), rows, start, biases, rotary)
                 if cross is not None:
-                    x_ND = x_ND + cross(parts.cross_norm(x_ND), self.sentences, cross_biases)
+                    x_ND = cross(parts.cross_norm(x_ND), x_ND, self.sentences, cross_biases)
                 x_ND = x_ND + parts.feed_forward(parts.ffn_norm(x_ND))
             else:
                 x_ND = parts.own_norm(x_ND + own(x_ND, rows, start, biases, rotary))
                 if cross is not None:
-                    x_ND = parts.cross_norm(x_ND + cross(x_ND, self.sentences, cross_biases))
+                    x_ND = parts.cross_norm(cross(x_ND, x_ND, self.sentences, cross_biases))
                 x_ND = parts.ffn_norm(x_ND + parts.feed_forward(x_ND))
         return self._parts.norm(x_ND)
 
