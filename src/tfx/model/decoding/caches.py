@@ -29,12 +29,10 @@ def _attend(q_RHQK: Tensor, keys: Tensor, values: Tensor, groups: int, biases: S
     rows, heads, queries, width = q_RHQK.shape
     if not groups:
         return q_RHQK.new_empty(rows * queries, 0)
-    q = q_RHQK.reshape(rows * groups, heads // groups * queries, width)
-    if biases and rows == 1 and heads == groups:
-        scores = torch.baddbmm(biases[0].squeeze(0), q, keys)
-        biases = biases[1:]
-    else:
-        scores = torch.bmm(q, keys)
+    if rows == 1 and heads == groups and len(biases) == 1:
+        scores = torch.baddbmm(biases[0].squeeze(0), q_RHQK.squeeze(0), keys)
+        return torch.bmm(scores.softmax(-1), values).transpose(0, 1).reshape(queries, heads * width)
+    scores = torch.bmm(q_RHQK.reshape(rows * groups, heads // groups * queries, width), keys)
     for bias in biases:
         scores.view(rows, heads, queries, -1).add_(bias)
     mixed = torch.bmm(scores.softmax(-1), values)

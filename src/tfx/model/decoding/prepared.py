@@ -1,5 +1,5 @@
-"""The decoder of a model as what its steps call: weights that are joined and laid out once, modules without the cost of
-their calls.
+"""A model as what the steps of decoding call: weights that are joined and laid out once, modules without the cost of their
+calls.
 
 Shapes: N rows, B sentences, S source positions, D model width, H query heads, G key/value heads, K head width, E width
 of a projection.
@@ -36,17 +36,25 @@ class Prepared:
     def __init__(self, model: Transformer) -> None:
         self.blocks = [BlockParts(block) for block in model.decoder.blocks]  # type: ignore[arg-type]
         self.norm, self.project = bare(model.decoder.norm), bare(model.output)
+        self.encoder: list[BlockParts] = []
+        if model.encoder is not None:
+            self.encoder = [BlockParts(block, _MANY_POSITIONS) for block in model.encoder.blocks]  # type: ignore[arg-type]
+            self.encoder_norm = bare(model.encoder.norm)
         self._table, self._scale = model.embedding, model.embedding_scale
         self._embedding_norm = None if model.embedding_norm is None else bare(model.embedding_norm)
         self._places_TD = _place_table(model)
         crossing = [block.cross for block in self.blocks if block.cross is not None]
         layers = list(chain.from_iterable((cross.attention.k, cross.attention.v) for cross in crossing))
+        scales = list(chain.from_iterable((_key_scale(cross.attention), 1.0) for cross in crossing))
         # One number of rows for each number of source positions: oneDNN would build a kernel for each.
-        self._source = _join(layers, fewest=_MANY_POSITIONS) if layers and can_join(layers) else None
+        self._source = _join(layers, scales, _MANY_POSITIONS) if layers and can_join(layers) else None
 
-    def embed(self, tokens: Tensor, places: slice | Tensor) -> Tensor:
-        """As `Transformer.embed`: embeddings (…, D) of tokens (…) at ``places``, which are as many or broadcast."""
-        table = self._table
+    def embed(self, tokens: Tensor, places: slice | Tensor, table: nn.Embedding | None = None) -> Tensor:
+        """As `Transformer.embed`: embeddings (…, D) of tokens (…) at ``places``, which are as many or broadcast.
+
+        ``table`` is the decoder's, unless given.
+        """
+        table = table or self._table
         x = table(tokens) if _is_watched(table) else torch.embedding(table.weight, tokens)
         if self._places_TD is not None:
             x = torch.add(self._places_TD[places], x, alpha=self._scale)
@@ -71,7 +79,8 @@ class Prepared:
             kv_2BGSK = kv_BS2GK.permute(2, 0, 3, 1, 4).contiguous()
             if attention.k_norm is not None:
                 kv_2BGSK[0] = attention.k_norm(kv_2BGSK[0])
-            kv_2BGSK[0] *= attention.head_width**-0.5
+            if attention.k_norm is not None or self._source is None:
+                kv_2BGSK[0] *= attention.head_width**-0.5
             found.append(kv_2BGSK)
         return found
 
@@ -79,14 +88,15 @@ class Prepared:
 class BlockParts:
     """The parts of a block, ready to be called for rows (N, D)."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, fewest: int = 1) -> None:
+        """``fewest``: see `Product`."""
         self.pre = block.pre
-        self.own = OwnParts(block.attention)
+        self.own = OwnParts(block.attention, fewest)
         self.cross = None if block.cross is None else CrossParts(block.cross)
         self.own_norm, self.ffn_norm = bare(block.attention_norm), bare(block.ffn_norm)
         self.cross_norm = self.ffn_norm if block.cross_norm is None else bare(block.cross_norm)
-        self._up, self._down = bare(block.ffn.up), bare(block.ffn.down)
-        self._gate = None if block.ffn.gate is None else bare(block.ffn.gate)
+        self._up, self._down = bare(block.ffn.up, fewest), bare(block.ffn.down, fewest)
+        self._gate = None if block.ffn.gate is None else bare(block.ffn.gate, fewest)
         self._activation = block.ffn.activation
 
     def feed_forward(self, x_ND: Tensor) -> Tensor:
@@ -101,13 +111,13 @@ class OwnParts:
     ``is_scaled``: the queries of ``qkv`` are scaled already.
     """
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, fewest: int) -> None:
         self.attention = attention
         layers = [attention.q, attention.k, attention.v]
         self.is_scaled = attention.q_norm is None  # else the norm would undo it
         scale = attention.head_width**-0.5 if self.is_scaled else 1.0
-        self.qkv = _join(layers, [scale, 1.0, 1.0]) if can_join(layers) else None
-        self.out = bare(attention.o)
+        self.qkv = _join(layers, [scale, 1.0, 1.0], fewest) if can_join(layers) else None
+        self.out = bare(attention.o, fewest)
 
 
 class CrossParts:
@@ -131,12 +141,17 @@ class CrossParts:
             self.q_bias = attention.q.bias.view(*shape[:2], 1)
 
 
-def bare(module: nn.Module) -> Rows:
+def _key_scale(attention: Attention) -> float:
+    """By what the keys of a source are scaled as they are projected; a norm would undo it."""
+    return attention.head_width**-0.5 if attention.k_norm is None else 1.0
+
+
+def bare(module: nn.Module, fewest: int = 1) -> Rows:
     """What a module computes, without what its call costs: a fifth of a step of a small model."""
     if _is_watched(module):
         return module
     if type(module) is nn.Linear or can_join([module]):
-        return Product(module.weight, module.bias)  # type: ignore[arg-type]
+        return Product(module.weight, module.bias, fewest)  # type: ignore[arg-type]
     if type(module) is nn.LayerNorm:
         shape, weight, bias, epsilon = module.normalized_shape, module.weight, module.bias, module.eps
         return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon, False)
@@ -194,7 +209,7 @@ def prepared(model: Transformer) -> Prepared:
 
 
 class _Traces:
-    """Which modules and tensors of a decoder `Prepared` has read, to see later whether they are the same."""
+    """Which modules and tensors a model has that `Prepared` has read, to see later whether they are the same."""
 
     def __init__(self, model: Transformer) -> None:
         # Dictionaries of modules, with a key and what was found there.
@@ -203,11 +218,8 @@ class _Traces:
         self._versions: list[tuple[Tensor, int]] = []
         # Tensors that inference mode made have no versions, so that a change would not be seen.
         self.are_whole = True
-        self._note(model, chain(model._modules, model._buffers))
-        for name in ("decoder", "embedding", "output", "position", "token_type", "embedding_norm"):
-            child = getattr(model, name)
-            for module in () if child is None else child.modules():
-                self._note(module, chain(module._modules, module._parameters, module._buffers))
+        for module in model.modules():
+            self._note(module, chain(module._modules, module._parameters, module._buffers))
 
     def _note(self, module: nn.Module, names: Any) -> None:
         self._hooks += [module._forward_hooks, module._forward_pre_hooks]
