@@ -115,26 +115,32 @@ def inference_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Product:
     """`inference_product` of rows (N, C) with a fixed weight, called thousands of times.
 
-    What goes to oneDNN has the weight in oneDNN's own layout, which is made once: otherwise each call of few rows
-    would lay it out anew, which takes as long as the product. oneDNN also builds a kernel for each number of rows that
-    it has not met, so rows below ``fewest`` do not go there.
+    With ``copies`` the weight is laid out once as the kernels read it. Otherwise each call of few rows would do so anew,
+    which for oneDNN takes as long as the product. oneDNN also builds a kernel for each number of rows that it has not
+    met, so rows below ``fewest`` do not go there.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, fewest: int = 1) -> None:
-        self._weight, self._bias, self._turned = weight, bias, weight.t()
+    def __init__(self, weight: Tensor, bias: Tensor | None, fewest: int = 1, *, copies: bool = True) -> None:
+        self._weight, self._bias, self._copies = weight.detach(), bias, copies
         is_plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and _HAS_ONEDNN
-        self._many = max(fewest, -(-_LARGE_PACKED // max(1, weight.numel()))) if is_plain else sys.maxsize
-        self._packed: Tensor | None = None
+        large = _LARGE_PACKED if copies else _LARGE
+        self._many = max(fewest, -(-large // max(1, weight.numel()))) if is_plain else sys.maxsize
+        self._for_many: Tensor | None = None
+        self._for_few: Tensor | None = None
 
     def __call__(self, x_NC: Tensor) -> Tensor:
         """Returns (N, R)."""
         if x_NC.shape[0] >= self._many:
-            if self._packed is None:
-                self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.detach(), x_NC.shape[0])
-            return _onednn(x_NC, self._packed, self._bias)
+            if self._for_many is None:
+                self._for_many = self._weight
+                if self._copies:
+                    self._for_many = torch.ops.mkldnn._reorder_linear_weight(self._weight, x_NC.shape[0])
+            return _onednn(x_NC, self._for_many, self._bias)
+        if self._for_few is None:
+            self._for_few = self._weight.t().contiguous() if self._copies else self._weight.t()
         if self._bias is None:
-            return torch.mm(x_NC, self._turned)
-        return torch.addmm(self._bias, x_NC, self._turned)
+            return torch.mm(x_NC, self._for_few)
+        return torch.addmm(self._bias, x_NC, self._for_few)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ of a projection.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +23,8 @@ from tfx.model.transformer import Transformer
 
 # Source positions of a batch from which it pays to build a kernel for this one product of so many rows.
 _MANY_POSITIONS = 1024
+# Weights of a model up to which they are laid out a second time, as the kernels read them: 256 MB in fp32.
+_MOST_COPIED = 1 << 26
 
 Rows = Callable[[Tensor], Tensor]
 """A function of rows (N, …)."""
@@ -34,20 +37,23 @@ class Prepared:
     """
 
     def __init__(self, model: Transformer) -> None:
-        self.blocks = [BlockParts(block) for block in model.decoder.blocks]  # type: ignore[arg-type]
-        self.norm, self.project = bare(model.decoder.norm), bare(model.output)
+        make = _Maker(copies=sum(weight.numel() for weight in model.parameters()) <= _MOST_COPIED)
+        # One number of rows for each number of source positions: oneDNN would build a kernel for each.
+        reading = replace(make, fewest=_MANY_POSITIONS)
+        self.blocks = [BlockParts(block, make) for block in model.decoder.blocks]  # type: ignore[arg-type]
+        self.norm, self.project = make.bare(model.decoder.norm), make.bare(model.output)
         self.encoder: list[BlockParts] = []
         if model.encoder is not None:
-            self.encoder = [BlockParts(block, _MANY_POSITIONS) for block in model.encoder.blocks]  # type: ignore[arg-type]
-            self.encoder_norm = bare(model.encoder.norm)
+            self.encoder = [BlockParts(block, reading) for block in model.encoder.blocks]  # type: ignore[arg-type]
+            self.encoder_norm = make.bare(model.encoder.norm)
         self._table, self._scale = model.embedding, model.embedding_scale
-        self._embedding_norm = None if model.embedding_norm is None else bare(model.embedding_norm)
+        self._embedding_norm = None if model.embedding_norm is None else make.bare(model.embedding_norm)
         self._places_TD = _place_table(model)
-        crossing = [block.cross for block in self.blocks if block.cross is not None]
+        crossing = self._crossing = [block.cross for block in self.blocks if block.cross is not None]
         layers = list(chain.from_iterable((cross.attention.k, cross.attention.v) for cross in crossing))
         scales = list(chain.from_iterable((_key_scale(cross.attention), 1.0) for cross in crossing))
-        # One number of rows for each number of source positions: oneDNN would build a kernel for each.
-        self._source = _join(layers, scales, _MANY_POSITIONS) if layers and can_join(layers) else None
+        self._source = reading.joined(layers, scales) if layers and can_join(layers) else None
+        self._source_parts = [[reading.bare(part) for part in (c.attention.k, c.attention.v)] for c in crossing]
 
     def embed(self, tokens: Tensor, places: slice | Tensor, table: nn.Embedding | None = None) -> Tensor:
         """As `Transformer.embed`: embeddings (…, D) of tokens (…) at ``places``, which are as many or broadcast.
@@ -66,14 +72,13 @@ class Prepared:
         """Of each block with cross-attention the keys, scaled, and the values of a source, (2, B, G, S, K)."""
         sentences, length, width = memory_BSD.shape
         memory_ND = memory_BSD.reshape(sentences * length, width)
-        crossing = [block.cross for block in self.blocks if block.cross is not None]
         if self._source is None:
-            joint = [torch.cat([bare(part)(memory_ND) for part in (c.attention.k, c.attention.v)], 1) for c in crossing]
+            joint = [torch.cat([part(memory_ND) for part in parts], 1) for parts in self._source_parts]
         else:
-            widths = [2 * cross.attention.kv_heads * cross.attention.head_width for cross in crossing]
+            widths = [2 * cross.attention.kv_heads * cross.attention.head_width for cross in self._crossing]
             joint = list(self._source(memory_ND).split(widths, 1))
         found = []
-        for cross, kv_NE in zip(crossing, joint, strict=True):
+        for cross, kv_NE in zip(self._crossing, joint, strict=True):
             attention = cross.attention
             kv_BS2GK = kv_NE.view(sentences, length, 2, attention.kv_heads, attention.head_width)
             kv_2BGSK = kv_BS2GK.permute(2, 0, 3, 1, 4).contiguous()
@@ -88,15 +93,14 @@ class Prepared:
 class BlockParts:
     """The parts of a block, ready to be called for rows (N, D)."""
 
-    def __init__(self, block: Block, fewest: int = 1) -> None:
-        """``fewest``: see `Product`."""
+    def __init__(self, block: Block, make: _Maker) -> None:
         self.pre = block.pre
-        self.own = OwnParts(block.attention, fewest)
-        self.cross = None if block.cross is None else CrossParts(block.cross)
-        self.own_norm, self.ffn_norm = bare(block.attention_norm), bare(block.ffn_norm)
-        self.cross_norm = self.ffn_norm if block.cross_norm is None else bare(block.cross_norm)
-        self._up, self._down = bare(block.ffn.up, fewest), bare(block.ffn.down, fewest)
-        self._gate = None if block.ffn.gate is None else bare(block.ffn.gate, fewest)
+        self.own = OwnParts(block.attention, make)
+        self.cross = None if block.cross is None else CrossParts(block.cross, make)
+        self.own_norm, self.ffn_norm = make.bare(block.attention_norm), make.bare(block.ffn_norm)
+        self.cross_norm = self.ffn_norm if block.cross_norm is None else make.bare(block.cross_norm)
+        self._up, self._down = make.bare(block.ffn.up), make.bare(block.ffn.down)
+        self._gate = None if block.ffn.gate is None else make.bare(block.ffn.gate)
         self._activation = block.ffn.activation
 
     def feed_forward(self, x_ND: Tensor) -> Tensor:
@@ -111,13 +115,13 @@ class OwnParts:
     ``is_scaled``: the queries of ``qkv`` are scaled already.
     """
 
-    def __init__(self, attention: Attention, fewest: int) -> None:
+    def __init__(self, attention: Attention, make: _Maker) -> None:
         self.attention = attention
         layers = [attention.q, attention.k, attention.v]
         self.is_scaled = attention.q_norm is None  # else the norm would undo it
         scale = attention.head_width**-0.5 if self.is_scaled else 1.0
-        self.qkv = _join(layers, [scale, 1.0, 1.0], fewest) if can_join(layers) else None
-        self.out = bare(attention.o, fewest)
+        self.qkv = make.joined(layers, [scale, 1.0, 1.0]) if can_join(layers) else None
+        self.out = make.bare(attention.o)
 
 
 class CrossParts:
@@ -127,9 +131,9 @@ class CrossParts:
     the queries are normalised or something watches.
     """
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, make: _Maker) -> None:
         self.attention = attention
-        self.q, self.out = bare(attention.q), bare(attention.o)
+        self.q, self.out = make.bare(attention.q), make.bare(attention.o)
         self.folds = self.q_bias = self.out_bias = None
         if attention.q_norm is not None or not can_join([attention.q, attention.o]):
             return
@@ -146,38 +150,42 @@ def _key_scale(attention: Attention) -> float:
     return attention.head_width**-0.5 if attention.k_norm is None else 1.0
 
 
-def bare(module: nn.Module, fewest: int = 1) -> Rows:
-    """What a module computes, without what its call costs: a fifth of a step of a small model."""
-    if _is_watched(module):
-        return module
-    if type(module) is nn.Linear or can_join([module]):
-        return Product(module.weight, module.bias, fewest)  # type: ignore[arg-type]
-    if type(module) is nn.LayerNorm:
-        shape, weight, bias, epsilon = module.normalized_shape, module.weight, module.bias, module.eps
-        return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon, False)
-    return module.forward
+@dataclass(frozen=True)
+class _Maker:
+    """Makes functions of modules. ``fewest`` and ``copies``: see `Product`."""
+
+    copies: bool
+    fewest: int = 1
+
+    def bare(self, module: nn.Module) -> Rows:
+        """What a module computes, without what its call costs: a fifth of a step of a small model."""
+        if _is_watched(module):
+            return module
+        if type(module) is nn.Linear or can_join([module]):
+            return Product(module.weight, module.bias, self.fewest, copies=self.copies)  # type: ignore[arg-type]
+        if type(module) is nn.LayerNorm:
+            shape, weight, bias, epsilon = module.normalized_shape, module.weight, module.bias, module.eps
+            return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon, False)
+        return module.forward
+
+    def joined(self, layers: list[nn.Module], scales: list[float]) -> Product:
+        """Linear layers of one input, all of them with a bias or none, as one product, side by side, each times its
+        scale.
+        """
+
+        def side_by_side(name: str) -> Tensor | None:
+            parts: list[Any] = [getattr(layer, name) for layer in layers]
+            if parts[0] is None:
+                return None
+            return torch.cat([part if scale == 1 else part * scale for part, scale in zip(parts, scales, strict=True)])
+
+        weight = side_by_side("weight")
+        assert weight is not None
+        return Product(weight, side_by_side("bias"), self.fewest, copies=self.copies)
 
 
 def _is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _join(layers: list[nn.Module], scales: list[float] | None = None, fewest: int = 1) -> Product:
-    """Linear layers of one input, all of them with a bias or none, as one product, side by side, each times its scale.
-
-    ``fewest``: see `Product`.
-    """
-    scales = scales or [1.0] * len(layers)
-
-    def side_by_side(name: str) -> Tensor | None:
-        parts: list[Any] = [getattr(layer, name) for layer in layers]
-        if parts[0] is None:
-            return None
-        return torch.cat([part if scale == 1 else part * scale for part, scale in zip(parts, scales, strict=True)])
-
-    weight = side_by_side("weight")
-    assert weight is not None
-    return Product(weight, side_by_side("bias"), fewest)
 
 
 def _place_table(model: Transformer) -> Tensor | None:
