@@ -1,33 +1,97 @@
 """Tables of classification."""
 
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from results.files import printed, rows_of, size, table
+from results.files import Arm, arm, benchmark, printed, ratio, rows_of, seed, size, table
+from tfx.report.runs_file import KeptRun
+from tfx.report.statistics import seed_interval
+
+# Questions of TREC that validate and test.
+SIZES = {"valid": 528, "test": 500}
 
 
 @table("trec")
 def trec() -> str:
     """Each arm over its seeds; `scripts/bench_classify.py` and `tfx train` printed the rows."""
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for row in printed("trec")["rows"]:
-        arms.setdefault(row["what"], []).append(row)
     rows = []
-    for what, runs in arms.items():
-        pooled = [(528 * run["valid"] + 500 * run["test"]) / 1028 for run in runs]
-        shown = [_percent([run[split] for run in runs]) for split in ("valid", "test")]
+    for what, runs in _printed("trec").items():
         smaller = [run["ratio"] for run in runs if "ratio" in run]
-        rows.append(
-            [
-                what,
-                runs[0].get("parameters"),
-                len(runs),
-                *shown,
-                _percent(pooled),
-                size(fmean(smaller)) if smaller else None,
-            ]
-        )
-    return rows_of(["", "parameters", "seeds", "valid", "test", "both", "times smaller"], rows)
+        rows.append([what, runs[0].get("parameters"), *_judged(runs), size(fmean(smaller)) if smaller else None])
+    return rows_of(["", "parameters", *_JUDGED, "times smaller"], rows)
+
+
+@table("trec-tried")
+def trec_tried() -> str:
+    """What was tried from scratch."""
+    rows = [[what, *_judged(runs)] for what, runs in _printed("trec-tried").items()]
+    return rows_of(["setting", *_JUDGED], rows)
+
+
+@table("trec-students")
+def trec_students() -> str:
+    """Small models from kept runs, with their differences over seeds from the arm that each is held against."""
+    rows = []
+    for what, name, other in (
+        ("`tfx train dataset=trec dataset.path=path/to/trec`", "scratch", None),
+        ("the same, taught by the fine-tuned MiniLM", "taught", "scratch"),
+        ("that one at 2.2 bits a weight", "compressed", "taught"),
+    ):
+        runs = arm(f"trec/{name}")
+        row = [what, *_judged([_shares(run) for run in runs])]
+        row.append(None if other is None else _against(runs, arm(f"trec/{other}")))
+        rows.append([*row, None if other != "taught" else ratio(runs)])
+    return rows_of(["", *_JUDGED, "difference of both (95 %)", "times smaller"], rows)
+
+
+@table("early-exit")
+def early_exit() -> str:
+    columns = (
+        ("texts in a batch", "batch", ",d"),
+        ("model", "file", ""),
+        ("layers a text", "depth", ".2f"),
+        ("accuracy on test", "accuracy", ".1f"),
+        ("texts/s (median)", "texts_per_second", ",.0f"),
+        ("ratio", "ratio", ".2f"),
+        ("lowest", "lowest", ".2f"),
+        ("highest", "highest", ".2f"),
+    )
+    return benchmark("early-exit", columns)
+
+
+_JUDGED = ["seeds", "valid", "test", "both"]
+
+
+def _printed(name: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a printed file, a run each, by what they are of."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in printed(name)["rows"]:
+        arms.setdefault(row["what"], []).append(row)
+    return arms
+
+
+def _shares(run: KeptRun) -> dict[str, float]:
+    return {split: run.summary[split]["accuracy"] for split in SIZES}
+
+
+def _both(shares: dict[str, Any]) -> float:
+    """The share of right answers among all questions."""
+    return sum(count * shares[split] for split, count in SIZES.items()) / sum(SIZES.values())
+
+
+def _judged(runs: Sequence[dict[str, Any]]) -> list[Any]:
+    of_splits = ([run[split] for run in runs] for split in SIZES)
+    return [len(runs), *(_percent(shares) for shares in (*of_splits, [_both(run) for run in runs]))]
+
+
+def _against(runs: Arm, others: Arm) -> str:
+    """The mean difference over the seeds that both have, with Student's interval."""
+    known = {seed(run): _both(_shares(run)) for run in others}
+    differences = [100 * (_both(_shares(run)) - known[seed(run)]) for run in runs if seed(run) in known]
+    interval = seed_interval(differences)
+    shown = f" ({interval[0]:+.1f} to {interval[1]:+.1f})" if interval else ""
+    return f"{fmean(differences):+.1f}{shown}"
 
 
 def _percent(shares: list[float]) -> str:

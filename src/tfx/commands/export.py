@@ -77,6 +77,7 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
     from tfx.exchange.targets import TARGETS
+    from tfx.model.early_exit import set_exits
     from tfx.model.rewiring import multiplied
     from tfx.run.card import card
     from tfx.run.export_check import export, export_encoder
@@ -93,6 +94,9 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     loaded = load(path, kernels=False)
     # Other libraries have no layer whose matrix is a product of two.
     loaded = replace(loaded, model=multiplied(loaded.model))
+    if loaded.model.architecture.exits:
+        print(f"note: {options.path}: texts leave it early here, and not in {target.name}", file=sys.stderr)
+        set_exits(loaded.model, ())
     target.check(loaded.model.architecture)
     is_encoder = loaded.model.architecture.family == "encoder"
     if is_encoder != (options.texts is not None):

@@ -17,6 +17,9 @@ from tfx.tasks.contract import Split
 from tfx.tasks.mixture import Mixture
 from tfx.tasks.streamed import Buffers, Streamed
 
+# Of the batches with the fewest rows, how many are looked at for the one of the longest.
+_LONGEST = 16
+
 Reorder = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 """From the lengths of an epoch's batches, its number and its shuffled order to the order that is used."""
 
@@ -92,6 +95,9 @@ class TrainingBatches(Iterator[Batch]):
         named = zip(self._names, self._feeds, strict=True)
         return [f"{name}: {note}" if name else note for name, feed in named for note in feed.notes()]
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
     def shares(self) -> list[dict[str, Any]]:
         """Of each corpus of a mixture its weight, and the tokens that were trained on; nothing of a single corpus."""
         if self._draws is None:
@@ -130,6 +136,25 @@ def _epochs(
         yield from order[start:]
         start = max(0, start - len(order))
         epoch += 1
+
+
+def demanding_batches(split: Split, tokenizer: Tokenizer, *, batch_tokens: int, context: int, seed: int) -> list[Batch]:
+    """Of each corpus two batches of an epoch that need the most memory: that of the longest rows, and of the most rows.
+
+    Of a streamed one those of the rows that are read first.
+    """
+    found = []
+    for part in split.parts if isinstance(split, Mixture) else [split]:
+        known = part
+        if isinstance(part, Streamed):
+            known = Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose="order", state=None).first_part()
+        rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "demanding")))
+        order = known.epoch(batch_tokens, context, rng)
+        few = [known.collate(rows, context, tokenizer) for rows in sorted(order, key=len)[:_LONGEST]]
+        # Long rows, but as many as go into a batch: the last of an epoch may have less.
+        longest = max(few, key=lambda batch: batch.positions**2 / len(batch.rows))
+        found += [longest, known.collate(max(order, key=len), context, tokenizer)]
+    return found
 
 
 def scoring_batches(
