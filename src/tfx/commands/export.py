@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,8 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     """Writes the folder; returns the comparison, facts for JSON, and the comparison in words."""
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
+    from tfx.exchange.target import fitted
     from tfx.exchange.targets import TARGETS
-    from tfx.model.rewiring import multiplied
     from tfx.run.card import card
     from tfx.run.export_check import export, export_encoder
     from tfx.run.export_labels import export_classifier
@@ -91,8 +91,7 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
-    # Other libraries have no layer whose matrix is a product of two.
-    loaded = replace(loaded, model=multiplied(loaded.model))
+    loaded = fitted(loaded, target)
     target.check(loaded.model.architecture)
     is_encoder = loaded.model.architecture.family == "encoder"
     if is_encoder != (options.texts is not None):

@@ -90,6 +90,13 @@ class ModelConfig:
     )
     encoder_layers: int = setting(4, "encoder blocks (0 for a language model)", minimum=0, maximum=1000)
     decoder_layers: int = setting(4, "decoder blocks (0 for classification)", minimum=0, maximum=1000)
+    passes: int = setting(
+        1,
+        "how many times the blocks of a stack run, one after the other: depth without more weights",
+        minimum=1,
+        maximum=100,
+        paper="Dehghani 2019, arXiv 1807.03819; Lan 2020, arXiv 1909.11942; Takase & Kiyono 2021, arXiv 2104.06022",
+    )
     width: int = setting(128, "model width d", minimum=2, maximum=65536)
     heads: int = setting(4, "attention heads", minimum=1, maximum=1024)
     kv_heads: int | None = setting(

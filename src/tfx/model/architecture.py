@@ -143,6 +143,7 @@ class Architecture:
     pooling: str = "mean"
     pooler: bool = False
     outputs: Outputs | None = None
+    passes: int = 1
 
     @classmethod
     def from_config(cls, model: ModelConfig, vocab_size: int, outputs: Outputs | None = None) -> Architecture:

@@ -32,7 +32,7 @@ def decoding_flops(architecture: Architecture, source_length: int, target_length
 def _encoder_flops(architecture: Architecture, length: int) -> float:
     width, head = architecture.width, architecture.head_width
     total = 0.0
-    for shape in architecture.encoder:
+    for shape in architecture.passes * architecture.encoder:
         total += 4.0 * width * (shape.heads + shape.kv_heads) * head * length
         total += 4.0 * shape.heads * head * length * length
         total += 2.0 * _projections(architecture) * width * shape.ffn * length
@@ -46,7 +46,7 @@ def _memory_flops(architecture: Architecture, source_length: int) -> float:
     return sum(
         4.0 * width * shape.cross_kv_heads * head * source_length
         - _saved(architecture, shape, source_length, of_memory=True)
-        for shape in architecture.decoder
+        for shape in architecture.passes * architecture.decoder
     )
 
 
@@ -62,7 +62,7 @@ def _decoder_flops(architecture: Architecture, length: int, attended: int, sourc
     """``attended`` is the number of (query, key) pairs of self-attention."""
     width, head = architecture.width, architecture.head_width
     total = 2.0 * width * architecture.vocab_size * length
-    for shape in architecture.decoder:
+    for shape in architecture.passes * architecture.decoder:
         total += 4.0 * width * (shape.heads + shape.kv_heads) * head * length + 4.0 * shape.heads * head * attended
         total += 4.0 * shape.cross_heads * head * (width * length + length * source_length)
         total += 2.0 * _projections(architecture) * width * shape.ffn * length

@@ -44,7 +44,8 @@ class Decoder:
         self.sentences, self.hypotheses = sentences, hypotheses
         self._sharing = hypotheses if hypotheses <= MOST_SHARING else 1
         self.length = 0
-        blocks: list[Block] = list(model.decoder.blocks)  # type: ignore[arg-type]
+        # A block that runs several times has keys and values of its own for each.
+        blocks = model.decoder.layers
         self._own = [OwnAttention(block.attention, _FIRST_POSITIONS * self._sharing) for block in blocks]
         self._cross = [
             CrossAttention(block.cross, memory_BSD) if block.cross is not None and memory_BSD is not None else None
