@@ -45,7 +45,7 @@ def record_attention(
 
     handles = []
     for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
-        blocks = stack.blocks if stack is not None else []
+        blocks = list(stack.layers[: len(stack.blocks)]) if stack is not None else []
         for index, block in enumerate(blocks):
             for kind, module in (("self", block.attention), ("cross", block.cross)):
                 if isinstance(module, Attention):

@@ -72,10 +72,10 @@ class Target:
     check: Callable[[Architecture], None]
     write: Callable[[LoadedModel, Path, str], None]
     reopen: Callable[[Path, LoadedModel], Reopened]
-    # Whether a block may run several times there.
-    repeats: bool = False
     # How many matrices leave with the codes of a compressed file, not dequantized, in weights of a kind.
     kept: Callable[[LoadedModel, str], int] = lambda loaded, kind: 0
+    # Whether a block may run several times there.
+    repeats: bool = False
 
     def require(self, what: str) -> None:
         """Raises `UserError`, with the command that mends it, where a library is not installed that ``what`` needs."""

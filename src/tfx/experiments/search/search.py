@@ -15,7 +15,7 @@ from tfx.config.schema import Budget
 from tfx.config.search import SearchConfig
 from tfx.errors import UserError
 from tfx.experiments.jobs import ENDED_BADLY, Job
-from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.pool import run_jobs
 from tfx.experiments.request import Request
 from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.book import Book, Entry, Trial
@@ -46,7 +46,7 @@ class Search:
         self.request, self.settings, self.folder = request, settings, request.folder
         config = request.config
         self.goal = Goal.of(settings, config)
-        self.machine = Machine.of(request.launcher, config.trainer.device, config.trainer.devices)
+        self.machine = request.machine
         self.seconds, self.most_trials = budget_limits(settings)
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)

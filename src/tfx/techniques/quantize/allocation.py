@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tfx.compression import checkpoint
@@ -22,6 +23,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.transformer import Transformer
+from tfx.techniques.quantize.rounding import GridKind, scales_for_rate, to_grid
 
 LEAST_RATE, MOST_RATE = 0.5, 6.0
 # A file that leaves no more than this share of its budget is large enough; the next try aims at half of it.
@@ -29,6 +31,8 @@ _SPARE = 0.004
 _TRIES = 8
 # Stands for the rate until the model is known.
 _BEFORE = 2.0
+# Files are written before training where the rate is less than so many times the least; and what they may be off by.
+_CLOSE, _DOUBT = 2, 1.05
 # What a small file has beside its weights and its tokenizer, about.
 _HEADER = 1500
 
@@ -80,6 +84,32 @@ class ByteBudget:
         count = sum(weight.numel() for weight in quantized.values())
         meet(self.limit(model), count, self.rate if self.is_known else self.first_rate(model, quantized), bytes_at)
 
+    def check(self, model: Transformer, quantized: Mapping[str, Tensor], storage: Storage) -> None:
+        """Raises `UserError` where not even the least rate fits, before any training.
+
+        Weights of any values have the codes of a rate in as many bits; so the file is written with drawn ones, where
+        it is near the limit at all.
+        """
+        limit, count = self.limit(model), sum(weight.numel() for weight in quantized.values())
+        others = sum(parameter.numel() for parameter in model.parameters()) - count
+        if 8 * (limit - self._of_tokenizer() - 2 * others) > _CLOSE * LEAST_RATE * count:
+            return
+        assert self.tokenizer is not None
+        drawn = Transformer(model.architecture)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in drawn.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+        parameters = dict(drawn.named_parameters())
+        weights = {name: parameters[name].detach() for name in quantized}
+        kind = GridKind(8, True, None, False, torch.float16)
+        scales = scales_for_rate(weights, LEAST_RATE, kind)
+        grids = {name: to_grid(weight, scales[name], None, kind) for name, weight in weights.items()}
+        size = file_bytes(drawn, grids, storage, self.tokenizer, self.generation)
+        # What is left after training may code a little better.
+        if size > limit * _DOUBT:
+            raise _unreachable(limit, size)
+
     def _of_tokenizer(self) -> int:
         """The bytes of the tokenizer in a compressed file."""
         assert self.tokenizer is not None
@@ -108,11 +138,7 @@ def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], 
                 return rate
             fits = rate, size
         elif rate == LEAST_RATE:
-            raise UserError(
-                f"technique.quantize: a file of {limit:,.0f} bytes cannot be reached: at the least rate, "
-                f"{LEAST_RATE:g} bits per weight, it has {size:,}; allow more, or take a narrower model or "
-                "a smaller vocabulary"
-            )
+            raise _unreachable(limit, size)
         else:
             breaks = rate, size
         if fits is not None and breaks is not None:
@@ -124,6 +150,13 @@ def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], 
     if fits is None or bytes_at(fits[0]) > limit:
         raise UserError(f"technique.quantize: no rate was found whose file has at most {limit:,.0f} bytes: allow more")
     return fits[0]
+
+
+def _unreachable(limit: float, size: int) -> UserError:
+    return UserError(
+        f"technique.quantize: a file of {limit:,.0f} bytes cannot be reached: at the least rate, {LEAST_RATE:g} bits "
+        f"per weight, it has {size:,}; allow more, or take a narrower model or a smaller vocabulary"
+    )
 
 
 def file_bytes(

@@ -141,6 +141,7 @@ class Quantize(Technique):
         self.granularity = settings.granularity or ("group" if settings.rate is None else "tensor")
         # Whether the rows of a trellis have scales of their own; None: where that pays.
         self._by_row = {None: None, "tensor": False, "channel": True}.get(settings.granularity)
+        self._shrinks = False
         self._due = -1
         self._aware_steps = 0
         self._bits: dict[str, int] = {}
@@ -158,6 +159,8 @@ class Quantize(Technique):
 
     def check(self, config: Root) -> None:
         settings = self.settings
+        # How small these make the file is known when they have acted.
+        self._shrinks = bool({"prune", "factorize"} & config.technique.keys())
         if self._budget is not None:
             self._budget.generation = config.evaluation
         named = {"rate": self._named_rate, "bytes": settings.bytes, "ratio": settings.ratio}
@@ -279,6 +282,10 @@ class Quantize(Technique):
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
             kind += f", coded in {self._budget or f'{self.settings.rate:g} bits per weight'}"
+        if self._budget is not None and not self._shrinks:
+            storage = self.storage()
+            assert storage is not None
+            self._budget.check(model, chosen, storage)
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
         return [line + left_alone(model, chosen)]
 
