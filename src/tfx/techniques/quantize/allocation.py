@@ -8,8 +8,9 @@ codes (tokenizer, header, tables, scales, vectors) is known only from a file, so
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -37,12 +38,33 @@ _CLOSE, _DOUBT = 2, 1.05
 _HEADER = 1500
 
 
+Named = TypeVar("Named")
+
+
+def rates_of(
+    tensors: Mapping[str, Named], rate: float, embedding_rate: float | None
+) -> Iterator[tuple[float, dict[str, Named]]]:
+    """Tensors by name, or what belongs to them, with the rate that they have together: those of the blocks, the others.
+
+    One rate for all of them if ``embedding_rate`` is None.
+    """
+    if embedding_rate is None:
+        yield rate, dict(tensors)
+        return
+    for is_block, its_rate in ((True, rate), (False, embedding_rate)):
+        part = {name: value for name, value in tensors.items() if (".blocks." in name) == is_block}
+        if part:
+            yield its_rate, part
+
+
 class ByteBudget:
     """The bytes that a file may have, and the ``rate`` for them; ``is_known`` once it is more than a place to begin."""
 
     def __init__(self, most: int | None, ratio: float | None) -> None:
         self.most, self.ratio = most, ratio
         self.rate, self.is_known = _BEFORE, False
+        # Of what has a rate of its own; ``rate`` is that of the others.
+        self.embedding_rate: float | None = None
         self.tokenizer: Tokenizer | None = None
         self.generation = EvaluationConfig()
 
@@ -64,9 +86,14 @@ class ByteBudget:
 
     def first_rate(self, model: Transformer, quantized: Mapping[str, Tensor]) -> float:
         """A rate to train with, from counts of weights alone."""
-        count = sum(weight.numel() for weight in quantized.values())
-        others = sum(parameter.numel() for parameter in model.parameters()) - count
-        return first_rate(self.limit(model), count, others, self._of_tokenizer())
+        others = sum(parameter.numel() for parameter in model.parameters()) - _count(quantized)
+        free = self._free(quantized)
+        kept = (_count(quantized) - free) * (self.embedding_rate or 0.0) / 8
+        return first_rate(self.limit(model) - kept, free, others, self._of_tokenizer())
+
+    def _free(self, quantized: Mapping[str, Tensor]) -> int:
+        """How many weights have the rate that is to be found."""
+        return next((_count(part) for _, part in rates_of(quantized, 0.0, self.embedding_rate)), 0)
 
     def meet(
         self,
@@ -81,8 +108,12 @@ class ByteBudget:
             assert self.tokenizer is not None
             return file_bytes(model, grids_at(rate), storage, self.tokenizer, self.generation)
 
-        count = sum(weight.numel() for weight in quantized.values())
-        meet(self.limit(model), count, self.rate if self.is_known else self.first_rate(model, quantized), bytes_at)
+        meet(
+            self.limit(model),
+            self._free(quantized),
+            self.rate if self.is_known else self.first_rate(model, quantized),
+            bytes_at,
+        )
 
     def check(self, model: Transformer, quantized: Mapping[str, Tensor], storage: Storage) -> None:
         """Raises `UserError` where not even the least rate fits, before any training.
@@ -90,9 +121,10 @@ class ByteBudget:
         Weights of any values have the codes of a rate in as many bits; so the file is written with drawn ones, where
         it is near the limit at all.
         """
-        limit, count = self.limit(model), sum(weight.numel() for weight in quantized.values())
+        limit, count = self.limit(model), _count(quantized)
         others = sum(parameter.numel() for parameter in model.parameters()) - count
-        if 8 * (limit - self._of_tokenizer() - 2 * others) > _CLOSE * LEAST_RATE * count:
+        most = max(LEAST_RATE, self.embedding_rate or 0.0)
+        if 8 * (limit - self._of_tokenizer() - 2 * others) > _CLOSE * most * count:
             return
         assert self.tokenizer is not None
         drawn = Transformer(model.architecture)
@@ -103,7 +135,9 @@ class ByteBudget:
         parameters = dict(drawn.named_parameters())
         weights = {name: parameters[name].detach() for name in quantized}
         kind = GridKind(8, True, None, False, torch.float16)
-        scales = scales_for_rate(weights, LEAST_RATE, kind)
+        scales: dict[str, Tensor] = {}
+        for rate, part in rates_of(weights, LEAST_RATE, self.embedding_rate):
+            scales |= scales_for_rate(part, rate, kind)
         grids = {name: to_grid(weight, scales[name], None, kind) for name, weight in weights.items()}
         size = file_bytes(drawn, grids, storage, self.tokenizer, self.generation)
         # What is left after training may code a little better.
@@ -179,6 +213,10 @@ def file_bytes(
         written = Storage(grids, storage.dtype, storage.entropy, storage.int8)
         checkpoint.save(file, twin, tokenizer, generation, written)
         return file.stat().st_size
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.numel() for weight in weights.values())
 
 
 def _held(rate: float) -> float:

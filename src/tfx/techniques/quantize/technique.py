@@ -20,7 +20,7 @@ from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
 from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Technique, TechniqueSettings
-from tfx.techniques.quantize.allocation import ByteBudget
+from tfx.techniques.quantize.allocation import ByteBudget, rates_of
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.learned import LearnedStep
@@ -72,6 +72,13 @@ class QuantizeSettings(TechniqueSettings):
         minimum=0.5,
         maximum=6,
         paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5); Choi 2017, arXiv 1612.01543",
+    )
+    embedding_rate: float | None = setting(
+        None,
+        "a rate of its own for what lies outside of the blocks, embeddings and the output; rate is that of the blocks "
+        "then; null: one rate for all, where each matrix gets what its sensitivity is worth",
+        minimum=0.5,
+        maximum=6,
     )
     bytes: int | None = setting(
         None,
@@ -134,6 +141,7 @@ class Quantize(Technique):
         self._named_rate = settings.rate
         self._budget = ByteBudget.of(settings.bytes, settings.ratio)
         if self._budget is not None:
+            self._budget.embedding_rate = settings.embedding_rate
             self.settings = settings = replace(settings, rate=self._budget.rate)
         one_shot = settings.method in ("gptq", "trellis")
         self.aware = not one_shot if settings.aware is None else settings.aware
@@ -187,6 +195,11 @@ class Quantize(Technique):
             raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
         if settings.rate is not None:
             self._check_rate(settings.rate)
+        elif settings.embedding_rate is not None:
+            raise UserError(
+                "technique.quantize.embedding_rate goes with a rate: add technique.quantize.rate, such as 2, or name "
+                "bits of tensors with technique.quantize.layers=['embedding.*:8']"
+            )
         elif settings.method == "trellis":
             raise UserError(
                 "technique.quantize.method=trellis needs technique.quantize.rate, such as 2: it is for a rate"
@@ -226,11 +239,18 @@ class Quantize(Technique):
             )
         if settings.method == "trellis" and self.bits != 8:
             raise UserError("technique.quantize.bits: the levels of a trellis have 8 bits before coding; leave it out")
-        if self.bits < rate + 2:
-            # With fewer, codes reach less than 8 standard deviations of roughly normal weights.
+        if settings.embedding_rate is not None and not settings.embeddings:
             raise UserError(
-                f"technique.quantize.rate={rate:g} needs room for the codes of large weights: "
-                f"bits={math.ceil(rate + 2)} or more"
+                "technique.quantize.embedding_rate is for embeddings, and technique.quantize.embeddings=false leaves "
+                "them out: name one of the two"
+            )
+        most = max(rate, settings.embedding_rate or 0.0)
+        if self.bits < most + 2:
+            # With fewer, codes reach less than 8 standard deviations of roughly normal weights.
+            name = "rate" if most == rate else "embedding_rate"
+            raise UserError(
+                f"technique.quantize.{name}={most:g} needs room for the codes of large weights: "
+                f"bits={math.ceil(most + 2)} or more"
             )
 
     def when(self, hook: str) -> str:
@@ -282,6 +302,8 @@ class Quantize(Technique):
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
             kind += f", coded in {self._budget or f'{self.settings.rate:g} bits per weight'}"
+            if self.settings.embedding_rate is not None:
+                kind += f" ({self.settings.embedding_rate:g} bits per weight outside of the blocks)"
         if self._budget is not None and not self._shrinks:
             storage = self.storage()
             assert storage is not None
@@ -334,13 +356,15 @@ class Quantize(Technique):
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
         # Layers that layer dropout has always skipped have none yet.
         is_known = self._sensitivities.keys() >= weights.keys()
-        if self.settings.method == "trellis":
-            # Training goes on with a uniform grid: rounding each weight alone is cheap.
-            squares = self._sensitivities if is_known else {name: torch.ones(()) for name in weights}
-            steps = scalar_steps(weights, squares, self.settings.rate, self._by_row)
-            return {name: (step, None) for name, step in steps.items()}
-        sensitivities = {name: float(self._sensitivities[name].sum()) for name in weights} if is_known else None
-        scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities)
+        scales: dict[str, Tensor] = {}
+        for rate, part in rates_of(weights, self.settings.rate, self.settings.embedding_rate):
+            if self.settings.method == "trellis":
+                # Training goes on with a uniform grid: rounding each weight alone is cheap.
+                squares = self._sensitivities if is_known else {name: torch.ones(()) for name in part}
+                scales |= scalar_steps(part, squares, rate, self._by_row)
+            else:
+                sensitivities = {name: float(self._sensitivities[name].sum()) for name in part} if is_known else None
+                scales |= scales_for_rate(part, rate, self.kind(""), sensitivities)
         return {name: (scale, None) for name, scale in scales.items()}
 
     def _cluster(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -467,7 +491,10 @@ class Quantize(Technique):
             for group in calibration.inputs(chosen, at_once=True)
             for name, moments in group.items()
         }
-        return {name: (step, None) for name, step in choose(matrices, settings.rate, _DTYPES[settings.scales]).items()}
+        steps: dict[str, Tensor] = {}
+        for rate, part in rates_of(matrices, settings.rate, settings.embedding_rate):
+            steps |= choose(part, rate, _DTYPES[settings.scales])
+        return {name: (step, None) for name, step in steps.items()}
 
     def storage(self) -> Storage | None:
         settings = self.settings
