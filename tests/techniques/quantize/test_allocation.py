@@ -76,9 +76,10 @@ def test_two_ways_to_say_the_rate_are_an_error(tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
-def test_a_file_that_cannot_be_so_small_is_refused_before_it_trains_and_in_a_dry_run(tmp_path, capsys):
-    folder = f"hydra.run.dir={tmp_path / 'r'}"
-    small = ["+technique=quantize", "trainer.budget.steps=4", folder]
+@pytest.mark.parametrize("method", ["nearest", "trellis"])
+def test_a_file_that_cannot_be_so_small_is_refused_before_it_trains_and_in_a_dry_run(tmp_path, capsys, method):
+    code = [f"technique.quantize.method={method}", "technique.quantize.calibration=2"]
+    small = ["+technique=quantize", "trainer.budget.steps=4", f"hydra.run.dir={tmp_path / 'r'}", *code]
     for more in ([], ["dry_run=true"]):
         assert main(["train", *TINY, *small, "technique.quantize.bytes=4000", *more]) == 2
         captured = capsys.readouterr()
@@ -86,7 +87,8 @@ def test_a_file_that_cannot_be_so_small_is_refused_before_it_trains_and_in_a_dry
         assert "validation" not in captured.err  # no step was made
     least = int(captured.err.split("it has ")[1].split(";")[0].replace(",", ""))
     # As much as that, and a little for doubt, can be had.
-    summary = train(tmp_path / "fits", f"technique.quantize.bytes={round(1.06 * least)}", "trainer.budget.steps=4")
+    enough = f"technique.quantize.bytes={round(1.06 * least)}"
+    summary = train(tmp_path / "fits", enough, "trainer.budget.steps=4", *code)
     assert summary["bytes"]["file"] <= 1.06 * least
 
 

@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from tfx.tasks.prepare import PreparedData
 
 
+# What a file has of the bytes that it is made for (`tfx.techniques.quantize.allocation`).
+_FILLED = 0.998
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What is known of a config before its training: bytes of the file, and milliseconds for one input.
 
-    None: there is no limit on it. Both are with corrections, and ``untrained_*`` as measured with drawn weights.
+    ``planned`` are the bytes at the rate of its axis, where the file is made to have others. None: there is no limit on
+    it. Both are with corrections, and ``untrained_*`` as measured with drawn weights.
     """
 
     bytes: int
+    planned: int
     untrained_weights: int
     stack: str
     latency_ms: float | None = None
@@ -83,14 +89,20 @@ class Fitter:
         if whole is None:
             return None
         found = self.predict(whole)
-        too_large = found.bytes > self._limit(whole)
+        # With the rate of the axis, not with the one that a limit of bytes makes of it.
+        too_large = found.planned > self._limit(whole)
         too_slow = found.latency_ms is not None and found.latency_ms > (self.goal.max_latency_ms or math.inf)
         return None if too_large or too_slow else whole
 
     def _limit(self, values: Mapping[str, Any]) -> float:
         """The most bytes that the file of these values may have, less the margin for wrong predictions."""
         wanted = values.get(SIZE, math.inf if self.goal.max_bytes is None else self.goal.max_bytes)
-        return min(float(wanted), self.goal.largest_of_interest) * (1 - self.sizes.margin)
+        return min(float(wanted), self.goal.largest_of_interest) * (1 - self._margin)
+
+    @property
+    def _margin(self) -> float:
+        """The share of a limit that stays free; none where the file is made to keep it."""
+        return self.sizes.margin if self.space.max_bytes is None else 0.0
 
     def _with_width(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         if WIDTH not in self.space.axes:
@@ -132,8 +144,10 @@ class Fitter:
         latency = untrained = None
         if self.goal.max_latency_ms is not None:
             latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
-        whole = self.sizes.predict(config, data.tokenizer)
-        return Prediction(whole, bytes_.weights, stack_of(config), latency, untrained)
+        planned = self.sizes.predict(config, data.tokenizer)
+        made = self.space.file_bytes(values)
+        whole = planned if made is None else round(made * _FILLED)
+        return Prediction(whole, planned, bytes_.weights, stack_of(config), latency, untrained)
 
     def data(self, config: Root) -> PreparedData:
         """The data of a config, each once: it differs where the tokenizer does."""
@@ -156,10 +170,10 @@ class Fitter:
         found = self.predict(smallest)
         goal = self.goal
         what = " ".join(f"{key}={value}" for key, value in smallest.items())
-        if goal.max_bytes is not None and found.bytes > self._limit(smallest) / (1 - self.sizes.margin):
+        if goal.max_bytes is not None and found.planned > self._limit(smallest) / (1 - self._margin):
             raise UserError(
                 f"max_bytes={goal.max_bytes} cannot be reached: the smallest file of this space has about "
-                f"{found.bytes:,} bytes ({size(found.bytes)}; {what}); allow more, or widen an axis"
+                f"{found.planned:,} bytes ({size(found.planned)}; {what}); allow more, or widen an axis"
             )
         if found.latency_ms is not None and found.latency_ms > (goal.max_latency_ms or math.inf):
             raise UserError(

@@ -23,7 +23,7 @@ from tfx.experiments.search.findings import Findings
 from tfx.experiments.search.fitting import Fitter
 from tfx.experiments.search.front import ranks
 from tfx.experiments.search.goal import Goal, Measured
-from tfx.experiments.search.halving import best_of, lengths, promoted
+from tfx.experiments.search.halving import best_of, course, lengths
 from tfx.experiments.search.outcome import outcome_of
 from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
@@ -33,6 +33,7 @@ from tfx.experiments.search.space import NO_TEST, make_space
 _FOR_SEEDS = 0.2
 # A whole training where none is named: this part of the time that all processes have.
 _PART_OF_TIME = 1 / 20
+NOTHING_FITS = "no config was found that keeps the limits: allow more, or widen an axis"
 # Of the leaders so many get more seeds.
 _LEADERS = 3
 
@@ -114,14 +115,12 @@ class Search:
         proposed = propose(axes, told, count, self.request.config.seed, number, self.fitter.accept)
         if not proposed:
             if number == 0:
-                raise self.fitter.refusal or UserError(
-                    "no config was found that keeps the limits: allow more, or widen an axis"
-                )
+                raise self.fitter.refusal or UserError(NOTHING_FITS)
             return False
         for values in proposed:
             place = len(self.book.entries)
             prediction = self.fitter.predict(values)
-            self.book.entries.append(Entry(place, values, self.space.words(values), number, prediction))
+            self.book.entries.append(Entry(place, values, self.space.words(values, whole=True), number, prediction))
         self.keep()
         return True
 
@@ -129,11 +128,10 @@ class Search:
         """How many configs a round can begin with, for it to end within its part of the budget."""
         part = 1.0 if self.settings.seeds == 1 else 1 - _FOR_SEEDS
         for count in range(self.settings.candidates, 0, -1):
-            left, runs, seconds = count, 0, 0.0
-            for rung in range(self.settings.rungs):
+            runs, seconds = 0, 0.0
+            for rung, left in course(count, self.settings.rungs, self.settings.keep):
                 runs += left
                 seconds += math.ceil(left / self.machine.jobs) * self._expected(rung)
-                left = promoted(left, self.settings.keep)
             if self.most_trials is not None and len(self.book.trials) + runs > max(
                 math.floor(part * self.most_trials), min(self.most_trials, self.settings.rungs)
             ):
@@ -147,14 +145,15 @@ class Search:
     def _run_round(self, number: int) -> None:
         alive = self.book.of_round(number)
         seed = self.request.config.seed
-        for rung in range(self.settings.rungs):
+        steps = course(len(alive), self.settings.rungs, self.settings.keep)
+        for (rung, _), after in zip(steps, [*steps[1:], (0, 1)], strict=True):
             self._train([Trial(entry.number, rung, seed) for entry in alive])
             self.keep()
             ended = [entry for entry in alive if self.found.first(entry, rung) is not None]
             failed = [job for job in self.jobs if job.state in ENDED_BADLY]
             if failed and not any(self.found.results()):
                 raise UserError(f"no trial has a result: {failed[-1].reason} (see {failed[-1].log})")
-            alive = self._promote(ended, rung, promoted(len(alive), self.settings.keep))
+            alive = self._promote(ended, rung, after[1])
 
     def _promote(self, entries: Sequence[Entry], rung: int, count: int) -> list[Entry]:
         def at(entry: Entry) -> Measured:
@@ -235,7 +234,9 @@ class Search:
     def _job(self, trial: Trial) -> Job:
         entry = self.book.entries[trial.number]
         budget = self.budgets[trial.rung]
-        words = [*entry.words, f"trainer.budget.{budget.unit}={budget.amount:.10g}", f"seed={trial.seed}"]
+        is_whole = trial.rung == len(self.budgets) - 1
+        own = entry.words if is_whole else self.space.words(entry.values)
+        words = [*own, f"trainer.budget.{budget.unit}={budget.amount:.10g}", f"seed={trial.seed}"]
         place = self.book.trials.index(trial)
         name = f"config {trial.number}, {budget}, seed {trial.seed}"
         return Job(place, words, trial.folder(self.folder), self.request.flags, name)
@@ -271,7 +272,9 @@ class Search:
         sizes, latencies = [], []
         for trial, result in self.found.results():
             predicted = self.book.entries[trial.number].predicted
-            sizes.append(Observation(predicted.stack, predicted.untrained_weights, result.bytes.weights))
+            # The rate of a file that has a size of its own is not what was predicted from.
+            if self.space.max_bytes is None:
+                sizes.append(Observation(predicted.stack, predicted.untrained_weights, result.bytes.weights))
             if predicted.untrained_latency_ms is not None:
                 truth = result.inference["file"].latency_ms["p50"]
                 latencies.append(Observation(predicted.stack, predicted.untrained_latency_ms, truth))

@@ -90,7 +90,8 @@ def stack_of(config: Root) -> str:
     """What decides how drawn weights differ from trained ones: the techniques of the stack, and whether by a rate."""
     quantize = config.technique.get("quantize")
     kind = [] if quantize is None else ["rate" if quantize["rate"] is not None else f"{quantize['bits']} bits"]
-    return "+".join([*sorted(config.technique), *kind])
+    # A teacher has no part in how weights are coded.
+    return "+".join([*sorted(set(config.technique) - {"distill"}), *kind])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfx.config.compose import compose
@@ -15,13 +15,14 @@ from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.goal import Goal
 
 WIDTH, FFN, FFN_FACTOR = "model.width", "model.ffn_width", "ffn_factor"
-VOCABULARY, SPARSITY, RATE = (
-    "dataset.tokenizer.vocab_size",
-    "technique.prune.sparsity",
-    "technique.quantize.rate",
-)
+VOCABULARY, SPARSITY = "dataset.tokenizer.vocab_size", "technique.prune.sparsity"
+RATE, EMBEDDING_RATE = "technique.quantize.rate", "technique.quantize.embedding_rate"
 # The bytes that the file of a config is to have; its width is chosen for that.
 SIZE = "file_bytes"
+# The rate of embeddings and output in that of the blocks; None: what their sensitivity is worth.
+EMBEDDING_FACTOR = "embedding_rate_factor"
+# Whether a config has the teacher that the command line names.
+TEACHER = "teacher"
 
 Values = Mapping[str, Any]
 
@@ -29,39 +30,70 @@ _SMALLEST_BPE = 300  # the 256 bytes, the special tokens, and a few merges
 _WIDEST = 4  # times the model's own width
 _SIZES = 2  # sizes of files on either side of the limit
 _PER_TOKEN = ("loss", "perplexity")
+# The code that takes fewest bytes at a loss (docs/RESULTS.md, "Which code takes fewest bytes"), after training with a
+# grid. A whole training ends with it, for it takes seconds; shorter ones only say which configs go on.
+_BEST_CODE = ("technique.quantize.method=trellis", "technique.quantize.aware=true")
+# Settings of quantization that go with it, and with a rate of the search's own.
+_ANY_CODE_HAS = ("rate", "embedding_rate", "start", "every", "skip", "calibration")
 # Trials of a search know no test data: its choices look at validation data only.
 NO_TEST = "dataset.splits.test=[]"
 
 
 @dataclass(frozen=True)
 class Space:
-    """``axes`` by key; ``base`` are the words that all configs share; ``techniques`` their stack."""
+    """``axes`` by key; ``base`` are the words that all configs share; ``techniques`` their stack.
+
+    ``optional`` are the techniques that an axis decides about, each with words that it brings. ``max_bytes``: the file
+    of a config has as many, or what the axis of sizes says, and its rate follows; None: its rate is what the axis says.
+    """
 
     base: tuple[str, ...]
     techniques: tuple[str, ...]
     axes: Mapping[str, Axis]
-    # Without sparsity there is no pruning: then the technique leaves the stack.
-    may_prune: bool = False
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    max_bytes: int | None = None
+    # What a whole training ends with, beside its words.
+    ending: tuple[str, ...] = ()
     # Tells composing where the user's own configs are.
     place: tuple[str, ...] = ()
 
-    def words(self, values: Values) -> list[str]:
-        """The overrides of `tfx train` for the config at ``values``."""
+    def words(self, values: Values, *, whole: bool = False) -> list[str]:
+        """The overrides of `tfx train` for the config at ``values``, of a ``whole`` training or of a shorter one."""
+        words = self._words(values, by_bytes=self.max_bytes is not None)
+        return [*words, *(self.ending if whole else ())]
+
+    def file_bytes(self, values: Values) -> int | None:
+        """The bytes that the file of a config is made to have; None if its rate decides."""
+        return None if self.max_bytes is None else int(values.get(SIZE, self.max_bytes))
+
+    def _words(self, values: Values, *, by_bytes: bool) -> list[str]:
         techniques, words = list(self.techniques), []
         for key, value in values.items():
             if key == FFN_FACTOR:
                 words.append(f"{FFN}={round(value * values[WIDTH])}")
-            elif key == SPARSITY and self.may_prune:
+            elif key == SPARSITY and "prune" in self.optional:
                 if value > 0:
                     techniques.append("prune")
-                    words.append(f"{key}={value}")
+                    words += [*self.optional["prune"], f"{key}={value}"]
+            elif key == TEACHER:
+                if value == "yes":
+                    techniques.append("distill")
+                    words += self.optional["distill"]
+            elif key == EMBEDDING_FACTOR:
+                if value is not None:
+                    words.append(f"{EMBEDDING_RATE}={min(6.0, max(0.5, value * values[RATE])):.4g}")
+            elif key == RATE and by_bytes:
+                words.append(f"technique.quantize.bytes={self.file_bytes(values)}")
             elif key != SIZE:
                 words.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
         return [*self.base, f"technique=[{','.join(sorted(techniques))}]", *words]
 
     def config(self, values: Values) -> Root:
-        """The config at ``values``. Raises `UserError` if its settings do not fit together."""
-        return self.compose(self.words(values))
+        """The config at ``values``, with the rate that they say. Raises `UserError` if its settings do not fit.
+
+        Its file is as large as that of a whole training, whose other code takes as many bits at a rate.
+        """
+        return self.compose(self._words(values, by_bytes=False))
 
     def compose(self, words: Sequence[str]) -> Root:
         """The config of overrides of `tfx train`."""
@@ -98,7 +130,7 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     """
     fixed = {parse(word)[0] for word in typed if "=" in word}
     is_new = config.init_from is None
-    stack, may_prune = _stack(config, fixed)
+    stack, optional = _stack(config, typed, fixed)
     distill = config.technique.get("distill")
     if distill is not None and distill["teacher"] is None and is_new:
         raise UserError(
@@ -106,7 +138,7 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
             "technique.distill.teacher=RUN"
         )
     own = _of_model(config) if is_new else []
-    own += _of_technique(config, stack, may_prune, fixed)
+    own += _of_techniques(stack, optional, fixed, named)
     # Losses per token of two vocabularies cannot be compared.
     if is_new and distill is None and config.dataset.tokenizer.path is None and goal.metric not in _PER_TOKEN:
         own += _of_vocabulary(config)
@@ -117,19 +149,47 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     if goal.max_bytes is not None and goal.spread > 1:
         factors = (goal.spread ** (step / _SIZES) for step in range(-_SIZES, _SIZES + 1))
         axes[SIZE] = Axis(SIZE, choices=tuple(round(goal.max_bytes * factor) for factor in factors))
-    base = [word for word in typed if word.lstrip("+").partition("=")[0] not in ("technique", "dry_run")]
+    apart = tuple(word for words in optional.values() for word in words)
+    base = [word for word in typed if _key(word) not in ("technique", "dry_run") and word not in apart]
     if distill is not None and is_new and config.dataset.tokenizer.path is None:
         base.append(f"dataset.tokenizer.path={distill['teacher']}/tokenizer.json")
-    return Space(tuple(base), stack, axes, may_prune)
+    of_code = {key for key in fixed | named.keys() if key.startswith("technique.quantize.")}
+    of_code -= {f"technique.quantize.{name}" for name in _ANY_CODE_HAS}
+    return Space(
+        tuple(base),
+        stack,
+        axes,
+        optional,
+        goal.max_bytes if RATE in axes and goal.is_of_quality else None,
+        _BEST_CODE if RATE in axes and not of_code else (),
+    )
 
 
-def _stack(config: Root, fixed: set[str]) -> tuple[tuple[str, ...], bool]:
-    """The techniques of all configs, and whether pruning may come to them: the user's own, else quantization."""
+def _stack(config: Root, typed: Sequence[str], fixed: set[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The techniques of all configs, and those that some have, with the words that are theirs alone.
+
+    The user's own; else quantization, with or without pruning and the teacher that is named.
+    """
     if "technique" in fixed:
-        return tuple(config.technique), False
-    if any(key.startswith("technique.prune.") for key in fixed):
-        return ("prune", "quantize"), False
-    return ("quantize",), True
+        return tuple(config.technique), {}
+    optional = {"prune": "technique.prune."}
+    if config.technique.get("distill") is not None:
+        optional["distill"] = "technique.distill."
+    return ("quantize",), {
+        name: tuple(word for word in typed if _key(word).startswith(begin)) for name, begin in optional.items()
+    }
+
+
+def named_techniques(words: Sequence[str]) -> list[str]:
+    """The techniques that words set something of, where none names the techniques themselves; with quantization."""
+    keys = [_key(word) for word in words]
+    if "technique" in keys:
+        return []
+    return sorted({"quantize", *(key.split(".")[1] for key in keys if key.startswith("technique."))})
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
 
 
 def _of_model(config: Root) -> list[Axis]:
@@ -138,6 +198,7 @@ def _of_model(config: Root) -> list[Axis]:
         Axis(WIDTH, 8, _WIDEST * model.width, whole=True, step=1),
         Axis(FFN_FACTOR, choices=(1, 2, 3, 4)),
         Axis("model.heads", choices=(2, 4, 8)),
+        Axis("model.passes", choices=(1, 2)),
         Axis("model.dropout", 0.0, 0.3),
         Axis("optimizer.weight_decay", 0.03, 1.0, log=True),
     ]
@@ -147,14 +208,20 @@ def _of_model(config: Root) -> list[Axis]:
     return axes
 
 
-def _of_technique(config: Root, stack: Sequence[str], may_prune: bool, fixed: set[str]) -> list[Axis]:
-    axes = []
-    if "quantize" in stack and not fixed & {"technique.quantize.bits", "technique.quantize.granularity"}:
+def _of_techniques(
+    stack: Sequence[str], optional: Mapping[str, Any], fixed: set[str], named: Mapping[str, Axis]
+) -> list[Axis]:
+    axes, given = [], fixed | named.keys()
+    if "quantize" in stack and not given & {"technique.quantize.bits", "technique.quantize.granularity"}:
         axes.append(Axis(RATE, 1.25, 4.0, log=True))
-    if may_prune:
+        if RATE not in fixed and not given & {EMBEDDING_RATE, "technique.quantize.embeddings"}:
+            axes.append(Axis(EMBEDDING_FACTOR, choices=(None, 0.7, 1.4)))
+    if "prune" in optional:
         axes.append(Axis(SPARSITY, choices=(0.0, 0.3, 0.5, 0.7)))
     elif "prune" in stack:
         axes.append(Axis(SPARSITY, 0.1, 0.8))
+    if "distill" in optional:
+        axes.append(Axis(TEACHER, choices=("yes", "no")))
     return axes
 
 

@@ -24,7 +24,6 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.transformer import Transformer
-from tfx.techniques.quantize.rounding import GridKind, scales_for_rate, to_grid
 
 LEAST_RATE, MOST_RATE = 0.5, 6.0
 # A file that leaves no more than this share of its budget is large enough; the next try aims at half of it.
@@ -115,11 +114,17 @@ class ByteBudget:
             bytes_at,
         )
 
-    def check(self, model: Transformer, quantized: Mapping[str, Tensor], storage: Storage) -> None:
+    def check(
+        self,
+        model: Transformer,
+        quantized: Mapping[str, Tensor],
+        storage: Storage,
+        grids_at: Callable[[Mapping[str, Tensor], float], Mapping[str, Grid]],
+    ) -> None:
         """Raises `UserError` where not even the least rate fits, before any training.
 
-        Weights of any values have the codes of a rate in as many bits; so the file is written with drawn ones, where
-        it is near the limit at all.
+        ``grids_at`` quantizes weights at a rate. Weights of any values have the codes of a rate in as many bits; so the
+        file is written with drawn ones, where it is near the limit at all.
         """
         limit, count = self.limit(model), _count(quantized)
         others = sum(parameter.numel() for parameter in model.parameters()) - count
@@ -134,11 +139,7 @@ class ByteBudget:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
         parameters = dict(drawn.named_parameters())
         weights = {name: parameters[name].detach() for name in quantized}
-        kind = GridKind(8, True, None, False, torch.float16)
-        scales: dict[str, Tensor] = {}
-        for rate, part in rates_of(weights, LEAST_RATE, self.embedding_rate):
-            scales |= scales_for_rate(part, rate, kind)
-        grids = {name: to_grid(weight, scales[name], None, kind) for name, weight in weights.items()}
+        grids = grids_at(weights, LEAST_RATE)
         size = file_bytes(drawn, grids, storage, self.tokenizer, self.generation)
         # What is left after training may code a little better.
         if size > limit * _DOUBT:

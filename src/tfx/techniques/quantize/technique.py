@@ -307,9 +307,25 @@ class Quantize(Technique):
         if self._budget is not None and not self._shrinks:
             storage = self.storage()
             assert storage is not None
-            self._budget.check(model, chosen, storage)
+            self._budget.check(model, chosen, storage, self._grids_of_drawn)
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
         return [line + left_alone(model, chosen)]
+
+    def _grids_of_drawn(self, weights: Mapping[str, Tensor], least: float) -> dict[str, Grid]:
+        """The grids of weights that no gradient and no input is known of, at the least rate."""
+        settings, grids = self.settings, {}
+        for rate, part in rates_of(weights, least, settings.embedding_rate):
+            if settings.method != "trellis":
+                scales = scales_for_rate(part, rate, self.kind(""))
+                grids |= {name: to_grid(weight, scales[name], None, self.kind(name)) for name, weight in part.items()}
+                continue
+            moments = {name: torch.eye(weight.shape[1], dtype=torch.float64) for name, weight in part.items()}
+            sizes = {
+                name: measure(weight, moments[name], torch.ones(()), self._by_row) for name, weight in part.items()
+            }
+            for name, step in choose(sizes, rate, _DTYPES[settings.scales]).items():
+                grids[name] = trellis(part[name], moments[name], step, None, _DTYPES[settings.scales])
+        return grids
 
     def kind(self, name: str) -> GridKind:
         """How to compute the scales of a tensor."""
