@@ -277,9 +277,7 @@ def test_the_winner_and_a_dense_model_of_its_size_train_again_with_new_seeds(req
     assert "trainer.budget.steps=90" in words
 
 
-def test_where_the_rate_is_an_axis_files_are_made_to_fill_the_limit_and_a_whole_training_ends_with_the_best_code(
-    request_of, trials, tmp_path
-):
+def test_where_the_rate_is_an_axis_files_are_made_to_fill_the_limit(request_of, trials, tmp_path):
     settings = replace(SETTINGS, seeds=1, budget=SearchBudget(trials=8))
     search = run(request_of, tmp_path / "s", settings, rate="interval(1.5,3)")
     found = [search.found.mean_of(entry) for entry in search.found.ended]
@@ -287,11 +285,8 @@ def test_where_the_rate_is_an_axis_files_are_made_to_fill_the_limit_and_a_whole_
     outcome = json.loads((tmp_path / "s" / "search.json").read_text())
     assert outcome["size"]["mean_absolute_error"] == 0  # the size of such a file is known
     assert search.fitter.sizes.factors == {}  # and teaches nothing about rates
-    trellis = "technique.quantize.method=trellis"
-    assert trellis in outcome["command"]
-    for job in search.jobs:
-        assert "technique.quantize.bytes=60000" in job.overrides
-        assert (trellis in job.overrides) == ("rung1" in job.folder.name)
+    assert "technique.quantize.bytes=60000" in outcome["command"]
+    assert all("technique.quantize.bytes=60000" in job.overrides for job in search.jobs)
     # The width is the widest whose file has the rate of the axis: eight more do not fit.
     for entry in search.book.entries:
         width, rate = entry.values["model.width"], entry.values["technique.quantize.rate"]

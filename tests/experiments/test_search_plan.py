@@ -178,12 +178,22 @@ def test_with_a_teacher_named_configs_have_it_or_not_and_its_vocabulary(tmp_path
         assert any(re.fullmatch(r"dataset.tokenizer.path=.*T/tokenizer.json", word) for word in found)
 
 
-def test_settings_of_quantization_that_say_how_it_codes_stand_as_they_are():
-    assert space_of(max_bytes=400_000).ending == ("technique.quantize.method=trellis", "technique.quantize.aware=true")
-    assert space_of("technique.quantize.start=0.5", max_bytes=400_000).ending
-    assert not space_of("technique.quantize.method=gptq", max_bytes=400_000).ending
-    bits = space_of("technique.quantize.bits=4", max_bytes=400_000)
-    assert (bits.ending, bits.max_bytes) == ((), None)
+def test_a_trellis_ends_whole_trainings_alone_after_training_with_a_grid():
+    assert space_of(max_bytes=400_000).ending == ()
+    space = space_of("technique.quantize.method=trellis", max_bytes=400_000)
+    values = {"technique.quantize.rate": 2.0}
+    for whole in (True, False):
+        words = space.words(values, whole=whole)
+        assert ("technique.quantize.method=trellis" in words) == whole
+        assert "technique.quantize.aware=true" in words
+    assert space.config(values).technique["quantize"]["method"] == "nearest"
+    # Whether to train with the grid is the user's to say.
+    words = space_of("technique.quantize.method=trellis", "technique.quantize.aware=false", max_bytes=400_000).base
+    assert [word for word in words if "aware" in word] == ["technique.quantize.aware=false"]
+
+
+def test_with_bits_named_there_is_no_rate_to_fill_a_limit_with():
+    assert space_of("technique.quantize.bits=4", max_bytes=400_000).max_bytes is None
     # With no limit of bytes the rate is that of its axis.
     free = space_of(max_latency_ms=5.0)
     assert free.max_bytes is None

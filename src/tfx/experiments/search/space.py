@@ -30,11 +30,10 @@ _SMALLEST_BPE = 300  # the 256 bytes, the special tokens, and a few merges
 _WIDEST = 4  # times the model's own width
 _SIZES = 2  # sizes of files on either side of the limit
 _PER_TOKEN = ("loss", "perplexity")
-# The code that takes fewest bytes at a loss (docs/RESULTS.md, "Which code takes fewest bytes"), after training with a
-# grid. A whole training ends with it, for it takes seconds; shorter ones only say which configs go on.
-_BEST_CODE = ("technique.quantize.method=trellis", "technique.quantize.aware=true")
-# Settings of quantization that go with it, and with a rate of the search's own.
-_ANY_CODE_HAS = ("rate", "embedding_rate", "start", "every", "skip", "calibration")
+# A trellis takes 30 µs for each weight and try, more than a short training: it ends whole trainings alone, after the
+# training with a grid that others have too. Shorter ones only say which configs go on.
+METHOD, AWARE = "technique.quantize.method", "technique.quantize.aware"
+TRELLIS = f"{METHOD}=trellis"
 # Trials of a search know no test data: its choices look at validation data only.
 NO_TEST = "dataset.splits.test=[]"
 
@@ -153,15 +152,16 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     base = [word for word in typed if _key(word) not in ("technique", "dry_run") and word not in apart]
     if distill is not None and is_new and config.dataset.tokenizer.path is None:
         base.append(f"dataset.tokenizer.path={distill['teacher']}/tokenizer.json")
-    of_code = {key for key in fixed | named.keys() if key.startswith("technique.quantize.")}
-    of_code -= {f"technique.quantize.{name}" for name in _ANY_CODE_HAS}
+    may_be = named[METHOD].choices if METHOD in named else ()
+    if (TRELLIS in base or ("trellis" in may_be and "gptq" not in may_be)) and AWARE not in fixed | named.keys():
+        base.append(f"{AWARE}=true")
     return Space(
-        tuple(base),
+        tuple(word for word in base if word != TRELLIS or RATE not in axes),
         stack,
         axes,
         optional,
         goal.max_bytes if RATE in axes and goal.is_of_quality else None,
-        _BEST_CODE if RATE in axes and not of_code else (),
+        (TRELLIS,) if TRELLIS in base and RATE in axes else (),
     )
 
 

@@ -313,7 +313,8 @@ class Quantize(Technique):
 
     def _grids_of_drawn(self, weights: Mapping[str, Tensor], least: float) -> dict[str, Grid]:
         """The grids of weights that no gradient and no input is known of, at the least rate."""
-        settings, grids = self.settings, {}
+        settings = self.settings
+        grids: dict[str, Grid] = {}
         for rate, part in rates_of(weights, least, settings.embedding_rate):
             if settings.method != "trellis":
                 scales = scales_for_rate(part, rate, self.kind(""))
