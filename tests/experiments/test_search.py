@@ -16,6 +16,7 @@ from tfx.experiments.request import compose_request
 from tfx.experiments.search import final, size, space
 from tfx.experiments.search import search as search_module
 from tfx.experiments.search.axes import named_axes
+from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.search import Search
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import count_parameters
@@ -301,3 +302,24 @@ def test_two_trials_are_two_configs(request_of, trials, tmp_path):
     search = run(request_of, tmp_path / "s", settings)
     assert trials.ran == ["0000-rung2-seed1", "0001-rung2-seed1"]
     assert search.found.best() is not None
+
+
+@pytest.mark.parametrize("rate", ["2", "interval(1.5,3)"])
+def test_the_first_config_is_the_command_s_own(request_of, trials, tmp_path, rate):
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1, budget=SearchBudget(trials=4)), rate=rate)
+    own, first = search.request.config, search.book.entries[0].values
+    # The own dropout, and the nearest to its layers that the axes have.
+    assert first["model.dropout"] == own.model.dropout
+    assert first["model.decoder_layers"] == own.model.decoder_layers == 4
+    if rate != "2":  # the rate is the one that brings the width nearest to its own
+        others = [search.fitter.accept(first | {"technique.quantize.rate": at}) for at in (1.6, 2.0, 2.5, 3.0)]
+        off = [abs(one["model.width"] - own.model.width) for one in others if one is not None]
+        assert abs(first["model.width"] - own.model.width) <= min(off)
+
+
+def test_of_models_of_one_width_the_limit_decides_the_rate(request_of, tmp_path):
+    request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
+    typed = [*(word for word in request.typed if "quantize.rate" not in word), "model.width=64"]
+    space_ = space.make_space(typed, {}, request.config, Goal.of(SETTINGS, request.config))
+    assert not {"technique.quantize.rate", "embedding_rate_factor", "model.width"} & space_.axes.keys()
+    assert "technique.quantize.bytes=60000" in space_.words({"ffn_factor": 2, "model.width": 64})

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
+from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.latency import LatencyModel
 from tfx.experiments.search.size import Observation, SizeModel, at_width, stack_of
-from tfx.experiments.search.space import FFN_FACTOR, SIZE, WIDTH, Space
+from tfx.experiments.search.space import FFN_FACTOR, RATE, SIZE, WIDTH, Space
 from tfx.terminal.console import size
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 # What a file has of the bytes that it is made for (`tfx.techniques.quantize.allocation`).
 _FILLED = 0.998
+
+
+# The rates that are looked at for a width.
+_RATES = 8
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,21 @@ class Fitter:
         too_large = found.planned > self._limit(whole)
         too_slow = found.latency_ms is not None and found.latency_ms > (self.goal.max_latency_ms or math.inf)
         return None if too_large or too_slow else whole
+
+    def own(self, config: Root) -> dict[str, Any] | None:
+        """The values of ``config`` itself, as near as the axes have them; None if it breaks a limit.
+
+        Where the width is chosen by the size, the rate is the one at which it comes nearest to the config's.
+        """
+        values = {key: _nearest(axis, _own_value(config, key)) for key, axis in self.sampled_axes().items()}
+        if SIZE in values:
+            values[SIZE] = self.goal.max_bytes
+        axis = self.space.axes.get(RATE)
+        if axis is None or not self.fills:
+            return self.accept(values)
+        rates = axis.choices or [axis.low * (axis.high / axis.low) ** (step / _RATES) for step in range(_RATES + 1)]
+        found = [whole for rate in rates if (whole := self.accept(values | {RATE: float(f"{rate:.4g}")})) is not None]
+        return min(found, key=lambda whole: abs(whole[WIDTH] - config.model.width), default=None)
 
     def _limit(self, values: Mapping[str, Any]) -> float:
         """The most bytes that the file of these values may have, less the margin for wrong predictions."""
@@ -200,3 +220,25 @@ class Fitter:
                 )
             least[WIDTH] = widths[0]
         return least
+
+
+def _own_value(config: Root, key: str) -> Any:
+    """What a config has at the key of an axis; None if that is the search's to say."""
+    if key == FFN_FACTOR:
+        return config.model.ffn_width / config.model.width
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+    return found
+
+
+def _nearest(axis: Axis, value: Any) -> Any:
+    """The value on an axis that is nearest; without one its first choice, or the middle of its range."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if axis.choices:
+        if not is_number or value in axis.choices:
+            return value if value in axis.choices else axis.choices[0]
+        numbers = [choice for choice in axis.choices if isinstance(choice, int | float)]
+        return min(numbers, key=lambda choice: abs(choice - value), default=axis.choices[0])
+    held = min(axis.high, max(axis.low, value)) if is_number else math.sqrt(axis.low * axis.high)
+    return int(axis.low + round((held - axis.low) / axis.step) * axis.step) if axis.whole else float(f"{held:.4g}")

@@ -112,7 +112,10 @@ class Search:
         self._learn()
         axes = self.fitter.sampled_axes()
         told = self.found.outcomes(list(axes))
-        proposed = propose(axes, told, count, self.request.config.seed, number, self.fitter.accept)
+        config = self.request.config
+        # What the user would have trained without a search is in it.
+        own = self.fitter.own(config) if number == 0 else None
+        proposed = propose(axes, told, count, config.seed, number, self.fitter.accept, own)
         if not proposed:
             if number == 0:
                 raise self.fitter.refusal or UserError(NOTHING_FITS)

@@ -26,6 +26,7 @@ TEACHER = "teacher"
 
 Values = Mapping[str, Any]
 
+_LOWEST_RATE = 1.25
 _SMALLEST_BPE = 300  # the 256 bytes, the special tokens, and a few merges
 _WIDEST = 4  # times the model's own width
 _SIZES = 2  # sizes of files on either side of the limit
@@ -67,6 +68,9 @@ class Space:
 
     def _words(self, values: Values, *, by_bytes: bool) -> list[str]:
         techniques, words = list(self.techniques), []
+        if self.max_bytes is not None:
+            rate = f"{RATE}={values.get(RATE, _LOWEST_RATE):.6g}"
+            words.append(f"technique.quantize.bytes={self.file_bytes(values)}" if by_bytes else rate)
         for key, value in values.items():
             if key == FFN_FACTOR:
                 words.append(f"{FFN}={round(value * values[WIDTH])}")
@@ -81,9 +85,7 @@ class Space:
             elif key == EMBEDDING_FACTOR:
                 if value is not None:
                     words.append(f"{EMBEDDING_RATE}={min(6.0, max(0.5, value * values[RATE])):.4g}")
-            elif key == RATE and by_bytes:
-                words.append(f"technique.quantize.bytes={self.file_bytes(values)}")
-            elif key != SIZE:
+            elif key != SIZE and (key != RATE or self.max_bytes is None):
                 words.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
         return [*self.base, f"technique=[{','.join(sorted(techniques))}]", *words]
 
@@ -152,16 +154,20 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     base = [word for word in typed if _key(word) not in ("technique", "dry_run") and word not in apart]
     if distill is not None and is_new and config.dataset.tokenizer.path is None:
         base.append(f"dataset.tokenizer.path={distill['teacher']}/tokenizer.json")
+    fills = RATE in axes and goal.max_bytes is not None and goal.is_of_quality
+    ending = (TRELLIS,) if TRELLIS in base and RATE in axes else ()
+    if fills and WIDTH not in axes:  # of models of one size the limit alone decides the rate
+        axes = {key: axis for key, axis in axes.items() if key not in (RATE, EMBEDDING_FACTOR)}
     may_be = named[METHOD].choices if METHOD in named else ()
     if (TRELLIS in base or ("trellis" in may_be and "gptq" not in may_be)) and AWARE not in fixed | named.keys():
         base.append(f"{AWARE}=true")
     return Space(
-        tuple(word for word in base if word != TRELLIS or RATE not in axes),
+        tuple(word for word in base if word not in ending),
         stack,
         axes,
         optional,
-        goal.max_bytes if RATE in axes and goal.is_of_quality else None,
-        (TRELLIS,) if TRELLIS in base and RATE in axes else (),
+        goal.max_bytes if fills else None,
+        ending,
     )
 
 
@@ -213,7 +219,7 @@ def _of_techniques(
 ) -> list[Axis]:
     axes, given = [], fixed | named.keys()
     if "quantize" in stack and not given & {"technique.quantize.bits", "technique.quantize.granularity"}:
-        axes.append(Axis(RATE, 1.25, 4.0, log=True))
+        axes.append(Axis(RATE, _LOWEST_RATE, 4.0, log=True))
         if RATE not in fixed and not given & {EMBEDDING_RATE, "technique.quantize.embeddings"}:
             axes.append(Axis(EMBEDDING_FACTOR, choices=(None, 0.7, 1.4)))
     if "prune" in optional:
