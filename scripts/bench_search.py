@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 
-from tfx.config.schema import LauncherConfig
+from tfx.cli import main as tfx
 from tfx.config.search import SearchBudget, SearchConfig
 from tfx.experiments.jobs import Job
-from tfx.experiments.machine import Machine
-from tfx.experiments.pool import run_jobs
 from tfx.experiments.request import compose_request
 from tfx.experiments.search.axes import named_axes
 from tfx.experiments.search.sampler import propose
@@ -58,12 +59,25 @@ def main() -> None:
         plan.write_text(json.dumps(rows))
     budget = f"trainer.budget.steps={options.steps}"
     jobs = [Job(n, [*row["words"], budget], options.output / f"{n:03d}") for n, row in enumerate(rows)]
-    launcher = LauncherConfig(jobs=options.jobs)
-    run_jobs(jobs, options.output, launcher, Machine.of(launcher, request.config.trainer.device))
+    left = [job for job in jobs if job.result is None]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        for number, status in zip((job.number for job in left), pool.map(train, left), strict=True):
+            print(f"{number}: status {status}", flush=True)
     found = report(jobs, rows)
     if options.json:
         command = " ".join(["python scripts/bench_search.py", *sys.argv[1:]])
         options.json.write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
+
+
+def train(job: Job) -> int:
+    """`tfx train` in this process, which others were trained in: nothing is loaded again. Returns its status."""
+    import torch
+
+    torch.set_num_threads(1)
+    job.take_over()  # what is left of one that was stopped goes away
+    words = ["train", *job.overrides, f"hydra.run.dir={job.folder}"]
+    with open(job.log, "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        return tfx(words)
 
 
 def report(jobs: list[Job], rows: list[dict]) -> dict:

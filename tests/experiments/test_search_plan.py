@@ -162,6 +162,16 @@ def test_what_embeddings_take_and_how_often_blocks_run_are_axes(tmp_path):
     assert not {"embedding_rate_factor", "model.passes"} & fixed.keys()
 
 
+def test_what_only_trials_have_is_in_no_command_and_no_training_depends_on_it():
+    space = space_of(max_bytes=400_000)
+    words = space.words({"technique.quantize.rate": 2.0})
+    few = {"dataset.splits.test=[]", "evaluation.latency_inputs=10", "trainer.validate_every=1"}
+    assert few <= set(words)
+    assert not few & set(space.outside(words))
+    best = space_of("trainer.keep=best", "evaluation.latency_inputs=30", max_bytes=400_000)
+    assert best.of_trials == ("dataset.splits.test=[]",)
+
+
 def test_with_a_teacher_named_configs_have_it_or_not_and_its_vocabulary(tmp_path):
     alone, taught = space_of(max_bytes=400_000), space_of("technique.distill.teacher=T", max_bytes=400_000)
     assert "teacher" not in alone.axes

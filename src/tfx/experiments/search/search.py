@@ -27,7 +27,7 @@ from tfx.experiments.search.halving import best_of, course, lengths
 from tfx.experiments.search.outcome import outcome_of
 from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
-from tfx.experiments.search.space import NO_TEST, make_space
+from tfx.experiments.search.space import make_space
 
 # The part of a budget that goes to more seeds of the leaders.
 _FOR_SEEDS = 0.2
@@ -51,7 +51,7 @@ class Search:
         self.seconds, self.most_trials = budget_limits(settings)
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)
-        self.space = replace(space, base=(*space.base, NO_TEST), place=tuple(searchpath(request.flags)))
+        self.space = replace(space, place=tuple(searchpath(request.flags)))
         self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
         self.jobs: list[Job] = []
         self.book = self._open()
@@ -59,7 +59,7 @@ class Search:
         whole = Budget(**self.book.whole) if self.book.whole else self._whole_budget()
         self.book.whole = {whole.unit: whole.amount if whole.unit == "seconds" else int(whole.amount)}
         self.budgets = lengths(whole, settings.rungs, settings.keep)
-        self.found = Findings(self.goal, self.book, self.folder, self.budgets, self.space.axes, config.seed)
+        self.found = Findings(self.goal, self.book, self.folder, self.budgets, self.space, config.seed)
         self._began = time.monotonic()
         self._before = self.book.seconds
 

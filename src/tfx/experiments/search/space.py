@@ -36,7 +36,9 @@ _PER_TOKEN = ("loss", "perplexity")
 METHOD, AWARE = "technique.quantize.method", "technique.quantize.aware"
 TRELLIS = f"{METHOD}=trellis"
 # Trials of a search know no test data: its choices look at validation data only.
-NO_TEST = "dataset.splits.test=[]"
+_NO_TEST = "dataset.splits.test=[]"
+# They are measured as far as choices need it, which halves what a short one takes on top of its training.
+_MEASURED_LESS = ("evaluation.latency_inputs=10", "trainer.validate_every=1")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Space:
     max_bytes: int | None = None
     # What a whole training ends with, beside its words.
     ending: tuple[str, ...] = ()
+    # Of the base, what trials have and no other run.
+    of_trials: tuple[str, ...] = ()
     # Tells composing where the user's own configs are.
     place: tuple[str, ...] = ()
 
@@ -61,6 +65,10 @@ class Space:
         """The overrides of `tfx train` for the config at ``values``, of a ``whole`` training or of a shorter one."""
         words = self._words(values, by_bytes=self.max_bytes is not None)
         return [*words, *(self.ending if whole else ())]
+
+    def outside(self, words: Sequence[str]) -> list[str]:
+        """Words of a trial for a run that is no trial: it has test data, and is measured whole."""
+        return [word for word in words if word not in self.of_trials]
 
     def file_bytes(self, values: Values) -> int | None:
         """The bytes that the file of a config is made to have; None if its rate decides."""
@@ -161,14 +169,22 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     may_be = named[METHOD].choices if METHOD in named else ()
     if (TRELLIS in base or ("trellis" in may_be and "gptq" not in may_be)) and AWARE not in fixed | named.keys():
         base.append(f"{AWARE}=true")
+    of_trials = (_NO_TEST, *(word for word in _MEASURED_LESS if _is_free(word, config, fixed | named.keys())))
     return Space(
-        tuple(word for word in base if word not in ending),
+        (*(word for word in base if word not in ending), *of_trials),
         stack,
         axes,
         optional,
         goal.max_bytes if fills else None,
         ending,
+        of_trials,
     )
+
+
+def _is_free(word: str, config: Root, given: set[str]) -> bool:
+    """Whether the search may say how much is measured: the user has not, and no training depends on it."""
+    depends = config.trainer.keep != "last" or config.trainer.early_stopping.metric is not None
+    return _key(word) not in given and not (depends and _key(word) == "trainer.validate_every")
 
 
 def _stack(config: Root, typed: Sequence[str], fixed: set[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
