@@ -1,19 +1,24 @@
 """How well questions are classified: words and pairs of words, tfx, and `transformers` fine-tuning the same encoder.
 
     python scripts/bench_classify.py --data path/to/trec --output FOLDER [--encoder path/to/encoder]
-        [--arms words tfx …] [--seeds 5] [--epochs 2] [--rows 32] [--rate 1e-4] [overrides of `tfx train` …]
+        [--sentences path/to/sentences.en] [--arms words tfx …] [--seeds 5] [--epochs 2] [--rows 32] [--rate 1e-4]
+        [overrides of `tfx train` …]
 
 Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours; `scratch`, `tfx train` of the
 data set's own model; `tfx`, the encoder fine-tuned by `tfx train experiment=finetune`; `transformers`, the same by the
-Trainer of that library with the same rate, warm-up, decay, texts in a batch and epochs. The two take turns, seed by
-seed. Each result is a line of JSON in FOLDER/results.jsonl, from which the table is printed: an arm and seed that is
-there already is not run again. Needs scikit-learn for `words`, transformers and accelerate for `transformers`.
+Trainer of that library with the same rate, warm-up, decay, texts in a batch and epochs; `taught`, the model of
+`scratch` that the encoder of `tfx` with the first seed teaches, on the training questions and on those among the
+`--sentences`, which have no labels; `compressed`, that student at about two bits a weight, with the same teacher. Seed
+by seed the arms take turns. Each result is a line of JSON in FOLDER/results.jsonl, from which the table is printed: an
+arm and seed that is there already is not run again. Needs scikit-learn for `words`, transformers and accelerate for
+`transformers`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 SPLITS = ("train", "valid", "test")
+# How a question that asks for something begins; most others of a conversation ask for a yes or a no.
+_ASKS = re.compile(
+    r"(what|who|whom|whose|where|when|why|how|which|name|(in|at|on|for) (what|which)|(for|by) how)\b", re.IGNORECASE
+)
 
 
 def read(data: Path) -> dict[str, list[tuple[str, str]]]:
@@ -33,6 +42,22 @@ def read(data: Path) -> dict[str, list[tuple[str, str]]]:
         text, label = header.split("\t").index("text"), header.split("\t").index("label")
         splits[split] = [(cells[text], cells[label]) for cells in (line.split("\t") for line in lines)]
     return splits
+
+
+def questions(options: argparse.Namespace) -> Path:
+    """FOLDER/questions.en: the questions among the sentences as TREC spells them, once each, and none that it has."""
+    known = {text.lower() for pairs in read(options.data).values() for text, _ in pairs}
+    found = []
+    for sentence in options.sentences.read_text(encoding="utf-8").splitlines():
+        if not sentence.strip().endswith("?") or not _ASKS.match(sentence.strip()):
+            continue
+        text = re.sub(r"(\w)('s|'re|'ve|'ll|'d)\b", r"\1 \2", re.sub(r"\s*([?,;:])", r" \1", sentence.strip()))
+        if len(text.split()) > 3 and text.lower() not in known:
+            known.add(text.lower())
+            found.append(text + "\n")
+    path = options.output / "questions.en"
+    path.write_text("".join(found), encoding="utf-8")
+    return path
 
 
 def words(options: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -70,6 +95,21 @@ def tfx(options: argparse.Namespace, seed: int) -> dict[str, float]:
     # A text of this data has about 13 tokens with the two around it.
     size = [f"dataset.batch_tokens={13 * options.rows}", f"trainer.budget.steps={steps}"]
     return train(options, f"tfx-{seed}", [*recipe, *size])
+
+
+def taught_by(options: argparse.Namespace) -> list[str]:
+    """The teacher of the students, which has read every text once, and what they are taught on."""
+    teacher = [f"technique.distill.teacher={options.output / 'tfx-1'}", "technique.distill.alpha=1"]
+    return [*teacher, "technique.distill.cache_top_k=6", f"dataset.monolingual={questions(options)}"]
+
+
+def taught(options: argparse.Namespace, seed: int) -> dict[str, float]:
+    return train(options, f"taught-{seed}", ["+technique=distill", *taught_by(options), f"seed={seed}"])
+
+
+def compressed(options: argparse.Namespace, seed: int) -> dict[str, float]:
+    stack = ["+technique=[distill,quantize]", *taught_by(options), *COMPRESSION]
+    return train(options, f"compressed-{seed}", [f"init_from={options.output / f'taught-{seed}'}", *stack])
 
 
 def transformers(options: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -110,7 +150,20 @@ def transformers(options: argparse.Namespace, seed: int) -> dict[str, float]:
     return found
 
 
-ARMS = {"words": words, "scratch": scratch, "tfx": tfx, "transformers": transformers}
+# The student is there already: a short training with small steps, most of it on the grid.
+COMPRESSION = [
+    *("technique.quantize.rate=2.2", "technique.quantize.start=0.3", "trainer.budget.steps=150"),
+    *("optimizer.lr=0.0005", "optimizer.matrix_lr=0.002"),
+]
+
+ARMS = {
+    "words": words,
+    "scratch": scratch,
+    "tfx": tfx,
+    "transformers": transformers,
+    "taught": taught,
+    "compressed": compressed,
+}
 
 
 def main() -> None:
@@ -118,6 +171,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--encoder", type=Path)
+    parser.add_argument("--sentences", type=Path)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2)
@@ -127,6 +181,8 @@ def main() -> None:
     options.data, options.output = options.data.absolute(), options.output.absolute()
     if options.encoder is None and {"tfx", "transformers"} & set(options.arms):
         parser.error("--encoder names the folder that is fine-tuned")
+    if options.sentences is None and {"taught", "compressed"} & set(options.arms):
+        parser.error("--sentences names the text whose questions teach the student")
     options.output.mkdir(parents=True, exist_ok=True)
     log = options.output / "results.jsonl"
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []

@@ -239,6 +239,7 @@ def test_what_a_decoding_cannot_give_is_refused(run, words, says, runs, monkeypa
         ("evaluation.new_tokens=9", "it concerns training, timing or `tfx generate`"),
         ("evaluation.method=greedy", None),
         ("evaluation.batch_tokens=512", None),
+        ("evaluation.precision=bf16", None),
         ("evaluation.max_length_ratio=1", None),
         ("dataset.metrics=[exact_match]", None),
     ],
@@ -247,7 +248,7 @@ def test_a_change_that_changes_no_score_is_named(word, why):
     config = EvaluationConfig(method="greedy")
     key = word.lstrip("+").partition("=")[0]
     assert without_effect([word], config, TASKS["seq2seq"]) == ([] if why is None else [f"{key} has no effect: {why}"])
-    if key.startswith(("evaluation", "seed")) and key != "evaluation.batch_tokens":
+    if key.startswith(("evaluation", "seed")) and key not in ("evaluation.batch_tokens", "evaluation.precision"):
         assert without_effect([word], config, TASKS["lm"]) == [
             f"{key} has no effect: a language model is scored by its loss"
         ]

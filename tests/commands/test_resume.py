@@ -65,12 +65,13 @@ STREAM = ["dataset.streaming=true", "dataset.buffer=25", "dataset.tokenizer.kind
 KINDS["streamed from the hub"] = [
     *PAIRS[:1],
     *("dataset=parquet", "dataset.hub=./hub", "dataset.path=null", "dataset.metrics=[chrf]", *STREAM),
-    "trainer.budget.steps=13",
+    *("trainer.budget.steps=13", "trainer.prefetch=on"),
 ]
 KINDS["a mixture"] = [
     *PAIRS[:1],
     "dataset.mix=[{dataset: json, path: rows, weight: 3, streaming: true},{dataset: normalize, limit: {train: 60}}]",
     *("dataset.buffer=15", "dataset.batch_tokens=128", "trainer.budget.steps=9", "trainer.accumulation=2"),
+    "trainer.prefetch=on",
 ]
 OUTPUTS = ("model.safetensors", "compressed.safetensors", "tokenizer.json", "predictions.jsonl")
 

@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfx.config.schema import ModelConfig
 from tfx.model.architecture import Architecture
 from tfx.model.attention import Attention, Bias
-from tfx.model.positions import distances, rotary_table, rotate
+from tfx.model.positions import distances, document_mask, rotary_table, rotate
 
 
 def rotary_of(context: int, head_width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,3 +138,36 @@ def test_attention_dropout_acts_in_training_only(x):
     expected = by_hand(attention, x, x)
     torch.testing.assert_close(attention(x, None, Bias()), expected)
     assert not torch.allclose(attention.train()(x, None, Bias()), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["alibi", "alibi, padded", "documents", "alibi, documents"])
+def test_a_bias_and_a_mask_keep_the_fused_kernel_and_its_results(monkeypatch, kind, dtype):
+    """Kernels refuse a bias of another type than the queries', or with a gradient; torch then falls back silently."""
+    torch.manual_seed(5)
+    attention = Attention(32, 4, 4, 8, bias=True, qk_norm=False, dropout=0.0, alibi="alibi" in kind).train()
+    x, length = torch.randn(2, 40, 32), 40
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    if "padded" in kind:
+        mask = mask & (torch.arange(length) < torch.tensor([[40], [30]]))[:, None, None]
+    if "documents" in kind:
+        mask = document_mask(torch.arange(length).remainder(torch.tensor([[7], [16]])))
+    bias = Bias(mask, distance_TS=distances(length, length, 0, x.device) if "alibi" in kind else None)
+    chosen, kernel = [], functional.scaled_dot_product_attention
+
+    def watch(*inputs, **options):
+        chosen.append(torch._fused_sdp_choice(*inputs, **options))
+        return kernel(*inputs, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", watch)
+    found = []
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        attention.zero_grad()
+        with sdpa_kernel(backend), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            out = attention(x, None, bias)
+        out.float().square().sum().backward()
+        found.append((out.detach().float(), attention.q.weight.grad.clone()))
+    assert chosen == [SDPBackend.FLASH_ATTENTION.value, SDPBackend.MATH.value]
+    close = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    for fused, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, **close)

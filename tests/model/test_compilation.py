@@ -1,18 +1,22 @@
 """Compiled models: the same kernels whatever comes first, no limit reached unseen, and no break for layer dropout."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tfx.config.compose import compose
 from tfx.config.schema import TrainerConfig
 from tfx.model import compilation
 from tfx.model.batch import Batch
 from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.linear import products_in
 from tfx.model.transformer import run_batch
+from tfx.run.setup import Setup
+from tfx.training.loop import Observer, Trainer
 
 CPU = torch.device("cpu")
 # Tracing takes its time for each layer.
@@ -113,6 +117,52 @@ def test_mixed_products_are_compiled_for_any_number_of_rows(backend, make_model)
             loss = run_batch(model, batch(rows, 4, 8)).sum()
             loss.backward()
     assert len(backend) == 1
+
+
+@pytest.mark.parametrize("document_start", [None, 2])
+def test_windows_of_one_shape_have_one_graph_of_fixed_sizes(backend, make_model, document_start):
+    """And what is scored has one of any size, whatever the sizes of its batches."""
+    settings = {"dtype": torch.float32, "family": "lm", "decoder_layers": 1}
+    model, plain = make_model(**settings).train(), make_model(**settings).train()
+    compile_for(model, TrainerConfig(compile="on"), CPU, trains_on_one_shape=True)
+    account = CompilationAccount()
+
+    def windows(rows, length):
+        return replace(batch(rows, 1, length), source_BS=None, source_mask_BS=None, document_start=document_start)
+
+    for _ in range(3):
+        found = run_batch(model, windows(4, 16))
+        torch.testing.assert_close(found, run_batch(plain, windows(4, 16)), atol=1e-5, rtol=1e-5)
+        found.sum().backward()
+    assert len(backend) == account.graphs == 1
+    assert backend[0][1] == {}, "a size is not fixed"
+    model.eval(), plain.eval()
+    with torch.inference_mode():
+        for rows, length in ((8, 16), (3, 16), (5, 9)):
+            scored = run_batch(model, windows(rows, length))
+            torch.testing.assert_close(scored, run_batch(plain, windows(rows, length)), atol=1e-5, rtol=1e-5)
+    run_batch(model.train(), windows(4, 16))
+    assert len(backend) == account.graphs == 2
+    assert {32, 62} <= set(backend[1][1].values()) <= {32, 62, document_start}
+    assert account.given_up() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        (["model=gpt_nano", "dataset=stdlib", "model.context=16", "dataset.batch_tokens=64"], {}),
+        (["model.encoder_layers=1", "dataset.limit.valid=20", "dataset.batch_tokens=256"], {31, 37, 62}),
+    ],
+    ids=["lm", "seq2seq"],
+)
+def test_a_training_on_windows_fixes_its_shapes(backend, words, sizes, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path))
+    tiny = ["model.width=16", "model.heads=2", "model.ffn_width=16", "model.decoder_layers=1", "trainer.compile=on"]
+    tiny += ["trainer.budget.steps=4", "trainer.validate_every=0.5", "dataset.limit.train=50", "evaluation=greedy"]
+    parts = Setup(compose([*tiny, *words, "dataset.tokenizer.kind=char"])).prepare({})
+    cost = Trainer(parts.config, parts.model, parts.data, parts.device, Observer(), parts.stack).train()
+    assert cost.compiled_graphs == len(backend) == 2
+    assert set(backend[0][1].values()) == set(sizes)
 
 
 def test_what_torch_gives_up_on_is_told_once(backend, make_model, monkeypatch):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
+from tfx.model import loss as loss_module
 from tfx.model.batch import IGNORE
 from tfx.model.loss import CrossEntropy, projected_losses
 
@@ -29,10 +32,18 @@ def reference(hidden, weight, target, smoothing):
     return loss, nll, torch.autograd.grad(loss / 7, (hidden, weight))
 
 
+@pytest.fixture(params=[False, True], ids=["", "as on a GPU"])
+def columns(request, monkeypatch):
+    """Has the products of a CPU as many columns as those of a GPU."""
+    if request.param:
+        whole = loss_module._columns
+        monkeypatch.setattr(loss_module, "_columns", lambda vocab, device: whole(vocab, torch.device("cuda")))
+
+
 # A vocabulary of 9,000 makes slices of 128 rows; the others fit into one.
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 11), (128, 9000), (129, 9000), (300, 9000), (255, 5)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_value_and_gradients_are_torchs_cross_entropy(rows, vocab, smoothing):
+def test_value_and_gradients_are_torchs_cross_entropy(columns, rows, vocab, smoothing):
     hidden, weight, target = problem(rows, vocab, ignored=0.0 if rows == 1 else 0.2)
     expected, expected_nll, expected_grads = reference(hidden, weight, target, smoothing)
     loss, nll = linear_cross_entropy(hidden, weight, target, smoothing=smoothing)
@@ -46,7 +57,7 @@ def test_value_and_gradients_are_torchs_cross_entropy(rows, vocab, smoothing):
 
 @pytest.mark.parametrize("rows", [1, 127, 300])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_bfloat16_products_stay_near_full_precision(rows, smoothing):
+def test_bfloat16_products_stay_near_full_precision(columns, rows, smoothing):
     hidden, weight, target = problem(rows, 9000)
     expected, _, expected_grads = reference(hidden, weight, target, smoothing)
     loss, nll = linear_cross_entropy(hidden, weight, target, smoothing=smoothing, dtype=torch.bfloat16)
@@ -55,6 +66,18 @@ def test_bfloat16_products_stay_near_full_precision(rows, smoothing):
     for actual, wanted in zip(torch.autograd.grad(loss / 7, (hidden, weight)), expected_grads, strict=True):
         assert actual.dtype == torch.float32
         assert (actual - wanted).norm() <= 0.02 * wanted.norm()
+
+
+def test_columns_beyond_the_vocabulary_never_win(columns):
+    """A product with zeros is 0, which is far more than any logit here."""
+    weight = torch.full((5, 1), -1.0, requires_grad=True)
+    hidden = torch.full((1, 1), 100.0, requires_grad=True)
+    loss, nll = linear_cross_entropy(hidden, weight, torch.tensor([1]), smoothing=0.1)
+    assert loss.item() == pytest.approx(math.log(5), rel=1e-5)
+    assert nll.item() == pytest.approx(math.log(5), rel=1e-5)
+    gradient, _ = torch.autograd.grad(loss, (weight, hidden))
+    assert gradient.shape == weight.shape
+    assert gradient.sum().item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_only_ignored_targets_give_no_loss_and_no_gradient():

@@ -69,6 +69,12 @@ def test_without_a_dense_row_each_run_is_compared_with_the_model_that_it_started
     assert chosen(shots, baseline="prune")[0] == "prune1"
 
 
+def test_one_compressed_run_is_no_baseline(shots):
+    (family,) = compare_runs([shots / "prune1"]).facts()["families"]
+    assert family["baseline"] is None
+    assert family["arms"][0]["difference"] == pytest.approx(-0.1)
+
+
 def test_without_the_test_of_a_start_the_fewest_techniques_are_the_baseline(run_writer, tmp_path):
     written(run_writer, tmp_path / "a", techniques=("prune", "quantize"))
     written(run_writer, tmp_path / "b", techniques=("quantize",))

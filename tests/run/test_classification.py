@@ -70,9 +70,17 @@ def test_a_run_learns_and_its_other_commands_agree(run, data, capsys, monkeypatc
     assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert max(record["probabilities"], key=record["probabilities"].get) == record["output"]
     assert "--beam has no effect: classification writes no text" in shown.err
+    assert main(["generate", str(run), "--json", "", "sun and snow"]) == 0
+    assert [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()] == [None, record["output"]]
     page = (run / "report.html").read_text()
     assert "Labels of " in page
     assert "Texts by their right label" in page
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "220")
+    assert main(["report", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("accuracy", "f1_macro", "matthews", "calibration_error"))
+    assert f"{summary['test']['matthews']:.3g}" in shown
     (map_,) = json.loads((run / "attention.json").read_text())
     assert map_["tokens_source"][0] == "<bos>"
     assert map_["tokens_source"][-1] == "<eos>"
@@ -148,7 +156,7 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(words, says, data, fol
 
 
 def test_a_teacher_with_other_tokens_says_what_to_make_of_texts_with_labels_and_without(folder, data, run):
-    (folder / "unlabelled.txt").write_text("".join(f"{WORDS[i % 3]} and {WORDS[i % 4]}\n" for i in range(40)))
+    (folder / "unlabelled.txt").write_text("".join(f"{WORDS[i % 3]} and {WORDS[i % 2]}\n" for i in range(40)))
     words = ["dataset.tokenizer.kind=bpe", "dataset.tokenizer.vocab_size=270", "+technique=distill"]
     words += [f"technique.distill.teacher={run}", "technique.distill.alpha=1", "trainer.budget.steps=40"]
     words += [f"dataset.monolingual={folder / 'unlabelled.txt'}", "dataset.monolingual_share=0.5"]
@@ -158,6 +166,33 @@ def test_a_teacher_with_other_tokens_says_what_to_make_of_texts_with_labels_and_
     assert summary["test"]["accuracy"] > 0.8
     assert 0.3 < summary["evidence"]["distill"]["unlabelled_share"] < 0.7
     assert [part["dataset"] for part in summary["data"]["mix"]] == ["csv", "monolingual"]
+    # None of the texts is of the first label, which stands for the missing ones: it counts nowhere.
+    rows = [json.loads(line) for line in (folder / "taught" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows if row["split"] == "train"][-1] < 0.5
+
+
+def test_a_teachers_answers_to_all_texts_are_kept_and_teach_the_same(folder, data, run, capsys):
+    (folder / "more.txt").write_text("".join(f"{WORDS[i % 3]} and {WORDS[i % 2]} and {i}\n" for i in range(40)))
+    words = ["dataset.tokenizer.kind=bpe", "dataset.tokenizer.vocab_size=280", "+technique=distill"]
+    words += [f"technique.distill.teacher={run}", "technique.distill.alpha=1", "trainer.budget.steps=10"]
+    words += [f"dataset.monolingual={folder / 'more.txt'}", "trainer.precision=fp32"]
+    losses, costs = [], []
+    for name, more in (("live", []), ("kept", ["3"]), ("again", ["3"]), ("one", ["1"])):
+        own = [f"technique.distill.cache_top_k={count}" for count in more]
+        assert main(["train", *data, *TINY, *words, *own, f"hydra.run.dir={folder / name}"]) == 0
+        summary = summary_of(folder / name)
+        losses.append(summary["valid"]["loss"])
+        costs.append((summary["train"]["teacher_flops"], summary["train"]["flops"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == losses[1]
+    assert losses[3] != pytest.approx(losses[1], rel=1e-4)  # all is left to the likeliest label
+    # The teacher read each text once, not in each step, and the second time not at all: its cost counts all the same.
+    assert costs[1][1] < costs[0][1]
+    assert costs[2] == costs[1]
+    assert costs[1][0] > costs[0][0]
+    several = ["dataset.predict=several", "dataset.metrics=[]", "technique.distill.cache_top_k=2"]
+    assert main(["train", *data, *words, *several, f"hydra.run.dir={folder / 'never'}"]) == 2
+    assert "keeps the largest logits of one label a text" in capsys.readouterr().err
 
 
 def test_a_teacher_with_other_labels_is_refused(folder, data, run, capsys):
@@ -167,3 +202,86 @@ def test_a_teacher_with_other_labels_is_refused(folder, data, run, capsys):
     words = [f"dataset.path={folder / 'other'}", "+technique=distill", f"technique.distill.teacher={run}"]
     assert main(["train", *data, *TINY, *words, f"hydra.run.dir={folder / 'refused'}"]) == 2
     assert "has other labels than the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "metric"), [([], "accuracy"), (["trainer.best_by=loss"], "loss")])
+def test_the_best_weights_of_a_classifier_are_those_that_are_right_most_often(words, metric, folder, capsys):
+    # What is learned soon has wrong labels among the validation rows, so that their loss rises while the model becomes
+    # sure of it, and is right more often of what it learns late: the rare texts with a "not".
+    (place := folder / "wrong").mkdir(exist_ok=True)
+    for split, rare, wrong in (("train", 10, 0), ("valid", 2, 5)):
+        lines = ["text\tlabel"]
+        for i in range(120):
+            kind = i % 2
+            negated = i // 2 % rare == 0
+            is_wrong = wrong and not negated and i // 2 % wrong == 1
+            text = f"{'not ' if negated else ''}{('sun', 'ice')[kind]} {WORDS[i // 4 % 4]}"
+            lines.append(f"{text}\t{'ab'[(kind + negated + bool(is_wrong)) % 2]}")
+        (place / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    run = folder / f"best-{metric}"
+    words = [*words, "trainer.keep=best", "trainer.validate_every=0.05", f"dataset.path={place}"]
+    assert main(["train", *DATA, *TINY, *words, "trainer.budget.steps=60", f"hydra.run.dir={run}"]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "valid" and not row.get("final")]
+    least_loss = min(rows, key=lambda row: row["loss"])
+    most_right = max(rows, key=lambda row: (row["accuracy"], -row["loss"]))
+    assert most_right["accuracy"] > least_loss["accuracy"]
+    best = most_right if metric == "accuracy" else least_loss
+    summary = summary_of(run)
+    train = summary["train"]
+    assert (train["best_by"], train["best_step"], train["final_weights"]) == (metric, best["step"], "best")
+    assert summary["valid"]["accuracy"] == pytest.approx(best["accuracy"])
+
+
+def test_texts_leave_early_and_the_file_says_when(data, folder, capsys, monkeypatch):
+    run, words = folder / "early", ["model.encoder_layers=3", "trainer.budget.steps=60"]
+    stack = ["+technique=[early_exit,prune,quantize]", "technique.prune.sparsity=0.3", "technique.quantize.group=16"]
+    assert main(["train", *data, *TINY, *words, *stack, f"hydra.run.dir={run}"]) == 0
+    summary = summary_of(run)
+    proof = summary["evidence"]["early_exit"]
+    assert 0 < proof["left_early"] <= 1
+    assert proof["accuracy"] >= proof["whole_accuracy"] - 0.005
+    # What was chosen on validation data is what the file does there, compressed and with its threshold.
+    assert summary["valid"]["depth"] == pytest.approx(proof["depth"])
+    assert summary["valid"]["accuracy"] == pytest.approx(proof["accuracy"])
+    assert 1 <= summary["test"]["depth"] < 3
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert sum(row["depth"] for row in rows) / len(rows) == pytest.approx(summary["test"]["depth"])
+    file = tfx.load(run)
+    assert file.model.architecture.exits == (1, 2)
+    assert file.model.architecture.exit_threshold == pytest.approx(proof["threshold"])
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == pytest.approx(summary["test"])
+    texts = "".join(row["source"] + "\n" for row in rows)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts.encode())))
+    blocks = []
+    kept = file.model.encoder.blocks[2].__class__.forward
+    monkeypatch.setattr(
+        file.model.encoder.blocks[2].__class__, "forward", lambda *given: blocks.append(len(given[1])) or kept(*given)
+    )
+    assert main(["generate", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines() == [row["hypothesis"] for row in rows]
+    assert sum(blocks) == sum(row["depth"] for row in rows)
+    assert "depth" in (run / "report.html").read_text()
+    # Without the technique its heads would no longer fit; with it the threshold can be chosen again.
+    words = [f"init_from={run}", "trainer.budget.steps=2", f"hydra.run.dir={folder / 'on'}"]
+    assert main(["train", *words]) == 0
+    assert "the heads by which texts leave the model of init_from early would no longer fit" in capsys.readouterr().err
+    assert tfx.load(folder / "on").model.architecture.exits == ()
+    words = [
+        f"init_from={run}",
+        "+technique=early_exit",
+        "technique.early_exit.threshold=0.4",
+        "trainer.budget.steps=0",
+    ]
+    assert main(["train", *words, f"hydra.run.dir={folder / 'again'}"]) == 0
+    again = tfx.load(folder / "again").model
+    assert (again.architecture.exits, again.architecture.exit_threshold) == ((1, 2), 0.4)
+    assert summary_of(folder / "again")["test"]["depth"] <= summary["test"]["depth"]
+
+
+def test_a_text_that_leaves_early_needs_one_label(data, folder, capsys):
+    words = ["model.encoder_layers=2", "dataset.predict=several", "dataset.metrics=[]", "+technique=early_exit"]
+    assert main(["train", *data, *words, f"hydra.run.dir={folder / 'never'}"]) == 2
+    assert "asks how sure a model is of one label, and this one predicts several labels" in capsys.readouterr().err

@@ -82,3 +82,19 @@ def test_weights_that_are_divided_among_processes_have_no_second_pass(here, caps
     words = ["model.passes=2", "trainer.devices=2", "trainer.parallel=fsdp", "optimizer=adamw"]
     assert main(["train", *SMALL, *QUICK, *FEW, *words, "hydra.run.dir=r"]) == 2
     assert "does not go with this model.passes: set model.passes=1" in capsys.readouterr().err
+
+
+def test_a_text_leaves_no_model_with_several_passes_early(here, capsys):
+    (here / "d").mkdir()
+    for split in ("train", "valid", "test"):
+        (here / "d" / f"{split}.csv").write_text("text,label\n" + "".join(f"word {n % 3},{n % 2}\n" for n in range(12)))
+    words = [
+        "dataset=csv",
+        "dataset.task=classification",
+        "dataset.path=d",
+        "model=encoder_tiny",
+        "model.passes=2",
+        "technique=[early_exit]",
+    ]
+    assert main(["train", *words, "trainer.budget.steps=1", "dry_run=true"]) == 2
+    assert "set model.passes=1" in capsys.readouterr().err

@@ -141,12 +141,16 @@ def test_rare_labels_count_more_when_labels_are_balanced(tmp_path):
 BAD = {
     "a label that only the validation split has": (
         {"valid": [("a", "yse")]},
-        "the valid split of dataset 'custom', example 1: the label 'yse' is none of the 3 that the model has: did you "
-        "mean 'yes'?: give training texts with it, leave such rows out, or name all labels with dataset.labels=[…]",
+        "the valid split of dataset 'custom', example 1: the label 'yse' is none of the 3 that the model has: give "
+        "training texts with it, leave such rows out, or name all labels with dataset.labels=[…]: did you mean 'yes'?",
     ),
     "an empty text": (
         {"train": [*TRAIN, ("  ", "no")]},
         "the train split of dataset 'custom', example 6: the text is empty (",
+    ),
+    "an empty second text": (
+        {"train": [("a", "b", "yes"), ("b", " ", "no")], "valid": [("a", "b", "yes")]},
+        "the train split of dataset 'custom', example 2: the pair is empty (",
     ),
     "an empty label": ({"train": [*TRAIN, ("a", " ")]}, "example 6: the label is empty ("),
     "one label": (

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 # Settings of data and evaluation that do not affect the scores of this command.
 _NOT_HERE = (
     "dataset.batch_tokens",
+    "dataset.batch_tokens_limit",
     "evaluation.new_tokens",
     "evaluation.decode_valid",
     "evaluation.attention_maps",
     "evaluation.latency_inputs",
 )
+# Settings that matter to a loss too.
+_OF_EVERY_SCORE = ("evaluation.batch_tokens", "evaluation.precision")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -186,7 +189,7 @@ def _without_effect(overrides: Sequence[str], config: EvaluationConfig, task: Ta
             why = "the model is fixed by its run"
         elif key.startswith("dataset.tokenizer."):
             why = "the model has its own tokenizer"
-        elif not task.decodes and group != "dataset" and key != "evaluation.batch_tokens":
+        elif not task.decodes and group != "dataset" and key not in _OF_EVERY_SCORE:
             why = f"{task.what} is scored by its {'labels' if task.metrics else 'loss'}"
         if why:
             found.append(f"{key} has no effect: {why}")

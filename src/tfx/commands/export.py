@@ -78,6 +78,7 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     from tfx.exchange.importing import local_model
     from tfx.exchange.target import fitted
     from tfx.exchange.targets import TARGETS
+    from tfx.model.early_exit import set_exits
     from tfx.run.card import card
     from tfx.run.export_check import export, export_encoder
     from tfx.run.export_labels import export_classifier
@@ -92,6 +93,9 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
     loaded = fitted(loaded, target)
+    if loaded.model.architecture.exits:
+        print(f"note: {options.path}: texts leave it early here, and not in {target.name}", file=sys.stderr)
+        set_exits(loaded.model, ())
     target.check(loaded.model.architecture)
     is_encoder = loaded.model.architecture.family == "encoder"
     if is_encoder != (options.texts is not None):

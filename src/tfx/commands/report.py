@@ -97,6 +97,7 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
         # What is needed least goes first where the terminal is narrow; the page has all.
         spare = {"difference": 0, "95 %": 0, "runs": 1, "times smaller": 2, "verdict": 3, "p not worse": 4}
         spare |= {"file": 5, "training": 6, "latency": 7, "p (Holm)": 8, "settings": 9}
+        spare |= {name: 10 + place for place, name in enumerate(family.further_metrics)}
         shown = [name for name in columns if name in spare or name == family.metric]
         numbers = (Column(name, number=name not in TEXT_COLUMNS, spare=spare.get(name, 0)) for name in shown)
         names = [arm.label if console.width >= _WIDE else _folded(arm.label) for arm in family.arms]

@@ -51,7 +51,7 @@ _TOKENIZER, _MERGES = "tokenizer", "merges"
 _DESCRIPTION, _PACKED, _CODED = "description", "packed", "coded"
 _ALIGNMENT = 64
 # Settings of the evaluation that are left out of a header at their defaults, because older files are without them.
-_LATER_SETTINGS = ("min_length", "no_repeat_ngram", "repetition_penalty", "engine", "engine_numbers")
+_LATER_SETTINGS = ("min_length", "no_repeat_ngram", "repetition_penalty", "engine", "engine_numbers", "precision")
 _STREAMS = (_PACKED, _CODED)
 _DENSE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_TOKENIZER_BYTES = 256 << 20
@@ -344,7 +344,7 @@ def _settings(generation: EvaluationConfig) -> dict[str, Any]:
 
     What decodes is a matter of the machine, not of the model.
     """
-    generation = replace(generation, engine="torch", engine_numbers="float32")
+    generation = replace(generation, engine="torch", engine_numbers="float32", precision="auto")
     later = {name: getattr(EvaluationConfig, name) for name in _LATER_SETTINGS}
     return {name: value for name, value in asdict(generation).items() if name not in later or value != later[name]}
 

@@ -8,7 +8,8 @@ reader depends on the rounding of floats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import constriction
 import numpy as np
@@ -71,15 +72,18 @@ class Decoder:
         """Raises `ValueError` if no coder could have made these words."""
         words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
         self._coder = constriction.stream.stack.AnsCoder(words)
-        # Many short pieces share few tables.
         self._models: dict[bytes, constriction.stream.model.Model] = {}
 
     def take(self, table: Table, count: int) -> Symbols:
         """The next ``count`` symbols. Altered data gives wrong symbols, but none outside the table's range."""
+        return self.reader(table)(count).astype(np.uint8)
+
+    def reader(self, table: Table) -> Callable[[int], NDArray[np.int32]]:
+        """`take` of this table, for many short pieces that share few tables."""
         key = table.tobytes()
         if key not in self._models:
             self._models[key] = _model(table)
-        return np.asarray(self._coder.decode(self._models[key], count)).astype(np.uint8)
+        return partial(self._coder.decode, self._models[key])
 
     def is_empty(self) -> bool:
         """Whether nothing is left. Unaltered data is empty once every symbol is taken."""

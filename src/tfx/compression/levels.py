@@ -110,23 +110,26 @@ def read_magnitudes(
 ) -> dict[str, tuple[Symbols, float]]:
     """The magnitudes (R, C) of the matrices of these shapes, by name, and the bits that they took."""
     found: dict[str, tuple[Symbols, float]] = {}
-    table_of = np.array(choices)
-    prices = {number: bits_per_symbol(tables[number]) for number in set(choices)}
+    table_of = np.array(choices, np.uint8)
+    readers = {number: decoder.reader(tables[number]) for number in set(choices)}
+    price_TM = np.zeros((max(choices) + 1, MAGNITUDES))
+    for number in readers:
+        price_TM[number] = bits_per_symbol(tables[number])
     for names in stacks_of(shapes):
         rows, columns = sum(shapes[name][0] for name in names), shapes[names[0]][1]
         contexts = Contexts(np.concatenate([begins[name] for name in names]))
-        magnitude_CR = np.empty((columns, rows), np.uint8)
-        bits_R = np.zeros(rows)
-        for magnitude_R in magnitude_CR:
-            for number, places in _by_table(table_of[contexts.next()]):
-                magnitude_R[places] = symbols = decoder.take(tables[number], len(places))
-                bits_R[places] += prices[number][symbols]
+        magnitude_CR, table_CR = (np.empty((columns, rows), np.uint8) for _ in range(2))
+        for magnitude_R, table_R in zip(magnitude_CR, table_CR, strict=True):
+            table_R[:] = table_of[contexts.next()]
+            for number, places in _by_table(table_R):
+                magnitude_R[places] = readers[number](len(places))
             contexts.add(magnitude_R)
         begin = 0
         for name in names:
-            end = begin + shapes[name][0]
-            found[name] = magnitude_CR[:, begin:end].T, float(bits_R[begin:end].sum())
-            begin = end
+            own = np.s_[:, begin : begin + shapes[name][0]]
+            cells = table_CR[own].astype(np.int64) * MAGNITUDES + magnitude_CR[own]
+            found[name] = magnitude_CR[own].T, float(price_TM.take(cells).sum())
+            begin += shapes[name][0]
     return found
 
 

@@ -133,6 +133,9 @@ def check_values(node: Any, prefix: str) -> None:
         for chosen in value if isinstance(value, list) else [value]:
             if choices and chosen is not None and chosen not in choices:
                 raise unknown(name, str(chosen), choices)
+        words = meta.get("words")
+        if words and isinstance(value, str) and value not in words:
+            raise UserError(f"{name}={value} must be a number or {' or '.join(words)}{suggest(value, words)}")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(value, list) and isinstance(number, dict | list):  # merging lets them through
                 raise UserError(f"{name}={value} must be a list of single values")
@@ -148,6 +151,23 @@ def _check_range(name: str, number: float, meta: Any) -> None:
         raise UserError(f"{name}={number:g} is out of range: it must be finite")
     if not is_in_range(number, meta):
         raise UserError(f"{name}={in_full(number)} is out of range: it must be {' and '.join(bounds(meta))}")
+
+
+def _check_judge(config: Root) -> None:
+    """Raises `UserError` for a metric that no validation row has, and for two that would judge the same weights."""
+    trainer, dataset = config.trainer, config.dataset
+    known = ("loss", *LABEL_METRICS[dataset.predict])
+    if dataset.task != "classification":
+        known = TASKS[dataset.task].watchable
+    stopping = trainer.early_stopping.metric
+    for name, metric in (("trainer.best_by", trainer.best_by), ("trainer.early_stopping.metric", stopping)):
+        if metric is not None and metric not in known:
+            raise unknown(name, metric, known)
+    if None not in (trainer.best_by, stopping) and trainer.best_by != stopping:
+        raise UserError(
+            f"trainer.best_by={trainer.best_by} and trainer.early_stopping.metric={stopping} both say which weights "
+            "are the best: name one"
+        )
 
 
 def check_combinations(config: Root) -> None:
@@ -170,9 +190,12 @@ def check_combinations(config: Root) -> None:
         raise UserError(
             f"schedule.warmup={schedule.warmup:g} and schedule.decay={schedule.decay:g} are more than the budget"
         )
-    metric = config.trainer.early_stopping.metric
-    if metric is not None and metric not in task.watchable:
-        raise unknown("trainer.early_stopping.metric", metric, task.watchable)
+    _check_judge(config)
+    if dataset.document_mask and not task.is_stream:
+        raise UserError(
+            f"dataset.document_mask is for a language model, and the examples of {task.what} never see each other: "
+            "leave it out"
+        )
     if config.evaluation.method == "beam" and not task.decodes:
         raise UserError(f"evaluation.method=beam is for text to text: {task.what} decodes by greedy or sample")
     if dataset.metrics and task.metrics == ():

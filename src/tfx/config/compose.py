@@ -29,6 +29,7 @@ from tfx.config.inheritance import inherit
 from tfx.config.mixture import check_corpora, complete
 from tfx.config.paths import make_absolute
 from tfx.config.schema import Root
+from tfx.config.task_choice import follow_task
 from tfx.errors import UserError
 
 # Makes a saved config a primary config of Hydra's: `tfx train --config-dir RUN --config-name config`.
@@ -52,7 +53,7 @@ def compose(overrides: Sequence[str]) -> Root:
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
     """The same as plain values, before their types, ranges and combinations are checked: what a help text shows."""
-    return _values(compose_tree(overrides), overrides, is_new=True)
+    return _values(follow_task(compose_tree(overrides), overrides), overrides, is_new=True)
 
 
 def load(path: Path) -> Root:
@@ -101,7 +102,7 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     ``typed`` are the user's own overrides, which decide which budget counts. A new config, unlike one that a run has
     saved, inherits what ``init_from`` brings.
     """
-    values = _values(composed, typed, is_new=is_new)
+    values = _values(follow_task(composed, typed) if is_new else composed, typed, is_new=is_new)
     try:
         config: Root = OmegaConf.to_object(OmegaConf.merge(_schema(), escaped(values)))  # type: ignore[assignment]
     except OmegaConfBaseException as error:

@@ -18,10 +18,15 @@ from tfx.config.schema import DatasetConfig
 from tfx.errors import UserError, unknown
 
 # What belongs to the run and not to a corpus.
-_OF_RUN = ("mix", "monolingual", "monolingual_share", "batch_tokens", "buffer", "tokenizer", "metrics")
+_OF_RUN = (
+    *("mix", "monolingual", "monolingual_share", "batch_tokens", "batch_tokens_limit", "buffer", "tokenizer"),
+    "metrics",
+)
 _OWN = ("dataset", "weight")
-# What is the run's, or what all entries take that say nothing else.
-_OF_BOTH = ("name", "task", "streaming")
+# What all entries take that say nothing else.
+_SHARED = ("streaming", "document_mask")
+# What is the run's, or shared.
+_OF_BOTH = ("name", "task", *_SHARED)
 _OF_CORPUS = [f.name for f in fields(DatasetConfig) if f.name not in _OF_RUN]
 
 
@@ -57,8 +62,7 @@ def _complete(entry: Any, where: str, dataset: dict[str, Any]) -> dict[str, Any]
     if set(_OF_CORPUS) <= entry.keys():
         return entry
     chosen: Any = OmegaConf.to_container(compose_tree([f"dataset={entry['dataset']}"]).dataset, resolve=True)
-    # Streaming is a matter of the run, unless an entry says otherwise.
-    base = {name: chosen[name] for name in _OF_CORPUS} | {"streaming": dataset.get("streaming", False)}
+    base = {name: chosen[name] for name in _OF_CORPUS} | {name: dataset.get(name, False) for name in _SHARED}
     check_keys({key: value for key, value in entry.items() if key not in _OWN}, DatasetConfig, f"{where}.")
     merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(escaped(base)), escaped(entry)))
     make_absolute(merged, DatasetConfig, f"{where}.")

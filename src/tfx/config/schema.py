@@ -27,11 +27,13 @@ def setting(
     paper: str = "",
     path: bool = False,
     are_groups: bool = False,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with the facts for ``--help`` and the range check.
 
     ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive. A ``path`` is relative to the folder
-    that the command runs in, and saved as an absolute one. ``are_groups``: a list of groups of settings.
+    that the command runs in, and saved as an absolute one. ``are_groups``: a list of groups of settings. ``words`` may
+    stand in the place of a number.
     """
     metadata = {
         "doc": doc,
@@ -44,6 +46,7 @@ def setting(
         "paper": paper,
         "path": path,
         "are_groups": are_groups,
+        "words": words,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -211,6 +214,9 @@ class ModelConfig:
 
 # --- data -------------------------------------------------------------------------------------------
 
+# In the place of a number that is found for the machine at hand.
+AUTO = "auto"
+
 
 @dataclass
 class TokenizerConfig:
@@ -304,6 +310,11 @@ class DatasetConfig:
     join: str | None = setting(
         None, "lm: text that joins all rows of a table into one; null: each row is a document, closed by an end token"
     )
+    document_mask: bool = setting(
+        False,
+        "lm: attention ends where a document does, and positions begin anew, as if each document were read alone",
+        paper="Zhao 2024, arXiv 2402.13991",
+    )
     splits: SplitConfig = group(SplitConfig)
     limit: LimitConfig = group(LimitConfig)
     valid_fraction: float = setting(
@@ -349,11 +360,23 @@ class DatasetConfig:
     monolingual_share: float | None = setting(
         None, "share of the training batches that are of such text; null: by size", above=0, below=1
     )
-    batch_tokens: int = setting(
-        4096, "size of a batch: source and target tokens, padding included", minimum=1, unit="tokens"
+    batch_tokens: int | str = setting(
+        4096,
+        "size of a batch: source and target tokens, padding included; auto: the most that fits into the memory at hand",
+        minimum=1,
+        unit="tokens",
+        words=(AUTO,),
     )
+    batch_tokens_limit: int = setting(65536, "batch_tokens=auto: the most that is tried", minimum=1, unit="tokens")
     tokenizer: TokenizerConfig = group(TokenizerConfig)
     metrics: list[str] = setting([], "metrics of the output besides the loss; the first is the primary one")
+
+    @property
+    def batch_size(self) -> int:
+        """``batch_tokens`` as a number, which `tfx.run.batch_size` puts in the place of ``auto`` before training."""
+        if isinstance(self.batch_tokens, str):
+            raise ValueError(f"dataset.batch_tokens={self.batch_tokens} has not been found yet")
+        return self.batch_tokens
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -546,6 +569,11 @@ class TrainerConfig:
         choices=("auto", "fp32", "bf16", "mixed"),
     )
     compile: str = setting("auto", "torch.compile the model; auto: on a GPU", choices=("auto", "on", "off"))
+    prefetch: str = setting(
+        "auto",
+        "make the next batch in a thread while a step runs; auto: on a GPU",
+        choices=("auto", "on", "off"),
+    )
     deterministic: bool = setting(False, "use only deterministic kernels on the GPU (on the CPU they always are)")
     accumulation: int = setting(1, "batches per optimizer step", minimum=1, maximum=100000)
     activation_checkpointing: bool = setting(
@@ -566,12 +594,24 @@ class TrainerConfig:
         False, "weights that are zero in the model of init_from stay zero, so that it stays pruned"
     )
     keep: str = setting("last", "which weights become the final model", choices=("last", "best"))
+    best_by: str | None = setting(
+        None,
+        "the metric of validation rows by which weights are the best; null: that of early stopping, else the primary "
+        "metric of a classifier and the loss of other models",
+    )
     validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fractions of the budget")
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
     profile: bool = setting(
         False, "measure where the time of five steps goes: profile.txt and trace.json.gz in the run directory"
     )
     threads: int | None = setting(None, "CPU threads; null: torch's choice", minimum=1, maximum=4096)
+    memory_gb: float | None = setting(
+        None,
+        "batch_tokens=auto: memory that a process may take; null: nine tenths of what is free on a GPU, half of it on "
+        "a CPU, shared by its processes",
+        above=0,
+        unit="GB",
+    )
 
 
 # --- trackers -------------------------------------------------------------------------------------
@@ -633,6 +673,12 @@ class EvaluationConfig:
     )
     new_tokens: int = setting(200, "lm: tokens that `tfx generate` adds", minimum=1, maximum=100000)
     batch_tokens: int = setting(8192, "tokens scored at once", minimum=1, unit="tokens")
+    precision: str = setting(
+        "auto",
+        "number format of scoring and decoding; tf32 (on a GPU, else fp32) and bf16 (autocast) are faster; auto: tf32 "
+        "for validations while training, fp32 for every number of a result",
+        choices=("auto", "fp32", "tf32", "bf16"),
+    )
     decode_valid: int | None = setting(None, "validation examples decoded at the end; null: all", minimum=1)
     attention_maps: int = setting(
         0, "test inputs whose attention weights are kept for the report", minimum=0, maximum=20

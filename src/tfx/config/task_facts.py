@@ -47,11 +47,11 @@ def facts_of(family: str, what: object) -> TaskFacts:
     return TASKS[family]
 
 
-# What `tfx.evaluation.labels` computes, by what is predicted (``dataset.predict``).
+# What `tfx.evaluation.labels` computes, by what is predicted (``dataset.predict``); the usual ones first.
 LABEL_METRICS = {
-    "one": ("accuracy", "f1_binary", "f1_macro", "matthews", "calibration_error"),
+    "one": ("accuracy", "f1_macro", "calibration_error", "f1_binary", "matthews"),
     "several": ("accuracy", "f1_micro", "f1_macro"),
-    "number": ("pearson", "spearman", "squared_error"),
+    "number": ("spearman", "pearson", "squared_error"),
 }
 
 _ALL_LABEL_METRICS = tuple(dict.fromkeys(name for names in LABEL_METRICS.values() for name in names))
@@ -97,3 +97,8 @@ TASKS = {
         spreads=True,
     ),
 }
+
+
+def metrics_of(task: str, predict: str) -> tuple[str, ...] | None:
+    """The metrics that `dataset.metrics` may name, the usual ones first; None: those of generated text."""
+    return LABEL_METRICS.get(predict) if TASKS[task].metrics else TASKS[task].metrics

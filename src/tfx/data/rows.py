@@ -6,7 +6,7 @@ import hashlib
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -281,7 +281,7 @@ def finish(
         first = int(is_empty.argmax())
         raise UserError(
             f"the {split} split of dataset '{config.name}', example {first + 1}: the "
-            f"{facts.columns[0 if flags[first] & _NO_SOURCE else -1]} is empty ({where(config)}; "
+            f"{_empty_side(config, texts[first])} is empty ({where(config)}; "
             f"dataset.empty=drop leaves such {facts.empty.partition(' ')[0]} out)"
         )
     count = int(is_empty.sum())
@@ -292,6 +292,13 @@ def finish(
     if not is_pairs:
         notes.append(f"{split}: {count:,} rows without text left out")
     return texts.select(np.flatnonzero(~is_empty), keep_in_memory=True), keys[~is_empty]
+
+
+def _empty_side(config: DatasetConfig, row: Mapping[str, Any]) -> str:
+    """What of an empty row is empty: one of its texts, else what it is to be turned into."""
+    facts = TASKS[config.task]
+    texts = [column for column in facts.texts if column in row and getattr(config, column) is not None]
+    return next((column for column in texts if not row[column]), facts.columns[-1])
 
 
 def _numbers(dataset: Dataset, column: str) -> np.ndarray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import SPACE, Tokenizer
+from tfx.model.device import scoring_in, scoring_numbers
 from tfx.model.transformer import Transformer
 from tfx.tasks import task_named
 from tfx.tasks.contract import Prompts, Task
@@ -69,7 +71,8 @@ def generate(
     for an empty text is empty in text to text.
     """
     task, prompts = _prompts(model, tokenizer, texts, first, note, prefix)
-    return task.generate(model, tokenizer, prompts, config, seed)
+    with _numbers(model, config):
+        return task.generate(model, tokenizer, prompts, config, seed)
 
 
 def generate_records(
@@ -90,7 +93,13 @@ def generate_records(
     outputs of a beam are in ``nbest``.
     """
     task, prompts = _prompts(model, tokenizer, texts, first, note, prefix, best)
-    return task.records(model, tokenizer, prompts, config, seed)
+    with _numbers(model, config):
+        return task.records(model, tokenizer, prompts, config, seed)
+
+
+def _numbers(model: Transformer, config: EvaluationConfig) -> AbstractContextManager[None]:
+    device = model.embedding.weight.device
+    return scoring_in(scoring_numbers(config.precision, device, is_result=True), device)
 
 
 def _prompts(

@@ -12,7 +12,7 @@ import numpy as np
 from tfx.config.task_facts import LABEL_METRICS
 from tfx.errors import UserError
 from tfx.model.architecture import Outputs
-from tfx.record.metric_vocabulary import BINS, scorer
+from tfx.record.metric_vocabulary import BINS, DEPTH, scorer
 from tfx.tasks.contract import Answers
 
 
@@ -25,23 +25,25 @@ def metrics_of(outputs: Outputs) -> list[str]:
 def check_label_metrics(names: list[str], outputs: Outputs) -> None:
     """Raises `UserError` for a metric that there is not for these labels."""
     if "f1_binary" in names and outputs.count != 2:
-        raise UserError(
-            f"dataset.metrics: f1_binary is of two labels, and the data has {outputs.count:,}: name f1_macro"
-        )
+        raise UserError(f"f1_binary is of two labels, and the data has {outputs.count:,}: name f1_macro")
 
 
 def label_metrics(answers: Answers) -> dict[str, float]:
     """All metrics of answers by name; what a report makes of `label_rows` is the same."""
-    return {name: float(scorer(name).corpus(_sums(name, answers))) for name in metrics_of(answers.outputs)}
+    return {name: float(scorer(name).corpus(_sums(name, answers))) for name in _names(answers)}
 
 
 def label_rows(answers: Answers) -> list[dict[str, Any]]:
     """For each text its loss, and for each metric what the statistics of `tfx.record.metric_vocabulary` need."""
-    columns = {name: _by_text(name, answers) for name in metrics_of(answers.outputs)}
+    columns = {name: _by_text(name, answers) for name in _names(answers)}
     rows = []
     for number, loss in enumerate(answers.loss):
         rows.append({"nll": round(float(loss), 4), "targets": 1} | {name: own[number] for name, own in columns.items()})
     return rows
+
+
+def _names(answers: Answers) -> list[str]:
+    return [*metrics_of(answers.outputs), *([] if answers.depth is None else [DEPTH])]
 
 
 def _sums(name: str, answers: Answers) -> np.ndarray:
@@ -82,6 +84,9 @@ def _by_text(name: str, answers: Answers) -> list[Any]:
         return np.stack(_pairs(name, answers), axis=1).tolist()
     if name == "squared_error":
         return np.square(answers.given - answers.truth)[:, 0].tolist()
+    if name == DEPTH:
+        assert answers.depth is not None
+        return answers.depth.tolist()
     held, guessed = _one_hot(answers)
     return (held == guessed).all(1).astype(int).tolist()
 

@@ -13,8 +13,10 @@ from tfx.evaluation.metrics import score_text
 from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.scripts import misfits
+from tfx.model.device import scoring_in, scoring_numbers
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
+from tfx.record.metric_vocabulary import DEPTH
 from tfx.tasks.contract import Answers, Split
 from tfx.tasks.prepare import PreparedData
 
@@ -46,7 +48,7 @@ def quality_notes(data: PreparedData, metrics: Sequence[str]) -> list[str]:
 def _of_answers(split: Split, answers: Answers, scored: dict[str, float], metrics: Sequence[str]) -> Quality:
     """The quality of a classifier: its loss, the ``metrics`` that are asked for, and all statistics of each text."""
     rows = zip(split.shown(answers), label_rows(answers), strict=True)
-    named = {name: scored[name] for name in ("loss", *metrics) if name in scored}
+    named = {name: scored[name] for name in ("loss", *metrics, DEPTH) if name in scored}
     return Quality(named, predictions=[shown | statistics for shown, statistics in rows])
 
 
@@ -65,8 +67,30 @@ def measure_quality(
     """Scores the loss of the whole split, and if outputs are texts decodes its first ``most_decoded`` rows.
 
     The processes of a ``group`` share the work; the first one gets the scores of one process, the others no metrics of
-    texts.
+    texts. Signatures name the number format where it is not fp32: such scores compare with their like.
     """
+    device = model.embedding.weight.device
+    numbers = scoring_numbers(config.precision, device, is_result=True)
+    with scoring_in(numbers, device):
+        quality = _measured(model, split, tokenizer, config, metrics, seed, most_decoded, progress, group)
+    if numbers != "fp32":
+        for name in quality.metrics:
+            known = quality.signatures.get(name)
+            quality.signatures[name] = f"{known}|numbers:{numbers}" if known else f"numbers:{numbers}"
+    return quality
+
+
+def _measured(
+    model: Transformer,
+    split: Split,
+    tokenizer: Tokenizer,
+    config: EvaluationConfig,
+    metrics: Sequence[str],
+    seed: int,
+    most_decoded: int | None,
+    progress: Callable[[int, int], Any] | None,
+    group: Group,
+) -> Quality:
     device = model.embedding.weight.device
     score = in_memory(
         config.batch_tokens,

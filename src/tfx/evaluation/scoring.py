@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.labels import label_metrics
+from tfx.model.early_exit import label_logits
 from tfx.model.label_loss import plain_losses
 from tfx.model.transformer import Transformer, run_batch
 from tfx.processes.group import ALONE, Group
@@ -28,7 +29,8 @@ class LossScore:
     """Negative log-likelihood of a split. ``nll`` and ``targets`` are by row: a sentence, or a window of a stream.
 
     ``text_bytes`` of a stream are the bytes of its targets; ``unknown_bytes``, by row, those of characters that the
-    tokenizer does not know. ``logits`` (rows, C) are the outputs of a classifier, which ``judge`` turns into answers.
+    tokenizer does not know. ``logits`` (rows, C) are the outputs of a classifier, which ``judge`` turns into answers;
+    ``depth`` is the number of blocks that each row took, where texts leave the model early.
     """
 
     text_bytes: int | None
@@ -36,20 +38,24 @@ class LossScore:
     targets: np.ndarray
     unknown_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     logits: np.ndarray | None = None
-    judge: Callable[[np.ndarray], Answers] | None = None
+    judge: Callable[[np.ndarray, np.ndarray | None], Answers] | None = None
+    depth: np.ndarray | None = None
 
     def completed(self, group: Group) -> LossScore:
         """The score of all rows, from the rows that each process has scored: the same bits as that of one process."""
-        scored = [self.nll, self.targets, *([] if self.logits is None else [self.logits])]
-        parts = [torch.from_numpy(values.copy()) for values in scored]
-        group.add_up(parts)
-        nll, targets, *logits = (part.numpy() for part in parts)
-        return replace(self, nll=nll, targets=targets, logits=logits[0] if logits else None)
+        scored = {name: getattr(self, name) for name in ("nll", "targets", "logits", "depth")}
+        parts: dict[str, Any] = {
+            name: torch.from_numpy(values.copy()) for name, values in scored.items() if values is not None
+        }
+        group.add_up(list(parts.values()))
+        for name, part in parts.items():
+            parts[name] = part.numpy()
+        return replace(self, **parts)
 
     @cached_property
     def answers(self) -> Answers | None:
         """What a classifier answers."""
-        return None if self.logits is None or self.judge is None else self.judge(self.logits)
+        return None if self.logits is None or self.judge is None else self.judge(self.logits, self.depth)
 
     @property
     def total_nll(self) -> float:
@@ -91,7 +97,7 @@ def score_loss(
     between: Callable[[], Any] | None = None,
     group: Group = ALONE,
 ) -> LossScore:
-    """Scores every target of a split once, in fp32. The model keeps its mode.
+    """Scores every target of a split once, in fp32 unless inside `scoring_in`. The model keeps its mode.
 
     ``between`` is called before each batch, and may raise to stop. Each process of a ``group`` scores its share of the
     batches: `LossScore.completed` adds them up.
@@ -104,10 +110,21 @@ def score_loss(
     targets = np.zeros(rows, dtype=np.int64)
     outputs = split.outputs
     kept = None if outputs is None else np.zeros((rows, outputs.count), dtype=np.float32)
+    depths = None if model.architecture.exit_threshold is None else np.zeros(rows, dtype=np.int64)
     for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context, group=group):
         if between is not None:
             between()
         moved = batch.to(device)
+        if kept is not None:  # one position a row
+            logits_BC, depth_B = label_logits(model, moved)
+            place = split.places(batch.rows, context)
+            target_B = moved.target_out_BT.flatten()
+            nll[place] = plain_losses(model.architecture, logits_BC, target_B, moved.values_BC).double().cpu().numpy()
+            targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
+            kept[place] = logits_BC.float().cpu().numpy()
+            if depths is not None and depth_B is not None:
+                depths[place] = depth_B.cpu().numpy()
+            continue
         hidden = run_batch(model, moved).flatten(0, 1)
         # The model projects in slices: all logits at once would be the largest tensor.
         target = moved.target_out_BT.flatten()
@@ -116,10 +133,7 @@ def score_loss(
         for start in range(0, len(hidden), _SLICE):
             piece = slice(start, start + _SLICE)
             logits_NV = model.project(hidden[piece])
-            values = None if moved.values_BC is None else moved.values_BC[piece]
-            pieces.append(plain_losses(model.architecture, logits_NV, target[piece], values))
-            if kept is not None:  # one position a row
-                kept[place[piece]] = logits_NV.float().cpu().numpy()
+            pieces.append(plain_losses(model.architecture, logits_NV, target[piece], None))
         by_row = torch.cat(pieces).view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
         nll[place] = by_row
         targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
@@ -127,5 +141,5 @@ def score_loss(
     text = split.scored_text(tokenizer, context)
     if text is None:
         judge = None if kept is None else split.answers
-        return LossScore(None, nll, targets, np.zeros(rows, dtype=np.int64), kept, judge)
+        return LossScore(None, nll, targets, np.zeros(rows, dtype=np.int64), kept, judge, depths)
     return LossScore(text.text_bytes, nll, targets, text.unknown_bytes)

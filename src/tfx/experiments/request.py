@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tfx.config import describe
-from tfx.config.schema import LauncherConfig, Root
+from tfx.config.schema import AUTO, LauncherConfig, Root
 from tfx.errors import UserError
 from tfx.experiments.machine import Machine
 from tfx.experiments.queue import CLUSTERS, Queue
@@ -79,6 +79,10 @@ def compose_request(words: Sequence[str], command: str) -> Request | None:
     found: list[Request] = []
 
     def keep(config: Root, typed: list[str], directory: str) -> None:
+        if config.dataset.batch_tokens == AUTO:
+            raise UserError(
+                f"tfx {command} compares runs, which need one size of a batch: name a number for dataset.batch_tokens"
+            )
         hydra = HydraConfig.get()
         folder = Path(str(hydra.sweep.dir)).absolute()
         chosen = hydra.runtime.choices["hydra/launcher"]

@@ -143,6 +143,10 @@ class Architecture:
     pooling: str = "mean"
     pooler: bool = False
     outputs: Outputs | None = None
+    # Of a classifier: after how many encoder blocks a head of its own reads the states, and the probability of its
+    # likeliest label from which a text is done there (None: none is).
+    exits: tuple[int, ...] = ()
+    exit_threshold: float | None = None
     passes: int = 1
 
     @classmethod
@@ -206,6 +210,7 @@ class Architecture:
                 known[stack] = tuple(BlockShape.from_dict(shape) for shape in known[stack])
             if known.get("outputs") is not None:
                 known["outputs"] = Outputs.from_dict(known["outputs"])
+            known["exits"] = tuple(known.get("exits", ()))
             architecture = cls(**known)
             architecture.check()
             return architecture
@@ -233,8 +238,20 @@ class Architecture:
                 raise ValueError(f"{f.name} is {getattr(self, f.name)!r}")
         if (self.outputs is None) == (self.family == "classification"):
             raise ValueError(f"a model of family {self.family} has {'no' if self.outputs is None else 'such'} outputs")
+        self._check_exits()
         if _table_elements(self.positions, self.context, self.width, self.head_width) > _MAX_TABLE_ELEMENTS:
             raise ValueError(f"its context of {self.context:,} tokens is too long for {self.positions} positions")
+
+    def _check_exits(self) -> None:
+        if not all(type(depth) is int and 0 < depth < len(self.encoder) for depth in self.exits):
+            raise ValueError(f"its exits {list(self.exits)} are not after inner blocks")
+        if list(self.exits) != sorted(set(self.exits)):
+            raise ValueError(f"its exits {list(self.exits)} do not come one after another")
+        if self.exits and (self.outputs is None or self.outputs.predicts != "one"):
+            raise ValueError("it has exits, and does not predict one label")
+        threshold = self.exit_threshold
+        if threshold is not None and not (type(threshold) in (int, float) and self.exits and 0 < threshold <= 1):
+            raise ValueError(f"texts leave it at the probability {threshold!r}")
 
     def matrices(self, shape: BlockShape) -> dict[str, tuple[int, int]]:
         """The linear layers of a block of this shape by their name in it: outputs and inputs."""

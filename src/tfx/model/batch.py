@@ -5,6 +5,7 @@ Shapes: B rows, S source positions, T target positions, N = B T flattened positi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -65,6 +66,8 @@ class Batch:
     where ``values`` are the targets: for each label whether it holds, or one number. ``types`` tells the tokens of the
     second text of a pair (1) from those of the first; None: all are of the first. ``counts`` is what each row counts;
     None: 1.
+
+    ``document_start`` is the token that begins a document of a language model, where none may see another one.
     """
 
     target_in_BT: Tensor
@@ -81,20 +84,24 @@ class Batch:
     values_BC: Tensor | None = None
     counts_B: Tensor | None = None
     is_labelled: bool = True
+    document_start: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; copies asynchronously where the device can."""
         if device.type == "cpu":
             return self
+        batch = self.pinned() if device.type == "cuda" else self
+        return batch._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    def pinned(self) -> Batch:
+        """The same batch in memory from which a GPU copies by itself, while the host goes on."""
+        return self._with_tensors(Tensor.pin_memory)
 
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("target_in_BT", "target_out_BT", "source_BS", "source_mask_BS", "types_BS", "values_BC", "counts_B")
-        moved: dict[str, Any] = {name: move(getattr(self, name)) for name in names}
-        return replace(self, **moved)
+        found = {name: getattr(self, name) for name in names}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in found.items() if tensor is not None}
+        return replace(self, **changed)
 
     def split(self, pieces: int) -> list[Batch]:
         """The rows in so many batches, or as many as there are rows; counts are divided with them."""

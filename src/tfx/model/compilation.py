@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,32 @@ _MAX_VARIANTS = 32
 _ROWS, _TARGETS, _SOURCES = 62, 37, 31
 
 
-def compile_for(model: nn.Module, config: TrainerConfig, device: torch.device) -> None:
+def compile_for(
+    model: nn.Module, config: TrainerConfig, device: torch.device, *, trains_on_one_shape: bool = False
+) -> None:
     """Has torch compile the model's calls where ``trainer.compile`` says so, apart from those of any other model.
 
     Models of one class share their code, and torch gives up on code after a number of shapes and settings that a
-    student and its teachers would use up together.
+    student and its teachers would use up together. Where all training batches have one shape, kernels are made for
+    that one; what is scored has others.
     """
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        model.compile(dynamic=True, isolate_recompiles=True, recompile_limit=_MAX_VARIANTS)
+        options: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": _MAX_VARIANTS}
+        model.compile(dynamic=True, **options)
+        if trains_on_one_shape:
+            of_any_shape = model._compiled_call_impl
+            model.compile(dynamic=False, **options)
+            model._compiled_call_impl = _ByMode(model, model._compiled_call_impl, of_any_shape)
+
+
+class _ByMode:
+    """The compiled calls of a model: in training for fixed shapes, else for any."""
+
+    def __init__(self, model: nn.Module, training: Any, scoring: Any) -> None:
+        self._model, self._training, self._scoring = model, training, scoring
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return (self._training if self._model.training else self._scoring)(*inputs, **options)
 
 
 def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = False) -> None:
@@ -36,8 +55,9 @@ def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = 
     Kernels for all sizes are still chosen for those that come first: how a sum is split depends on them, and so do its
     last bits. Without this a resumed run, whose first batch is another one, would differ from an uninterrupted one.
     """
-    if model._compiled_call_impl is None:
-        return
+    compiled = model._compiled_call_impl
+    if compiled is None or (model.training and isinstance(compiled, _ByMode)):
+        return  # kernels for one shape know no other
     inputs: list[Tensor | None] = [batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.types_BS]
     mix = batch.mix
     if mix is not None:
@@ -45,7 +65,8 @@ def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = 
     device = batch.target_in_BT.device
     variant = (
         *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), with_states),
-        *(torch.is_autocast_enabled(device.type), current_products()),
+        *(torch.is_autocast_enabled(device.type), current_products(), batch.document_start),
+        torch.backends.cuda.matmul.fp32_precision,
         # While the weights are seen through masks and grids, some are no parameters.
         *(type(weight) for module in model.modules() for weight in module._parameters.values()),
         # Code for one row or position, or none, is always apart.
@@ -68,7 +89,8 @@ def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = 
             source=None if mix.source is None else _resized_blend(mix.source, weight_B, sources),
         )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model(target, source, mask, mix, types, **({"with_states": True} if with_states else {}))
+        options = {"with_states": True} if with_states else {}
+        model(target, source, mask, mix, types, **options, document_start=batch.document_start)
 
 
 def _tensors(blend: Blend | None) -> list[Tensor | None]:

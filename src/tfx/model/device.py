@@ -12,7 +12,7 @@ from torch import Tensor
 from tfx.errors import UserError
 from tfx.model.linear import products_in
 from tfx.processes.place import NO_LAUNCHER, Place
-from tfx.record.environment import installed_memory
+from tfx.system.memory import installed_memory
 
 # Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
 _SYNCHRONOUS = ("cpu", "mps")
@@ -130,6 +130,36 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "bf16":
         return Precision(name, torch.bfloat16, torch.bfloat16)
     return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
+
+
+def scoring_numbers(name: str, device: torch.device, *, is_result: bool) -> str:
+    """The number format that ``evaluation.precision`` means on a device: fp32, tf32 or bf16.
+
+    ``auto`` is fp32 for what is a result, and TF32 for what only guides a training: its 10 bits of a factor move a loss
+    by far less than the choice between two weights needs, and numbers that are compared stay the same on every device.
+    """
+    if name == "auto":
+        name = "fp32" if is_result else "tf32"
+    return "fp32" if name == "tf32" and device.type != "cuda" else name
+
+
+@contextmanager
+def scoring_in(numbers: str, device: torch.device) -> Iterator[None]:
+    """Inside, forward passes of evaluation and decoding use this number format (`scoring_numbers`)."""
+    if numbers == "bf16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
+    if device.type != "cuda":
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32" if numbers == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -55,7 +55,8 @@ def _label_flops(architecture: Architecture) -> float:
     if architecture.outputs is None:
         return 0.0
     width = architecture.width
-    return 2.0 * width * (architecture.outputs.count + width * architecture.pooler)
+    heads = 1 + len(architecture.exits)
+    return 2.0 * width * (architecture.outputs.count + width * architecture.pooler) * heads
 
 
 def _decoder_flops(architecture: Architecture, length: int, attended: int, source_length: int) -> float:

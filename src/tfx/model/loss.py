@@ -16,11 +16,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tfx.model.linear import reduce_rows
 
 _SLICE_ELEMENTS_CPU = 128 * 8192
 _SLICE_ELEMENTS_GPU = 4096 * 8192
+# A GPU's products are several times slower where a side is no multiple of a few elements, as most vocabularies are.
+_GPU_MULTIPLE = 64
 
 
 @dataclass
@@ -113,16 +116,20 @@ class _ProjectedLosses(torch.autograd.Function):
         needs_error = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         elements = _SLICE_ELEMENTS_CPU if hidden_ND.device.type == "cpu" else _SLICE_ELEMENTS_GPU
         size = max(128, elements // vocab // 128 * 128)
+        # The products, and nothing else, have columns of zeros beyond the vocabulary.
+        beyond = _columns(vocab, hidden_ND.device) - vocab
         weight = weight_VD.to(dtype)
+        if beyond:
+            weight = functional.pad(weight, (0, 0, 0, beyond))
         grad_hidden = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_error else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_error else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_error else None
         total = torch.zeros((), device=hidden_ND.device)
         reported = [torch.zeros(hidden_ND.shape[0], device=hidden_ND.device) for _ in losses]
         for start in range(0, hidden_ND.shape[0], size):
             rows = slice(start, min(start + size, hidden_ND.shape[0]))
             count = rows.stop - start
             hidden = reduce_rows(hidden_ND[rows], dtype)
-            piece = LogitSlice(rows, (hidden @ weight.t())[:count].float(), shared=len(losses) > 1)
+            piece = LogitSlice(rows, (hidden @ weight.t())[:count, :vocab].float(), shared=len(losses) > 1)
             error: Tensor | None = None
             for (loss, scale), report in zip(losses, reported, strict=True):
                 value, report[rows], gradient = loss(piece, needs_error)
@@ -136,13 +143,15 @@ class _ProjectedLosses(torch.autograd.Function):
             if error is None or grad_hidden is None or grad_weight is None:
                 continue
             error = reduce_rows(error, dtype)
+            if beyond:
+                error = functional.pad(error, (0, beyond))
             grad_hidden[rows] = (error @ weight)[:count].float()
             if dtype == torch.float32:
                 grad_weight.addmm_(error.t(), hidden)
             else:
                 grad_weight += error.t() @ hidden
         if grad_hidden is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_hidden.to(hidden_ND.dtype), grad_weight)
+            ctx.save_for_backward(grad_hidden.to(hidden_ND.dtype), grad_weight[:vocab])
         ctx.mark_non_differentiable(*reported)
         return total, *reported
 
@@ -150,6 +159,11 @@ class _ProjectedLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grads[0], grad_weight * grads[0], None, None
+
+
+def _columns(vocab: int, device: torch.device) -> int:
+    """How many columns the product with the output matrix has."""
+    return vocab if device.type == "cpu" else -(-vocab // _GPU_MULTIPLE) * _GPU_MULTIPLE
 
 
 def projected_losses(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tfx.model.architecture import Architecture
 from tfx.model.dropout import Dropout
 
 
@@ -48,3 +49,14 @@ class Pooling(nn.Module):
             return states_BSD.mean(1)
         weight_BS1 = (mask_BS / mask_BS.sum(1, keepdim=True)).to(states_BSD.dtype).unsqueeze(-1)
         return (states_BSD * weight_BS1).sum(1)
+
+
+def make_pooling(architecture: Architecture, dropout: float) -> Pooling:
+    """The pooling of a classifier."""
+    return Pooling(
+        architecture.width,
+        kind=architecture.pooling,
+        pooler=architecture.pooler,
+        bias=architecture.bias,
+        dropout=dropout,
+    )

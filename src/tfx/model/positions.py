@@ -66,6 +66,19 @@ def distances(queries: int, keys: int, offset: int, device: torch.device) -> Ten
     return key - query
 
 
+def document_places(tokens_BT: Tensor, start: int) -> Tensor:
+    """The position (B, T) of each token in its document; the token ``start`` begins one, and so does each row."""
+    index_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    return index_T - torch.where(tokens_BT == start, index_T, 0).cummax(1).values
+
+
+def document_mask(places_BT: Tensor) -> Tensor:
+    """Where a query may see a key, (B, 1, T, T): on itself and on earlier tokens of its document."""
+    index_T = torch.arange(places_BT.shape[1], device=places_BT.device)
+    begin_BT1 = (index_T - places_BT).unsqueeze(2)
+    return ((index_T >= begin_BT1) & (index_T <= index_T.unsqueeze(1))).unsqueeze(1)
+
+
 def alibi_bias(slopes_H: Tensor, distance_TS: Tensor) -> Tensor:
     """The bias -slope * |distance| of every head, (1, H, T, S) (Press 2021); an encoder has it on later keys too."""
     return (-slopes_H.view(-1, 1, 1) * distance_TS.abs()).unsqueeze(0)

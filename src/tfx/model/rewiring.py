@@ -162,9 +162,13 @@ def evenly_spaced(kept: int, layers: int) -> list[int]:
 def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[BlockPlan]) -> Rewiring:
     """The rewiring that keeps what the plans of both stacks list."""
     architecture = model.architecture
-    origins: dict[str, Origin | Factor] = {
-        name: Origin(name) for name in model.state_dict() if not name.startswith(("encoder.blocks.", "decoder.blocks."))
-    }
+    others = [name for name in model.state_dict() if not name.startswith(("encoder.blocks.", "decoder.blocks."))]
+    exits = _exits_after([plan.number for plan in encoder], architecture.exits)
+    origins: dict[str, Origin | Factor] = {name: Origin(name) for name in others if not name.startswith("exits.")}
+    for place, depth in enumerate(exits.values()):
+        head = f"exits.{architecture.exits.index(depth)}."
+        names = [name.removeprefix(head) for name in others if name.startswith(head)]
+        origins |= {f"exits.{place}.{name}": Origin(head + name) for name in names}
     shapes: dict[str, tuple[BlockShape, ...]] = {}
     for stack, plans in (("encoder", encoder), ("decoder", decoder)):
         blocks = getattr(architecture, stack)
@@ -176,7 +180,14 @@ def rewire_blocks(model: Transformer, encoder: list[BlockPlan], decoder: list[Bl
             prefix, old = f"{stack}.blocks.{position}.", f"{stack}.blocks.{plan.number}."
             origins |= {prefix + name: Origin(old + name, *selection) for name, selection in _kept(module, plan)}
         shapes[stack] = tuple(kept)
-    return Rewiring(replace(architecture, encoder=shapes["encoder"], decoder=shapes["decoder"]), origins)
+    smaller = replace(architecture, encoder=shapes["encoder"], decoder=shapes["decoder"], exits=tuple(exits))
+    return Rewiring(smaller, origins)
+
+
+def _exits_after(kept: Sequence[int], exits: Sequence[int]) -> dict[int, int]:
+    """By its depth among the ``kept`` blocks, the exit that stays there: of several the deepest, at the ends none."""
+    found = {sum(number < depth for number in kept): depth for depth in exits}
+    return {depth: old for depth, old in sorted(found.items()) if 0 < depth < len(kept)}
 
 
 def keep_tokens(model: Transformer, ids: Sequence[int]) -> Rewiring:

@@ -25,10 +25,18 @@ from tfx.model.compilation import settle
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.engine import Engine
+from tfx.model.exit_head import ExitHead
 from tfx.model.layers import BlockStack, make_norm
 from tfx.model.parameter_roles import Role, parameter_roles
-from tfx.model.pooling import Pooling
-from tfx.model.positions import distances, relative_buckets, rotary_table, sinusoidal_table
+from tfx.model.pooling import Pooling, make_pooling
+from tfx.model.positions import (
+    distances,
+    document_mask,
+    document_places,
+    relative_buckets,
+    rotary_table,
+    sinusoidal_table,
+)
 from tfx.record.seeds import derive_seed
 
 
@@ -74,11 +82,11 @@ class Transformer(nn.Module):
         self.decoder = BlockStack(architecture, architecture.decoder, **dropouts)
         self.pooling: Pooling | None = None
         if architecture.outputs is not None:
-            kinds = {"kind": architecture.pooling, "pooler": architecture.pooler, "bias": architecture.bias}
-            self.pooling = Pooling(width, **kinds, dropout=rates.dropout)  # type: ignore[arg-type]
+            self.pooling = make_pooling(architecture, rates.dropout)
         has_bias = architecture.output_bias or self.pooling is not None
         self.output = nn.Linear(width, architecture.output_count, bias=has_bias)
         self._tie()
+        self.exits = nn.ModuleList(ExitHead(architecture, rates.dropout) for _ in architecture.exits)
         self.dropout = Dropout(rates.dropout)
         self.token_dropout = TokenDropout(rates.token_dropout)
         self.position = nn.Embedding(architecture.context, width) if architecture.positions == "learned" else None
@@ -172,11 +180,22 @@ class Transformer(nn.Module):
         ``types`` are the token types (see `embed`), and ``states`` is filled by `BlockStack`.
         """
         assert self.encoder is not None
+        x_BSD, bias, rotary = self.entering(source_BS, source_mask_BS, mix, types_BS)
+        return self.encoder(x_BSD, bias, rotary=rotary, states=states)
+
+    def entering(
+        self,
+        source_BS: Tensor,
+        source_mask_BS: Tensor | None,
+        mix: Mix | None = None,
+        types_BS: Tensor | None = None,
+    ) -> tuple[Tensor, Bias, tuple[Tensor, Tensor] | None]:
+        """What enters the first block of the encoder (B, S, D), with the bias and the rotary table of all blocks."""
         length = source_BS.shape[1]
-        bias = Bias(_key_mask(source_mask_BS))
+        bias = Bias(key_mask(source_mask_BS))
         self._add_distances(bias, length, source_BS.device, is_causal=False)
         x_BSD = self.embed(source_BS, self.source_embedding, None, None if mix is None else mix.source, types_BS)
-        return self.encoder(x_BSD, bias, rotary=self._rotary(length), states=states)
+        return x_BSD, bias, self._rotary(length)
 
     def decode(
         self,
@@ -185,17 +204,31 @@ class Transformer(nn.Module):
         source_mask_BS: Tensor | None = None,
         mix: Mix | None = None,
         states: list[Tensor] | None = None,
+        document_start: int | None = None,
     ) -> Tensor:
-        """Returns the hidden states (B, T, D) of target positions; `tfx.model.decoding` has them step by step."""
+        """Returns the hidden states (B, T, D) of target positions; `tfx.model.decoding` has them step by step.
+
+        With a ``document_start`` each document has the states that it has alone: it begins with this token at position
+        0, and sees no other one.
+        """
         length = target_BT.shape[1]
+        blend = None if mix is None else mix.target
+        places_BT = None
         has_bias = self.architecture.positions in ("alibi", "relative")
-        bias = Bias(causal=length > 1 and not has_bias)
-        if length > 1 and not bias.causal:
+        bias = Bias(causal=length > 1 and not has_bias and document_start is None)
+        if document_start is not None:
+            places_BT = document_places(target_BT, document_start)
+            if blend is not None:
+                # Where rows are mixed, a document of either ends at the first end of both.
+                places_BT = torch.minimum(places_BT, document_places(blend.partner_BL, document_start))
+            bias.mask = document_mask(places_BT)
+        elif length > 1 and not bias.causal:
             # The kernel's causal mask cannot be combined with a bias.
             bias.mask = torch.ones(length, length, dtype=torch.bool, device=target_BT.device).tril()
+        # Distances and rotary angles count from token to token: where a row's documents begin makes no difference.
         self._add_distances(bias, length, target_BT.device, is_causal=True)
-        x_BTD = self.embed(target_BT, self.embedding, None, None if mix is None else mix.target)
-        memory_bias = Bias(_key_mask(source_mask_BS))
+        x_BTD = self.embed(target_BT, self.embedding, places_BT, blend)
+        memory_bias = Bias(key_mask(source_mask_BS))
         return self.decoder(x_BTD, bias, memory_BSD, memory_bias, rotary=self._rotary(length), states=states)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -211,11 +244,12 @@ class Transformer(nn.Module):
         types_BS: Tensor | None = None,
         *,
         with_states: bool = False,
+        document_start: int | None = None,
     ) -> Tensor | tuple[Tensor, States]:
         """Hidden states (B, T, D) at every target position, teacher-forced; a language model has no source.
 
         A classifier reads no target, and has one state (B, 1, D) for each source. ``with_states``: those between the
-        blocks too.
+        blocks too. ``document_start``: see `decode`.
         """
         states = States([], []) if with_states else None
         memory_BSD = None
@@ -226,8 +260,12 @@ class Transformer(nn.Module):
             hidden_BTD = self.pooling(memory_BSD, source_mask_BS).unsqueeze(1)
         else:
             decoder_states = states.decoder if states else None
-            hidden_BTD = self.decode(target_BT, memory_BSD, source_mask_BS, mix=mix, states=decoder_states)
+            hidden_BTD = self.decode(target_BT, memory_BSD, source_mask_BS, mix, decoder_states, document_start)
         return hidden_BTD if states is None else (hidden_BTD, states)
+
+    def exits_at(self, threshold: float | None) -> None:
+        """Sets the probability of its likeliest label from which a text leaves early; None: none does."""
+        self.architecture = replace(self.architecture, exit_threshold=threshold)
 
     def projections(self, stack: BlockStack, number: int, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, L, K) of the self-attention of a stack's layer, from what enters the layer.
@@ -272,17 +310,18 @@ def run_batch(model: Transformer, batch: Batch) -> Tensor:
     """Teacher-forced hidden states (B, T, D) of a batch; of a classifier one for each row."""
     settle(model, batch, model.architecture.context)
     inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
-    return model(*inputs)  # type: ignore[no-any-return]
+    return model(*inputs, document_start=batch.document_start)  # type: ignore[no-any-return]
 
 
 def run_batch_with_states(model: Transformer, batch: Batch) -> tuple[Tensor, States]:
     """The same with the states between the blocks."""
     settle(model, batch, model.architecture.context, with_states=True)
     inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
-    return model(*inputs, with_states=True)  # type: ignore[no-any-return]
+    return model(*inputs, with_states=True, document_start=batch.document_start)  # type: ignore[no-any-return]
 
 
-def _key_mask(mask_BS: Tensor | None) -> Tensor | None:
+def key_mask(mask_BS: Tensor | None) -> Tensor | None:
+    """The mask of a `Bias` from that of the keys' tokens, True on real ones."""
     return None if mask_BS is None else mask_BS[:, None, None, :]
 
 

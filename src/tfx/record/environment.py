@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tfx.system.memory import installed_memory
+
 _PACKAGES = ("tfx", "torch", "numpy", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "sacrebleu")
 
 
@@ -98,11 +100,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor()
-
-
-def installed_memory() -> int | None:
-    """Bytes of main memory, in use or free; None if the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -15,6 +15,8 @@ import numpy as np
 
 LOSS_METRICS = ("loss", "perplexity", "bits_per_byte")
 ERRORS = ("calibration_error", "squared_error")
+# The blocks that a text takes, where texts leave a model early.
+DEPTH = "depth"
 # Bins of equal width that answers are put in by their probability (Guo 2017, arXiv 1706.04599).
 BINS = 15
 # Of more labels no statistics by text are read: they would be wider than long.
@@ -22,8 +24,8 @@ _MOST_LABELS = 2_000
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more is better: false for metrics made from the loss and for errors, true for all others."""
-    return metric not in (*LOSS_METRICS, *ERRORS)
+    """Whether more is better: false for metrics made from the loss, for errors and costs, true for all others."""
+    return metric not in (*LOSS_METRICS, *ERRORS, DEPTH)
 
 
 @dataclass(frozen=True)

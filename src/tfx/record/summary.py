@@ -70,12 +70,15 @@ class FileBytes:
 class TrainingCost:
     """What a training did and cost. Tokens are those of both sides, without padding.
 
+    ``best_by`` is the metric by which the weights after ``best_step`` are the best that a validation saw.
+    ``batch_tokens`` is the size of a batch, found or named; 0: unknown, as in runs of before.
     ``compiled_graphs`` counts what torch compiled meanwhile, teachers included; 0 where nothing is compiled.
     ``teacher_*`` are the cost of the teachers: their own training, and what was made from their outputs.
     """
 
     steps: int = 0
     processes: int = 1
+    batch_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
     tokens_per_second: float = 0.0
@@ -85,6 +88,7 @@ class TrainingCost:
     peak_memory_bytes: int = 0
     stopped_early: bool = False
     best_step: int = 0
+    best_by: str = "loss"
     final_weights: str = "last"
     skipped_steps: int = 0
     compiled_graphs: int = 0

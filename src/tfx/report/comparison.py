@@ -67,6 +67,13 @@ class Family:
     contributions: list[Contribution] = field(default_factory=list)
 
     @property
+    def further_metrics(self) -> list[str]:
+        """What else its answers were scored by, in every run: the other metrics that the data set names, and depths."""
+        runs = [run for arm in self.arms for run in arm.runs]
+        names = [name for name in runs[0].test if name not in (self.metric, *LOSS_METRICS)]
+        return [name for name in names if all(name in run.test for run in runs)]
+
+    @property
     def title(self) -> str:
         """What its table is about."""
         return f"{', '.join(dict.fromkeys([*self.words, self.dataset]))}: {self.metric}"
@@ -236,7 +243,7 @@ def _default_baseline(arms: Sequence[Arm]) -> tuple[Arm | None, str]:
     None where all have techniques and each started from a model on which the same test was taken.
     """
     fewest = min(len(arm.runs[0].techniques) for arm in arms)
-    if fewest and len(arms) > 1 and all(_has_start(run) for arm in arms for run in arm.runs):
+    if fewest and all(_has_start(run) for arm in arms for run in arm.runs):
         return None, "every config has techniques, so that each is compared with the model that it started from"
     left = [arm for arm in arms if len(arm.runs[0].techniques) == fewest]
     words = ["no technique" if not fewest else "the fewest techniques"]

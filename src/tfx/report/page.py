@@ -79,6 +79,7 @@ def table_columns(family: Family) -> list[str]:
         "times smaller",
         "latency",
         "training",
+        *family.further_metrics,
     ]
 
 
@@ -107,9 +108,14 @@ def table_rows(family: Family) -> list[list[str]]:
                 _times(arm.mean(lambda run: run.bytes.get("ratio"))),
                 f"{latency:.1f} ms" if latency is not None else "–",
                 clock(seconds) if seconds is not None else "–",
+                *(_mean_of(arm, name) for name in family.further_metrics),
             ]
         )
     return rows
+
+
+def _mean_of(arm: Arm, metric: str) -> str:
+    return rounded(float(np.mean([run.test[metric] for run in arm.runs])))
 
 
 CONTRIBUTION_COLUMNS = ["technique", "alone", "given the others", "on average"]

@@ -27,6 +27,8 @@ def compress(parts: Parts, run: RunDirectory, measurer: Measurer, seconds: float
     for technique in parts.stack.finish(parts.model, calibration):
         written = measurer.measure_compressed(technique.name, parts.model, parts.stack, time.perf_counter() - start)
         start = time.perf_counter()
+    if written is None:
+        parts.stack.tune(parts.model, calibration)
     checkpoint.save(run.model, parts.model, parts.data.tokenizer, parts.config.evaluation)
     if written is None:
         measurer.measure_dense("trained", run.model, seconds)

@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -245,7 +245,8 @@ def batches_of(loaded: LoadedModel, split: Split, count: int) -> Iterator[Batch]
     rows = np.concatenate(list(split.in_order(4096, context)))
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
-        yield split.collate(chosen[start : start + _ROWS_AT_ONCE], context, loaded.tokenizer)
+        batch = split.collate(chosen[start : start + _ROWS_AT_ONCE], context, loaded.tokenizer)
+        yield replace(batch, document_start=None)  # others read a window as one text
 
 
 def _rows(batch: Batch, loaded: LoadedModel) -> tuple[list[list[int]] | None, list[list[int]]]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfx.config.schema import AUTO
 from tfx.config.task_facts import TASKS
 from tfx.system.threads import how_they_wait
 from tfx.terminal.console import size
@@ -38,6 +39,10 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     if "test" not in data.splits:
         splits += " (no test split: the result is measured on valid)"
     length = str(config.trainer.budget)
+    if config.dataset.batch_tokens == AUTO:  # a plan takes no step
+        step = "as many tokens per batch as fit into memory"
+    else:
+        step = f"{config.dataset.batch_size * config.trainer.accumulation:,} tokens per step"
     precision = choose_precision(config.trainer.precision, device).name
     # Weights, gradients and two moments in fp32; an average doubles the weights.
     copies = 4 + (config.trainer.averaging.kind != "none")
@@ -52,8 +57,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         ),
         (
             "training",
-            f"{length}, {config.dataset.batch_tokens * config.trainer.accumulation:,} tokens per step, "
-            f"{config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
+            f"{length}, {step}, {config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
         ("device", ", ".join([str(device), precision, *_threads(device), *_processes(parts)])),
         *(_plan_rows(stack, model) or [("stack", "no technique")]),

@@ -209,12 +209,20 @@ class _Life:
         write_text(self.run.config, to_yaml(self.config))
 
     def _prepare(self) -> Parts:
+        from tfx.run.batch_size import with_batch_tokens
         from tfx.run.teacher import make_teachers
 
         setup = self.setup
         if any(not need.paths for _, need in setup.stack.teacher_needs()):
             self._check_plan()
         teachers = make_teachers(self.config, setup.stack, setup.device, self.console, train_teacher, setup.group)
+        config = with_batch_tokens(setup, teachers, self.console.note)
+        if config is not self.config:
+            # A run that goes on or is repeated has this number.
+            self.config = setup.config = config
+            self.trackers = Trackers(config, self.run, self.console.note)
+            if self.known is None:
+                self._write_config()
         parts = setup.prepare(teachers)
         _show(parts, self.run.path, self.console)
         self._write_environment(parts)

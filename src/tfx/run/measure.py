@@ -20,6 +20,7 @@ from tfx.errors import UserError
 from tfx.evaluation.quality import Quality, measure_quality
 from tfx.evaluation.speed import Candidate, measure_speed
 from tfx.exchange.importing import local_file
+from tfx.model.early_exit import logits_of_exits
 from tfx.model.transformer import Transformer, run_batch
 from tfx.processes.group import ALONE, Group
 from tfx.record.directory import RunDirectory
@@ -33,6 +34,7 @@ from tfx.terminal.console import RunConsole, number
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
+    from tfx.model.batch import Batch
     from tfx.techniques.stack import Stack
 
 
@@ -277,7 +279,7 @@ class Measurer:
         split = self.data.splits["valid"]
         batches = scoring_batches(split, self.data.tokenizer, batch_tokens=1024, context=context)
         batch = next(iter(batches)).to(self.device)
-        expected, found = (one.project(run_batch(one, batch)) for one in (ours, loaded))
+        expected, found = (_logits(one, batch) for one in (ours, loaded))
         if not torch.equal(expected, found):
             worst = float((expected - found).abs().max())
             raise BrokenInvariantError(
@@ -317,6 +319,13 @@ class Measurer:
             raise BrokenInvariantError(message)
         self.drops.append(message)
         self.console.note(message)
+
+
+def _logits(model: Transformer, batch: Batch) -> Tensor:
+    """What a model says, with its exits."""
+    if model.architecture.exits:
+        return logits_of_exits(model, batch)
+    return model.project(run_batch(model, batch))
 
 
 def check_zeros(name: str, model: Transformer, masks: Mapping[str, Tensor]) -> None:

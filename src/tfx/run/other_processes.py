@@ -24,6 +24,7 @@ def follow(
 
     Raises `UserError` if this process does not see the folder of the run.
     """
+    from tfx.run.batch_size import with_batch_tokens
     from tfx.run.measure import Measurer
     from tfx.run.setup import Setup
     from tfx.run.teacher import make_teachers
@@ -44,7 +45,9 @@ def follow(
             "disk that all machines share, with hydra.run.dir=…"
         )
     setup, console, run = Setup(config, group), SilentConsole(), RunDirectory(folder)
-    parts = setup.prepare(make_teachers(config, setup.stack, setup.device, console, train_teacher, group))
+    teachers = make_teachers(config, setup.stack, setup.device, console, train_teacher, group)
+    config = setup.config = with_batch_tokens(setup, teachers, console.note)
+    parts = setup.prepare(teachers)
     measurer: Measurer = Measurer(config, parts.data, parts.device, run, console, group)
     measurer.help()
     state: dict[str, Any] | None = None

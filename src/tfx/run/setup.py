@@ -101,8 +101,11 @@ class Setup:
         Without teachers no technique changes a text: a dry run has none, and in a trial ``stand_ins`` makes some after
         the data is read. Raises `UserError` for data or settings that do not fit.
         """
+        from tfx.evaluation.labels import check_label_metrics
         from tfx.evaluation.quality import quality_notes
+        from tfx.model.early_exit import set_exits
         from tfx.tasks.prepare import prepare_data
+        from tfx.training.validation import judged_by
 
         config, stack = self.config, self.stack
         transform = stack.prepare_data if stack.order["prepare_data"] and teachers is not None else None
@@ -115,6 +118,12 @@ class Setup:
         if teachers is None:
             teachers = {} if stand_ins is None else stand_ins(data)
         model = build_model(config, data, self.device, origin)
+        if model.architecture.exits and not stack.trains_exits:
+            set_exits(model, ())
+            data.notes.append(
+                "the heads by which texts leave the model of init_from early would no longer fit, and are left out: "
+                "+technique=early_exit keeps and trains them"
+            )
         # Before anything is removed: the size of the final file is compared with this one.
         dense = model.architecture
         reduced = stack.reduce_tokenizer(data)
@@ -127,6 +136,8 @@ class Setup:
             )
             data.reduced_from = whole
         data.notes += quality_notes(data, config.dataset.metrics)
+        if data.outputs is not None:
+            check_label_metrics([judged_by(config)], data.outputs)
         stack.data_prepared(teachers, data, model.architecture, self.device)
         return Parts(config, self.device, stack, teachers, data, model, dense, self.group)
 

@@ -92,6 +92,9 @@ class TrainingBatches(Iterator[Batch]):
         named = zip(self._names, self._feeds, strict=True)
         return [f"{name}: {note}" if name else note for name, feed in named for note in feed.notes()]
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
     def shares(self) -> list[dict[str, Any]]:
         """Of each corpus of a mixture its weight, and the tokens that were trained on; nothing of a single corpus."""
         if self._draws is None:
@@ -130,6 +133,25 @@ def _epochs(
         yield from order[start:]
         start = max(0, start - len(order))
         epoch += 1
+
+
+def demanding_batches(split: Split, tokenizer: Tokenizer, *, batch_tokens: int, context: int, seed: int) -> list[Batch]:
+    """Of each corpus two batches of an epoch that need the most memory: that of the longest rows, and of the most rows.
+
+    Of a streamed one those of the rows that are read first.
+    """
+    found = []
+    for part in split.parts if isinstance(split, Mixture) else [split]:
+        known = part
+        if isinstance(part, Streamed):
+            known = Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose="order", state=None).first_part()
+        rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "demanding")))
+        order = known.epoch(batch_tokens, context, rng)
+        lengths = known.lengths(order)
+        longest = order[0] if lengths is None else order[int(lengths.argmax())]
+        widest = max(order, key=len)
+        found += [known.collate(rows, context, tokenizer) for rows in (longest, widest)]
+    return found
 
 
 def scoring_batches(

@@ -97,13 +97,15 @@ class Answers:
     """What a classifier answers to N texts, what is right, and the loss of each (N,).
 
     ``given`` are probabilities of the labels (N, C), or numbers (N, 1). ``truth`` are the right labels by number (N,),
-    for several at once whether each holds (N, C), or the right numbers (N, 1).
+    for several at once whether each holds (N, C), or the right numbers (N, 1). ``depth`` is the number of blocks (N,)
+    that each text took, where texts leave the model early.
     """
 
     outputs: Outputs
     truth: np.ndarray
     given: np.ndarray
     loss: np.ndarray
+    depth: np.ndarray | None = None
 
 
 class Split(ABC):
@@ -117,6 +119,11 @@ class Split(ABC):
     def size(self) -> int | None:
         """Its length, or None if it is not known."""
         return len(self)
+
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether all training batches have the same rows and positions."""
+        return False
 
     # --- batches --------------------------------------------------------------------------------------
 
@@ -160,8 +167,8 @@ class Split(ABC):
         """What a model's outputs stand for, if they are no tokens: then those of each scored row are kept."""
         return None
 
-    def answers(self, logits: np.ndarray) -> Answers:
-        """What the kept outputs (scored rows, C) answer to each example."""
+    def answers(self, logits: np.ndarray, depth: np.ndarray | None = None) -> Answers:
+        """What the kept outputs (scored rows, C) answer to each example; ``depth`` are the blocks of each row."""
         raise NotImplementedError
 
     def shown(self, answers: Answers) -> Iterator[dict[str, Any]]:

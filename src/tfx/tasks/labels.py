@@ -110,8 +110,8 @@ def numbers_of_labels(
         if name not in known:
             raise UserError(
                 f"the {split} split of dataset '{config.name}', example {row + 1}: the label '{_short(name)}' is none "
-                f"of the {len(labels):,} that the model has{suggest(name, labels)}: give training texts with it, leave "
-                "such rows out, or name all labels with dataset.labels=[…]"
+                f"of the {len(labels):,} that the model has: give training texts with it, leave such rows out, or name "
+                f"all labels with dataset.labels=[…]{suggest(name, labels)}"
             )
     return np.asarray([known[name] for name in names], dtype=np.int64)
 

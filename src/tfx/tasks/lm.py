@@ -40,15 +40,22 @@ _ATTENDED_TOKENS = 24
 class Stream(Split):
     """A tokenized split: one array of ids, and the UTF-8 bytes of the text in it.
 
-    ``unknown_bytes`` has the bytes of the characters of each unknown token, in order.
+    ``unknown_bytes`` has the bytes of the characters of each unknown token, in order. ``document_start`` is the token
+    that begins a document, where none may see another one.
     """
 
     tokens: np.ndarray
     text_bytes: int
     unknown_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    document_start: int | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def has_one_shape(self) -> bool:
+        """As far as there is a batch's worth of text."""
+        return True
 
     def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Windows that tile the stream from a random offset, in random order: each token at most once per epoch.
@@ -150,7 +157,12 @@ class LanguageModel(Task):
         context: int,
         notes: list[str],
     ) -> Stream:
-        stream = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), arrays["unknown_bytes"])
+        if name == "train" and config.document_mask and not _has_documents(dataset):
+            raise UserError(
+                f"dataset.document_mask=true tells documents apart, and dataset '{config.name}' is one text: leave it "
+                "out, or give a file or row for each document, without dataset.join"
+            )
+        stream = _stream(arrays, config, tokenizer)
         if len(stream) < 2:
             raise UserError(f"the {name} split of dataset '{config.name}' has a single token: give it more text")
         if unknown := len(stream.unknown_bytes):
@@ -169,7 +181,7 @@ class LanguageModel(Task):
         context: int,
         counts: Counter[str],
     ) -> Stream | None:
-        stream = Stream(arrays["tokens"], int(arrays["text_bytes"][0]), arrays["unknown_bytes"])
+        stream = _stream(arrays, config, tokenizer)
         if len(stream) < context + 1:
             counts["tokens left out, fewer than a window at the end of a pass"] += len(stream)
             return None
@@ -204,6 +216,7 @@ class LanguageModel(Task):
             positions=target_out.size,
             targets=real,
             special=(other.pad, other.bos, other.eos),
+            document_start=None if batch.document_start is None else _document_start(other),
         )
         before = [NO_SPAN] * len(begin)
         own_spans = [[NO_SPAN if span == text.own[0] else span for span in text.own][1:] for text in texts]
@@ -300,7 +313,21 @@ def collate_windows(stream: Stream, starts: np.ndarray, context: int, tokenizer:
         positions=target_out.size,
         targets=real,
         special=(tokenizer.pad, tokenizer.bos, tokenizer.eos),
+        document_start=stream.document_start,
     )
+
+
+def _stream(arrays: dict[str, np.ndarray], config: DatasetConfig, tokenizer: Tokenizer) -> Stream:
+    start = _document_start(tokenizer) if config.document_mask else None
+    return Stream(arrays["tokens"], int(arrays["text_bytes"][0]), arrays["unknown_bytes"], start)
+
+
+def _document_start(tokenizer: Tokenizer) -> int:
+    """The token that a document begins with: a begin token, or without one the end token of the document before.
+
+    So each token has a target, and the first of a text is predicted from the token that stands between texts.
+    """
+    return tokenizer.text_start[0] if tokenizer.text_start else tokenizer.eos
 
 
 def _has_documents(dataset: Dataset) -> bool:

@@ -67,6 +67,10 @@ class Mixture(Split):
         sizes = [part.size for part in self.parts]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
+    @property
+    def has_one_shape(self) -> bool:
+        return all(part.has_one_shape for part in self.parts)
+
     def draws(self, seed: int, first: int = 0) -> Iterator[int]:
         """The part that each batch is of, from the ``first`` on, keyed by (seed, number of the batch)."""
         shares = np.asarray(self.weights) / sum(self.weights)

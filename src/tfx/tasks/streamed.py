@@ -114,6 +114,12 @@ class Buffers:
         self._taken += 1
         return batch
 
+    def first_part(self) -> Split:
+        """The rows of the first buffer of which some can be trained on."""
+        while self._part is None:
+            self._fill()
+        return self._part
+
     def state_dict(self) -> dict[str, Any]:
         """Where the current buffer begins, and how many of its batches are taken."""
         return self._before | {"taken": self._taken}

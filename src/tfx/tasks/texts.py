@@ -25,7 +25,8 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.architecture import Outputs
 from tfx.model.batch import Batch
-from tfx.model.transformer import Transformer, run_batch
+from tfx.model.early_exit import label_logits
+from tfx.model.transformer import Transformer
 from tfx.tasks.contract import Answers, Split, TimedWork, timed
 from tfx.tasks.labels import numbers_of, numbers_of_labels
 
@@ -86,16 +87,17 @@ class Texts(Split):
     def outputs(self) -> Outputs:
         return self.given
 
-    def answers(self, logits: np.ndarray) -> Answers:
-        """Probabilities, or numbers, averaged over the windows of each text."""
+    def answers(self, logits: np.ndarray, depth: np.ndarray | None = None) -> Answers:
+        """Probabilities, or numbers, and blocks, averaged over the windows of each text."""
         assert self.truth is not None
         given, truth = probabilities(self.given, logits), self.truth
         if self.owner is not None:
             given, truth = averaged(given, self.owner), truth[_firsts(self.owner)]
+            depth = None if depth is None else averaged(depth[:, None], self.owner)[:, 0]
         if self.given.predicts == "number":
             given = given * self.given.scale + self.given.offset
             truth = truth * self.given.scale + self.given.offset
-        return Answers(self.given, truth, given, _losses(self.given, given, truth))
+        return Answers(self.given, truth, given, _losses(self.given, given, truth), depth)
 
     def shown(self, answers: Answers) -> Iterator[dict[str, Any]]:
         assert self.dataset is not None
@@ -142,7 +144,7 @@ class Texts(Split):
 def logits_of(model: Transformer, texts: Texts, rows: np.ndarray, tokenizer: Tokenizer) -> Tensor:
     """The outputs (B, C) of a model for these rows, in fp32."""
     batch = collate_texts(texts, rows, tokenizer).to(model.embedding.weight.device)
-    return model.project(run_batch(model, batch)).squeeze(1).float()
+    return label_logits(model, batch)[0].float()
 
 
 def named(outputs: Outputs, given: np.ndarray) -> str | list[str] | float:

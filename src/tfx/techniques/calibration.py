@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,22 @@ from tfx.tasks.batches import training_batches
 
 if TYPE_CHECKING:
     from tfx.config.schema import Root
+    from tfx.data.tokenizer import Tokenizer
+    from tfx.tasks.contract import Split
     from tfx.tasks.prepare import PreparedData
 
 
 class _AllSeenError(Exception):
     """Leaves a forward pass."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation split, for what is chosen on it once the weights are what they will be."""
+
+    split: Split
+    tokenizer: Tokenizer
+    batch_tokens: int
 
 
 class Calibration:
@@ -38,8 +50,10 @@ class Calibration:
         model: Transformer,
         batches: Callable[[int], list[Batch]],
         validation_loss: Callable[[], float] | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self._model, self._make, self._score = model, batches, validation_loss
+        self.validation = validation
         self._batches: list[Batch] = []
 
     @classmethod
@@ -56,7 +70,8 @@ class Calibration:
             ).metrics["loss"]
 
         batches = partial(calibration_batches, data, config, model.architecture.context, device)
-        return cls(model, batches, validation_loss)
+        validation = Validation(data.splits["valid"], data.tokenizer, config.evaluation.batch_tokens)
+        return cls(model, batches, validation_loss, validation)
 
     def validation_loss(self) -> float:
         """The loss of the model as it is now, on validation data, in nats a target."""
@@ -221,7 +236,7 @@ def calibration_batches(
     endless = training_batches(
         data.splits["train"],
         data.tokenizer,
-        batch_tokens=config.dataset.batch_tokens,
+        batch_tokens=config.dataset.batch_size,
         context=context,
         seed=derive_seed(config.seed, "calibration"),
     )

@@ -33,7 +33,7 @@ from tfx.tasks.prepare import PreparedData
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tfx.techniques.calibration import Calibration
+    from tfx.techniques.calibration import Calibration, Validation
 
 Result = TypeVar("Result")
 
@@ -199,6 +199,8 @@ class Technique:
     # Whether it learns from texts without references (``dataset.monolingual``): `Corpus.unlabelled` of `prepare_data`,
     # to which it may give targets, and batches that are not labelled.
     reads_unlabelled: ClassVar[bool] = False
+    # Whether it trains the heads by which texts leave a classifier early.
+    trains_exits: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -358,6 +360,13 @@ class Technique:
 
     def finish(self, model: Transformer, calibration: Calibration) -> None:
         """Chooses the final mask or grid: training is over, and the model holds what earlier techniques left."""
+
+    def tune(self, model: Transformer, weights: Transformer, validation: Validation | None) -> None:
+        """Chooses what the file says besides weights, such as a threshold, on validation data.
+
+        Called whenever the weights are what a file will hold. ``weights`` runs as the model of that file does, and
+        ``model`` gets what is chosen.
+        """
 
     def keeps_zeros(self, share: float) -> bool:
         """Whether a mask leaves a model as sparse as it was, of whose weights this share was zero at the start."""

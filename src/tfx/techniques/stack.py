@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from tfx.compression.checkpoint import Storage
+from tfx.compression.checkpoint import Storage, runnable
 from tfx.compression.grid import Grid
 from tfx.config.grammar import escaped
 from tfx.config.registry import entry_points, technique_class
@@ -35,6 +35,9 @@ from tfx.techniques.contract import (
 )
 from tfx.techniques.kept_zeros import KeepZeros
 from tfx.techniques.weight_view import View
+
+# Where `busiest` looks.
+_MOMENTS = (0.5, 0.95, 0.05)
 
 if TYPE_CHECKING:
     from tfx.techniques.calibration import Calibration
@@ -136,6 +139,10 @@ class Stack:
             lines += [(technique.name, line) for line in technique.plan(model)]
         return lines
 
+    def busiest(self) -> float:
+        """A progress at which most techniques act."""
+        return max(_MOMENTS, key=lambda progress: sum(each.active(progress) for each in self._techniques))
+
     def settled(self) -> bool:
         """Whether everything that compresses weights has its final form."""
         return all(technique.settled() for technique in self.compressing)
@@ -232,6 +239,11 @@ class Stack:
         return any(technique.reads_unlabelled for technique in self._techniques)
 
     @property
+    def trains_exits(self) -> bool:
+        """Whether a technique trains the heads by which texts leave a classifier early."""
+        return any(technique.trains_exits for technique in self._techniques)
+
+    @property
     def reads_states(self) -> bool:
         """Whether the objective of a technique reads the states between the student's blocks."""
         return any(technique.reads_states() for technique in self.order["objective"])
@@ -284,7 +296,16 @@ class Stack:
                     parameter.copy_(grid.values())
                 elif name not in self.grids:
                     parameter.copy_(_stored(name, parameter, dtype))
+            self.tune(model, calibration)
             yield technique
+
+    def tune(self, model: Transformer, calibration: Calibration) -> None:
+        """Lets each technique choose what the file says besides weights (`Technique.tune`)."""
+        choosing = [technique for technique in self._techniques if type(technique).tune is not Technique.tune]
+        if choosing:
+            weights = runnable(model, self.storage())
+            for technique in choosing:
+                technique.tune(model, weights, calibration.validation)
 
     def storage(self) -> Storage:
         """How the file stores the weights: those with a grid by its codes."""

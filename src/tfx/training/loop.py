@@ -14,6 +14,7 @@ from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
 from tfx.model.compilation import CompilationAccount, compile_for
+from tfx.model.device import scoring_in, scoring_numbers
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group
@@ -26,6 +27,7 @@ from tfx.techniques.calibration import Calibration
 from tfx.techniques.contract import Instant
 from tfx.techniques.stack import Stack
 from tfx.training.accounts import Interval, peak_flops, peak_memory, reset_peak_memory
+from tfx.training.ahead import made_ahead
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.parallel import LocalSteps, Sharing
@@ -104,10 +106,12 @@ class Trainer:
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted, self._sharing)
         if not self._sharing.divides_weights:
             # Compiling runs a model once more, and where weights are divided all processes must run it as often.
-            compile_for(model, config.trainer, device)
+            is_resized = stack.order["resize_batch"] or stack.order["rewrite_batch"]
+            one_shape = data.splits["train"].has_one_shape and not is_resized
+            compile_for(model, config.trainer, device, trains_on_one_shape=one_shape)
         self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
-        self.selection = Selection(config.trainer, [model, self._extra])
+        self.selection = Selection(config, [model, self._extra])
         self.clock = Clock(config.trainer.budget, recorded, group)
         self._sharing.begin(self.stepper.parameters)
         self._interval = Interval(self.clock)
@@ -116,16 +120,17 @@ class Trainer:
         self._flops = 0.0
         if state is not None:
             self._restore(state)
-        self._batches = training_batches(
+        batches = training_batches(
             data.splits["train"],
             data.tokenizer,
-            batch_tokens=config.dataset.batch_tokens,
+            batch_tokens=config.dataset.batch_size,
             context=model.architecture.context,
             seed=config.seed,
             start=self.clock.steps * config.trainer.accumulation,
             reorder=stack.reorder if stack.order["order_batches"] else None,
             state=None if state is None else state.get("batches"),
         )
+        self._batches = made_ahead(batches, config.trainer, device)
 
     def train(self) -> TrainingCost:
         """Trains for the rest of the budget; the model then holds the final weights.
@@ -142,6 +147,8 @@ class Trainer:
                 except StoppedBySignal:
                     self._save()
                     raise
+                finally:
+                    self._batches.close()
         seconds = self.clock.seconds
         self.prepare(1.0)
         with self.clock.paused():
@@ -260,21 +267,23 @@ class Trainer:
         with self.averager.applied(), self._sharing.gathered(self.model, self._whole) as model:
             with torch.no_grad():
                 seen = self.stack.view.see(model, self.clock.progress)
-            score = in_memory(
-                self.config.evaluation.batch_tokens,
-                lambda tokens: seen.run(
-                    lambda: score_loss(
-                        model,
-                        self.data.splits["valid"],
-                        self.data.tokenizer,
-                        batch_tokens=tokens,
-                        device=self.device,
-                        between=raise_if_signalled if self.group.size == 1 else None,
-                        group=self.group,
-                    )
-                ),
-                self.group,
-            ).completed(self.group)
+            config = self.config.evaluation
+            with scoring_in(scoring_numbers(config.precision, self.device, is_result=False), self.device):
+                score = in_memory(
+                    config.batch_tokens,
+                    lambda tokens: seen.run(
+                        lambda: score_loss(
+                            model,
+                            self.data.splits["valid"],
+                            self.data.tokenizer,
+                            batch_tokens=tokens,
+                            device=self.device,
+                            between=raise_if_signalled if self.group.size == 1 else None,
+                            group=self.group,
+                        )
+                    ),
+                    self.group,
+                ).completed(self.group)
             self._stop_if_signalled()
             metrics = score.metrics
             self.observer.validated(metrics, **self._place())
@@ -358,6 +367,7 @@ class Trainer:
         seconds = max(seconds, 1e-9)
         return TrainingCost(
             steps=self.clock.steps,
+            batch_tokens=self.config.dataset.batch_size,
             tokens=self.clock.tokens,
             seconds=seconds,
             tokens_per_second=self.clock.tokens / seconds,
@@ -368,6 +378,7 @@ class Trainer:
             processes=self.group.size,
             stopped_early=self._stopped,
             best_step=self.selection.best[1] if self.selection.best else 0,
+            best_by=self.selection.metric,
             final_weights=final,
             skipped_steps=self.stepper.guard.skipped,
             compiled_graphs=self._compilation.graphs,

@@ -263,7 +263,7 @@ class Stepper:
         self.note(f"step {number + 1}: {self.guard.respond(where)}")
 
     def _loss(self, batch: Batch, moment: Instant) -> tuple[Tensor, Tensor]:
-        """Summed training loss, and summed plain negative log-likelihood without gradients."""
+        """Summed training loss, and what is told of it, without gradients: the plain negative log-likelihood."""
         states = None
         if self.stack.reads_states:
             hidden_BTD, states = self._forward_with_states(self.model, batch)
@@ -292,7 +292,7 @@ class Stepper:
             self.stack.report(name, report_N.sum(), batch.targets)
         for _, value, scale in objective.other:
             loss = loss + scale * value
-        return loss, reported[0].sum()
+        return loss, _told(batch, self.model, reported).sum()
 
     def _forward_more(self, model: Transformer, batch: Batch) -> Tensor:
         """Another pass of the model, which costs a backward one too, or one of a teacher."""
@@ -310,6 +310,16 @@ class Stepper:
             self._other_flops += batch_flops(model, batch)
         with self.precision.forward(self.device):
             return run_batch_with_states(model, batch)
+
+
+def _told(batch: Batch, model: Transformer, reported: Sequence[Tensor]) -> Tensor:
+    """What the guard and the log hear of a batch (N,): the task's own term.
+
+    Texts without labels have labels that stand for nothing: of those it is what the teacher's term reports.
+    """
+    if batch.is_labelled or model.architecture.outputs is None:
+        return reported[0]
+    return reported[1] if len(reported) > 1 else torch.zeros_like(reported[0])
 
 
 def _examples(batches: Sequence[Batch]) -> str:

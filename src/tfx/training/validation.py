@@ -7,19 +7,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tfx.config.schema import TrainerConfig
+from tfx.config.schema import Root
 from tfx.record.metric_vocabulary import LOSS_METRICS, higher_is_better
 
 _NAMES = ("best", "without_improvement", "next_validation")
 
 
+def judged_by(config: Root) -> str:
+    """The metric by which weights are the best: a named one, else what a classifier is for, and the loss of others.
+
+    The loss of a classifier goes on rising while it still learns to be right more often (Guo 2017, arXiv 1706.04599).
+    Text metrics are no choice: no validation before the end decodes.
+    """
+    named = config.trainer.best_by or config.trainer.early_stopping.metric
+    of_labels = config.dataset.metrics if config.dataset.task == "classification" else ()
+    return named or next(iter(of_labels), LOSS_METRICS[0])
+
+
 class Selection:
     """Watches the validations of a training. ``modules`` are those whose weights are kept as the best."""
 
-    def __init__(self, config: TrainerConfig, modules: Sequence[nn.Module]) -> None:
-        self._config, self._modules = config, modules
+    def __init__(self, config: Root, modules: Sequence[nn.Module]) -> None:
+        self.metric = judged_by(config)
+        self._config, self._modules = config.trainer, modules
         # The best weights so far: score (less is better), step, and if they are to be kept the states of the modules.
-        self.best: tuple[float, int, list[dict[str, Tensor]]] | None = None
+        self.best: tuple[tuple[float, float], int, list[dict[str, Tensor]]] | None = None
         self.without_improvement = 0
         self.next_validation = 1
 
@@ -40,10 +52,11 @@ class Selection:
     def judge(self, metrics: Mapping[str, float], step: int) -> bool:
         """Whether these are the best weights so far; if so, keeps them.
 
-        The modules hold the raw weights, not the masked or rounded view: that is made from them at the end.
+        Of equal scores, which are common among shares of a few hundred texts, the one with less loss is better. The
+        modules hold the raw weights, not the masked or rounded view: that is made from them at the end.
         """
-        metric = self._config.early_stopping.metric or LOSS_METRICS[0]
-        watched = -metrics[metric] if higher_is_better(metric) else metrics[metric]
+        score = metrics[self.metric]
+        watched = (-score if higher_is_better(self.metric) else score, metrics[LOSS_METRICS[0]])
         if self.best is not None and watched >= self.best[0]:
             self.without_improvement += 1
             return False

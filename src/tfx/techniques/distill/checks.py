@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tfx.config.mixture import mixed
 from tfx.config.schema import Budget, Root
 from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
@@ -19,10 +20,16 @@ def check_settings(settings: DistillSettings, config: Root, need: TeacherNeed) -
             "technique.distill has nothing to do: loss=none or alpha=0, hidden=0, attention=0, relations=0, "
             "sequence_level=false, initialise=false"
         )
-    if not (task := TASKS[config.dataset.task]).decodes:
-        for name in ("sequence_level", "cache_top_k"):
-            if getattr(settings, name):
-                raise UserError(f"technique.distill.{name} is for text to text, not for {task.what}")
+    task, is_classification = TASKS[config.dataset.task], config.dataset.task == "classification"
+    if settings.sequence_level and not task.decodes:
+        raise UserError(f"technique.distill.sequence_level is for text to text, not for {task.what}")
+    if settings.cache_top_k is not None and not (task.decodes or is_classification):
+        raise UserError(f"technique.distill.cache_top_k is for text to text and labels, not for {task.what}")
+    if settings.cache_top_k is not None and is_classification and config.dataset.predict != "one":
+        raise UserError(
+            "technique.distill.cache_top_k keeps the largest logits of one label a text, and "
+            f"dataset.predict={config.dataset.predict}: leave it out"
+        )
     if config.dataset.monolingual is not None:
         _check_monolingual(settings, config)
     if settings.align_tokens:
@@ -41,6 +48,11 @@ def check_settings(settings: DistillSettings, config: Root, need: TeacherNeed) -
         if type(task_named(config.dataset.task)).sampled is Task.sampled:
             raise UserError(
                 f"technique.distill.on_policy: {TASKS[config.dataset.task].what} writes no texts to be judged by"
+            )
+        if any(corpus.document_mask for corpus, _ in mixed(config.dataset)):
+            raise UserError(
+                "technique.distill.on_policy has the student continue windows with several documents, which "
+                "dataset.document_mask keeps apart: leave one of the two out"
             )
     if settings.relations and not settings.relation_pairs:
         raise UserError("technique.distill.relations needs technique.distill.relation_pairs, and none is named")
@@ -94,7 +106,7 @@ def _check_monolingual(settings: DistillSettings, config: Root) -> None:
             "dataset.monolingual has no targets, so that the student learns from the teacher alone what to make of it: "
             "leave technique.distill.loss=none out"
         )
-    if settings.cache_top_k is not None:
+    if settings.cache_top_k is not None and TASKS[config.dataset.task].decodes:
         raise UserError(
             "technique.distill.cache_top_k keeps the teacher's logits of one corpus, and dataset.monolingual adds "
             "another: keep one of them"

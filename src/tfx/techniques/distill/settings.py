@@ -112,7 +112,7 @@ class DistillSettings(TechniqueSettings):
         paper="Sanh 2019, arXiv 1910.01108",
     )
     cache_top_k: int | None = setting(
-        None, "text to text: compute the teacher's k largest logits once and cache them", minimum=1
+        None, "text to text and labels: compute the teacher's k largest logits once and cache them", minimum=1
     )
 
     @property

@@ -35,6 +35,7 @@ from tfx.techniques.distill.checks import (
     reads_states,
     uses_logits,
 )
+from tfx.techniques.distill.label_cache import LabelLogits
 from tfx.techniques.distill.layers import check_layers, copy_layers
 from tfx.techniques.distill.matching import Matcher, check_matching
 from tfx.techniques.distill.settings import DistillSettings
@@ -62,7 +63,7 @@ class Distill(Technique):
         super().__init__(settings)
         self.teachers: Sequence[Teacher] = ()
         self._matchers: list[Matcher] = []
-        self._top_logits: TopLogits | None = None
+        self._top_logits: TopLogits | LabelLogits | None = None
         self._data: PreparedData | None = None
         self._means = {name: Mean() for name in _MEANS}
         self._targets_changed = 0.0
@@ -135,7 +136,8 @@ class Distill(Technique):
             if data is not None:
                 check_teacher(self.settings, teacher, data)
         if data is not None and self.settings.cache_top_k is not None and uses_logits(self.settings):
-            self._top_logits = TopLogits.of(teachers, data, self.settings.cache_top_k, device)
+            kind = TopLogits if data.outputs is None else LabelLogits
+            self._top_logits = kind.of(teachers, data, self.settings.cache_top_k, device)
 
     def plan(self, model: Transformer) -> list[str]:
         for teacher in self.teachers:  # a dry run has none
@@ -275,7 +277,7 @@ class Distill(Technique):
                 weights_N,
                 objective.select(ids),
                 objective.select(logits),
-                self.teachers[0].model.architecture.vocab_size,
+                self.teachers[0].model.architecture.output_count,
             )
         found = []
         for teacher, hidden_NE in zip(self.teachers, hidden, strict=True):

@@ -1,0 +1,33 @@
+"""What a task that the user types brings with it: a model for it and its metrics, unless these are typed too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from tfx.config.hydra_driver import compose_tree
+from tfx.config.task_facts import TASKS, metrics_of
+
+_USUAL = 3  # metrics that a run has where none are named
+
+
+def follow_task(composed: DictConfig, typed: Sequence[str]) -> DictConfig:
+    """The tree composed again where the task that the user ``typed`` is not that of the data set's file.
+
+    Such a file (`dataset=csv`) has the metrics of one task, and the default model is for it.
+    """
+    named = {word.lstrip("+").partition("=")[0] for word in typed}
+    dataset = composed.get("dataset")
+    if not named & {"dataset.task", "dataset.predict"} or not isinstance(dataset, DictConfig):
+        return composed
+    task, predict, listed = dataset.get("task"), dataset.get("predict"), dataset.get("metrics")
+    if task not in TASKS:
+        return composed
+    brought = []
+    if "model" not in named and composed.model.get("family") != task:
+        brought.append(f"model={TASKS[task].example}")
+    known = metrics_of(task, predict)
+    if "dataset.metrics" not in named and known is not None and not set(listed or ()) <= set(known):
+        brought.append(f"dataset.metrics=[{','.join(known[:_USUAL])}]")
+    return compose_tree([*brought, *typed]) if brought else composed

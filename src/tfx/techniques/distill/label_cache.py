@@ -1,0 +1,140 @@
+"""The cached answers of a classifier's teachers: the largest logits for each training text, found by its tokens.
+
+They are made once for teachers and their data, and kept in the cache folder. Their cost counts as the teacher's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tfx.errors import UserError
+from tfx.model.batch import Batch
+from tfx.model.flops import forward_flops
+from tfx.model.transformer import run_batch
+from tfx.record.directory import writable_cache
+from tfx.record.files import replacing
+from tfx.record.lock import making
+from tfx.tasks import task_named
+from tfx.tasks.mixture import Mixture
+from tfx.tasks.prepare import PreparedData
+from tfx.tasks.texts import Texts
+from tfx.techniques.contract import Teacher, Work
+from tfx.techniques.distill.soft_targets import mean_of_probabilities
+
+# Raise it when the content of the cache changes.
+_VERSION = 1
+_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class LabelLogits:
+    """The K largest logits of each training text: ``ids`` (int32) and ``logits`` (float32) are (texts, K), on the CPU.
+
+    ``places`` are the rows of both by the tokens of a text (`_keys`): the batches of a mixture have no common numbers.
+    """
+
+    ids: Tensor
+    logits: Tensor
+    places: dict[bytes, int]
+
+    @classmethod
+    def of(cls, teachers: Sequence[Teacher], data: PreparedData, count: int, device: torch.device) -> LabelLogits:
+        """The logits of a teacher in its precision, or of the mean of several: from the cache, or computed and cached.
+
+        Their cost counts as that of the first.
+        """
+        train, context = data.splits["train"], teachers[0].model.architecture.context
+        parts = train.parts if isinstance(train, Mixture) else [train]
+        texts = [part for part in parts if isinstance(part, Texts)]
+        if len(texts) < len(parts):
+            raise UserError(
+                "technique.distill.cache_top_k keeps the teacher's answers to all training texts, and a streamed data "
+                "set has not all of them at hand: leave it out"
+            )
+        k = min(count, teachers[0].model.architecture.output_count)
+        places: dict[bytes, int] = {}
+        for batch in _batches(texts, data):
+            for key in _keys(batch):
+                places.setdefault(key, len(places))
+        if not teachers[0].sha256:  # an untrained stand-in: any logits cost as much to learn from
+            size = (len(places), k)
+            return cls(torch.arange(k, dtype=torch.int32).expand(size), torch.zeros(1).expand(size), places)
+        precision = teachers[0].precision
+        numbers = precision.products if precision.autocast is None else f"autocast {precision.autocast}"
+        files = " ".join(teacher.sha256 for teacher in teachers)
+        content = hashlib.sha256(f"{_VERSION}\0{files}\0{k}\0{numbers}\0{context}".encode())
+        content.update(data.tokenizer.fingerprint.encode())
+        for key in places:
+            content.update(key + b"\0\0\0\0")
+        path = writable_cache("teacher-labels") / f"{content.hexdigest()[:32]}.npz"
+        with making(path):
+            if not path.is_file():
+                begun = time.perf_counter()
+                ids, logits, flops = _largest(teachers, texts, data, k, places, device)
+                seconds = time.perf_counter() - begun
+                with replacing(path) as temporary, open(temporary, "wb") as file:
+                    np.savez(file, ids=ids.numpy(), logits=logits.numpy(), seconds=seconds, flops=flops)
+        with np.load(path) as stored:
+            teachers[0].work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
+            return cls(torch.from_numpy(stored["ids"]), torch.from_numpy(stored["logits"]), places)
+
+    def of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Ids (B, 1, K) and logits (B, 1, K) of the texts of a batch, where the batch is."""
+        rows = torch.tensor([self.places[key] for key in _keys(batch)])
+        device = batch.target_out_BT.device
+        ids_BK, logits_BK = (values.index_select(0, rows).to(device) for values in (self.ids, self.logits))
+        return ids_BK.long().unsqueeze(1), logits_BK.unsqueeze(1)
+
+
+def _batches(texts: Sequence[Texts], data: PreparedData) -> Iterator[Batch]:
+    """All texts once, of like length in a batch."""
+    for part in texts:
+        for rows in part.in_order(_BATCH_TOKENS, part.longest):
+            yield part.collate(rows, part.longest, data.tokenizer)
+
+
+def _keys(batch: Batch) -> list[bytes]:
+    """The tokens of each text of a batch, without padding, as bytes."""
+    assert batch.source_BS is not None
+    source = batch.source_BS.cpu().numpy().astype(np.int32)
+    mask = None if batch.source_mask_BS is None else batch.source_mask_BS.cpu().numpy()
+    return [(row if mask is None else row[mask[number]]).tobytes() for number, row in enumerate(source)]
+
+
+@torch.no_grad()
+def _largest(
+    teachers: Sequence[Teacher],
+    texts: Sequence[Texts],
+    data: PreparedData,
+    k: int,
+    places: dict[bytes, int],
+    device: torch.device,
+) -> tuple[Tensor, Tensor, float]:
+    """Ids and logits (texts, K) of all training texts, and the FLOPs of making them."""
+    task = task_named(data.task)
+    ids, logits = torch.zeros(len(places), k, dtype=torch.int32), torch.zeros(len(places), k)
+    flops = 0.0
+    for batch in _batches(texts, data):
+        found = []
+        for teacher in teachers:
+            own = batch
+            if teacher.tokenizer_fingerprint != data.tokenizer.fingerprint:
+                context = teacher.model.architecture.context
+                own = task.retold(batch, data.tokenizer, teacher.tokenizer, context).batch
+            with teacher.precision.forward(device):
+                hidden_B1D = run_batch(teacher.model, own.to(device))
+            found.append(teacher.model.project(hidden_B1D.squeeze(1).float()))
+            assert own.source_BS is not None
+            rows_read, length = own.source_BS.shape
+            flops += forward_flops(teacher.model.architecture, rows_read, length, 0)
+        top = (found[0] if len(found) == 1 else mean_of_probabilities(found)).topk(k, dim=-1)
+        rows = torch.tensor([places[key] for key in _keys(batch)])
+        ids[rows], logits[rows] = top.indices.int().cpu(), top.values.float().cpu()
+    return ids, logits, flops
