@@ -209,6 +209,7 @@ def test_the_best_meets_the_limit_and_the_front_has_it(course):
     assert search.found.mean_of(best).quality == min(search.found.mean_of(entry).quality for entry in met)
     front = {row["config"] for row in outcome["front"]}
     assert best.number in front
+    assert {row["part_of_budget"] for row in outcome["front"]} == {1.0}  # short trainings say nothing there
     assert outcome["looked_at"] == len(search.book.entries)
     assert outcome["selection"]["optimism"] > 0
     assert outcome["size"]["mean_absolute_error"] < 0.03

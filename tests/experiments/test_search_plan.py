@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tfx.config.schema import Budget, Root
 from tfx.config.search import SearchBudget, SearchConfig
 from tfx.errors import UserError
 from tfx.experiments.search.axes import Axis, named_axes
+from tfx.experiments.search.book import spent
 from tfx.experiments.search.front import non_dominated, ranks, worth_of_axes
 from tfx.experiments.search.goal import Goal, Measured
 from tfx.experiments.search.halving import at_full_length, best_of, costs, course, lengths
@@ -22,6 +24,7 @@ from tfx.experiments.search.outcome import expected_largest
 from tfx.experiments.search.sampler import Outcome, propose
 from tfx.experiments.search.size import Observation, SizeModel, corrections
 from tfx.experiments.search.space import make_space, named_techniques
+from tfx.record.summary import TrainingCost
 
 AXES = {
     "width": Axis("width", 8, 256, whole=True, step=8),
@@ -277,6 +280,13 @@ def test_a_short_training_is_carried_to_the_whole_length_by_the_gains_of_others(
     assert at_full_length(curves[2], curves, 2) == 25
     assert at_full_length({0: 5.0}, [{0: 5.0}], 2) == 5  # nothing is known yet
     assert at_full_length({0: 5.0}, [{0: 4.0, 2: 7.0}], 2) == 8  # no config went to the rung between
+
+
+def test_a_teacher_that_trials_share_costs_once():
+    taught = TrainingCost(seconds=10.0, flops=1e9, teacher_seconds=100.0, teacher_flops=5e9)
+    other = TrainingCost(seconds=20.0, flops=2e9, teacher_seconds=30.0, teacher_flops=1e9)
+    costs = [SimpleNamespace(train=cost) for cost in (taught, taught, other, TrainingCost(seconds=5.0, flops=1e9))]
+    assert spent(costs) == {"training_seconds": 175.0, "training_flops": 11e9}
 
 
 # --- the front --------------------------------------------------------------------------------------
