@@ -99,16 +99,17 @@ def tfx(options: argparse.Namespace, seed: int) -> dict[str, float]:
 
 def taught_by(options: argparse.Namespace) -> list[str]:
     """The teacher of the students, which has read every text once, and what they are taught on."""
-    teacher = [f"technique.distill.teacher={options.output / 'tfx-1'}", "technique.distill.alpha=1"]
-    return [*teacher, "technique.distill.cache_top_k=6", f"dataset.monolingual={questions(options)}"]
+    teacher = f"technique.distill.teacher={options.output / 'tfx-1'}"
+    return [teacher, "technique.distill.cache_top_k=6", f"dataset.monolingual={questions(options)}"]
 
 
 def taught(options: argparse.Namespace, seed: int) -> dict[str, float]:
-    return train(options, f"taught-{seed}", ["+technique=distill", *taught_by(options), f"seed={seed}"])
+    words = ["+technique=distill", *taught_by(options), "trainer.budget.steps=800", f"seed={seed}"]
+    return train(options, f"taught-{seed}", words)
 
 
 def compressed(options: argparse.Namespace, seed: int) -> dict[str, float]:
-    stack = ["+technique=[distill,quantize]", *taught_by(options), *COMPRESSION]
+    stack = ["+technique=[distill,quantize]", *taught_by(options), *COMPRESSION, f"seed={seed}"]
     return train(options, f"compressed-{seed}", [f"init_from={options.output / f'taught-{seed}'}", *stack])
 
 
@@ -152,7 +153,7 @@ def transformers(options: argparse.Namespace, seed: int) -> dict[str, float]:
 
 # The student is there already: a short training with small steps, most of it on the grid.
 COMPRESSION = [
-    *("technique.quantize.rate=2.2", "technique.quantize.start=0.3", "trainer.budget.steps=150"),
+    *("technique.quantize.rate=2.2", "technique.quantize.start=0.3", "trainer.budget.steps=120"),
     *("optimizer.lr=0.0005", "optimizer.matrix_lr=0.002"),
 ]
 

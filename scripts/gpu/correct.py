@@ -10,11 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from fault_test import Case, FaultError, require_equal
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 
 from gpu.parts import Bench, Row, part
 from tfx.config.schema import EvaluationConfig, ModelConfig
@@ -100,6 +102,33 @@ def _decoded(
         expected = translate(exact, source, mask, limits, ends, config)
         alike = sum(a == b for a, b in zip(found, expected, strict=True))
         yield Row(f"{name}: {method}", f"{alike} of {len(expected)} outputs alike", alike >= len(expected) - 1)
+
+
+@part
+def attention(bench: Bench) -> Iterator[Row]:
+    """Which kernel attends with a bias or a mask, and whether a document in a window has the states it has alone."""
+    length, width = (40, 8) if bench.small else (1024, 64)
+    dtype = torch.float32 if bench.small else torch.bfloat16
+    q_BHTK = torch.randn(2, 4, length, width, device=bench.device, dtype=dtype, requires_grad=True)
+    causal = torch.ones(length, length, dtype=torch.bool, device=bench.device).tril()
+    alibi = torch.where(causal, torch.randn(1, 4, length, length, device=bench.device), -torch.inf).to(dtype)
+    for name, mask in (("causal", None), ("ALiBi", alibi), ("documents", causal[None, None])):
+        chosen = torch._fused_sdp_choice(q_BHTK, q_BHTK, q_BHTK, attn_mask=mask, is_causal=mask is None)
+        kernel = next(each.name for each in SDPBackend.__members__.values() if each.value == chosen)
+        yield Row(f"{name}: kernel", kernel.lower(), kernel != "MATH")
+    for positions in ("rotary", "alibi", "learned"):
+        config = ModelConfig(**{**_SIZES, "family": "lm", "encoder_layers": 0, "positions": positions})
+        model = Transformer(Architecture.from_config(config, VOCABULARY), config).eval()
+        initialise(model, 1)
+        model.to(bench.device)
+        tokens = torch.randint(3, VOCABULARY, (4, 60), generator=torch.Generator().manual_seed(1)).to(bench.device)
+        starts = (0, 7, 8, 31, 60)
+        tokens[:, starts[1:-1]] = 2
+        with torch.no_grad():
+            packed = model(tokens, document_start=2)
+            alone = torch.cat([model(tokens[:, first:last]) for first, last in pairwise(starts)], 1)
+        wrong = float((packed - alone).norm() / alone.norm())
+        yield Row(f"{positions}: documents in a window", f"{wrong:.1e} off", wrong < 1e-4, wrong)
 
 
 @part

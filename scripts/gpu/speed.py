@@ -15,6 +15,8 @@ from gpu.parts import Bench, Row, Told, part, trainer_of
 from tfx.compression.grid import Grid
 from tfx.compression.int8 import Int8Linear
 from tfx.config.schema import Budget
+from tfx.evaluation.scoring import score_loss
+from tfx.model.device import scoring_in
 from tfx.techniques.prune.masks import pattern_mask
 from tfx.training.accounts import peak_flops
 
@@ -80,6 +82,34 @@ def training(bench: Bench) -> Iterator[Row]:
         is_aim = bench.is_cuda and name == "gpt_small"
         yield Row(f"{name}: share of the rate", f"{share:.1%}", share >= _AIM if is_aim else None, share)
         yield Row(f"{name}: peak memory", f"{cost.peak_memory_bytes / 1e9:.2f} GB", None, cost.peak_memory_bytes)
+
+
+@part
+def choices(bench: Bench) -> Iterator[Row]:
+    """Training speed with and without batches made ahead and documents kept apart; scoring in TF32 and bf16."""
+    pairs, text = _PRESETS["seq2seq_small"], _PRESETS["gpt_small"]
+    for name, words, more in (
+        ("pairs, no batch ahead", pairs, ["trainer.prefetch=off"]),
+        ("pairs, a batch ahead", pairs, ["trainer.prefetch=on"]),
+        ("text, documents apart", text, ["dataset.document_mask=true"]),
+    ):
+        told, budget = Told(), Budget(steps=3) if bench.small else Budget(seconds=45)
+        parts = bench.prepare(*words, *more)
+        trainer_of(parts, told, budget=budget, log_every=1 if bench.small else 10, validate_every=1.0).train()
+        rows = told.rows[len(told.rows) // 2 :]
+        speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+        yield Row(name, f"{speed:,.0f} tokens/s", None, speed)
+    parts = bench.prepare(*text, "trainer.compile=off")
+    options = {"batch_tokens": parts.config.evaluation.batch_tokens, "device": bench.device}
+    losses: dict[str, float] = {}
+    for numbers in ("fp32", "tf32", "bf16"):
+        with scoring_in(numbers, bench.device):
+            start = time.perf_counter()
+            score = score_loss(parts.model, parts.data.splits["valid"], parts.data.tokenizer, **options)
+            seconds = time.perf_counter() - start
+        losses[numbers] = score.metrics["loss"]
+        off = abs(losses[numbers] - losses["fp32"]) / losses["fp32"]
+        yield Row(f"scoring in {numbers}", f"{seconds:.1f} s, loss {off:.1e} off", off < 1e-2, off)
 
 
 class _ReachedError(Exception):

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from gpu.parts import Bench, Row, Told, counted_waits, part, trainer_of
+from tfx.config.compose import compose
 from tfx.config.schema import Budget, InstabilityConfig
-from tfx.run.setup import Parts
+from tfx.run.batch_size import with_batch_tokens
+from tfx.run.setup import Parts, Setup
 from tfx.tasks.batches import training_batches
 from tfx.techniques.contract import Teacher
 from tfx.training.loop import Trainer
@@ -107,3 +109,25 @@ def graphs(bench: Bench) -> Iterator[Row]:
     yield Row("graphs compiled", str(cost.compiled_graphs), cost.compiled_graphs > 0, cost.compiled_graphs)
     yield Row("breaks and limits", "; ".join(given_up) or "none", not given_up, len(given_up))
     yield Row("seconds with compilation", f"{time.perf_counter() - start:.0f}")
+    parts = bench.prepare("model=gpt_nano", "dataset=stdlib", "trainer.compile=on", "dataset.document_mask=true")
+    cost = trainer_of(parts, told, budget=budget, validate_every=0.5).train()
+    # One for the shape of the windows, and one for what is scored.
+    yield Row("windows: graphs compiled", str(cost.compiled_graphs), cost.compiled_graphs == 2, cost.compiled_graphs)
+
+
+@part
+def batch(bench: Bench) -> Iterator[Row]:
+    """The batch that is found for the memory at hand, and whether training then has to cut it."""
+    for name, words in (("seq2seq_small", PAIRS), ("gpt_small", ("model=gpt_small", "dataset=stdlib"))):
+        limit = ["trainer.memory_gb=0.02"] if bench.small else ["dataset.batch_tokens_limit=1000000"]
+        # After the small sizes, which name a number.
+        asked = [*bench.words(*words), "dataset.batch_tokens=auto", *limit]
+        start = time.perf_counter()
+        setup = Setup(compose(asked))
+        setup.config = with_batch_tokens(setup, {}, print)
+        found, seconds = setup.config.dataset.batch_size, time.perf_counter() - start
+        yield Row(f"{name}: batch_tokens=auto", f"{found:,} tokens, found in {seconds:.0f} s", None, found)
+        trainer = trainer_of(setup.prepare({}), Told(), budget=Budget(steps=3), validate_every=1.0)
+        cost, pieces = trainer.train(), trainer.stepper.pieces
+        value = f"{cost.peak_memory_bytes / 1e9:.2f} GB, each batch in {pieces}"
+        yield Row(f"{name}: trained with it", value, pieces == 1, pieces)

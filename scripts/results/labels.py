@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from results.files import Arm, arm, printed, ratio, rows_of, seed, size, table
+from results.files import Arm, arm, benchmark, printed, ratio, rows_of, seed, size, table
 from tfx.report.runs_file import KeptRun
 from tfx.report.statistics import seed_interval
 
@@ -15,15 +15,18 @@ SIZES = {"valid": 528, "test": 500}
 @table("trec")
 def trec() -> str:
     """Each arm over its seeds; `scripts/bench_classify.py` and `tfx train` printed the rows."""
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for row in printed("trec")["rows"]:
-        arms.setdefault(row["what"], []).append(row)
     rows = []
-    for what, runs in arms.items():
+    for what, runs in _printed("trec").items():
         smaller = [run["ratio"] for run in runs if "ratio" in run]
-        shares = [{split: run[split] for split in SIZES} for run in runs]
-        rows.append([what, runs[0].get("parameters"), *_judged(shares), size(fmean(smaller)) if smaller else None])
+        rows.append([what, runs[0].get("parameters"), *_judged(runs), size(fmean(smaller)) if smaller else None])
     return rows_of(["", "parameters", *_JUDGED, "times smaller"], rows)
+
+
+@table("trec-tried")
+def trec_tried() -> str:
+    """What was tried from scratch."""
+    rows = [[what, *_judged(runs)] for what, runs in _printed("trec-tried").items()]
+    return rows_of(["setting", *_JUDGED], rows)
 
 
 @table("trec-students")
@@ -32,7 +35,6 @@ def trec_students() -> str:
     rows = []
     for what, name, other in (
         ("`tfx train dataset=trec dataset.path=path/to/trec`", "scratch", None),
-        ("the same with BPE dropout", "bpe-dropout", "scratch"),
         ("the same, taught by the fine-tuned MiniLM", "taught", "scratch"),
         ("that one at 2.2 bits a weight", "compressed", "taught"),
     ):
@@ -43,19 +45,42 @@ def trec_students() -> str:
     return rows_of(["", *_JUDGED, "difference of both (95 %)", "times smaller"], rows)
 
 
+@table("early-exit")
+def early_exit() -> str:
+    columns = (
+        ("texts in a batch", "batch", ",d"),
+        ("model", "file", ""),
+        ("layers a text", "depth", ".2f"),
+        ("accuracy on test", "accuracy", ".1f"),
+        ("texts/s (median)", "texts_per_second", ",.0f"),
+        ("ratio", "ratio", ".2f"),
+        ("lowest", "lowest", ".2f"),
+        ("highest", "highest", ".2f"),
+    )
+    return benchmark("early-exit", columns)
+
+
 _JUDGED = ["seeds", "valid", "test", "both"]
+
+
+def _printed(name: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a printed file, a run each, by what they are of."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in printed(name)["rows"]:
+        arms.setdefault(row["what"], []).append(row)
+    return arms
 
 
 def _shares(run: KeptRun) -> dict[str, float]:
     return {split: run.summary[split]["accuracy"] for split in SIZES}
 
 
-def _both(shares: dict[str, float]) -> float:
+def _both(shares: dict[str, Any]) -> float:
     """The share of right answers among all questions."""
-    return sum(SIZES[split] * share for split, share in shares.items()) / sum(SIZES.values())
+    return sum(count * shares[split] for split, count in SIZES.items()) / sum(SIZES.values())
 
 
-def _judged(runs: Sequence[dict[str, float]]) -> list[Any]:
+def _judged(runs: Sequence[dict[str, Any]]) -> list[Any]:
     of_splits = ([run[split] for run in runs] for split in SIZES)
     return [len(runs), *(_percent(shares) for shares in (*of_splits, [_both(run) for run in runs]))]
 

@@ -265,20 +265,20 @@ def test_texts_leave_early_and_the_file_says_when(data, folder, capsys, monkeypa
     assert sum(blocks) == sum(row["depth"] for row in rows)
     assert "depth" in (run / "report.html").read_text()
     # Without the technique its heads would no longer fit; with it the threshold can be chosen again.
-    words = [f"init_from={run}", "trainer.budget.steps=2", f"hydra.run.dir={folder / 'on'}"]
+    words = [f"init_from={run}", "trainer.budget.steps=2", f"hydra.run.dir={folder / 'early on'}"]
     assert main(["train", *words]) == 0
     assert "the heads by which texts leave the model of init_from early would no longer fit" in capsys.readouterr().err
-    assert tfx.load(folder / "on").model.architecture.exits == ()
+    assert tfx.load(folder / "early on").model.architecture.exits == ()
     words = [
         f"init_from={run}",
         "+technique=early_exit",
         "technique.early_exit.threshold=0.4",
         "trainer.budget.steps=0",
     ]
-    assert main(["train", *words, f"hydra.run.dir={folder / 'again'}"]) == 0
-    again = tfx.load(folder / "again").model
+    assert main(["train", *words, f"hydra.run.dir={folder / 'early-again'}"]) == 0
+    again = tfx.load(folder / "early-again").model
     assert (again.architecture.exits, again.architecture.exit_threshold) == ((1, 2), 0.4)
-    assert summary_of(folder / "again")["test"]["depth"] <= summary["test"]["depth"]
+    assert summary_of(folder / "early-again")["test"]["depth"] <= summary["test"]["depth"]
 
 
 def test_a_text_that_leaves_early_needs_one_label(data, folder, capsys):

@@ -19,9 +19,10 @@ def script():
 
 def test_the_cheapest_parts_pass_on_a_cpu(script, tmp_path, capsys):
     path = tmp_path / "rows.json"
-    assert script.main(["agree", "rate", "kernels", "shakespeare", "--device", "cpu", "--json", str(path)]) == 0
+    names = ["agree", "attention", "batch", "rate", "kernels", "shakespeare"]
+    assert script.main([*names, "--device", "cpu", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
-    assert list(found["parts"]) == ["agree", "rate", "kernels", "shakespeare"]
+    assert list(found["parts"]) == names
     assert "no GPU" in found["device"]
     assert all(row["good"] is not False for rows in found["parts"].values() for row in rows)
     assert {row["good"] for row in found["parts"]["agree"]} == {True, None}
@@ -58,5 +59,6 @@ def test_every_part_says_what_it_is_for(script, capsys):
     with pytest.raises(SystemExit):
         script.main(["--help"])
     printed = capsys.readouterr().out
-    for name in ("tests", "agree", "resume", "waits", "guard", "graphs", "rate", "training", "shakespeare", "kernels"):
+    names = ("tests", "agree", "attention", "resume", "waits", "guard", "graphs", "batch")
+    for name in (*names, "rate", "training", "choices", "shakespeare", "kernels"):
         assert f"  {name} " in printed

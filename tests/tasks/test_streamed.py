@@ -16,7 +16,8 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.run.setup import Setup
-from tfx.tasks.batches import TrainingBatches, training_batches
+from tfx.tasks.batches import TrainingBatches, demanding_batches, training_batches
+from tfx.tasks.mixture import Mixture
 from tfx.tasks.prepare import prepare_data
 
 CHAR = TokenizerConfig(kind="char")
@@ -246,3 +247,17 @@ def test_texts_that_a_technique_would_change_are_refused(tmp_path, mix):
         config = compose([f"dataset.mix=[{{dataset: json, path: {tmp_path / 'data'}}}]"]).dataset
     with pytest.raises(UserError, match="changes all training texts"):
         prepare_data(config if mix else streamed(config), context=64, transform=lambda corpus: corpus)
+
+
+def test_the_most_demanding_batches_are_of_the_first_rows_read(tmp_path):
+    config = streamed(write(tmp_path / "data", "json", ROWS, files=1))
+    data = prepare_data(config, context=64)
+    options = {"batch_tokens": 90, "context": 64, "seed": 3}
+    longest, widest = demanding_batches(data.splits["train"], data.tokenizer, **options)
+    rows = {source.strip() for source, _ in ROWS[:10]}
+    assert all(source in rows for source, _ in texts(data, [longest, widest]))
+    assert len(widest.rows) >= len(longest.rows)
+    assert longest.positions / len(longest.rows) >= widest.positions / len(widest.rows)
+    first = prepare_data(config, context=64)
+    mixture = Mixture(["a", "b"], [1.0, 1.0], [data.splits["train"], first.splits["train"]])
+    assert len(demanding_batches(mixture, data.tokenizer, **options)) == 4

@@ -24,7 +24,7 @@ def make_norm(architecture: Architecture) -> nn.Module:
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu,
+    "relu": torch.relu,
     "relu2": lambda x: functional.relu(x).square(),
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),

@@ -16,7 +16,10 @@ from torch.nn import functional
 _ROW_MULTIPLE = 128
 # Multiplications from which on oneDNN was faster than MKL for fp32.
 _LARGE = 1 << 20
+# The same where the weight is in oneDNN's own layout.
+_LARGE_PACKED = 1 << 19
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_LINEAR = torch.ops.mkldnn._linear_pointwise.default if _HAS_ONEDNN else None
 
 
 def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,25 +113,39 @@ def inference_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Product:
-    """`inference_product` of rows (N, C) with a fixed weight, called thousands of times."""
+    """`inference_product` of rows (N, C) with a fixed weight, called thousands of times.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias, self._turned = weight, bias, weight.t()
+    With ``copies`` the weight is laid out once as the kernels read it. Otherwise each call of few rows would do so anew,
+    which for oneDNN takes as long as the product. oneDNN also builds a kernel for each number of rows that it has not
+    met, so rows below ``fewest`` do not go there.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, fewest: int = 1, *, copies: bool = True) -> None:
+        self._weight, self._bias, self._copies = weight.detach(), bias, copies
         is_plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and _HAS_ONEDNN
-        self._many = -(-_LARGE // max(1, weight.numel())) if is_plain else sys.maxsize
+        large = _LARGE_PACKED if copies else _LARGE
+        self._many = max(fewest, -(-large // max(1, weight.numel()))) if is_plain else sys.maxsize
+        self._for_many: Tensor | None = None
+        self._for_few: Tensor | None = None
 
     def __call__(self, x_NC: Tensor) -> Tensor:
         """Returns (N, R)."""
         if x_NC.shape[0] >= self._many:
-            return _onednn(x_NC, self._weight, self._bias)
+            if self._for_many is None:
+                self._for_many = self._weight
+                if self._copies:
+                    self._for_many = torch.ops.mkldnn._reorder_linear_weight(self._weight, x_NC.shape[0])
+            return _onednn(x_NC, self._for_many, self._bias)
+        if self._for_few is None:
+            self._for_few = self._weight.t().contiguous() if self._copies else self._weight.t()
         if self._bias is None:
-            return torch.mm(x_NC, self._turned)
-        return torch.addmm(self._bias, x_NC, self._turned)
+            return torch.mm(x_NC, self._for_few)
+        return torch.addmm(self._bias, x_NC, self._for_few)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # No public function of torch multiplies fp32 by oneDNN.
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return _LINEAR(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 class Factored(nn.Module):

@@ -17,6 +17,9 @@ from tfx.tasks.contract import Split
 from tfx.tasks.mixture import Mixture
 from tfx.tasks.streamed import Buffers, Streamed
 
+# Of the batches with the fewest rows, how many are looked at for the one of the longest.
+_LONGEST = 16
+
 Reorder = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 """From the lengths of an epoch's batches, its number and its shuffled order to the order that is used."""
 
@@ -147,10 +150,10 @@ def demanding_batches(split: Split, tokenizer: Tokenizer, *, batch_tokens: int, 
             known = Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose="order", state=None).first_part()
         rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "demanding")))
         order = known.epoch(batch_tokens, context, rng)
-        lengths = known.lengths(order)
-        longest = order[0] if lengths is None else order[int(lengths.argmax())]
-        widest = max(order, key=len)
-        found += [known.collate(rows, context, tokenizer) for rows in (longest, widest)]
+        few = [known.collate(rows, context, tokenizer) for rows in sorted(order, key=len)[:_LONGEST]]
+        # Long rows, but as many as go into a batch: the last of an epoch may have less.
+        longest = max(few, key=lambda batch: batch.positions**2 / len(batch.rows))
+        found += [longest, known.collate(max(order, key=len), context, tokenizer)]
     return found
 
 

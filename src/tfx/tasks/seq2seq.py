@@ -353,7 +353,8 @@ def decode_outputs(
     called with the number of sentences done and their total. Each process of a ``group`` decodes its share of the
     batches; there are no outputs for the others.
     """
-    model.eval()
+    if model.training:
+        model.eval()
     device = model.embedding.weight.device
     ends = Ends(tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.never)
     lengths = sources.lengths + 1

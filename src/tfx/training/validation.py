@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,5 +93,10 @@ class Selection:
         """The inverse of `state_dict`. With a longer budget less of it is spent, and validations are due again."""
         for name in _NAMES:
             setattr(self, name, state[name])
+        if self.best is not None:
+            # A file holds tuples as lists; the score was a number once.
+            score, step, states = self.best
+            first, second = score if isinstance(score, list | tuple) else (score, math.inf)
+            self.best = (first, second), step, states
         due = int(progress / self._config.validate_every + 1e-9) + 1
         self.next_validation = min(self.next_validation, due)

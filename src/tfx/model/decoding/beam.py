@@ -15,12 +15,12 @@ from tfx.config.schema import EvaluationConfig
 from tfx.model.decoding.decoder import Decoder
 from tfx.model.decoding.output import Output, length_penalty
 from tfx.model.decoding.rules import Ends, Rules
-from tfx.model.decoding.top import best_children
+from tfx.model.decoding.top import best_children, block_maxima
 
 # Steps between two looks at what is done, on a device that the host would have to wait for.
 _STEPS_UNSEEN = 8
 # Log-probabilities that are computed at once on a CPU: they should stay near the processor.
-_AT_ONCE = 1 << 19
+_AT_ONCE = 1 << 18
 
 
 def beam_search(
@@ -91,6 +91,8 @@ class _Search:
         self._ended = [part.clone() for part in self._living]
         self._ended_scores_BK = torch.full(shape, -torch.inf, device=device)
         self._has_ended = False
+        # Log-probabilities of a step, where they are computed in parts: memory that is taken once.
+        self._room_NV: Tensor | None = None
         self._done_B = torch.zeros(len(limits), dtype=torch.bool, device=device)
         self._first_B1 = torch.arange(0, len(limits) * config.beam, config.beam, device=device).unsqueeze(1)
         self._last_N = torch.full((len(limits) * config.beam,), ends.bos, device=device)
@@ -137,21 +139,29 @@ class _Search:
         decoder, beam = self._decoder, self._beam
         hidden_ND = decoder.step(self._last_N)
         tokens_NT = self._living[0].flatten(0, 1)[:, 1 : step + 1]
-        at_once = sentences = len(self.numbers)
-        if decoder.is_near:
-            at_once = max(1, _AT_ONCE // (decoder.model.architecture.vocab_size * beam))
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for first in range(0, sentences, at_once):
-            numbers = self.numbers[first : first + at_once]
-            rows = slice(first * beam, (first + len(numbers)) * beam)
-            logits_nV = decoder.logits(hidden_ND[rows])
-            self._rules.apply(logits_nV, step, tokens_NT[rows], [number for number in numbers for _ in range(beam)])
-            scores_bK = self._scores_BK[first : first + at_once]
-            parts.append(best_children(logits_nV.log_softmax(-1), scores_bK, 2 * beam))
-        if len(parts) == 1:
-            return parts[0]
-        scores, parents, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
-        return scores, parents, tokens
+        rows, vocab = len(hidden_ND), decoder.model.architecture.vocab_size
+        at_once = max(1, _AT_ONCE // vocab) if decoder.is_near else rows
+        numbers = [number for number in self.numbers for _ in range(beam)]
+        if rows <= at_once:
+            log_prob_NV = self._log_probs(hidden_ND, step, tokens_NT, numbers)
+            return best_children(log_prob_NV, self._scores_BK, 2 * beam)
+        if self._room_NV is None:
+            self._room_NV = hidden_ND.new_empty(rows, vocab, dtype=torch.float32)
+        log_prob_NV = self._room_NV[:rows]
+        maxima = []
+        for first in range(0, rows, at_once):
+            part = slice(first, first + at_once)
+            log_prob_nV = self._log_probs(hidden_ND[part], step, tokens_NT[part], numbers[part], log_prob_NV[part])
+            maxima.append(block_maxima(log_prob_nV))
+        return best_children(log_prob_NV, self._scores_BK, 2 * beam, torch.cat(maxima))
+
+    def _log_probs(
+        self, hidden_ND: Tensor, step: int, tokens_NT: Tensor, numbers: list[int], out: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities (N, V) of the next token, under the rules."""
+        logits_NV = self._decoder.logits(hidden_ND)
+        self._rules.apply(logits_NV, step, tokens_NT, numbers)
+        return torch.log_softmax(logits_NV, -1, out=out)
 
     def _finish(self, scores_BK: Tensor, parent_BK: Tensor, is_end_BK: Tensor, length: int) -> None:
         """Lets the children that ended compete with the hypotheses that ended before.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfx.model.decoding.caches import CrossAttention, OwnAttention, Rotary, bare
-from tfx.model.layers import Block
+from tfx.model.attention import Attention
+from tfx.model.decoding.caches import CrossAttention, FoldedCross, OwnAttention, Rotary, cross_attention
+from tfx.model.decoding.prepared import BlockParts, prepared
 from tfx.model.positions import alibi_bias, relative_buckets
 from tfx.model.transformer import Transformer
 
@@ -44,21 +45,22 @@ class Decoder:
         self.sentences, self.hypotheses = sentences, hypotheses
         self._sharing = hypotheses if hypotheses <= MOST_SHARING else 1
         self.length = 0
-        # A block that runs several times has keys and values of its own for each.
-        blocks = model.decoder.layers
-        self._own = [OwnAttention(block.attention, _FIRST_POSITIONS * self._sharing) for block in blocks]
-        self._cross = [
-            CrossAttention(block.cross, memory_BSD) if block.cross is not None and memory_BSD is not None else None
-            for block in blocks
-        ]
-        self._blocks = [_Block(*parts) for parts in zip(blocks, self._own, self._cross, strict=True)]
-        self._norm = bare(model.decoder.norm)
-        self._project = bare(model.output)
+        self._parts = prepared(model)
+        # A block that runs several times has keys and values of its own for each; those of the source are the same.
+        passes = model.architecture.passes
+        sources = iter([] if memory_BSD is None else self._parts.source(memory_BSD) * passes)
+        self._blocks: list[tuple[BlockParts, OwnAttention, CrossAttention | FoldedCross | None]] = []
+        for parts in self._parts.blocks * passes:
+            own = OwnAttention(parts.own, _FIRST_POSITIONS * self._sharing)
+            cross = None
+            if parts.cross is not None and memory_BSD is not None:
+                cross = cross_attention(parts.cross, next(sources), is_padded=source_mask_BS is not None)
+            self._blocks.append((parts, own, cross))
         weight = model.embedding.weight
         self.device, self._dtype = weight.device, weight.dtype
-        self._source_bias_B111S: Tensor | None = None
+        self._source_bias_B11S: Tensor | None = None
         if source_mask_BS is not None and memory_BSD is not None:
-            self._source_bias_B111S = self._hiding(~source_mask_BS)[:, None, None, None]
+            self._source_bias_B11S = self._hiding(~source_mask_BS)[:, None, None]
         # Which places a hypothesis sees, as a bias, (B, K, places K): of each position that of its own ancestor.
         self._ancestors_BKP: Tensor | None = None
         # The first place of each row that holds a token; None: all are 0.
@@ -73,15 +75,12 @@ class Decoder:
 
     def step(self, token_N: Tensor) -> Tensor:
         """Appends a token to every hypothesis; returns the hidden states (N, D) behind it."""
-        places = slice(self.length, self.length + 1)
-        if self._first_R is None:
-            x_N1D = self.model.embed(token_N.unsqueeze(1), self.model.embedding, places)
-            rotary = self._angles(places)
-        else:
-            position_N1 = (self.length - self._first_R).unsqueeze(1)
-            x_N1D = self.model.embed(token_N.unsqueeze(1), self.model.embedding, position_N1)
-            rotary = self._angles(position_N1)
-        hidden_ND = self._run(x_N1D.squeeze(1), 1, rotary, self._visible_to_step())
+        place: slice | Tensor = slice(self.length, self.length + 1)
+        angles = self._angles(place)
+        if self._first_R is not None:
+            place = self.length - self._first_R
+            angles = self._angles(place.unsqueeze(1))
+        hidden_ND = self._run(self._parts.embed(token_N, place), 1, angles, self._visible_to_step())
         self.length += 1
         return hidden_ND
 
@@ -103,8 +102,8 @@ class Decoder:
                 places = (place_P[self.length :] - first_R.unsqueeze(1)).clamp(min=0)
                 # What is before a prompt sees itself, for a softmax over nothing is not a number.
                 hidden_RQP = hidden_RQP | ((place_P < first_R.view(-1, 1, 1)) & (place_P != query_Q1))
-            bias = self._hiding(hidden_RQP)[:, None, None]
-            x_ND = self.model.embed(token_RQ, self.model.embedding, places).flatten(0, 1)
+            bias = self._hiding(hidden_RQP)[:, None]
+            x_ND = self._parts.embed(token_RQ, places).flatten(0, 1)
             hidden_ND = self._run(x_ND, length, self._angles(places), (bias,))
             self.length = end
         return hidden_ND.view(rows, -1, hidden_ND.shape[1])[:, -1]
@@ -112,32 +111,31 @@ class Decoder:
     def _run(self, x_ND: Tensor, queries: int, rotary: Rotary | None, visible: tuple[Tensor, ...]) -> Tensor:
         rows = self.sentences * (self.hypotheses // self._sharing)
         start = self.length * self._sharing
-        cross_biases = () if self._source_bias_B111S is None else (self._source_bias_B111S,)
+        cross_biases = () if self._source_bias_B11S is None else (self._source_bias_B11S,)
         buckets_QP = distance_QP = None
         if self.model.architecture.positions in ("alibi", "relative"):
             distance_QP = self._distances(queries)
             if self.model.architecture.positions == "relative":
                 buckets_QP = relative_buckets(distance_QP, self.model.architecture, is_causal=True)
-        for block in self._blocks:
+        for parts, own, cross in self._blocks:
             biases = visible
             if distance_QP is not None:
-                biases = (*visible, _by_head(block.own, distance_QP, buckets_QP))
-            own, cross = block.own, block.cross
-            if block.pre:
-                x_ND = x_ND + own(block.own_norm(x_ND), rows, start, biases, rotary)
+                biases = (*visible, _by_head(own.attention, distance_QP, buckets_QP))
+            if parts.pre:
+                x_ND = x_ND + own(parts.own_norm(x_ND), rows, start, biases, rotary)
                 if cross is not None:
-                    x_ND = x_ND + cross(block.cross_norm(x_ND), self.sentences, cross_biases)
-                x_ND = x_ND + block.feed_forward(block.ffn_norm(x_ND))
+                    x_ND = cross(parts.cross_norm(x_ND), x_ND, self.sentences, cross_biases)
+                x_ND = x_ND + parts.feed_forward(parts.ffn_norm(x_ND))
             else:
-                x_ND = block.own_norm(x_ND + own(x_ND, rows, start, biases, rotary))
+                x_ND = parts.own_norm(x_ND + own(x_ND, rows, start, biases, rotary))
                 if cross is not None:
-                    x_ND = block.cross_norm(x_ND + cross(x_ND, self.sentences, cross_biases))
-                x_ND = block.ffn_norm(x_ND + block.feed_forward(x_ND))
-        return self._norm(x_ND)
+                    x_ND = parts.cross_norm(cross(x_ND, x_ND, self.sentences, cross_biases))
+                x_ND = parts.ffn_norm(x_ND + parts.feed_forward(x_ND))
+        return self._parts.norm(x_ND)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The logits (N, V) of hidden states, in fp32 and in memory of their own."""
-        return self._project(hidden_ND).float()
+        return self._parts.project(hidden_ND).float()
 
     # --- what a position sees -------------------------------------------------------------------------
 
@@ -145,7 +143,7 @@ class Decoder:
         """The biases that hide places from the queries of a step."""
         if self._first_R is not None:
             place_P = torch.arange(self.length + 1, device=self.device)
-            return (self._hiding(place_P < self._first_R.unsqueeze(1))[:, None, None, None],)
+            return (self._hiding(place_P < self._first_R.unsqueeze(1))[:, None, None],)
         if self._sharing == 1:
             return ()
         end = (self.length + 1) * self._sharing
@@ -159,7 +157,7 @@ class Decoder:
                 self._ancestors_BKP[:, :, : seen.shape[2]] = seen
             seen = self._ancestors_BKP
         seen[:, :, end - self._sharing : end].diagonal(dim1=1, dim2=2).zero_()
-        return (seen[:, None, None, :, :end],)
+        return (seen[:, None, :, :end],)
 
     def _distances(self, queries: int) -> Tensor:
         """The position of each place minus that of each query, (Q, P); one row if the queries are hypotheses."""
@@ -184,7 +182,7 @@ class Decoder:
     def reorder(self, parent_N: Tensor) -> None:
         """Hypothesis i of all goes on from hypothesis ``parent[i]``, which is one of the same sentence."""
         if self._sharing == 1:
-            for own in self._own:
+            for _, own, _ in self._blocks:
                 own.select(parent_N)
         elif self._ancestors_BKP is not None:
             flat = self._ancestors_BKP.flatten(0, 1)
@@ -204,44 +202,26 @@ class Decoder:
         if gaps:
             gap_b = torch.tensor(gaps, device=self.device)
             moved_b = order_B[gap_b]
-            for cross in self._cross:
-                if cross is not None:
-                    cross.move(moved_b, gap_b)
-            if self._source_bias_B111S is not None:
-                self._source_bias_B111S[gap_b] = self._source_bias_B111S[moved_b]
+            if self._source_bias_B11S is not None:
+                self._source_bias_B11S[gap_b] = self._source_bias_B11S[moved_b]
             per_sentence = self.hypotheses // self._sharing
             gap_r, moved_r = (_rows_of(b, per_sentence) for b in (gap_b, moved_b))
-            for own in self._own:
+            for _, own, cross in self._blocks:
                 own.move(moved_r, gap_r)
+                if cross is not None:
+                    cross.move(moved_b, gap_b)
             if self._ancestors_BKP is not None:
                 self._ancestors_BKP[gap_b] = self._ancestors_BKP[moved_b]
             if self._first_R is not None:
                 self._first_R[gap_b] = self._first_R[moved_b]
         self.sentences = count
-        if self._source_bias_B111S is not None:
-            self._source_bias_B111S = self._source_bias_B111S[:count]
+        if self._source_bias_B11S is not None:
+            self._source_bias_B11S = self._source_bias_B11S[:count]
         if self._ancestors_BKP is not None:
             self._ancestors_BKP = self._ancestors_BKP[:count]
         if self._first_R is not None:
             self._first_R = self._first_R[:count]
         return order_B
-
-
-class _Block:
-    """The parts of a block, ready to be called for rows (N, D)."""
-
-    def __init__(self, block: Block, own: OwnAttention, cross: CrossAttention | None) -> None:
-        self.pre, self.own, self.cross = block.pre, own, cross
-        self.own_norm, self.ffn_norm = bare(block.attention_norm), bare(block.ffn_norm)
-        self.cross_norm = self.ffn_norm if block.cross_norm is None else bare(block.cross_norm)
-        self._up, self._down = bare(block.ffn.up), bare(block.ffn.down)
-        self._gate = None if block.ffn.gate is None else bare(block.ffn.gate)
-        self._activation = block.ffn.activation
-
-    def feed_forward(self, x_ND: Tensor) -> Tensor:
-        """As `FeedForward`, without dropout."""
-        up = self._up(x_ND)
-        return self._down(self._activation(up) if self._gate is None else self._activation(self._gate(x_ND)) * up)
 
 
 def _rows_of(sentences_b: Tensor, each: int) -> Tensor:
@@ -250,13 +230,9 @@ def _rows_of(sentences_b: Tensor, each: int) -> Tensor:
     return (sentences_b.unsqueeze(1) * each + torch.arange(each, device=sentences_b.device)).flatten()
 
 
-def _by_head(own: OwnAttention, distance_QP: Tensor, bucket_QP: Tensor | None) -> Tensor:
-    """The bias of ALiBi or of relative positions, (G, J, Q, P)."""
-    attention = own.attention
+def _by_head(attention: Attention, distance_QP: Tensor, bucket_QP: Tensor | None) -> Tensor:
+    """The bias of ALiBi or of relative positions, (1, H, Q, P)."""
     if bucket_QP is not None and attention.relative_bias is not None:
-        bias_HQP = attention.relative_bias[bucket_QP].permute(2, 0, 1)
-    else:
-        assert attention.slopes is not None
-        bias_HQP = alibi_bias(attention.slopes, distance_QP)[0]
-    joint = attention.heads // max(1, attention.kv_heads)
-    return bias_HQP.view(attention.kv_heads, joint, *bias_HQP.shape[1:])
+        return attention.relative_bias[bucket_QP].permute(2, 0, 1).unsqueeze(0)
+    assert attention.slopes is not None
+    return alibi_bias(attention.slopes, distance_QP)

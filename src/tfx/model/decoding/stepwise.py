@@ -18,6 +18,7 @@ from tfx.model.decoding.decoder import Decoder
 from tfx.model.decoding.output import Output, scored
 from tfx.model.decoding.rules import Ends, Rules
 from tfx.model.decoding.sampling import Picker, make_picker
+from tfx.model.decoding.source import read_source
 from tfx.model.engine import StepEngine, WholeEngine, without_padding
 from tfx.model.transformer import Transformer
 
@@ -149,7 +150,7 @@ def _decoder(model: Transformer, source_BS: Tensor, source_mask_BS: Tensor | Non
     """The decoder of a batch of sources: the model's own, or that of its engine."""
     if isinstance(model.engine, StepEngine):
         return model.engine.decoder(without_padding(source_BS, source_mask_BS), hypotheses)  # type: ignore[no-any-return]
-    memory_BSD = model.encode(source_BS, source_mask_BS)
+    memory_BSD = read_source(model, source_BS, source_mask_BS)
     return Decoder(model, len(source_BS), hypotheses, memory_BSD, source_mask_BS)
 
 

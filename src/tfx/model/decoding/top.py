@@ -15,61 +15,65 @@ _WIDTH = 64
 
 def best_tokens(logits_NV: Tensor) -> Tensor:
     """The index (N,) of the largest entry of each row."""
-    blocks_NXW, rest_NR = _blocks(logits_NV)
-    if blocks_NXW.shape[1] < 2:
+    rows, vocab = logits_NV.shape
+    if vocab < 2 * _WIDTH:
         return logits_NV.argmax(-1)
-    row_N = torch.arange(len(logits_NV), device=logits_NV.device)
-    block_N = blocks_NXW.amax(-1).argmax(-1)
-    inside_NW = blocks_NXW[row_N, block_N]
-    if not rest_NR.shape[1]:
-        return block_N * _WIDTH + inside_NW.argmax(-1)
-    place_N = torch.cat([inside_NW, rest_NR], 1).argmax(-1)
-    whole = logits_NV.shape[1] - rest_NR.shape[1]
-    return torch.where(place_N < _WIDTH, block_N * _WIDTH, whole - _WIDTH) + place_N
+    block_N = block_maxima(logits_NV).argmax(-1)
+    start_N = (block_N * _WIDTH).clamp_(max=vocab - _WIDTH)
+    row_N = torch.arange(0, rows * vocab, vocab, device=logits_NV.device)
+    return start_N + _windows(logits_NV, start_N + row_N).argmax(-1)
 
 
-def best_children(log_prob_NV: Tensor, score_BK: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def block_maxima(rows_NV: Tensor) -> Tensor:
+    """The largest entry of each block of W entries, (N, X). The last block may be shorter."""
+    rows, vocab = rows_NV.shape
+    rest = vocab % _WIDTH
+    if not rest:
+        return rows_NV.view(rows, -1, _WIDTH).amax(-1)
+    whole = rows_NV[:, : vocab - rest].unflatten(1, (vocab // _WIDTH, _WIDTH)).amax(-1)
+    return torch.cat([whole, rows_NV[:, vocab - rest :].amax(-1, keepdim=True)], 1)
+
+
+def best_children(
+    log_prob_NV: Tensor, score_BK: Tensor, count: int, maxima_NX: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` best children of all hypotheses of each sentence, the best one first.
 
-    A child's score is that of its hypothesis plus the log-probability of its token. Returns scores, hypotheses and
-    tokens, (B, C) each; C is below ``count`` if there are no more children.
+    A child's score is that of its hypothesis plus the log-probability of its token. ``maxima`` are the `block_maxima`,
+    where they are known. Returns scores, hypotheses and tokens, (B, C) each; C is below ``count`` if there are no more
+    children.
     """
     sentences, beam = score_BK.shape
     vocab = log_prob_NV.shape[1]
-    blocks_NXW, rest_NR = _blocks(log_prob_NV)
-    blocks = blocks_NXW.shape[1]
-    if blocks * beam < 2 * count:
-        all_BY = (log_prob_NV.view(sentences, beam, vocab) + score_BK.unsqueeze(-1)).view(sentences, -1)
+    blocks = -(-vocab // _WIDTH)
+    score_BK1 = score_BK.unsqueeze(-1)
+    if blocks * beam < 2 * count or vocab < _WIDTH:
+        all_BY = (log_prob_NV.view(sentences, beam, vocab) + score_BK1).view(sentences, -1)
         found, child_BC = all_BY.topk(min(count, all_BY.shape[1]))
         return found, child_BC // vocab, child_BC % vocab
     # Adding the score keeps the order, so the best of a block is the largest log-probability in it.
-    best_BKX = blocks_NXW.amax(-1).view(sentences, beam, blocks) + score_BK.unsqueeze(-1)
-    chosen_BC = best_BKX.view(sentences, -1).topk(count, sorted=False).indices
-    parent_BC, block_BC = chosen_BC // blocks, chosen_BC % blocks
-    row_BC = parent_BC + torch.arange(0, sentences * beam, beam, device=score_BK.device).unsqueeze(1)
-    inside_BCW = blocks_NXW[row_BC, block_BC] + score_BK.gather(1, parent_BC).unsqueeze(-1)
-    candidates = inside_BCW.view(sentences, -1)
-    rest = rest_NR.shape[1]
-    if rest:
-        others_BKR = rest_NR.view(sentences, beam, rest) + score_BK.unsqueeze(-1)
-        candidates = torch.cat([candidates, others_BKR.view(sentences, -1)], 1)
-    found, place_BC = candidates.topk(count)
-    if not rest:
-        chosen_BC = place_BC // _WIDTH
-        token_BC = block_BC.gather(1, chosen_BC) * _WIDTH + place_BC % _WIDTH
-        return found, parent_BC.gather(1, chosen_BC), token_BC
-    in_block = place_BC < count * _WIDTH
-    chosen_BC = (place_BC // _WIDTH).clamp(max=count - 1)
-    other_BC = place_BC - count * _WIDTH
-    parent_BC = torch.where(in_block, parent_BC.gather(1, chosen_BC), other_BC // rest)
-    token_BC = torch.where(
-        in_block, block_BC.gather(1, chosen_BC) * _WIDTH + place_BC % _WIDTH, vocab - rest + other_BC % rest
-    )
-    return found, parent_BC, token_BC
+    maxima_NX = block_maxima(log_prob_NV) if maxima_NX is None else maxima_NX
+    best_BY = (maxima_NX.view(sentences, beam, blocks) + score_BK1).view(sentences, -1)
+    chosen_BC = best_BY.topk(count, sorted=False)[1]
+    parent_BC = chosen_BC // blocks
+    first_BC = (chosen_BC - parent_BC * blocks) * _WIDTH
+    # The last block is read from where it has W entries; those of the block before it do not count twice.
+    start_BC = first_BC.clamp(max=vocab - _WIDTH) if vocab % _WIDTH else first_BC
+    row_BC = parent_BC
+    if sentences > 1:
+        row_BC = parent_BC + torch.arange(0, sentences * beam, beam, device=score_BK.device).unsqueeze(1)
+    inside_BCW = _windows(log_prob_NV, (row_BC * vocab + start_BC).flatten()).view(sentences, count, _WIDTH)
+    inside_BCW = inside_BCW + score_BK.gather(1, parent_BC).unsqueeze(-1)
+    if vocab % _WIDTH:
+        lane_W = torch.arange(_WIDTH, device=score_BK.device)
+        inside_BCW.masked_fill_(lane_W < (first_BC - start_BC).unsqueeze(-1), -torch.inf)
+    found, place_BC = inside_BCW.view(sentences, -1).topk(count)
+    window_BC = place_BC // _WIDTH
+    token_BC = (start_BC - torch.arange(0, count * _WIDTH, _WIDTH, device=score_BK.device)).gather(1, window_BC)
+    return found, parent_BC.gather(1, window_BC), token_BC + place_BC
 
 
-def _blocks(rows_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows as blocks (N, X, W), and what is left behind the last whole one."""
-    blocks = rows_NV.shape[1] // _WIDTH
-    whole = blocks * _WIDTH
-    return rows_NV[:, :whole].unflatten(1, (blocks, _WIDTH)), rows_NV[:, whole:]
+def _windows(rows_NV: Tensor, starts: Tensor) -> Tensor:
+    """The W entries from each of these places on, of all rows one behind the other."""
+    entries = rows_NV.numel()
+    return rows_NV.as_strided((entries - _WIDTH + 1, _WIDTH), (1, 1)).index_select(0, starts)
