@@ -9,6 +9,7 @@ from tfx.config.schema import ModelConfig
 from tfx.model.architecture import Architecture
 from tfx.model.attention import Bias
 from tfx.model.decoding.decoder import Decoder
+from tfx.model.decoding.source import read_source
 from tfx.model.flops import forward_flops
 from tfx.model.rewiring import unrolled
 from tfx.model.transformer import States, count_parameters
@@ -42,6 +43,13 @@ def test_each_pass_keeps_its_own_keys_and_values_when_decoding_step_by_step(make
     with torch.inference_mode():
         steps = torch.stack([decoder.step(target[:, place]) for place in range(target.shape[1])], 1)
     torch.testing.assert_close(steps, model(target, source, mask))
+
+
+def test_a_source_that_is_read_alone_goes_through_every_pass(make_model, example):
+    model = make_model(passes=2, positions="rotary")
+    _, source, _ = example("seq2seq")
+    with torch.inference_mode():
+        torch.testing.assert_close(read_source(model, source[:1], None), model.encode(source[:1], None))
 
 
 def test_the_gradient_of_a_block_is_the_sum_over_its_passes(make_model, example):
