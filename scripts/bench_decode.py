@@ -7,8 +7,9 @@ RUN is a text-to-text run that both can open, such as one of `model.positions=si
 them first. Decodes the sources of its test split, one by one (``--single`` of them) and in batches, greedily and by a
 beam. Each measurement is a fresh process; arms take turns, so that a slow minute of the machine hits all. The time is
 that from tokens to text, after a warm-up. Of several batch sizes of an arm, the one that was fastest in the first round
-stays. Prints medians with lowest and highest, how many times as fast tfx is in the same round, and BLEU; it asserts
-nothing. ``--also`` decodes other model files by tfx, such as a compressed one.
+stays. With CTranslate2 there is an arm for tfx that decodes by it. Prints medians with lowest and highest, how many
+times as fast tfx is in the same round, and BLEU; it asserts nothing. ``--also`` decodes other model files by tfx, such
+as a compressed one.
 
     pip install 'tfx[transformers,ctranslate2]'
 """
@@ -66,11 +67,15 @@ def by_tfx(task: Result, loaded: Any) -> Callable[[list[list[int]]], list[str]]:
     from dataclasses import replace
 
     from tfx.data.ragged import Ragged
+    from tfx.evaluation.engines.opening import open_engine
     from tfx.tasks.seq2seq import decode_sources
 
     method = "beam" if task["beam"] > 1 else "greedy"
     tokens = max(task["size"], 64)
     config = replace(loaded.generation, method=method, beam=task["beam"], length_penalty=1.0, batch_tokens=tokens)
+    if task.get("engine"):
+        config = replace(config, engine=task["engine"])
+        loaded.model.engine = open_engine(loaded, config)
 
     def decode(sources: list[list[int]]) -> list[str]:
         rows = Ragged.from_lists([ids[:-1] for ids in sources], np.int64)  # it adds the end token itself
@@ -158,6 +163,8 @@ def arms(options: argparse.Namespace, folders: dict[str, str]) -> dict[str, Resu
         for numbers in ("float32", "int8") if name == "ctranslate2" else (None,):
             arm = {"library": name, "model": str(options.run), "folder": folder, "numbers": numbers}
             found[name if numbers is None else f"{name} {numbers}"] = arm
+        if name == "ctranslate2":
+            found["tfx, engine=ctranslate2"] = {"library": "tfx", "model": str(options.run), "engine": name}
     return found
 
 

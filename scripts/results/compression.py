@@ -132,6 +132,31 @@ def small_files() -> str:
     return rows_of(header, trained_on("small-files", arms))
 
 
+@table("small-files-16")
+def small_files_16() -> str:
+    rows = []
+    for what, name in (
+        ("dense, trained further", "dense"),
+        ("rounded to nearest, no teacher, 16 times", "untaught"),
+        ("rounded to nearest, with the teacher, 16 times", "taught"),
+        ("rounded to nearest, with the teacher, 20 times", "taught-20"),
+        ("with the teacher on a grid of the error of a trellis, a trellis at the end, 16 times", "trellis"),
+        ("the same at 20 times", "trellis-20"),
+    ):
+        runs = arm(f"small-files-16/{name}")
+        cells = [ratio(runs), by_seed(runs, "valid", "loss", 3), by_seed(runs, "valid"), by_seed(runs, "test")]
+        dense = arm("small-files-16/dense")
+        rows.append(
+            [
+                what,
+                *cells,
+                None if runs == dense else f"{against(runs, dense, 'valid')}, {against(runs, dense, 'test')}",
+            ]
+        )
+    header = ["arm", "times smaller", "valid loss by seed", "valid BLEU by seed", "test BLEU by seed"]
+    return rows_of([*header, "difference, valid and test"], rows)
+
+
 def equal_bytes(arms: Sequence[tuple[str, str, str, str]]) -> str:
     """Narrow models beside compressed ones of the same size: width, settings, its arm, the compressed arm."""
     dense = arm(BASE)[0].summary["bytes"]["dense_fp32"]

@@ -37,6 +37,8 @@ def trec_students() -> str:
         ("`tfx train dataset=trec dataset.path=path/to/trec`", "scratch", None),
         ("the same, taught by the fine-tuned MiniLM", "taught", "scratch"),
         ("that one at 2.2 bits a weight", "compressed", "taught"),
+        ("the teacher: MiniLM, fine-tuned by tfx", "tuned", None),
+        ("the same with early exits", "early-exit", None),
     ):
         runs = arm(f"trec/{name}")
         row = [what, *_judged([_shares(run) for run in runs])]

@@ -60,8 +60,9 @@ def test_a_peer_has_an_arm_for_each_kind_of_numbers(bench):
     options = argparse.Namespace(run=Path("RUN"), also=["small/compressed.safetensors"])
     found = bench.arms(options, {"transformers": "t", "ctranslate2": "c"})
     names = ["tfx", "tfx small/compressed.safetensors", "transformers", "ctranslate2 float32", "ctranslate2 int8"]
-    assert list(found) == names
+    assert list(found) == [*names, "tfx, engine=ctranslate2"]
     assert found["ctranslate2 int8"]["numbers"] == "int8"
+    assert found["tfx, engine=ctranslate2"]["engine"] == "ctranslate2"
 
 
 @pytest.mark.parametrize("size", [1, 4096])

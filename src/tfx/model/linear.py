@@ -115,9 +115,9 @@ def inference_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Product:
     """`inference_product` of rows (N, C) with a fixed weight, called thousands of times.
 
-    With ``copies`` the weight is laid out once as the kernels read it. Otherwise each call of few rows would do so anew,
-    which for oneDNN takes as long as the product. oneDNN also builds a kernel for each number of rows that it has not
-    met, so rows below ``fewest`` do not go there.
+    With ``copies`` the weight is laid out once as the kernels read it. Otherwise each call of few rows would do so
+    anew, which for oneDNN takes as long as the product. oneDNN also builds a kernel for each number of rows that it has
+    not met, so rows below ``fewest`` do not go there.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, fewest: int = 1, *, copies: bool = True) -> None:
@@ -145,7 +145,7 @@ class Product:
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # No public function of torch multiplies fp32 by oneDNN.
-    return _LINEAR(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return _LINEAR(x, weight, bias, "none", [], "")  # type: ignore[misc, no-any-return]
 
 
 class Factored(nn.Module):

@@ -157,8 +157,8 @@ class FoldedCross:
     The scores of all heads are then one product of the hypotheses, and the output is another.
     """
 
-    def __init__(self, parts: CrossParts, source: Tensor) -> None:
-        """``source`` holds keys, scaled, and values, (2, 1, G, S, K)."""
+    def __init__(self, parts: CrossParts, source: Tensor, bias_11S: Tensor | None) -> None:
+        """``source`` holds keys, scaled, and values, (2, 1, G, S, K); ``bias`` is added to the scores."""
         attention, folds = parts.attention, parts.folds
         assert folds is not None
         heads, length = attention.heads, source.shape[3]
@@ -170,10 +170,13 @@ class FoldedCross:
         self._keys, self._values = folded[0].t(), folded[1]
         if parts.out_bias is not None:  # the weights of each head sum to 1
             self._values += parts.out_bias / heads
-        self._offset = None if parts.q_bias is None else torch.bmm(both[:heads], parts.q_bias).view(-1)
+        offset_H1S = None if parts.q_bias is None else torch.bmm(both[:heads], parts.q_bias).mT
+        if bias_11S is not None:
+            offset_H1S = bias_11S.expand(heads, -1, -1) if offset_H1S is None else offset_H1S + bias_11S
+        self._offset = None if offset_H1S is None else offset_H1S.reshape(-1)
 
     def __call__(self, x_ND: Tensor, onto_ND: Tensor, sentences: int, biases: Sequence[Tensor]) -> Tensor:
-        """As `CrossAttention`; a single sentence has no padding, so no ``biases``."""
+        """As `CrossAttention`; ``biases`` are folded in already."""
         if self._offset is None:
             scores = torch.mm(x_ND, self._keys)
         else:
@@ -185,10 +188,9 @@ class FoldedCross:
         """Nothing moves: there is one sentence."""
 
 
-def cross_attention(parts: CrossParts, source: Tensor, *, is_padded: bool) -> CrossAttention | FoldedCross:
-    """The cheaper of the two for keys, scaled, and values (2, B, G, S, K)."""
-    attention = parts.attention
-    scores = attention.heads * source.shape[3]
-    if source.shape[1] == 1 and not is_padded and parts.folds is not None and scores <= _MOST_SCORES * parts.width:
-        return FoldedCross(parts, source)
+def cross_attention(parts: CrossParts, source: Tensor, bias_B11S: Tensor | None) -> CrossAttention | FoldedCross:
+    """The cheaper of the two for keys, scaled, and values (2, B, G, S, K), and the bias of the scores."""
+    scores = parts.attention.heads * source.shape[3]
+    if source.shape[1] == 1 and parts.folds is not None and scores <= _MOST_SCORES * parts.width:
+        return FoldedCross(parts, source, None if bias_B11S is None else bias_B11S[0])
     return CrossAttention(parts, source)

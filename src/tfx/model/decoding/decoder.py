@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tfx.model.attention import Attention
 from tfx.model.decoding.caches import CrossAttention, FoldedCross, OwnAttention, Rotary, cross_attention
@@ -20,6 +21,8 @@ from tfx.model.transformer import Transformer
 MOST_SHARING = 16
 # Positions that memory is taken for at first.
 _FIRST_POSITIONS = 32
+# The floats of a processor's vector: over fewer source positions torch's softmax takes ten times as long.
+_LEAST_POSITIONS = 16
 # Tokens of each prompt that are read at once: scores of all at once would be the largest tensor.
 _READ_AT_ONCE = 256
 
@@ -46,6 +49,13 @@ class Decoder:
         self._sharing = hypotheses if hypotheses <= MOST_SHARING else 1
         self.length = 0
         self._parts = prepared(model)
+        weight = model.embedding.weight
+        self.device, self._dtype = weight.device, weight.dtype
+        if memory_BSD is not None and self.is_near and memory_BSD.shape[1] < _LEAST_POSITIONS:
+            memory_BSD, source_mask_BS = _widened(memory_BSD, source_mask_BS)
+        self._source_bias_B11S: Tensor | None = None
+        if source_mask_BS is not None and memory_BSD is not None:
+            self._source_bias_B11S = self._hiding(~source_mask_BS)[:, None, None]
         # A block that runs several times has keys and values of its own for each; those of the source are the same.
         passes = model.architecture.passes
         sources = iter([] if memory_BSD is None else self._parts.source(memory_BSD) * passes)
@@ -54,13 +64,8 @@ class Decoder:
             own = OwnAttention(parts.own, _FIRST_POSITIONS * self._sharing)
             cross = None
             if parts.cross is not None and memory_BSD is not None:
-                cross = cross_attention(parts.cross, next(sources), is_padded=source_mask_BS is not None)
+                cross = cross_attention(parts.cross, next(sources), self._source_bias_B11S)
             self._blocks.append((parts, own, cross))
-        weight = model.embedding.weight
-        self.device, self._dtype = weight.device, weight.dtype
-        self._source_bias_B11S: Tensor | None = None
-        if source_mask_BS is not None and memory_BSD is not None:
-            self._source_bias_B11S = self._hiding(~source_mask_BS)[:, None, None]
         # Which places a hypothesis sees, as a bias, (B, K, places K): of each position that of its own ancestor.
         self._ancestors_BKP: Tensor | None = None
         # The first place of each row that holds a token; None: all are 0.
@@ -222,6 +227,15 @@ class Decoder:
         if self._first_R is not None:
             self._first_R = self._first_R[:count]
         return order_B
+
+
+def _widened(memory_BSD: Tensor, mask_BS: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A short source with positions that are hidden behind it."""
+    sentences, length, _ = memory_BSD.shape
+    more = _LEAST_POSITIONS - length
+    if mask_BS is None:
+        mask_BS = torch.ones(sentences, length, dtype=torch.bool, device=memory_BSD.device)
+    return functional.pad(memory_BSD, (0, 0, 0, more)), functional.pad(mask_BS, (0, more))
 
 
 def _rows_of(sentences_b: Tensor, each: int) -> Tensor:

@@ -1,5 +1,5 @@
-"""A model as what the steps of decoding call: weights that are joined and laid out once, modules without the cost of their
-calls.
+"""A model as what the steps of decoding call: weights that are joined and laid out once, modules without the cost of
+their calls.
 
 Shapes: N rows, B sentences, S source positions, D model width, H query heads, G key/value heads, K head width, E width
 of a projection.
@@ -7,7 +7,7 @@ of a projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -31,7 +31,7 @@ Rows = Callable[[Tensor], Tensor]
 
 
 class Prepared:
-    """What a decoder reads of a model. It follows the modules: layers on other kernels and pruned heads work as they are.
+    """What decoding reads of a model. It follows the modules, so layers on other kernels and pruned heads work.
 
     For inference only, and only until a weight or a module of the model changes: `prepared` knows.
     """
@@ -169,7 +169,7 @@ class _Maker:
             return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon, False)
         return module.forward
 
-    def joined(self, layers: list[nn.Module], scales: list[float]) -> Product:
+    def joined(self, layers: Sequence[nn.Module], scales: Sequence[float]) -> Product:
         """Linear layers of one input, all of them with a bias or none, as one product, side by side, each times its
         scale.
         """
