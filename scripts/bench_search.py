@@ -3,21 +3,26 @@
     python scripts/bench_search.py --configs 50 --steps 300 --output FOLDER
 
 Draws configs from the axes of a search, at random, with or without pruning, trains each, and prints the errors of the
-prediction: as it is for the first config, and with what the ones before have taught (as a search does it). Interrupted,
-the same command goes on. More words are overrides of `tfx train`. Latency is right only on a quiet machine.
+prediction: as it is for the first config, and with what the ones before have taught (as a search does it). Files have
+the rate that was drawn; a search makes them fill its limit, and then their size needs no prediction. Interrupted, the
+same command goes on. More words are overrides of `tfx train`. Latency is right only on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 
-from tfx.config.schema import LauncherConfig
+from tfx.cli import main as tfx
 from tfx.config.search import SearchBudget, SearchConfig
 from tfx.experiments.jobs import Job
-from tfx.experiments.pool import Machine, run_jobs
 from tfx.experiments.request import compose_request
 from tfx.experiments.search.axes import named_axes
 from tfx.experiments.search.sampler import propose
@@ -33,6 +38,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--latency", action="store_true", help="predict and compare latency too")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="keeps the errors in a file")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     fixed, axes = named_axes([*options.overrides, f"trainer.budget.steps={options.steps}"])
@@ -43,6 +49,7 @@ def main() -> None:
         budget=SearchBudget(trials=options.configs),
     )
     search = Search(request, settings, axes)
+    search.space = search.fitter.space = replace(search.space, max_bytes=None, ending=())
     plan = options.output / "configs.json"
     plan.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(plan.read_text()) if plan.is_file() else []
@@ -52,13 +59,29 @@ def main() -> None:
         plan.write_text(json.dumps(rows))
     budget = f"trainer.budget.steps={options.steps}"
     jobs = [Job(n, [*row["words"], budget], options.output / f"{n:03d}") for n, row in enumerate(rows)]
-    launcher = LauncherConfig(jobs=options.jobs)
-    run_jobs(jobs, options.output, launcher, Machine.of(launcher, request.config.trainer.device))
-    report(jobs, rows)
+    left = [job for job in jobs if job.result is None]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        for number, status in zip((job.number for job in left), pool.map(train, left), strict=True):
+            print(f"{number}: status {status}", flush=True)
+    found = report(jobs, rows)
+    if options.json:
+        command = " ".join(["python scripts/bench_search.py", *sys.argv[1:]])
+        options.json.write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
 
 
-def report(jobs: list[Job], rows: list[dict]) -> None:
-    """Prints the errors over the configs that have a result."""
+def train(job: Job) -> int:
+    """`tfx train` in this process, which others were trained in: nothing is loaded again. Returns its status."""
+    import torch
+
+    torch.set_num_threads(1)
+    job.take_over()  # what is left of one that was stopped goes away
+    words = ["train", *job.overrides, f"hydra.run.dir={job.folder}"]
+    with open(job.log, "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        return tfx(words)
+
+
+def report(jobs: list[Job], rows: list[dict]) -> dict:
+    """Prints the relative errors over the configs that have a result, and returns them."""
     ended = [(row["predicted"], job.result) for job, row in zip(jobs, rows, strict=True) if job.result is not None]
     seen: list[Observation] = []
     plain, taught, slow = [], [], []
@@ -79,6 +102,13 @@ def report(jobs: list[Job], rows: list[dict]) -> None:
                 f"median {median(errors):+.2%}, largest {max(errors, key=abs):+.2%}"
             )
     print(f"corrections: {corrections(seen)}")
+    return {
+        "configs": len(ended),
+        "pruned": sum("prune" in predicted["stack"] for predicted, _ in ended),
+        "bytes_untaught": plain,
+        "bytes_taught": taught,
+        "latency": slow,
+    }
 
 
 if __name__ == "__main__":

@@ -139,8 +139,9 @@ def small_files_16() -> str:
         ("dense, trained further", "dense"),
         ("rounded to nearest, no teacher, 16 times", "untaught"),
         ("rounded to nearest, with the teacher, 16 times", "taught"),
-        ("the same on a grid of the error of a trellis, and a trellis at the end", "trellis"),
-        ("that at 20 times", "trellis-20"),
+        ("rounded to nearest, with the teacher, 20 times", "taught-20"),
+        ("with the teacher on a grid of the error of a trellis, a trellis at the end, 16 times", "trellis"),
+        ("the same at 20 times", "trellis-20"),
     ):
         runs = arm(f"small-files-16/{name}")
         cells = [ratio(runs), by_seed(runs, "valid", "loss", 3), by_seed(runs, "valid"), by_seed(runs, "test")]

@@ -99,7 +99,9 @@ def test_a_dry_run_shows_axes_what_fits_and_the_cost(search, here, tmp_path, cap
     bytes_ = [int(line.split()[-1].replace(",", "")) for line in shown.splitlines() if "width=" in line]
     assert len(bytes_) == 3
     assert all(7_000 < count <= 14_000 for count in bytes_)
-    assert "1 configs, trained for 8 steps" in shown
+    assert "a round: 1 config, trained for 8 steps: as much as 1 whole training" in shown
+    assert "1 training in all, " in shown
+    assert "a whole training takes about 0:0" in shown
     assert not list(here.iterdir())
 
 

@@ -158,7 +158,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
         return
     if command in ("train", "ablate", "search") and "--help" not in words:
         words += [] if "dry_run=true" in words else ["dry_run=true"]
-    if command == "ablate":  # its trials train: here they cost what they cost
+    if command in ("ablate", "search"):  # their trials train: here they cost what they cost
         rates = Rates(seconds=1e-4, flops=1e6, steps=1e-3)
         known = {"distill": trial.TeacherTrial(Budget(), rates)}
         monkeypatch.setattr(

@@ -17,6 +17,7 @@ from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.exchange.importing import read_folder
+from tfx.exchange.target import fitted
 from tfx.exchange.targets import TARGETS
 from tfx.model.architecture import Architecture
 from tfx.model.rewiring import rewire_blocks, whole_block
@@ -104,6 +105,17 @@ def test_transformers_opens_it_without_our_code_and_it_comes_back(tmp_path, load
     source = target if model.model.architecture.is_seq2seq else None
     expected = model.model.project(model.model(target, source))
     torch.testing.assert_close(back.project(back(target, source)), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["transformers", "ctranslate2", "onnx"])
+def test_blocks_that_run_several_times_leave_as_a_block_for_each_layer(tmp_path, loaded, texts, name):
+    model, target = loaded(passes=2, **MARIAN), TARGETS[name]
+    found = export(fitted(model, target), target, split_for(model, texts), tmp_path / "out", "float32", 8)
+    assert found.equal == 1.0
+    assert found.largest < 1e-4
+    if name == "transformers":
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert (config["encoder_layers"], config["decoder_layers"]) == (4, 6)
 
 
 TO_CTRANSLATE2 = [

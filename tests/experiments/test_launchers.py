@@ -1,10 +1,14 @@
 """Hydra's launchers that come as extras; each test is left out where its extra is not installed."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from tfx.experiments.queue import Queue
 
 # The launchers start and end their processes at the start and end of the one that runs them.
 pytestmark = pytest.mark.whole_process
@@ -55,3 +59,73 @@ def test_submitit_runs_the_jobs_by_its_local_executor(here):
     done = sweep("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=1,2")
     assert done.returncode == 0, done.stderr
     assert statuses(here) == {"0": "completed", "1": "completed"}
+
+
+SEARCH = [
+    "max_bytes=14000",
+    "budget.trials=2",
+    "candidates=2",
+    "rungs=1",
+    "seeds=1",
+    "model.width=range(8,41,4)",
+    *TINY[1:],
+    "dataset.tokenizer.vocab_size=300",
+    "model.dropout=0",
+]
+
+
+def run_search(*overrides: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "tfx", "search", *SEARCH, *overrides]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_the_trials_of_a_search_run_in_a_queue_by_its_local_executor(here):
+    pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    done = run_search("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((here / "s" / "search.json").read_text())
+    assert found["ended"] == 2
+    assert all(
+        json.loads((here / "s" / "trials" / f"{n:04d}-rung0-seed1" / "summary.json").read_text()) for n in (0, 1)
+    )
+    queued = list((here / "s" / ".submitit").glob("*/*_result.pkl"))
+    assert len(queued) == 2  # both went through the queue
+
+
+def test_a_job_that_is_taken_out_of_the_queue_saves_its_state(here):
+    pytest.importorskip("submitit")
+    queue = Queue.named("submitit_local", {"timeout_min": 5}, here)
+    words = [word for word in TINY if not word.startswith(("trainer.budget", "hydra."))]
+    words += ["trainer.budget.seconds=600", f"hydra.run.dir={here / 'run'}"]
+    process = queue.start(["train", *words], here / "run.log", 0, goes_on=False)
+    until(lambda: '"step"' in read(here / "run" / "metrics.jsonl"))
+    assert process.poll() is None
+    process.signal(signal.SIGINT)
+    until(lambda: process.poll() is not None)
+    until(lambda: "interrupted" in read(here / "run" / "summary.json"))
+    assert list((here / "run" / "state").glob("step-*"))
+
+
+def read(path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def until(holds) -> None:
+    """Waits for what another process does."""
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_other_launchers_and_several_processes_are_refused_with_what_fits(here):
+    pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    done = run_search("hydra/launcher=joblib")
+    assert done.returncode == 2
+    assert "submitit_slurm" in done.stderr
+    done = run_search("hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2")
+    assert done.returncode == 2
+    assert "hydra.launcher.nodes=2" in done.stderr

@@ -16,6 +16,7 @@ from tfx.experiments.request import compose_request
 from tfx.experiments.search import final, size, space
 from tfx.experiments.search import search as search_module
 from tfx.experiments.search.axes import named_axes
+from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.search import Search
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import count_parameters
@@ -89,6 +90,8 @@ class Trials:
             loss += derive_seed(int(typed["seed"]), "noise", width) % 100 / 1e4
             count = weights(width, int(typed["model.ffn_width"]), layers)
             weights_ = round(1.03 * round(count * float(typed.get("technique.quantize.rate", 8)) / 8))
+            if wanted := typed.get("technique.quantize.bytes"):
+                weights_ = round(0.998 * int(wanted)) - OVERHEAD
             job.folder.mkdir(parents=True)
             write_summary(RunDirectory(job.folder), loss, weights_, layers, int(typed["seed"]))
             job.state = DONE
@@ -123,9 +126,16 @@ def request_of(tmp_path_factory):
     for file in ("train.en", "train.de", "val.en", "val.de"):
         (folder / file).write_text("a few words\n" * 8)
     data = ["dataset=multi30k", f"dataset.path={folder}"]
-    fixed, axes = named_axes([*WORDS, *data, "technique=quantize", "technique.quantize.rate=interval(1.5,3)"])
-    request = compose_request(fixed, "search")
-    return lambda folder: (replace(request, folder=folder), axes)
+    request_by = {}
+    for rate in ("2", "interval(1.5,3)"):
+        fixed, axes = named_axes([*WORDS, *data, "technique=quantize", f"technique.quantize.rate={rate}"])
+        request_by[rate] = (compose_request(fixed, "search"), axes)
+
+    def request(folder, rate="2"):
+        found, axes = request_by[rate]
+        return replace(found, folder=folder), axes
+
+    return request
 
 
 def stand_in(patch) -> Trials:
@@ -143,8 +153,8 @@ def trials(monkeypatch):
     return stand_in(monkeypatch)
 
 
-def run(request_of, folder, settings=SETTINGS) -> Search:
-    request, axes = request_of(folder)
+def run(request_of, folder, settings=SETTINGS, **which) -> Search:
+    request, axes = request_of(folder, **which)
     search = Search(request, settings, axes)
     search.run()
     return search
@@ -199,6 +209,7 @@ def test_the_best_meets_the_limit_and_the_front_has_it(course):
     assert search.found.mean_of(best).quality == min(search.found.mean_of(entry).quality for entry in met)
     front = {row["config"] for row in outcome["front"]}
     assert best.number in front
+    assert {row["part_of_budget"] for row in outcome["front"]} == {1.0}  # short trainings say nothing there
     assert outcome["looked_at"] == len(search.book.entries)
     assert outcome["selection"]["optimism"] > 0
     assert outcome["size"]["mean_absolute_error"] < 0.03
@@ -266,3 +277,50 @@ def test_the_winner_and_a_dense_model_of_its_size_train_again_with_new_seeds(req
     assert "technique.quantize.bits=8" in words
     assert "dataset.splits.test=[]" not in words
     assert "trainer.budget.steps=90" in words
+
+
+def test_where_the_rate_is_an_axis_files_are_made_to_fill_the_limit(request_of, trials, tmp_path):
+    settings = replace(SETTINGS, seeds=1, budget=SearchBudget(trials=8))
+    search = run(request_of, tmp_path / "s", settings, rate="interval(1.5,3)")
+    found = [search.found.mean_of(entry) for entry in search.found.ended]
+    assert {one.bytes for one in found} == {round(0.998 * 60_000)}
+    outcome = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert outcome["size"]["mean_absolute_error"] == 0  # the size of such a file is known
+    assert search.fitter.sizes.factors == {}  # and teaches nothing about rates
+    assert "technique.quantize.bytes=60000" in outcome["command"]
+    assert all("technique.quantize.bytes=60000" in job.overrides for job in search.jobs)
+    # The width is the widest whose file has the rate of the axis: eight more do not fit.
+    for entry in search.book.entries:
+        width, rate = entry.values["model.width"], entry.values["technique.quantize.rate"]
+        config = search.space.config(entry.values)
+        assert estimate(config, None).file <= 60_000
+        wider = search.space.at_width(entry.values, width + 8)
+        assert width == 128 or estimate(search.fitter.config(wider), None).file > 60_000, rate
+
+
+def test_two_trials_are_two_configs(request_of, trials, tmp_path):
+    settings = replace(SETTINGS, rungs=3, budget=SearchBudget(trials=2))
+    search = run(request_of, tmp_path / "s", settings)
+    assert trials.ran == ["0000-rung2-seed1", "0001-rung2-seed1"]
+    assert search.found.best() is not None
+
+
+@pytest.mark.parametrize("rate", ["2", "interval(1.5,3)"])
+def test_the_first_config_is_the_command_s_own(request_of, trials, tmp_path, rate):
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1, budget=SearchBudget(trials=4)), rate=rate)
+    own, first = search.request.config, search.book.entries[0].values
+    # The own dropout, and the nearest to its layers that the axes have.
+    assert first["model.dropout"] == own.model.dropout
+    assert first["model.decoder_layers"] == own.model.decoder_layers == 4
+    if rate != "2":  # the rate is the one that brings the width nearest to its own
+        others = [search.fitter.accept(first | {"technique.quantize.rate": at}) for at in (1.6, 2.0, 2.5, 3.0)]
+        off = [abs(one["model.width"] - own.model.width) for one in others if one is not None]
+        assert abs(first["model.width"] - own.model.width) <= min(off)
+
+
+def test_of_models_of_one_width_the_limit_decides_the_rate(request_of, tmp_path):
+    request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
+    typed = [*(word for word in request.typed if "quantize.rate" not in word), "model.width=64"]
+    space_ = space.make_space(typed, {}, request.config, Goal.of(SETTINGS, request.config))
+    assert not {"technique.quantize.rate", "embedding_rate_factor", "model.width"} & space_.axes.keys()
+    assert "technique.quantize.bytes=60000" in space_.words({"ffn_factor": 2, "model.width": 64})

@@ -3,22 +3,28 @@
 import itertools
 import math
 import random
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tfx.config.compose import compose
 from tfx.config.schema import Budget, Root
 from tfx.config.search import SearchBudget, SearchConfig
 from tfx.errors import UserError
 from tfx.experiments.search.axes import Axis, named_axes
+from tfx.experiments.search.book import spent
 from tfx.experiments.search.front import non_dominated, ranks, worth_of_axes
 from tfx.experiments.search.goal import Goal, Measured
-from tfx.experiments.search.halving import at_full_length, best_of, costs, lengths, promoted
+from tfx.experiments.search.halving import at_full_length, best_of, costs, course, lengths
 from tfx.experiments.search.outcome import expected_largest
 from tfx.experiments.search.sampler import Outcome, propose
 from tfx.experiments.search.size import Observation, SizeModel, corrections
+from tfx.experiments.search.space import make_space, named_techniques
+from tfx.record.summary import TrainingCost
 
 AXES = {
     "width": Axis("width", 8, 256, whole=True, step=8),
@@ -138,6 +144,75 @@ def goal(**settings) -> Goal:
     return Goal.of(SearchConfig(**settings), config)
 
 
+def space_of(*words, **goal):
+    stack = [f"technique=[{','.join(named)}]"] if (named := named_techniques(words)) else []
+    goal_ = Goal("bleu", "bleu", **goal)
+    return make_space(list(words), {}, compose([*words, *stack]), goal_)
+
+
+def test_what_embeddings_take_and_how_often_blocks_run_are_axes(tmp_path):
+    space = space_of(max_bytes=400_000)
+    assert space.axes["model.passes"].choices == (1, 2)
+    values = {"technique.quantize.rate": 2.0, "embedding_rate_factor": 1.4, "model.passes": 2, "model.width": 64}
+    words = space.words(values)
+    assert "technique.quantize.embedding_rate=2.8" in words
+    assert "model.passes=2" in words
+    assert not any("embedding_rate" in word for word in space.words(values | {"embedding_rate_factor": None}))
+    planned = space.config(values).technique["quantize"]
+    assert (planned["rate"], planned["embedding_rate"], planned["bytes"]) == (2.0, 2.8, None)
+    # They are no axes where the user has said what they are.
+    fixed = space_of("technique.quantize.embedding_rate=2", "model.passes=1", max_bytes=400_000).axes
+    assert not {"embedding_rate_factor", "model.passes"} & fixed.keys()
+
+
+def test_what_only_trials_have_is_in_no_command_and_no_training_depends_on_it():
+    space = space_of(max_bytes=400_000)
+    words = space.words({"technique.quantize.rate": 2.0})
+    few = {"dataset.splits.test=[]", "evaluation.latency_inputs=10", "trainer.validate_every=1"}
+    assert few <= set(words)
+    assert not few & set(space.outside(words))
+    best = space_of("trainer.keep=best", "evaluation.latency_inputs=30", max_bytes=400_000)
+    assert best.of_trials == ("dataset.splits.test=[]",)
+
+
+def test_with_a_teacher_named_configs_have_it_or_not_and_its_vocabulary(tmp_path):
+    alone, taught = space_of(max_bytes=400_000), space_of("technique.distill.teacher=T", max_bytes=400_000)
+    assert "teacher" not in alone.axes
+    assert "dataset.tokenizer.vocab_size" in alone.axes
+    assert taught.axes["teacher"].choices == ("yes", "no")
+    assert "dataset.tokenizer.vocab_size" not in taught.axes
+    values = {"technique.quantize.rate": 2.0}
+    words = {answer: taught.words(values | {"teacher": answer}) for answer in ("yes", "no")}
+    assert "technique=[distill,quantize]" in words["yes"]
+    assert "technique.distill.teacher=T" in words["yes"]
+    assert "technique=[quantize]" in words["no"]
+    assert not any("distill" in word for word in words["no"])
+    for found in words.values():
+        assert any(re.fullmatch(r"dataset.tokenizer.path=.*T/tokenizer.json", word) for word in found)
+
+
+def test_a_trellis_ends_whole_trainings_alone_after_training_with_a_grid():
+    assert space_of(max_bytes=400_000).ending == ()
+    space = space_of("technique.quantize.method=trellis", max_bytes=400_000)
+    values = {"technique.quantize.rate": 2.0}
+    for whole in (True, False):
+        words = space.words(values, whole=whole)
+        assert ("technique.quantize.method=trellis" in words) == whole
+        assert "technique.quantize.aware=true" in words
+    assert space.config(values).technique["quantize"]["method"] == "nearest"
+    # Whether to train with the grid is the user's to say.
+    words = space_of("technique.quantize.method=trellis", "technique.quantize.aware=false", max_bytes=400_000).base
+    assert [word for word in words if "aware" in word] == ["technique.quantize.aware=false"]
+
+
+def test_with_bits_named_there_is_no_rate_to_fill_a_limit_with():
+    assert space_of("technique.quantize.bits=4", max_bytes=400_000).max_bytes is None
+    # With no limit of bytes the rate is that of its axis.
+    free = space_of(max_latency_ms=5.0)
+    assert free.max_bytes is None
+    assert "technique.quantize.rate=2" in free.words({"technique.quantize.rate": 2.0})
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -189,7 +264,12 @@ def test_halving_trains_few_for_long():
     assert [b.steps for b in lengths(Budget(steps=900), 3, 3)] == [100, 300, 900]
     assert [b.seconds for b in lengths(Budget(seconds=90.0), 2, 3)] == [30.0, 90.0]
     assert [b.steps for b in lengths(Budget(steps=2), 3, 3)] == [1, 1, 2]
-    assert [promoted(count, 3) for count in (9, 3, 1, 2)] == [3, 1, 1, 1]
+    assert course(9, 3, 3) == [(0, 9), (1, 3), (2, 1)]
+    assert course(7, 3, 3) == [(0, 7), (1, 2), (2, 1)]
+    # One that is alone is chosen already: shorter trainings of it would say nothing.
+    assert course(3, 3, 3) == [(0, 3), (2, 1)]
+    assert course(1, 3, 3) == [(2, 1)]
+    assert costs(1, 3, 3) == 1
     assert costs(9, 3, 3) == pytest.approx(9 / 9 + 3 / 3 + 1)
     assert best_of([3, 1, 2], 2, lambda value: (value,)) == [3, 2]
 
@@ -199,6 +279,14 @@ def test_a_short_training_is_carried_to_the_whole_length_by_the_gains_of_others(
     assert at_full_length(curves[0], curves, 2) == 10 + (8 + 9) / 2 + 3
     assert at_full_length(curves[2], curves, 2) == 25
     assert at_full_length({0: 5.0}, [{0: 5.0}], 2) == 5  # nothing is known yet
+    assert at_full_length({0: 5.0}, [{0: 4.0, 2: 7.0}], 2) == 8  # no config went to the rung between
+
+
+def test_a_teacher_that_trials_share_costs_once():
+    taught = TrainingCost(seconds=10.0, flops=1e9, teacher_seconds=100.0, teacher_flops=5e9)
+    other = TrainingCost(seconds=20.0, flops=2e9, teacher_seconds=30.0, teacher_flops=1e9)
+    costs = [SimpleNamespace(train=cost) for cost in (taught, taught, other, TrainingCost(seconds=5.0, flops=1e9))]
+    assert spent(costs) == {"training_seconds": 175.0, "training_flops": 11e9}
 
 
 # --- the front --------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from tfx.config import grammar
 from tfx.config.schema import LauncherConfig
 from tfx.errors import UserError
 from tfx.experiments.jobs import Job, Metrics
-from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.machine import Machine
+from tfx.experiments.pool import run_jobs
 from tfx.experiments.table import print_results
 
 TINY = [

@@ -26,7 +26,7 @@ from tfx.techniques.factorize import Factorize, FactorizeSettings, LowRank, rank
 from tfx.techniques.prune import Prune
 from tfx.techniques.prune.settings import PruneSettings
 from tfx.techniques.quantize import Quantize
-from tfx.techniques.quantize.technique import QuantizeSettings
+from tfx.techniques.quantize.settings import QuantizeSettings
 from tfx.techniques.stack import Stack
 from tfx.training.averaging import Averager
 from tfx.training.optimizers import build_optimizers

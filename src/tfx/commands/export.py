@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,9 +76,9 @@ def _export(options: Namespace) -> tuple[Comparison, dict[str, Any], dict[str, s
     """Writes the folder; returns the comparison, facts for JSON, and the comparison in words."""
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
+    from tfx.exchange.target import fitted
     from tfx.exchange.targets import TARGETS
     from tfx.model.early_exit import set_exits
-    from tfx.model.rewiring import multiplied
     from tfx.run.card import card
     from tfx.run.export_check import export
     from tfx.run.export_labels import compare_labels
@@ -94,8 +94,7 @@ def _export(options: Namespace) -> tuple[Comparison, dict[str, Any], dict[str, s
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)
-    # Other libraries have no layer whose matrix is a product of two.
-    loaded = replace(loaded, model=multiplied(loaded.model))
+    loaded = fitted(loaded, target)
     if loaded.model.architecture.exits:
         print(f"note: {options.path}: texts leave it early here, and not in {target.name}", file=sys.stderr)
         set_exits(loaded.model, ())

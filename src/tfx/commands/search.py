@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tfx.config.search import SearchConfig
 from tfx.errors import UserError
 from tfx.experiments.request import compose_request, is_own, own_settings, read_settings
 from tfx.experiments.search.axes import named_axes
+from tfx.experiments.search.space import named_techniques
 from tfx.system.signals import StoppedBySignal, leaving_on_signals
 from tfx.terminal.console import plain_console
 
@@ -23,9 +25,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("tfx search starts from the defaults: name settings as overrides, and groups with --config-dir")
     settings = read_settings(SearchConfig, [word for word in arguments if is_own(word, SearchConfig)])
     words, axes = named_axes([word for word in arguments if not is_own(word, SearchConfig)])
-    request = compose_request(words, "search")
+    # Settings of a technique are known where it is in the stack.
+    stack = [f"technique=[{','.join(named_techniques(words))}]"] if named_techniques(words) else []
+    request = compose_request([*words, *stack], "search")
     if request is None:
         return 0
+    request = replace(request, typed=[word for word in request.typed if word not in stack])
 
     from tfx.experiments.search.final import finish
     from tfx.experiments.search.search import Search

@@ -31,20 +31,25 @@ def record_attention(
     longest = min(_MAX_TOKENS, model.architecture.context)
     layers: list[dict[str, Any]] = []
 
-    def recorder(name: str) -> Any:
+    def recorder(side: str, index: int, count: int, kind: str) -> Any:
         def record(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
             assert isinstance(module, Attention)
             weights_BHTS = module.weights(*arguments[:4])
+            # A block that runs again is another layer.
+            names, number = {layer["name"] for layer in layers}, index
+            while (name := f"{side} {number} {kind}") in names:
+                number += count
             layers.append({"name": name, "weights": _rounded(weights_BHTS[0].float())})
 
         return record
 
     handles = []
     for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
-        for index, block in enumerate(stack.blocks if stack is not None else []):
+        blocks = list(stack.layers[: len(stack.blocks)]) if stack is not None else []
+        for index, block in enumerate(blocks):
             for kind, module in (("self", block.attention), ("cross", block.cross)):
                 if isinstance(module, Attention):
-                    handles.append(module.register_forward_pre_hook(recorder(f"{side} {index} {kind}")))
+                    handles.append(module.register_forward_pre_hook(recorder(side, index, len(blocks), kind)))
     rows = []
     try:
         for source, target in inputs:

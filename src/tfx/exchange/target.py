@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from tfx.compression.checkpoint import LoadedModel
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
+from tfx.model.rewiring import multiplied, unrolled
 
 Ids = Sequence[int]
 
@@ -73,11 +74,23 @@ class Target:
     reopen: Callable[[Path, LoadedModel], Reopened]
     # How many matrices leave with the codes of a compressed file, not dequantized, in weights of a kind.
     kept: Callable[[LoadedModel, str], int] = lambda loaded, kind: 0
+    # Whether a block may run several times there.
+    repeats: bool = False
 
     def require(self, what: str) -> None:
         """Raises `UserError`, with the command that mends it, where a library is not installed that ``what`` needs."""
         if any(importlib.util.find_spec(module) is None for module in self.modules):
             raise UserError(f"{what} needs an extra: pip install 'tfx[{self.name}]'")
+
+
+def fitted(loaded: LoadedModel, target: Target) -> LoadedModel:
+    """The model in plain matrices and, where ``target`` has no other, with a block for each layer."""
+    loaded = replace(loaded, model=multiplied(loaded.model))
+    if target.repeats:
+        return loaded
+    model, origins = unrolled(loaded.model)
+    grids = {name: loaded.grids[origin] for name, origin in origins.items() if origin in loaded.grids}
+    return replace(loaded, model=model, grids=grids)
 
 
 def refuse(target: str, setting: str, value: object, fits: object) -> UserError:

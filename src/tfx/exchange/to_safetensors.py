@@ -84,4 +84,5 @@ SAFETENSORS = Target(
     check,
     write,
     Plain,
+    repeats=True,
 )

@@ -12,7 +12,7 @@ from tfx.config.schema import AblateConfig, Budget, Root
 from tfx.errors import UserError
 from tfx.experiments.design import BASELINE, ArmCost, Rates, arm_name, match_budgets, plan_subsets
 from tfx.experiments.jobs import ENDED_BADLY, Job
-from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.pool import run_jobs
 from tfx.experiments.request import Request
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
@@ -60,7 +60,7 @@ class Ablation:
     def __init__(self, request: Request, settings: AblateConfig) -> None:
         self.config, self.folder, self.settings = request.config, request.folder, settings
         self.typed, self.launcher = request.typed, request.launcher
-        self.machine = Machine.of(request.launcher, request.config.trainer.device, request.config.trainer.devices)
+        self.machine = request.machine
         self.jobs: list[Job] = []
 
     def run(self) -> int:

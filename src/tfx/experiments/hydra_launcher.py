@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tfx.config.checks import check_values
 from tfx.config.schema import LauncherConfig
 from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
-from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.machine import Machine
+from tfx.experiments.pool import run_jobs
 
 # Hydra keys of the sweep itself; all others (hydra.searchpath, …) also go to the jobs.
 _OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")

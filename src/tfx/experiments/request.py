@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from tfx.config import describe
 from tfx.config.schema import AUTO, LauncherConfig, Root
 from tfx.errors import UserError
+from tfx.experiments.machine import Machine
+from tfx.experiments.queue import CLUSTERS, Queue
 from tfx.terminal.tables import Sheet, settings_sheet
 
 Settings = TypeVar("Settings")
@@ -27,6 +29,13 @@ class Request:
     folder: Path
     launcher: LauncherConfig
     flags: list[str]
+    queue: Queue | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """Where its jobs run."""
+        trainer = self.config.trainer
+        return self.queue or Machine.of(self.launcher, trainer.device, trainer.devices)
 
 
 def is_own(word: str, schema: type) -> bool:
@@ -75,13 +84,21 @@ def compose_request(words: Sequence[str], command: str) -> Request | None:
                 f"tfx {command} compares runs, which need one size of a batch: name a number for dataset.batch_tokens"
             )
         hydra = HydraConfig.get()
-        if hydra.runtime.choices["hydra/launcher"] != "tfx":
-            raise UserError(f"tfx {command} runs its jobs on this machine: leave out hydra/launcher")
+        folder = Path(str(hydra.sweep.dir)).absolute()
+        chosen = hydra.runtime.choices["hydra/launcher"]
+        queue = None
+        if chosen in CLUSTERS:
+            queue = Queue.named(chosen, {str(key): hydra.launcher[key] for key in hydra.launcher}, folder)
+        elif chosen != "tfx":
+            raise UserError(
+                f"tfx {command} starts its jobs itself, on this machine or in a queue: leave out "
+                f"hydra/launcher={chosen}, or take one of {', '.join(CLUSTERS)}"
+            )
         known = [f.name for f in fields(LauncherConfig)]
         launcher = LauncherConfig(**{str(key): hydra.launcher[key] for key in hydra.launcher if key in known})
         check_values(launcher, "hydra.launcher.")
         flags = split_flags(words)[1]
-        found.append(Request(config, typed, Path(str(hydra.sweep.dir)).absolute(), launcher, flags))
+        found.append(Request(config, typed, folder, launcher, flags, queue))
 
     run_with_hydra(keep, words)
     return found[0] if found else None

@@ -147,6 +147,7 @@ class Architecture:
     # likeliest label from which a text is done there (None: none is).
     exits: tuple[int, ...] = ()
     exit_threshold: float | None = None
+    passes: int = 1
 
     @classmethod
     def from_config(cls, model: ModelConfig, vocab_size: int, outputs: Outputs | None = None) -> Architecture:

@@ -136,8 +136,10 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """A sequence of blocks, with the final norm that pre-norm needs.
+    """A sequence of blocks, gone through ``passes`` times, with the final norm that pre-norm needs.
 
+    So block i of n is layer i, n + i, 2n + i, ...: "cycle" of Takase & Kiyono 2021 (arXiv 2104.06022); with one block
+    it is that of a Universal Transformer (Dehghani 2019, arXiv 1807.03819) without its embedding of depth.
     In training, ``layer_dropout`` skips whole blocks (LayerDrop, Fan 2020, arXiv 1909.11556), and
     ``checkpointing`` recomputes activations in the backward pass (Chen 2016, arXiv 1604.06174).
     """
@@ -153,8 +155,15 @@ class BlockStack(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(architecture, shape, **dropouts) for shape in shapes)
         self.norm = make_norm(architecture) if architecture.norm_position == "pre" else nn.Identity()
+        self.passes = architecture.passes
         self.layer_dropout = layer_dropout
         self.checkpointing = False
+
+    @property
+    def layers(self) -> list[Block]:
+        """The block of each layer, in the order in which they run."""
+        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
+        return blocks * self.passes
 
     def forward(
         self,
@@ -165,8 +174,8 @@ class BlockStack(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
         states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Returns (B, T, D); ``states`` gets what enters each block, and what leaves the last one."""
-        for block in self.blocks:
+        """Returns (B, T, D); ``states`` gets what enters each layer, and what leaves the last one."""
+        for block in self.layers:
             if states is not None:
                 states.append(x_BTD)
             skips = None

@@ -254,6 +254,31 @@ def multiplied(model: Transformer) -> Transformer:
     return Transformer.holding(whole, state, model.rates).train(model.training)
 
 
+def unrolled(model: Transformer) -> tuple[Transformer, dict[str, str]]:
+    """The model with a block for each layer, and for the name of each of its tensors that in ``model``.
+
+    The same model if no block runs more than once. Blocks that were one share their memory.
+    """
+    architecture = model.architecture
+    state = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
+    if architecture.passes == 1:
+        return model, {name: name for name in state}
+    origins = {}
+    for name in state:
+        stack, is_block, rest = name.partition(".blocks.")
+        if not is_block:
+            origins[name] = name
+            continue
+        number, _, leaf = rest.partition(".")
+        count = len(getattr(architecture, stack))
+        for turn in range(architecture.passes):
+            origins[f"{stack}.blocks.{int(number) + turn * count}.{leaf}"] = name
+    encoder, decoder = (architecture.passes * stack for stack in (architecture.encoder, architecture.decoder))
+    whole = replace(architecture, encoder=encoder, decoder=decoder, passes=1)
+    held = {name: state[origin] for name, origin in origins.items()}
+    return Transformer.holding(whole, held, model.rates).train(model.training), origins
+
+
 def _kept(block: nn.Module, plan: BlockPlan) -> Iterator[tuple[str, tuple[Tensor | None, Tensor | None]]]:
     """The rows and columns to keep of each tensor in a block, with the tensor's name inside the block."""
     for name in block.state_dict():

@@ -26,7 +26,7 @@ from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.engine import Engine
 from tfx.model.exit_head import ExitHead
-from tfx.model.layers import Block, BlockStack, make_norm
+from tfx.model.layers import BlockStack, make_norm
 from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.pooling import Pooling, make_pooling
 from tfx.model.positions import (
@@ -268,12 +268,11 @@ class Transformer(nn.Module):
         self.architecture = replace(self.architecture, exit_threshold=threshold)
 
     def projections(self, stack: BlockStack, number: int, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, H, L, K) of the self-attention of a stack's block, from what enters the block.
+        """Queries, keys and values (B, H, L, K) of the self-attention of a stack's layer, from what enters the layer.
 
         Positions are those from 0 on. Query heads that share keys and values each get them.
         """
-        block = stack.blocks[number]
-        assert isinstance(block, Block)
+        block = stack.layers[number]
         return block.attention.projections(block.attended(x_BLD), None, self._rotary(x_BLD.shape[1]))
 
     def output_factors(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,9 +357,10 @@ def initialise(model: Transformer, seed: int) -> None:
     the square root of the number of writes in their stack (Radford 2019). Embeddings have variance 1/D, which
     gives unit variance once they are scaled by sqrt(D).
     """
+    architecture = model.architecture
     writes = {
-        "encoder": 2 * len(model.architecture.encoder),
-        "decoder": sum(3 if shape.cross_heads else 2 for shape in model.architecture.decoder),
+        "encoder": architecture.passes * 2 * len(architecture.encoder),
+        "decoder": architecture.passes * sum(3 if shape.cross_heads else 2 for shape in architecture.decoder),
     }
     roles = parameter_roles(model)
     with torch.no_grad():

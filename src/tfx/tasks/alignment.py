@@ -21,7 +21,7 @@ def source_attention(model: Transformer, source: Sequence[int], target: Sequence
     having been trained to (Garg 2019, arXiv 1909.02074). ``target`` begins with the begin token, which is not
     predicted. None if no layer reads the source.
     """
-    layers = [block.cross for block in model.decoder.blocks if isinstance(block.cross, Attention)]
+    layers = [block.cross for block in model.decoder.layers if isinstance(block.cross, Attention)]
     if not layers:
         return None
     found: list[Tensor] = []
@@ -31,12 +31,15 @@ def source_attention(model: Transformer, source: Sequence[int], target: Sequence
         found.append(module.weights(*arguments))
 
     device = model.embedding.weight.device
-    handle = layers[max(0, len(layers) - 2)].register_forward_pre_hook(record)
+    chosen = max(0, len(layers) - 2)
+    handle = layers[chosen].register_forward_pre_hook(record)
     try:
         model(torch.tensor([list(target[:-1])], device=device), torch.tensor([list(source)], device=device))
     finally:
         handle.remove()
-    return found[0][0].float().mean(0)
+    # The block of that layer may run in earlier layers too.
+    earlier = sum(layer is layers[chosen] for layer in layers[:chosen])
+    return found[earlier][0].float().mean(0)
 
 
 def word_alignment(

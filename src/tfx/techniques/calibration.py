@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -151,13 +152,13 @@ class Calibration:
             sums[name] += (x_NC.t() @ x_NC).double().cpu()
             counts[name] += len(x_NC)
 
-        seen: set[str] = set()
+        seen: Counter[str] = Counter()
 
         def watch(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
                 add(name, inputs[0])
-                seen.add(name)
-                if len(seen) == len(layers):
+                seen[name] += 1
+                if len(seen) == len(layers) and min(seen.values()) == model.architecture.passes:
                     raise _AllSeenError
 
             return hook

@@ -93,6 +93,11 @@ class EarlyExit(Technique):
 
     def depths(self, architecture: Architecture) -> list[int]:
         """The number of blocks before each head. Raises `UserError` for a model without such a place."""
+        if architecture.passes > 1:
+            raise UserError(
+                "technique.early_exit counts blocks, and those of a model with several passes are several layers each: "
+                "set model.passes=1"
+            )
         layers = len(architecture.encoder)
         depths = sorted(set(self.settings.layers)) or list(range(1, layers))
         if not depths:

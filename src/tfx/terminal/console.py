@@ -39,6 +39,12 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def counted(count: float, noun: str) -> str:
+    """A count with its noun: ``1 config``, ``2 configs``, ``1.5 trainings``."""
+    shown = f"{count:,}" if isinstance(count, int) else f"{count:.3g}"
+    return f"{shown} {noun}{'' if shown == '1' else 's'}"
+
+
 def size(count: float) -> str:
     """Bytes in decimal units."""
     for unit in ("B", "kB", "MB"):

@@ -231,6 +231,8 @@ def check_sharded(config: Root, stack: Stack) -> None:
         ("optimizer.name", config.optimizer.name == "muon", "optimizer=adamw"),
         ("trainer.averaging.kind", config.trainer.averaging.kind != "none", "trainer.averaging.kind=none"),
         ("model.layer_dropout", config.model.layer_dropout > 0, "model.layer_dropout=0"),
+        # A block gives its weights back once it has run.
+        ("model.passes", config.model.passes > 1, "model.passes=1"),
         ("trainer.keep", config.trainer.keep == "best", "trainer.keep=last"),
     ):
         if value:

@@ -74,3 +74,56 @@ def test_two_ways_to_say_the_rate_are_an_error(tmp_path, capsys):
     assert main(["train", *TINY, "+technique=quantize", *words]) == 2
     assert "rate=2.0 and bytes=12000" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("method", ["nearest", "trellis"])
+def test_a_file_that_cannot_be_so_small_is_refused_before_it_trains_and_in_a_dry_run(tmp_path, capsys, method):
+    code = [f"technique.quantize.method={method}", "technique.quantize.calibration=2"]
+    small = ["+technique=quantize", "trainer.budget.steps=4", f"hydra.run.dir={tmp_path / 'r'}", *code]
+    for more in ([], ["dry_run=true"]):
+        assert main(["train", *TINY, *small, "technique.quantize.bytes=4000", *more]) == 2
+        captured = capsys.readouterr()
+        assert "a file of 4,000 bytes cannot be reached: at the least rate" in captured.err
+        assert "validation" not in captured.err  # no step was made
+    least = int(captured.err.split("it has ")[1].split(";")[0].replace(",", ""))
+    # As much as that, and a little for doubt, can be had.
+    enough = f"technique.quantize.bytes={round(1.06 * least)}"
+    summary = train(tmp_path / "fits", enough, "trainer.budget.steps=4", *code)
+    assert summary["bytes"]["file"] <= 1.06 * least
+
+
+@pytest.mark.parametrize("method", ["nearest", "trellis"])
+def test_embeddings_have_a_rate_of_their_own(tmp_path, capsys, method):
+    words = [
+        "technique.quantize.rate=1.5",
+        "technique.quantize.embedding_rate=3.5",
+        f"technique.quantize.method={method}",
+    ]
+    train(tmp_path / "r", *words, "trainer.budget.steps=3", "technique.quantize.calibration=2")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "r"), "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out)["tensors"] if len(row["shape"]) == 2]
+    bits = {}
+    for is_block in (True, False):
+        part = [row for row in rows if (".blocks." in row["name"]) == is_block]
+        weights = [row["shape"][0] * row["shape"][1] for row in part]
+        bits[is_block] = sum(r["bits_per_weight"] * n for r, n in zip(part, weights, strict=True)) / sum(weights)
+    # A matrix as small as here has more beside its codes than they take.
+    assert bits[False] == pytest.approx(3.5, abs=0.5)
+    assert bits[True] == pytest.approx(1.5, abs=0.5)
+
+
+def test_with_bytes_what_embeddings_leave_goes_to_the_blocks(tmp_path):
+    found = {}
+    for rate in (1.0, 4.0):
+        words = ["technique.quantize.bytes=12000", f"technique.quantize.embedding_rate={rate}"]
+        summary = train(tmp_path / str(rate), *words, "trainer.budget.steps=2")
+        assert 0.985 * 12_000 < summary["bytes"]["file"] <= 12_000
+        found[rate] = summary["evidence"]["quantize"]["rate"]
+    assert found[1.0] > found[4.0] + 0.5
+
+
+def test_a_rate_for_embeddings_without_a_rate_says_what_to_name(tmp_path, capsys):
+    words = ["technique.quantize.embedding_rate=2", f"hydra.run.dir={tmp_path / 'r'}"]
+    assert main(["train", *TINY, "+technique=quantize", *words]) == 2
+    assert "technique.quantize.embedding_rate goes with a rate" in capsys.readouterr().err

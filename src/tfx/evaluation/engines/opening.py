@@ -9,7 +9,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.errors import UserError
 from tfx.evaluation.engines.ctranslate2 import CTranslate2Engine
 from tfx.exchange.run_onnx import OnnxModel
-from tfx.exchange.target import Target
+from tfx.exchange.target import Target, fitted
 from tfx.exchange.targets import TARGETS
 from tfx.model.engine import Engine
 from tfx.record.cache import cached
@@ -55,4 +55,4 @@ def open_engine(loaded: LoadedModel, config: EvaluationConfig) -> Engine | None:
 
 def _convert(path: Path, target: Target, kind: str, folder: Path) -> None:
     # Anew: layers on int8 kernels have no plain weights.
-    target.write(load(path, kernels=False), folder, kind)
+    target.write(fitted(load(path, kernels=False), target), folder, kind)

@@ -86,9 +86,10 @@ class Book:
 
 
 def spent(results: Iterable[Result]) -> dict[str, float]:
-    """Seconds and FLOPs of training in all trials, with their teachers'."""
+    """Seconds and FLOPs of training in all trials, with their teachers', each once: trials share them."""
     costs = [result.train for result in results]
+    teachers = {(cost.teacher_seconds, cost.teacher_flops) for cost in costs}
     return {
-        "training_seconds": sum(cost.seconds + cost.teacher_seconds for cost in costs),
-        "training_flops": sum(cost.flops + cost.teacher_flops for cost in costs),
+        "training_seconds": sum(cost.seconds for cost in costs) + sum(seconds for seconds, _ in teachers),
+        "training_flops": sum(cost.flops for cost in costs) + sum(flops for _, flops in teachers),
     }

@@ -12,7 +12,6 @@ from tfx.experiments.pool import run_jobs
 from tfx.experiments.search.book import Entry
 from tfx.experiments.search.outcome import command_of, run_of
 from tfx.experiments.search.search import Search
-from tfx.experiments.search.space import NO_TEST
 from tfx.record.directory import RunDirectory
 
 
@@ -72,7 +71,7 @@ def _dense_words(search: Search) -> list[str] | None:
     config = search.request.config
     if search.goal.max_bytes is None or config.init_from is not None:
         return None
-    words = [word for word in search.space.base if not word.startswith(("technique.", "technique=", NO_TEST))]
+    words = [word for word in search.space.outside(search.space.base) if not word.startswith("technique")]
     words += ["technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"]
     dense = search.space.compose(words)
     unit = search.space.unit(dense)

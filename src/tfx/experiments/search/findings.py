@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfx.config.schema import Budget
 from tfx.errors import UserError
-from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.book import Book, Entry, Trial
 from tfx.experiments.search.goal import Goal, Measured
 from tfx.experiments.search.halving import at_full_length
 from tfx.experiments.search.sampler import Outcome
+from tfx.experiments.search.space import Space
 from tfx.record.directory import RunDirectory
 from tfx.record.summary import Result, Summary
 
@@ -29,7 +29,7 @@ class Findings:
     book: Book
     folder: Path
     budgets: Sequence[Budget]
-    axes: Mapping[str, Axis]
+    space: Space
     seed: int
     _known: dict[Trial, Summary] = field(default_factory=dict)
 

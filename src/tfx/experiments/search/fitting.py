@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
+from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.latency import LatencyModel
 from tfx.experiments.search.size import Observation, SizeModel, at_width, stack_of
-from tfx.experiments.search.space import FFN_FACTOR, SIZE, WIDTH, Space
+from tfx.experiments.search.space import FFN_FACTOR, RATE, SIZE, WIDTH, Space
 from tfx.terminal.console import size
 
 if TYPE_CHECKING:
@@ -21,14 +22,24 @@ if TYPE_CHECKING:
     from tfx.tasks.prepare import PreparedData
 
 
+# What a file has of the bytes that it is made for (`tfx.techniques.quantize.allocation`).
+_FILLED = 0.998
+
+
+# The rates that are looked at for a width.
+_RATES = 8
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What is known of a config before its training: bytes of the file, and milliseconds for one input.
 
-    None: there is no limit on it. Both are with corrections, and ``untrained_*`` as measured with drawn weights.
+    ``planned`` are the bytes at the rate of its axis, where the file is made to have others. None: there is no limit on
+    it. Both are with corrections, and ``untrained_*`` as measured with drawn weights.
     """
 
     bytes: int
+    planned: int
     untrained_weights: int
     stack: str
     latency_ms: float | None = None
@@ -83,14 +94,35 @@ class Fitter:
         if whole is None:
             return None
         found = self.predict(whole)
-        too_large = found.bytes > self._limit(whole)
+        # With the rate of the axis, not with the one that a limit of bytes makes of it.
+        too_large = found.planned > self._limit(whole)
         too_slow = found.latency_ms is not None and found.latency_ms > (self.goal.max_latency_ms or math.inf)
         return None if too_large or too_slow else whole
+
+    def own(self, config: Root) -> dict[str, Any] | None:
+        """The values of ``config`` itself, as near as the axes have them; None if it breaks a limit.
+
+        Where the width is chosen by the size, the rate is the one at which it comes nearest to the config's.
+        """
+        values = {key: _nearest(axis, _own_value(config, key)) for key, axis in self.sampled_axes().items()}
+        if SIZE in values:
+            values[SIZE] = self.goal.max_bytes
+        axis = self.space.axes.get(RATE)
+        if axis is None or not self.fills:
+            return self.accept(values)
+        rates = axis.choices or [axis.low * (axis.high / axis.low) ** (step / _RATES) for step in range(_RATES + 1)]
+        found = [whole for rate in rates if (whole := self.accept(values | {RATE: float(f"{rate:.4g}")})) is not None]
+        return min(found, key=lambda whole: abs(whole[WIDTH] - config.model.width), default=None)
 
     def _limit(self, values: Mapping[str, Any]) -> float:
         """The most bytes that the file of these values may have, less the margin for wrong predictions."""
         wanted = values.get(SIZE, math.inf if self.goal.max_bytes is None else self.goal.max_bytes)
-        return min(float(wanted), self.goal.largest_of_interest) * (1 - self.sizes.margin)
+        return min(float(wanted), self.goal.largest_of_interest) * (1 - self._margin)
+
+    @property
+    def _margin(self) -> float:
+        """The share of a limit that stays free; none where the file is made to keep it."""
+        return self.sizes.margin if self.space.max_bytes is None else 0.0
 
     def _with_width(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         if WIDTH not in self.space.axes:
@@ -132,8 +164,10 @@ class Fitter:
         latency = untrained = None
         if self.goal.max_latency_ms is not None:
             latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
-        whole = self.sizes.predict(config, data.tokenizer)
-        return Prediction(whole, bytes_.weights, stack_of(config), latency, untrained)
+        planned = self.sizes.predict(config, data.tokenizer)
+        made = self.space.file_bytes(values)
+        whole = planned if made is None else round(made * _FILLED)
+        return Prediction(whole, planned, bytes_.weights, stack_of(config), latency, untrained)
 
     def data(self, config: Root) -> PreparedData:
         """The data of a config, each once: it differs where the tokenizer does."""
@@ -156,10 +190,10 @@ class Fitter:
         found = self.predict(smallest)
         goal = self.goal
         what = " ".join(f"{key}={value}" for key, value in smallest.items())
-        if goal.max_bytes is not None and found.bytes > self._limit(smallest) / (1 - self.sizes.margin):
+        if goal.max_bytes is not None and found.planned > self._limit(smallest) / (1 - self._margin):
             raise UserError(
                 f"max_bytes={goal.max_bytes} cannot be reached: the smallest file of this space has about "
-                f"{found.bytes:,} bytes ({size(found.bytes)}; {what}); allow more, or widen an axis"
+                f"{found.planned:,} bytes ({size(found.planned)}; {what}); allow more, or widen an axis"
             )
         if found.latency_ms is not None and found.latency_ms > (goal.max_latency_ms or math.inf):
             raise UserError(
@@ -186,3 +220,25 @@ class Fitter:
                 )
             least[WIDTH] = widths[0]
         return least
+
+
+def _own_value(config: Root, key: str) -> Any:
+    """What a config has at the key of an axis; None if that is the search's to say."""
+    if key == FFN_FACTOR:
+        return config.model.ffn_width / config.model.width
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+    return found
+
+
+def _nearest(axis: Axis, value: Any) -> Any:
+    """The value on an axis that is nearest; without one its first choice, or the middle of its range."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if axis.choices:
+        if not is_number or value in axis.choices:
+            return value if value in axis.choices else axis.choices[0]
+        numbers = [choice for choice in axis.choices if isinstance(choice, int | float)]
+        return min(numbers, key=lambda choice: abs(choice - value), default=axis.choices[0])
+    held = min(axis.high, max(axis.low, value)) if is_number else math.sqrt(axis.low * axis.high)
+    return int(axis.low + round((held - axis.low) / axis.step) * axis.step) if axis.whole else float(f"{held:.4g}")

@@ -100,7 +100,8 @@ def _parts(axis: Axis, values: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
     cuts = np.unique(np.quantile(value_N, np.arange(1, _PARTS) / _PARTS))
     part_N = np.searchsorted(cuts, value_N, side="left")
     used = np.unique(part_N)
-    names = [f"{value_N[part_N == part].min():.4g} to {value_N[part_N == part].max():.4g}" for part in used]
+    ends = [(f"{value_N[part_N == part].min():.4g}", f"{value_N[part_N == part].max():.4g}") for part in used]
+    names = [low if low == high else f"{low} to {high}" for low, high in ends]
     return np.searchsorted(used, part_N), names
 
 

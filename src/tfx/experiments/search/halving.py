@@ -26,18 +26,22 @@ def lengths(whole: Budget, rungs: int, keep: int) -> list[Budget]:
     return found
 
 
+def course(candidates: int, rungs: int, keep: int) -> list[tuple[int, int]]:
+    """The rungs of a round, each with how many configs train: one in ``keep`` goes on, and at least one.
+
+    One that is alone has nothing to be chosen from: it goes to the last rung at once.
+    """
+    found, left = [], candidates
+    for rung in range(rungs):
+        if left > 1 or rung == rungs - 1:
+            found.append((rung, left))
+            left = max(1, left // keep)
+    return found
+
+
 def costs(candidates: int, rungs: int, keep: int) -> float:
     """What a round costs, in whole trainings."""
-    total, left = 0.0, candidates
-    for rung in range(rungs):
-        total += left * float(keep) ** (rung - rungs + 1)
-        left = promoted(left, keep)
-    return total
-
-
-def promoted(count: int, keep: int) -> int:
-    """How many of so many configs go on: one in ``keep``, and at least one."""
-    return max(1, count // keep)
+    return sum(count * float(keep) ** (rung - rungs + 1) for rung, count in course(candidates, rungs, keep))
 
 
 def best_of(candidates: Sequence[Config], count: int, key: Callable[[Config], tuple[float, ...]]) -> list[Config]:
@@ -54,7 +58,10 @@ def at_full_length(reached: Mapping[int, float], curves: Sequence[Mapping[int, f
     rung = max(reached)
     merit = reached[rung]
     while rung < last:
-        gains = [curve[rung + 1] - curve[rung] for curve in curves if rung in curve and rung + 1 in curve]
-        merit += median(gains) if gains else 0.0
-        rung += 1
+        # To the next rung that any went on to; some rounds leave rungs out.
+        for longer in range(rung + 1, last + 1):
+            if gains := [curve[longer] - curve[rung] for curve in curves if rung in curve and longer in curve]:
+                merit += median(gains)
+                break
+        rung = longer
     return merit

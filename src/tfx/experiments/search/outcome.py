@@ -13,15 +13,18 @@ from tfx.experiments.search.book import Entry, spent
 from tfx.experiments.search.findings import Findings
 from tfx.experiments.search.front import coordinates, non_dominated, worth_of_axes
 from tfx.experiments.search.goal import Measured
-from tfx.experiments.search.space import NO_TEST
 
 # Latencies that differ by less are one: so far they differ from one measurement to the next.
 _LATENCY_STEP = 0.1
 
 
 def front_of(found: Findings) -> list[Entry]:
-    """The configs that no other one beats in quality, bytes and latency at once, by size."""
-    ended, points = found.ended, []
+    """The configs that no other one beats in quality, bytes and latency at once, by size.
+
+    Of those with the longest training alone: a shorter one says nothing of what a config can do.
+    """
+    longest = max((found.longest(entry)[0] for entry in found.ended), default=-1)
+    ended, points = [entry for entry in found.ended if found.longest(entry)[0] == longest], []
     for entry in ended:
         mean_ = found.mean_of(entry)
         steps = round(math.log(max(mean_.latency_ms, 1e-9)) / math.log1p(_LATENCY_STEP))
@@ -39,9 +42,8 @@ def run_of(found: Findings, entry: Entry) -> str:
 
 def command_of(found: Findings, entry: Entry) -> list[str]:
     """The words of `tfx train` that train a config at full length, with its test split."""
-    words = [word for word in entry.words if word != NO_TEST]
     whole = found.budgets[-1]
-    return [*words, f"trainer.budget.{whole.unit}={whole.amount:.10g}"]
+    return [*found.space.outside(entry.words), f"trainer.budget.{whole.unit}={whole.amount:.10g}"]
 
 
 def outcome_of(found: Findings) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def worths(found: Findings) -> list[Any]:
     first = [trial for trial in found.book.trials if (trial.rung, trial.seed) == (0, seed)]
     known = [(trial, one) for trial in first if (one := found.measured(trial)) is not None]
     values = [found.book.entries[trial.number].values for trial, _ in known]
-    axes = {key: axis for key, axis in found.axes.items() if all(key in one for one in values)}
+    axes = {key: axis for key, axis in found.space.axes.items() if all(key in one for one in values)}
     return worth_of_axes(axes, values, [found.goal.gain(one.quality) for _, one in known])
 
 

@@ -56,8 +56,9 @@ def propose(
     seed: int,
     number: int,
     accept: Callable[[Values], Values | None] = lambda values: values,
+    first: Values | None = None,
 ) -> list[Values]:
-    """The configs of round ``number``: up to ``count``, none twice, and none that an outcome has.
+    """The configs of round ``number``: up to ``count``, none twice, and none that an outcome has; ``first`` before all.
 
     ``accept`` says what becomes of values, or that they are out of the question (None). Fewer are returned where no
     more are found.
@@ -77,7 +78,8 @@ def propose(
         )
         study.add_trials([_finished(optuna, outcome, distributions) for outcome in outcomes])
         seen = {_key(outcome.values, axes) for outcome in outcomes}
-        found: list[Values] = []
+        found: list[Values] = [] if first is None else [first]
+        seen |= {_key(values, axes) for values in found}
         for _ in range(_MOST_DRAWS * count):
             if len(found) == count:
                 break

@@ -15,7 +15,7 @@ from tfx.config.schema import Budget
 from tfx.config.search import SearchConfig
 from tfx.errors import UserError
 from tfx.experiments.jobs import ENDED_BADLY, Job
-from tfx.experiments.pool import Machine, run_jobs
+from tfx.experiments.pool import run_jobs
 from tfx.experiments.request import Request
 from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.book import Book, Entry, Trial
@@ -23,16 +23,17 @@ from tfx.experiments.search.findings import Findings
 from tfx.experiments.search.fitting import Fitter
 from tfx.experiments.search.front import ranks
 from tfx.experiments.search.goal import Goal, Measured
-from tfx.experiments.search.halving import best_of, lengths, promoted
+from tfx.experiments.search.halving import best_of, course, lengths
 from tfx.experiments.search.outcome import outcome_of
 from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
-from tfx.experiments.search.space import NO_TEST, make_space
+from tfx.experiments.search.space import make_space
 
 # The part of a budget that goes to more seeds of the leaders.
 _FOR_SEEDS = 0.2
 # A whole training where none is named: this part of the time that all processes have.
 _PART_OF_TIME = 1 / 20
+NOTHING_FITS = "no config was found that keeps the limits: allow more, or widen an axis"
 # Of the leaders so many get more seeds.
 _LEADERS = 3
 
@@ -46,11 +47,11 @@ class Search:
         self.request, self.settings, self.folder = request, settings, request.folder
         config = request.config
         self.goal = Goal.of(settings, config)
-        self.machine = Machine.of(request.launcher, config.trainer.device, config.trainer.devices)
+        self.machine = request.machine
         self.seconds, self.most_trials = budget_limits(settings)
         typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)
-        self.space = replace(space, base=(*space.base, NO_TEST), place=tuple(searchpath(request.flags)))
+        self.space = replace(space, place=tuple(searchpath(request.flags)))
         self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
         self.jobs: list[Job] = []
         self.book = self._open()
@@ -58,7 +59,7 @@ class Search:
         whole = Budget(**self.book.whole) if self.book.whole else self._whole_budget()
         self.book.whole = {whole.unit: whole.amount if whole.unit == "seconds" else int(whole.amount)}
         self.budgets = lengths(whole, settings.rungs, settings.keep)
-        self.found = Findings(self.goal, self.book, self.folder, self.budgets, self.space.axes, config.seed)
+        self.found = Findings(self.goal, self.book, self.folder, self.budgets, self.space, config.seed)
         self._began = time.monotonic()
         self._before = self.book.seconds
 
@@ -111,17 +112,18 @@ class Search:
         self._learn()
         axes = self.fitter.sampled_axes()
         told = self.found.outcomes(list(axes))
-        proposed = propose(axes, told, count, self.request.config.seed, number, self.fitter.accept)
+        config = self.request.config
+        # What the user would have trained without a search is in it.
+        own = self.fitter.own(config) if number == 0 else None
+        proposed = propose(axes, told, count, config.seed, number, self.fitter.accept, own)
         if not proposed:
             if number == 0:
-                raise self.fitter.refusal or UserError(
-                    "no config was found that keeps the limits: allow more, or widen an axis"
-                )
+                raise self.fitter.refusal or UserError(NOTHING_FITS)
             return False
         for values in proposed:
             place = len(self.book.entries)
             prediction = self.fitter.predict(values)
-            self.book.entries.append(Entry(place, values, self.space.words(values), number, prediction))
+            self.book.entries.append(Entry(place, values, self.space.words(values, whole=True), number, prediction))
         self.keep()
         return True
 
@@ -129,11 +131,10 @@ class Search:
         """How many configs a round can begin with, for it to end within its part of the budget."""
         part = 1.0 if self.settings.seeds == 1 else 1 - _FOR_SEEDS
         for count in range(self.settings.candidates, 0, -1):
-            left, runs, seconds = count, 0, 0.0
-            for rung in range(self.settings.rungs):
+            runs, seconds = 0, 0.0
+            for rung, left in course(count, self.settings.rungs, self.settings.keep):
                 runs += left
                 seconds += math.ceil(left / self.machine.jobs) * self._expected(rung)
-                left = promoted(left, self.settings.keep)
             if self.most_trials is not None and len(self.book.trials) + runs > max(
                 math.floor(part * self.most_trials), min(self.most_trials, self.settings.rungs)
             ):
@@ -147,14 +148,15 @@ class Search:
     def _run_round(self, number: int) -> None:
         alive = self.book.of_round(number)
         seed = self.request.config.seed
-        for rung in range(self.settings.rungs):
+        steps = course(len(alive), self.settings.rungs, self.settings.keep)
+        for (rung, _), after in zip(steps, [*steps[1:], (0, 1)], strict=True):
             self._train([Trial(entry.number, rung, seed) for entry in alive])
             self.keep()
             ended = [entry for entry in alive if self.found.first(entry, rung) is not None]
             failed = [job for job in self.jobs if job.state in ENDED_BADLY]
             if failed and not any(self.found.results()):
                 raise UserError(f"no trial has a result: {failed[-1].reason} (see {failed[-1].log})")
-            alive = self._promote(ended, rung, promoted(len(alive), self.settings.keep))
+            alive = self._promote(ended, rung, after[1])
 
     def _promote(self, entries: Sequence[Entry], rung: int, count: int) -> list[Entry]:
         def at(entry: Entry) -> Measured:
@@ -235,7 +237,9 @@ class Search:
     def _job(self, trial: Trial) -> Job:
         entry = self.book.entries[trial.number]
         budget = self.budgets[trial.rung]
-        words = [*entry.words, f"trainer.budget.{budget.unit}={budget.amount:.10g}", f"seed={trial.seed}"]
+        is_whole = trial.rung == len(self.budgets) - 1
+        own = entry.words if is_whole else self.space.words(entry.values)
+        words = [*own, f"trainer.budget.{budget.unit}={budget.amount:.10g}", f"seed={trial.seed}"]
         place = self.book.trials.index(trial)
         name = f"config {trial.number}, {budget}, seed {trial.seed}"
         return Job(place, words, trial.folder(self.folder), self.request.flags, name)
@@ -271,7 +275,9 @@ class Search:
         sizes, latencies = [], []
         for trial, result in self.found.results():
             predicted = self.book.entries[trial.number].predicted
-            sizes.append(Observation(predicted.stack, predicted.untrained_weights, result.bytes.weights))
+            # The rate of a file that has a size of its own is not what was predicted from.
+            if self.space.max_bytes is None:
+                sizes.append(Observation(predicted.stack, predicted.untrained_weights, result.bytes.weights))
             if predicted.untrained_latency_ms is not None:
                 truth = result.inference["file"].latency_ms["p50"]
                 latencies.append(Observation(predicted.stack, predicted.untrained_latency_ms, truth))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from tfx.experiments.search.halving import costs
+from tfx.config.schema import Budget
+from tfx.errors import UserError
+from tfx.experiments.search.halving import costs, course
 from tfx.experiments.search.outcome import given_up
-from tfx.experiments.search.sampler import propose
-from tfx.experiments.search.search import Search
+from tfx.experiments.search.sampler import Values, propose
+from tfx.experiments.search.search import NOTHING_FITS, Search
 from tfx.experiments.search.space import WIDTH
-from tfx.terminal.console import clock, number, plain_console
+from tfx.terminal.console import clock, counted, number, plain_console
 from tfx.terminal.tables import Column, Sheet
 
 # So many configs that fit are shown in a dry run.
 _SHOWN = 3
+# Each trains for so many steps, so that it is known what a training takes.
+_TRIED = 6
 
 
 def show_plan(search: Search) -> None:
@@ -29,8 +35,8 @@ def show_plan(search: Search) -> None:
     console.print(table)
     seed = search.request.config.seed
     some = propose(search.fitter.sampled_axes(), [], _SHOWN, seed, 0, search.fitter.accept)
-    if not some and search.fitter.refusal is not None:
-        raise search.fitter.refusal
+    if not some:
+        raise search.fitter.refusal or UserError(NOTHING_FITS)
     timed = search.goal.max_latency_ms is not None
     fits = Sheet(
         Column("configs that fit, at random"),
@@ -43,29 +49,59 @@ def show_plan(search: Search) -> None:
         cells = [describe_values(values), f"{found.bytes:,}", *([number(found.latency_ms)] if timed else [])]
         fits.add_row(*cells)
     console.print(fits)
-    for line in _costs(search):
+    for line in _costs(search, some):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _costs(search: Search) -> list[str]:
-    settings = search.settings
-    rungs = ", ".join(str(budget) for budget in search.budgets)
-    count = settings.candidates
-    whole = costs(count, settings.rungs, settings.keep)
+def _costs(search: Search, shown: Sequence[Values]) -> list[str]:
+    """What a round is, and what it takes by a few steps of the configs that are ``shown``."""
+    settings, whole = search.settings, search.budgets[-1]
+    count = settings.candidates if search.most_trials is None else min(settings.candidates, search.most_trials)
+    steps = course(count, settings.rungs, settings.keep)
+    rungs = ", ".join(str(search.budgets[rung]) for rung, _ in steps)
+    goes_on = f"; one in {settings.keep} goes on each time" if len(steps) > 1 else ""
+    as_much = costs(count, settings.rungs, settings.keep)
     lines = [
-        f"a round: {count} configs, trained for {rungs}; one in {settings.keep} goes on each time: as much as "
-        f"{whole:.3g} whole trainings"
+        f"a round: {counted(count, 'config')}, trained for {rungs}{goes_on}: as much as "
+        f"{counted(as_much, 'whole training')}"
     ]
+    pace = _pace(search, shown)
+    a_round = pace.seconds(whole) * as_much / search.machine.jobs
+    together = f"{counted(search.machine.jobs, 'training')} at a time"
     if search.seconds is not None:
-        budget = search.budgets[-1]
-        left = f"{clock(search.seconds)} for all of it, {search.machine.jobs} trainings at a time"
-        if budget.unit == "seconds":
-            rounds = search.seconds * search.machine.jobs / (whole * budget.amount)
-            left += f": at most {rounds:.1f} rounds, less start-up and evaluation"
-        lines.append(left)
+        rounds = search.seconds / a_round
+        lines.append(f"{clock(search.seconds)} for all of it, {together}: about {rounds:.2g} rounds at most")
     else:
-        lines.append(f"{search.most_trials:,} trainings in all")
+        assert search.most_trials is not None
+        time = clock(a_round * search.most_trials / sum(left for _, left in steps))
+        lines.append(f"{counted(search.most_trials, 'training')} in all, {together}: about {time} at least")
+    lines.append(
+        f"a whole training takes about {clock(pace.seconds(whole))}: measured now, on {_TRIED} steps of each config "
+        "above; start-up, validation and the file come on top"
+    )
     return lines
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """Seconds for a token and for a step of training."""
+
+    a_token: float
+    a_step: float
+
+    def seconds(self, budget: Budget) -> float:
+        """The seconds of a training."""
+        return budget.amount * {"seconds": 1.0, "tokens": self.a_token, "steps": self.a_step}[budget.unit]
+
+
+def _pace(search: Search, shown: Sequence[Values]) -> _Pace:
+    """The mean of some configs, each trained for a few steps, one after the other."""
+    from tfx.experiments.trial import try_configs
+
+    configs = {f"config {place}": search.space.compose(search.space.words(one)) for place, one in enumerate(shown)}
+    plain_console(stderr=True).print(f"trying {counted(len(configs), 'config')} for {_TRIED} steps each")
+    rates = [trial.rates for trial in try_configs(configs, _TRIED, search.machine.environment(0)).values()]
+    return _Pace(mean(one.seconds for one in rates), mean(one.seconds / one.steps for one in rates))
 
 
 def describe_values(values: dict[str, Any]) -> str:
@@ -85,7 +121,7 @@ def show_found(search: Search) -> None:
         Column("budget", number=True, spare=2),
         Column("the next smaller one", spare=1),
         Column("values", spare=3),
-        title=f"{found['goal']}: the front of {found['looked_at']} configs, on validation data",
+        title=f"{found['goal']}: the front of {counted(found['looked_at'], 'config')}, on validation data",
         lines=False,
     )
     shown = list(found["front"])
@@ -113,8 +149,8 @@ def show_found(search: Search) -> None:
 def notes(found: dict[str, Any]) -> list[str]:
     """Sentences on the cost of a search, on its choice, and on its predictions."""
     lines = [
-        f"{found['trials']} trainings of {found['looked_at']} configs, {found['ended']} with a result, in "
-        f"{clock(found['seconds'])}; {found['training_flops'] / 1e12:,.3g} TFLOPs"
+        f"{counted(found['trials'], 'training')} of {counted(found['looked_at'], 'config')}, {found['ended']} with a "
+        f"result, in {clock(found['seconds'])}; {found['training_flops'] / 1e12:,.3g} TFLOPs"
     ]
     chosen = found["selection"]
     if chosen["at_full_length"] > 1 and "optimism" in chosen:

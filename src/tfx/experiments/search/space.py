@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfx.config.compose import compose
@@ -15,53 +15,94 @@ from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.goal import Goal
 
 WIDTH, FFN, FFN_FACTOR = "model.width", "model.ffn_width", "ffn_factor"
-VOCABULARY, SPARSITY, RATE = (
-    "dataset.tokenizer.vocab_size",
-    "technique.prune.sparsity",
-    "technique.quantize.rate",
-)
+VOCABULARY, SPARSITY = "dataset.tokenizer.vocab_size", "technique.prune.sparsity"
+RATE, EMBEDDING_RATE = "technique.quantize.rate", "technique.quantize.embedding_rate"
 # The bytes that the file of a config is to have; its width is chosen for that.
 SIZE = "file_bytes"
+# The rate of embeddings and output in that of the blocks; None: what their sensitivity is worth.
+EMBEDDING_FACTOR = "embedding_rate_factor"
+# Whether a config has the teacher that the command line names.
+TEACHER = "teacher"
 
 Values = Mapping[str, Any]
 
+_LOWEST_RATE = 1.25
 _SMALLEST_BPE = 300  # the 256 bytes, the special tokens, and a few merges
 _WIDEST = 4  # times the model's own width
 _SIZES = 2  # sizes of files on either side of the limit
 _PER_TOKEN = ("loss", "perplexity")
+# A trellis takes 30 µs for each weight and try, more than a short training: it ends whole trainings alone, after the
+# training with a grid that others have too. Shorter ones only say which configs go on.
+METHOD, AWARE = "technique.quantize.method", "technique.quantize.aware"
+TRELLIS = f"{METHOD}=trellis"
 # Trials of a search know no test data: its choices look at validation data only.
-NO_TEST = "dataset.splits.test=[]"
+_NO_TEST = "dataset.splits.test=[]"
+# They are measured as far as choices need it, which halves what a short one takes on top of its training.
+_MEASURED_LESS = ("evaluation.latency_inputs=10", "trainer.validate_every=1")
 
 
 @dataclass(frozen=True)
 class Space:
-    """``axes`` by key; ``base`` are the words that all configs share; ``techniques`` their stack."""
+    """``axes`` by key; ``base`` are the words that all configs share; ``techniques`` their stack.
+
+    ``optional`` are the techniques that an axis decides about, each with words that it brings. ``max_bytes``: the file
+    of a config has as many, or what the axis of sizes says, and its rate follows; None: its rate is what the axis says.
+    """
 
     base: tuple[str, ...]
     techniques: tuple[str, ...]
     axes: Mapping[str, Axis]
-    # Without sparsity there is no pruning: then the technique leaves the stack.
-    may_prune: bool = False
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    max_bytes: int | None = None
+    # What a whole training ends with, beside its words.
+    ending: tuple[str, ...] = ()
+    # Of the base, what trials have and no other run.
+    of_trials: tuple[str, ...] = ()
     # Tells composing where the user's own configs are.
     place: tuple[str, ...] = ()
 
-    def words(self, values: Values) -> list[str]:
-        """The overrides of `tfx train` for the config at ``values``."""
+    def words(self, values: Values, *, whole: bool = False) -> list[str]:
+        """The overrides of `tfx train` for the config at ``values``, of a ``whole`` training or of a shorter one."""
+        words = self._words(values, by_bytes=self.max_bytes is not None)
+        return [*words, *(self.ending if whole else ())]
+
+    def outside(self, words: Sequence[str]) -> list[str]:
+        """Words of a trial for a run that is no trial: it has test data, and is measured whole."""
+        return [word for word in words if word not in self.of_trials]
+
+    def file_bytes(self, values: Values) -> int | None:
+        """The bytes that the file of a config is made to have; None if its rate decides."""
+        return None if self.max_bytes is None else int(values.get(SIZE, self.max_bytes))
+
+    def _words(self, values: Values, *, by_bytes: bool) -> list[str]:
         techniques, words = list(self.techniques), []
+        if self.max_bytes is not None:
+            rate = f"{RATE}={values.get(RATE, _LOWEST_RATE):.6g}"
+            words.append(f"technique.quantize.bytes={self.file_bytes(values)}" if by_bytes else rate)
         for key, value in values.items():
             if key == FFN_FACTOR:
                 words.append(f"{FFN}={round(value * values[WIDTH])}")
-            elif key == SPARSITY and self.may_prune:
+            elif key == SPARSITY and "prune" in self.optional:
                 if value > 0:
                     techniques.append("prune")
-                    words.append(f"{key}={value}")
-            elif key != SIZE:
+                    words += [*self.optional["prune"], f"{key}={value}"]
+            elif key == TEACHER:
+                if value == "yes":
+                    techniques.append("distill")
+                    words += self.optional["distill"]
+            elif key == EMBEDDING_FACTOR:
+                if value is not None:
+                    words.append(f"{EMBEDDING_RATE}={min(6.0, max(0.5, value * values[RATE])):.4g}")
+            elif key != SIZE and (key != RATE or self.max_bytes is None):
                 words.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
         return [*self.base, f"technique=[{','.join(sorted(techniques))}]", *words]
 
     def config(self, values: Values) -> Root:
-        """The config at ``values``. Raises `UserError` if its settings do not fit together."""
-        return self.compose(self.words(values))
+        """The config at ``values``, with the rate that they say. Raises `UserError` if its settings do not fit.
+
+        Its file is as large as that of a whole training, whose other code takes as many bits at a rate.
+        """
+        return self.compose(self._words(values, by_bytes=False))
 
     def compose(self, words: Sequence[str]) -> Root:
         """The config of overrides of `tfx train`."""
@@ -98,7 +139,7 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     """
     fixed = {parse(word)[0] for word in typed if "=" in word}
     is_new = config.init_from is None
-    stack, may_prune = _stack(config, fixed)
+    stack, optional = _stack(config, typed, fixed)
     distill = config.technique.get("distill")
     if distill is not None and distill["teacher"] is None and is_new:
         raise UserError(
@@ -106,7 +147,7 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
             "technique.distill.teacher=RUN"
         )
     own = _of_model(config) if is_new else []
-    own += _of_technique(config, stack, may_prune, fixed)
+    own += _of_techniques(stack, optional, fixed, named)
     # Losses per token of two vocabularies cannot be compared.
     if is_new and distill is None and config.dataset.tokenizer.path is None and goal.metric not in _PER_TOKEN:
         own += _of_vocabulary(config)
@@ -117,19 +158,60 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     if goal.max_bytes is not None and goal.spread > 1:
         factors = (goal.spread ** (step / _SIZES) for step in range(-_SIZES, _SIZES + 1))
         axes[SIZE] = Axis(SIZE, choices=tuple(round(goal.max_bytes * factor) for factor in factors))
-    base = [word for word in typed if word.lstrip("+").partition("=")[0] not in ("technique", "dry_run")]
+    apart = tuple(word for words in optional.values() for word in words)
+    base = [word for word in typed if _key(word) not in ("technique", "dry_run") and word not in apart]
     if distill is not None and is_new and config.dataset.tokenizer.path is None:
         base.append(f"dataset.tokenizer.path={distill['teacher']}/tokenizer.json")
-    return Space(tuple(base), stack, axes, may_prune)
+    fills = RATE in axes and goal.max_bytes is not None and goal.is_of_quality
+    ending = (TRELLIS,) if TRELLIS in base and RATE in axes else ()
+    if fills and WIDTH not in axes:  # of models of one size the limit alone decides the rate
+        axes = {key: axis for key, axis in axes.items() if key not in (RATE, EMBEDDING_FACTOR)}
+    may_be = named[METHOD].choices if METHOD in named else ()
+    if (TRELLIS in base or ("trellis" in may_be and "gptq" not in may_be)) and AWARE not in fixed | named.keys():
+        base.append(f"{AWARE}=true")
+    of_trials = (_NO_TEST, *(word for word in _MEASURED_LESS if _is_free(word, config, fixed | named.keys())))
+    return Space(
+        (*(word for word in base if word not in ending), *of_trials),
+        stack,
+        axes,
+        optional,
+        goal.max_bytes if fills else None,
+        ending,
+        of_trials,
+    )
 
 
-def _stack(config: Root, fixed: set[str]) -> tuple[tuple[str, ...], bool]:
-    """The techniques of all configs, and whether pruning may come to them: the user's own, else quantization."""
+def _is_free(word: str, config: Root, given: set[str]) -> bool:
+    """Whether the search may say how much is measured: the user has not, and no training depends on it."""
+    depends = config.trainer.keep != "last" or config.trainer.early_stopping.metric is not None
+    return _key(word) not in given and not (depends and _key(word) == "trainer.validate_every")
+
+
+def _stack(config: Root, typed: Sequence[str], fixed: set[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The techniques of all configs, and those that some have, with the words that are theirs alone.
+
+    The user's own; else quantization, with or without pruning and the teacher that is named.
+    """
     if "technique" in fixed:
-        return tuple(config.technique), False
-    if any(key.startswith("technique.prune.") for key in fixed):
-        return ("prune", "quantize"), False
-    return ("quantize",), True
+        return tuple(config.technique), {}
+    optional = {"prune": "technique.prune."}
+    if config.technique.get("distill") is not None:
+        optional["distill"] = "technique.distill."
+    return ("quantize",), {
+        name: tuple(word for word in typed if _key(word).startswith(begin)) for name, begin in optional.items()
+    }
+
+
+def named_techniques(words: Sequence[str]) -> list[str]:
+    """The techniques that words set something of, where none names the techniques themselves; with quantization."""
+    keys = [_key(word) for word in words]
+    if "technique" in keys:
+        return []
+    return sorted({"quantize", *(key.split(".")[1] for key in keys if key.startswith("technique."))})
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
 
 
 def _of_model(config: Root) -> list[Axis]:
@@ -138,6 +220,7 @@ def _of_model(config: Root) -> list[Axis]:
         Axis(WIDTH, 8, _WIDEST * model.width, whole=True, step=1),
         Axis(FFN_FACTOR, choices=(1, 2, 3, 4)),
         Axis("model.heads", choices=(2, 4, 8)),
+        Axis("model.passes", choices=(1, 2)),
         Axis("model.dropout", 0.0, 0.3),
         Axis("optimizer.weight_decay", 0.03, 1.0, log=True),
     ]
@@ -147,14 +230,20 @@ def _of_model(config: Root) -> list[Axis]:
     return axes
 
 
-def _of_technique(config: Root, stack: Sequence[str], may_prune: bool, fixed: set[str]) -> list[Axis]:
-    axes = []
-    if "quantize" in stack and not fixed & {"technique.quantize.bits", "technique.quantize.granularity"}:
-        axes.append(Axis(RATE, 1.25, 4.0, log=True))
-    if may_prune:
+def _of_techniques(
+    stack: Sequence[str], optional: Mapping[str, Any], fixed: set[str], named: Mapping[str, Axis]
+) -> list[Axis]:
+    axes, given = [], fixed | named.keys()
+    if "quantize" in stack and not given & {"technique.quantize.bits", "technique.quantize.granularity"}:
+        axes.append(Axis(RATE, _LOWEST_RATE, 4.0, log=True))
+        if RATE not in fixed and not given & {EMBEDDING_RATE, "technique.quantize.embeddings"}:
+            axes.append(Axis(EMBEDDING_FACTOR, choices=(None, 0.7, 1.4)))
+    if "prune" in optional:
         axes.append(Axis(SPARSITY, choices=(0.0, 0.3, 0.5, 0.7)))
     elif "prune" in stack:
         axes.append(Axis(SPARSITY, 0.1, 0.8))
+    if "distill" in optional:
+        axes.append(Axis(TEACHER, choices=("yes", "no")))
     return axes
 
 

@@ -56,9 +56,11 @@ class Decoder:
         self._source_bias_B11S: Tensor | None = None
         if source_mask_BS is not None and memory_BSD is not None:
             self._source_bias_B11S = self._hiding(~source_mask_BS)[:, None, None]
-        sources = iter([] if memory_BSD is None else self._parts.source(memory_BSD))
+        # A block that runs several times has keys and values of its own for each; those of the source are the same.
+        passes = model.architecture.passes
+        sources = iter([] if memory_BSD is None else self._parts.source(memory_BSD) * passes)
         self._blocks: list[tuple[BlockParts, OwnAttention, CrossAttention | FoldedCross | None]] = []
-        for parts in self._parts.blocks:
+        for parts in self._parts.blocks * passes:
             own = OwnAttention(parts.own, _FIRST_POSITIONS * self._sharing)
             cross = None
             if parts.cross is not None and memory_BSD is not None:

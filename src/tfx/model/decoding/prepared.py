@@ -44,7 +44,8 @@ class Prepared:
         self.norm, self.project = make.bare(model.decoder.norm), make.bare(model.output)
         self.encoder: list[BlockParts] = []
         if model.encoder is not None:
-            self.encoder = [BlockParts(block, reading) for block in model.encoder.blocks]  # type: ignore[arg-type]
+            parts = [BlockParts(block, reading) for block in model.encoder.blocks]  # type: ignore[arg-type]
+            self.encoder = parts * model.architecture.passes
             self.encoder_norm = make.bare(model.encoder.norm)
         self._table, self._scale = model.embedding, model.embedding_scale
         self._embedding_norm = None if model.embedding_norm is None else make.bare(model.embedding_norm)

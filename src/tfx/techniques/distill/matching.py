@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
-from tfx.model.layers import Block, BlockStack
+from tfx.model.layers import BlockStack
 from tfx.model.transformer import States, Transformer
 from tfx.techniques.distill.settings import DistillSettings
 
@@ -85,10 +85,10 @@ def _check_relations(
 def _shapes(
     ours: Architecture, theirs: Architecture
 ) -> Iterator[tuple[str, tuple[BlockShape, ...], tuple[BlockShape, ...]]]:
-    """The stacks that both have."""
+    """The stacks that both have, layer by layer."""
     for name, own, other in (("encoder", ours.encoder, theirs.encoder), ("decoder", ours.decoder, theirs.decoder)):
         if own and other:
-            yield name, own, other
+            yield name, ours.passes * own, theirs.passes * other
 
 
 def relation_layer(settings: DistillSettings, shapes: Sequence[BlockShape]) -> int:
@@ -163,7 +163,7 @@ class Matcher(nn.Module):
         scores: list[Tensor] = []
         relations: list[Tensor] = []
         for side in sides:
-            pairs = layer_map(settings.layer_map, *(len(stack.blocks) for stack in side.stacks))
+            pairs = layer_map(settings.layer_map, *(len(stack.layers) for stack in side.stacks))
             if settings.hidden and settings.layer_map != "last":
                 for mine, theirs in [(0, 0), *pairs]:
                     hidden.append(self._hidden_error(side, mine, theirs))
@@ -171,7 +171,7 @@ class Matcher(nn.Module):
                 scores.append(self._attention_error(side, mine, theirs))
                 flops += self._flops(side, mine, theirs, 1)
             if settings.relations:
-                own, theirs = len(side.stacks[0].blocks), self._relation_layer(side)
+                own, theirs = len(side.stacks[0].layers), self._relation_layer(side)
                 relations.append(self._relation_error(side, own, theirs))
                 flops += self._flops(side, own, theirs, len(settings.relation_pairs))
         means = [torch.stack(found).mean() if found else None for found in (hidden, scores, relations)]
@@ -218,7 +218,7 @@ class Matcher(nn.Module):
         return _mean(error_BL, side.weight_BL)
 
     def _relation_layer(self, side: _Side) -> int:
-        return self._settings.relation_layer or len(side.stacks[1].blocks)
+        return self._settings.relation_layer or len(side.stacks[1].layers)
 
     def _relation_error(self, side: _Side, mine: int, theirs: int) -> Tensor:
         own, other = self._vectors(side, 0, mine), self._vectors(side, 1, theirs)
@@ -236,9 +236,7 @@ class Matcher(nn.Module):
         rows, length = side.weight_BL.shape
         total = 0.0
         for place, (layer, times) in enumerate(((mine, 3.0), (theirs, 1.0))):
-            block = side.stacks[place].blocks[layer - 1]
-            assert isinstance(block, Block)
-            attention = block.attention
+            attention = side.stacks[place].layers[layer - 1].attention
             heads, width = attention.heads * attention.head_width, side.states[place][0].shape[2]
             shared = attention.kv_heads * attention.head_width
             total += times * 2.0 * rows * length * (width * (heads + 2 * shared) + products * length * heads)

@@ -8,9 +8,11 @@ codes (tokenizer, header, tables, scales, vectors) is known only from a file, so
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from tfx.compression import checkpoint
@@ -29,8 +31,29 @@ _SPARE = 0.004
 _TRIES = 8
 # Stands for the rate until the model is known.
 _BEFORE = 2.0
+# Files are written before training where the rate is less than so many times the least; and what they may be off by.
+_CLOSE, _DOUBT = 2, 1.05
 # What a small file has beside its weights and its tokenizer, about.
 _HEADER = 1500
+
+
+Named = TypeVar("Named")
+
+
+def rates_of(
+    tensors: Mapping[str, Named], rate: float, embedding_rate: float | None
+) -> Iterator[tuple[float, dict[str, Named]]]:
+    """Tensors by name, or what belongs to them, with the rate that they have together: those of the blocks, the others.
+
+    One rate for all of them if ``embedding_rate`` is None.
+    """
+    if embedding_rate is None:
+        yield rate, dict(tensors)
+        return
+    for is_block, its_rate in ((True, rate), (False, embedding_rate)):
+        part = {name: value for name, value in tensors.items() if (".blocks." in name) == is_block}
+        if part:
+            yield its_rate, part
 
 
 class ByteBudget:
@@ -39,6 +62,8 @@ class ByteBudget:
     def __init__(self, most: int | None, ratio: float | None) -> None:
         self.most, self.ratio = most, ratio
         self.rate, self.is_known = _BEFORE, False
+        # Of what has a rate of its own; ``rate`` is that of the others.
+        self.embedding_rate: float | None = None
         self.tokenizer: Tokenizer | None = None
         self.generation = EvaluationConfig()
 
@@ -60,9 +85,14 @@ class ByteBudget:
 
     def first_rate(self, model: Transformer, quantized: Mapping[str, Tensor]) -> float:
         """A rate to train with, from counts of weights alone."""
-        count = sum(weight.numel() for weight in quantized.values())
-        others = sum(parameter.numel() for parameter in model.parameters()) - count
-        return first_rate(self.limit(model), count, others, self._of_tokenizer())
+        others = sum(parameter.numel() for parameter in model.parameters()) - _count(quantized)
+        free = self._free(quantized)
+        kept = (_count(quantized) - free) * (self.embedding_rate or 0.0) / 8
+        return first_rate(self.limit(model) - kept, free, others, self._of_tokenizer())
+
+    def _free(self, quantized: Mapping[str, Tensor]) -> int:
+        """How many weights have the rate that is to be found."""
+        return next((_count(part) for _, part in rates_of(quantized, 0.0, self.embedding_rate)), 0)
 
     def meet(
         self,
@@ -77,8 +107,43 @@ class ByteBudget:
             assert self.tokenizer is not None
             return file_bytes(model, grids_at(rate), storage, self.tokenizer, self.generation)
 
-        count = sum(weight.numel() for weight in quantized.values())
-        meet(self.limit(model), count, self.rate if self.is_known else self.first_rate(model, quantized), bytes_at)
+        meet(
+            self.limit(model),
+            self._free(quantized),
+            self.rate if self.is_known else self.first_rate(model, quantized),
+            bytes_at,
+        )
+
+    def check(
+        self,
+        model: Transformer,
+        quantized: Mapping[str, Tensor],
+        storage: Storage,
+        grids_at: Callable[[Mapping[str, Tensor], float], Mapping[str, Grid]],
+    ) -> None:
+        """Raises `UserError` where not even the least rate fits, before any training.
+
+        ``grids_at`` quantizes weights at a rate. Weights of any values have the codes of a rate in as many bits; so the
+        file is written with drawn ones, where it is near the limit at all.
+        """
+        limit, count = self.limit(model), _count(quantized)
+        others = sum(parameter.numel() for parameter in model.parameters()) - count
+        most = max(LEAST_RATE, self.embedding_rate or 0.0)
+        if 8 * (limit - self._of_tokenizer() - 2 * others) > _CLOSE * most * count:
+            return
+        assert self.tokenizer is not None
+        drawn = Transformer(model.architecture)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in drawn.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+        parameters = dict(drawn.named_parameters())
+        weights = {name: parameters[name].detach() for name in quantized}
+        grids = grids_at(weights, LEAST_RATE)
+        size = file_bytes(drawn, grids, storage, self.tokenizer, self.generation)
+        # What is left after training may code a little better.
+        if size > limit * _DOUBT:
+            raise _unreachable(limit, size)
 
     def _of_tokenizer(self) -> int:
         """The bytes of the tokenizer in a compressed file."""
@@ -108,11 +173,7 @@ def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], 
                 return rate
             fits = rate, size
         elif rate == LEAST_RATE:
-            raise UserError(
-                f"technique.quantize: a file of {limit:,.0f} bytes cannot be reached: at the least rate, "
-                f"{LEAST_RATE:g} bits per weight, it has {size:,}; allow more, or take a narrower model or "
-                "a smaller vocabulary"
-            )
+            raise _unreachable(limit, size)
         else:
             breaks = rate, size
         if fits is not None and breaks is not None:
@@ -124,6 +185,13 @@ def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], 
     if fits is None or bytes_at(fits[0]) > limit:
         raise UserError(f"technique.quantize: no rate was found whose file has at most {limit:,.0f} bytes: allow more")
     return fits[0]
+
+
+def _unreachable(limit: float, size: int) -> UserError:
+    return UserError(
+        f"technique.quantize: a file of {limit:,.0f} bytes cannot be reached: at the least rate, {LEAST_RATE:g} bits "
+        f"per weight, it has {size:,}; allow more, or take a narrower model or a smaller vocabulary"
+    )
 
 
 def file_bytes(
@@ -146,6 +214,10 @@ def file_bytes(
         written = Storage(grids, storage.dtype, storage.entropy, storage.int8)
         checkpoint.save(file, twin, tokenizer, generation, written)
         return file.stat().st_size
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.numel() for weight in weights.values())
 
 
 def _held(rate: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -13,111 +13,24 @@ from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
 from tfx.compression.grid import Grid
-from tfx.config.schema import Root, setting
+from tfx.config.schema import Root
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
 from tfx.techniques.calibration import Calibration
-from tfx.techniques.contract import Technique, TechniqueSettings
-from tfx.techniques.quantize.allocation import ByteBudget
+from tfx.techniques.contract import Technique
+from tfx.techniques.quantize.allocation import ByteBudget, rates_of
 from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.learned import LearnedStep
 from tfx.techniques.quantize.rounding import GridKind, fit, scales_for_rate, to_grid
+from tfx.techniques.quantize.settings import QuantizeSettings, check_settings
 from tfx.techniques.quantize.steps import choose, coded_bits, measure, scalar_steps
 from tfx.techniques.quantize.trellis import trellis
 from tfx.techniques.weight_selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass
-class QuantizeSettings(TechniqueSettings):
-    """Settings of `Quantize`."""
-
-    start: float = setting(
-        0.7,
-        "when training with the grid begins; the grid of the file is chosen at the end",
-        minimum=0,
-        below=1,
-        unit="fractions of the budget",
-    )
-    bits: int | None = setting(None, "bits per weight; null: 4, or with a rate 8", minimum=2, maximum=8)
-    layers: list[str] = setting(
-        [], "other bits by pattern of tensor names ('embedding.*:8', '*.ffn.*:3'); the last that matches counts"
-    )
-    skip: list[str] = setting([], "patterns of tensor names that are not quantized")
-    embeddings: bool = setting(True, "quantize the embeddings and the output layer too")
-    method: str = setting(
-        "nearest",
-        "round to nearest; GPTQ, which compensates errors on calibration data; dependent quantization inside GPTQ, for "
-        "a rate; k-means codebooks",
-        choices=("nearest", "gptq", "trellis", "codebook"),
-        paper="Jacob 2018, arXiv 1712.05877; Frantar 2022, arXiv 2210.17323; Marcellin & Fischer 1990, IEEE Trans. "
-        "Commun. 38(1); Han 2015, arXiv 1510.00149",
-    )
-    range: str = setting(
-        "symmetric", "levels around 0, or from minimum to maximum with a zero point", choices=("symmetric", "affine")
-    )
-    granularity: str | None = setting(
-        None,
-        "what shares a scale; null: group, with a rate the tensor, in a trellis rows where that pays",
-        choices=("tensor", "channel", "group"),
-    )
-    rate: float | None = setting(
-        None,
-        "target for the bits per weight after entropy coding, over all tensors: scales are finer where the loss is "
-        "more sensitive, and bits only limits the codes; null: scales come from the range",
-        minimum=0.5,
-        maximum=6,
-        paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5); Choi 2017, arXiv 1612.01543",
-    )
-    bytes: int | None = setting(
-        None,
-        "largest file, with header and tokenizer: the rate is chosen for it",
-        minimum=1,
-        unit="bytes",
-    )
-    ratio: float | None = setting(
-        None,
-        "how many times smaller than plain fp32 weights and header become: the rate is chosen for it",
-        above=1,
-        maximum=1000,
-    )
-    group: int = setting(64, "inputs of a row that share a scale", minimum=1, maximum=65536)
-    clip: bool = setting(True, "clip the range if that lowers the squared error")
-    aware: bool | None = setting(
-        None,
-        "train with the grid from start on, with straight-through gradients; null: yes, except with gptq and trellis",
-        paper="Bengio 2013, arXiv 1308.3432; Jacob 2018, arXiv 1712.05877",
-    )
-    learned_step: bool = setting(
-        False, "training with the grid also learns the scales", paper="Esser 2020, arXiv 1902.08153"
-    )
-    every: float = setting(
-        0.01,
-        "training with the grid: time between updates of the scales",
-        above=0,
-        maximum=1,
-        unit="fractions of the budget",
-    )
-    activations: str = setting(
-        "none",
-        "int8: linear layers of 8 bits run on int8 kernels, which round their inputs to 8 bits",
-        choices=("none", "int8"),
-    )
-    calibration: int = setting(
-        16,
-        "training batches for gptq and trellis, and for the sensitivities of a rate without training",
-        minimum=1,
-        maximum=100000,
-    )
-    entropy: bool = setting(True, "code frequent values in fewer bits in the file", paper="Duda 2013, arXiv 1311.2540")
-    scales: str = setting("fp16", "number format of scales and codebooks in the file", choices=("fp16", "fp32"))
-    store: str = setting(
-        "fp16", "number format in the file for tensors that are not quantized", choices=("fp16", "fp32")
-    )
 
 
 class Quantize(Technique):
@@ -134,13 +47,11 @@ class Quantize(Technique):
         self._named_rate = settings.rate
         self._budget = ByteBudget.of(settings.bytes, settings.ratio)
         if self._budget is not None:
+            self._budget.embedding_rate = settings.embedding_rate
             self.settings = settings = replace(settings, rate=self._budget.rate)
-        one_shot = settings.method in ("gptq", "trellis")
-        self.aware = not one_shot if settings.aware is None else settings.aware
-        self.bits = (4 if settings.rate is None else 8) if settings.bits is None else settings.bits
-        self.granularity = settings.granularity or ("group" if settings.rate is None else "tensor")
         # Whether the rows of a trellis have scales of their own; None: where that pays.
         self._by_row = {None: None, "tensor": False, "channel": True}.get(settings.granularity)
+        self._shrinks = False
         self._due = -1
         self._aware_steps = 0
         self._bits: dict[str, int] = {}
@@ -157,83 +68,18 @@ class Quantize(Technique):
     # --- declarations ---------------------------------------------------------------------------------
 
     def check(self, config: Root) -> None:
-        settings = self.settings
+        # How small these make the file is known when they have acted.
+        self._shrinks = bool({"prune", "factorize"} & config.technique.keys())
         if self._budget is not None:
             self._budget.generation = config.evaluation
-        named = {"rate": self._named_rate, "bytes": settings.bytes, "ratio": settings.ratio}
-        if len(given := [f"{name}={value}" for name, value in named.items() if value is not None]) > 1:
-            raise UserError(f"technique.quantize has {' and '.join(given)}, and each decides the rate: name one")
-        for rule in settings.layers:
-            pattern, _, bits = rule.rpartition(":")
-            if not pattern or bits not in ("2", "3", "4", "5", "6", "7", "8"):
-                raise UserError(f"technique.quantize.layers: '{rule}' is not pattern:bits with 2 to 8 bits")
-        if settings.end != 1.0:
-            raise UserError(
-                f"technique.quantize.end={settings.end:g}: the file is on its grid, so training keeps it to the end; "
-                "technique.quantize.start says from where on"
-            )
-        if settings.method == "gptq" and self.aware:
-            raise UserError(
-                "technique.quantize.method=gptq rounds to keep the outputs of the weights as they are, and aware "
-                "training moves them for rounding to nearest: leave one of the two out"
-            )
-        if config.trainer.budget.is_zero and (settings.aware or settings.learned_step):
-            name = "learned_step" if settings.learned_step else "aware"
-            raise UserError(f"technique.quantize.{name}=true acts only while training, and the budget is zero")
-        if settings.learned_step and (settings.method != "nearest" or not self.aware):
-            raise UserError("technique.quantize.learned_step needs aware training and method=nearest")
-        if settings.rate is not None:
-            self._check_rate(settings.rate)
-        elif settings.method == "trellis":
-            raise UserError(
-                "technique.quantize.method=trellis needs technique.quantize.rate, such as 2: it is for a rate"
-            )
-        if settings.activations == "int8" and (
-            self.bits != 8
-            or self.granularity == "group"
-            or settings.range != "symmetric"
-            or settings.method in ("codebook", "trellis")
-        ):
-            raise UserError(
-                "technique.quantize.activations=int8 needs bits=8, range=symmetric, a scale a channel or tensor "
-                "(granularity=channel) and no codebook or trellis: that is what int8 kernels multiply"
-            )
-        other = [rule for rule in settings.layers if not rule.endswith(":8")]
-        if settings.activations == "int8" and other:
-            raise UserError(
-                f"technique.quantize.layers gives '{other[0]}', and activations=int8 is for layers of 8 bits: "
-                "leave one of the two out"
-            )
-        if settings.method == "codebook" and settings.range != "symmetric":
-            raise UserError("technique.quantize.range=affine is for integer grids; a codebook has no range")
-
-    def _check_rate(self, rate: float) -> None:
-        settings = self.settings
-        if (
-            self.granularity == "group"
-            or settings.range != "symmetric"
-            or settings.method == "codebook"
-            or settings.learned_step
-            or settings.layers
-            or not settings.entropy
-        ):
-            raise UserError(
-                "technique.quantize.rate needs range=symmetric, granularity=tensor or channel, entropy=true and no "
-                "codebook, learned_step or layers: it chooses the scales, for entropy-coded codes"
-            )
-        if settings.method == "trellis" and self.bits != 8:
-            raise UserError("technique.quantize.bits: the levels of a trellis have 8 bits before coding; leave it out")
-        if self.bits < rate + 2:
-            # With fewer, codes reach less than 8 standard deviations of roughly normal weights.
-            raise UserError(
-                f"technique.quantize.rate={rate:g} needs room for the codes of large weights: "
-                f"bits={math.ceil(rate + 2)} or more"
-            )
+        check_settings(self.settings, config, self._named_rate)
 
     def when(self, hook: str) -> str:
         if hook != "grid":
             return super().when(hook)
-        return f"from {self.settings.start:.0%} on, and in the file" if self.aware else "once training is over"
+        return (
+            f"from {self.settings.start:.0%} on, and in the file" if self.settings.is_aware else "once training is over"
+        )
 
     def conflicts(self) -> dict[str, str]:
         if not self.settings.learned_step:
@@ -246,7 +92,7 @@ class Quantize(Technique):
     def bits_of(self, name: str) -> int:
         """Bits of a tensor, by the last pattern that matches its name."""
         rules = (rule.rpartition(":") for rule in reversed(self.settings.layers))
-        return next((int(bits) for pattern, _, bits in rules if fnmatch(name, pattern)), self.bits)
+        return next((int(bits) for pattern, _, bits in rules if fnmatch(name, pattern)), self.settings.code_bits)
 
     def chosen(self, model: Transformer) -> dict[str, Tensor]:
         """The weights that are quantized, by name.
@@ -259,7 +105,7 @@ class Quantize(Technique):
             pattern = rule.rpartition(":")[0]
             if not any(fnmatch(name, pattern) for name in weights):
                 raise UserError(f"technique.quantize.layers: no quantized tensor matches '{pattern}'")
-        if self.granularity == "group" and settings.method != "codebook":
+        if settings.shared_by == "group" and settings.method != "codebook":
             for name, weight in weights.items():
                 if weight.shape[1] % settings.group:
                     raise UserError(
@@ -273,19 +119,42 @@ class Quantize(Technique):
         whole = sum(parameter.numel() for parameter in model.parameters())
         share = sum(weight.numel() for weight in chosen.values()) / whole
         bits = sorted({self.bits_of(name) for name in chosen})
-        unit = {"group": f"groups of {self.settings.group}"}.get(self.granularity, self.granularity)
+        unit = {"group": f"groups of {self.settings.group}"}.get(self.settings.shared_by, self.settings.shared_by)
         if self.settings.method == "trellis" and self._by_row is None:
             unit = "tensor, or row where that pays"
         kind = "codebooks" if self.settings.method == "codebook" else f"{self.settings.range}, by {unit}"
         if self.settings.rate is not None:
             kind += f", coded in {self._budget or f'{self.settings.rate:g} bits per weight'}"
+            if self.settings.embedding_rate is not None:
+                kind += f" ({self.settings.embedding_rate:g} bits per weight outside of the blocks)"
+        if self._budget is not None and not self._shrinks:
+            storage = self.storage()
+            assert storage is not None
+            self._budget.check(model, chosen, storage, self._grids_of_drawn)
         line = f"{' and '.join(map(str, bits))} bits, {self.settings.method}, {kind}: {share:.0%} of the model"
         return [line + left_alone(model, chosen)]
+
+    def _grids_of_drawn(self, weights: Mapping[str, Tensor], least: float) -> dict[str, Grid]:
+        """The grids of weights that no gradient and no input is known of, at the least rate."""
+        settings = self.settings
+        grids: dict[str, Grid] = {}
+        for rate, part in rates_of(weights, least, settings.embedding_rate):
+            if settings.method != "trellis":
+                scales = scales_for_rate(part, rate, self.kind(""))
+                grids |= {name: to_grid(weight, scales[name], None, self.kind(name)) for name, weight in part.items()}
+                continue
+            moments = {name: torch.eye(weight.shape[1], dtype=torch.float64) for name, weight in part.items()}
+            sizes = {
+                name: measure(weight, moments[name], torch.ones(()), self._by_row) for name, weight in part.items()
+            }
+            for name, step in choose(sizes, rate, _DTYPES[settings.scales]).items():
+                grids[name] = trellis(part[name], moments[name], step, None, _DTYPES[settings.scales])
+        return grids
 
     def kind(self, name: str) -> GridKind:
         """How to compute the scales of a tensor."""
         settings = self.settings
-        group = {"tensor": None, "channel": 0, "group": settings.group}[self.granularity]
+        group = {"tensor": None, "channel": 0, "group": settings.group}[settings.shared_by]
         return GridKind(
             self.bits_of(name), settings.range == "symmetric", group, settings.clip, _DTYPES[settings.scales]
         )
@@ -306,7 +175,7 @@ class Quantize(Technique):
 
     def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
         settings = self.settings
-        if not self.aware or progress < settings.start:
+        if not settings.is_aware or progress < settings.start:
             return
         self._aware_steps += 1
         due = int((progress - settings.start) / settings.every + 1e-9)
@@ -327,13 +196,15 @@ class Quantize(Technique):
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
         # Layers that layer dropout has always skipped have none yet.
         is_known = self._sensitivities.keys() >= weights.keys()
-        if self.settings.method == "trellis":
-            # Training goes on with a uniform grid: rounding each weight alone is cheap.
-            squares = self._sensitivities if is_known else {name: torch.ones(()) for name in weights}
-            steps = scalar_steps(weights, squares, self.settings.rate, self._by_row)
-            return {name: (step, None) for name, step in steps.items()}
-        sensitivities = {name: float(self._sensitivities[name].sum()) for name in weights} if is_known else None
-        scales = scales_for_rate(weights, self.settings.rate, self.kind(""), sensitivities)
+        scales: dict[str, Tensor] = {}
+        for rate, part in rates_of(weights, self.settings.rate, self.settings.embedding_rate):
+            if self.settings.method == "trellis":
+                # Training goes on with a uniform grid: rounding each weight alone is cheap.
+                squares = self._sensitivities if is_known else {name: torch.ones(()) for name in part}
+                scales |= scalar_steps(part, squares, rate, self._by_row)
+            else:
+                sensitivities = {name: float(self._sensitivities[name].sum()) for name in part} if is_known else None
+                scales |= scales_for_rate(part, rate, self.kind(""), sensitivities)
         return {name: (scale, None) for name, scale in scales.items()}
 
     def _cluster(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -376,10 +247,10 @@ class Quantize(Technique):
         self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square_R)) + square_R
 
     def compresses(self, progress: float) -> bool:
-        return progress >= (self.settings.start if self.aware else 1.0)
+        return progress >= (self.settings.start if self.settings.is_aware else 1.0)
 
     def settled(self) -> bool:
-        return not self.aware or bool(self._scales or self._codebooks)
+        return not self.settings.is_aware or bool(self._scales or self._codebooks)
 
     def see_tokenizer(self, tokenizer: Tokenizer) -> None:
         if self._budget is not None:
@@ -460,7 +331,10 @@ class Quantize(Technique):
             for group in calibration.inputs(chosen, at_once=True)
             for name, moments in group.items()
         }
-        return {name: (step, None) for name, step in choose(matrices, settings.rate, _DTYPES[settings.scales]).items()}
+        steps: dict[str, Tensor] = {}
+        for rate, part in rates_of(matrices, settings.rate, settings.embedding_rate):
+            steps |= choose(part, rate, _DTYPES[settings.scales])
+        return {name: (step, None) for name, step in steps.items()}
 
     def storage(self) -> Storage | None:
         settings = self.settings
