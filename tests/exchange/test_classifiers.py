@@ -15,7 +15,9 @@ import transformers
 import tfx
 from tfx.cli import main
 from tfx.compression.checkpoint import load
+from tfx.errors import UserError
 from tfx.exchange.importing import import_folder
+from tfx.exchange.targets import TARGETS
 
 BERT = [
     "model=encoder_base",
@@ -202,10 +204,11 @@ def test_a_compressed_classifier_with_early_exits_leaves_whole_with_its_own_code
     assert sum(3 in array.shape for array in arrays if array.ndim == 2) == 1
 
 
-@needs_onnx
-def test_a_classifier_is_not_decoded_by_an_engine(data, folder, capsys):
+def test_a_classifier_is_decoded_by_no_engine_and_has_no_place_in_ctranslate2(data, folder, capsys):
     run = folder / "engine-run"
     words = [*data, *TINY, "dataset.metrics=[accuracy]", "trainer.budget.steps=0", "evaluation.latency_inputs=1"]
     assert main(["train", *words, f"hydra.run.dir={run}"]) == 0
     assert main(["generate", str(run), "--engine", "onnx", "a"]) == 2
     assert "evaluation.engine=onnx decodes text, and a classifier writes none" in capsys.readouterr().err
+    with pytest.raises(UserError, match="CTranslate2 has no classifiers: export it --to onnx"):
+        TARGETS["ctranslate2"].check(tfx.load(run).model.architecture)

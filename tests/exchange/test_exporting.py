@@ -110,7 +110,7 @@ def test_transformers_opens_it_without_our_code_and_it_comes_back(tmp_path, load
 @pytest.mark.parametrize("name", ["transformers", "ctranslate2", "onnx"])
 def test_blocks_that_run_several_times_leave_as_a_block_for_each_layer(tmp_path, loaded, texts, name):
     model, target = loaded(passes=2, **MARIAN), TARGETS[name]
-    found = export(fitted(model, target), target, split_for(model, texts), tmp_path / "out", "float32", 8)
+    found = exported(fitted(model, target), target, texts, tmp_path / "out", "float32", 8)
     assert found.equal == 1.0
     assert found.largest < 1e-4
     if name == "transformers":

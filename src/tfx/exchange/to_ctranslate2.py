@@ -31,7 +31,7 @@ def check(architecture: Architecture) -> None:
     if architecture.family == "encoder":
         raise UserError("CTranslate2: an encoder alone is exported to transformers")
     if architecture.outputs is not None:
-        raise UserError("CTranslate2 has no classifiers: export it --to transformers")
+        raise UserError("CTranslate2 has no classifiers: export it --to onnx")
     if architecture.positions == "alibi" and architecture.is_seq2seq:
         raise refuse("CTranslate2", "positions", "alibi", "rotary")
     if architecture.norm_position == "post" and not architecture.is_seq2seq:

@@ -25,7 +25,7 @@ class LabelComparison(Comparison):
     """Differences of the log-probabilities of the right labels, or of numbers in units of their scale.
 
     ``logits`` is the largest difference of any output, in the same units; ``equal`` the share of texts with the same
-    answer. A text that is read in windows counts as many times.
+    answer. Each window of a text counts as one.
     """
 
     logits: float
