@@ -36,6 +36,8 @@ def test_the_models_that_export_are_listed(capsys):
     exports = json.loads(capsys.readouterr().out)["exports"]
     assert exports["seq2seq_tiny"] == ["ctranslate2", "onnx", "safetensors"]
     assert exports["gpt_nano"] == ["transformers", "ctranslate2", "onnx", "safetensors"]
+    assert exports["encoder_tiny"] == ["onnx", "safetensors"]
+    assert exports["encoder_base"] == ["transformers", "onnx", "safetensors"]
 
 
 SMALL = ["model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"]

@@ -27,6 +27,7 @@ from tfx.experiments.search import latency, size
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, count_parameters
 from tfx.run import export_check as export
+from tfx.run.export_texts import TextComparison
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -121,7 +122,7 @@ def words_of(line: str) -> list[str]:
 
 
 def _exported(*arguments):
-    return export.Comparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={}, beams={})
+    return TextComparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={}, beams={})
 
 
 def _two_bits(config, tokenizer, origin=None):
@@ -176,7 +177,6 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
     if command == "export":  # tests/exchange has the libraries
         monkeypatch.setattr(Target, "require", lambda target, what: None)
         monkeypatch.setattr(export, "export", _exported)
-        monkeypatch.setattr(export, "export_encoder", _exported)
     if any("engine" in word for word in words):
         monkeypatch.setattr(opening, "open_engine", lambda loaded, config: None)
     if command == "resume":

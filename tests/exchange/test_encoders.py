@@ -6,6 +6,7 @@ import importlib.util
 import json
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from tfx.cli import main
 from tfx.errors import UserError
 from tfx.exchange.importing import import_folder
 from tfx.exchange.targets import TARGETS
-from tfx.run.export_check import export_encoder
+from tfx.run.export_check import export
+from tfx.run.export_states import compare_states
 
 SENTENCES = ["A man rides a bike.", "Zwei Hunde spielen im Schnee!", "It rained all day, and nobody came to the match."]
 
@@ -82,8 +84,10 @@ def test_an_encoder_whose_hidden_states_differ_leaves_nothing(tmp_path, make, te
             model.model.encoder.blocks[1].attention.v.weight.mul_(1.1)
         return TARGETS["transformers"].reopen(folder, model)
 
+    target = replace(TARGETS["transformers"], reopen=spoiled)
+    compared = partial(compare_states, texts=texts[:4])
     with pytest.raises(UserError, match="hidden states by up to"):
-        export_encoder(loaded, replace(TARGETS["transformers"], reopen=spoiled), texts[:4], tmp_path / "out", "float32")
+        export(loaded, target, tmp_path / "out", "float32", compared)
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tfx.model.architecture import Architecture
 from tfx.model.rewiring import rewire_blocks, whole_block
 from tfx.model.transformer import Transformer, initialise
 from tfx.run.export_check import export
+from tfx.run.export_texts import compare_texts
 from tfx.tasks.lm import Stream
 from tfx.tasks.seq2seq import Pairs
 
@@ -66,6 +68,10 @@ def split_for(loaded, texts):
     return Stream(np.concatenate([np.asarray(row) for row in ids]), 1)
 
 
+def exported(loaded, target, texts, output, kind, count):
+    return export(loaded, target, output, kind, partial(compare_texts, split=split_for(loaded, texts), count=count))
+
+
 TO_TRANSFORMERS = [
     ("MarianMTModel", MARIAN),
     ("MarianMTModel", MARIAN | {"activation": "gelu", "tied_embeddings": "output", "bias": False}),
@@ -84,7 +90,7 @@ TO_TRANSFORMERS = [
 @pytest.mark.parametrize(("name", "settings"), TO_TRANSFORMERS)
 def test_transformers_opens_it_without_our_code_and_it_comes_back(tmp_path, loaded, texts, name, settings):
     model = loaded(**settings)
-    found = export(model, TARGETS["transformers"], split_for(model, texts), tmp_path / "out", "float32", 8)
+    found = exported(model, TARGETS["transformers"], texts, tmp_path / "out", "float32", 8)
     assert found.inputs == 8
     assert found.equal == 1.0
     assert found.largest < 1e-4
@@ -129,7 +135,7 @@ TO_CTRANSLATE2 = [
 def test_ctranslate2_gives_the_same_scores_and_outputs(tmp_path, loaded, texts, settings):
     pytest.importorskip("ctranslate2")
     model = loaded(**settings)
-    found = export(model, TARGETS["ctranslate2"], split_for(model, texts), tmp_path / "out", "float32", 8)
+    found = exported(model, TARGETS["ctranslate2"], texts, tmp_path / "out", "float32", 8)
     assert found.largest < 1e-3
     assert found.equal == 1.0
 
@@ -138,7 +144,7 @@ def test_int8_is_smaller_and_near(tmp_path, loaded, texts):
     pytest.importorskip("ctranslate2")
     model = loaded(**MARIAN, width=64)
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
-    found = export(model, TARGETS["ctranslate2"], split_for(model, texts), tmp_path / "out", "int8", 8)
+    found = exported(model, TARGETS["ctranslate2"], texts, tmp_path / "out", "int8", 8)
     assert 0 < found.mean < 0.1
     weights = 4 * sum(parameter.numel() for parameter in model.model.parameters())
     assert (tmp_path / "out" / "model.bin").stat().st_size < 0.4 * weights
@@ -157,7 +163,7 @@ TO_GGUF = [
 def test_another_reader_of_gguf_gives_the_same_scores_and_outputs(tmp_path, loaded, texts, settings):
     pytest.importorskip("gguf")
     model = loaded(**settings)
-    found = export(model, TARGETS["gguf"], split_for(model, texts), tmp_path / "out", "float32", 8)
+    found = exported(model, TARGETS["gguf"], texts, tmp_path / "out", "float32", 8)
     assert found.largest < 1e-4
     assert found.equal == 1.0
 
@@ -165,7 +171,7 @@ def test_another_reader_of_gguf_gives_the_same_scores_and_outputs(tmp_path, load
 def test_a_gguf_file_in_fewer_bits_is_near_and_keeps_the_tokenizer(tmp_path, loaded, texts):
     gguf = pytest.importorskip("gguf")
     model = loaded(**LLAMA | {"width": 64, "ffn_width": 64})
-    found = export(model, TARGETS["gguf"], split_for(model, texts), tmp_path / "out", "q8_0", 8)
+    found = exported(model, TARGETS["gguf"], texts, tmp_path / "out", "q8_0", 8)
     assert 0 < found.mean < 0.1
     file = tmp_path / "out" / "model.gguf"
     weights = sum(parameter.numel() for parameter in model.model.parameters())
@@ -198,7 +204,7 @@ REFUSED = [
 def test_what_a_library_cannot_say_is_refused_by_its_setting(tmp_path, loaded, texts, target, settings, message):
     model = loaded(**settings)
     with pytest.raises(UserError, match=message):
-        export(model, TARGETS[target], split_for(model, texts), tmp_path / "out", "float32", 4)
+        exported(model, TARGETS[target], texts, tmp_path / "out", "float32", 4)
     assert not list(tmp_path.iterdir())
 
 
@@ -212,7 +218,7 @@ def test_pruned_heads_are_refused_where_a_class_has_one_number_of_them(tmp_path,
     rewire_blocks(model.model, plans["encoder"], plans["decoder"]).apply(model.model)
     for target, words in (("transformers", "structured pruning"), ("ctranslate2", "pruned heads")):
         with pytest.raises(UserError, match=words):
-            export(model, TARGETS[target], split_for(model, texts), tmp_path / "out", "float32", 4)
+            exported(model, TARGETS[target], texts, tmp_path / "out", "float32", 4)
 
 
 def test_outputs_that_differ_are_an_error_and_leave_nothing(tmp_path, loaded, texts):
@@ -225,5 +231,5 @@ def test_outputs_that_differ_are_an_error_and_leave_nothing(tmp_path, loaded, te
 
     target = replace(TARGETS["transformers"], reopen=spoiled)
     with pytest.raises(UserError, match=r"the model in transformers differs: log-probabilities by up to"):
-        export(model, target, split_for(model, texts), tmp_path / "out", "float32", 4)
+        exported(model, target, texts, tmp_path / "out", "float32", 4)
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,16 @@ from tfx.compression.grid import Grid
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
-from tfx.exchange.onnx_graphs import Decoder, Encoder
+from tfx.exchange.onnx_graphs import Classifier, Decoder, Encoder
 from tfx.exchange.onnx_int8 import own_matrices, quantize, rounded
 from tfx.exchange.run_onnx import OnnxModel
 from tfx.exchange.search import Search, ends_of
 from tfx.exchange.targets import TARGETS
-from tfx.model.architecture import Architecture
+from tfx.model.architecture import Architecture, Outputs
 from tfx.model.decoding import Wanted, continue_texts, make_picker, outputs_for
 from tfx.model.transformer import Transformer, initialise
-from tfx.run.export_check import compare, export
+from tfx.run.export_check import export
+from tfx.run.export_texts import compare_texts
 from tfx.tasks.lm import Stream
 from tfx.tasks.seq2seq import Pairs
 
@@ -44,8 +46,17 @@ EVERY = [
 ]
 
 
-def made(settings: dict, size: int = 40) -> Transformer:
-    model = Transformer(Architecture.from_config(ModelConfig(dropout=0.0, **settings), size))
+LABELS = TEXTS | {"family": "classification", "encoder_layers": 2, "decoder_layers": 0}
+CLASSIFIERS = [
+    LABELS | {"positions": "learned", "pooling": "first", "pooler": True, "norm_position": "post"},
+    LABELS | {"positions": "rotary", "pooling": "mean", "token_types": 2, "embedding_norm": True},
+    LABELS | {"positions": "relative", "pooling": "max", "kv_heads": 2},
+    LABELS | {"positions": "alibi", "pooling": "attention", "token_types": 2, "qk_norm": True},
+]
+
+
+def made(settings: dict, size: int = 40, outputs: Outputs | None = None) -> Transformer:
+    model = Transformer(Architecture.from_config(ModelConfig(dropout=0.0, **settings), size, outputs))
     initialise(model, 3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -86,6 +97,22 @@ def test_the_graph_of_any_architecture_is_the_model_also_in_two_steps_and_beside
     torch.testing.assert_close(torch.cat([first[0], second[0]], 1)[:, 2:], expected, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("settings", CLASSIFIERS)
+@pytest.mark.parametrize("outputs", [Outputs("one", ("a", "b", "c")), Outputs("number", (), 40.0, 2.5)])
+def test_the_graph_of_any_classifier_is_the_model_beside_padding(settings, outputs):
+    model = made(settings, outputs=outputs)
+    source = torch.randint(40, (3, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    types = (torch.arange(7) > 2).long().expand(3, -1) if model.token_type is not None else None
+    found = Classifier(model)(source, mask.long(), types)[0]
+    hidden = model(source[:, :0], source, mask, None, types)
+    expected = model.project(hidden).squeeze(1) * outputs.scale + outputs.offset
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    if types is not None:
+        assert not torch.allclose(Classifier(model)(source, mask.long(), None)[0], found, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     texts = ["the quick brown fox", "jumps over a lazy dog while", "eleven good boys sing"]
@@ -112,15 +139,16 @@ def folders(tmp_path_factory, tokenizer):
     texts = LoadedModel(model, tokenizer[False], EvaluationConfig(), Path("ours"), [], {"embedding.weight": grid})
     rows = tokenizer[True].encode(["the fox", "a lazy dog sing", "eleven good boys jumps over"])
     split = Pairs(Ragged.from_lists(rows, np.int64), Ragged.from_lists(rows[::-1], np.int64))
-    found = export(pairs, TARGETS["onnx"], split, here / "pairs", "float32", 3)
+    found = export(pairs, TARGETS["onnx"], here / "pairs", "float32", partial(compare_texts, split=split, count=3))
     stream = Stream(np.arange(5, 200), 1)
-    assert export(texts, TARGETS["onnx"], stream, here / "texts", "float32", 3).largest < 1e-4
+    compared = partial(compare_texts, split=stream, count=3)
+    assert export(texts, TARGETS["onnx"], here / "texts", "float32", compared).largest < 1e-4
     # What the target does for int8, without another run of the exporter.
     graph = onnx.load(here / "texts" / "model.onnx")
     quantize(graph, texts)
     (here / "coarse").mkdir()
     onnx.save(graph, here / "coarse" / "model.onnx")
-    coarse = compare(texts, TARGETS["onnx"].reopen(here / "coarse", texts), stream, 3)
+    coarse = compared(texts, TARGETS["onnx"].reopen(here / "coarse", texts))
     return {"pairs": (pairs, found), "texts": (texts, coarse)}, here
 
 

@@ -33,3 +33,6 @@ def test_the_best_token_is_that_of_a_search_over_all(vocab):
     for seed in range(40):
         logits = torch.randn(9, vocab, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(best_tokens(logits), logits.argmax(-1))
+        # Rows of something larger, such as the logits of the last of several positions.
+        wider = torch.randn(9, 3, vocab, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(best_tokens(wider[:, -1]), wider[:, -1].argmax(-1))

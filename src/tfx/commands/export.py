@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,9 @@ from tfx.terminal.console import plain_console
 from tfx.terminal.tables import Column, Sheet
 
 if TYPE_CHECKING:
-    from tfx.run.export_check import Comparison, EncoderComparison
-    from tfx.run.export_labels import LabelComparison
-
-    Compared = Comparison | EncoderComparison | LabelComparison
+    from tfx.compression.checkpoint import LoadedModel
+    from tfx.exchange.target import Reopened
+    from tfx.run.export_check import Comparison
 
 # The targets; each is a file of `tfx.exchange`.
 NAMES = ("transformers", "ctranslate2", "onnx", "gguf", "safetensors")
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str]]:
+def _export(options: Namespace) -> tuple[Comparison, dict[str, Any], dict[str, str]]:
     """Writes the folder; returns the comparison, facts for JSON, and the comparison in words."""
     from tfx.compression.checkpoint import load
     from tfx.exchange.importing import local_model
@@ -80,8 +80,10 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     from tfx.exchange.targets import TARGETS
     from tfx.model.early_exit import set_exits
     from tfx.run.card import card
-    from tfx.run.export_check import export, export_encoder
-    from tfx.run.export_labels import export_classifier
+    from tfx.run.export_check import export
+    from tfx.run.export_labels import compare_labels
+    from tfx.run.export_states import compare_states
+    from tfx.run.export_texts import compare_texts
     from tfx.tasks.prepare import prepare_data
 
     target = TARGETS[options.to]
@@ -96,31 +98,35 @@ def _export(options: Namespace) -> tuple[Compared, dict[str, Any], dict[str, str
     if loaded.model.architecture.exits:
         print(f"note: {options.path}: texts leave it early here, and not in {target.name}", file=sys.stderr)
         set_exits(loaded.model, ())
-    target.check(loaded.model.architecture)
-    is_encoder = loaded.model.architecture.family == "encoder"
+    if (outputs := loaded.model.architecture.outputs) is not None and outputs.windows:
+        what = f"reads texts over {loaded.model.architecture.context:,} tokens in windows and averages what it predicts"
+        print(f"note: {options.path} {what}; the model in {target.name} reads one window", file=sys.stderr)
+    architecture = loaded.model.architecture
+    target.check(architecture)
+    is_encoder = architecture.family == "encoder"
     if is_encoder != (options.texts is not None):
         raise UserError(f"{options.path}: --texts FILE is needed for an encoder, and for no other model")
     where = "the texts" if is_encoder else ""
 
-    def finish(folder: Path, found: Compared) -> None:
+    def finish(folder: Path, found: Comparison) -> None:
         if options.card:
             run = path if path.is_dir() else None
             words = "; ".join(f"{name}: {text}" for name, text in found.words(where).items())
             write_text(folder / "README.md", card(loaded, run, target.name, kind, _bytes(folder), words))
 
-    found: Compared
+    compare: Callable[[LoadedModel, Reopened], Comparison]
     if is_encoder:
-        found = export_encoder(loaded, target, _texts(options.texts, options.inputs), options.output, kind, finish)
+        compare = partial(compare_states, texts=_texts(options.texts, options.inputs))
     else:
         config = config_of(path, options.overrides, options.path)
-        architecture = loaded.model.architecture
         data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
-        where, metrics = data.test_split, config.dataset.metrics[:1]
-        split = data.splits[where]
+        where = data.test_split
+        inputs = {"split": data.splits[where], "count": options.inputs}
         if architecture.outputs is not None:
-            found = export_classifier(loaded, target, split, options.output, kind, options.inputs, finish)
+            compare = partial(compare_labels, **inputs)
         else:
-            found = export(loaded, target, split, options.output, kind, options.inputs, metrics, finish)
+            compare = partial(compare_texts, **inputs, metrics=config.dataset.metrics[:1])
+    found = export(loaded, target, options.output, kind, compare, finish)
     dequantized = any(tensor.codec.split()[0] != "dense" for tensor in loaded.tensors)
     facts = {"folder": str(options.output), "target": target.name, "numbers": kind, "bytes": _bytes(options.output)}
     facts |= {"dequantized": dequantized, "kept_codes": target.kept(loaded, kind)}

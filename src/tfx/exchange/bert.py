@@ -12,6 +12,7 @@ from typing import Any
 
 from tfx.exchange.family import ACTIVATIONS, Family, name_in_theirs, plain, same_names, uniform
 from tfx.exchange.fields import Fields
+from tfx.exchange.labels import PROBLEMS, config_of_labels
 from tfx.exchange.weights import Place
 from tfx.model.architecture import Architecture, Outputs
 
@@ -67,9 +68,9 @@ def _read_classifier(skipped: int, fields: Fields, names: Sequence[str]) -> Arch
     found = fields.take("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     labels = tuple(str(found[key]) for key in sorted(found, key=int))
     problem = fields.take("problem_type", "regression" if len(labels) == 1 else "single_label_classification")
-    predicts = {theirs: ours for ours, theirs in _PROBLEMS.items()}.get(problem)
+    predicts = {theirs: ours for ours, theirs in PROBLEMS.items()}.get(problem)
     if predicts is None:
-        raise fields.refused("problem_type", f"supported are {', '.join(_PROBLEMS.values())}")
+        raise fields.refused("problem_type", f"supported are {', '.join(PROBLEMS.values())}")
     return replace(
         _read(skipped, fields, names),
         family="classification",
@@ -82,20 +83,7 @@ def _read_classifier(skipped: int, fields: Fields, names: Sequence[str]) -> Arch
 def _write_classifier(skipped: int, architecture: Architecture) -> dict[str, Any]:
     outputs = architecture.outputs
     assert outputs is not None
-    labels = outputs.labels or ("LABEL_0",)
-    return {
-        **_write(skipped, architecture),
-        "problem_type": _PROBLEMS[outputs.predicts],
-        "id2label": {str(number): label for number, label in enumerate(labels)},
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
-
-
-_PROBLEMS = {
-    "one": "single_label_classification",
-    "several": "multi_label_classification",
-    "number": "regression",
-}
+    return {**_write(skipped, architecture), **config_of_labels(outputs)}
 
 
 def _fit_classifier(architecture: Architecture) -> Architecture:

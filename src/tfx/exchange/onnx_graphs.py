@@ -33,24 +33,35 @@ class Encoder(nn.Module):
         self.model, self.projects = model, projects
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        model, length = self.model, input_ids.shape[1]
-        assert model.encoder is not None
-        visible_B11S = attention_mask[:, None, None, :] != 0
-        positions_S = torch.arange(length, device=input_ids.device)
-        x_BSD = _embed(model, input_ids, model.source_embedding, positions_S)
-        bias = _Bias(model, visible_B11S, length, length, is_causal=False)
-        rotary = _angles(model, positions_S)
-        for block in model.encoder.blocks:
-            assert isinstance(block, Block)
-            x_BSD = _run_block(block, x_BSD, bias, rotary, None, None)[0]
-        memory_BSD = model.encoder.norm(x_BSD)
+        memory_BSD = _encode(self.model, input_ids, attention_mask, None)
         if not self.projects:
             return (memory_BSD,)
         found: list[Tensor] = []
-        for block in model.decoder.blocks:
+        for block in self.model.decoder.blocks:
             if isinstance(block.cross, Attention):
                 found += _keys_and_values(block.cross, memory_BSD, None)
         return tuple(found)
+
+
+class Classifier(nn.Module):
+    """``input_ids`` and ``attention_mask`` (B, S) to ``logits`` (B, C) of labels, or a number (B, 1) in its own unit.
+
+    ``token_type_ids`` (B, S) are 1 on the second text of a pair, None for models of single texts.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        model, outputs = self.model, self.model.architecture.outputs
+        assert model.pooling is not None
+        assert outputs is not None
+        states_BSD = _encode(model, input_ids, attention_mask, token_type_ids)
+        found_BC = model.project(model.pooling(states_BSD, attention_mask != 0))
+        return (found_BC * outputs.scale + outputs.offset if outputs.predicts == "number" else found_BC,)
 
 
 class Decoder(nn.Module):
@@ -123,14 +134,32 @@ def _hidden(visible: Tensor) -> Tensor:
     return torch.where(visible, 0.0, -1e9)
 
 
-def _embed(model: Transformer, tokens: Tensor, table: nn.Embedding, positions: Tensor) -> Tensor:
+def _encode(model: Transformer, input_ids: Tensor, attention_mask: Tensor, types: Tensor | None) -> Tensor:
+    """The states (B, S, D) behind the last block; ``types`` are those of the tokens, None if all are 0."""
+    assert model.encoder is not None
+    length = input_ids.shape[1]
+    visible_B11S = attention_mask[:, None, None, :] != 0
+    positions_S = torch.arange(length, device=input_ids.device)
+    x_BSD = _embed(model, input_ids, model.source_embedding, positions_S, types)
+    bias = _Bias(model, visible_B11S, length, length, is_causal=False)
+    rotary = _angles(model, positions_S)
+    for block in model.encoder.blocks:
+        assert isinstance(block, Block)
+        x_BSD = _run_block(block, x_BSD, bias, rotary, None, None)[0]
+    return model.encoder.norm(x_BSD)  # type: ignore[no-any-return]
+
+
+def _embed(
+    model: Transformer, tokens: Tensor, table: nn.Embedding, positions: Tensor, types: Tensor | None = None
+) -> Tensor:
     x_BTD = table(tokens) * model.embedding_scale
     if model.sinusoids is not None:
         x_BTD = x_BTD + model.sinusoids[positions]
     elif model.position is not None:
         x_BTD = x_BTD + model.position(positions) * model.embedding_scale
     if model.token_type is not None:
-        x_BTD = x_BTD + model.token_type.weight[0] * model.embedding_scale
+        kinds = model.token_type.weight[0] if types is None else model.token_type(types)
+        x_BTD = x_BTD + kinds * model.embedding_scale
     return x_BTD if model.embedding_norm is None else model.embedding_norm(x_BTD)
 
 

@@ -20,8 +20,9 @@ from tfx.model.engine import Ids, StepEngine
 
 Array = NDArray[Any]
 
-GENERATION = "generation_config.json"
+GENERATION, CONFIG = "generation_config.json", "config.json"
 ENCODER, DECODER, ONE = "encoder.onnx", "decoder.onnx", "model.onnx"
+TYPES = "token_type_ids"
 
 
 class OnnxModel(StepEngine):
@@ -78,10 +79,17 @@ class OnnxModel(StepEngine):
         caches.past = dict(zip(caches.past, present, strict=True))
         return logits
 
-    def hidden(self, sources: Sequence[Ids]) -> Array:
-        """The hidden states (B, S, D) of an encoder alone."""
+    def once(self, sources: Sequence[Ids], types: Sequence[Ids] | None = None) -> Array:
+        """The hidden states (B, S, D) of an encoder alone, or the outputs (B, C) of a classifier.
+
+        ``types`` are those of the tokens of pairs.
+        """
         ids, mask = (part.numpy() for part in padded(sources, self._pad))
-        return self._model.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        feed = {"input_ids": ids, "attention_mask": mask}
+        if TYPES in self._inputs:
+            assert types is not None
+            feed[TYPES] = padded(types, 0)[0].numpy()
+        return self._model.run(None, feed)[0]
 
     def _new(self, mask_BS: Array, source: dict[str, Array]) -> Caches:
         past = {

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from tfx.compression.checkpoint import LoadedModel
 from tfx.errors import UserError
-from tfx.exchange.onnx_graphs import Decoder, Encoder
+from tfx.exchange.labels import config_of_labels
+from tfx.exchange.onnx_graphs import Classifier, Decoder, Encoder
 from tfx.exchange.onnx_int8 import own_matrices, quantize
-from tfx.exchange.run_onnx import DECODER, ENCODER, GENERATION, ONE, OnnxModel
+from tfx.exchange.run_onnx import CONFIG, DECODER, ENCODER, GENERATION, ONE, TYPES, OnnxModel
 from tfx.exchange.search import Search, ends_of
 from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered
-from tfx.exchange.to_transformers import generation_of, roles_of
-from tfx.model.architecture import Architecture
+from tfx.exchange.to_transformers import framing_tokenizer, generation_of, roles_of
+from tfx.model.architecture import Architecture, Outputs
 from tfx.model.transformer import Transformer
 from tfx.record.files import write_json, write_text
 
@@ -37,7 +39,10 @@ _BATCH, _SOURCE, _PAST, _NEW = 2, 5, 4, 3
 
 
 def write(loaded: LoadedModel, folder: Path, kind: str) -> None:
-    """Writes encoder.onnx and decoder.onnx, or model.onnx, with how to decode, and the tokenizer."""
+    """Writes encoder.onnx and decoder.onnx, or model.onnx, how to decode or what labels there are, and the tokenizer.
+
+    The tokenizer of a classifier puts begin and end tokens around texts, and cuts long ones.
+    """
     model = loaded.model
     if (size := 4 * sum(weight.numel() for weight in model.parameters())) > _MOST_BYTES:
         raise UserError(f"onnx: the weights have {size / 1e9:.1f} GB in float32, and a file holds at most 2 GB")
@@ -45,6 +50,14 @@ def write(loaded: LoadedModel, folder: Path, kind: str) -> None:
         if kind == "int8":
             quantize(graph, loaded)
         (folder / name).write_bytes(graph.SerializeToString())
+    if (outputs := model.architecture.outputs) is not None:
+        facts = {"max_position_embeddings": model.architecture.context, **roles_of(loaded)}
+        write_json(folder / CONFIG, config_of_labels(outputs) | facts)
+        tokenizer = tokenizers.Tokenizer.from_str(framing_tokenizer(loaded))
+        if not outputs.windows:
+            tokenizer.enable_truncation(model.architecture.context)
+        write_text(folder / "tokenizer.json", tokenizer.to_str())
+        return
     write_json(folder / GENERATION, generation_of(loaded, roles_of(loaded)))
     write_text(folder / "tokenizer.json", loaded.tokenizer.to_json())
 
@@ -52,6 +65,8 @@ def write(loaded: LoadedModel, folder: Path, kind: str) -> None:
 def _graphs(model: Transformer) -> dict[str, Any]:
     if model.architecture.family == "encoder":
         return {ONE: _encoder(model, projects=False)}
+    if model.architecture.outputs is not None:
+        return {ONE: _classifier(model, model.architecture.outputs)}
     if model.architecture.is_seq2seq:
         return {ENCODER: _encoder(model, projects=True), DECODER: _decoder(model)}
     return {ONE: _decoder(model)}
@@ -68,6 +83,16 @@ def _encoder(model: Transformer, *, projects: bool) -> Any:
         ["input_ids", "attention_mask"],
         outputs,
     )
+
+
+def _classifier(model: Transformer, outputs: Outputs) -> Any:
+    names = ["input_ids", "attention_mask"]
+    if outputs.pairs and model.architecture.token_types:
+        names.append(TYPES)
+    # One tensor in two places would be one input.
+    arguments = tuple(torch.ones(_BATCH, _SOURCE, dtype=torch.long) for _ in names)
+    sizes = {0: "batch", 1: "source"}
+    return _exported(Classifier(model), arguments, (sizes,) * len(names), names, ["logits"])
 
 
 def _decoder(model: Transformer) -> Any:
@@ -184,20 +209,21 @@ class InOnnx(Search, ReopenedEncoder):
             found += gathered(torch.from_numpy(logits), [wanted])
         return found
 
+    def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> Tensor:
+        return torch.from_numpy(self._run.once(sources, types))
+
     def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:
-        states = torch.from_numpy(self._run.hidden(sources))
+        states = torch.from_numpy(self._run.once(sources))
         return [row[: len(ids)] for row, ids in zip(states, sources, strict=True)]
 
 
 def check(architecture: Architecture) -> None:
-    """Raises `UserError` for a classifier; any other architecture has a place here."""
-    if architecture.family == "classification":
-        raise UserError("onnx: a classifier is exported to transformers")
+    """Any architecture has a place here."""
 
 
 ONNX = Target(
     "onnx",
-    "graphs with caches for onnxruntime",
+    "graphs for onnxruntime, those of decoders with caches",
     ("onnx", "onnxscript", "onnxruntime"),
     ("float32", "int8"),
     check,

@@ -83,7 +83,7 @@ def write_folder(loaded: LoadedModel, folder: Path, kind: str) -> None:
     config = {"architectures": [family.class_name], "model_type": family.model_type, "dtype": kind}
     write_json(folder / "config.json", {**config, **family.write(architecture), **roles})
     write_json(folder / "generation_config.json", generation_of(loaded, roles))
-    write_text(folder / "tokenizer.json", _tokenizer(loaded))
+    write_text(folder / "tokenizer.json", framing_tokenizer(loaded))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded, tokenizer.token))
 
 
@@ -152,7 +152,7 @@ def generation_of(loaded: LoadedModel, roles: dict[str, Any]) -> dict[str, Any]:
     return {**found, "num_beams": beam}
 
 
-def _tokenizer(loaded: LoadedModel) -> str:
+def framing_tokenizer(loaded: LoadedModel) -> str:
     """The tokenizer's JSON, which frames a text as the model has seen it: an end token behind a source."""
     tokenizer = loaded.tokenizer
     content = json.loads(tokenizer.to_json())

@@ -31,6 +31,8 @@ def open_engine(loaded: LoadedModel, config: EvaluationConfig) -> Engine | None:
     if config.engine == "torch":
         return None
     setting = f"evaluation.engine={config.engine}"
+    if loaded.model.architecture.outputs is not None:
+        raise UserError(f"{setting} decodes text, and a classifier writes none: leave it out")
     target = TARGETS[config.engine]
     target.require(setting)
     if config.engine_numbers not in target.kinds:

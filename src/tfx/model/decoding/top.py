@@ -76,4 +76,4 @@ def best_children(
 def _windows(rows_NV: Tensor, starts: Tensor) -> Tensor:
     """The W entries from each of these places on, of all rows one behind the other."""
     entries = rows_NV.numel()
-    return rows_NV.as_strided((entries - _WIDTH + 1, _WIDTH), (1, 1)).index_select(0, starts)
+    return rows_NV.contiguous().as_strided((entries - _WIDTH + 1, _WIDTH), (1, 1)).index_select(0, starts)
