@@ -129,3 +129,20 @@ def test_other_launchers_and_several_processes_are_refused_with_what_fits(here):
     done = run_search("hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2")
     assert done.returncode == 2
     assert "hydra.launcher.nodes=2" in done.stderr
+
+
+def test_a_queue_leaves_the_logging_of_the_process_alone(tmp_path):
+    pytest.importorskip("submitit")
+    script = """
+import logging, pathlib, sys
+from tfx.experiments.queue import Queue
+closed = []
+handler = logging.StreamHandler(sys.stderr)
+handler.close = lambda: closed.append(True)
+logging.getLogger().addHandler(handler)
+Queue.named("submitit_local", {}, pathlib.Path("."))
+assert "submitit" in sys.modules
+assert not closed
+assert not logging.getLogger("submitit").handlers
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)

@@ -27,6 +27,14 @@ _SHARED = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "m
 _NOT_FOR_JOBS = ("_target_", "submitit_folder", "max_num_timeout")
 
 
+def _submitit() -> Any:
+    """The library, whose import would otherwise configure logging anew: that closes every handler of the process."""
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+    import submitit
+
+    return submitit
+
+
 @dataclass(frozen=True)
 class Queue(Machine):
     """A cluster's queue: ``settings`` of Hydra's launcher, and the ``folder`` where submitit keeps its files."""
@@ -39,7 +47,7 @@ class Queue(Machine):
     def named(cls, launcher: str, settings: Mapping[str, Any], folder: Path) -> Queue:
         """The queue of a Hydra launcher, for jobs below ``folder``. Raises `UserError`."""
         try:
-            import submitit  # noqa: F401
+            _submitit()
         except ImportError:
             raise UserError(f"hydra/launcher={launcher} needs an extra: pip install 'tfx[submitit]'") from None
         for name in ("nodes", "tasks_per_node"):
@@ -53,9 +61,7 @@ class Queue(Machine):
 
     def start(self, arguments: Sequence[str], log: Path, slot: int, *, goes_on: bool) -> Process:
         """Puts a job into the queue."""
-        import submitit
-
-        executor = submitit.AutoExecutor(cluster=self.cluster, folder=self.folder)
+        executor = _submitit().AutoExecutor(cluster=self.cluster, folder=self.folder)
         executor.update_parameters(
             **{
                 key if key in _SHARED else f"{self.cluster}_{key}": value
