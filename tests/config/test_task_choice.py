@@ -3,6 +3,7 @@
 import pytest
 
 from tfx.config.compose import change, compose
+from tfx.errors import UserError
 
 CSV = ["dataset=csv", "dataset.path=."]
 
@@ -43,3 +44,8 @@ def test_a_data_set_of_the_task_keeps_its_own_metrics():
     config = compose(["dataset=mrpc", "dataset.task=classification"])
     assert config.dataset.metrics == compose(["dataset=mrpc"]).dataset.metrics
     assert change(config, ["seed=3"]).dataset.metrics == config.dataset.metrics
+
+
+def test_what_is_predicted_needs_labels():
+    with pytest.raises(UserError, match=r"dataset\.predict=number is for classification.*dataset\.task=classification"):
+        compose([*CSV, "dataset.predict=number"])

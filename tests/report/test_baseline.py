@@ -81,3 +81,9 @@ def test_without_the_test_of_a_start_the_fewest_techniques_are_the_baseline(run_
     name, line = chosen(tmp_path)
     assert name == "b"
     assert "chosen for the fewest techniques. " in line
+
+
+def test_labels_of_another_kind_are_another_question(run_writer, tmp_path):
+    for name, predict in (("a", "one"), ("b", "several")):
+        written(run_writer, tmp_path / name, f"dataset: {{predict: {predict}}}\n")
+    assert len(compare_runs([tmp_path]).families) == 2

@@ -209,5 +209,10 @@ def check_combinations(config: Root) -> None:
                 f"dataset.metrics={dataset.metrics}: '{name}' is no metric of {task.what} with "
                 f"dataset.predict={dataset.predict}{suggest(name, known)}"
             )
+    if dataset.predict != "one" and dataset.task != "classification":
+        raise UserError(
+            f"dataset.predict={dataset.predict} is for classification, and '{dataset.name}' is for {task.what}: "
+            "set dataset.task=classification"
+        )
     if dataset.class_weights != "none" and dataset.predict != "one":
         raise UserError(f"dataset.class_weights={dataset.class_weights} needs dataset.predict=one: one label a text")

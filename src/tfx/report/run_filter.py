@@ -119,7 +119,9 @@ def sections(
         words = tuple(f"{key}={_shown(value_of(run, key))}" for key in group_by)
         if study := studies.get(id(run)):
             words = (study,)
-        found.setdefault((run.dataset, run.task, run.metric, words), (words, []))[1].append(run)
+        # Labels of another kind make a metric of the same name another one.
+        kind = run.config.get("dataset.predict", "one")
+        found.setdefault((run.dataset, run.task, run.metric, kind, words), (words, []))[1].append(run)
     return list(found.values())
 
 

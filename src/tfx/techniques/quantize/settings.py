@@ -152,7 +152,10 @@ def check_settings(settings: QuantizeSettings, config: Root, named_rate: float |
             "bits of tensors with technique.quantize.layers=['embedding.*:8']"
         )
     elif settings.method == "trellis":
-        raise UserError("technique.quantize.method=trellis needs technique.quantize.rate, such as 2: it is for a rate")
+        raise UserError(
+            "technique.quantize.method=trellis codes to a rate: name technique.quantize.rate, such as 2, or bytes, or "
+            "ratio"
+        )
     if settings.activations == "int8" and (
         settings.code_bits != 8
         or settings.shared_by == "group"
