@@ -199,8 +199,8 @@ def test_all_three_act_together_compiled_in_bf16_and_over_accumulated_batches(
     other = run(path, *three, *words, family=family)
     assert acted(summary)
     assert acted(other)
-    # The student and its teacher.
-    assert len(compiled) == (2 if "trainer.compile=on" in words else 0)
+    # The student and its teacher; training on one shape has a compiled call of its own.
+    assert len({id(module) for module in compiled}) == (2 if "trainer.compile=on" in words else 0)
     if tolerance is None:
         assert digest(path) != digest(folder / f"{family}-plain")
     else:
