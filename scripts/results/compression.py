@@ -13,6 +13,7 @@ from results.files import (
     by_seed,
     lost,
     mean,
+    megatokens,
     printed,
     ratio,
     rows_of,
@@ -155,6 +156,21 @@ def small_files_16() -> str:
         )
     header = ["arm", "times smaller", "valid loss by seed", "valid BLEU by seed", "test BLEU by seed"]
     return rows_of([*header, "difference, valid and test"], rows)
+
+
+@table("small-files-tatoeba")
+def small_files_tatoeba() -> str:
+    rows = []
+    for what, name in (
+        ("the dense model that both start from", "start"),
+        ("dense, trained further", "dense"),
+        ("rounded to nearest, 16 times", "untaught"),
+    ):
+        runs = arm(f"small-files-tatoeba/{name}")
+        losses = [f"{mean(runs, split, 'loss'):.3f}" for split in ("valid", "test")]
+        rows.append([what, megatokens(runs[0]), ratio(runs), *losses, by_seed(runs, "valid"), by_seed(runs, "test")])
+    header = ["arm", "tokens", "times smaller", "valid loss", "test loss", "valid BLEU (1,000 sentences)", "test BLEU"]
+    return rows_of(header, rows)
 
 
 def equal_bytes(arms: Sequence[tuple[str, str, str, str]]) -> str:
