@@ -139,6 +139,7 @@ def small_files_16() -> str:
     for what, name in (
         ("dense, trained further", "dense"),
         ("rounded to nearest, no teacher, 16 times", "untaught"),
+        ("rounded to nearest, no teacher, 20 times", "untaught-20"),
         ("rounded to nearest, with the teacher, 16 times", "taught"),
         ("rounded to nearest, with the teacher, 20 times", "taught-20"),
         ("with the teacher on a grid of the error of a trellis, a trellis at the end, 16 times", "trellis"),
