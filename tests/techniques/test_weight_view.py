@@ -609,7 +609,7 @@ def test_masks_follow_a_removal():
         (["+technique=prune", "technique.prune.pattern=1:3", "technique.prune.sparsity=0.667"], "3 does not divide"),
         (["+technique=prune", "technique.prune.pattern=2:4", "technique.prune.sparsity=0.6"], "sparsity=0.5"),
         (["+technique=quantize", "technique.quantize.method=gptq", "technique.quantize.aware=true"], "leave one of"),
-        (["+technique=quantize", "technique.quantize.method=trellis"], "needs technique.quantize.rate"),
+        (["+technique=quantize", "technique.quantize.method=trellis"], "codes to a rate: name technique.quantize.rate"),
         ([*TRELLIS, "technique.quantize.bits=6"], "leave it out"),
         ([*TRELLIS, "technique.quantize.bits=8", "technique.quantize.activations=int8"], "no codebook or trellis"),
         (["+technique=quantize", "technique.quantize.layers=['nothing*:8']"], "no quantized tensor"),
