@@ -93,16 +93,19 @@ def test_the_trials_of_a_search_run_in_a_queue_by_its_local_executor(here):
     assert len(queued) == 2  # both went through the queue
 
 
-@pytest.mark.slow
-def test_a_job_that_is_taken_out_of_the_queue_saves_its_state(here):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_job_that_is_taken_out_of_the_queue_saves_its_state(here, handler):
+    """Also where SIGINT is ignored, as in the background of a script: processes inherit that."""
     pytest.importorskip("submitit")
-    is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    if is_blocked or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
-        pytest.skip("SIGINT is ignored here, as in the background of a script, and so it is in jobs")
     queue = Queue.named("submitit_local", {"timeout_min": 5}, here)
     words = [word for word in TINY if not word.startswith(("trainer.budget", "hydra."))]
     words += ["trainer.budget.seconds=600", f"hydra.run.dir={here / 'run'}"]
-    process = queue.start(["train", *words], here / "run.log", 0, goes_on=False)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        process = queue.start(["train", *words], here / "run.log", 0, goes_on=False)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     until(lambda: '"step"' in read(here / "run" / "metrics.jsonl"))
     assert process.poll() is None
     process.signal(signal.SIGINT)

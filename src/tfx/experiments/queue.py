@@ -17,6 +17,7 @@ from typing import Any
 
 from tfx.errors import UserError
 from tfx.experiments.machine import Machine, Process
+from tfx.system.signals import interruptible_children
 
 # What Hydra's launchers are called, and what submitit calls the same.
 CLUSTERS = {"submitit_local": "local", "submitit_slurm": "slurm"}
@@ -72,7 +73,8 @@ class Queue(Machine):
         if not goes_on:
             log.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tfx", *arguments]
-        return _Queued(executor.submit(run_command, command, self.environment(slot), str(log)), log)
+        with interruptible_children():  # by SIGINT the local executor ends a job
+            return _Queued(executor.submit(run_command, command, self.environment(slot), str(log)), log)
 
 
 class _Queued:

@@ -69,6 +69,22 @@ def deferring_signals() -> Iterator[None]:
     raise_if_signalled()
 
 
+@contextmanager
+def interruptible_children() -> Iterator[None]:
+    """Processes that start inside heed SIGINT, also where this one ignores it, as in the background of a script.
+
+    A process inherits what is ignored, but no handler.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def raise_if_signalled() -> None:
     """Raises `StoppedBySignal` if a signal was deferred."""
     if _waiting:
