@@ -21,11 +21,12 @@ from tfx.model.batch import Batch
 from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.transformer import run_batch
 from tfx.record.directory import writable_cache
-from tfx.record.files import read_json, replacing, write_json
+from tfx.record.files import read_json, write_json
 from tfx.record.lock import making
 from tfx.tasks.prepare import PreparedData
 from tfx.tasks.seq2seq import Pairs, collate_pairs, decode_sources
 from tfx.techniques.contract import Teacher, Work
+from tfx.techniques.distill.kept_logits import kept, key_of
 from tfx.techniques.distill.soft_targets import mean_of_probabilities
 
 # Raise it when the content of the cache changes.
@@ -106,8 +107,7 @@ class TopLogits:
 
         Their cost counts as that of the first.
         """
-        teacher = teachers[0]
-        k = min(count, teacher.model.architecture.vocab_size)
+        k = min(count, teachers[0].model.architecture.vocab_size)
         train = data.splits["train"]
         if not isinstance(train, Pairs):
             raise UserError(
@@ -115,28 +115,17 @@ class TopLogits:
                 "set and a mixture do not number: leave it out"
             )
         offsets = np.concatenate([[0], np.cumsum(train.target.lengths + 1)])
-        if not teacher.sha256:  # an untrained stand-in: any logits cost as much to learn from
+        if not teachers[0].sha256:  # an untrained stand-in: any logits cost as much to learn from
             size = (int(offsets[-1]), k)
             ids = torch.arange(k, dtype=torch.int32).expand(size)
             return cls(ids, torch.zeros(1, dtype=torch.float16).expand(size), offsets)
-        precision = teacher.precision
-        numbers = precision.products if precision.autocast is None else f"autocast {precision.autocast}"
-        files = " ".join(each.sha256 for each in teachers)
-        content = hashlib.sha256(f"{_VERSION}\0{data.fingerprint}\0{files}\0{k}\0{numbers}".encode())
+        key = key_of(teachers, k, _VERSION)
+        key.update(data.fingerprint.encode())
         # Which of the data's pairs are trained on is another matter than what they are.
         for side in (train.source, train.target):
-            content.update(side.lengths.tobytes())
-        path = writable_cache("teacher-logits") / f"{content.hexdigest()[:32]}.npz"
-        with making(path):
-            if not path.is_file():
-                begun = time.perf_counter()
-                ids, logits, flops = _largest(teachers, train, data, k, offsets, device)
-                seconds = time.perf_counter() - begun
-                with replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, ids=ids.numpy(), logits=logits.numpy(), seconds=seconds, flops=flops)
-        with np.load(path) as stored:
-            teacher.work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
-            return cls(torch.from_numpy(stored["ids"]), torch.from_numpy(stored["logits"]), offsets)
+            key.update(side.lengths.tobytes())
+        ids, logits = kept("teacher-logits", key, teachers, lambda: _largest(teachers, train, data, k, offsets, device))
+        return cls(ids, logits, offsets)
 
     def of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Ids (B, T, K) and logits (B, T, K) of a batch, where the batch is.

@@ -5,8 +5,6 @@ They are made once for teachers and their data, and kept in the cache folder. Th
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,14 +16,12 @@ from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.model.flops import forward_flops
 from tfx.model.transformer import run_batch
-from tfx.record.directory import writable_cache
-from tfx.record.files import replacing
-from tfx.record.lock import making
 from tfx.tasks import task_named
 from tfx.tasks.mixture import Mixture
 from tfx.tasks.prepare import PreparedData
 from tfx.tasks.texts import Texts
-from tfx.techniques.contract import Teacher, Work
+from tfx.techniques.contract import Teacher
+from tfx.techniques.distill.kept_logits import kept, key_of
 from tfx.techniques.distill.soft_targets import mean_of_probabilities
 
 # Raise it when the content of the cache changes.
@@ -66,24 +62,12 @@ class LabelLogits:
         if not teachers[0].sha256:  # an untrained stand-in: any logits cost as much to learn from
             size = (len(places), k)
             return cls(torch.arange(k, dtype=torch.int32).expand(size), torch.zeros(1).expand(size), places)
-        precision = teachers[0].precision
-        numbers = precision.products if precision.autocast is None else f"autocast {precision.autocast}"
-        files = " ".join(teacher.sha256 for teacher in teachers)
-        content = hashlib.sha256(f"{_VERSION}\0{files}\0{k}\0{numbers}\0{context}".encode())
-        content.update(data.tokenizer.fingerprint.encode())
-        for key in places:
-            content.update(key + b"\0\0\0\0")
-        path = writable_cache("teacher-labels") / f"{content.hexdigest()[:32]}.npz"
-        with making(path):
-            if not path.is_file():
-                begun = time.perf_counter()
-                ids, logits, flops = _largest(teachers, texts, data, k, places, device)
-                seconds = time.perf_counter() - begun
-                with replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, ids=ids.numpy(), logits=logits.numpy(), seconds=seconds, flops=flops)
-        with np.load(path) as stored:
-            teachers[0].work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
-            return cls(torch.from_numpy(stored["ids"]), torch.from_numpy(stored["logits"]), places)
+        key = key_of(teachers, k, _VERSION)
+        key.update(f"{context}\0{data.tokenizer.fingerprint}".encode())
+        for tokens in places:
+            key.update(tokens + b"\0\0\0\0")
+        ids, logits = kept("teacher-labels", key, teachers, lambda: _largest(teachers, texts, data, k, places, device))
+        return cls(ids, logits, places)
 
     def of_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Ids (B, 1, K) and logits (B, 1, K) of the texts of a batch, where the batch is."""
