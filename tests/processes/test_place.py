@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -104,8 +105,34 @@ def test_the_status_of_the_first_process_counts_and_a_kill_is_known():
     assert _what_failed({0: -signal.SIGTERM, 1: 2}).status == 2
     killed = _what_failed({0: -signal.SIGKILL, 1: 1})
     assert (killed.status, killed.killed, killed.signal_number) == (1, 0, signal.SIGKILL)
+    assert not killed.first_ended
     # The first one has reported that the second was killed.
     assert _what_failed({0: 1, 1: -signal.SIGKILL}).killed is None
+    # It was not there to report it: once because the launcher had ended it too, once because the run was over.
+    assert not _what_failed({0: -signal.SIGTERM, 1: -signal.SIGKILL}).first_ended
+    assert _what_failed({1: -signal.SIGABRT}).first_ended
+
+
+_ENDING = """
+import os, socket
+from tfx.processes.group import _Several
+from tfx.processes.place import Place
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+group = _Several(Place(0, 1, 0, 1, "127.0.0.1", port))
+import torch._dynamo
+group.leave()
+names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+print(*(name for name in names if "gloo" in name))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_no_thread_of_a_group_runs_on_while_python_ends():
+    """One that does takes Python's lock now and then, and aborts a process whose run is complete."""
+    done = subprocess.run([sys.executable, "-c", _ENDING], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 def test_a_failure_says_what_kind_it_is():

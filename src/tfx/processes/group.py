@@ -134,6 +134,10 @@ class _Several(Group):
 
     def __init__(self, place: Place) -> None:
         import torch
+
+        # Its functions have the group that there is when they are loaded as a default, which keeps it for ever: its
+        # threads then run on while Python ends, and now and then abort the process. So they are loaded before.
+        import torch.distributed.nn.functional
         from torch import distributed
 
         super().__init__(place)

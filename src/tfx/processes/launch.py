@@ -23,11 +23,13 @@ class LaunchedError(Exception):
     """The processes of a run failed; ``status`` is the exit status of their command.
 
     ``killed`` is the number of a process that a signal ended at once, so that it could not report anything; else None.
+    ``first_ended``: the first process did not fail.
     """
 
-    def __init__(self, status: int, killed: int | None, signal_number: int = 0) -> None:
+    def __init__(self, status: int, killed: int | None, signal_number: int = 0, *, first_ended: bool = False) -> None:
         super().__init__(status)
         self.status, self.killed, self.signal_number = status, killed, signal_number
+        self.first_ended = first_ended
 
 
 def launch(arguments: Sequence[str], count: int, threads: int) -> None:
@@ -86,7 +88,7 @@ def _what_failed(statuses: dict[int, int]) -> LaunchedError:
         return LaunchedError(own, None)
     killed = {rank: -status for rank, status in statuses.items() if status < 0 and -status != signal.SIGTERM}
     for rank, number in sorted(killed.items()):
-        return LaunchedError(1, rank, number)
+        return LaunchedError(1, rank, number, first_ended=0 not in statuses)
     failed = sorted(status for status in statuses.values() if status > 0)
     return LaunchedError(failed[0] if failed else 1, None)
 

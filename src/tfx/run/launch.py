@@ -76,10 +76,12 @@ def run_in_processes(
         try:
             launch(["-m", "tfx", "worker", place], count, threads=max(1, cores() // count))
         except LaunchedError as error:
-            if error.killed == 0:  # the one that would have reported it
+            if error.killed is not None:  # where the first process failed itself, it has reported why
                 how = signal.Signals(error.signal_number).name
-                resume = f"tfx resume {shlex.quote(str(folder))}"
-                print(f"tfx: process 0 of the run was killed ({how}): continue with `{resume}`", file=sys.stderr)
+                what = f"tfx: process {error.killed} of the run was killed ({how})"
+                resume = f"continue with `tfx resume {shlex.quote(str(folder))}`"
+                after = f"the run had ended before, and its result is in {folder}" if error.first_ended else resume
+                print(f"{what}: {after}", file=sys.stderr)
             raise ReportedError(error.status) from None
     return RunDirectory(folder).read_summary()
 
