@@ -5,7 +5,8 @@
 Draws configs from the axes of a search, at random, with or without pruning, trains each, and prints the errors of the
 prediction: as it is for the first config, and with what the ones before have taught (as a search does it). Files have
 the rate that was drawn; a search makes them fill its limit, and then their size needs no prediction. Interrupted, the
-same command goes on. More words are overrides of `tfx train`. Latency is right only on a quiet machine.
+same command goes on. More words are overrides of `tfx train`. With ``--latency`` each file is timed at the end, in turn
+with the prediction, on validation inputs: let the machine be quiet then, and train long enough for outputs that end.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from pathlib import Path
 from statistics import mean, median
 
 from tfx.cli import main as tfx
+from tfx.compression.checkpoint import load
+from tfx.config import compose
 from tfx.config.search import SearchBudget, SearchConfig
+from tfx.evaluation.speed import Candidate, measure_speed
 from tfx.experiments.jobs import Job
 from tfx.experiments.request import compose_request
 from tfx.experiments.search.axes import named_axes
+from tfx.experiments.search.latency import untrained_latency_ms
 from tfx.experiments.search.sampler import propose
 from tfx.experiments.search.search import Search
 from tfx.experiments.search.size import Observation, corrections
+from tfx.record.directory import RunDirectory
+
+# Of each latency, beside the truth.
+_ROUNDS = 3
 
 
 def main() -> None:
@@ -45,7 +54,6 @@ def main() -> None:
     request = compose_request([*fixed, f"hydra.sweep.dir={options.output}"], "search")
     settings = SearchConfig(
         max_bytes=options.max_bytes,
-        max_latency_ms=1e6 if options.latency else None,
         budget=SearchBudget(trials=options.configs),
     )
     search = Search(request, settings, axes)
@@ -63,7 +71,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for number, status in zip((job.number for job in left), pool.map(train, left), strict=True):
             print(f"{number}: status {status}", flush=True)
-    found = report(jobs, rows)
+    found = report(jobs, rows, latencies(jobs, search) if options.latency else [])
     if options.json:
         command = " ".join(["python scripts/bench_search.py", *sys.argv[1:]])
         options.json.write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
@@ -80,19 +88,39 @@ def train(job: Job) -> int:
         return tfx(words)
 
 
-def report(jobs: list[Job], rows: list[dict]) -> dict:
-    """Prints the relative errors over the configs that have a result, and returns them."""
+def latencies(jobs: list[Job], search: Search) -> list[float]:
+    """The relative error of the predicted latency of each file: the median of rounds of both in turn."""
+    import torch
+
+    torch.set_num_threads(1)
+    errors = []
+    for job in jobs:
+        if job.result is None:
+            continue
+        run = RunDirectory(job.folder)
+        config, model = compose.load(run.config), load(run.compressed).model
+        data = search.fitter.data(config)
+        candidates = {"file": Candidate(model, data.splits["valid"], data.tokenizer)}
+        ratios = []
+        for _ in range(_ROUNDS):
+            predicted = untrained_latency_ms(config, data)
+            truth = measure_speed(candidates, config.evaluation)["file"].latency_ms["p50"]
+            ratios.append(predicted / truth)
+        errors.append(median(ratios) - 1)
+    return errors
+
+
+def report(jobs: list[Job], rows: list[dict], slow: list[float]) -> dict:
+    """Prints the relative errors over the configs that have a result, and returns them; ``slow`` those of latencies."""
     ended = [(row["predicted"], job.result) for job, row in zip(jobs, rows, strict=True) if job.result is not None]
     seen: list[Observation] = []
-    plain, taught, slow = [], [], []
+    plain, taught = [], []
     for predicted, result in ended:
         rest = predicted["bytes"] - predicted["untrained_weights"]
         plain.append(predicted["bytes"] / result.bytes.file - 1)
         factor = corrections(seen).get(predicted["stack"], 1.0)
         taught.append((predicted["untrained_weights"] * factor + rest) / result.bytes.file - 1)
         seen.append(Observation(predicted["stack"], predicted["untrained_weights"], result.bytes.weights))
-        if predicted["untrained_latency_ms"] is not None:
-            slow.append(predicted["untrained_latency_ms"] / result.inference["file"].latency_ms["p50"] - 1)
     for name, errors in (("bytes, untaught", plain), ("bytes, taught by those before", taught), ("latency", slow)):
         if errors:
             limit = 0.2 if name == "latency" else 0.03

@@ -72,14 +72,17 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--part", choices=("peers", "neighbour", "shakespeare"), default="peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--steps", type=int, default=60, help="steps that count; shakespeare: all steps of tfx, 470 reach the loss"
+        "--steps", type=int, default=None, help="steps that count (60); shakespeare: all steps of tfx (480)"
     )
     parser.add_argument("--warm", type=int, default=10, help="steps before them")
     parser.add_argument("--threads", type=int, default=None, help="of each process; default: torch's choice")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python with transformers and accelerate")
     parser.add_argument("--peer-rows", type=int, default=128, help="pairs of a batch of the peer")
     parser.add_argument("--json", help="also write everything measured to this file")
-    return parser.parse_known_args()
+    options, overrides = parser.parse_known_args()
+    if options.steps is None:
+        options.steps = 480 if options.part == "shakespeare" else 60
+    return options, overrides
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -245,12 +248,20 @@ def speed_rows(rounds: list[dict[str, Result]], rate: float) -> list[Result]:
 
 
 def shakespeare_rows(rounds: list[dict[str, Result]]) -> list[Result]:
-    """Per arm: the median of the seconds to the loss; an arm that missed it in a round has none there."""
-    never = float("inf")
-    seconds = {arm: [one[arm]["seconds_to_loss"] or never for one in rounds] for arm in rounds[0]}
-    first = next(iter(seconds.values()))
+    """Per arm: the median of the seconds to the loss.
+
+    Where the peer, the first arm, missed it in a round, all of its seconds count: it needs more, so that ratios are too
+    low. Another arm never gets there.
+    """
+    peer = next(iter(rounds[0]))
+    missed = {arm: [one[arm]["seconds"] if arm == peer else float("inf") for one in rounds] for arm in rounds[0]}
+    seconds = {
+        arm: [one[arm]["seconds_to_loss"] or other for one, other in zip(rounds, missed[arm], strict=True)]
+        for arm in rounds[0]
+    }
     return [
-        row(arm, "seconds to the loss", values, [other / value for value, other in zip(values, first, strict=True)])
+        row(arm, "seconds to the loss", values, [a / b for a, b in zip(seconds[peer], values, strict=True)])
+        | {"reached": f"{sum(one[arm]['seconds_to_loss'] is not None for one in rounds)} of {len(rounds)}"}
         | {"last_loss": statistics.median(one[arm]["loss"] for one in rounds)}
         for arm, values in seconds.items()
     ]
@@ -269,10 +280,7 @@ def row(arm: str, unit: str, values: list[float], ratios: list[float]) -> Result
 def show(rows: list[Result], rate: float) -> None:
     table = Table(*rows[0])
     for one in rows:
-        cells = [one[name] for name in rows[0]]
-        table.add_row(
-            *(cell if isinstance(cell, str) else f"{cell:,.0f}" if cell > 100 else f"{cell:.3f}" for cell in cells)
-        )
+        table.add_row(*(cell(one[name]) for name in rows[0]))
     console = Console()
     console.print(table)
     console.print(f"bfloat16 products on this machine: {rate / 1e9:,.0f} GFLOP/s")

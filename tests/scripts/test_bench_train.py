@@ -43,11 +43,22 @@ def test_ratios_are_of_the_same_round(bench):
     assert (ours["tokens/s"], ours["ratio"], ours["lowest"], ours["highest"]) == (40.0, 4.0, 2.0, 8.0)
 
 
-def test_an_arm_that_never_reaches_the_loss_is_infinitely_slow(bench):
-    rounds = [{"peer": {"seconds_to_loss": 30.0, "loss": 1.87}, "tfx": {"seconds_to_loss": None, "loss": 1.9}}]
+def test_who_never_reaches_the_loss(bench):
+    """tfx is infinitely slow then; the peer needed at least all of its time."""
+    rounds = [
+        {
+            "peer": {"seconds_to_loss": 30.0, "seconds": 40.0, "loss": 1.87},
+            "tfx": {"seconds_to_loss": None, "seconds": 9.0, "loss": 1.9},
+        },
+        {
+            "peer": {"seconds_to_loss": None, "seconds": 40.0, "loss": 1.89},
+            "tfx": {"seconds_to_loss": 5.0, "seconds": 9.0, "loss": 1.8},
+        },
+    ]
     peer, ours = bench.shakespeare_rows(rounds)
-    assert (peer["seconds to the loss"], peer["ratio"]) == (30.0, 1.0)
-    assert (ours["seconds to the loss"], ours["ratio"], ours["last_loss"]) == (float("inf"), 0.0, 1.9)
+    assert (peer["seconds to the loss"], peer["ratio"], peer["reached"]) == (35.0, 1.0, "1 of 2")
+    assert (ours["seconds to the loss"], ours["reached"]) == (float("inf"), "1 of 2")
+    assert (ours["lowest"], ours["highest"]) == (0.0, 8.0)
 
 
 def test_a_python_without_the_peer_is_an_error_that_says_how_to_get_it(bench, tmp_path):
