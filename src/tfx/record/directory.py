@@ -203,7 +203,9 @@ class RunDirectory:
         if self.compressed.is_file():
             return self.compressed
         if not self.model.is_file():
-            raise UserError(f"{self.path} has no {self.model.name}: the run did not complete")
+            raise UserError(
+                f"{self.path} has no {self.model.name}: the run did not complete, and `tfx resume {self.path}` goes on"
+            )
         return self.model
 
 
