@@ -73,3 +73,25 @@ def test_each_path_of_a_list_is_made_absolute(tmp_path, monkeypatch):
     assert config.technique["distill"]["teacher"] == [str(tmp_path / "one"), str(tmp_path / "two")]
     with pytest.raises(UserError, match=r"technique\.distill\.teacher is empty"):
         compose(["technique=distill", "technique.distill.teacher=[one,'']"])
+
+
+SMALL = ["technique=[distill,quantize]", "experiment=small", "technique.distill.teacher=RUN"]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], (1.9, None, None)),
+        (["technique.quantize.bytes=500000"], (None, 500_000, None)),
+        (["technique.quantize.ratio=20"], (None, None, 20.0)),
+        (["technique.quantize.rate=1.5"], (1.5, None, None)),
+    ],
+)
+def test_what_the_user_says_of_the_rate_replaces_what_an_experiment_says(words, found):
+    quantize = compose([*SMALL, *words]).technique["quantize"]
+    assert tuple(quantize[name] for name in ("rate", "bytes", "ratio")) == found
+
+
+def test_two_typed_settings_of_the_rate_both_stay_for_the_technique_to_refuse():
+    quantize = compose([*SMALL, "technique.quantize.bytes=500000", "technique.quantize.rate=1.5"]).technique["quantize"]
+    assert (quantize["rate"], quantize["bytes"]) == (1.5, 500_000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -19,6 +18,8 @@ from tfx.config.task_facts import LABEL_METRICS, TASKS, facts_of
 from tfx.errors import UserError, suggest, unknown
 
 _LARGEST_INTEGER = 2**63 - 1
+# Settings of quantization of which one decides its rate.
+_DECIDE_THE_RATE = ("rate", "bytes", "ratio")
 # Key that replaces the settings of another package's technique if they cannot be read; its value says why.
 UNREADABLE = "cannot be read"
 
@@ -102,12 +103,7 @@ def check_given(values: dict[str, Any], prefix: str) -> None:
 
 def choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
     """Leaves one budget: the one that the user typed, else the config's, else the default."""
-    assigned = []
-    for override in typed:
-        match = re.fullmatch(r"\+*trainer\.budget\.(\w+)=(.*)", override)
-        if match and match[2] not in ("null", "None", ""):
-            assigned.append(match[1])
-    named = [name for name in BUDGET_UNITS if name in assigned]
+    named = _given_by_user("trainer.budget", BUDGET_UNITS, typed)
     if not named:
         named = [name for name in BUDGET_UNITS if budget.get(name) is not None]
     if len(named) > 1:
@@ -118,6 +114,24 @@ def choose_budget(budget: dict[str, Any], typed: Sequence[str]) -> None:
             budget[name] = None
     if not named:
         budget["seconds"] = DEFAULT_BUDGET_SECONDS
+
+
+def choose_rate(technique: dict[str, Any], typed: Sequence[str]) -> None:
+    """Of the settings that decide the rate of quantization, what the user typed replaces what a config brings."""
+    quantize = technique.get("quantize")
+    given = _given_by_user("technique.quantize", _DECIDE_THE_RATE, typed)
+    if isinstance(quantize, dict) and given:
+        quantize.update({name: None for name in _DECIDE_THE_RATE if name not in given})
+
+
+def _given_by_user(group: str, names: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """Those of the settings of a group that the user typed with a value, in the order of ``names``."""
+    given = set()
+    for override in typed:
+        key, _, value = override.lstrip("+").partition("=")
+        if key.startswith(f"{group}.") and value not in ("null", "None", ""):
+            given.add(key.removeprefix(f"{group}."))
+    return [name for name in names if name in given]
 
 
 def check_values(node: Any, prefix: str) -> None:

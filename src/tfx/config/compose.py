@@ -20,6 +20,7 @@ from tfx.config.checks import (
     check_technique,
     check_values,
     choose_budget,
+    choose_rate,
     renew,
 )
 from tfx.config.explain import check_yaml, explain, of_yaml
@@ -142,4 +143,6 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
         file = (origin.parent if origin.is_file() else origin) / "config.yaml"
         inherit(values, typed, asdict(load(file)) if file.is_file() else None)
     choose_budget(values.setdefault("trainer", {}).setdefault("budget", {}), typed)
+    if isinstance(values.get("technique"), dict):
+        choose_rate(values["technique"], typed)
     return values
