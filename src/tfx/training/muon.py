@@ -1,6 +1,6 @@
 """Muon (Jordan 2024) over stacks: the matrices of one shape are orthogonalised together.
 
-A model has many matrices of few shapes. One at a time, each of the 12 products of an update is too small to fill the
+A model has many matrices of few shapes. One at a time, each of the 15 products of an update is too small to fill the
 device, and the calls cost as much as the products.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,23 +17,12 @@ from torch import Tensor
 # what its cache holds.
 _STACK_ELEMENTS = 1 << 26
 _STACK_ELEMENTS_CPU = 1 << 20
-# Each is, of the polynomials a t + b t^3 + c t^5, the one that stays nearest to 1 where those before it may lead from
-# singular values between 0.003 and 1: all end within 0.2 of 1 (Amsel 2025, arXiv 2505.16932). The five equal ones of
-# Jordan (2024) end within 0.3, at a quarter more products.
-_POLYNOMIALS = (
-    (8.383674, -24.765906, 18.357082),
-    (4.043420, -3.011405, 0.569512),
-    (3.505571, -2.626654, 0.525719),
-    (2.490116, -1.834275, 0.436835),
-)
-# Rounding must not lead above 1, where the first polynomial is steep.
-_MARGIN = 1.02
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with its state, other polynomials, and larger products.
+    """`torch.optim.Muon` with its arithmetic and its state, and larger products.
 
-    ``adjust_lr_fn`` must be ``match_rms_adamw``; ``ns_coefficients`` and ``ns_steps`` are not read.
+    Updates differ from its own in the order of summation only. ``adjust_lr_fn`` must be ``match_rms_adamw``.
     """
 
     @torch.no_grad()
@@ -55,7 +43,7 @@ class Muon(torch.optim.Muon):
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for places in _stacks(parameters):
                 stack_NRC = torch.stack([directions[i] for i in places]).bfloat16()
-                updates_NRC = orthogonalise(stack_NRC, group["eps"], _POLYNOMIALS)
+                updates_NRC = orthogonalise(stack_NRC, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 rate = 0.2 * math.sqrt(max(updates_NRC.shape[1:])) * group["lr"]
                 for place, update_RC in zip(places, updates_NRC, strict=True):
                     parameters[place].add_(update_RC, alpha=-rate)
@@ -74,15 +62,13 @@ def _stacks(parameters: list[Tensor]) -> list[list[int]]:
     return stacks
 
 
-def orthogonalise(stack_NRC: Tensor, least_norm: float, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Brings the singular values of each matrix (R, C) of a stack near 1, by odd polynomials of the matrix.
-
-    ``polynomials`` are the factors of the first, third and fifth power. Norms below ``least_norm`` count as that.
-    """
+def orthogonalise(stack_NRC: Tensor, coefficients: tuple[float, float, float], steps: int, least_norm: float) -> Tensor:
+    """Brings the singular values of each matrix (R, C) of a stack near 1, by Newton and Schulz's iteration."""
+    a, b, c = coefficients
     is_tall = stack_NRC.shape[1] > stack_NRC.shape[2]
     x_NRC = stack_NRC.mT if is_tall else stack_NRC
-    x_NRC = x_NRC / (_MARGIN * torch.linalg.vector_norm(x_NRC, dim=(1, 2), keepdim=True)).clamp(min=least_norm)
-    for a, b, c in polynomials:
+    x_NRC = x_NRC / torch.linalg.vector_norm(x_NRC, dim=(1, 2), keepdim=True).clamp(min=least_norm)
+    for _ in range(steps):
         gram_NRR = torch.bmm(x_NRC, x_NRC.mT)
         polynomial_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
         x_NRC = torch.baddbmm(x_NRC, polynomial_NRR, x_NRC, beta=a)
