@@ -147,6 +147,22 @@ TABLES["decoding-peers"] = lambda: benchmark(
     ],
 )
 TABLES["training-peers"] = lambda: benchmark("training-peers", [*SPEED, ("share of the matrix rate", "share", ".3f")])
+TABLES["training-peers-small"] = lambda: benchmark(
+    "training-peers-small", [*SPEED, ("share of the matrix rate", "share", ".3f")]
+)
+TABLES["training-shakespeare"] = lambda: benchmark(
+    "training-shakespeare",
+    [
+        ("arm", "arm", ""),
+        ("seconds to a loss of 1.88", "seconds", ".1f"),
+        ("reached in", "reached", ""),
+        ("times as fast", "ratio", ".2f"),
+        ("lowest", "lowest", ".2f"),
+        ("highest", "highest", ".2f"),
+        ("last loss", "last_loss", ".3f"),
+    ],
+)
+TABLES["training-processes"] = lambda: benchmark("training-processes", SPEED)
 TABLES["training-neighbour"] = lambda: benchmark("training-neighbour", SPEED)
 TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)
 TABLES["precision"] = lambda: benchmark("precision", [("what", "what", ""), ("tokens/s", "tokens_per_second", ",.0f")])

@@ -102,7 +102,7 @@ def print_comparison(comparison: Comparison, *, details: bool = False) -> None:
         numbers = (Column(name, number=name not in TEXT_COLUMNS, spare=spare.get(name, 0)) for name in shown)
         names = [arm.label if console.width >= _WIDE else _folded(arm.label) for arm in family.arms]
         is_folded = all(len(line) <= _NAME for name in names for line in name.split("\n"))
-        table = Sheet(Column("config", wrap=not is_folded), *numbers, title=family.title)
+        table = Sheet(Column("config", wrap=not is_folded), *numbers, title=f"{family.title}, {family.split} split")
         for name, arm, row in zip(names, family.arms, table_rows(family), strict=True):
             cells = dict(zip(columns, row, strict=True))
             style = "bold" if arm is family.baseline else None

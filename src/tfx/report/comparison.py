@@ -79,6 +79,11 @@ class Family:
         return f"{', '.join(dict.fromkeys([*self.words, self.dataset]))}: {self.metric}"
 
     @property
+    def split(self) -> str:
+        """The split that its answers are of; a warning says where runs have another."""
+        return self.arms[0].runs[0].test_split
+
+    @property
     def warnings(self) -> list[str]:
         """What makes it unfair, a line a kind, with how many of the arms it is about."""
         lines = []
