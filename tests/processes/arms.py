@@ -43,6 +43,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "fsdp_quantize": (
         *("trainer.parallel=fsdp", "technique=quantize", "technique.quantize.start=0.2"),
         *("technique.quantize.granularity=channel", "technique.quantize.range=affine"),
+        "trainer.activation_checkpointing=true",
     ),
     "fsdp_all": (
         *("trainer.parallel=fsdp", "technique=[distill,prune,quantize]", "technique.quantize.rate=2"),

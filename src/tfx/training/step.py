@@ -192,11 +192,8 @@ class Stepper:
             with self.stack.view.see(self.model, progress, self.sharing.rows) as seen:
                 for index, piece in enumerate(pieces):
                     moment = Instant(self.config.seed, number, index, progress)
-                    with part("forward and loss"):
-                        loss, nll = seen.run(partial(self._loss, piece, moment))
                     # The average is over the targets of the whole step, not over its batches.
-                    with part("backward"), self.precision.backward():
-                        (loss / divisor if index < counting else 0.0 * loss).backward()
+                    nll = seen.run(partial(self._pass, piece, moment, divisor if index < counting else None))
                     if index < counting:
                         total += nll
                 seen.pass_back()
@@ -210,6 +207,17 @@ class Stepper:
             return total
         self.optimizers.zero_grad()
         return None
+
+    def _pass(self, piece: Batch, moment: Instant, divisor: float | None) -> Tensor:
+        """Runs a piece forwards and backwards, its loss divided or, with None, not counted; returns what is told of it.
+
+        Both with the weights as they are seen: activation checkpointing runs blocks once more on the way back.
+        """
+        with part("forward and loss"):
+            loss, nll = self._loss(piece, moment)
+        with part("backward"), self.precision.backward():
+            (0.0 * loss if divisor is None else loss / divisor).backward()
+        return nll
 
     def _pieces(self, batches: Sequence[Batch], whole: Sequence[Batch]) -> tuple[list[Batch], int]:
         """This process's rows on the device, and how many of these pieces count.
