@@ -35,6 +35,27 @@ ARMS: dict[str, tuple[str, ...]] = {
     "local": ("trainer.parallel=local", "trainer.local.steps=4", "trainer.averaging.kind=ema"),
     "fsdp": ("trainer.parallel=fsdp", "dataset.batch_tokens=96", "trainer.accumulation=2"),
     "fsdp_distill": ("trainer.parallel=fsdp", "technique=[distill,shuffle,mixup]", "technique.shuffle.share=1"),
+    "fsdp_prune": (
+        *("trainer.parallel=fsdp", "technique=prune", "technique.prune.scope=global", "technique.prune.vectors=true"),
+        *("technique.prune.rewind=0.1", "technique.prune.embeddings=true"),
+        *("dataset.batch_tokens=96", "trainer.accumulation=2"),
+    ),
+    "fsdp_quantize": (
+        *("trainer.parallel=fsdp", "technique=quantize", "technique.quantize.start=0.2"),
+        *("technique.quantize.granularity=channel", "technique.quantize.range=affine"),
+        "trainer.activation_checkpointing=true",
+    ),
+    "fsdp_all": (
+        *("trainer.parallel=fsdp", "technique=[distill,prune,quantize]", "technique.quantize.rate=2"),
+        *("technique.quantize.start=0.3", "technique.prune.score=movement"),
+    ),
+    "fsdp_at_end": (
+        *("trainer.parallel=fsdp", "technique=[prune,quantize]", "technique.prune.score=wanda"),
+        *("technique.prune.calibration=2", "technique.prune.structure.vocabulary=true", "model.decoder_layers=2"),
+        *("technique.prune.structure.decoder_layers=1", "technique.prune.structure.layers_by=loss"),
+        *("technique.prune.structure.layers_at=end", "technique.quantize.method=gptq"),
+        *("technique.quantize.calibration=2", "technique.quantize.group=16"),
+    ),
     "distill": ("technique=distill", "technique.distill.hidden=0.1"),
     "shuffle_mixup": (
         "technique=[shuffle,mixup]",
@@ -83,13 +104,16 @@ def trained(name: str, teacher: Path, group: Group) -> dict[str, Any]:
     cost = asdict(trainer.train())
     calibration = Calibration.on(parts.model, parts.data, parts.config, parts.device)
     compressed = [technique.name for technique in parts.stack.finish(parts.model, calibration)]
-    weights = {n: float(p.detach().double().square().sum()) for n, p in parts.model.named_parameters()}
+    named = dict(parts.model.named_parameters())
+    weights = {n: float(p.detach().double().square().sum()) for n, p in named.items()}
+    zeros = {n: (p == 0).flatten().tolist() for n, p in named.items()} if compressed else {}
     kept = ("steps", "tokens", "padding", "flops", "processes", "skipped_steps")
     return {
         "curve": curve.rows,
         "cost": {key: cost[key] for key in kept},
         "weights": weights,
         "compressed": compressed,
+        "zeros": {n: "".join("01"[zero] for zero in found) for n, found in zeros.items()},
         "evidence": parts.stack.evidence(),
     }
 
@@ -131,6 +155,16 @@ def run(folder: Path) -> None:
     train(compose(words), words, folder)
 
 
+def run_divided(folder: Path) -> None:
+    """A whole run with divided weights, a mask and a grid."""
+    words = [
+        *(*TINY, "trainer.parallel=fsdp", "technique=[prune,quantize]", "technique.quantize.rate=2"),
+        *("trainer.budget.steps=6", "technique.quantize.method=trellis", "technique.quantize.calibration=2"),
+        *("evaluation.latency_inputs=1", "dataset.metrics=[]"),
+    ]
+    train(compose(words), words, folder)
+
+
 def fail(folder: Path) -> int:
     """The exit status of a run in whose second process a validation fails."""
 
@@ -143,7 +177,8 @@ def fail(folder: Path) -> int:
 
 
 def all_of_two(teacher: Path, folder: Path) -> dict[str, Any]:
-    """All of it in one of two processes, and after it two whole runs."""
+    """All of it in one of two processes, and after it three whole runs."""
     found = all_of(teacher, join())
     run(folder / "run")
+    run_divided(folder / "divided")
     return found | {"status": fail(folder / "failed")}

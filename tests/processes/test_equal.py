@@ -83,6 +83,18 @@ def test_local_steps_end_with_one_model_in_all_processes_near_that_of_all_gradie
     assert first["curve"][5] != pytest.approx(one["curve"][5], rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["fsdp_prune", "fsdp_quantize", "fsdp_all", "fsdp_at_end"])
+def test_divided_weights_end_with_the_zeros_of_one_process(found, name):
+    one, first, second = (each[name] for each in found[1:])
+    assert first["compressed"] == one["compressed"] == [n for n in ("prune", "quantize") if n in one["evidence"]]
+    assert first["zeros"] == second["zeros"]
+    assert first["zeros"].keys() == one["zeros"].keys()
+    ours, theirs = ("".join(each["zeros"][key] for key in one["zeros"]) for each in (first, one))
+    # Of weights that differ by rounding, one or two are on the other side of a threshold.
+    assert sum(a != b for a, b in zip(ours, theirs, strict=True)) < 1e-3 * len(theirs)
+    assert theirs.count("1") > 0.05 * len(theirs)
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_the_evidence_is_that_of_all_processes(found, name):
     one, first, _ = (each[name] for each in found[1:])
@@ -109,6 +121,16 @@ def test_one_of_two_processes_writes_the_run_directory(found):
     assert (folder / "train.log").read_text().count("2 processes (ddp)") == 1
     assert json.loads((folder / "environment.json").read_text())["processes"] == 2
     assert len(list((found[0] / "cache" / "teachers").iterdir())) == 1
+
+
+def test_a_run_with_divided_weights_measures_each_stage_and_writes_its_file(found):
+    folder = found[0] / "divided"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert [stage["name"] for stage in summary["stages"]] == ["trained", "prune", "quantize", "file"]
+    assert summary["evidence"]["prune"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert summary["evidence"]["quantize"]["entropy_bits"] == pytest.approx(2, abs=0.3)
+    assert (folder / "train.log").read_text().count("2 processes (fsdp)") == 1
 
 
 def test_the_first_process_reports_why_another_one_failed(found):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,11 @@ TINY = [
     *("dataset.limit.test=30", "dataset.batch_tokens=256", "evaluation.latency_inputs=2", "evaluation.beam=2"),
     *("trainer.budget.steps=160", "trainer.log_every=2", "trainer.save.every_steps=10", "trainer.averaging.kind=ema"),
     "trainer.save.keep=100",
+]
+# Weights divided by rows, seen through masks and grids that are chosen by what all rows add up to.
+DIVIDED = [
+    *("trainer.parallel=fsdp", "trainer.averaging.kind=none", "optimizer=adamw", "technique=[prune,quantize]"),
+    *("technique.prune.score=movement", "technique.quantize.rate=2", "technique.quantize.start=0.4"),
 ]
 FILES = ("config.yaml", "tokenizer.json", "model.safetensors", "predictions.jsonl")
 
@@ -98,6 +104,30 @@ def test_killed_five_times_either_process_it_ends_with_the_same_bytes(alone, tmp
     assert process.returncode == 0, words[-2000:]
     assert all((run / name).read_bytes() == (alone / name).read_bytes() for name in FILES)
     assert rows(run) == rows(alone)
+
+
+def test_divided_weights_with_masks_and_grids_end_with_the_same_bytes_and_go_on_in_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    whole, cut, other = (tmp_path / name for name in ("whole", "cut", "other"))
+    process = start(whole, *DIVIDED)
+    words, _ = process.communicate()
+    assert process.returncode == 0, words[-2000:]
+    # In the ramp of the masks, and where the grid has been chosen.
+    for kill, step in enumerate((60, 110)):
+        process = start(cut, *(DIVIDED if not kill else ()))
+        wait_for(cut, step, process)
+        os.kill(members(process.pid)[kill], signal.SIGKILL)
+        process.communicate(timeout=60)
+        if kill:
+            shutil.copytree(cut, other)
+    for run, more in ((cut, ()), (other, ("trainer.devices=1",))):
+        process = start(run, *more)
+        words, _ = process.communicate()
+        assert process.returncode == 0, words[-2000:]
+    assert all((cut / name).read_bytes() == (whole / name).read_bytes() for name in (*FILES, "compressed.safetensors"))
+    assert rows(cut) == rows(whole)
+    for one, two in zip(rows(other), rows(whole), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=0.05)
 
 
 @pytest.mark.parametrize("rank", [None, 1])

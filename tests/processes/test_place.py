@@ -84,8 +84,10 @@ def test_devices_that_disagree_with_the_launcher_are_refused():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["technique=prune", "optimizer=adamw"], "technique 'prune' needs whole ones"),
-        (["technique=[prune,quantize]", "optimizer=adamw"], "'prune' and 'quantize'"),
+        (["technique=factorize"], "technique 'factorize' makes matrices products of two"),
+        (["technique=prune", "technique.prune.structure.ffn=0.5"], "'prune' removes parts of the model while"),
+        (["technique=[prune,factorize]", "technique.prune.structure.heads=0.5"], "'factorize' makes .* and .*'prune'"),
+        (["technique=quantize", "technique.quantize.learned_step=true"], "'quantize' trains scales beside"),
         (["optimizer=muon"], "optimizer=adamw"),
         (["optimizer=adamw", "trainer.averaging.kind=ema"], "trainer.averaging.kind=none"),
         (["optimizer=adamw", "trainer.averaging.kind=none", "model.layer_dropout=0.1"], "model.layer_dropout=0"),

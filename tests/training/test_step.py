@@ -1,4 +1,4 @@
-"""A training step: student and teachers in the same numbers, and evaluation in full precision."""
+"""A training step: student and teachers in the same numbers, full precision outside, and blocks that run twice."""
 
 import copy
 import os
@@ -47,3 +47,25 @@ def test_a_teacher_with_the_students_weights_gives_the_students_states(here, pre
         assert by_mode < by_precision / 2
     outside = model.eval()(batch.target_in_BT, batch.source_BS, batch.source_mask_BS)
     torch.testing.assert_close(outside, full)
+
+
+@pytest.mark.parametrize(
+    "words", [["technique=prune"], ["technique=quantize", "technique.quantize.group=16"]], ids=["mask", "grid"]
+)
+def test_blocks_that_run_again_backwards_see_masks_and_grids_too(here, words):
+    gradients = []
+    for checkpointing in ("false", "true"):
+        own = [f"trainer.activation_checkpointing={checkpointing}", "trainer.precision=fp32"]
+        config = compose([*TINY, *words, *own])
+        _, data = read_inputs(config)
+        model = build_model(config, data, DEVICE, None).train()
+        model.set_checkpointing(config.trainer.activation_checkpointing)
+        stack = Stack.from_config(config)
+        stepper = Stepper(config, model, stack.prepare_model(model), DEVICE, stack, 0.1, print)
+        stack.view.update(model, 0.9)
+        batch = next(
+            training_batches(data.splits["train"], data.tokenizer, batch_tokens=256, context=256, seed=1, start=0)
+        )
+        assert stepper._gradients([batch], [batch], 0, 0.9) is not None
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(map(torch.equal, *gradients))

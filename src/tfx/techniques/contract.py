@@ -29,6 +29,7 @@ from tfx.model.rewiring import Rewiring, removed_parts
 from tfx.model.transformer import States, Transformer, run_batch_with_states
 from tfx.record.seeds import derive_seed
 from tfx.tasks.prepare import PreparedData
+from tfx.techniques.rows import ALL_ROWS, Rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -242,6 +243,17 @@ class Technique:
         """Whether it changes the model before the first step, so that it acts with a budget of zero too."""
         return "prepare_model" in self.hooks()
 
+    def needs_whole_weights(self) -> str | None:
+        """Why it cannot train where each process holds some rows of a weight (``trainer.parallel=fsdp``); None: it can.
+
+        A technique that acts on weights says None if its `see` and `follow_gradient` work on `Rows`, and its `update`
+        needs weights only where it `is_due`.
+        """
+        acts = {"rewire", "mask", "grid"} & set(self.hooks())
+        if acts or type(self).follow_gradient is not Technique.follow_gradient:
+            return "does not say that some rows of a weight are enough for it"
+        return None
+
     def active(self, progress: float) -> bool:
         """Whether it acts at this progress."""
         return self.settings.start <= progress < self.settings.end
@@ -293,8 +305,13 @@ class Technique:
     def update(self, model: Transformer, progress: float, masked: Callable[[str, Tensor], Tensor]) -> None:
         """Called before each optimizer step if it has a mask or grid hook: ramps advance here.
 
-        ``masked(name, weight)`` is a weight after the techniques before this one.
+        ``masked(name, weight)`` is a weight after the techniques before this one. Where it is not due, the model may
+        have no whole weights.
         """
+
+    def is_due(self, progress: float) -> bool:
+        """Whether `update` reads or changes weights at this progress."""
+        return type(self).update is not Technique.update
 
     def reduced(self, architecture: Architecture) -> Architecture:
         """The architecture after `rewire`, known before any training. Raises `UserError` as `plan` does."""
@@ -315,26 +332,44 @@ class Technique:
         """Adapts what it holds by tensor name to a model that it or another technique has rewired."""
 
     def mask(self, name: str, weight: Tensor) -> Tensor | None:
-        """The current mask: True where the weight stays; None: everywhere."""
+        """The current mask of the whole weight: True where it stays; None: everywhere."""
         return None
 
-    def grid(self, name: str, weight: Tensor, progress: float) -> Grid | None:
-        """The masked weight on its current grid; None: unchanged. Zero must stay zero."""
+    def grid(self, name: str, weight: Tensor, progress: float, rows: Rows = ALL_ROWS) -> Grid | None:
+        """The masked weight, or these rows of it, on its current grid; None: unchanged. Zero must stay zero."""
         return None
 
-    def see(self, name: str, weight: Tensor, progress: float) -> Tensor:
-        """What the forward pass sees of a masked weight: the values of its grid, with straight-through gradients."""
-        grid = self.grid(name, weight.detach(), progress)
+    def see(self, name: str, weight: Tensor, progress: float, rows: Rows = ALL_ROWS) -> Tensor:
+        """What the forward pass sees of a masked weight: the values of its grid, with straight-through gradients.
+
+        In a training step ``weight`` has these ``rows`` of it: fewer than all only if the technique says that it does
+        not `needs_whole_weights`.
+        """
+        grid = self.grid(name, weight.detach(), progress, rows)
         return weight if grid is None else straight_through(weight, grid.values())
 
     def follow_gradient(
-        self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
+        self,
+        name: str,
+        weight: Tensor,
+        gradient: Tensor,
+        masked: Callable[[str, Tensor], Tensor],
+        rows: Rows = ALL_ROWS,
     ) -> None:
         """Receives the gradient of a weight before a step: clipped, and 0 where the mask is False, unless
         `gradients_of_zeros`.
 
-        It is finite, and 0 for a step that is refused on the device. ``masked`` is as in `update`.
+        It is finite, and 0 for a step that is refused on the device. ``masked`` is as in `update`. Weight and gradient
+        have these ``rows``, as in `see`.
         """
+
+    def by_rows(self) -> Iterable[tuple[str, Tensor]]:
+        """What `follow_gradient` adds up, by the name of a weight: a row, or row of elements, for each of its rows.
+
+        A process that holds some rows adds to these. It gets those of the others before `update` is due, before a state
+        is saved, and at the end.
+        """
+        return ()
 
     def follows_gradients(self) -> bool:
         """Whether `follow_gradient` has a use for the next step's gradients."""

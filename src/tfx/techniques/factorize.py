@@ -126,6 +126,9 @@ class Factorize(Technique):
         if settings.energy is not None and settings.parameters != FactorizeSettings.parameters:
             raise UserError("technique.factorize chooses ranks by energy or by parameters: name one")
 
+    def needs_whole_weights(self) -> str | None:
+        return "makes matrices products of two while it trains"
+
     def when(self, hook: str) -> str:
         return f"at {self.settings.start:.0%}"
 

@@ -41,6 +41,9 @@ class KeepZeros(Technique):
     def when(self, hook: str) -> str:
         return "all of training, and in the file" if hook == "mask" else super().when(hook)
 
+    def needs_whole_weights(self) -> str | None:
+        return None
+
     @torch.no_grad()
     def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
         roles = parameter_roles(model)

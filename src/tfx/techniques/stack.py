@@ -269,6 +269,11 @@ class Stack:
         """Whether a technique compresses weights from this progress on, or did before."""
         return any(technique.compresses(progress) for technique in self.compressing)
 
+    def needing_whole_weights(self) -> dict[str, str]:
+        """The names of the techniques that cannot train with some rows of each weight, with the reason of each."""
+        whys = {technique.name: technique.needs_whole_weights() for technique in self._techniques}
+        return {name: why for name, why in whys.items() if why is not None}
+
     def rewire(self, model: Transformer, progress: float, calibration: Calibration) -> Iterator[Rewiring]:
         """Lets each technique remove parts of the model: the caller applies each map before it asks for the next."""
         for technique in self.order["rewire"]:

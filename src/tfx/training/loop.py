@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,13 @@ class Trainer:
                 finally:
                     self._batches.close()
         seconds = self.clock.seconds
+        # What comes once training is over has the whole model.
+        self.stack.view.join_rows(self.model, self._sharing.rows)
+        self.model = self._sharing.joined(self.model, self._whole)
         self.prepare(1.0)
         with self.clock.paused():
             self.averager.apply()
-            with self._sharing.gathered(self.model, self._whole):
-                self.observer.keep("last")
+            self.observer.keep("last")
             self.data.shares = self._batches.shares()
             self.data.notes += (said := self._batches.notes())
             for note in said:
@@ -224,7 +226,7 @@ class Trainer:
     def prepare(self, progress: float) -> None:
         """Lets techniques change the model itself, before a step at this progress and once at the end."""
         if not self._compressing and self.stack.compresses_now(progress):
-            with self.clock.paused(), self.averager.applied():
+            with self.clock.paused(), self.averager.applied(), self._gathered():
                 self.observer.compressing(self.clock.seconds)
             self._compressing = True
         calibration = Calibration.on(self.model, self.data, self.config, self.device)
@@ -234,7 +236,19 @@ class Trainer:
             self.averager.rewire(parameter_map)
             self.selection.forget()
         if progress < 1.0:
-            self.stack.view.update(self.model, progress)
+            is_due = self.stack.view.is_due(progress)
+            with self._gathered(changes=True) if is_due else nullcontext(self.model) as model:
+                self.stack.view.update(model, progress)
+
+    @contextmanager
+    def _gathered(self, *, changes: bool = False) -> Iterator[Transformer]:
+        """Inside, the model has whole weights, and techniques have what they add up by rows."""
+        if self.model is self._whole:
+            yield self.model
+            return
+        self.stack.view.join_rows(self.model, self._sharing.rows)
+        with self._sharing.gathered(self.model, self._whole, changes=changes) as model:
+            yield model
 
     def _count(self, step: StepResult) -> None:
         if step.nll is not None and step.norm is not None:
@@ -254,7 +268,7 @@ class Trainer:
         """Raises `UnstableError` if a weight is not finite: the update of the last step is judged by no other."""
         with self.averager.applied():
             named = [*self.model.named_parameters(), *self._extra.named_parameters()]
-            weights = [(name, self._sharing.local(weight)) for name, weight in named]
+            weights = [(name, self._sharing.rows(weight).part(weight)) for name, weight in named]
             # One number for the device to tell.
             if not torch.stack([weight.isfinite().all() for _, weight in weights]).all():
                 wrong = next(name for name, weight in weights if not weight.isfinite().all())
@@ -264,7 +278,7 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Scores the validation split with the averaged weights; returns whether to stop early."""
-        with self.averager.applied(), self._sharing.gathered(self.model, self._whole) as model:
+        with self.averager.applied(), self._gathered() as model:
             with torch.no_grad():
                 seen = self.stack.view.see(model, self.clock.progress)
             config = self.config.evaluation
@@ -307,6 +321,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that exact resuming needs, at the end of the last step; the next step changes its tensors."""
+        self.stack.view.join_rows(self.model, self._sharing.rows)
         return {
             "architecture": self.model.architecture.to_dict(),
             **self._differing_state(),

@@ -19,6 +19,7 @@ from tfx.model.batch import slices
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer
 from tfx.processes.group import Group
+from tfx.techniques.rows import Rows, all_rows
 from tfx.training.optimizers import Optimizers
 
 if TYPE_CHECKING:
@@ -82,13 +83,20 @@ class Sharing:
         return model
 
     @contextmanager
-    def gathered(self, divided: Transformer, whole: Transformer) -> Iterator[Transformer]:
-        """Inside, ``whole`` has the weights of the model that trains, and can be evaluated."""
+    def gathered(self, divided: Transformer, whole: Transformer, *, changes: bool = False) -> Iterator[Transformer]:
+        """Inside, ``whole`` has the weights of the model that trains, and can be evaluated.
+
+        With ``changes`` the model that trains gets the weights that ``whole`` has at the end.
+        """
         yield divided
 
-    def local(self, weight: Tensor) -> Tensor:
-        """This process's part of a weight."""
-        return weight
+    def joined(self, divided: Transformer, whole: Transformer) -> Transformer:
+        """The model with the weights of the one that trained, on its device, once training is over."""
+        return divided
+
+    def rows(self, weight: Tensor) -> Rows:
+        """The rows that this process holds of a weight of the model that trains."""
+        return all_rows(weight)
 
     def whole_state(self, state: Any) -> Any:
         """A nested state with whole tensors; where weights are divided, on the CPU."""
@@ -216,11 +224,11 @@ def check_sharded(config: Root, stack: Stack) -> None:
     """Raises `UserError` for what needs whole weights in each step, if ``trainer.parallel`` divides them."""
     if config.trainer.parallel != "fsdp":
         return
-    if stack.compressing:
-        names = " and ".join(f"'{technique.name}'" for technique in stack.compressing)
+    if needing := stack.needing_whole_weights():
+        reasons = " and ".join(f"technique '{name}' {why}" for name, why in needing.items())
         raise UserError(
-            f"trainer.parallel=fsdp divides each weight, and technique {names} needs whole ones: use "
-            "trainer.parallel=ddp, or compress the finished model with init_from=RUN"
+            f"trainer.parallel=fsdp divides each weight among the processes, and {reasons}: use trainer.parallel=ddp, "
+            "or compress the finished model with init_from=RUN"
         )
     if stack.reads_states:
         raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tfx.errors import UserError
 from tfx.model.transformer import Transformer
+from tfx.processes.group import Group
+from tfx.techniques.rows import ALL_ROWS, Rows
 from tfx.training.optimizers import Optimizers
 from tfx.training.parallel import Sharing, totals
-
-if TYPE_CHECKING:
-    pass
 
 
 class ShardedMemoryError(Exception):
@@ -80,17 +79,28 @@ class Sharded(Sharing):
         return divided
 
     @contextmanager
-    def gathered(self, divided: Transformer, whole: Transformer) -> Iterator[Transformer]:
-        with torch.no_grad():
-            values = self.whole_state(divided.state_dict())
-        whole.load_state_dict(values)
+    def gathered(self, divided: Transformer, whole: Transformer, *, changes: bool = False) -> Iterator[Transformer]:
         try:
-            yield whole.to(self._device)
+            yield self.joined(divided, whole)
+            if changes:
+                self._take(divided, whole)
         finally:
             whole.cpu()
 
-    def local(self, weight: Tensor) -> Tensor:
-        return weight.to_local() if isinstance(weight, DTensor) else weight
+    @torch.no_grad()
+    def joined(self, divided: Transformer, whole: Transformer) -> Transformer:
+        whole.load_state_dict(self.whole_state(divided.state_dict()))
+        return whole.to(self._device)
+
+    @torch.no_grad()
+    def _take(self, divided: Transformer, whole: Transformer) -> None:
+        """Gives the divided model the weights of the whole one."""
+        for weight, value in zip(divided.parameters(), whole.parameters(), strict=True):
+            rows = self.rows(weight)
+            rows.part(weight).copy_(rows.of(value))
+
+    def rows(self, weight: Tensor) -> Rows:
+        return SomeRows(weight, self.group) if isinstance(weight, DTensor) else ALL_ROWS
 
     def whole_state(self, state: Any) -> Any:
         return _mapped(state, lambda tensor: _whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor)
@@ -101,6 +111,47 @@ class Sharded(Sharing):
                 for name, value in moments.items():
                     if torch.is_tensor(value) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
                         moments[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+class SomeRows(Rows):
+    """This process's rows of a weight that FSDP2 divides: as many for each process, but the last have fewer or none."""
+
+    def __init__(self, weight: DTensor, group: Group) -> None:
+        self._weight, self._group, self._count = weight, group, weight.shape[0]
+        each = -(-self._count // group.size)
+        self._own = slice(group.rank * each, (group.rank + 1) * each)
+
+    def of(self, value: Tensor) -> Tensor:
+        return value[self._own] if value.shape[0] == self._count else value
+
+    @torch.no_grad()
+    def part(self, tensor: Tensor) -> Tensor:
+        assert isinstance(tensor, DTensor)
+        return tensor.to_local()
+
+    def leaf(self, weight: Tensor) -> Tensor:
+        # A copy: the values of the view take its place.
+        return self.part(weight).clone().requires_grad_(weight.requires_grad)
+
+    def set_gradient(self, weight: Tensor, gradient: Tensor) -> None:
+        weight.grad = self._divided(gradient)
+
+    def room(self, part: Tensor) -> Tensor:
+        return part.new_zeros(self._count, *part.shape[1:])
+
+    def whole(self, part: Tensor) -> Tensor:
+        return _whole(self._divided(part))
+
+    def total(self, value: Tensor) -> Tensor:
+        found = value.clone()
+        self._group.add_up([found])
+        return found
+
+    def _divided(self, part: Tensor) -> DTensor:
+        """A tensor with as many rows as the weight, divided like it."""
+        whole = torch.empty(self._count, *part.shape[1:], device="meta")
+        mesh, placements = self._weight.device_mesh, self._weight.placements
+        return DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class Stepper:
         norm = self.sharing.common_norm(norm)
         verdict = self.guard.judge(nll, targets, norm, number)
         if verdict.fault is None:
-            self.stack.view.follow_gradients(self.model, verdict.refused)
+            self.stack.view.follow_gradients(self.model, verdict.refused, self.sharing.rows)
             with part("optimizer"):
                 self.optimizers.step(factor * self.guard.learning_rate_factor, verdict.refused)
             for means in (of_batches, held):
@@ -189,17 +189,14 @@ class Stepper:
         self._other_flops = 0.0
         fits = True
         try:
-            seen = self.stack.view.see(self.model, progress)
-            for index, piece in enumerate(pieces):
-                moment = Instant(self.config.seed, number, index, progress)
-                with part("forward and loss"):
-                    loss, nll = seen.run(partial(self._loss, piece, moment))
-                # The average is over the targets of the whole step, not over its batches.
-                with part("backward"), self.precision.backward():
-                    (loss / divisor if index < counting else 0.0 * loss).backward()
-                if index < counting:
-                    total += nll
-            seen.pass_back()
+            with self.stack.view.see(self.model, progress, self.sharing.rows) as seen:
+                for index, piece in enumerate(pieces):
+                    moment = Instant(self.config.seed, number, index, progress)
+                    # The average is over the targets of the whole step, not over its batches.
+                    nll = seen.run(partial(self._pass, piece, moment, divisor if index < counting else None))
+                    if index < counting:
+                        total += nll
+                seen.pass_back()
             # Other processes' passes read the other rows.
             self._other_flops *= sum(len(b.rows) for b in batches) / max(1, sum(len(p.rows) for p in pieces))
         except torch.OutOfMemoryError:
@@ -210,6 +207,17 @@ class Stepper:
             return total
         self.optimizers.zero_grad()
         return None
+
+    def _pass(self, piece: Batch, moment: Instant, divisor: float | None) -> Tensor:
+        """Runs a piece forwards and backwards, its loss divided or, with None, not counted; returns what is told of it.
+
+        Both with the weights as they are seen: activation checkpointing runs blocks once more on the way back.
+        """
+        with part("forward and loss"):
+            loss, nll = self._loss(piece, moment)
+        with part("backward"), self.precision.backward():
+            (0.0 * loss if divisor is None else loss / divisor).backward()
+        return nll
 
     def _pieces(self, batches: Sequence[Batch], whole: Sequence[Batch]) -> tuple[list[Batch], int]:
         """This process's rows on the device, and how many of these pieces count.

@@ -6,13 +6,14 @@ the masked weight that the forward pass sees, so that the score of a pruned weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tfx.model.rewiring import Rewiring
+from tfx.techniques.rows import ALL_ROWS, Rows
 
 # Soft scores are compared with a threshold, so their size counts: Adam moves them, as it does in the paper's code.
 _LEARNING_RATE = 1e-2
@@ -39,30 +40,38 @@ class MovementScores:
         """The scores of a weight; 0 where no gradient has come yet."""
         return self._scores[name] if name in self._scores else torch.zeros_like(weight)
 
-    def follow(self, name: str, weight: Tensor, gradient: Tensor, penalty: float) -> None:
-        """Adds a step to the scores, given the gradient of the loss by the masked weight.
+    def follow(self, name: str, weight: Tensor, gradient: Tensor, penalty: float, rows: Rows = ALL_ROWS) -> None:
+        """Adds a step to the scores of these rows, given the gradient of the loss by the masked weight.
 
         ``penalty`` is the derivative of the loss by the sigmoid of one soft score.
         """
         if name not in self._scores:
-            self._scores[name] = torch.zeros_like(weight)
+            self._scores[name] = rows.room(weight)
         self._steps[name] = self._steps.get(name, 0) + 1
-        score = self._scores[name]
+        score = rows.of(self._scores[name])
         by_score = weight * gradient
         if not self.is_soft:
             score.sub_(by_score)
             return
         gate = score.sigmoid()
-        score.sub_(_LEARNING_RATE * self._adam(name, by_score + penalty * gate * (1 - gate)))
+        score.sub_(_LEARNING_RATE * self._adam(name, by_score + penalty * gate * (1 - gate), rows))
 
-    def _adam(self, name: str, gradient: Tensor) -> Tensor:
+    def _adam(self, name: str, gradient: Tensor, rows: Rows) -> Tensor:
         """The direction of Adam (Kingma 2015, arXiv 1412.6980)."""
         corrected = []
         for beta, which, value in zip(_BETAS, self._moments, (gradient, gradient.square()), strict=True):
-            moment = self._moments[which].setdefault(name, torch.zeros_like(value))
+            moments = self._moments[which]
+            if name not in moments:
+                moments[name] = rows.room(value)
+            moment = rows.of(moments[name])
             moment.lerp_(value, 1 - beta)
             corrected.append(moment / (1 - beta ** self._steps[name]))
         return corrected[0] / (corrected[1].sqrt() + _EPSILON)
+
+    def by_rows(self) -> Iterator[tuple[str, Tensor]]:
+        """Scores and moments, by the name of their weight."""
+        for held in (self._scores, *self._moments.values()):
+            yield from held.items()
 
     def rewired(self, rewiring: Rewiring) -> None:
         """Keeps the scores of what stays."""

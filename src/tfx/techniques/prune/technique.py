@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from tfx.techniques.prune.structure import (
     plan_structure,
     reduced_architecture,
 )
+from tfx.techniques.rows import ALL_ROWS, Rows
 from tfx.techniques.weight_selection import left_alone, select_weights
 
 
@@ -78,6 +79,11 @@ class Prune(Technique):
             return {}
         why = "movement scores belong to the matrices as they were; prune in a run of its own, with init_from"
         return {"splits matrices": why}
+
+    def needs_whole_weights(self) -> str | None:
+        if any(progress < 1.0 for progress, _ in self._planned()):
+            return "removes parts of the model while it trains (technique.prune.structure)"
+        return None
 
     def when(self, hook: str) -> str:
         return "once training is over" if hook == "mask" and self.settings.is_one_shot else super().when(hook)
@@ -200,15 +206,12 @@ class Prune(Technique):
         if self._movement is not None and self._followed is None:
             everything = select_weights(model, [], "", embeddings=settings.embeddings, vectors=settings.vectors)
             self._followed = {name: weight.numel() for name, weight in everything.items()}
-        if settings.rewind is not None and progress >= settings.rewind and not self._early and not self._reached:
+        if self._is_early(progress):
             self._early = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        if progress < settings.start or self._reached or not settings.prunes_weights or settings.is_one_shot:
+        if not self._is_pruning(progress):
             return
-        due = int((min(progress, settings.end) - settings.start) / settings.every + 1e-9)
-        reached = progress >= settings.end or settings.schedule == "once"
-        if due == self._due and not reached:
-            return
-        self._due, self._reached = due, reached
+        reached = self._reaches(progress)
+        self._due, self._reached = self._number_at(progress), reached
         before, self.masks = self.masks, self._new_masks(model, sparsity_at(settings, progress))
         self._returned += sum(int((self.masks[name] & ~mask).sum()) for name, mask in before.items())
         if reached:
@@ -219,6 +222,30 @@ class Prune(Technique):
                 self._rewound += int((changed & self.masks[name] if name in self.masks else changed).sum())
                 parameter.copy_(self._early[name])
             self._early = {}
+
+    def is_due(self, progress: float) -> bool:
+        return self._is_early(progress) or self._is_pruning(progress)
+
+    def _is_early(self, progress: float) -> bool:
+        """Whether the weights of now are those to which they are rewound."""
+        rewind = self.settings.rewind
+        return rewind is not None and progress >= rewind and not self._early and not self._reached
+
+    def _is_pruning(self, progress: float) -> bool:
+        """Whether new masks are due."""
+        settings = self.settings
+        if progress < settings.start or self._reached or not settings.prunes_weights or settings.is_one_shot:
+            return False
+        return self._reaches(progress) or self._number_at(progress) != self._due
+
+    def _reaches(self, progress: float) -> bool:
+        """Whether masks of now have the sparsity of the end."""
+        return progress >= self.settings.end or self.settings.schedule == "once"
+
+    def _number_at(self, progress: float) -> int:
+        """The number of the pruning that is due at a progress."""
+        settings = self.settings
+        return int((min(progress, settings.end) - settings.start) / settings.every + 1e-9)
 
     def _new_masks(self, model: Transformer, sparsity: float) -> dict[str, Tensor]:
         settings, movement = self.settings, self._movement
@@ -271,13 +298,21 @@ class Prune(Technique):
         return self.follows_gradients()
 
     def follow_gradient(
-        self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
+        self,
+        name: str,
+        weight: Tensor,
+        gradient: Tensor,
+        masked: Callable[[str, Tensor], Tensor],
+        rows: Rows = ALL_ROWS,
     ) -> None:
         if self._movement is None or self._followed is None or name not in self._followed:
             return
         # The penalty is on the mean of the sigmoids of all scores.
         penalty = self.settings.penalty * ramp(self.settings, self._progress) / sum(self._followed.values())
-        self._movement.follow(name, weight, gradient, penalty)
+        self._movement.follow(name, weight, gradient, penalty, rows)
+
+    def by_rows(self) -> Iterable[tuple[str, Tensor]]:
+        return () if self._movement is None else self._movement.by_rows()
 
     def settled(self) -> bool:
         settings = self.settings

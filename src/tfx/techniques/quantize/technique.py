@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
@@ -28,6 +28,7 @@ from tfx.techniques.quantize.rounding import GridKind, fit, scales_for_rate, to_
 from tfx.techniques.quantize.settings import QuantizeSettings, check_settings
 from tfx.techniques.quantize.steps import choose, coded_bits, measure, scalar_steps
 from tfx.techniques.quantize.trellis import trellis
+from tfx.techniques.rows import ALL_ROWS, Rows
 from tfx.techniques.weight_selection import left_alone, select_weights
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -85,6 +86,11 @@ class Quantize(Technique):
         if not self.settings.learned_step:
             return {}
         return {"removes parts": "learned scales (technique.quantize.learned_step) belong to the layers as they were"}
+
+    def needs_whole_weights(self) -> str | None:
+        if self.settings.learned_step:
+            return "trains scales beside the weights (technique.quantize.learned_step)"
+        return None
 
     def hooks(self) -> tuple[str, ...]:
         return ("prepare_model", "grid") if self.settings.learned_step else ("grid",)
@@ -178,10 +184,9 @@ class Quantize(Technique):
         if not settings.is_aware or progress < settings.start:
             return
         self._aware_steps += 1
-        due = int((progress - settings.start) / settings.every + 1e-9)
-        if due == self._due or (settings.learned_step and self._scales):
+        if not self.is_due(progress):
             return
-        self._due = due
+        self._due = self._number_at(progress)
         weights = {name: masked(name, weight) for name, weight in self.chosen(model).items()}
         if self._budget is not None and not self._budget.is_known:
             self._take_rate(self._budget.first_rate(model, weights))
@@ -189,6 +194,16 @@ class Quantize(Technique):
             self._codebooks = self._cluster(weights)
         else:
             self._scales = self._fit(weights)
+
+    def is_due(self, progress: float) -> bool:
+        settings = self.settings
+        if not settings.is_aware or progress < settings.start or (settings.learned_step and self._scales):
+            return False
+        return self._number_at(progress) != self._due
+
+    def _number_at(self, progress: float) -> int:
+        """The number of the choice of scales that is due at a progress."""
+        return int((progress - self.settings.start) / self.settings.every + 1e-9)
 
     def _fit(self, weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Scales and zero points of masked weights."""
@@ -211,13 +226,14 @@ class Quantize(Technique):
         dtype = _DTYPES[self.settings.scales]
         return {name: cluster(weight, self.bits_of(name), dtype) for name, weight in weights.items()}
 
-    def grid(self, name: str, weight: Tensor, progress: float) -> Grid | None:
+    def grid(self, name: str, weight: Tensor, progress: float, rows: Rows = ALL_ROWS) -> Grid | None:
         if self._final:
             return self._final.get(name)
         if name in self._codebooks:
-            return encode_with(weight, self._codebooks[name])
+            return encode_with(weight, rows.of(self._codebooks[name]))
         if name in self._scales:
-            return to_grid(weight, *self._scale(name), self.kind(name))
+            scale, zero = self._scale(name)
+            return to_grid(weight, rows.of(scale), None if zero is None else rows.of(zero), self.kind(name))
         return None
 
     def _scale(self, name: str) -> tuple[Tensor, Tensor | None]:
@@ -227,24 +243,34 @@ class Quantize(Technique):
             scale = (scale.float() * self._steps[_key(name)].detach().exp()).to(scale.dtype)
         return scale, zero
 
-    def see(self, name: str, weight: Tensor, progress: float) -> Tensor:
+    def see(self, name: str, weight: Tensor, progress: float, rows: Rows = ALL_ROWS) -> Tensor:
         if self._steps is None or name not in self._scales:
-            return super().see(name, weight, progress)
+            return super().see(name, weight, progress, rows)
         scale, zero = self._scale(name)
         values = to_grid(weight.detach(), scale, zero, self.kind(name)).values()
         return LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
 
     def follow_gradient(
-        self, name: str, weight: Tensor, gradient: Tensor, masked: Callable[[str, Tensor], Tensor]
+        self,
+        name: str,
+        weight: Tensor,
+        gradient: Tensor,
+        masked: Callable[[str, Tensor], Tensor],
+        rows: Rows = ALL_ROWS,
     ) -> None:
         if self.settings.rate is None or name not in self._scales:
             return
-        if name not in self._sensitivities:
-            self._due = -1  # the scales in force were chosen without it
         # All training steps count equally: a matrix with coarse steps has small gradients because of that, and to
         # follow them alone would make its steps coarser still.
-        square_R = gradient.square().sum(1) / (masked(name, weight) != 0).sum().clamp(min=1)
-        self._sensitivities[name] = self._sensitivities.get(name, torch.zeros_like(square_R)) + square_R
+        square_R = gradient.square().sum(1) / rows.total((masked(name, weight) != 0).sum()).clamp(min=1)
+        if name not in self._sensitivities:
+            self._due = -1  # the scales in force were chosen without it
+        sums_R = self._sensitivities[name].clone() if name in self._sensitivities else rows.room(square_R)
+        rows.of(sums_R).add_(square_R)
+        self._sensitivities[name] = sums_R
+
+    def by_rows(self) -> Iterable[tuple[str, Tensor]]:
+        return self._sensitivities.items()
 
     def compresses(self, progress: float) -> bool:
         return progress >= (self.settings.start if self.settings.is_aware else 1.0)
