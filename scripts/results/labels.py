@@ -62,6 +62,20 @@ def early_exit() -> str:
     return benchmark("early-exit", columns)
 
 
+@table("labels-int8")
+def labels_int8() -> str:
+    columns = (
+        ("texts in a batch", "batch", ""),
+        ("file", "file", ""),
+        ("accuracy on test", "accuracy", ".1f"),
+        ("texts/s (median)", "texts_per_second", ",.0f"),
+        ("ratio", "ratio", ".2f"),
+        ("lowest", "lowest", ".2f"),
+        ("highest", "highest", ".2f"),
+    )
+    return benchmark("labels-int8", columns)
+
+
 _JUDGED = ["seeds", "valid", "test", "both"]
 
 

@@ -2,7 +2,8 @@
 
 from statistics import fmean
 
-from results.files import Arm, arm, by_seed, kept_runs, mean, printed, rows_of, table
+from results.files import Arm, against, arm, by_seed, kept_runs, mean, printed, rows_of, seed, signed, table
+from tfx.report.statistics import seed_interval
 
 _ARMS = (
     ("the winner", "winner"),
@@ -37,6 +38,44 @@ def search_final() -> str:
         flops = fmean(run.summary["train"]["flops"] for run in runs) / 1e12
         rows.append([what, tokens, _bytes(runs), f"{flops:.1f}", by_seed(runs, "valid"), by_seed(runs, "test")])
     return rows_of(["model", "tokens", "bytes", "TFLOPs of training", "valid BLEU by seed", "test BLEU by seed"], rows)
+
+
+@table("search-adapted")
+def search_adapted() -> str:
+    rows = []
+    for row in printed("search-adapted")["rows"]:
+        values = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in row["values"].items())
+        rows.append([values, f"{row['limit']:,}", f"{row['bytes']:,}", f"{row['bleu']:.2f}"])
+    return rows_of(["config", "limit", "bytes", "valid BLEU (500 sentences)"], rows)
+
+
+@table("search-adapted-final")
+def search_adapted_final() -> str:
+    rows = []
+    hand = arm("search-adapted/hand")
+    for what, tokens, name in (
+        ("the dense model that both start from", "6 M", "dense"),
+        ("the teacher", "12.8 M", "teacher"),
+        ("`experiment=small`, the best recipe found by hand", "6 + 2 M", "hand"),
+        ("the winner of the search", "6 + 2 M", "winner"),
+        ("narrow dense, 8 bits, width 40", "8 M", "narrow-40"),
+        ("narrow dense, 8 bits, width 16", "8 M", "narrow-16"),
+        ("narrow dense, 8 bits, width 64", "8 M", "narrow-64"),
+    ):
+        runs = arm(f"search-adapted/{name}")
+        cells = [_bytes(runs), by_seed(runs, "valid"), by_seed(runs, "test")]
+        gains = [_paired(runs, hand, split) for split in ("valid", "test")] if name == "winner" else [None, None]
+        rows.append([what, tokens, *cells, *gains])
+    header = ["model", "tokens", "bytes", "valid BLEU by seed", "test BLEU by seed"]
+    return rows_of([*header, "difference, valid (95 %)", "difference, test (95 %)"], rows)
+
+
+def _paired(runs: Arm, others: Arm, split: str) -> str:
+    """The mean difference of runs with the same seeds, and its interval."""
+    pairs = {seed(run): run.summary[split]["bleu"] for run in others}
+    found = seed_interval([run.summary[split]["bleu"] - pairs[seed(run)] for run in runs])
+    assert found is not None
+    return f"{against(runs, others, split)} ({signed(found[0])} to {signed(found[1])})"
 
 
 def _bytes(runs: Arm) -> str:

@@ -60,6 +60,7 @@ def read(folder) -> dict:
         (["max_byte=14000", "budget.trials=2"], "max_byte"),
         (["max_bytes=14000", "budget.trials=2", "model.width=interval(3,1)"], "its end must lie above its start"),
         (["max_bytes=14000", "budget.trials=2", "model.width=range(5,8)"], "is a multiple of"),
+        (["max_bytes=14000", "budget.trials=2", "model.width=16,abc"], "model.width=16,abc: name whole numbers"),
         (["max_bytes=14000", "budget.trials=2", "technique=distill"], "technique.distill.teacher=RUN"),
         (["max_bytes=14000", "budget.trials=2", "-m"], "leave out -m"),
         (["max_bytes=14000", "budget.trials=2", "--config-name", "config"], "starts from the defaults"),
@@ -83,7 +84,7 @@ def test_help_explains_every_setting(capsys):
 
 def test_a_dry_run_shows_axes_what_fits_and_the_cost(search, here, tmp_path, capsys, monkeypatch):
     # Two bits for each weight, in place of a written file.
-    def two_bits(config, tokenizer, origin=None):
+    def two_bits(config, tokenizer, outputs=None, origin=None):
         weights = count_parameters(Architecture.from_config(config.model, tokenizer.vocab_size)) // 4
         return FileBytes(weights + 4000, weights, 1000, 3000)
 
@@ -154,3 +155,28 @@ def test_the_same_command_again_has_nothing_left_to_do_and_another_goal_is_anoth
     assert read(whole)["state"]["trials"] == before
     assert search(*GO, f"hydra.sweep.dir={whole}", "max_bytes=13000") == 2
     assert "holds another search" in capsys.readouterr().err
+
+
+def test_a_fixed_width_is_kept_and_the_rate_fills_the_file(data, here, capsys):
+    words = ["model.width=16" if word.startswith("model.width") else word for word in [*TINY, *GO]]
+    assert main(["search", *words, f"dataset.path={data}", "dry_run=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "ffn_factor" in shown
+    assert "model.width" not in shown
+
+
+def test_classifiers_are_searched_too(here, capsys):
+    tiny = [word for word in TINY if not word.startswith(("dataset", "model.decoder", "evaluation.beam"))]
+    words = [*tiny, "dataset=kinds", "dataset.tokenizer.vocab_size=300", "dataset.limit.train=200"]
+    words += [
+        "dataset.limit.valid=20",
+        "dataset.limit.test=20",
+        "trainer.keep=last",
+        "candidates=1",
+        "rungs=1",
+        "seeds=1",
+    ]
+    assert main(["search", *words, "max_bytes=14000", "budget.trials=1", "hydra.sweep.dir=found"]) == 0
+    found = read(here / "found")
+    assert found["metric"] == "accuracy"
+    assert found["tried"][0]["bytes"] <= 14000

@@ -125,7 +125,7 @@ def _exported(*arguments):
     return TextComparison(inputs=1, tokens=1, largest=0, mean=0, loss=0, theirs=0, equal=1, scores={}, beams={})
 
 
-def _two_bits(config, tokenizer, origin=None):
+def _two_bits(config, tokenizer, outputs=None, origin=None):
     weights = count_parameters(Architecture.from_config(config.model, tokenizer.vocab_size)) // 4
     return FileBytes(weights + 4000, weights, 1000, 3000)
 

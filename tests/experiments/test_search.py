@@ -50,7 +50,7 @@ def weights(width: int, ffn_width: int, layers: int) -> int:
     return count_parameters(Architecture.from_config(config, 300))
 
 
-def estimate(config, tokenizer, origin=None) -> FileBytes:
+def estimate(config, tokenizer, outputs=None, origin=None) -> FileBytes:
     """Bytes at the rate of the config, 3 % less than those of the trials."""
     model = config.model
     count = weights(model.width, model.ffn_width, model.decoder_layers)

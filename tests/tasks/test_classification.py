@@ -175,6 +175,10 @@ BAD = {
         "the train split of dataset 'custom', example 3: dataset.label=label is 'high', which is no number",
     ),
     "a label that is named twice": ({"labels": ["yes", "no", "no"]}, "dataset.labels names 'no' twice: leave one"),
+    "numbers beyond the range of their spread": (
+        {"predict": "number", "train": [("a", "1e300"), ("b", "-1e308"), ("c", "1e308")], "valid": [("a", "1")]},
+        "are too large to be scaled, as -1e+308 is: divide them",
+    ),
     "one number": ({"predict": "number", "train": [("a", "1")]}, "have the number 1: name another column"),
     "windows of pairs": (
         {"train": [("a", "b", "x"), ("b", "a", "y")], "valid": [("a", "b", "x")], "long_texts": "windows"},

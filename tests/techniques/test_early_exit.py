@@ -224,6 +224,18 @@ def test_what_is_chosen_is_what_the_scored_model_does(threshold):
     assert whole.metrics["accuracy"] == pytest.approx(proof["whole_accuracy"])
 
 
+def test_heads_that_learned_are_there_even_if_no_text_may_leave_by_them():
+    """That none is good enough is a result, and no reason to throw the training away."""
+    technique = EarlyExit(EarlyExitSettings())
+    config, model = config_of(), model_of().train()
+    stepper = Stepper(config, model, torch.nn.Module(), torch.device("cpu"), Stack([technique], config), 0.0, print)
+    assert not technique.acted()
+    stepper.take([batch_of()], 1.0, 0, 0.0)
+    assert technique.acted()
+    technique._chosen = {"threshold": 1.0, "left_early": 0.0}
+    assert technique.acted()
+
+
 def test_heads_follow_the_layers_that_stay():
     model, batch = model_of(), batch_of()
     states = [block for number, block in enumerate(model.encoder.blocks) if number != 1]

@@ -471,7 +471,7 @@ def test_evidence_has_the_rate_that_was_asked_for_and_the_one_that_steps_allow()
     assert (proof["rate"], proof["empty_matrices"]) == (0.5, 0.0)
     assert proof["entropy_bits"] == pytest.approx(1.0, abs=0.02)
     (line,) = missed_rate(stack.evidence())
-    assert f"the codes take {proof['entropy_bits']:.3g} bits per weight, not the 0.5 of technique.quantize.rate" in line
+    assert f"the codes take {proof['entropy_bits']:.3g} bits per weight, not the 0.5 that were aimed at" in line
     _, model, stack = build("+technique=quantize", "technique.quantize.group=16")
     finish(model, stack)
     assert "rate" not in stack.evidence()["quantize"]

@@ -17,19 +17,21 @@ INT8 = {"quantize": {"bits": 8, "granularity": "channel"}}
 def narrow_int8(config: Root, plain: Path, target: float) -> Root:
     """``config`` with the width whose int8 file is nearest to ``target`` bytes (weights and header), from scratch.
 
-    Heads and layers stay; the feed-forward width shrinks in proportion. ``plain`` is a model file with the tokenizer.
+    Heads and layers stay; the feed-forward width shrinks in proportion. ``plain`` is a model file with the
+    tokenizer and the labels.
     Sizes are those of real files with untrained weights; trained ones differ by a few per cent after entropy coding.
     """
     from tfx.compression import checkpoint
 
-    tokenizer = checkpoint.load(plain, kernels=False).tokenizer
+    loaded = checkpoint.load(plain, kernels=False)
+    tokenizer, outputs = loaded.tokenizer, loaded.model.architecture.outputs
     full = config.model
     unit = full.heads * (2 if full.positions == "rotary" or full.heads % 2 else 1)
     sizes: dict[int, int] = {}
 
     def size(count: int) -> int:
         if count not in sizes:
-            bytes_ = untrained_bytes(_at_width(config, count * unit), tokenizer)
+            bytes_ = untrained_bytes(_at_width(config, count * unit), tokenizer, outputs)
             sizes[count] = bytes_.weights + bytes_.header
         return sizes[count]
 

@@ -121,7 +121,7 @@ def _slower(result: Result) -> list[str]:
 
 
 def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
-    """Says if codes take more or fewer bits than the rate that the user named, and why."""
+    """Says if codes take more or fewer bits than the rate that was aimed at, and why."""
     proof = evidence.get("quantize", {})
     if "rate" not in proof:
         return []
@@ -131,8 +131,6 @@ def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
     why = (
         "no step may be so coarse that a matrix becomes zero; name a higher rate, prune more, or skip fewer tensors"
         if reached > wanted
-        else "technique.quantize.bits and the weights themselves limit the steps; name a lower rate"
+        else "technique.quantize.bits and the weights themselves limit the steps; the file needs no more bytes"
     )
-    return [
-        f"quantize: the codes take {reached:.3g} bits per weight, not the {wanted:g} of technique.quantize.rate: {why}"
-    ]
+    return [f"quantize: the codes take {reached:.3g} bits per weight, not the {wanted:.3g} that were aimed at: {why}"]

@@ -127,14 +127,20 @@ def _scale(corpora: Sequence[tuple[DatasetConfig, Corpus]]) -> Outputs:
         texts = list(_labels(corpus.splits["train"]))
         parts.append(numbers_of(config, "train", texts, np.arange(len(texts))))
     numbers = np.concatenate(parts)
-    spread = float(numbers.std())
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, spread = float(numbers.mean()), float(numbers.std())
+    if not (math.isfinite(mean) and math.isfinite(spread)):
+        largest = numbers[np.abs(numbers).argmax()]
+        raise UserError(
+            f"the numbers of dataset '{corpora[0][0].name}' are too large to be scaled, as {largest:g} is: divide them"
+        )
     if spread == 0:
         name = corpora[0][0].name
         raise UserError(
             f"all training texts of dataset '{name}' have the number {numbers[0]:g}: "
             "name another column with dataset.label"
         )
-    return Outputs("number", (), float(numbers.mean()), spread)
+    return Outputs("number", (), mean, spread)
 
 
 def _labels(dataset: Dataset) -> Iterator[str]:

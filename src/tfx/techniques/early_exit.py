@@ -55,7 +55,7 @@ class EarlyExitSettings(TechniqueSettings):
         None,
         "the probability of its likeliest label from which a text leaves; null: chosen on validation data",
         above=0,
-        maximum=1,
+        below=1,
     )
 
 
@@ -160,7 +160,8 @@ class EarlyExit(Technique):
         return {**self._chosen, "loss": self._loss.value}
 
     def acted(self) -> bool:
-        return self._chosen.get("left_early", 0.0) > 0
+        # Heads that were trained are in the file, even where validation data let no text leave by one.
+        return self._loss.value > 0 or self._chosen.get("left_early", 0.0) > 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"loss": self._loss.state()}

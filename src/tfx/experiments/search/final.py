@@ -77,9 +77,9 @@ def _dense_words(search: Search) -> list[str] | None:
     unit = search.space.unit(dense)
     widths = list(range(unit, 4 * dense.model.width, unit))
     factor = dense.model.ffn_width / dense.model.width
-    tokenizer = search.fitter.data(dense).tokenizer
+    data = search.fitter.data(dense)
     limit = search.goal.max_bytes * (1 - search.fitter.sizes.margin)
-    width = search.fitter.sizes.widest(dense, tokenizer, widths, factor, limit)
+    width = search.fitter.sizes.widest(dense, data, widths, factor, limit)
     if width is None:
         return None
     whole = search.budgets[-1]

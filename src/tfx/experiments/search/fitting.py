@@ -133,8 +133,8 @@ class Fitter:
         if not widths:
             return None
         if self.fills:
-            tokenizer = self.data(config).tokenizer
-            width = self.sizes.widest(config, tokenizer, widths, values.get(FFN_FACTOR), self._limit(values))
+            data = self.data(config)
+            width = self.sizes.widest(config, data, widths, values.get(FFN_FACTOR), self._limit(values))
         else:
             width = min(widths, key=lambda one: abs(one - values[WIDTH]))
         return None if width is None else dict(values) | {WIDTH: width}
@@ -160,11 +160,11 @@ class Fitter:
         """What is known of a config before its training. Latency is measured where it has a limit."""
         config = self.config(values)
         data = self.data(config)
-        bytes_ = self.sizes.untrained(config, data.tokenizer)
+        bytes_ = self.sizes.untrained(config, data)
         latency = untrained = None
         if self.goal.max_latency_ms is not None:
             latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
-        planned = self.sizes.predict(config, data.tokenizer)
+        planned = self.sizes.predict(config, data)
         made = self.space.file_bytes(values)
         whole = planned if made is None else round(made * _FILLED)
         return Prediction(whole, planned, bytes_.weights, stack_of(config), latency, untrained)
@@ -179,7 +179,8 @@ class Fitter:
                 self._data[key] = prepare_data(config.dataset, config.model.context)
             else:
                 architecture, tokenizer = self._origin
-                self._data[key] = prepare_data(config.dataset, architecture.context, tokenizer)
+                outputs = architecture.outputs
+                self._data[key] = prepare_data(config.dataset, architecture.context, tokenizer, outputs=outputs)
         return self._data[key]
 
     # --- what can be had at all -------------------------------------------------------------------------

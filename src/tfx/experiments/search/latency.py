@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from tfx.config.schema import Root
-from tfx.experiments.search.size import Observation, corrections, stack_of
+from tfx.experiments.search.size import Observation, corrections, first_architecture, stack_of
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
@@ -31,7 +31,6 @@ def untrained_latency_ms(
     """
     import torch
 
-    from tfx.model.architecture import Architecture
     from tfx.model.decoding.rules import output_limit
     from tfx.model.device import choose_device
     from tfx.model.transformer import Transformer, initialise
@@ -40,7 +39,7 @@ def untrained_latency_ms(
 
     torch.set_num_threads(config.trainer.threads or threads)
     device = choose_device(config.trainer.device)
-    model = Transformer(origin or Architecture.from_config(config.model, data.tokenizer.vocab_size))
+    model = Transformer(first_architecture(config, data.tokenizer, data.outputs, origin))
     initialise(model, config.seed)
     model.eval().to(device)
     split, tokenizer = data.splits["valid"], data.tokenizer

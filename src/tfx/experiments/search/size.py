@@ -24,8 +24,9 @@ from tfx.record.seeds import derive_seed
 if TYPE_CHECKING:
     from tfx.compression.checkpoint import FileBytes
     from tfx.data.tokenizer import Tokenizer
-    from tfx.model.architecture import Architecture
+    from tfx.model.architecture import Architecture, Outputs
     from tfx.model.transformer import Transformer
+    from tfx.tasks.prepare import PreparedData
 
 # How far the vectors of a trained model lie from the values that they begin with.
 _VECTOR_SPREAD = 0.05
@@ -37,20 +38,22 @@ _MARGIN, _LEAST_MARGIN, _ENOUGH = 0.02, 0.002, 6
 _WORTH_WRITING = 1.01
 
 
-def untrained_bytes(config: Root, tokenizer: Tokenizer, origin: Architecture | None = None) -> FileBytes:
+def untrained_bytes(
+    config: Root, tokenizer: Tokenizer, outputs: Outputs | None = None, origin: Architecture | None = None
+) -> FileBytes:
     """The bytes of the file of ``config`` with this tokenizer, written with drawn weights.
 
-    ``origin`` is the architecture of the model that training starts from, if it is not a new one.
+    ``outputs`` are those of a classifier. ``origin`` is the architecture of the model that training starts from, if it
+    is not a new one.
     Structure that pruning removes is left out; tokens that it removes are not, for which they are is up to the data.
     """
     from tfx.compression import checkpoint
-    from tfx.model.architecture import Architecture
     from tfx.model.transformer import Transformer
     from tfx.techniques.calibration import Calibration
     from tfx.techniques.stack import Stack
 
     stack = Stack.from_config(_quickly(config))
-    architecture = origin or Architecture.from_config(config.model, tokenizer.vocab_size)
+    architecture = first_architecture(config, tokenizer, outputs, origin)
     for technique in stack.compressing:
         technique.see_tokenizer(tokenizer)
         if "rewire" in technique.hooks():
@@ -64,6 +67,17 @@ def untrained_bytes(config: Root, tokenizer: Tokenizer, origin: Architecture | N
         file = Path(folder) / "untrained.safetensors"
         checkpoint.save(file, model, tokenizer, config.evaluation, storage)
         return checkpoint.read_header(file).bytes
+
+
+def first_architecture(
+    config: Root, tokenizer: Tokenizer, outputs: Outputs | None, origin: Architecture | None
+) -> Architecture:
+    """The architecture of a config's training before its first step: its own, or that of the model it starts from."""
+    from tfx.model.architecture import Architecture, with_outputs
+
+    if origin is None:
+        return Architecture.from_config(config.model, tokenizer.vocab_size, outputs)
+    return origin if origin.family == config.dataset.task else with_outputs(origin, config.model, outputs)
 
 
 def _quickly(config: Root) -> Root:
@@ -144,20 +158,20 @@ class SizeModel:
         """The correction of the weights' bytes for each stack."""
         return self._factors
 
-    def untrained(self, config: Root, tokenizer: Tokenizer) -> FileBytes:
+    def untrained(self, config: Root, data: PreparedData) -> FileBytes:
         """`untrained_bytes`, each once."""
-        key = (repr(config.model), repr(config.technique), tokenizer.fingerprint)
+        key = (repr(config.model), repr(config.technique), data.tokenizer.fingerprint)
         if key not in self._known:
-            self._known[key] = untrained_bytes(config, tokenizer, self._origin)
+            self._known[key] = untrained_bytes(config, data.tokenizer, data.outputs, self._origin)
         return self._known[key]
 
-    def predict(self, config: Root, tokenizer: Tokenizer) -> int:
+    def predict(self, config: Root, data: PreparedData) -> int:
         """The bytes of the whole file."""
-        found = self.untrained(config, tokenizer)
+        found = self.untrained(config, data)
         return round(found.weights * self._factors.get(stack_of(config), 1.0)) + found.header + found.tokenizer
 
     def widest(
-        self, config: Root, tokenizer: Tokenizer, widths: Sequence[int], ffn_factor: float | None, limit: float
+        self, config: Root, data: PreparedData, widths: Sequence[int], ffn_factor: float | None, limit: float
     ) -> int | None:
         """The largest of ``widths``, ascending, whose file has at most ``limit`` bytes; None if none has.
 
@@ -171,11 +185,14 @@ class SizeModel:
             return at_width(config, widths[place], ffn_factor)
 
         def bytes_at(place: int) -> int:
-            return self.predict(at(place), tokenizer)
+            return self.predict(at(place), data)
 
         # The number of weights is a polynomial of the width, of degree 2.
         some = sorted({0, len(widths) // 2, len(widths) - 1})
-        counts = [count_parameters(Architecture.from_config(at(place).model, tokenizer.vocab_size)) for place in some]
+        vocabulary = data.tokenizer.vocab_size
+        counts = [
+            count_parameters(Architecture.from_config(at(place).model, vocabulary, data.outputs)) for place in some
+        ]
         polynomial = np.polyfit([widths[place] for place in some], counts, len(some) - 1)
 
         def weights_at(place: int) -> float:

@@ -60,6 +60,8 @@ class Space:
     of_trials: tuple[str, ...] = ()
     # Tells composing where the user's own configs are.
     place: tuple[str, ...] = ()
+    # That of the model where the width is no axis.
+    width: int = 0
 
     def words(self, values: Values, *, whole: bool = False) -> list[str]:
         """The overrides of `tfx train` for the config at ``values``, of a ``whole`` training or of a shorter one."""
@@ -81,7 +83,7 @@ class Space:
             words.append(f"technique.quantize.bytes={self.file_bytes(values)}" if by_bytes else rate)
         for key, value in values.items():
             if key == FFN_FACTOR:
-                words.append(f"{FFN}={round(value * values[WIDTH])}")
+                words.append(f"{FFN}={round(value * values.get(WIDTH, self.width))}")
             elif key == SPARSITY and "prune" in self.optional:
                 if value > 0:
                     techniques.append("prune")
@@ -155,6 +157,8 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     if FFN in fixed or FFN in named:
         axes.pop(FFN_FACTOR, None)
     axes |= named
+    if WIDTH in named and not all(isinstance(choice, int) for choice in named[WIDTH].choices):
+        raise UserError(f"{WIDTH}={','.join(map(str, named[WIDTH].choices))}: name whole numbers")
     if goal.max_bytes is not None and goal.spread > 1:
         factors = (goal.spread ** (step / _SIZES) for step in range(-_SIZES, _SIZES + 1))
         axes[SIZE] = Axis(SIZE, choices=tuple(round(goal.max_bytes * factor) for factor in factors))
@@ -178,6 +182,7 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
         goal.max_bytes if fills else None,
         ending,
         of_trials,
+        width=config.model.width,
     )
 
 

@@ -143,7 +143,7 @@ class ByteBudget:
         size = file_bytes(drawn, grids, storage, self.tokenizer, self.generation)
         # What is left after training may code a little better.
         if size > limit * _DOUBT:
-            raise _unreachable(limit, size)
+            raise _unreachable(limit, size, self.embedding_rate)
 
     def _of_tokenizer(self) -> int:
         """The bytes of the tokenizer in a compressed file."""
@@ -187,10 +187,11 @@ def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], 
     return fits[0]
 
 
-def _unreachable(limit: float, size: int) -> UserError:
+def _unreachable(limit: float, size: int, embedding_rate: float | None = None) -> UserError:
+    kept = "" if embedding_rate is None else f" and technique.quantize.embedding_rate={embedding_rate:g}"
     return UserError(
         f"technique.quantize: a file of {limit:,.0f} bytes cannot be reached: at the least rate, {LEAST_RATE:g} bits "
-        f"per weight, it has {size:,}; allow more, or take a narrower model or a smaller vocabulary"
+        f"per weight{kept}, it has {size:,}; allow more, or take a narrower model or a smaller vocabulary"
     )
 
 
