@@ -62,6 +62,40 @@ def early_exit() -> str:
     return benchmark("early-exit", columns)
 
 
+@table("trec-ablation")
+def trec_ablation() -> str:
+    """Every subset of three techniques, and a narrower dense model of the smallest files' bytes."""
+    rows = []
+    baseline = arm("trec-ablation/baseline")
+    for what, name in (
+        ("no technique", "baseline"),
+        ("distill", "distill"),
+        ("distill, quantize", "distill+quantize"),
+        ("distill, prune", "distill+prune"),
+        ("distill, prune, quantize", "distill+prune+quantize"),
+        ("quantize (4 bits)", "quantize"),
+        ("prune (50 %, without embeddings)", "prune"),
+        ("prune, quantize", "prune+quantize"),
+        ("a narrower dense model, width 72, 8 bits per channel", "dense_int8"),
+    ):
+        runs = arm(f"trec-ablation/{name}")
+        against = None if name == "baseline" else _against(runs, baseline)
+        bytes_ = round(fmean(run.summary["bytes"]["weights"] + run.summary["bytes"]["header"] for run in runs))
+        rows.append([what, *_judged([_shares(run) for run in runs])[1:], against, f"{bytes_:,}"])
+    return rows_of(["arm", *_JUDGED[1:], "difference of both (95 %)", "bytes"], rows)
+
+
+@table("trec-contributions")
+def trec_contributions() -> str:
+    columns = (
+        ("technique", "what"),
+        ("alone", "alone"),
+        ("given the others", "given"),
+        ("average over all orders", "average"),
+    )
+    return benchmark("trec-contributions", [(title, key, "") for title, key in columns])
+
+
 @table("labels-int8")
 def labels_int8() -> str:
     columns = (

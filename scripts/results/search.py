@@ -59,7 +59,6 @@ def search_adapted_final() -> str:
         ("`experiment=small`, the best recipe found by hand", "6 + 2 M", "hand"),
         ("the winner of the search", "6 + 2 M", "winner"),
         ("narrow dense, 8 bits, width 40", "8 M", "narrow-40"),
-        ("narrow dense, 8 bits, width 16", "8 M", "narrow-16"),
         ("narrow dense, 8 bits, width 64", "8 M", "narrow-64"),
     ):
         runs = arm(f"search-adapted/{name}")

@@ -157,6 +157,10 @@ BAD = {
         {"train": [("a", "x\ny"), ("b", "x\ny")]},
         "all training texts of dataset 'custom' have the label 'x y'",
     ),
+    "one label, since the validation split took the rows with the other": (
+        {"train": [("a", "x"), ("b", "x")], "valid": [("c", "y")]},
+        "those for validation have others: set another dataset.valid_fraction",
+    ),
     "two labels": (
         {"train": [*TRAIN, ("a", ["u", "v"])]},
         "example 6, has 2 labels (u, v): set dataset.predict=several",

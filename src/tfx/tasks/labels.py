@@ -65,9 +65,12 @@ def _outputs(corpora: Sequence[tuple[DatasetConfig, Corpus]], notes: list[str]) 
         counts += own
     labels = in_order(counts)
     if len(labels) < 2 and first.predict == "one":
+        valid = [corpus.splits["valid"] for _, corpus in corpora if "valid" in corpus.splits]
+        others = any(set(_counted(split)) - set(labels) for split in valid)
+        how = "those for validation have others: set another dataset.valid_fraction, or shuffle the rows of the file"
         raise UserError(
             f"all training texts of dataset '{first.name}' have the label '{_short(labels[0])}' ({where(first)}): "
-            "there is nothing to tell apart; dataset.label names the column"
+            f"{how if others else 'there is nothing to tell apart; dataset.label names the column'}"
         )
     rare = [label for label in labels if counts[label] == 1]
     if rare:
