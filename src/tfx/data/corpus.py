@@ -247,12 +247,16 @@ def _repetitions(keys: dict[str, np.ndarray]) -> Iterator[str]:
     keys = {split: own for split, own in keys.items() if len(own) > 1}
     for split, own in keys.items():
         if doubled := len(own) - len(np.unique(own)):
-            yield f"{split}: {doubled:,} rows repeat others of the split, and are kept"
+            what = "1 row repeats another of the split, and is kept"
+            yield f"{split}: " + (
+                what if doubled == 1 else f"{doubled:,} rows repeat others of the split, and are kept"
+            )
     for split in ("valid", "test"):
         for other in ("train", "valid"):
             both = split in keys and other in keys and split != other
             if both and (shared := int(np.isin(keys[split], keys[other]).sum())):
-                yield f"{split}: {shared:,} rows are also in {other}, and are kept"
+                verb = "row is" if shared == 1 else "rows are"
+                yield f"{split}: {shared:,} {verb} also in {other}, and {verb.split()[1]} kept"
 
 
 def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[str]) -> None:

@@ -21,6 +21,7 @@ from tfx.experiments.machine import Machine, Process
 from tfx.experiments.table import SweepView
 from tfx.record.lock import locked
 from tfx.system.signals import StoppedBySignal, is_echo, leave_signals
+from tfx.terminal.console import counted
 
 _POLL_SECONDS = 0.1
 
@@ -111,7 +112,8 @@ class _Pool:
     def _stop(self) -> None:
         """Passes the signal on and waits, so that the jobs can save their state; a second one kills them."""
         self._view.note(
-            f"stopping {len(self._running)} jobs: a second {signal.Signals(self._signals[0]).name} kills them"
+            f"stopping {counted(len(self._running), 'job')}: a second {signal.Signals(self._signals[0]).name} kills "
+            f"{'it' if len(self._running) == 1 else 'them'}"
         )
         for _, process in self._running.values():
             process.signal(self._signals[0])

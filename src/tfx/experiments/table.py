@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tfx.experiments.jobs import ENDED_BADLY, RUNNING, WAITING, Job, results
-from tfx.terminal.console import clock, number, plain_console
+from tfx.terminal.console import clock, counted, number, plain_console
 from tfx.terminal.output import LostOutputError
 from tfx.terminal.tables import Column, Sheet
 
@@ -36,7 +36,7 @@ class SweepView:
     def __enter__(self) -> SweepView:
         done = sum(job.state != WAITING for job in self._jobs)
         before = f", {done} of them done before" if done else ""
-        self._console.print(f"sweep: {len(self._jobs)} jobs{before}, {self._at_once} at a time")
+        self._console.print(f"sweep: {counted(len(self._jobs), 'job')}{before}, {self._at_once} at a time")
         if self._console.is_terminal:
             self._live = Live(self._table(), console=self._console, auto_refresh=False, transient=True)
             self._live.start()

@@ -7,6 +7,7 @@ when that runs.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,8 @@ class Sharded(Sharing):
                 f"trainer.parallel=fsdp divides the model, and technique {names} trains modules beside it: use "
                 "trainer.parallel=ddp"
             )
+        # Nothing writes into what a block or the model returns, against which that warns.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         self._device = model.embedding.weight.device
         mesh = init_device_mesh(self._device.type, (self.group.size,))
         # Block by block the slices go to the device: that never holds two whole models.

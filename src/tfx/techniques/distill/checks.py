@@ -22,7 +22,10 @@ def check_settings(settings: DistillSettings, config: Root, need: TeacherNeed) -
         )
     task, is_classification = TASKS[config.dataset.task], config.dataset.task == "classification"
     if settings.sequence_level and not task.decodes:
-        raise UserError(f"technique.distill.sequence_level is for text to text, not for {task.what}")
+        raise UserError(
+            f"technique.distill.sequence_level is for text to text, not for {task.what}: set it to false, also where "
+            "experiment=small brings it"
+        )
     if settings.cache_top_k is not None and not (task.decodes or is_classification):
         raise UserError(f"technique.distill.cache_top_k is for text to text and labels, not for {task.what}")
     if settings.cache_top_k is not None and is_classification and config.dataset.predict != "one":
