@@ -2,7 +2,7 @@
 
 from statistics import fmean
 
-from results.files import Arm, against, arm, by_seed, kept_runs, mean, printed, rows_of, seed, signed, table
+from results.files import Arm, against, arm, benchmark, by_seed, kept_runs, mean, printed, rows_of, seed, signed, table
 from tfx.report.statistics import seed_interval
 
 _ARMS = (
@@ -38,6 +38,19 @@ def search_final() -> str:
         flops = fmean(run.summary["train"]["flops"] for run in runs) / 1e12
         rows.append([what, tokens, _bytes(runs), f"{flops:.1f}", by_seed(runs, "valid"), by_seed(runs, "test")])
     return rows_of(["model", "tokens", "bytes", "TFLOPs of training", "valid BLEU by seed", "test BLEU by seed"], rows)
+
+
+@table("search-predictions")
+def search_predictions() -> str:
+    columns = (
+        ("predicted before training", "what", ""),
+        ("within", "limit", ""),
+        ("configs", "inside", ""),
+        ("mean error, %", "mean", ".2f"),
+        ("median, %", "median", "+.2f"),
+        ("largest, %", "largest", "+.2f"),
+    )
+    return benchmark("search-predictions", columns)
 
 
 @table("search-adapted")

@@ -229,7 +229,7 @@ def test_a_corpus_names_its_files_its_repetitions_and_what_it_strips(tmp_path):
     }  # fmt: skip
     assert corpus.notes[0] == "train: 1 pairs with white space around a text, which is removed"
     assert corpus.notes[1].startswith("valid: 0 sources and the targets of 1 pairs are not in Unicode's composed form")
-    assert corpus.notes[3] == "train: 1 rows repeat others of the split, and are kept"
+    assert corpus.notes[3] == "train: 1 row repeats another of the split, and is kept"
     assert corpus.notes[4] == "test: 1 row is also in train, and is kept"
 
 

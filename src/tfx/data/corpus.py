@@ -247,10 +247,8 @@ def _repetitions(keys: dict[str, np.ndarray]) -> Iterator[str]:
     keys = {split: own for split, own in keys.items() if len(own) > 1}
     for split, own in keys.items():
         if doubled := len(own) - len(np.unique(own)):
-            what = "1 row repeats another of the split, and is kept"
-            yield f"{split}: " + (
-                what if doubled == 1 else f"{doubled:,} rows repeat others of the split, and are kept"
-            )
+            repeats = "row repeats another" if doubled == 1 else "rows repeat others"
+            yield f"{split}: {doubled:,} {repeats} of the split, and {'is' if doubled == 1 else 'are'} kept"
     for split in ("valid", "test"):
         for other in ("train", "valid"):
             both = split in keys and other in keys and split != other
