@@ -77,9 +77,10 @@ def trec_ablation() -> str:
         ("prune (50 %, without embeddings)", "prune"),
         ("prune, quantize", "prune+quantize"),
         ("a narrower dense model, width 72, 8 bits per channel", "dense_int8"),
+        ("the teacher", "teacher"),
     ):
         runs = arm(f"trec-ablation/{name}")
-        against = None if name == "baseline" else _against(runs, baseline)
+        against = None if name in ("baseline", "teacher") else _against(runs, baseline)
         bytes_ = round(fmean(run.summary["bytes"]["weights"] + run.summary["bytes"]["header"] for run in runs))
         rows.append([what, *_judged([_shares(run) for run in runs])[1:], against, f"{bytes_:,}"])
     return rows_of(["arm", *_JUDGED[1:], "difference of both (95 %)", "bytes"], rows)

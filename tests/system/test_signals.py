@@ -18,6 +18,15 @@ from tfx.system.signals import (
     stop_as_others,
 )
 
+
+@pytest.fixture(autouse=True)
+def terminal():
+    """As where the tests have a terminal: in the background of a script a hangup is ignored from the start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 STUBBORN = """
 import time
 from tfx.system.signals import leaving_on_signals
