@@ -146,10 +146,9 @@ TABLES["decoding-peers"] = lambda: benchmark(
         ("BLEU", "bleu", ".2f"),
     ],
 )
-TABLES["training-peers"] = lambda: benchmark("training-peers", [*SPEED, ("share of the matrix rate", "share", ".3f")])
-TABLES["training-peers-small"] = lambda: benchmark(
-    "training-peers-small", [*SPEED, ("share of the matrix rate", "share", ".3f")]
-)
+PEERS = [*SPEED, ("share of the matrix rate", "share", ".3f")]
+TABLES["training-peers"] = lambda: benchmark("training-peers", PEERS)
+TABLES["training-peers-small"] = lambda: benchmark("training-peers-small", PEERS)
 TABLES["training-shakespeare"] = lambda: benchmark(
     "training-shakespeare",
     [

@@ -47,19 +47,25 @@ def trec_students() -> str:
     return rows_of(["", *_JUDGED, "difference of both (95 %)", "times smaller"], rows)
 
 
+# What `scripts/bench_labels.py` measures of files in turn.
+_TIMED = (
+    ("accuracy on test", "accuracy", ".1f"),
+    ("texts/s (median)", "texts_per_second", ",.0f"),
+    ("ratio", "ratio", ".2f"),
+    ("lowest", "lowest", ".2f"),
+    ("highest", "highest", ".2f"),
+)
+
+
 @table("early-exit")
 def early_exit() -> str:
-    columns = (
-        ("texts in a batch", "batch", ",d"),
-        ("model", "file", ""),
-        ("layers a text", "depth", ".2f"),
-        ("accuracy on test", "accuracy", ".1f"),
-        ("texts/s (median)", "texts_per_second", ",.0f"),
-        ("ratio", "ratio", ".2f"),
-        ("lowest", "lowest", ".2f"),
-        ("highest", "highest", ".2f"),
-    )
+    columns = (("texts in a batch", "batch", ",d"), ("model", "file", ""), ("layers a text", "depth", ".2f"), *_TIMED)
     return benchmark("early-exit", columns)
+
+
+@table("labels-int8")
+def labels_int8() -> str:
+    return benchmark("labels-int8", (("texts in a batch", "batch", ""), ("file", "file", ""), *_TIMED))
 
 
 @table("trec-ablation")
@@ -95,20 +101,6 @@ def trec_contributions() -> str:
         ("average over all orders", "average"),
     )
     return benchmark("trec-contributions", [(title, key, "") for title, key in columns])
-
-
-@table("labels-int8")
-def labels_int8() -> str:
-    columns = (
-        ("texts in a batch", "batch", ""),
-        ("file", "file", ""),
-        ("accuracy on test", "accuracy", ".1f"),
-        ("texts/s (median)", "texts_per_second", ",.0f"),
-        ("ratio", "ratio", ".2f"),
-        ("lowest", "lowest", ".2f"),
-        ("highest", "highest", ".2f"),
-    )
-    return benchmark("labels-int8", columns)
 
 
 _JUDGED = ["seeds", "valid", "test", "both"]
