@@ -67,3 +67,17 @@ def test_the_products_are_of_stacks(monkeypatch):
     give_gradients([weights], 1)
     optimizer.step()
     assert set(calls) == {(3, 8, 12), (2, 12, 12)}
+
+
+def test_products_in_fp32_give_the_polynomials_exactly():
+    weight = parameters([(24, 16)])
+    give_gradients([weight], 1)
+    before, x = weight[0].detach().double(), weight[0].grad.double().mT
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    wanted = before * (1 - 0.02 * 0.3) - 0.2 * 24**0.5 * 0.02 * x.mT
+    optimizer = Muon(weight, products=torch.float32, **SETTINGS)
+    optimizer.step()
+    torch.testing.assert_close(weight[0].detach().double(), wanted, rtol=1e-6, atol=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tfx.config.schema import ModelConfig, OptimizerConfig
+from tfx.model import device
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
 from tfx.training.optimizers import build_optimizers
@@ -78,6 +79,20 @@ def test_muon_gets_exactly_the_matrices_of_the_blocks():
     expected = {f"{stack}.blocks.0.{layer}.weight" for stack in ("encoder", "decoder") for layer in layers}
     expected |= {f"decoder.blocks.0.cross.{part}.weight" for part in "qkvo"}
     assert names == expected
+
+
+@pytest.mark.parametrize(("in_hardware", "products"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_multiplies_bfloat16_only_where_the_processor_does(monkeypatch, in_hardware, products):
+    # Emulated, its 15 products for each matrix take four times as long as all else of a step.
+    monkeypatch.setattr(device, "_cpu_multiplies_bf16", lambda: in_hardware)
+    seen = set()
+    real = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: seen.update((a.dtype, b.dtype)) or real(a, b))
+    model = small_model()
+    optimizers = build_optimizers(OptimizerConfig(name="muon"), model, CPU)
+    give_gradients(model, 1)
+    optimizers.step(1.0)
+    assert seen == {products}
 
 
 def test_muons_update_has_the_size_of_adamws():

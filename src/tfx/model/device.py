@@ -123,10 +123,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     docs/RESULTS.md). Elsewhere it is fp32.
     """
     if name == "auto":
-        if device.type == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        else:
-            name = "mixed" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+        on_bf16 = {"cuda": "bf16", "cpu": "mixed"}
+        name = on_bf16.get(device.type, "fp32") if multiplies_bf16(device) else "fp32"
     if name == "bf16":
         return Precision(name, torch.bfloat16, torch.bfloat16)
     return Precision(name, None, torch.bfloat16 if name == "mixed" else torch.float32)
@@ -162,8 +160,17 @@ def scoring_in(numbers: str, device: torch.device) -> Iterator[None]:
         products.fp32_precision = before
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware; MPS is taken to. A CPU that does not is many times
+    slower than in fp32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or _cpu_multiplies_bf16()
+
+
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
+    """Whether the CPU has AVX512-BF16 or AMX."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             text = file.read()

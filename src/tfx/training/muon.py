@@ -23,7 +23,13 @@ class Muon(torch.optim.Muon):
     """`torch.optim.Muon` with its arithmetic and its state, and larger products.
 
     Updates differ from its own in the order of summation only. ``adjust_lr_fn`` must be ``match_rms_adamw``.
+    ``products`` is the number format of its matrix products: bfloat16, as torch has it, or fp32 where a device lacks
+    that.
     """
+
+    def __init__(self, *arguments: Any, products: torch.dtype = torch.bfloat16, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -42,7 +48,7 @@ class Muon(torch.optim.Muon):
             directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for places in _stacks(parameters):
-                stack_NRC = torch.stack([directions[i] for i in places]).bfloat16()
+                stack_NRC = torch.stack([directions[i] for i in places]).to(self.products)
                 updates_NRC = orthogonalise(stack_NRC, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 rate = 0.2 * math.sqrt(max(updates_NRC.shape[1:])) * group["lr"]
                 for place, update_RC in zip(places, updates_NRC, strict=True):

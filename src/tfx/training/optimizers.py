@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import OptimizerConfig
+from tfx.model.device import multiplies_bf16
 from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.rewiring import ParameterMap
 from tfx.training.muon import Muon
@@ -173,7 +174,8 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
 
     Weight decay acts on matrices and embeddings only, not on norms, biases and modules that a technique trains. Muon
     (Jordan 2024) takes the matrices of the blocks; embeddings and vectors go to AdamW. Its update is scaled to the RMS
-    of AdamW's (Liu 2025, arXiv 2502.16982), so that the learning rates of both are comparable.
+    of AdamW's (Liu 2025, arXiv 2502.16982), so that the learning rates of both are comparable. Its products are in
+    bfloat16 where the device multiplies that in hardware, else in fp32.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     roles = parameter_roles(model)
@@ -208,6 +210,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
                     weight_decay=config.weight_decay,
                     momentum=config.momentum,
                     adjust_lr_fn="match_rms_adamw",
+                    products=torch.bfloat16 if multiplies_bf16(device) else torch.float32,
                 ),
                 torch.optim.AdamW(groups(rest, vectors), lr=config.lr, betas=betas, eps=config.eps, fused=fused),
             ]
