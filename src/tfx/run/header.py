@@ -14,6 +14,7 @@ from tfx.terminal.console import size
 if TYPE_CHECKING:
     import torch
 
+    from tfx.model.device import Precision
     from tfx.model.transformer import Transformer
     from tfx.run.setup import Parts
     from tfx.techniques.stack import Stack
@@ -43,7 +44,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         step = "as many tokens per batch as fit into memory"
     else:
         step = f"{config.dataset.batch_size * config.trainer.accumulation:,} tokens per step"
-    precision = choose_precision(config.trainer.precision, device).name
+    precision = choose_precision(config.trainer.precision, device)
     # Weights, gradients and two moments in fp32; an average doubles the weights.
     copies = 4 + (config.trainer.averaging.kind != "none")
     rows = [
@@ -59,11 +60,13 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             "training",
             f"{length}, {step}, {config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
-        ("device", ", ".join([str(device), precision, *_threads(device), *_processes(parts)])),
+        ("device", ", ".join([str(device), precision.name, *_threads(device), *_processes(parts)])),
         *(_plan_rows(stack, model) or [("stack", "no technique")]),
         ("run", str(folder)),
     ]
-    return rows + [("note", note) for note in [*data.notes, *_process_notes(parts)]]
+    return rows + [
+        ("note", note) for note in [*data.notes, *_emulation_notes(precision, device), *_process_notes(parts)]
+    ]
 
 
 def _threads(device: torch.device) -> list[str]:
@@ -74,6 +77,20 @@ def _threads(device: torch.device) -> list[str]:
         return []
     count = torch.get_num_threads()
     return ["1 thread"] if count == 1 else [f"{count} threads {how_they_wait()}".rstrip()]
+
+
+def _emulation_notes(precision: Precision, device: torch.device) -> list[str]:
+    """Says if the number format that is asked for is much slower here than fp32."""
+    import torch
+
+    from tfx.model.device import multiplies_bf16
+
+    if precision.products != torch.bfloat16 or multiplies_bf16(device):
+        return []
+    return [
+        f"trainer.precision={precision.name}: this {device.type} has no bfloat16 products, and emulates them, which is "
+        "many times slower than fp32: use trainer.precision=auto"
+    ]
 
 
 def _process_notes(parts: Parts) -> list[str]:
