@@ -1,0 +1,22 @@
+"""What a run says before it trains."""
+
+import pytest
+
+from tfx.cli import main
+from tfx.model import device
+
+TINY = [
+    *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *("dataset.limit.train=20", "dataset.limit.valid=5", "dataset.limit.test=5", "dataset.tokenizer.kind=char"),
+    *("trainer.device=cpu", "trainer.budget.steps=1", "dry_run=true"),
+]
+
+
+@pytest.mark.parametrize(
+    ("precision", "in_hardware"), [("mixed", False), ("bf16", False), ("fp32", False), ("bf16", True)]
+)
+def test_a_number_format_that_the_processor_emulates_is_named(capsys, monkeypatch, precision, in_hardware):
+    monkeypatch.setattr(device, "_cpu_multiplies_bf16", lambda: in_hardware)
+    assert main(["train", *TINY, f"trainer.precision={precision}"]) == 0
+    is_said = "emulates them" in capsys.readouterr().err
+    assert is_said == (precision != "fp32" and not in_hardware)
