@@ -16,6 +16,7 @@ from tfx.experiments.request import compose_request
 from tfx.experiments.search import final, size, space
 from tfx.experiments.search import search as search_module
 from tfx.experiments.search.axes import named_axes
+from tfx.experiments.search.fitting import Fitter
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.search import Search
 from tfx.model.architecture import Architecture
@@ -26,6 +27,7 @@ from tfx.record.seeds import derive_seed
 from tfx.record.summary import COMPLETED, Facts, Result, Speed, Summary, TrainingCost
 from tfx.system.signals import StoppedBySignal
 from tfx.tasks.prepare import prepare_data
+from tfx.techniques.quantize.allocation import LEAST_RATE, MOST_RATE
 
 WORDS = [
     "model.width=range(16,129,8)",
@@ -324,3 +326,16 @@ def test_of_models_of_one_width_the_limit_decides_the_rate(request_of, tmp_path)
     space_ = space.make_space(typed, {}, request.config, Goal.of(SETTINGS, request.config))
     assert not {"technique.quantize.rate", "embedding_rate_factor", "model.width"} & space_.axes.keys()
     assert "technique.quantize.bytes=60000" in space_.words({"ffn_factor": 2, "model.width": 64})
+    least = space_.config({"ffn_factor": 2, "model.width": 64}).technique["quantize"]["rate"]
+    assert least == LEAST_RATE  # what the smallest file of such a model has
+
+
+def test_a_file_is_no_larger_than_its_highest_rate_makes_it(request_of, trials, tmp_path):
+    request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
+    typed = [*(word for word in request.typed if "quantize.rate" not in word), "model.width=64"]
+    for limit, is_filled in ((60_000, True), (900_000, False)):
+        goal = replace(Goal.of(SETTINGS, request.config), max_bytes=limit)
+        space_ = space.make_space(typed, {}, request.config, goal)
+        found = Fitter(space_, goal, request.config).predict({"ffn_factor": 2})
+        most = estimate(space_.config({"ffn_factor": 2}, MOST_RATE), None).file
+        assert found.bytes == (round(0.998 * limit) if is_filled else most) <= limit

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
     from tfx.tasks.prepare import PreparedData
 
-
 # What a file has of the bytes that it is made for (`tfx.techniques.quantize.allocation`).
 _FILLED = 0.998
-
+# A file that may have less than so many times its planned bytes can use them all.
+_FAR = 2
 
 # The rates that are looked at for a width.
 _RATES = 8
@@ -166,8 +166,17 @@ class Fitter:
             latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
         planned = self.sizes.predict(config, data)
         made = self.space.file_bytes(values)
-        whole = planned if made is None else round(made * _FILLED)
+        whole = planned if made is None else self._filled(values, made, planned, data)
         return Prediction(whole, planned, bytes_.weights, stack_of(config), latency, untrained)
+
+    def _filled(self, values: Mapping[str, Any], made: int, planned: int, data: PreparedData) -> int:
+        """The bytes of a file that is made to have ``made``: at the highest rate there may be fewer to fill it with."""
+        from tfx.techniques.quantize.allocation import MOST_RATE
+
+        filled = round(made * _FILLED)
+        if made < _FAR * planned:
+            return filled
+        return min(filled, self.sizes.predict(self.space.config(values, MOST_RATE), data))
 
     def data(self, config: Root) -> PreparedData:
         """The data of a config, each once: it differs where the tokenizer does."""

@@ -26,6 +26,7 @@ TEACHER = "teacher"
 
 Values = Mapping[str, Any]
 
+# Below it a wider model has more weights than it can use.
 _LOWEST_RATE = 1.25
 _SMALLEST_BPE = 300  # the 256 bytes, the special tokens, and a few merges
 _WIDEST = 4  # times the model's own width
@@ -65,7 +66,7 @@ class Space:
 
     def words(self, values: Values, *, whole: bool = False) -> list[str]:
         """The overrides of `tfx train` for the config at ``values``, of a ``whole`` training or of a shorter one."""
-        words = self._words(values, by_bytes=self.max_bytes is not None)
+        words = self._words(values, rate=None)
         return [*words, *(self.ending if whole else ())]
 
     def outside(self, words: Sequence[str]) -> list[str]:
@@ -76,11 +77,12 @@ class Space:
         """The bytes that the file of a config is made to have; None if its rate decides."""
         return None if self.max_bytes is None else int(values.get(SIZE, self.max_bytes))
 
-    def _words(self, values: Values, *, by_bytes: bool) -> list[str]:
+    def _words(self, values: Values, rate: float | None) -> list[str]:
+        """With a limit that decides the rate there is this ``rate`` in its place, if it is named."""
         techniques, words = list(self.techniques), []
         if self.max_bytes is not None:
-            rate = f"{RATE}={values.get(RATE, _LOWEST_RATE):.6g}"
-            words.append(f"technique.quantize.bytes={self.file_bytes(values)}" if by_bytes else rate)
+            limit = f"technique.quantize.bytes={self.file_bytes(values)}"
+            words.append(limit if rate is None else f"{RATE}={rate:.6g}")
         for key, value in values.items():
             if key == FFN_FACTOR:
                 words.append(f"{FFN}={round(value * values.get(WIDTH, self.width))}")
@@ -99,12 +101,15 @@ class Space:
                 words.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
         return [*self.base, f"technique=[{','.join(sorted(techniques))}]", *words]
 
-    def config(self, values: Values) -> Root:
+    def config(self, values: Values, rate: float | None = None) -> Root:
         """The config at ``values``, with the rate that they say. Raises `UserError` if its settings do not fit.
 
+        If a limit of bytes decides the rate, it has the ``rate`` that is named instead, or the least of its axis.
         Its file is as large as that of a whole training, whose other code takes as many bits at a rate.
         """
-        return self.compose(self._words(values, by_bytes=False))
+        from tfx.techniques.quantize.allocation import LEAST_RATE
+
+        return self.compose(self._words(values, rate or values.get(RATE, LEAST_RATE)))
 
     def compose(self, words: Sequence[str]) -> Root:
         """The config of overrides of `tfx train`."""
