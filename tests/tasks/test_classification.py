@@ -211,8 +211,10 @@ def test_a_validation_split_that_is_held_out_has_rows_of_its_own(tmp_path):
     (tmp_path / "valid.jsonl").unlink()
     data = prepare_data(config, context=32)
     texts = {name: [row["text"] for row in split.dataset] for name, split in data.splits.items()}
-    held = list(range(0, 60, 10))
-    assert texts["valid"] == [f"text {number}" for number in held]
+    held = [int(text.split()[1]) for text in texts["valid"]]
+    # One from each ten rows; labels that take turns are both among them.
+    assert [number // 10 for number in held] == list(range(6))
+    assert {number % 2 for number in held} == {0, 1}
     assert texts["train"] == [f"text {number}" for number in range(60) if number not in {*held, 7, 41}]
     assert not [note for note in data.notes if "also in" in note or "repeat" in note]
     assert [note for note in data.notes if "dropped" in note] == ["train: 2 rows with an empty text or label dropped"]

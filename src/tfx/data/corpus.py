@@ -18,6 +18,7 @@ from tfx.config.mixture import mixed
 from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
+from tfx.record.seeds import derive_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,8 +119,8 @@ def load_corpus(config: DatasetConfig) -> Corpus:
             whole = finish(config, name, _canonical(config, dataset, f"{key} whole {name}"), notes, rules)[0]
             raw[name] = text_dataset(_texts(whole))
         is_raw = False
-    _cut_valid(config, raw, notes)
-    splits, keys = _finished(config, raw, key if is_raw else None, notes, rules)
+    _cut_valid(config, raw, notes, rules)
+    splits, keys = _finished(config, raw, _with_rules(key, rules) if is_raw else None, notes, rules)
     notes += _repetitions(keys)
     fingerprint, own_content = (_with_rules(each, rules) for each in (key, nameless_key))
     return Corpus(config.task, splits, fingerprint, notes, files, own_content)
@@ -257,7 +258,17 @@ def _repetitions(keys: dict[str, np.ndarray]) -> Iterator[str]:
                 yield f"{split}: {shared:,} {verb} also in {other}, and {verb.split()[1]} kept"
 
 
-def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[str]) -> None:
+def _spread(count: int, length: int) -> np.ndarray:
+    """``count`` of ``length`` row numbers: one at random from each of as many stretches, whatever the run's seed.
+
+    So rows in the order of their labels and rows whose labels take turns both have all labels among them.
+    """
+    bounds = np.arange(count + 1) * length // max(1, count)
+    generator = np.random.default_rng(derive_seed(0, "data/valid"))
+    return bounds[:-1] + generator.integers(0, np.diff(bounds))
+
+
+def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[str], rules: set[str]) -> None:
     """Cuts a validation split from the end of the training split if there is none."""
     if "valid" in splits:
         return
@@ -286,11 +297,11 @@ def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[st
             "name a validation split with dataset.splits.valid"
         )
     if TASKS[config.task].spreads:
-        count = len(train) - cut
         held = np.zeros(len(train), dtype=bool)
-        held[np.arange(count) * len(train) // max(1, count)] = True
+        held[_spread(len(train) - cut, len(train))] = True
         splits["train"], splits["valid"] = (train.select(np.flatnonzero(rows)) for rows in (~held, held))
-        notes.append(f"valid: {share} of the training examples, evenly spaced")
+        rules.add("held out at random")
+        notes.append(f"valid: {share} of the training examples, from all over the file")
         return
     splits["train"], splits["valid"] = train.select(range(cut)), train.select(range(cut, len(train)))
     notes.append(f"valid: the last {share} of the training examples")

@@ -89,8 +89,8 @@ class DatasetConfig:
     limit: LimitConfig = group(LimitConfig)
     valid_fraction: float = setting(
         0.0,
-        "share of the training split, cut from its end (classification: evenly spaced), that validates if there is no "
-        "validation split",
+        "share of the training split, cut from its end (classification: from all over it), that validates if there is "
+        "no validation split",
         minimum=0,
         below=1,
     )
