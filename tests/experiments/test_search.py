@@ -330,12 +330,14 @@ def test_of_models_of_one_width_the_limit_decides_the_rate(request_of, tmp_path)
     assert least == LEAST_RATE  # what the smallest file of such a model has
 
 
-def test_a_file_is_no_larger_than_its_highest_rate_makes_it(request_of, trials, tmp_path):
+@pytest.mark.parametrize("bits", [[], ["technique.quantize.bits=5"]], ids=["room for all rates", "5 bits"])
+def test_a_file_is_no_larger_than_its_highest_rate_makes_it(request_of, trials, tmp_path, bits):
     request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
     typed = [*(word for word in request.typed if "quantize.rate" not in word), "model.width=64"]
     for limit, is_filled in ((60_000, True), (900_000, False)):
         goal = replace(Goal.of(SETTINGS, request.config), max_bytes=limit)
         space_ = space.make_space(typed, {}, request.config, goal)
+        space_ = replace(space_, base=(*space_.base, *bits))  # as an experiment sets them
         found = Fitter(space_, goal, request.config).predict({"ffn_factor": 2})
-        most = estimate(space_.config({"ffn_factor": 2}, MOST_RATE), None).file
+        most = OVERHEAD + round(found.untrained_weights * MOST_RATE / LEAST_RATE)
         assert found.bytes == (round(0.998 * limit) if is_filled else most) <= limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,17 +166,21 @@ class Fitter:
             latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
         planned = self.sizes.predict(config, data)
         made = self.space.file_bytes(values)
-        whole = planned if made is None else self._filled(values, made, planned, data)
+        whole = planned if made is None else self._filled(config, made, planned, data)
         return Prediction(whole, planned, bytes_.weights, stack_of(config), latency, untrained)
 
-    def _filled(self, values: Mapping[str, Any], made: int, planned: int, data: PreparedData) -> int:
+    def _filled(self, config: Root, made: int, planned: int, data: PreparedData) -> int:
         """The bytes of a file that is made to have ``made``: at the highest rate there may be fewer to fill it with."""
         from tfx.techniques.quantize.allocation import MOST_RATE
 
         filled = round(made * _FILLED)
         if made < _FAR * planned:
             return filled
-        return min(filled, self.sizes.predict(self.space.config(values, MOST_RATE), data))
+        # As the budget does, whatever the bits have room for.
+        quantize = config.technique["quantize"] | {"rate": MOST_RATE}
+        return min(
+            filled, self.sizes.predict(replace(config, technique=config.technique | {"quantize": quantize}), data)
+        )
 
     def data(self, config: Root) -> PreparedData:
         """The data of a config, each once: it differs where the tokenizer does."""

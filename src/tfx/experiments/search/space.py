@@ -101,15 +101,15 @@ class Space:
                 words.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
         return [*self.base, f"technique=[{','.join(sorted(techniques))}]", *words]
 
-    def config(self, values: Values, rate: float | None = None) -> Root:
+    def config(self, values: Values) -> Root:
         """The config at ``values``, with the rate that they say. Raises `UserError` if its settings do not fit.
 
-        If a limit of bytes decides the rate, it has the ``rate`` that is named instead, or the least of its axis.
-        Its file is as large as that of a whole training, whose other code takes as many bits at a rate.
+        If they say none, because a limit of bytes decides it, it is the least that there is. Its file is as large as
+        that of a whole training, whose other code takes as many bits at a rate.
         """
         from tfx.techniques.quantize.allocation import LEAST_RATE
 
-        return self.compose(self._words(values, rate or values.get(RATE, LEAST_RATE)))
+        return self.compose(self._words(values, values.get(RATE, LEAST_RATE)))
 
     def compose(self, words: Sequence[str]) -> Root:
         """The config of overrides of `tfx train`."""
