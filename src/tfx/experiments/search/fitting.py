@@ -171,16 +171,14 @@ class Fitter:
 
     def _filled(self, config: Root, made: int, planned: int, data: PreparedData) -> int:
         """The bytes of a file that is made to have ``made``: at the highest rate there may be fewer to fill it with."""
-        from tfx.techniques.quantize.allocation import MOST_RATE
+        from tfx.techniques.quantize.settings import highest_rate
 
         filled = round(made * _FILLED)
         if made < _FAR * planned:
             return filled
-        # As the budget does, whatever the bits have room for.
-        quantize = config.technique["quantize"] | {"rate": MOST_RATE}
-        return min(
-            filled, self.sizes.predict(replace(config, technique=config.technique | {"quantize": quantize}), data)
-        )
+        quantize = config.technique["quantize"]
+        most = quantize | {"rate": highest_rate(quantize["bits"] or 8)}
+        return min(filled, self.sizes.predict(replace(config, technique=config.technique | {"quantize": most}), data))
 
     def data(self, config: Root) -> PreparedData:
         """The data of a config, each once: it differs where the tokenizer does."""

@@ -107,7 +107,7 @@ class Space:
         If they say none, because a limit of bytes decides it, it is the least that there is. Its file is as large as
         that of a whole training, whose other code takes as many bits at a rate.
         """
-        from tfx.techniques.quantize.allocation import LEAST_RATE
+        from tfx.techniques.quantize.settings import LEAST_RATE
 
         return self.compose(self._words(values, values.get(RATE, LEAST_RATE)))
 

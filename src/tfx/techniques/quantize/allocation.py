@@ -24,8 +24,8 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.transformer import Transformer
+from tfx.techniques.quantize.settings import LEAST_RATE, MOST_RATE
 
-LEAST_RATE, MOST_RATE = 0.5, 6.0
 # A file that leaves no more than this share of its budget is large enough; the next try aims at half of it.
 _SPARE = 0.004
 _TRIES = 8

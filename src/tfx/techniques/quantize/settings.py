@@ -9,6 +9,10 @@ from tfx.config.schema import Root, setting
 from tfx.errors import UserError
 from tfx.techniques.contract import TechniqueSettings
 
+# The rates that there are, in bits per weight, and what codes need beside them.
+LEAST_RATE, MOST_RATE = 0.5, 6.0
+_ROOM = 2
+
 
 @dataclass
 class QuantizeSettings(TechniqueSettings):
@@ -47,16 +51,16 @@ class QuantizeSettings(TechniqueSettings):
         None,
         "target for the bits per weight after entropy coding, over all tensors: scales are finer where the loss is "
         "more sensitive, and bits only limits the codes; null: scales come from the range",
-        minimum=0.5,
-        maximum=6,
+        minimum=LEAST_RATE,
+        maximum=MOST_RATE,
         paper="Gish & Pierce 1968, IEEE Trans. Inf. Theory 14(5); Choi 2017, arXiv 1612.01543",
     )
     embedding_rate: float | None = setting(
         None,
         "a rate of its own for what lies outside of the blocks, embeddings and the output; rate is that of the blocks "
         "then; null: one rate for all, where each matrix gets what its sensitivity is worth",
-        minimum=0.5,
-        maximum=6,
+        minimum=LEAST_RATE,
+        maximum=MOST_RATE,
     )
     bytes: int | None = setting(
         None,
@@ -197,10 +201,14 @@ def _check_rate(settings: QuantizeSettings, rate: float) -> None:
             "them out: name one of the two"
         )
     most = max(rate, settings.embedding_rate or 0.0)
-    if settings.code_bits < most + 2:
-        # With fewer, codes reach less than 8 standard deviations of roughly normal weights.
+    if most > highest_rate(settings.code_bits):
         name = "rate" if most == rate else "embedding_rate"
         raise UserError(
             f"technique.quantize.{name}={most:g} needs room for the codes of large weights: "
-            f"bits={math.ceil(most + 2)} or more"
+            f"bits={math.ceil(most + _ROOM)} or more"
         )
+
+
+def highest_rate(code_bits: int) -> float:
+    """The rate at which codes of so many bits still reach 8 standard deviations of roughly normal weights."""
+    return min(MOST_RATE, float(code_bits - _ROOM))
