@@ -272,6 +272,7 @@ ELSEWHERE = {
     "dataset.tokenizer.lowercase": "tests/data/test_tokenizer.py: of texts with capitals",
     "dataset.mix": "tests/tasks/test_mixture.py: several corpora",
     "dataset.empty": "tests/data/test_corpus.py: an error or not",
+    "model.convolution": "tests/model/test_convolution.py: of encoders",
     "model.pooling": "tests/model/test_label_loss.py: of classifiers",
     "model.pooler": "tests/model/test_label_loss.py: of classifiers",
     **{

@@ -83,6 +83,7 @@ def test_a_classifier_answers_the_same_in_transformers_and_comes_back(kind, data
     ("words", "says"),
     [
         (["model.pooling=mean"], "BertForSequenceClassification has no model with model.pooling=mean"),
+        (["model.convolution=3"], "BertForSequenceClassification has no model with model.convolution=3"),
         (["model.pooler=false"], "BertForSequenceClassification has no model with model.pooler=false"),
     ],
 )

@@ -49,7 +49,7 @@ EVERY = [
 LABELS = TEXTS | {"family": "classification", "encoder_layers": 2, "decoder_layers": 0}
 CLASSIFIERS = [
     LABELS | {"positions": "learned", "pooling": "first", "pooler": True, "norm_position": "post"},
-    LABELS | {"positions": "rotary", "pooling": "mean", "token_types": 2, "embedding_norm": True},
+    LABELS | {"positions": "rotary", "pooling": "mean", "token_types": 2, "embedding_norm": True, "convolution": 3},
     LABELS | {"positions": "relative", "pooling": "max", "kv_heads": 2},
     LABELS | {"positions": "alibi", "pooling": "attention", "token_types": 2, "qk_norm": True},
 ]

@@ -76,7 +76,7 @@ def by_hand(model: Transformer, batch, row: int) -> list[torch.Tensor]:
 
 KINDS = {
     "rotary": {},
-    "alibi, the maximum": {"positions": "alibi", "pooling": "max"},
+    "alibi, the maximum, a convolution": {"positions": "alibi", "pooling": "max", "convolution": 3},
     "relative, norm behind, pooler": {
         **{"positions": "relative", "norm_position": "post", "pooling": "first"},
         **{"pooler": True, "embedding_norm": True},

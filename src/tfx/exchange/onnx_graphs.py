@@ -141,6 +141,8 @@ def _encode(model: Transformer, input_ids: Tensor, attention_mask: Tensor, types
     visible_B11S = attention_mask[:, None, None, :] != 0
     positions_S = torch.arange(length, device=input_ids.device)
     x_BSD = _embed(model, input_ids, model.source_embedding, positions_S, types)
+    if model.convolution is not None:
+        x_BSD = model.convolution(x_BSD, attention_mask != 0)
     bias = _Bias(model, visible_B11S, length, length, is_causal=False)
     rotary = _angles(model, positions_S)
     for block in model.encoder.blocks:

@@ -148,6 +148,7 @@ class Architecture:
     exits: tuple[int, ...] = ()
     exit_threshold: float | None = None
     passes: int = 1
+    convolution: int = 0
 
     @classmethod
     def from_config(cls, model: ModelConfig, vocab_size: int, outputs: Outputs | None = None) -> Architecture:
@@ -239,6 +240,8 @@ class Architecture:
         if (self.outputs is None) == (self.family == "classification"):
             raise ValueError(f"a model of family {self.family} has {'no' if self.outputs is None else 'such'} outputs")
         self._check_exits()
+        if self.convolution and (self.convolution % 2 == 0 or not is_encoder(self.family)):
+            raise ValueError(f"a model of family {self.family} has a convolution of {self.convolution} tokens")
         if _table_elements(self.positions, self.context, self.width, self.head_width) > _MAX_TABLE_ELEMENTS:
             raise ValueError(f"its context of {self.context:,} tokens is too long for {self.positions} positions")
 
@@ -307,6 +310,11 @@ def with_outputs(encoder: Architecture, model: ModelConfig, outputs: Outputs | N
     )
 
 
+def is_encoder(family: str) -> bool:
+    """Whether models of a family are an encoder alone, or with a layer for labels."""
+    return family in ("classification", "encoder")
+
+
 def check_model(model: ModelConfig) -> None:
     """Raises `UserError` for combinations of model settings that cannot be built."""
     if model.width % model.heads:
@@ -315,7 +323,11 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.heads={model.heads} must be a multiple of model.kv_heads={model.kv_heads}")
     if model.family == "lm" and model.encoder_layers:
         raise UserError(f"model.family=lm has no encoder: set model.encoder_layers=0 (not {model.encoder_layers})")
-    is_alone = model.family in ("classification", "encoder")
+    is_alone = is_encoder(model.family)
+    if model.convolution and not is_alone:
+        raise UserError(f"model.convolution is for encoders, and model.family is {model.family}: leave it out")
+    if model.convolution and model.convolution % 2 == 0:
+        raise UserError(f"model.convolution={model.convolution} has no middle token: use {model.convolution + 1}")
     if model.family != "lm" and not model.encoder_layers:
         raise UserError(f"model.family={model.family} needs an encoder: set model.encoder_layers to 1 or more")
     if is_alone != (model.decoder_layers == 0):

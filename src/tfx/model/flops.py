@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.convolution import HIDDEN
 from tfx.model.decoding.decoder import MOST_SHARING
 
 
@@ -33,6 +34,9 @@ def decoding_flops(architecture: Architecture, source_length: int, target_length
 def _encoder_flops(architecture: Architecture, length: int) -> float:
     width, head = architecture.width, architecture.head_width
     total = 0.0
+    if architecture.convolution:
+        inputs = (_projections(architecture) - 1) * architecture.convolution
+        total += 2.0 * (inputs + 1) * width * HIDDEN * width * length
     for shape in architecture.passes * architecture.encoder:
         total += 4.0 * width * (shape.heads + shape.kv_heads) * head * length
         total += 4.0 * shape.heads * head * length * length

@@ -35,11 +35,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """Two linear layers around an activation; ``swiglu`` and ``geglu`` add a third as a gate (Shazeer 2020)."""
 
-    def __init__(self, width: int, ffn: int, *, activation: str, bias: bool, dropout: float) -> None:
+    def __init__(
+        self, width: int, ffn: int, *, activation: str, bias: bool, dropout: float, inputs: int | None = None
+    ) -> None:
+        """``inputs`` is the width of what it reads, if that is not what it returns."""
         super().__init__()
         self.activation = _ACTIVATIONS[GATED.get(activation, activation)]
-        self.up = Linear(width, ffn, bias=bias)
-        self.gate = Linear(width, ffn, bias=bias) if activation in GATED else None
+        self.up = Linear(inputs or width, ffn, bias=bias)
+        self.gate = Linear(inputs or width, ffn, bias=bias) if activation in GATED else None
         self.down = Linear(ffn, width, bias=bias)
         self.dropout = Dropout(dropout)
 

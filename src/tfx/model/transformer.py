@@ -22,6 +22,7 @@ from tfx.model.architecture import Architecture, BlockShape
 from tfx.model.attention import Bias
 from tfx.model.batch import Batch, Blend, Mix
 from tfx.model.compilation import settle
+from tfx.model.convolution import Convolution
 from tfx.model.device import device_memory
 from tfx.model.dropout import Dropout, TokenDropout
 from tfx.model.engine import Engine
@@ -92,6 +93,7 @@ class Transformer(nn.Module):
         self.position = nn.Embedding(architecture.context, width) if architecture.positions == "learned" else None
         self.token_type = nn.Embedding(architecture.token_types, width) if architecture.token_types else None
         self.embedding_norm = make_norm(architecture) if architecture.embedding_norm else None
+        self.convolution = Convolution(architecture, rates.dropout) if architecture.convolution else None
         self.embedding_scale = math.sqrt(width) if architecture.embedding_scale else 1.0
         self._make_tables()
 
@@ -195,6 +197,8 @@ class Transformer(nn.Module):
         bias = Bias(key_mask(source_mask_BS))
         self._add_distances(bias, length, source_BS.device, is_causal=False)
         x_BSD = self.embed(source_BS, self.source_embedding, None, None if mix is None else mix.source, types_BS)
+        if self.convolution is not None:
+            x_BSD = self.convolution(x_BSD, source_mask_BS)
         return x_BSD, bias, self._rotary(length)
 
     def decode(

@@ -16,7 +16,7 @@ from tfx.model.rewiring import ParameterMap
 from tfx.training.muon import Muon
 
 # What stands below the first block.
-_BELOW = re.compile(r"(?:^|\.)(embedding|source_embedding|position|token_type|embedding_norm)\.")
+_BELOW = re.compile(r"(?:^|\.)(embedding|source_embedding|position|token_type|embedding_norm|convolution)\.")
 _DECAYED = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
 
 

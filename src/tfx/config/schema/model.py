@@ -116,6 +116,14 @@ class ModelConfig:
         maximum=1024,
         paper="Devlin 2019, arXiv 1810.04805",
     )
+    convolution: int = setting(
+        0,
+        "encoders: how many neighbouring tokens a convolution before the first block reads, an odd number; 0: there is "
+        "none",
+        minimum=0,
+        maximum=31,
+        paper="Kim 2014, arXiv 1408.5882; Mohamed 2019, arXiv 1904.11660",
+    )
     pooling: str = setting(
         "mean",
         "classification: how the states of a text become one: that of the first token, their mean, their maximum, or a "

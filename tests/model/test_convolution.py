@@ -1,0 +1,97 @@
+"""The convolution of an encoder: torch's own on the same weights, whatever the padding, and what it adds to a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import tfx
+from tfx.cli import main
+from tfx.config.schema import ModelConfig
+from tfx.errors import UserError
+from tfx.model.architecture import Architecture, Outputs
+from tfx.model.flops import forward_flops
+from tfx.model.transformer import Transformer, count_parameters, initialise
+
+CONFIG = ModelConfig(
+    family="classification", encoder_layers=1, decoder_layers=0, width=8, heads=2, ffn_width=12, convolution=3
+)
+OUTPUTS = Outputs("one", ("a", "b"))
+
+
+def model_of(**settings) -> Transformer:
+    config = replace(CONFIG, **settings)
+    model = Transformer(Architecture.from_config(config, 20, OUTPUTS), config).eval()
+    initialise(model, 1)
+    return model
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_it_is_torchs_convolution(size):
+    model = model_of(convolution=size)
+    up, down = model.convolution.ffn.up, model.convolution.ffn.down
+    x_BSD = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(1))
+    kernel = up.weight.view(len(up.weight), size, 8).permute(0, 2, 1)
+    hidden = functional.conv1d(x_BSD.mT, kernel, up.bias, padding=size // 2).relu()
+    wanted = x_BSD + functional.conv1d(hidden, down.weight.unsqueeze(-1), down.bias).mT
+    torch.testing.assert_close(model.convolution(x_BSD, None), wanted)
+
+
+def test_padding_changes_nothing():
+    model = model_of()
+    tokens = torch.randint(4, 20, (2, 7), generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+    states = model.encode(tokens, mask)
+    torch.testing.assert_close(states[1:, :4], model.encode(tokens[1:, :4], None))
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_its_products_are_counted(activation):
+    model = model_of(activation=activation, convolution=5)
+    tokens = torch.zeros(3, 6, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.project(model(torch.zeros(3, 0, dtype=torch.long), tokens))
+    assert forward_flops(model.architecture, 3, 6, 0) == counter.get_total_flops()
+    assert count_parameters(model.architecture) == sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"convolution": 4}, "model.convolution=4 has no middle token: use 5"),
+        ({"family": "seq2seq", "decoder_layers": 1}, "model.convolution is for encoders, and model.family is seq2seq"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        Architecture.from_config(replace(CONFIG, **settings), 20)
+
+
+def test_a_file_that_says_so_is_refused():
+    values = model_of().architecture.to_dict()
+    assert values["convolution"] == 3
+    with pytest.raises(UserError, match="a convolution of 2 tokens"):
+        Architecture.from_dict(values | {"convolution": 2})
+
+
+def test_it_is_trained_compressed_and_read_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *("dataset=kinds", "dataset.limit.train=60", "dataset.limit.valid=10", "dataset.limit.test=10"),
+        *("model.width=16", "model.heads=2", "model.ffn_width=16", "model.encoder_layers=2", "model.convolution=3"),
+        *("+technique=[prune,quantize]", "technique.prune.structure.ffn=0.5", "technique.quantize.group=8"),
+        *("trainer.budget.steps=6", "evaluation.latency_inputs=1", "hydra.run.dir=run"),
+    ]
+    assert main(["train", *words]) == 0
+    model = tfx.load(tmp_path / "run").model
+    assert model.architecture.convolution == 3
+    assert model.architecture.encoder[0].ffn == 8  # pruned, and the convolution has its own width
+    assert model.convolution.ffn.up.weight.shape == (32, 48)
+    first = Transformer(model.architecture)
+    initialise(first, 1)
+    assert not torch.equal(first.convolution.ffn.down.weight, model.convolution.ffn.down.weight)
