@@ -37,6 +37,8 @@ class OnnxModel(StepEngine):
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Without it, sums of int8 products overflow on processors that have no instructions for them (no VNNI).
+        options.add_session_config_entry("session.x64quantprecision", "1")
 
         def session(name: str) -> Any:
             return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
