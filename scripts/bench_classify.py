@@ -5,12 +5,14 @@
         [overrides of `tfx train` …]
 
 Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours; `scratch`, `tfx train` of the
-data set's own model; `tfx`, the encoder fine-tuned by `tfx train experiment=finetune`; `transformers`, the same by the
-Trainer of that library with the same rate, warm-up, decay, texts in a batch and epochs; `taught`, the model of
-`scratch` that the encoder of `tfx` with the first seed teaches, on the training questions and on those among the
-`--sentences`, which have no labels; `compressed`, that student at about two bits a weight, with the same teacher. Seed
+data set's own model; `convolved`, that model with a convolution and BPE dropout; `tfx`, the encoder fine-tuned by `tfx
+train experiment=finetune`; `transformers`, the same by the Trainer of that library with the same rate, warm-up, decay,
+texts in a batch and epochs; `taught`, the model of `scratch` that the encoder of `tfx` with the first seed teaches, on
+the training questions and on those among the `--sentences`, which have no labels; `compressed`, that student at about
+two bits a weight, with the same teacher. Seed
 by seed the arms take turns. Each result is a line of JSON in FOLDER/results.jsonl, from which the table is printed: an
-arm and seed that is there already is not run again. Needs scikit-learn for `words`, transformers and accelerate for
+arm and seed that is there already is not run again. Differences to `words` are over the questions of both splits, with
+intervals from samples of questions and of seeds. Needs scikit-learn for `words`, transformers and accelerate for
 `transformers`.
 """
 
@@ -20,6 +22,8 @@ import argparse
 import json
 import re
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +64,17 @@ def questions(options: argparse.Namespace) -> Path:
     return path
 
 
-def words(options: argparse.Namespace, seed: int) -> dict[str, float]:
+def accuracies(options: argparse.Namespace, said: dict[str, list[str]]) -> dict[str, Any]:
+    """The share of right labels in each split, and which they are: a 0 or 1 for each question."""
+    splits = read(options.data)
+    right = {
+        split: [int(label == pair[1]) for label, pair in zip(said[split], splits[split], strict=True)]
+        for split in SPLITS[1:]
+    }
+    return {**{split: statistics.mean(own) for split, own in right.items()}, "right": right}
+
+
+def words(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -69,26 +83,37 @@ def words(options: argparse.Namespace, seed: int) -> dict[str, float]:
     counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
     model = make_pipeline(counts, LogisticRegression(C=10, max_iter=1000, random_state=seed))
     model.fit(*zip(*splits["train"], strict=True))
-    return {split: float(model.score(*zip(*splits[split], strict=True))) for split in SPLITS[1:]}
+    return accuracies(
+        options, {split: list(model.predict([text for text, _ in splits[split]])) for split in SPLITS[1:]}
+    )
 
 
-def train(options: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, float]:
-    """The accuracies of a run of tfx, on its file."""
+def train(options: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, Any]:
+    """The accuracies of a run of tfx, of the labels that its file gives."""
     from tfx.cli import main
 
     run = options.output / name
     data = ["dataset=trec", f"dataset.path={options.data}", f"hydra.run.dir={run}"]
     if not (run / "summary.json").is_file() and main(["train", *data, *overrides, *options.overrides]) != 0:
         raise SystemExit(f"{name} failed: see {run / 'train.log'}")
-    summary = json.loads((run / "summary.json").read_text())
-    return {split: summary[split]["accuracy"] for split in SPLITS[1:]}
+    said = {}
+    for split in SPLITS[1:]:
+        texts = "".join(text + "\n" for text, _ in read(options.data)[split])
+        command = [sys.executable, "-m", "tfx", "generate", str(run)]
+        found = subprocess.run(command, input=texts, capture_output=True, text=True, check=True)
+        said[split] = found.stdout.splitlines()
+    return accuracies(options, said)
 
 
-def scratch(options: argparse.Namespace, seed: int) -> dict[str, float]:
+def scratch(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     return train(options, f"scratch-{seed}", [f"seed={seed}"])
 
 
-def tfx(options: argparse.Namespace, seed: int) -> dict[str, float]:
+def convolved(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    return train(options, f"convolved-{seed}", ["model.convolution=3", "+technique=bpe_dropout", f"seed={seed}"])
+
+
+def tfx(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     steps = -(-len(read(options.data)["train"]) // options.rows) * options.epochs
     recipe = [f"init_from={options.encoder}", "experiment=finetune", f"optimizer.lr={options.rate}", f"seed={seed}"]
     recipe.append("optimizer.layer_decay=1")  # the other library has none
@@ -103,17 +128,17 @@ def taught_by(options: argparse.Namespace) -> list[str]:
     return [teacher, "technique.distill.cache_top_k=6", f"dataset.monolingual={questions(options)}"]
 
 
-def taught(options: argparse.Namespace, seed: int) -> dict[str, float]:
+def taught(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     words = ["+technique=distill", *taught_by(options), "trainer.budget.steps=800", f"seed={seed}"]
     return train(options, f"taught-{seed}", words)
 
 
-def compressed(options: argparse.Namespace, seed: int) -> dict[str, float]:
+def compressed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     stack = ["+technique=[distill,quantize]", *taught_by(options), *COMPRESSION, f"seed={seed}"]
     return train(options, f"compressed-{seed}", [f"init_from={options.output / f'taught-{seed}'}", *stack])
 
 
-def transformers(options: argparse.Namespace, seed: int) -> dict[str, float]:
+def transformers(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     import numpy as np
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
@@ -144,11 +169,11 @@ def transformers(options: argparse.Namespace, seed: int) -> dict[str, float]:
     )
     trainer = Trainer(model, settings, train_dataset=rows["train"], processing_class=tokenizer)
     trainer.train()
-    found = {}
+    said = {}
     for split in SPLITS[1:]:
-        said = np.asarray(trainer.predict(rows[split]).predictions).argmax(1)
-        found[split] = float(np.mean([number == row["labels"] for number, row in zip(said, rows[split], strict=True)]))
-    return found
+        numbers = np.asarray(trainer.predict(rows[split]).predictions).argmax(1)
+        said[split] = [labels[number] for number in numbers]
+    return accuracies(options, said)
 
 
 # The student is there already: a short training with small steps, most of it on the grid.
@@ -160,6 +185,7 @@ COMPRESSION = [
 ARMS = {
     "words": words,
     "scratch": scratch,
+    "convolved": convolved,
     "tfx": tfx,
     "transformers": transformers,
     "taught": taught,
@@ -200,7 +226,7 @@ def main() -> None:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("arm", "seeds", "valid", "test", "seconds")
+    table = Table("arm", "seeds", "valid", "test", "both", "minus words (95 %)", "seconds")
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         cells = []
@@ -208,8 +234,31 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             values = [100 * row[split] for row in own]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}")
-        table.add_row(arm, str(len(own)), *cells, f"{statistics.median(row['seconds'] for row in own):.0f}")
+        seconds = f"{statistics.median(row['seconds'] for row in own):.0f}"
+        table.add_row(arm, str(len(own)), *cells, *difference(rows, own), seconds)
     Console().print(table)
+
+
+def difference(rows: list[dict[str, Any]], own: list[dict[str, Any]]) -> tuple[str, str]:
+    """The accuracy of an arm over both splits, and its difference to that of `words`, in points."""
+    import numpy as np
+
+    from tfx.report.statistics import sentence_weights
+
+    def right(of: list[dict[str, Any]]) -> Any:
+        return np.array([[*row["right"]["valid"], *row["right"]["test"]] for row in of if "right" in row], float)
+
+    own_SN, words_SN = right(own), right([row for row in rows if row["arm"] == "words"])
+    if not len(own_SN):
+        return "–", "–"
+    both = f"{100 * own_SN.mean():.2f}"
+    if not len(words_SN) or own[0]["arm"] == "words":
+        return both, "–"
+    weights_RN = sentence_weights(own_SN.shape[1]) / own_SN.shape[1]
+    seeds_RS = sentence_weights(len(own_SN), seed=1) / len(own_SN)
+    drawn = 100 * (np.einsum("rn,rs,sn->r", weights_RN, seeds_RS, own_SN) - weights_RN @ words_SN.mean(0))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return both, f"{100 * (own_SN.mean() - words_SN.mean()):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":
