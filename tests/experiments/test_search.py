@@ -17,6 +17,7 @@ from tfx.experiments.search import final, size, space
 from tfx.experiments.search import search as search_module
 from tfx.experiments.search.axes import named_axes
 from tfx.experiments.search.fitting import Fitter
+from tfx.experiments.search.front import ranks
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.search import Search
 from tfx.model.architecture import Architecture
@@ -256,6 +257,15 @@ def test_a_front_around_the_limit_has_files_on_both_sides(request_of, trials, tm
     search = run(request_of, tmp_path / "s", settings)
     sizes = [search.found.mean_of(entry).bytes for entry in search.found.ended]
     assert min(sizes) < 45_000
+    # Each size is tried in a round, and beside the best for the limit the ends of the front are trained for long.
+    limits = [entry.values["file_bytes"] for entry in search.book.entries]
+    assert set(limits[:6]) == {30_000, 42_426, 60_000, 84_853, 120_000}
+    whole = {trial.number for trial in search.book.trials if trial.rung == 1}
+    ended = [search.found.first(entry, 0) for entry in search.book.entries]
+    points = [(search.goal.gain_of(found), -found.bytes) for found in ended]
+    front = [place for place, rank in enumerate(ranks(points)) if rank == 0]
+    assert min(front, key=lambda place: ended[place].bytes) in whole
+    assert max(front, key=lambda place: search.goal.key(ended[place])) in whole
     assert 60_000 < max(sizes) <= 120_000 * 1.02
     best = search.found.best()
     assert search.found.mean_of(best).bytes <= 60_000

@@ -19,7 +19,7 @@ from tfx.experiments.search.axes import Axis, named_axes
 from tfx.experiments.search.book import spent
 from tfx.experiments.search.front import non_dominated, ranks, worth_of_axes
 from tfx.experiments.search.goal import Goal, Measured
-from tfx.experiments.search.halving import at_full_length, best_of, costs, course, lengths
+from tfx.experiments.search.halving import at_full_length, best_of, costs, course, evenly, lengths
 from tfx.experiments.search.outcome import expected_largest
 from tfx.experiments.search.sampler import Outcome, propose
 from tfx.experiments.search.size import Observation, SizeModel, corrections
@@ -369,3 +369,11 @@ def test_a_latency_is_that_of_targets_and_not_of_outputs_of_any_length(tmp_path,
     # The sources are the same, and so are the models: 120 tokens take longer than 9, and four layers than one.
     assert found["long", 1] > 1.5 * found["short", 1]
     assert found["long", 4] > 1.3 * found["long", 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "places"), [(3, 3, [0, 1, 2]), (3, 5, [0, 2, 4]), (2, 4, [0, 3]), (1, 4, [0])]
+)
+def test_members_of_a_front_are_evenly_spaced(count, length, places):
+    assert evenly(count, length) == places
+    assert evenly(0, 0) == []

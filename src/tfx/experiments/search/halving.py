@@ -49,6 +49,11 @@ def best_of(candidates: Sequence[Config], count: int, key: Callable[[Config], tu
     return sorted(candidates, key=key, reverse=True)[:count]
 
 
+def evenly(count: int, length: int) -> list[int]:
+    """``count`` of ``length`` places, evenly spaced from the first to the last; one alone is the first."""
+    return [round(step * (length - 1) / max(1, count - 1)) for step in range(count)]
+
+
 def at_full_length(reached: Mapping[int, float], curves: Sequence[Mapping[int, float]], last: int) -> float:
     """What a config would have at the last rung, from its merits by rung and those of all configs (``curves``).
 

@@ -57,11 +57,12 @@ def propose(
     number: int,
     accept: Callable[[Values], Values | None] = lambda values: values,
     first: Values | None = None,
+    turns: str | None = None,
 ) -> list[Values]:
     """The configs of round ``number``: up to ``count``, none twice, and none that an outcome has; ``first`` before all.
 
     ``accept`` says what becomes of values, or that they are out of the question (None). Fewer are returned where no
-    more are found.
+    more are found. ``turns`` is the key of an axis whose choices take turns, and are not drawn: all are in a round.
     """
     with _quiet_optuna() as optuna:
         merits = len(outcomes[0].merits) if outcomes else 1
@@ -85,6 +86,9 @@ def propose(
                 break
             trial = study.ask(distributions)
             values = {key: _plain(trial.params[key], axis) for key, axis in axes.items()}
+            if turns is not None:
+                choices = axes[turns].choices
+                values[turns] = choices[len(found) % len(choices)]
             whole = accept(values) if _key(values, axes) not in seen else None
             if whole is None:
                 # Told as what cannot be had, so that the estimator looks elsewhere.

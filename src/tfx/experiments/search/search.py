@@ -23,11 +23,11 @@ from tfx.experiments.search.findings import Findings
 from tfx.experiments.search.fitting import Fitter
 from tfx.experiments.search.front import ranks
 from tfx.experiments.search.goal import Goal, Measured
-from tfx.experiments.search.halving import best_of, course, lengths
+from tfx.experiments.search.halving import best_of, course, evenly, lengths
 from tfx.experiments.search.outcome import outcome_of
 from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
-from tfx.experiments.search.space import make_space
+from tfx.experiments.search.space import SIZE, make_space
 
 # The part of a budget that goes to more seeds of the leaders.
 _FOR_SEEDS = 0.2
@@ -115,7 +115,8 @@ class Search:
         config = self.request.config
         # What the user would have trained without a search is in it.
         own = self.fitter.own(config) if number == 0 else None
-        proposed = propose(axes, told, count, config.seed, number, self.fitter.accept, own)
+        turns = SIZE if SIZE in axes else None
+        proposed = propose(axes, told, count, config.seed, number, self.fitter.accept, own, turns)
         if not proposed:
             if number == 0:
                 raise self.fitter.refusal or UserError(NOTHING_FITS)
@@ -164,11 +165,15 @@ class Search:
             assert found is not None
             return found
 
-        if self.goal.spread > 1:  # the front is what is sought: its members go on, the best of them first
-            points = [(self.goal.gain_of(at(entry)), -at(entry).bytes) for entry in entries]
-            rank = dict(zip([entry.number for entry in entries], ranks(points), strict=True))
-            return best_of(entries, count, lambda entry: (-rank[entry.number], *self.goal.key(at(entry))))
-        return best_of(entries, count, lambda entry: self.goal.key(at(entry)))
+        best = best_of(entries, count, lambda entry: self.goal.key(at(entry)))
+        if self.goal.spread == 1 or count == 1:
+            return best
+        # The front is what is sought: beside the best, its members go on, from the smallest file to the largest.
+        points = [(self.goal.gain_of(at(entry)), -at(entry).bytes) for entry in entries]
+        front = [entry for entry, rank in zip(entries, ranks(points), strict=True) if rank == 0 and entry != best[0]]
+        front.sort(key=lambda entry: at(entry).bytes)
+        chosen = [best[0], *(front[place] for place in evenly(min(count - 1, len(front)), len(front)))]
+        return [*chosen, *(entry for entry in best if entry not in chosen)][:count]
 
     def _add_seeds(self) -> None:
         """One more seed at a time for the leaders at full length, while seeds could change who leads.
