@@ -35,7 +35,8 @@ def trec_students() -> str:
     rows = []
     for what, name, other in (
         ("`tfx train dataset=trec dataset.path=path/to/trec`", "scratch", None),
-        ("the same, taught by the fine-tuned MiniLM", "taught", "scratch"),
+        ("the same with `model.convolution=3 +technique=bpe_dropout`", "convolved", "scratch"),
+        ("the first, taught by the fine-tuned MiniLM", "taught", "scratch"),
         ("that one at 2.2 bits a weight", "compressed", "taught"),
         ("the teacher: MiniLM, fine-tuned by tfx", "tuned", None),
         ("the same with early exits", "early-exit", None),
@@ -45,6 +46,12 @@ def trec_students() -> str:
         row.append(None if other is None else _against(runs, arm(f"trec/{other}")))
         rows.append([*row, None if other != "taught" else ratio(runs)])
     return rows_of(["", *_JUDGED, "difference of both (95 %)", "times smaller"], rows)
+
+
+@table("trec-words")
+def trec_words() -> str:
+    columns = (("", "arm", ""), ("valid", "valid", ".1f"), ("test", "test", ".1f"), ("both", "both", ".1f"))
+    return benchmark("trec-words", (*columns, ("minus words (95 %)", "difference", "")))
 
 
 # What `scripts/bench_labels.py` measures of files in turn.
