@@ -377,3 +377,9 @@ def test_a_latency_is_that_of_targets_and_not_of_outputs_of_any_length(tmp_path,
 def test_members_of_a_front_are_evenly_spaced(count, length, places):
     assert evenly(count, length) == places
     assert evenly(0, 0) == []
+
+
+def test_a_choice_that_cannot_be_had_keeps_no_others_from_their_turn():
+    axes = {"size": Axis("size", choices=(1, 2, 3)), "x": Axis("x", 0.0, 1.0)}
+    found = propose(axes, [], 6, 1, 0, lambda values: values if values["size"] > 1 else None, turns="size")
+    assert sorted(values["size"] for values in found) == [2, 2, 2, 3, 3, 3]

@@ -62,7 +62,8 @@ def propose(
     """The configs of round ``number``: up to ``count``, none twice, and none that an outcome has; ``first`` before all.
 
     ``accept`` says what becomes of values, or that they are out of the question (None). Fewer are returned where no
-    more are found. ``turns`` is the key of an axis whose choices take turns, and are not drawn: all are in a round.
+    more are found. ``turns`` is the key of an axis whose choices take turns, and are not drawn: all that can be
+    had are in a round.
     """
     with _quiet_optuna() as optuna:
         merits = len(outcomes[0].merits) if outcomes else 1
@@ -81,14 +82,14 @@ def propose(
         seen = {_key(outcome.values, axes) for outcome in outcomes}
         found: list[Values] = [] if first is None else [first]
         seen |= {_key(values, axes) for values in found}
-        for _ in range(_MOST_DRAWS * count):
+        for draw in range(_MOST_DRAWS * count):
             if len(found) == count:
                 break
             trial = study.ask(distributions)
             values = {key: _plain(trial.params[key], axis) for key, axis in axes.items()}
             if turns is not None:
                 choices = axes[turns].choices
-                values[turns] = choices[len(found) % len(choices)]
+                values[turns] = choices[draw % len(choices)]
             whole = accept(values) if _key(values, axes) not in seen else None
             if whole is None:
                 # Told as what cannot be had, so that the estimator looks elsewhere.
