@@ -162,6 +162,7 @@ TABLES["training-shakespeare"] = lambda: benchmark(
     ],
 )
 TABLES["training-processes"] = lambda: benchmark("training-processes", SPEED)
+TABLES["muon-emulated"] = lambda: benchmark("muon-emulated", [("", "arm", ""), ("tokens/s", "tokens_per_second", "")])
 TABLES["training-neighbour"] = lambda: benchmark("training-neighbour", SPEED)
 TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)
 TABLES["precision"] = lambda: benchmark("precision", [("what", "what", ""), ("tokens/s", "tokens_per_second", ",.0f")])

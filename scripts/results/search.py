@@ -40,6 +40,19 @@ def search_final() -> str:
     return rows_of(["model", "tokens", "bytes", "TFLOPs of training", "valid BLEU by seed", "test BLEU by seed"], rows)
 
 
+@table("search-front")
+def search_front() -> str:
+    rows = []
+    for row in printed("search-front")["rows"]:
+        (run,) = arm(f"search-front/config{row['config']}/seed1")
+        found = [f"{mean([run], 'valid'):.2f}", None if row["test"] is None else f"{row['test']:.2f}"]
+        rows.append([f"{row['limit']:,}", _bytes([run]), f"{row['predicted']:,}", *found])
+    (dense,), (narrow,) = arm("search-front/dense/seed1"), arm("search-front/narrow-20/seed1")
+    for what, run in (("the dense model", dense), ("narrow dense, 8 bits, width 20", narrow)):
+        rows.append([what, _bytes([run]), None, *(f"{mean([run], split):.2f}" for split in ("valid", "test"))])
+    return rows_of(["limit", "bytes", "predicted", "valid BLEU (500 sentences; dense: all)", "test BLEU"], rows)
+
+
 @table("search-predictions")
 def search_predictions() -> str:
     columns = (
