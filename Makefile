@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that need the libraries of these extras, in an environment of their own.
 EXTRAS := test,wandb,mlflow,trackio,transformers,ctranslate2,onnx,gguf,sentencepiece
 EXTRA_TESTS := tests/run/test_tracking.py tests/exchange
-# A training of search-demo. Processors without bfloat16 products need about 120 to learn as much.
+# A training of search-demo. Processors without bfloat16 products need several times as long.
 SECONDS_EACH ?= 40
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
