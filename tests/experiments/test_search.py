@@ -351,3 +351,9 @@ def test_a_file_is_no_larger_than_its_highest_rate_makes_it(request_of, trials, 
         found = Fitter(space_, goal, request.config).predict({"ffn_factor": 2})
         most = OVERHEAD + round(found.untrained_weights * highest / LEAST_RATE)
         assert found.bytes == (round(0.998 * limit) if is_filled else most) <= limit
+
+
+def test_where_nothing_ended_none_goes_on(request_of, trials, tmp_path):
+    request, axes = request_of(tmp_path / "s")
+    search = Search(request, replace(SETTINGS, spread=2.0), axes)
+    assert search._promote([], 0, 3) == []

@@ -383,3 +383,12 @@ def test_a_choice_that_cannot_be_had_keeps_no_others_from_their_turn():
     axes = {"size": Axis("size", choices=(1, 2, 3)), "x": Axis("x", 0.0, 1.0)}
     found = propose(axes, [], 6, 1, 0, lambda values: values if values["size"] > 1 else None, turns="size")
     assert sorted(values["size"] for values in found) == [2, 2, 2, 3, 3, 3]
+
+
+def test_short_rounds_go_on_with_the_next_choices():
+    axes = {"size": Axis("size", choices=(1, 2, 3, 4, 5)), "x": Axis("x", 0.0, 1.0)}
+    outcomes: list[Outcome] = []
+    for number in range(3):
+        found = propose(axes, outcomes, 2, 1, number, turns="size")
+        outcomes += [Outcome(values, (values["x"],)) for values in found]
+    assert [outcome.values["size"] for outcome in outcomes] == [1, 2, 3, 4, 5, 1]

@@ -17,6 +17,7 @@ from tfx.errors import UserError
 from tfx.model.architecture import Architecture, Outputs
 from tfx.model.flops import forward_flops
 from tfx.model.transformer import Transformer, count_parameters, initialise
+from tfx.techniques.distill.layers import copy_layers
 
 CONFIG = ModelConfig(
     family="classification", encoder_layers=1, decoder_layers=0, width=8, heads=2, ffn_width=12, convolution=3
@@ -79,19 +80,33 @@ def test_a_file_that_says_so_is_refused():
         Architecture.from_dict(values | {"convolution": 2})
 
 
-def test_it_is_trained_compressed_and_read_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("quantized", ["group=8", "method=gptq", "method=trellis"])
+def test_it_is_trained_compressed_and_read_back(tmp_path, monkeypatch, quantized):
     monkeypatch.chdir(tmp_path)
     words = [
         *("dataset=kinds", "dataset.limit.train=60", "dataset.limit.valid=10", "dataset.limit.test=10"),
         *("model.width=16", "model.heads=2", "model.ffn_width=16", "model.encoder_layers=2", "model.convolution=3"),
-        *("+technique=[prune,quantize]", "technique.prune.structure.ffn=0.5", "technique.quantize.group=8"),
-        *("trainer.budget.steps=6", "evaluation.latency_inputs=1", "hydra.run.dir=run"),
+        *("+technique=[prune,quantize]", "technique.prune.structure.ffn=0.5", f"technique.quantize.{quantized}"),
+        *("trainer.budget.steps=6", "evaluation.latency_inputs=1", "hydra.run.dir=run", "model.pooling=attention"),
+        *(["technique.quantize.rate=2"] if quantized != "group=8" else []),
     ]
     assert main(["train", *words]) == 0
     model = tfx.load(tmp_path / "run").model
     assert model.architecture.convolution == 3
     assert model.architecture.encoder[0].ffn == 8  # pruned, and the convolution has its own width
     assert model.convolution.ffn.up.weight.shape == (32, 48)
-    first = Transformer(model.architecture)
-    initialise(first, 1)
-    assert not torch.equal(first.convolution.ffn.down.weight, model.convolution.ffn.down.weight)
+
+
+def test_every_weight_of_it_has_a_gradient():
+    model = model_of()
+    model.project(model(torch.zeros(2, 0, dtype=torch.long), torch.arange(4, 14).view(2, 5)))[..., 0].sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in model.convolution.parameters())
+
+
+def test_a_student_begins_with_its_teachers():
+    teacher, student = model_of(), model_of()
+    initialise(student, 2)
+    assert not torch.equal(student.convolution.ffn.up.weight, teacher.convolution.ffn.up.weight)
+    copy_layers(teacher, student)
+    for own, theirs in zip(student.convolution.parameters(), teacher.convolution.parameters(), strict=True):
+        assert torch.equal(own, theirs)

@@ -86,7 +86,8 @@ class Calibration:
     def inputs(self, names: Container[str], *, at_once: bool = False) -> Iterator[dict[str, Tensor]]:
         """The second moments (C, C) of what the named matrices are multiplied with, by name, in fp64.
 
-        They come in groups, in the order of the forward pass: embeddings, the layers of each block, other matrices.
+        They come in groups, in the order of the forward pass: embeddings, a convolution, the layers of each block,
+        other matrices.
         What is measured depends on the groups before: quantize a group before asking for the next. Or ask for all
         ``at_once``, as long as nothing has changed.
 
@@ -94,7 +95,7 @@ class Calibration:
         its hidden states' moments count as much as the identity, with the same trace.
         """
         groups = [{name: module for name, module in group.items() if f"{name}.weight" in names}
-                  for group in (self._embeddings(), *self._blocks(), self._others())]  # fmt: skip
+                  for group in (self._embeddings(), self._convolution(), *self._blocks(), self._others())]  # fmt: skip
         if at_once:
             groups = [{name: module for group in groups for name, module in group.items()}]
         output = self._model.output
@@ -120,12 +121,17 @@ class Calibration:
     def _embeddings(self) -> dict[str, nn.Module]:
         return {name: module for name, module in self._model.named_modules() if isinstance(module, nn.Embedding)}
 
+    def _convolution(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in self._outside() if name.startswith("convolution.")}
+
     def _others(self) -> dict[str, nn.Module]:
-        return {
-            name: module
-            for name, module in self._model.named_modules()
-            if isinstance(module, nn.Linear) and ".blocks." not in f".{name}"
-        }
+        return {name: module for name, module in self._outside() if not name.startswith("convolution.")}
+
+    def _outside(self) -> Iterator[tuple[str, nn.Module]]:
+        """The matrices outside of the blocks."""
+        for name, module in self._model.named_modules():
+            if isinstance(module, nn.Linear) and ".blocks." not in f".{name}":
+                yield name, module
 
     @torch.no_grad()
     def second_moments(self, layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
@@ -244,7 +250,8 @@ def calibration_batches(
 
 
 def _real(batch: Batch, name: str) -> Tensor | None:
-    """Where the inputs of a layer are not padding. For the encoder and cross keys and values, the source decides."""
-    if name.startswith("encoder.") or ".cross.k" in name or ".cross.v" in name:
+    """Where the inputs of a layer are not padding. For what reads the source or its states, the source decides."""
+    reads_source = name.startswith(("encoder.", "convolution.")) or name.endswith("pooling.score")
+    if reads_source or ".cross.k" in name or ".cross.v" in name:
         return batch.source_mask_BS
     return batch.target_out_BT >= 0

@@ -62,8 +62,8 @@ def propose(
     """The configs of round ``number``: up to ``count``, none twice, and none that an outcome has; ``first`` before all.
 
     ``accept`` says what becomes of values, or that they are out of the question (None). Fewer are returned where no
-    more are found. ``turns`` is the key of an axis whose choices take turns, and are not drawn: all that can be
-    had are in a round.
+    more are found. ``turns`` is the key of an axis whose choices take turns, and are not drawn: about as
+    often each, where all can be had.
     """
     with _quiet_optuna() as optuna:
         merits = len(outcomes[0].merits) if outcomes else 1
@@ -89,7 +89,8 @@ def propose(
             values = {key: _plain(trial.params[key], axis) for key, axis in axes.items()}
             if turns is not None:
                 choices = axes[turns].choices
-                values[turns] = choices[draw % len(choices)]
+                # Where the rounds before have left off: a short round would have the first choices alone.
+                values[turns] = choices[(len(outcomes) + draw) % len(choices)]
             whole = accept(values) if _key(values, axes) not in seen else None
             if whole is None:
                 # Told as what cannot be had, so that the estimator looks elsewhere.

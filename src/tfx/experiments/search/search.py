@@ -166,7 +166,7 @@ class Search:
             return found
 
         best = best_of(entries, count, lambda entry: self.goal.key(at(entry)))
-        if self.goal.spread == 1 or count == 1:
+        if self.goal.spread == 1 or count == 1 or not best:
             return best
         # The front is what is sought: beside the best, its members go on, from the smallest file to the largest.
         points = [(self.goal.gain_of(at(entry)), -at(entry).bytes) for entry in entries]

@@ -51,4 +51,6 @@ def copy_layers(teacher: Transformer, student: Transformer) -> int:
             theirs_part, ours_part = getattr(teacher, name), getattr(student, name)
             if theirs_part is not None and ours_part is not None and ours_part.weight.shape == theirs_part.weight.shape:
                 ours_part.load_state_dict(theirs_part.state_dict())
+        if student.convolution is not None and teacher.convolution is not None:
+            student.convolution.load_state_dict(teacher.convolution.state_dict())
     return copied
