@@ -19,8 +19,8 @@ install: $(VENV)/.installed ## virtual environment in .venv with tfx in it
 demo: $(VENV)/.installed ## train, distill, prune and quantize the default model on the embedded data (5 to 8 minutes)
 	$(BIN)/tfx train '+technique=[distill,prune,quantize]' experiment=demo
 search-demo: $(VENV)/.installed-search ## find the best model below 200 kB on the embedded data (about 9 minutes on two cores)
-	$(BIN)/tfx search max_bytes=200_000 budget.seconds=$$((9 * $(SECONDS_EACH))) trainer.budget.seconds=$(SECONDS_EACH) candidates=6 rungs=2 seeds=1 \
-		final=true final_seeds=2 evaluation=greedy dataset.limit.valid=300
+	$(BIN)/tfx search max_bytes=200_000 budget.seconds=$$((9 * $(SECONDS_EACH))) trainer.budget.seconds=$(SECONDS_EACH) \
+		candidates=6 rungs=2 seeds=1 final=true final_seeds=2 evaluation=greedy dataset.limit.valid=300
 test: $(VENV)/.installed-dev ## the test suite (minutes; no network once installed)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 test-slow: $(VENV)/.installed-dev ## checks that train for minutes, or need real data in $$TFX_TEST_DATA

@@ -353,6 +353,18 @@ def test_a_file_is_no_larger_than_its_highest_rate_makes_it(request_of, trials, 
         assert found.bytes == (round(0.998 * limit) if is_filled else most) <= limit
 
 
+def test_sizes_that_a_model_cannot_fill_are_one(request_of, trials, tmp_path):
+    request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
+    typed = [*(word for word in request.typed if "quantize.rate" not in word), "model.width=64"]
+    goal = replace(Goal.of(SETTINGS, request.config), max_bytes=400_000, spread=2.0)
+    fitter = Fitter(space.make_space(typed, {}, request.config, goal), goal, request.config)
+    kept = [size for size in (200_000, 282_843, 400_000, 565_685, 800_000)
+            if fitter.accept({"ffn_factor": 2, "file_bytes": size}) is not None]  # fmt: skip
+    most = fitter.predict({"ffn_factor": 2, "file_bytes": 800_000}).bytes
+    assert kept[-2] < most <= kept[-1]
+    assert fitter.own(request.config)["file_bytes"] == max(size for size in kept if size <= 400_000)
+
+
 def test_where_nothing_ended_none_goes_on(request_of, trials, tmp_path):
     request, axes = request_of(tmp_path / "s")
     search = Search(request, replace(SETTINGS, spread=2.0), axes)

@@ -16,8 +16,10 @@ from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, Outputs
 from tfx.model.flops import forward_flops
+from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.transformer import Transformer, count_parameters, initialise
 from tfx.techniques.distill.layers import copy_layers
+from tfx.techniques.quantize.allocation import rates_of
 
 CONFIG = ModelConfig(
     family="classification", encoder_layers=1, decoder_layers=0, width=8, heads=2, ffn_width=12, convolution=3
@@ -101,6 +103,22 @@ def test_every_weight_of_it_has_a_gradient():
     model = model_of()
     model.project(model(torch.zeros(2, 0, dtype=torch.long), torch.arange(4, 14).view(2, 5)))[..., 0].sum().backward()
     assert all(weight.grad.abs().sum() > 0 for weight in model.convolution.parameters())
+
+
+@pytest.mark.parametrize("size", [1, 3, 31])
+def test_it_begins_as_a_small_part_of_what_the_first_block_reads(size):
+    model = model_of(convolution=size, width=64)
+    x_BSD = torch.randn(4, 40, 64, generator=torch.Generator().manual_seed(1))
+    added = model.convolution(x_BSD, None) - x_BSD
+    assert 0.1 < added.std() < 1
+
+
+def test_its_matrices_count_as_those_of_the_blocks():
+    roles = parameter_roles(model_of())
+    assert {roles[f"convolution.ffn.{layer}.weight"] for layer in ("up", "down")} == {Role.MATRIX}
+    inner, outer = rates_of(dict.fromkeys(roles, 0), 2.0, 3.0)
+    assert "convolution.ffn.up.weight" in inner[1]
+    assert "output.weight" in outer[1]
 
 
 def test_a_student_begins_with_its_teachers():

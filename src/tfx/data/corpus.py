@@ -269,7 +269,7 @@ def _spread(count: int, length: int) -> np.ndarray:
 
 
 def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[str], rules: set[str]) -> None:
-    """Cuts a validation split from the end of the training split if there is none."""
+    """Cuts a validation split from the training split if there is none: its end, or rows from all over it."""
     if "valid" in splits:
         return
     if config.valid_fraction == 0:

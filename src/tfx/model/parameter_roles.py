@@ -11,7 +11,7 @@ class Role(Enum):
     """Kinds of parameters. ``OTHER`` belongs to a technique and to no layer, such as a learned scale."""
 
     EMBEDDING = "embedding"
-    MATRIX = "matrix of a block"
+    MATRIX = "matrix of a block, or of the convolution before them"
     HEAD = "matrix outside of the blocks"
     BIAS = "bias"
     NORM = "norm"
@@ -27,13 +27,18 @@ def parameter_roles(module: nn.Module) -> dict[str, Role]:
     return {name: roles[name] for name, _ in module.named_parameters()}
 
 
+def is_within(name: str) -> bool:
+    """Whether a parameter or layer of this name is part of a block, or of the convolution before the blocks."""
+    return ".blocks." in f".{name}" or name.startswith("convolution.")
+
+
 def _role(layer: nn.Module, name: str) -> Role:
     if isinstance(layer, nn.Embedding):
         return Role.EMBEDDING
     if isinstance(layer, nn.Linear):
         if name.endswith("bias"):
             return Role.BIAS
-        return Role.MATRIX if ".blocks." in f".{name}" else Role.HEAD
+        return Role.MATRIX if is_within(name) else Role.HEAD
     if isinstance(layer, nn.ParameterDict | nn.ParameterList):
         return Role.OTHER
     return Role.BIAS if name.endswith("bias") else Role.NORM

@@ -366,6 +366,8 @@ def initialise(model: Transformer, seed: int) -> None:
         "encoder": architecture.passes * 2 * len(architecture.encoder),
         "decoder": architecture.passes * sum(3 if shape.cross_heads else 2 for shape in architecture.decoder),
     }
+    # It writes to the stream of the encoder.
+    writes["convolution"] = writes["encoder"]
     roles = parameter_roles(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

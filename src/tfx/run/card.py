@@ -84,6 +84,7 @@ def _model(loaded: LoadedModel, target: str, numbers: str, compared: str) -> str
         {
             "family": architecture.family,
             "blocks": f"{len(architecture.encoder)} in the encoder, {len(architecture.decoder)} in the decoder",
+            **({"tokens that its convolution reads": architecture.convolution} if architecture.convolution else {}),
             **({"passes through them": architecture.passes} if architecture.passes > 1 else {}),
             "width": architecture.width,
             "context": f"{architecture.context:,} tokens",

@@ -18,6 +18,7 @@ from tfx.evaluation.scoring import score_loss
 from tfx.model.batch import Batch
 from tfx.model.linear import Linear
 from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.model.parameter_roles import is_within
 from tfx.model.transformer import Transformer, run_batch
 from tfx.record.seeds import derive_seed
 from tfx.tasks.batches import training_batches
@@ -122,15 +123,14 @@ class Calibration:
         return {name: module for name, module in self._model.named_modules() if isinstance(module, nn.Embedding)}
 
     def _convolution(self) -> dict[str, nn.Module]:
-        return {name: module for name, module in self._outside() if name.startswith("convolution.")}
+        return {name: module for name, module in self._linear() if name.startswith("convolution.")}
 
     def _others(self) -> dict[str, nn.Module]:
-        return {name: module for name, module in self._outside() if not name.startswith("convolution.")}
+        return {name: module for name, module in self._linear() if not is_within(name)}
 
-    def _outside(self) -> Iterator[tuple[str, nn.Module]]:
-        """The matrices outside of the blocks."""
+    def _linear(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self._model.named_modules():
-            if isinstance(module, nn.Linear) and ".blocks." not in f".{name}":
+            if isinstance(module, nn.Linear):
                 yield name, module
 
     @torch.no_grad()

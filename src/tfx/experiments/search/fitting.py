@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # What a file has of the bytes that it is made for (`tfx.techniques.quantize.allocation`).
 _FILLED = 0.998
-# A file that may have less than so many times its planned bytes can use them all.
-_FAR = 2
+# A file that may have less than this share of about its most bytes fills them; others are written to know.
+_SURE = 0.8
 
 # The rates that are looked at for a width.
 _RATES = 8
@@ -75,6 +75,10 @@ class Fitter:
         """Whether the width is chosen by the size of the file, and is no axis of the sampler."""
         return WIDTH in self.space.axes and self.goal.max_bytes is not None and self.goal.is_of_quality
 
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return self.space.axes[SIZE].choices if SIZE in self.space.axes else ()
+
     def sampled_axes(self) -> dict[str, Any]:
         """The axes that the sampler draws from."""
         return {key: axis for key, axis in self.space.axes.items() if not (self.fills and key == WIDTH)}
@@ -97,7 +101,9 @@ class Fitter:
         # With the rate of the axis, not with the one that a limit of bytes makes of it.
         too_large = found.planned > self._limit(whole)
         too_slow = found.latency_ms is not None and found.latency_ms > (self.goal.max_latency_ms or math.inf)
-        return None if too_large or too_slow else whole
+        # Of sizes that it cannot fill, one is enough.
+        smaller = max((limit for limit in self._sizes if limit < whole.get(SIZE, 0)), default=0)
+        return None if too_large or too_slow or found.bytes < smaller * _FILLED else whole
 
     def own(self, config: Root) -> dict[str, Any] | None:
         """The values of ``config`` itself, as near as the axes have them; None if it breaks a limit.
@@ -105,8 +111,14 @@ class Fitter:
         Where the width is chosen by the size, the rate is the one at which it comes nearest to the config's.
         """
         values = {key: _nearest(axis, _own_value(config, key)) for key, axis in self.sampled_axes().items()}
-        if SIZE in values:
-            values[SIZE] = self.goal.max_bytes
+        if SIZE not in values:
+            return self._nearest_width(values, config)
+        # The limit itself, or the largest size below that it can fill.
+        limits = sorted((limit for limit in self._sizes if limit <= (self.goal.max_bytes or 0)), reverse=True)
+        found = (self._nearest_width(values | {SIZE: limit}, config) for limit in limits)
+        return next((whole for whole in found if whole is not None), None)
+
+    def _nearest_width(self, values: dict[str, Any], config: Root) -> dict[str, Any] | None:
         axis = self.space.axes.get(RATE)
         if axis is None or not self.fills:
             return self.accept(values)
@@ -166,18 +178,21 @@ class Fitter:
             latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
         planned = self.sizes.predict(config, data)
         made = self.space.file_bytes(values)
-        whole = planned if made is None else self._filled(config, made, planned, data)
+        whole = planned if made is None else self._filled(config, made, planned, bytes_.weights, data)
         return Prediction(whole, planned, bytes_.weights, stack_of(config), latency, untrained)
 
-    def _filled(self, config: Root, made: int, planned: int, data: PreparedData) -> int:
-        """The bytes of a file that is made to have ``made``: at the highest rate there may be fewer to fill it with."""
+    def _filled(self, config: Root, made: int, planned: int, weights: int, data: PreparedData) -> int:
+        """The bytes of a file that is made to have ``made``: at the highest rate there may be fewer to fill it with.
+
+        At the rate of ``config`` it has ``planned`` bytes, of which ``weights`` go with the rate, as good as.
+        """
         from tfx.techniques.quantize.settings import highest_rate
 
-        filled = round(made * _FILLED)
-        if made < _FAR * planned:
+        filled, quantize = round(made * _FILLED), config.technique["quantize"]
+        highest = highest_rate(quantize["bits"] or 8)
+        if made < _SURE * (planned + weights * (highest / quantize["rate"] - 1)):
             return filled
-        quantize = config.technique["quantize"]
-        most = quantize | {"rate": highest_rate(quantize["bits"] or 8)}
+        most = quantize | {"rate": highest}
         return min(filled, self.sizes.predict(replace(config, technique=config.technique | {"quantize": most}), data))
 
     def data(self, config: Root) -> PreparedData:

@@ -85,12 +85,12 @@ def propose(
         for draw in range(_MOST_DRAWS * count):
             if len(found) == count:
                 break
-            trial = study.ask(distributions)
-            values = {key: _plain(trial.params[key], axis) for key, axis in axes.items()}
             if turns is not None:
                 choices = axes[turns].choices
                 # Where the rounds before have left off: a short round would have the first choices alone.
-                values[turns] = choices[(len(outcomes) + draw) % len(choices)]
+                study.enqueue_trial({turns: choices[(len(outcomes) + draw) % len(choices)]})
+            trial = study.ask(distributions)
+            values = {key: _plain(trial.params[key], axis) for key, axis in axes.items()}
             whole = accept(values) if _key(values, axes) not in seen else None
             if whole is None:
                 # Told as what cannot be had, so that the estimator looks elsewhere.

@@ -23,6 +23,7 @@ from tfx.compression.merges import split_merges
 from tfx.config.schema import EvaluationConfig
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.model.parameter_roles import is_within
 from tfx.model.transformer import Transformer
 from tfx.techniques.quantize.settings import LEAST_RATE, MOST_RATE
 
@@ -51,7 +52,7 @@ def rates_of(
         yield rate, dict(tensors)
         return
     for is_block, its_rate in ((True, rate), (False, embedding_rate)):
-        part = {name: value for name, value in tensors.items() if (".blocks." in name) == is_block}
+        part = {name: value for name, value in tensors.items() if is_within(name) == is_block}
         if part:
             yield its_rate, part
 
