@@ -3,7 +3,7 @@
     python scripts/bench_search.py --configs 50 --steps 300 --output FOLDER
 
 Draws configs from the axes of a search, at random, with or without pruning, trains each, and prints the errors of the
-prediction: as it is for the first config, and with what the ones before have taught (as a search does it). Files have
+prediction: as it is for the first config, and taught by the ones before (as a search does it). Files have
 the rate that was drawn; a search makes them fill its limit, and then their size needs no prediction. Interrupted, the
 same command goes on. More words are overrides of `tfx train`. With ``--latency`` each file is timed at the end, in turn
 with the prediction, on validation inputs: let the machine be quiet then, and train long enough for outputs that end.
@@ -89,11 +89,11 @@ def train(job: Job) -> int:
 
 
 def latencies(jobs: list[Job], search: Search) -> list[float]:
-    """The relative error of the predicted latency of each file: the median of rounds of both in turn."""
+    """The predicted latency of each file, as a multiple of its own: the median of rounds of both in turn."""
     import torch
 
     torch.set_num_threads(1)
-    errors = []
+    found = []
     for job in jobs:
         if job.result is None:
             continue
@@ -106,36 +106,46 @@ def latencies(jobs: list[Job], search: Search) -> list[float]:
             predicted = untrained_latency_ms(config, data)
             truth = measure_speed(candidates, config.evaluation)["file"].latency_ms["p50"]
             ratios.append(predicted / truth)
-        errors.append(median(ratios) - 1)
-    return errors
+        found.append(median(ratios))
+    return found
+
+
+def taught(seen: list[Observation]) -> list[float]:
+    """The predictions, each corrected by those before it, as a search does it."""
+    return [one.predicted * corrections(seen[:place]).get(one.stack, 1.0) for place, one in enumerate(seen)]
 
 
 def report(jobs: list[Job], rows: list[dict], slow: list[float]) -> dict:
-    """Prints the relative errors over the configs that have a result, and returns them; ``slow`` those of latencies."""
+    """Prints the relative errors over the configs that have a result, and returns them; ``slow`` is of `latencies`."""
     ended = [(row["predicted"], job.result) for job, row in zip(jobs, rows, strict=True) if job.result is not None]
-    seen: list[Observation] = []
-    plain, taught = [], []
-    for predicted, result in ended:
-        rest = predicted["bytes"] - predicted["untrained_weights"]
-        plain.append(predicted["bytes"] / result.bytes.file - 1)
-        factor = corrections(seen).get(predicted["stack"], 1.0)
-        taught.append((predicted["untrained_weights"] * factor + rest) / result.bytes.file - 1)
-        seen.append(Observation(predicted["stack"], predicted["untrained_weights"], result.bytes.weights))
-    for name, errors in (("bytes, untaught", plain), ("bytes, taught by those before", taught), ("latency", slow)):
-        if errors:
-            limit = 0.2 if name == "latency" else 0.03
-            inside = sum(abs(error) <= limit for error in errors)
+    weights = [
+        Observation(predicted["stack"], predicted["untrained_weights"], result.bytes.weights)
+        for predicted, result in ended
+    ]
+    times = [Observation(one.stack, ratio, 1.0) for one, ratio in zip(weights, slow, strict=False)]
+    rest = [predicted["bytes"] - predicted["untrained_weights"] for predicted, _ in ended]
+    truths = [result.bytes.file for _, result in ended]
+    errors = {
+        "bytes": [predicted["bytes"] / truth - 1 for (predicted, _), truth in zip(ended, truths, strict=True)],
+        "bytes_taught": [
+            (found + other) / truth - 1 for found, other, truth in zip(taught(weights), rest, truths, strict=True)
+        ],
+        "latency": [ratio - 1 for ratio in slow],
+        "latency_taught": [ratio - 1 for ratio in taught(times)],
+    }
+    for name, found in errors.items():
+        if found:
+            limit = 0.2 if name.startswith("latency") else 0.03
+            inside = sum(abs(error) <= limit for error in found)
             print(
-                f"{name}: {inside} of {len(errors)} within {limit:.0%}; mean error {mean(map(abs, errors)):.2%}, "
-                f"median {median(errors):+.2%}, largest {max(errors, key=abs):+.2%}"
+                f"{name}: {inside} of {len(found)} within {limit:.0%}; mean error {mean(map(abs, found)):.2%}, "
+                f"median {median(found):+.2%}, largest {max(found, key=abs):+.2%}"
             )
-    print(f"corrections: {corrections(seen)}")
+    print(f"corrections: of bytes {corrections(weights)}, of latency {corrections(times)}")
     return {
         "configs": len(ended),
         "pruned": sum("prune" in predicted["stack"] for predicted, _ in ended),
-        "bytes_untaught": plain,
-        "bytes_taught": taught,
-        "latency": slow,
+        **errors,
     }
 
 
