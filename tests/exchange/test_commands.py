@@ -111,6 +111,11 @@ def test_an_imported_file_is_not_overwritten_and_says_what_it_is(place, capsys, 
     assert "exists already" in capsys.readouterr().err
     assert main(["train", "init_from=marian", *STACK, *QUICK, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "name the data with dataset=" in capsys.readouterr().err
+    for words in (["model.width=16"], ["model=seq2seq_small"], ["experiment=small", "model.convolution=3"]):
+        assert main(["train", "init_from=marian", *PAIRS, *words, *QUICK, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+        error = capsys.readouterr().err
+        assert words[-1].partition("=")[0] in error
+        assert "leave it out" in error
     assert tfx.load(file).tokenizer.roles == Tokenizer.load(place / "marian").roles
 
 

@@ -33,6 +33,8 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
         is_model = origin.is_file() or (origin / "config.json").is_file()  # that of another library
         if is_model and not any(key == "dataset" or key.startswith("dataset.") for key in keys):
             raise UserError(f"init_from={origin} is a model without its run: name the data with dataset=…")
+        if is_model and (named := next((key for key in keys if _is_of_architecture(key)), None)):
+            raise UserError(f"init_from={origin} brings its model, and {named} names another: leave it out")
         if is_model and "model.name" not in keys:
             values["model"]["name"] = origin.stem if origin.is_file() else origin.name  # of which all else comes
         return
@@ -56,6 +58,12 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
                 _, _, name = key.partition(".")
                 OmegaConf.update(dataset, name, OmegaConf.select(OmegaConf.create(values["dataset"]), name))
         values["dataset"] = OmegaConf.to_container(dataset)
+
+
+def _is_of_architecture(key: str) -> bool:
+    """Whether a key names what a model file has and no run can change. A file may lack a classifier's pooling."""
+    group, _, name = key.partition(".")
+    return group == "model" and name not in (*RATES, "name", "pooling", "pooler")
 
 
 def _said_by_experiments(typed: Sequence[str]) -> list[str]:

@@ -110,13 +110,14 @@ class _Rewriter:
         # Rows of codes are outputs of the product.
         by_rows = source != name or swapped
         codes, scale = self._codes(source, by_rows)
+        zero = self._zeros(source)
         weight = f"{source}.dequantized{'.t' if source != name else ''}"
         if weight not in self._made:
             self._made[weight] = weight
             if source != name:
                 self._add("Transpose", [codes], [f"{codes}.t"], perm=[1, 0])
                 codes = f"{codes}.t"
-            self._add("DequantizeLinear", [codes, scale], [weight], axis=0 if swapped else 1)
+            self._add("DequantizeLinear", [codes, scale, zero], [weight], axis=0 if swapped else 1)
         node.input[1] = weight
         node.input[0] = self._input(node.input[0])
         self._nodes.append(node)
@@ -144,6 +145,18 @@ class _Rewriter:
         if "axes" not in self._made:
             self._made["axes"] = self._store("last_axis", np.asarray([-1], np.int64))
         return self._made["axes"]
+
+    def _zeros(self, name: str) -> str:
+        """The name of a zero for each scale.
+
+        The standard has them by default. onnxruntime 1.32 fails without them in a `Gemm` on a processor that
+        has no instructions for sums of products of bytes, where it makes unsigned codes of signed ones.
+        """
+        key = f"{name}.zero"
+        if key not in self._made:
+            scale = next(item for item in self._tensors if item.name == f"{name}.scale")
+            self._made[key] = self._store(key, np.zeros(scale.dims[0], np.int8))
+        return self._made[key]
 
     def _codes(self, name: str, by_rows: bool) -> tuple[str, str]:
         """The names of a matrix's codes, laid out as the matrix is, and of its scales."""
