@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 # Tests that need the libraries of these extras, in an environment of their own.
 EXTRAS := test,wandb,mlflow,trackio,transformers,ctranslate2,onnx,gguf,sentencepiece
 EXTRA_TESTS := tests/run/test_tracking.py tests/exchange
-# A training of search-demo. Processors without bfloat16 products need several times as long.
-SECONDS_EACH ?= 40
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -19,7 +17,7 @@ install: $(VENV)/.installed ## virtual environment in .venv with tfx in it
 demo: $(VENV)/.installed ## train, distill, prune and quantize the default model on the embedded data (5 to 8 minutes)
 	$(BIN)/tfx train '+technique=[distill,prune,quantize]' experiment=demo
 search-demo: $(VENV)/.installed-search ## find the best model below 200 kB on the embedded data (about 9 minutes on two cores)
-	$(BIN)/tfx search max_bytes=200_000 budget.seconds=$$((9 * $(SECONDS_EACH))) trainer.budget.seconds=$(SECONDS_EACH) \
+	$(BIN)/tfx search max_bytes=200_000 budget.seconds=360 trainer.budget.seconds=40 dataset.batch_tokens=1024 \
 		candidates=6 rungs=2 seeds=1 final=true final_seeds=2 evaluation=greedy dataset.limit.valid=300
 test: $(VENV)/.installed-dev ## the test suite (minutes; no network once installed)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

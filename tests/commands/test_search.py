@@ -58,6 +58,10 @@ def read(folder) -> dict:
         (["max_bytes=3000", "budget.trials=2"], "the smallest file of this space has about"),
         (["max_bytes=14000", "max_latency_ms=0.001", "budget.trials=2"], "the smallest model of this space takes"),
         (["max_byte=14000", "budget.trials=2"], "max_byte"),
+        (
+            ["max_bytes=14000", "budget.seconds=60", "trainer.budget.steps=0"],
+            "trainer.budget.steps=0 trains nothing",
+        ),
         (["max_bytes=14000", "budget.trials=2", "model.width=interval(3,1)"], "its end must lie above its start"),
         (["max_bytes=14000", "budget.trials=2", "model.width=range(5,8)"], "is a multiple of"),
         (["max_bytes=14000", "budget.trials=2", "model.width=16,abc"], "model.width=16,abc: name whole numbers"),

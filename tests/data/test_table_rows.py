@@ -270,8 +270,9 @@ def test_bytes_that_are_read_as_text_are_counted(tmp_path):
 
 def test_one_example_is_not_said_to_be_none(tmp_path):
     (tmp_path / "d").write_text('{"s": "a", "t": "b"}')
-    with pytest.raises(UserError, match=r"too few training examples \(1\): dataset\.valid_fraction=0\.05 cuts all"):
-        corpus_of(tmp_path, valid_fraction=0.05)
+    for fraction, says in ((0.05, "cuts all"), (1e-9, "keeps none")):
+        with pytest.raises(UserError, match=rf"{fraction} {says} of the training examples of dataset '\w+' \(1\)"):
+            corpus_of(tmp_path, valid_fraction=fraction)
 
 
 def test_a_misspelt_column_among_many_shows_columns(tmp_path):

@@ -16,6 +16,7 @@ from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
+from tfx.exchange import to_ctranslate2
 from tfx.exchange.importing import read_folder
 from tfx.exchange.target import fitted
 from tfx.exchange.targets import TARGETS
@@ -140,8 +141,14 @@ def test_ctranslate2_gives_the_same_scores_and_outputs(tmp_path, loaded, texts, 
     assert found.equal == 1.0
 
 
-def test_int8_is_smaller_and_near(tmp_path, loaded, texts):
+@pytest.mark.parametrize("exactly", [True, False])
+def test_int8_is_smaller_and_near(tmp_path, loaded, texts, exactly, monkeypatch):
     pytest.importorskip("ctranslate2")
+    if exactly and not to_ctranslate2.sums_int8_exactly():
+        pytest.skip("sums of int8 products overflow on this processor")
+    monkeypatch.setattr(to_ctranslate2, "sums_int8_exactly", lambda: exactly)
+    assert (TARGETS["ctranslate2"].note("int8") is None) is exactly
+    assert TARGETS["ctranslate2"].note("float32") is None
     model = loaded(**MARIAN, width=64)
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     found = exported(model, TARGETS["ctranslate2"], texts, tmp_path / "out", "int8", 8)

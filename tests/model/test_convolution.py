@@ -99,6 +99,20 @@ def test_it_is_trained_compressed_and_read_back(tmp_path, monkeypatch, quantized
     assert model.convolution.ffn.up.weight.shape == (32, 48)
 
 
+def test_it_stays_whole_where_matrices_of_blocks_become_products(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *("dataset=kinds", "dataset.limit.train=60", "dataset.limit.valid=10", "dataset.limit.test=10"),
+        *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.convolution=3"),
+        *("+technique=[factorize,quantize]", "technique.factorize.multiple=4", "technique.quantize.group=4"),
+        *("trainer.budget.steps=6", "evaluation.latency_inputs=1", "hydra.run.dir=run"),
+    ]
+    assert main(["train", *words]) == 0
+    model = tfx.load(tmp_path / "run").model
+    assert model.architecture.encoder[0].ranks
+    assert model.convolution.ffn.up.weight.shape == (32, 48)
+
+
 def test_every_weight_of_it_has_a_gradient():
     model = model_of()
     model.project(model(torch.zeros(2, 0, dtype=torch.long), torch.arange(4, 14).view(2, 5)))[..., 0].sum().backward()

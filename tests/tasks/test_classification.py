@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tfx.config.compose import compose
-from tfx.config.schema import DatasetConfig, ModelConfig, TokenizerConfig
+from tfx.config.schema import DatasetConfig, LimitConfig, ModelConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -218,6 +218,14 @@ def test_a_validation_split_that_is_held_out_has_rows_of_its_own(tmp_path):
     assert texts["train"] == [f"text {number}" for number in range(60) if number not in {*held, 7, 41}]
     assert not [note for note in data.notes if "also in" in note or "repeat" in note]
     assert [note for note in data.notes if "dropped" in note] == ["train: 2 rows with an empty text or label dropped"]
+
+
+def test_limits_take_rows_from_all_over_a_split(tmp_path):
+    rows = [(f"text {number}", "yes" if number < 30 else "no") for number in range(60)]
+    data = prepare_data(config_of(tmp_path, train=rows, limit=LimitConfig(train=6)), context=32)
+    numbers = [int(row["text"].split()[1]) for row in data.splits["train"].dataset]
+    assert [number // 10 for number in numbers] == list(range(6))
+    assert "train: 6 of 60 examples, from all over the split" in data.notes
 
 
 def test_a_stream_with_named_labels_gives_the_rows_of_the_prepared_split(tmp_path):

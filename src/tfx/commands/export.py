@@ -91,6 +91,8 @@ def _export(options: Namespace) -> tuple[Comparison, dict[str, Any], dict[str, s
     kind = options.numbers or target.kinds[0]
     if kind not in target.kinds:
         raise unknown("--numbers", kind, target.kinds)
+    if (note := target.note(kind)) is not None:
+        print(f"note: {note}", file=sys.stderr)
     path = local_model(options.path)
     # Plain layers: the weights as they are, dequantized.
     loaded = load(path, kernels=False)

@@ -38,6 +38,7 @@ from tfx.data.streaming import RowStream, local_stream, table_stream
 
 # What each format is read as; the tables can be either.
 _EMBEDDED = {"normalize": "seq2seq", "stdlib": "lm", "kinds": "classification"}
+_FROM_ALL_OVER = "from all over the split"
 _TASKS = _EMBEDDED | {"parallel": "seq2seq", "text": "lm"}
 
 
@@ -171,7 +172,7 @@ def _finished(
     splits = {}
     keys: dict[str, np.ndarray] = {}
     for name, dataset in raw.items():
-        dataset = _capped(config, name, dataset, notes)
+        dataset = _capped(config, name, dataset, notes, rules)
         if raw_key is not None:
             dataset = _canonical(config, dataset, f"{raw_key}{name}")
         texts, own = finish(config, name, dataset, notes, rules)
@@ -187,14 +188,18 @@ def _finished(
     return splits, keys
 
 
-def _capped(config: DatasetConfig, split: str, dataset: Any, notes: list[str]) -> Any:
-    """The first examples of a split, as many as the config allows."""
+def _capped(config: DatasetConfig, split: str, dataset: Any, notes: list[str], rules: set[str]) -> Any:
+    """As many examples of a split as the config allows: the first, or rows from all over it."""
     cap = getattr(config.limit, split)
     if cap is None:
         return dataset
     if not hasattr(dataset, "__len__"):  # the number of a stream's rows is not known
         notes.append(f"{split}: at most the first {cap:,} examples")
         return dataset.take(cap)
+    if cap < len(dataset) and TASKS[config.task].spreads:
+        rules.add("limited at random")
+        notes.append(f"{split}: {cap:,} of {len(dataset):,} examples, {_FROM_ALL_OVER}")
+        return dataset.select(_spread(cap, len(dataset)))
     if cap < len(dataset):
         notes.append(f"{split}: the first {cap:,} of {len(dataset):,} examples")
         return dataset.select(range(cap))
@@ -290,18 +295,19 @@ def _cut_valid(config: DatasetConfig, splits: dict[str, Dataset], notes: list[st
         notes.append(f"valid: the last {share} of the text")
         return
     cut = end(len(train))
-    if cut == 0 and len(train):
+    if cut in (0, len(train)) and len(train):
+        verb, off = ("keeps none", "") if cut else ("cuts all", " off")
         raise UserError(
-            f"dataset '{config.name}' has too few training examples ({len(train)}): dataset.valid_fraction="
-            f"{config.valid_fraction:g} cuts all of them off for validation; give more, or "
-            "name a validation split with dataset.splits.valid"
+            f"dataset.valid_fraction={config.valid_fraction} {verb} of the training examples of dataset "
+            f"'{config.name}' ({len(train):,}){off} for validation: set another fraction, give more examples, or name "
+            "a validation split with dataset.splits.valid"
         )
     if TASKS[config.task].spreads:
         held = np.zeros(len(train), dtype=bool)
         held[_spread(len(train) - cut, len(train))] = True
         splits["train"], splits["valid"] = (train.select(np.flatnonzero(rows)) for rows in (~held, held))
         rules.add("held out at random")
-        notes.append(f"valid: {share} of the training examples, from all over the file")
+        notes.append(f"valid: {len(train) - cut:,} of the {len(train):,} training examples, {_FROM_ALL_OVER}")
         return
     splits["train"], splits["valid"] = train.select(range(cut)), train.select(range(cut, len(train)))
     notes.append(f"valid: the last {share} of the training examples")

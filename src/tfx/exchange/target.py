@@ -74,6 +74,8 @@ class Target:
     reopen: Callable[[Path, LoadedModel], Reopened]
     # How many matrices leave with the codes of a compressed file, not dequantized, in weights of a kind.
     kept: Callable[[LoadedModel, str], int] = lambda loaded, kind: 0
+    # What to know of weights of a kind on this machine, if anything.
+    note: Callable[[str], str | None] = lambda kind: None
     # Whether a block may run several times there.
     repeats: bool = False
 

@@ -15,6 +15,7 @@ from tfx.compression.checkpoint import LoadedModel
 from tfx.errors import UserError
 from tfx.exchange.target import Ids, Reopened, Target, refuse
 from tfx.model.architecture import GATED, Architecture, BlockShape
+from tfx.model.device import sums_int8_exactly
 from tfx.model.layers import Block, BlockStack
 from tfx.model.positions import sinusoidal_table
 from tfx.record.files import write_text
@@ -216,13 +217,14 @@ def _fused(spec: Any, *layers: Any) -> None:
 
 
 class InCTranslate2(Reopened):
-    """A converted folder, run by CTranslate2 on one thread."""
+    """A converted folder, run by CTranslate2 on one thread; int8 codes as floats where their sums would overflow."""
 
     def __init__(self, folder: Path, loaded: LoadedModel) -> None:
         import ctranslate2
 
         kind = ctranslate2.Translator if loaded.model.architecture.is_seq2seq else ctranslate2.Generator
-        self._model: Any = kind(str(folder), device="cpu", compute_type="default", inter_threads=1, intra_threads=1)
+        compute = "default" if sums_int8_exactly() else "float32"
+        self._model: Any = kind(str(folder), device="cpu", compute_type=compute, inter_threads=1, intra_threads=1)
         self._is_seq2seq = loaded.model.architecture.is_seq2seq
         self._tokens = vocabulary(loaded)
         self._numbers = {token: index for index, token in enumerate(self._tokens)}
@@ -271,6 +273,15 @@ class InCTranslate2(Reopened):
         return [[self._tokens[index] for index in row] for row in rows]
 
 
+def _note(kind: str) -> str | None:
+    if not kind.startswith("int8") or sums_int8_exactly():
+        return None
+    return (
+        "this processor has no VNNI, and CTranslate2's sums of int8 products overflow on it: the comparison is with "
+        "compute_type='float32', which is right there too"
+    )
+
+
 CTRANSLATE2 = Target(
     "ctranslate2",
     "a fast decoder for CPU and GPU",
@@ -279,4 +290,5 @@ CTRANSLATE2 = Target(
     check,
     write,
     InCTranslate2,
+    note=_note,
 )

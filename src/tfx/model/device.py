@@ -177,3 +177,11 @@ def _cpu_multiplies_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def sums_int8_exactly() -> bool:
+    """Whether the CPU adds products of 8-bit numbers in 32 bits. An x86 CPU without VNNI adds two in 16, which overflow
+    where a library uses all 8 bits.
+    """
+    found = torch.cpu.get_capabilities()
+    return found["architecture"] != "x86_64" or any(found[name] for name in ("avx512_vnni", "avx_vnni", "amx_int8"))

@@ -144,7 +144,9 @@ class Factorize(Technique):
             rank = settings.multiple
             if settings.energy is None:
                 rank = rank_for_share(rows, columns, settings.parameters, settings.multiple)
-            if _is_smaller(rank, rows, columns) and not name.endswith(_FACTORS):
+            # An architecture records the ranks of blocks, and of no convolution.
+            is_of_block = not name.startswith("convolution.")
+            if is_of_block and _is_smaller(rank, rows, columns) and not name.endswith(_FACTORS):
                 found[name.removesuffix(".weight")] = (weight, rank)
         if not found:
             raise UserError(

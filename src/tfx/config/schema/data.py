@@ -24,7 +24,7 @@ class SplitConfig:
 
 @dataclass
 class LimitConfig:
-    """Caps on the number of examples, taken from the start of a split."""
+    """Caps on the number of examples, taken from the start of a split; for classification from all over it."""
 
     train: int | None = setting(None, "training examples used", minimum=1)
     valid: int | None = setting(None, "validation examples used", minimum=1)

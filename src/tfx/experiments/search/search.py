@@ -67,7 +67,10 @@ class Search:
         """The length of a whole training: what the user names, else a part of the time."""
         named = any(_key(word) in _BUDGET_KEYS for word in self.request.typed)
         if named or self.seconds is None:
-            return self.request.config.trainer.budget
+            whole = self.request.config.trainer.budget
+            if not whole.amount:
+                raise UserError(f"a search compares trainings, and trainer.budget.{whole.unit}=0 trains nothing")
+            return whole
         return Budget(seconds=max(1.0, self.seconds * self.machine.jobs * _PART_OF_TIME))
 
     def _open(self) -> Book:
