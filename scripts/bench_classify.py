@@ -2,18 +2,18 @@
 
     python scripts/bench_classify.py --data path/to/trec --output FOLDER [--encoder path/to/encoder]
         [--sentences path/to/sentences.en] [--arms words tfx …] [--seeds 5] [--epochs 2] [--rows 32] [--rate 1e-4]
-        [overrides of `tfx train` …]
+        [--against words] [overrides of `tfx train` …]
 
-Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours; `scratch`, `tfx train` of the
-data set's own model; `convolved`, that model with a convolution and BPE dropout; `tfx`, the encoder fine-tuned by `tfx
-train experiment=finetune`; `transformers`, the same by the Trainer of that library with the same rate, warm-up, decay,
-texts in a batch and epochs; `taught`, the model of `scratch` that the encoder of `tfx` with the first seed teaches, on
-the training questions and on those among the `--sentences`, which have no labels; `compressed`, that student at about
-two bits a weight, with the same teacher. Seed
-by seed the arms take turns. Each result is a line of JSON in FOLDER/results.jsonl, from which the table is printed: an
-arm and seed that is there already is not run again. Differences to `words` are over the questions of both splits, with
-intervals from samples of questions and of seeds. Needs scikit-learn for `words`, transformers and accelerate for
-`transformers`.
+Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours, split as scikit-learn does
+by default; `spaced`, the same with words split at spaces, punctuation and capitals kept; `scratch`, `tfx train` of
+the data set's own model; `convolved`, that model with a convolution and BPE dropout; `tfx`, the encoder fine-tuned by
+`tfx train experiment=finetune`; `transformers`, the same by the Trainer of that library with the same rate, warm-up,
+decay, texts in a batch and epochs; `taught`, the model of `scratch` that the encoder of `tfx` with the first seed
+teaches, on the training questions and on those among the `--sentences`, which have no labels; `compressed`, that
+student at about two bits a weight, with the same teacher. Seed by seed the arms take turns. Each result is a line of
+JSON in FOLDER/results.jsonl, from which the table is printed: an arm and seed that is there already is not run again.
+Differences to the arm `--against` are over the questions of both splits, with intervals from samples of questions and
+of seeds. Needs scikit-learn for `words` and `spaced`, transformers and accelerate for `transformers`.
 """
 
 from __future__ import annotations
@@ -74,18 +74,22 @@ def accuracies(options: argparse.Namespace, said: dict[str, list[str]]) -> dict[
     return {**{split: statistics.mean(own) for split, own in right.items()}, "right": right}
 
 
-def words(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+def words(options: argparse.Namespace, seed: int, **tokens: Any) -> dict[str, Any]:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     splits = read(options.data)
-    counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
+    counts = CountVectorizer(ngram_range=(1, 2), **tokens)
     model = make_pipeline(counts, LogisticRegression(C=10, max_iter=1000, random_state=seed))
     model.fit(*zip(*splits["train"], strict=True))
     return accuracies(
         options, {split: list(model.predict([text for text, _ in splits[split]])) for split in SPLITS[1:]}
     )
+
+
+def spaced(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    return words(options, seed, token_pattern=r"\S+", lowercase=False)
 
 
 def train(options: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -184,6 +188,7 @@ COMPRESSION = [
 
 ARMS = {
     "words": words,
+    "spaced": spaced,
     "scratch": scratch,
     "convolved": convolved,
     "tfx": tfx,
@@ -204,6 +209,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--against", choices=list(ARMS), default="words", help="the arm that differences are to")
     options, options.overrides = parser.parse_known_args()
     options.data, options.output = options.data.absolute(), options.output.absolute()
     if options.encoder is None and {"tfx", "transformers"} & set(options.arms):
@@ -222,11 +228,11 @@ def main() -> None:
             known.append(row | {"seconds": round(time.perf_counter() - start, 1)})
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(known[-1]) + "\n")
-    print_table(known)
+    print_table(known, options.against)
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("arm", "seeds", "valid", "test", "both", "minus words (95 %)", "seconds")
+def print_table(rows: list[dict[str, Any]], against: str) -> None:
+    table = Table("arm", "seeds", "valid", "test", "both", f"minus {against} (95 %)", "seconds")
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         cells = []
@@ -235,12 +241,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}")
         seconds = f"{statistics.median(row['seconds'] for row in own):.0f}"
-        table.add_row(arm, str(len(own)), *cells, *difference(rows, own), seconds)
+        table.add_row(arm, str(len(own)), *cells, *difference(rows, own, against), seconds)
     Console().print(table)
 
 
-def difference(rows: list[dict[str, Any]], own: list[dict[str, Any]]) -> tuple[str, str]:
-    """The accuracy of an arm over both splits, and its difference to that of `words`, in points."""
+def difference(rows: list[dict[str, Any]], own: list[dict[str, Any]], against: str) -> tuple[str, str]:
+    """The accuracy of an arm over both splits, and its difference to that of another, in points."""
     import numpy as np
 
     from tfx.report.statistics import sentence_weights
@@ -248,17 +254,17 @@ def difference(rows: list[dict[str, Any]], own: list[dict[str, Any]]) -> tuple[s
     def right(of: list[dict[str, Any]]) -> Any:
         return np.array([[*row["right"]["valid"], *row["right"]["test"]] for row in of if "right" in row], float)
 
-    own_SN, words_SN = right(own), right([row for row in rows if row["arm"] == "words"])
+    own_SN, other_SN = right(own), right([row for row in rows if row["arm"] == against])
     if not len(own_SN):
         return "–", "–"
     both = f"{100 * own_SN.mean():.2f}"
-    if not len(words_SN) or own[0]["arm"] == "words":
+    if not len(other_SN) or own[0]["arm"] == against:
         return both, "–"
     weights_RN = sentence_weights(own_SN.shape[1]) / own_SN.shape[1]
     seeds_RS = sentence_weights(len(own_SN), seed=1) / len(own_SN)
-    drawn = 100 * (np.einsum("rn,rs,sn->r", weights_RN, seeds_RS, own_SN) - weights_RN @ words_SN.mean(0))
+    drawn = 100 * (np.einsum("rn,rs,sn->r", weights_RN, seeds_RS, own_SN) - weights_RN @ other_SN.mean(0))
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return both, f"{100 * (own_SN.mean() - words_SN.mean()):+.2f} ({low:+.2f} to {high:+.2f})"
+    return both, f"{100 * (own_SN.mean() - other_SN.mean()):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":
