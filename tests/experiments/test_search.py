@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -19,7 +20,9 @@ from tfx.experiments.search.axes import named_axes
 from tfx.experiments.search.fitting import Fitter
 from tfx.experiments.search.front import ranks
 from tfx.experiments.search.goal import Goal
+from tfx.experiments.search.page import write_search_page
 from tfx.experiments.search.search import Search
+from tfx.experiments.search.shown import notes
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import count_parameters
 from tfx.record import summary as records
@@ -217,6 +220,46 @@ def test_the_best_meets_the_limit_and_the_front_has_it(course):
     assert outcome["selection"]["optimism"] > 0
     assert outcome["size"]["mean_absolute_error"] < 0.03
     assert {row["key"] for row in outcome["worth"]} >= {"model.decoder_layers", "model.dropout"}
+
+
+def test_the_page_fills_what_trained_longest_alone(course):
+    search, _, _ = course
+    page = write_search_page(search).read_text()
+    (by_bytes, *_) = re.findall(r"On the Pareto front, filled: (.*?)\.", page)
+    filled = {int(name.removeprefix("config ")) for name in by_bytes.split(", ")}
+    assert filled
+    assert all(search.found.longest(search.book.entries[number])[0] == 1 for number in filled)
+    assert re.search(r"config \d+ \(33% trained\)", page)
+
+
+def test_the_latency_of_a_short_training_is_the_predicted_one(request_of, trials, tmp_path):
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1))
+    long = next(entry for entry in search.book.entries if search.found.longest(entry)[0] == 1)
+    measured = search.found.mean_of(long).latency_ms
+    assert search.found.first(long, 0).latency_ms == measured == long.values["model.decoder_layers"]
+    long.predicted = replace(long.predicted, latency_ms=7.5)
+    assert search.found.first(long, 0).latency_ms == 7.5
+    assert search.found.mean_of(long).latency_ms == measured
+
+
+def test_another_winner_is_not_scored_once(request_of, trials, tmp_path, monkeypatch):
+    monkeypatch.setattr(final, "_score", lambda search, run: {"split": "test", "metrics": {"loss": 3.0}})
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1, budget=SearchBudget(trials=4)))
+    final.finish(search)
+    assert "on test, once, for the winner: loss 3" in notes(search.book.outcome)
+    first = search.book.outcome["test"]["run"]
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1, budget=SearchBudget(trials=40)))
+    assert search.book.outcome["best"] != first
+    assert not [line for line in notes(search.book.outcome) if line.startswith("on test")]
+    final.finish(search)
+    assert "on test (as 1 earlier winner of this search), for the winner: loss 3" in notes(search.book.outcome)
+
+
+def test_what_breaks_the_limits_is_said_to_be_the_nearest(request_of, trials, tmp_path):
+    request, axes = request_of(tmp_path / "s")
+    search = Search(request, replace(SETTINGS, max_bytes=None, min_quality=0.5, objective="bytes"), axes)
+    search.run()
+    assert any("* is the nearest" in line for line in notes(search.book.outcome))
 
 
 @pytest.mark.parametrize("stop_after", [2, 9, 14])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -47,8 +48,14 @@ def main(arguments: Sequence[str]) -> int:
     except StoppedBySignal as stopped:
         search.keep()
         show_found(search)
+        print(f"stopped: the same command with hydra.sweep.dir={search.folder} goes on", file=sys.stderr)
         return stopped.status
     show_found(search)
+    if left := search.left:
+        print(
+            f"{left} of budget.trials={search.most_trials} left: too few for another round, and for more seeds (a "
+            "fifth of the budget, unless seeds=1) no other config is near enough to the best"
+        )
     if search.book.trials:
         from tfx.experiments.search.page import write_search_page
 

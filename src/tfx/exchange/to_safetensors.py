@@ -14,7 +14,7 @@ from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered, padded
 from tfx.model.architecture import Architecture
 from tfx.model.decoding import Ends
 from tfx.model.transformer import Transformer
-from tfx.record.files import read_json, write_json, write_text
+from tfx.record.files import read_json, replacing, write_json, write_text
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,7 +23,8 @@ def write(loaded: LoadedModel, folder: Path, kind: str) -> None:
     """Writes model.safetensors (tied weights once), config.json (architecture, roles of tokens) and tokenizer.json."""
     tensors, aliases = unique_tensors(loaded.model)
     plain = {name: tensor.to(_DTYPES[kind]).contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    with replacing(folder / "model.safetensors") as temporary:
+        safetensors.torch.save_file(plain, temporary, metadata={"format": "pt"})
     tokenizer = loaded.tokenizer
     roles = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad, "unk": tokenizer.unk}
     config = {

@@ -21,7 +21,7 @@ from tfx.exchange.target import Ids, ReopenedEncoder, Target, gathered, padded, 
 from tfx.exchange.weights import write_state
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer
-from tfx.record.files import write_json, write_text
+from tfx.record.files import replacing, write_json, write_text
 
 
 def choose_family(architecture: Architecture) -> Family:
@@ -78,7 +78,8 @@ def write_folder(loaded: LoadedModel, folder: Path, kind: str) -> None:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[kind]
     theirs = tensors_of(loaded) | family.tables(architecture)
     tensors = {name: value.to(dtype).contiguous() for name, value in theirs.items()}
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with replacing(folder / "model.safetensors") as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
     roles = roles_of(loaded)
     config = {"architectures": [family.class_name], "model_type": family.model_type, "dtype": kind}
     write_json(folder / "config.json", {**config, **family.write(architecture), **roles})

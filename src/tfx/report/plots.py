@@ -200,7 +200,11 @@ def differences(
         text = f"{len(rows)} configs with 95 % intervals; a filled mark where the interval leaves out zero."
         svg = _render(figure, title, text)
     columns = ["config", f"difference, {unit}", "95 % from", "to"]
-    return Plot(svg, title, columns, [[row[0], *(f"{value:+.4g}" for value in row[1:])] for row in rows])
+    told = [
+        [label, f"{value:+.4g}", *((f"{low:+.4g}", f"{high:+.4g}") if low < high else ("–", "–"))]
+        for label, value, low, high in rows
+    ]
+    return Plot(svg, title, columns, told)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _stages(facts: Facts, result: Result) -> Sheet:
     table = Sheet(
         Column("stage"),
         *(Column(name, number=True, spare=order) for name, order in spare.items()),
-        title=f"stages: {primary} on validation data, differences to '{base.name}', ms {unit}",
+        title=f"stages: {primary} on validation data, differences to '{base.name}', size without tokenizer, ms {unit}",
     )
     for row in result.stages:
         value = row.valid[primary]

@@ -201,6 +201,9 @@ def classify(
         sides = [tokenizer.encode([pair[side] for pair in parts]) for side in range(2)]
     first, *second = (Ragged.from_lists(side, np.int64) for side in sides)
     texts = Texts(outputs, first, second[0] if second else None, None)
+    for row in full:
+        if "\t" in prompts.texts[row].strip() and not outputs.pairs:
+            prompts.say(row, "the model reads single texts: the tab is a part of this one")
     for row, length in zip(full, texts.positions, strict=True):
         if length > context and not outputs.windows:
             prompts.say(row, f"of {length:,} tokens {context:,} are read, the model's context; the rest is cut")

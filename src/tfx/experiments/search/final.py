@@ -24,8 +24,10 @@ def finish(search: Search) -> None:
         search.book.outcome["final"] = _train_again(search, best)
     else:
         run = run_of(search.found, best)
-        if search.book.outcome.get("test", {}).get("run") != run:
-            search.book.outcome["test"] = {"run": run, **_score(search, Path(run))}
+        known = search.book.outcome.get("test")
+        if known is None or known["run"] != run:
+            earlier = 0 if known is None else known["earlier"] + 1
+            search.book.outcome["test"] = {"run": run, "earlier": earlier, **_score(search, Path(run))}
     search.keep()
 
 

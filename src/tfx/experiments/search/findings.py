@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfx.config.schema import Budget
@@ -53,9 +53,19 @@ class Findings:
                 yield trial, summary.result
 
     def measured(self, trial: Trial) -> Measured | None:
-        """What one trial of the search measured; None if it has no result."""
+        """What one trial of the search measured; None if it has no result.
+
+        What has trained for a short time does not know where its outputs end, so that its latency is not that of the
+        config: where latency counts, the predicted one stands for it.
+        """
         summary = self.summary(trial) if trial in self.book.trials else None
-        return None if summary is None else Measured.of(summary, self.goal.metric)
+        if summary is None:
+            return None
+        found = Measured.of(summary, self.goal.metric)
+        assert found is not None
+        predicted = self.book.entries[trial.number].predicted.latency_ms
+        is_short = trial.rung < len(self.budgets) - 1
+        return replace(found, latency_ms=predicted) if is_short and predicted is not None else found
 
     def first(self, entry: Entry, rung: int) -> Measured | None:
         """What a config measured at a rung with the seed that all have."""

@@ -169,12 +169,12 @@ class Fitter:
         return at_width(found, values[WIDTH], values.get(FFN_FACTOR)) if WIDTH in values else found
 
     def predict(self, values: Mapping[str, Any]) -> Prediction:
-        """What is known of a config before its training. Latency is measured where it has a limit."""
+        """What is known of a config before its training. Latency is measured where the goal is about it."""
         config = self.config(values)
         data = self.data(config)
         bytes_ = self.sizes.untrained(config, data)
         latency = untrained = None
-        if self.goal.max_latency_ms is not None:
+        if self.goal.is_of_time:
             latency, untrained = self.latencies.predict(config, data), self.latencies.untrained(config, data)
         planned = self.sizes.predict(config, data)
         made = self.space.file_bytes(values)

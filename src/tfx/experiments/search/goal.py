@@ -106,6 +106,11 @@ class Goal:
         return self.objective not in (BYTES, LATENCY)
 
     @property
+    def is_of_time(self) -> bool:
+        """Whether latency counts."""
+        return self.max_latency_ms is not None or self.objective == LATENCY
+
+    @property
     def largest_of_interest(self) -> float:
         """Files of more bytes are not looked at."""
         return math.inf if self.max_bytes is None else self.max_bytes * self.spread

@@ -32,8 +32,9 @@ def write_search_page(search: Search) -> Path:
 def _front(found: dict[str, Any]) -> Section:
     metric = found["metric"]
     lines = [
-        "Each config by its longest training, on validation data. Filled: no other one is better at that cost; a "
-        "diamond is the winner. In the table: none is better in quality, bytes and latency at once."
+        "Each config by its longest training, on validation data. Filled: of those that trained longest none is better "
+        "at that cost; a diamond is the winner. In the table: none of those is better in quality, bytes and latency at "
+        "once. What trained for less says nothing of what its config can do, and is never filled."
     ]
     rows = [
         [
@@ -58,11 +59,13 @@ def _plot(found: dict[str, Any], key: str, cost: str, scale: float) -> Plot:
     """Quality by one cost."""
     metric, rows = found["metric"], found["tried"]
     sign = 1 if higher_is_better(metric) else -1
-    best = non_dominated([(sign * row["quality"], -row[key]) for row in rows])
+    longest = max(row["part_of_budget"] for row in rows)
+    whole = [place for place, row in enumerate(rows) if row["part_of_budget"] == longest]
+    best = [whole[at] for at in non_dominated([(sign * rows[place]["quality"], -rows[place][key]) for place in whole])]
     points = [
         Point(
             number=row["config"],
-            label=f"config {row['config']}",
+            label=f"config {row['config']}" + ("" if place in whole else f" ({row['part_of_budget']:.0%} trained)"),
             cost=row[key] / scale,
             quality=row["quality"],
             low=None,

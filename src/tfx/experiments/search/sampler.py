@@ -28,8 +28,8 @@ Values = dict[str, Any]
 
 # Configs drawn at random before the estimator has anything to go by.
 _AT_RANDOM = 8
-# Draws for one place of a round until the search gives up on finding another config within the limits.
-_MOST_DRAWS = 60
+# Draws in a row out of which nothing keeps the limits, until the search gives up on finding another config.
+_MOST_MISSES = 60
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,22 @@ def propose(
         seen = {_key(outcome.values, axes) for outcome in outcomes}
         found: list[Values] = [] if first is None else [first]
         seen |= {_key(values, axes) for values in found}
-        for draw in range(_MOST_DRAWS * count):
-            if len(found) == count:
-                break
+        draw = misses = 0
+        while len(found) < count and misses < _MOST_MISSES:
             if turns is not None:
                 choices = axes[turns].choices
                 # Where the rounds before have left off: a short round would have the first choices alone.
                 study.enqueue_trial({turns: choices[(len(outcomes) + draw) % len(choices)]})
+            draw += 1
             trial = study.ask(distributions)
             values = {key: _plain(trial.params[key], axis) for key, axis in axes.items()}
             whole = accept(values) if _key(values, axes) not in seen else None
             if whole is None:
                 # Told as what cannot be had, so that the estimator looks elsewhere.
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                misses += 1
                 continue
+            misses = 0
             seen.add(_key(values, axes))
             found.append(whole)
         return found

@@ -95,6 +95,11 @@ class Search:
 
     # --- the course of a search -------------------------------------------------------------------------
 
+    @property
+    def left(self) -> int:
+        """How many trainings of ``budget.trials`` there were no use for."""
+        return 0 if self.most_trials is None else max(0, self.most_trials - len(self.book.trials))
+
     def run(self) -> None:
         """Runs the trials that are left. Raises `UserError` where the limits are out of reach."""
         self.fitter.check()
@@ -109,7 +114,7 @@ class Search:
 
     def _begin_round(self, number: int) -> bool:
         """Asks for the configs of a new round; False where the budget has no room for one, or no config is left."""
-        count = self._affordable()
+        count = self.affordable()
         if not count:
             return False
         self._learn()
@@ -131,7 +136,7 @@ class Search:
         self.keep()
         return True
 
-    def _affordable(self) -> int:
+    def affordable(self) -> int:
         """How many configs a round can begin with, for it to end within its part of the budget."""
         part = 1.0 if self.settings.seeds == 1 else 1 - _FOR_SEEDS
         for count in range(self.settings.candidates, 0, -1):
@@ -286,7 +291,8 @@ class Search:
             # The rate of a file that has a size of its own is not what was predicted from.
             if self.space.max_bytes is None:
                 sizes.append(Observation(predicted.stack, predicted.untrained_weights, result.bytes.weights))
-            if predicted.untrained_latency_ms is not None:
+            is_whole = trial.rung == len(self.budgets) - 1
+            if is_whole and predicted.untrained_latency_ms is not None:
                 truth = result.inference["file"].latency_ms["p50"]
                 latencies.append(Observation(predicted.stack, predicted.untrained_latency_ms, truth))
         self.fitter.learn(sizes, latencies)

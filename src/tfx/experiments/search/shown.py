@@ -34,10 +34,11 @@ def show_plan(search: Search) -> None:
         table.add_row(key, axis.describe() + (filled if key == WIDTH else ""))
     console.print(table)
     seed = search.request.config.seed
+    plain_console(stderr=True).print("looking for configs that fit")
     some = propose(search.fitter.sampled_axes(), [], _SHOWN, seed, 0, search.fitter.accept)
     if not some:
         raise search.fitter.refusal or UserError(NOTHING_FITS)
-    timed = search.goal.max_latency_ms is not None
+    timed = search.goal.is_of_time
     fits = Sheet(
         Column("configs that fit, at random"),
         Column("bytes", number=True),
@@ -56,7 +57,7 @@ def show_plan(search: Search) -> None:
 def _costs(search: Search, shown: Sequence[Values]) -> list[str]:
     """What a round is, and what it takes by a few steps of the configs that are ``shown``."""
     settings, whole = search.settings, search.budgets[-1]
-    count = settings.candidates if search.most_trials is None else min(settings.candidates, search.most_trials)
+    count = search.affordable()
     steps = course(count, settings.rungs, settings.keep)
     rungs = ", ".join(str(search.budgets[rung]) for rung, _ in steps)
     goes_on = f"; one in {settings.keep} goes on each time" if len(steps) > 1 else ""
@@ -66,17 +67,18 @@ def _costs(search: Search, shown: Sequence[Values]) -> list[str]:
         f"{counted(as_much, 'whole training')}"
     ]
     pace = _pace(search, shown)
-    a_round = pace.seconds(whole) * as_much / search.machine.jobs
+    whole_seconds = pace.seconds(whole)
+    a_round = whole_seconds * as_much / search.machine.jobs
     together = f"{counted(search.machine.jobs, 'training')} at a time"
     if search.seconds is not None:
         rounds = search.seconds / a_round
         lines.append(f"{clock(search.seconds)} for all of it, {together}: about {rounds:.2g} rounds at most")
     else:
         assert search.most_trials is not None
-        time = clock(a_round * search.most_trials / sum(left for _, left in steps))
+        time = clock(max(whole_seconds, a_round * search.most_trials / sum(left for _, left in steps)))
         lines.append(f"{counted(search.most_trials, 'training')} in all, {together}: about {time} at least")
     lines.append(
-        f"a whole training takes about {clock(pace.seconds(whole))}: measured now, on {_TRIED} steps of each config "
+        f"a whole training takes about {clock(whole_seconds)}: measured now, on {_TRIED} steps of each config "
         "above; start-up, validation and the file come on top"
     )
     return lines
@@ -121,7 +123,7 @@ def show_found(search: Search) -> None:
         Column("budget", number=True, spare=2),
         Column("the next smaller one", spare=1),
         Column("values", spare=3),
-        title=f"{found['goal']}: the front of {counted(found['looked_at'], 'config')}, on validation data",
+        title=f"{found['goal']}: the front of what trained longest, on validation data; * is the best",
         lines=False,
     )
     shown = list(found["front"])
@@ -148,7 +150,10 @@ def show_found(search: Search) -> None:
 
 def notes(found: dict[str, Any]) -> list[str]:
     """Sentences on the cost of a search, on its choice, and on its predictions."""
-    lines = [
+    lines = []
+    if found["best"] is not None and not found["best_is_met"]:
+        lines.append(f"no config so far is {found['goal']}: * is the nearest")
+    lines += [
         f"{counted(found['trials'], 'training')} of {counted(found['looked_at'], 'config')}, {found['ended']} with a "
         f"result, in {clock(found['seconds'])}; {found['training_flops'] / 1e12:,.3g} TFLOPs"
     ]
@@ -169,9 +174,11 @@ def notes(found: dict[str, Any]) -> list[str]:
             f"bytes were predicted within {errors['mean_absolute_error']:.2%} on average (largest error "
             f"{errors['largest_error']:+.2%}, {errors['within_3_percent']:.0%} within 3 %)"
         )
-    if test := found.get("test"):
+    if (test := found.get("test")) and test["run"] == found["best"]:
         values = ", ".join(f"{name} {number(value)}" for name, value in test["metrics"].items())
-        lines.append(f"on {test['split']}, once, for the winner: {values}")
+        others = counted(test["earlier"], "earlier winner")
+        before = f" (as {others} of this search)" if test["earlier"] else ", once"
+        lines.append(f"on {test['split']}{before}, for the winner: {values}")
     if (final := found.get("final")) and final["test"]:
         for name, arm in (("the winner", final), ("a narrower dense model in 8 bits", final.get("dense"))):
             if arm and arm["test"]:

@@ -202,6 +202,8 @@ class SizeModel:
             """The bytes at a place, from those at another one: as good as in proportion to the weights."""
             return bytes_at(known) * weights_at(place) / weights_at(known)
 
+        if bytes_at(0) > limit:  # a small file, quickly written
+            return None
         place = _guess(about, len(widths), limit)
         while place >= 0 and bytes_at(place) > limit:
             place -= 1
