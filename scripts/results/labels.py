@@ -38,13 +38,16 @@ def trec_students() -> str:
         ("the same with `model.convolution=3 +technique=bpe_dropout`", "convolved", "scratch"),
         ("the first, taught by the fine-tuned MiniLM", "taught", "scratch"),
         ("that one at 2.2 bits a weight", "compressed", "taught"),
+        ("with `model.convolution=3`, taught by the MiniLM", "taught-convolved", "taught"),
+        ("that one at 2.2 bits a weight", "compressed-convolved", "taught-convolved"),
         ("the teacher: MiniLM, fine-tuned by tfx", "tuned", None),
         ("the same with early exits", "early-exit", None),
+        ("the teacher of the models with a convolution, on another machine", "tuned-convolved", None),
     ):
         runs = arm(f"trec/{name}")
         row = [what, *_judged([_shares(run) for run in runs])]
         row.append(None if other is None else _against(runs, arm(f"trec/{other}")))
-        rows.append([*row, None if other != "taught" else ratio(runs)])
+        rows.append([*row, ratio(runs) if name.startswith("compressed") else None])
     return rows_of(["", *_JUDGED, "difference of both (95 %)", "times smaller"], rows)
 
 
