@@ -57,7 +57,8 @@ def read(folder) -> dict:
         (["objective=bytes", "budget.trials=2"], "min_quality"),
         (["max_bytes=3000", "budget.trials=2"], "the smallest file of this space has about"),
         (["max_bytes=14000", "max_latency_ms=0.001", "budget.trials=2"], "the smallest model of this space takes"),
-        (["max_byte=14000", "budget.trials=2"], "max_byte"),
+        (["max_byte=14000", "budget.trials=2"], "key 'max_byte' is unknown: did you mean 'max_bytes'?"),
+        (["max_bytes=14000", "spred=2", "budget.trials=2"], "key 'spred' is unknown: did you mean 'spread'?"),
         (
             ["max_bytes=14000", "budget.seconds=60", "trainer.budget.steps=0"],
             "trainer.budget.steps=0 trains nothing",

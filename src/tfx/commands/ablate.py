@@ -9,7 +9,7 @@ from tfx.commands.report import print_comparison
 from tfx.config.schema import AblateConfig
 from tfx.errors import UserError
 from tfx.experiments.ablation import Ablation
-from tfx.experiments.request import compose_request, is_own, own_settings, read_settings
+from tfx.experiments.request import compose_request, own_settings, read_settings, split_own
 from tfx.experiments.table import print_results
 from tfx.record.directory import RunDirectory
 from tfx.system.signals import StoppedBySignal, leaving_on_signals
@@ -23,8 +23,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if any(word in ("-m", "--multirun") for word in arguments):
         raise UserError("tfx ablate is a sweep already: leave out -m, and name the number of seeds with seeds=…")
-    settings = read_settings(AblateConfig, [word for word in arguments if is_own(word, AblateConfig)])
-    request = compose_request([word for word in arguments if not is_own(word, AblateConfig)], "ablate")
+    own, rest = split_own(arguments, AblateConfig)
+    settings = read_settings(AblateConfig, own)
+    request = compose_request(rest, "ablate")
     if request is None:
         return 0
     if not request.config.technique:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tfx.config.search import SearchConfig
 from tfx.errors import UserError
-from tfx.experiments.request import compose_request, is_own, own_settings, read_settings
+from tfx.experiments.request import compose_request, own_settings, read_settings, split_own
 from tfx.experiments.search.axes import named_axes
 from tfx.experiments.search.space import named_techniques
 from tfx.system.signals import StoppedBySignal, leaving_on_signals
@@ -24,8 +24,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("tfx search tries many configs already: leave out -m, and name the budget with budget.hours=…")
     if any(word in ("-cn", "--config-name", "-cp", "--config-path") for word in arguments):
         raise UserError("tfx search starts from the defaults: name settings as overrides, and groups with --config-dir")
-    settings = read_settings(SearchConfig, [word for word in arguments if is_own(word, SearchConfig)])
-    words, axes = named_axes([word for word in arguments if not is_own(word, SearchConfig)])
+    own, rest = split_own(arguments, SearchConfig)
+    settings = read_settings(SearchConfig, own)
+    words, axes = named_axes(rest)
     # Settings of a technique are known where it is in the stack.
     stack = [f"technique=[{','.join(named_techniques(words))}]"] if named_techniques(words) else []
     request = compose_request([*words, *stack], "search")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tfx.config import describe
 from tfx.config.schema import AUTO, LauncherConfig, Root
-from tfx.errors import UserError
+from tfx.errors import UserError, unknown
 from tfx.experiments.machine import Machine
 from tfx.experiments.queue import CLUSTERS, Queue
 from tfx.terminal.tables import Sheet, settings_sheet
@@ -38,9 +39,21 @@ class Request:
         return self.queue or Machine.of(self.launcher, trainer.device, trainer.devices)
 
 
-def is_own(word: str, schema: type) -> bool:
-    """Whether an override sets one of the command's own settings, and none of its jobs' config."""
-    return word.lstrip("+").partition("=")[0].split(".")[0] in {f.name for f in fields(schema)}  # type: ignore[arg-type]
+def split_own(words: Sequence[str], schema: type) -> tuple[list[str], list[str]]:
+    """The words that set one of the command's own settings, and the rest, the config of its jobs.
+
+    Raises `UserError` for a key that neither has and that is nearest to one of the command's own.
+    """
+    names = [f.name for f in fields(schema)]
+    own: list[str] = []
+    rest: list[str] = []
+    for word in words:
+        name = word.lstrip("+").partition("=")[0].split(".")[0]
+        nearest = get_close_matches(name, [*names, *(f.name for f in fields(Root))], 1)
+        if "=" in word and nearest and nearest[0] != name and nearest[0] in names:
+            raise unknown("key", name, names)
+        (own if name in names else rest).append(word)
+    return own, rest
 
 
 def own_settings(schema: type) -> Sheet:
