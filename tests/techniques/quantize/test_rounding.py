@@ -201,6 +201,19 @@ def test_weights_that_are_mostly_zero_meet_any_rate_that_they_have():
     assert bool((rated(nothing, 2.0, 4, None)["zeros"].values() == 0).all())
 
 
+@pytest.mark.parametrize("sensitivities", [None, 1.0])
+def test_a_rate_that_pruned_weights_do_not_have_cuts_none_of_them(sensitivities):
+    # Three in ten of them would need nine bits each: more than their codes have.
+    weights = {name: weight * (weight.abs() > weight.abs().quantile(0.7)) for name, weight in drawn("normal").items()}
+    felt = sensitivities and dict.fromkeys(weights, sensitivities)
+    kind = GridKind(8, group=None)
+    scales = scales_for_rate(weights, 3.616, kind, felt)
+    grids = {name: to_grid(weight, scales[name], None, kind) for name, weight in weights.items()}
+    for name, weight in weights.items():
+        assert float((grids[name].values() - weight).abs().max()) <= 0.51 * float(scales[name])
+    assert 2.3 < entropy(grids.values()) < 3.616
+
+
 def test_scales_in_half_precision_are_rounded_up_so_that_the_range_is_covered():
     weight = torch.tensor([[1.0003, -0.2]])
     scale, _ = fit(weight, GridKind(4, group=0))

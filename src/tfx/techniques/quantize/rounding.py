@@ -95,24 +95,27 @@ def scales_for_rate(
     error. What rounding adds to the loss is in proportion to sensitivity * step^2, and the same holds of what one bit
     more takes away: it is worth the same in every matrix where steps go with 1 / sqrt(sensitivity) (Choi 2017, arXiv
     1612.01543, weighs errors so too). Within a matrix they still go with the root mean square of their unit, and no
-    step is so fine that codes of ``kind.bits`` reach less than `_REACH` times that, or coarser than `_COARSEST` times.
+    step is coarser than `_COARSEST` times that.
+
+    No step is so fine that codes of ``kind.bits`` would cut large weights: a rate that the weights do not have, as
+    where most are zero, is missed.
     """
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
+    least = {name: _finest(kind.units(weight), spreads[name], kind.bits) for name, weight in weights.items()}
     if sensitivities is not None:
         steps = _relative_steps(weights, sensitivities)
-        least = {name: spread * (_REACH / 2 ** (kind.bits - 1)) for name, spread in spreads.items()}
         # If weights are uniform, as at first, the largest is closer than that.
         most = {}
         for name, spread in spreads.items():
             peaks = kind.units(weights[name]).abs().amax(-1) / spread.clamp(min=1e-30)
-            most[name] = spread * max(_REACH / 2 ** (kind.bits - 1), min(_COARSEST, 1.9 * float(peaks.max())))
+            most[name] = torch.maximum(least[name], spread * min(_COARSEST, 1.9 * float(peaks.max())))
         spreads = {name: spread * steps[name] for name, spread in spreads.items()}
 
     def scales(log_factor: float) -> dict[str, Tensor]:
-        chosen = {name: spread * 2.0**log_factor for name, spread in spreads.items()}
+        chosen = {name: torch.maximum(spread * 2.0**log_factor, least[name]) for name, spread in spreads.items()}
         if sensitivities is not None:
-            chosen = {name: scale.clamp(least[name], most[name]) for name, scale in chosen.items()}
+            chosen = {name: torch.minimum(scale, most[name]) for name, scale in chosen.items()}
         return {name: _held(scale, kind.scale_dtype) for name, scale in chosen.items()}
 
     def is_cheap(log_factor: float) -> bool:
@@ -131,6 +134,16 @@ def scales_for_rate(
         middle = (fine + coarse) / 2
         fine, coarse = (fine, middle) if is_cheap(middle) else (middle, coarse)
     return scales(coarse)
+
+
+def _finest(units: Tensor, spread: Tensor, bits: int) -> Tensor:
+    """The finest step of each unit: its codes reach `_REACH` times the root mean square (``spread``).
+
+    Where many weights are zero they reach the largest, or as many times the root mean square of what is not.
+    """
+    share = (units != 0).float().mean(-1).clamp(min=1e-12)
+    reached = torch.maximum(_REACH * spread, torch.minimum(units.abs().amax(-1), _REACH * spread / share.sqrt()))
+    return reached / 2 ** (bits - 1)
 
 
 def _relative_steps(weights: Mapping[str, Tensor], sensitivities: Mapping[str, float]) -> dict[str, float]:
