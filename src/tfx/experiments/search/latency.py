@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
     from tfx.tasks.prepare import PreparedData
 
-_INPUTS = 12
 # The shortest output that decoding can be held to (`output_limit`), and the ratio that does so.
 _SHORT, _SHORT_RATIO = 10, 1e-6
 
@@ -23,7 +22,8 @@ _SHORT, _SHORT_RATIO = 10, 1e-6
 def untrained_latency_ms(
     config: Root, data: PreparedData, origin: Architecture | None = None, threads: int = 1
 ) -> float:
-    """Milliseconds for one input, the median over validation inputs, by the config's own decoding and on its device.
+    """Milliseconds for one input, by the config's own decoding and on its device: the median over the inputs that its
+    result will be timed on.
 
     How long decoding takes depends on the lengths and on no weight. Outputs of drawn weights have any length: so each
     input is decoded to ten tokens and to about ten more than its target, and no output ends before. The time for as
@@ -44,7 +44,7 @@ def untrained_latency_ms(
     model.eval().to(device)
     split, tokenizer = data.splits["valid"], data.tokenizer
     lengths: tuple[float, ...] = (1.0,)
-    shared = replace(config.evaluation, latency_inputs=_INPUTS)
+    shared = config.evaluation
     if isinstance(split, Pairs):
         shared = replace(shared, min_length=model.architecture.context)
         # So that most targets are no longer than what is decoded.
@@ -55,7 +55,7 @@ def untrained_latency_ms(
     times = []
     for work in works:
         work.one(0)
-    for place in range(min(_INPUTS, works[0].count)):
+    for place in range(works[0].count):
         took = [timed(partial(work.one, place), device)[1] / work.units for work in works]
         if isinstance(split, Pairs):
             more = output_limit(int(split.source.lengths[place]), settings[1], model.architecture.context) - _SHORT
