@@ -408,6 +408,19 @@ def test_sizes_that_a_model_cannot_fill_are_one(request_of, trials, tmp_path):
     assert fitter.own(request.config)["file_bytes"] == max(size for size in kept if size <= 400_000)
 
 
+@pytest.mark.parametrize(("sparsity", "most"), [(0.7, 2.68), (0.5, 4.0), (0, 6.0)])
+def test_a_rate_that_pruned_weights_cannot_have_is_not_tried(request_of, trials, tmp_path, sparsity, most):
+    request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
+    typed = [word for word in request.typed if "technique" not in word]
+    typed += ["model.width=64"]
+    goal = Goal.of(replace(SETTINGS, max_bytes=None, min_quality=3.0, objective="bytes"), request.config)
+    fitter = Fitter(space.make_space(typed, {}, request.config, goal), goal, request.config)
+    rest = {"ffn_factor": 2, "embedding_rate_factor": None, "technique.prune.sparsity": sparsity}
+    for rate, is_tried in ((most - 0.05, True), (most + 0.05, False)):
+        if rate <= 6:
+            assert (fitter.accept(rest | {"technique.quantize.rate": rate}) is not None) is is_tried
+
+
 def test_where_nothing_ended_none_goes_on(request_of, trials, tmp_path):
     request, axes = request_of(tmp_path / "s")
     search = Search(request, replace(SETTINGS, spread=2.0), axes)

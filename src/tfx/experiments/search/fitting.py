@@ -95,7 +95,7 @@ class Fitter:
         except UserError as error:
             self.refusal = error
             return None
-        if whole is None:
+        if whole is None or not self._has_room(whole):
             return None
         found = self.predict(whole)
         # With the rate of the axis, not with the one that a limit of bytes makes of it.
@@ -130,6 +130,16 @@ class Fitter:
         """The most bytes that the file of these values may have, less the margin for wrong predictions."""
         wanted = values.get(SIZE, math.inf if self.goal.max_bytes is None else self.goal.max_bytes)
         return min(float(wanted), self.goal.largest_of_interest) * (1 - self._margin)
+
+    def _has_room(self, values: Mapping[str, Any]) -> bool:
+        """Whether the weights that pruning leaves can have the rate; a file that is made to have a size needs none."""
+        from tfx.techniques.quantize.settings import highest_rate
+
+        technique = self.config(values).technique
+        quantize, prune = technique.get("quantize"), technique.get("prune")
+        if self.space.max_bytes is not None or quantize is None or prune is None:
+            return True
+        return (quantize["rate"] or 0.0) <= highest_rate(quantize["bits"] or 8, prune["sparsity"])
 
     @property
     def _margin(self) -> float:

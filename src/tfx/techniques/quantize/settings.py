@@ -209,6 +209,10 @@ def _check_rate(settings: QuantizeSettings, rate: float) -> None:
         )
 
 
-def highest_rate(code_bits: int) -> float:
-    """The rate at which codes of so many bits still reach 8 standard deviations of roughly normal weights."""
-    return min(MOST_RATE, float(code_bits - _ROOM))
+def highest_rate(code_bits: int, sparsity: float = 0.0) -> float:
+    """The rate at which codes of so many bits still reach 8 standard deviations of roughly normal weights.
+
+    Of weights of which a share is zero, that share takes only the bits that say which they are.
+    """
+    which = -sum(share * math.log2(share) for share in (sparsity, 1 - sparsity) if share > 0)
+    return which + (1 - sparsity) * min(MOST_RATE, float(code_bits - _ROOM))
