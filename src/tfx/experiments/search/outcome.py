@@ -141,4 +141,5 @@ def given_up(front: Sequence[dict[str, Any]], place: int, metric: str) -> str:
         return ""
     here, next_ = front[place], front[place - 1]
     saved = 1 - next_["bytes"] / here["bytes"]
-    return f"{saved:.0%} of the bytes for {next_['quality'] - here['quality']:+.3g} {metric}"
+    bytes_ = f"{saved:.0%} fewer bytes" if saved >= 0.005 else "as many bytes"
+    return f"{bytes_}, {next_['quality'] - here['quality']:+.3g} {metric}"
