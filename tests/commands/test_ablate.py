@@ -34,7 +34,7 @@ def ablate(*words: str) -> int:
         (["+technique=prune", "seeds=many"], "seeds"),
         (["+technique=prune", "design=all_subset"], "did you mean 'all_subsets'?"),
         (["+technique=prune", "match=time"], "choose one of flops, tokens"),
-        (["+technique=prune", "sedes=3"], "did you mean 'seed'?"),
+        (["+technique=prune", "sedes=3"], "did you mean 'seeds'?"),
         (["+technique=prne"], "did you mean 'prune'?"),
         (["+technique=prune", "-m"], "leave out -m"),
         (["+technique=[distill,mixup]", "technique.distill.cache_top_k=4"], "arm distill+mixup: technique 'distill'"),
