@@ -205,14 +205,14 @@ class SizeModel:
         if bytes_at(0) > limit:  # a small file, quickly written
             return None
         place = _guess(about, len(widths), limit)
-        while place >= 0 and bytes_at(place) > limit:
+        while bytes_at(place) > limit:
             place -= 1
         # A file is written only where it may fit.
-        while 0 <= place < len(widths) - 1 and about(place + 1, place) <= limit * _WORTH_WRITING:
+        while place < len(widths) - 1 and about(place + 1, place) <= limit * _WORTH_WRITING:
             if bytes_at(place + 1) > limit:
                 break
             place += 1
-        return widths[place] if place >= 0 else None
+        return widths[place]
 
 
 def _guess(about: Callable[[int, int], float], count: int, limit: float) -> int:

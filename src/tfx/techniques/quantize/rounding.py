@@ -137,13 +137,13 @@ def scales_for_rate(
 
 
 def _finest(units: Tensor, spread: Tensor, bits: int) -> Tensor:
-    """The finest step of each unit: its codes reach `_REACH` times the root mean square (``spread``).
+    """The finest step of each unit: its codes reach the largest weight, or `_REACH` times the root mean square.
 
-    Where many weights are zero they reach the largest, or as many times the root mean square of what is not.
+    That is ``spread`` over all weights, and here of those that are not zero.
     """
     share = (units != 0).float().mean(-1).clamp(min=1e-12)
-    reached = torch.maximum(_REACH * spread, torch.minimum(units.abs().amax(-1), _REACH * spread / share.sqrt()))
-    return reached / 2 ** (bits - 1)
+    levels = 2 ** (bits - 1)
+    return torch.minimum(units.abs().amax(-1) / (levels - 1), _REACH * spread / share.sqrt() / levels)
 
 
 def _relative_steps(weights: Mapping[str, Tensor], sensitivities: Mapping[str, float]) -> dict[str, float]:
