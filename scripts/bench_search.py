@@ -122,7 +122,7 @@ def report(jobs: list[Job], rows: list[dict], slow: list[float]) -> dict:
         Observation(predicted["stack"], predicted["untrained_weights"], result.bytes.weights)
         for predicted, result in ended
     ]
-    times = [Observation(one.stack, ratio, 1.0) for one, ratio in zip(weights, slow, strict=False)]
+    times = [Observation(one.stack, ratio, 1.0) for one, ratio in zip(weights, slow, strict=True)] if slow else []
     rest = [predicted["bytes"] - predicted["untrained_weights"] for predicted, _ in ended]
     truths = [result.bytes.file for _, result in ended]
     errors = {

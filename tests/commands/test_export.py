@@ -61,6 +61,7 @@ def test_a_compressed_run_leaves_as_plain_tensors_with_a_card(run, tmp_path, cap
     found = json.loads(shown.out)
     assert (found["equal"], found["inputs"], found["dequantized"]) == (1.0, 20, True)
     ours = tfx.load(run)
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     tensors = safetensors.torch.load_file(out / "model.safetensors")
     state = ours.model.state_dict()
     assert set(tensors) == set(state) - {"output.weight", "source_embedding.weight"}

@@ -99,7 +99,9 @@ class Trials:
             if wanted := typed.get("technique.quantize.bytes"):
                 weights_ = round(0.998 * int(wanted)) - OVERHEAD
             job.folder.mkdir(parents=True)
-            write_summary(RunDirectory(job.folder), loss, weights_, layers, int(typed["seed"]))
+            # Outputs of a short training do not end.
+            latency = layers * (1 if typed["trainer.budget.steps"] == "90" else 10)
+            write_summary(RunDirectory(job.folder), loss, weights_, latency, int(typed["seed"]))
             job.state = DONE
 
 
@@ -236,10 +238,22 @@ def test_the_latency_of_a_short_training_is_the_predicted_one(request_of, trials
     search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1))
     long = next(entry for entry in search.book.entries if search.found.longest(entry)[0] == 1)
     measured = search.found.mean_of(long).latency_ms
-    assert search.found.first(long, 0).latency_ms == measured == long.values["model.decoder_layers"]
-    long.predicted = replace(long.predicted, latency_ms=7.5)
+    layers = long.values["model.decoder_layers"]
+    assert (search.found.first(long, 0).latency_ms, measured) == (10 * layers, layers)
+    for entry in search.book.entries:
+        known = float(entry.values["model.decoder_layers"])
+        entry.predicted = replace(entry.predicted, latency_ms=7.5, untrained_latency_ms=known)
     assert search.found.first(long, 0).latency_ms == 7.5
     assert search.found.mean_of(long).latency_ms == measured
+    search._learn()  # from whole trainings alone, whose latency was known
+    assert set(search.fitter.latencies._factors.values()) == {1.0}
+
+
+def test_trainings_without_use_are_counted(request_of, trials, tmp_path):
+    # Three configs and the best of them again; a fifth is kept for leaders that are close, and none is.
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, budget=SearchBudget(trials=5)))
+    assert (len(search.book.trials), search.left) == (len(trials.ran), 5 - len(trials.ran))
+    assert search.left > 0
 
 
 def test_another_winner_is_not_scored_once(request_of, trials, tmp_path, monkeypatch):

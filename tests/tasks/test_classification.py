@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tfx.config.compose import compose
-from tfx.config.schema import DatasetConfig, LimitConfig, ModelConfig, TokenizerConfig
+from tfx.config.schema import DatasetConfig, EvaluationConfig, LimitConfig, ModelConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -301,6 +301,13 @@ def tiny_model(outputs: Outputs, context: int = 16) -> Transformer:
 
 def prompts_of(texts: list[str], notes: list[str] | None = None) -> Prompts:
     return Prompts(texts, TOKENIZER.encode(texts), 0, (notes if notes is not None else []).append)
+
+
+def test_a_tab_in_a_text_of_a_model_without_pairs_is_said():
+    notes: list[str] = []
+    model = tiny_model(OUTPUTS, context=16)
+    classify(model, TOKENIZER, prompts_of(["ab\tba", "ab", "ab\t"], notes), EvaluationConfig())
+    assert notes == ["line 1: the model reads single texts: the tab is a part of this one"]
 
 
 def test_a_long_text_is_cut_or_averaged_over_its_windows_as_it_was_scored(tmp_path):

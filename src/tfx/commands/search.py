@@ -54,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     show_found(search)
     if left := search.left:
         print(
-            f"{left} of budget.trials={search.most_trials} left: too few for another round, and for more seeds (a "
-            "fifth of the budget, unless seeds=1) no other config is near enough to the best"
+            f"{left} of budget.trials={search.most_trials} left: no round of other configs fits in them, and no other "
+            "config is near enough to the best for more seeds, for which a fifth is kept unless seeds=1"
         )
     if search.book.trials:
         from tfx.experiments.search.page import write_search_page
