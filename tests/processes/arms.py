@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -182,3 +184,9 @@ def all_of_two(teacher: Path, folder: Path) -> dict[str, Any]:
     run(folder / "run")
     run_divided(folder / "divided")
     return found | {"status": fail(folder / "failed")}
+
+
+if __name__ == "__main__":
+    teacher, folder = map(Path, sys.argv[1:])
+    found = all_of_two(teacher, folder)
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))

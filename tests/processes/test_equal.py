@@ -2,9 +2,10 @@
 
 import importlib.util
 import json
-import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,24 +28,28 @@ def found(tmp_path_factory):
         patch.setenv("TFX_CACHE", str(folder / "cache"))
         arms.make_teacher(teacher)
         arms.make_pairs(folder / "pairs")
-        # Forked, because they then need not load what is loaded here.
-        fork, port = multiprocessing.get_context("fork"), free_port()
-        processes = [fork.Process(target=member, args=(rank, port, teacher, folder)) for rank in (0, 1)]
-        for process in processes:
-            process.start()
+        port = free_port()
+        processes = [start(rank, port, teacher, folder) for rank in (0, 1)]
         one = json.loads(json.dumps(arms.all_of(teacher, ALONE)))
-        for process in processes:
-            process.join()
-            assert process.exitcode == 0
+        for rank, process in enumerate(processes):
+            assert process.wait() == 0, (folder / f"{rank}.log").read_text()
     torch.set_num_threads(threads)
     return folder, one, *(json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
 
 
-def member(rank: int, port: int, teacher: Path, folder: Path) -> None:
-    """The work of one of two processes, which finds its place as torchrun would tell it."""
+def start(rank: int, port: int, teacher: Path, folder: Path) -> subprocess.Popen:
+    """Begins one of two processes, which finds its place as torchrun would tell it.
+
+    It is a new one: a fork would have the threads' locks and the groups of processes that other tests left here.
+    """
     place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    (folder / f"{rank}.json").write_text(json.dumps(arms.all_of_two(teacher, folder)))
+    with (folder / f"{rank}.log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, arms.__file__, str(teacher), str(folder)],
+            env=os.environ | {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def free_port() -> int:
