@@ -14,7 +14,7 @@ help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## virtual environment in .venv with tfx in it
-demo: $(VENV)/.installed ## train, distill, prune and quantize the default model on the embedded data (5 to 8 minutes)
+demo: $(VENV)/.installed ## train, distill, prune and quantize the default model on the embedded data (5 to 20 minutes)
 	$(BIN)/tfx train '+technique=[distill,prune,quantize]' experiment=demo
 search-demo: $(VENV)/.installed-search ## find the best model below 200 kB on the embedded data (about 9 minutes on two cores)
 	$(BIN)/tfx search max_bytes=200_000 budget.seconds=360 trainer.budget.seconds=40 dataset.batch_tokens=1024 \
