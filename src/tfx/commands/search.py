@@ -53,10 +53,13 @@ def main(arguments: Sequence[str]) -> int:
         return stopped.status
     show_found(search)
     if left := search.left:
-        print(
-            f"{left} of budget.trials={search.most_trials} left: no round of other configs fits in them, and no other "
-            "config is near enough to the best for more seeds, for which a fifth is kept unless seeds=1"
+        why = (
+            "no other config was found that keeps the limits: widen an axis"
+            if search.is_exhausted
+            else "no round of other configs fits in them, and no other config is near enough to the best for more "
+            "seeds, for which a fifth is kept unless seeds=1"
         )
+        print(f"{left} of budget.trials={search.most_trials} left: {why}")
     if search.book.trials:
         from tfx.experiments.search.page import write_search_page
 

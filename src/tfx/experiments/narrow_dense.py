@@ -8,7 +8,7 @@ from pathlib import Path
 from tfx.config import compose
 from tfx.config.inheritance import from_scratch
 from tfx.config.schema import ModelConfig, Root
-from tfx.experiments.search.size import untrained_bytes
+from tfx.experiments.search.size import head_unit, untrained_bytes
 
 # Settings of quantize: 8 bits, one scale per output channel, trained with the grid in the last part of the budget.
 INT8 = {"quantize": {"bits": 8, "granularity": "channel"}}
@@ -26,7 +26,7 @@ def narrow_int8(config: Root, plain: Path, target: float) -> Root:
     loaded = checkpoint.load(plain, kernels=False)
     tokenizer, outputs = loaded.tokenizer, loaded.model.architecture.outputs
     full = config.model
-    unit = full.heads * (2 if full.positions == "rotary" or full.heads % 2 else 1)
+    unit = head_unit(full)
     sizes: dict[int, int] = {}
 
     def size(count: int) -> int:

@@ -77,7 +77,9 @@ def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
             if low is None or high is None or not low < high or (log and low <= 0):
                 raise UserError(f"{word} is no interval: its end must lie above its start, and with log both above 0")
             axes[key] = Axis(key, float(low), float(high), log=log)
-        elif isinstance(value, RangeSweep) and all(isinstance(part, int) for part in (value.start, value.stop)):
+        elif isinstance(value, RangeSweep) and all(
+            isinstance(part, int) for part in (value.start, value.stop, value.step)
+        ):
             whole = range(int(value.start or 0), int(value.stop or 0), int(value.step))
             if len(whole) < 2 or whole.step < 1:
                 raise UserError(f"{word} names {len(whole)} values: a range goes up, and its end is not in it")

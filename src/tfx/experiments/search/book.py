@@ -44,7 +44,7 @@ class Book:
     """All that a search must remember besides its runs. ``words`` and ``axes`` are what tell it from another search.
 
     ``seconds`` have been spent so far, ``clock`` are those of single trials by their rung. ``whole`` is the budget of a
-    whole training.
+    whole training, and ``dense`` are the words of the dense model that the winner is compared with.
     """
 
     words: list[str]
@@ -55,6 +55,7 @@ class Book:
     trials: list[Trial] = field(default_factory=list)
     clock: dict[str, list[float]] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
+    dense: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> Book:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tfx.config.compose import load as load_config
+from tfx.config.registry import technique_class
+from tfx.config.schema import Root
 from tfx.experiments.jobs import Job
+from tfx.experiments.narrow_dense import INT8
 from tfx.experiments.pool import run_jobs
 from tfx.experiments.search.book import Entry
 from tfx.experiments.search.outcome import command_of, run_of
 from tfx.experiments.search.search import Search
+from tfx.experiments.search.space import key_of
 from tfx.record.directory import RunDirectory
 
 
@@ -34,8 +39,12 @@ def finish(search: Search) -> None:
 def _train_again(search: Search, best: Entry) -> dict[str, Any]:
     """Runs the winner, and the dense model beside it, with seeds that no trial had, and with the test split."""
     arms = {f"{best.number:04d}": command_of(search.found, best)}
-    if search.settings.dense and (words := _dense_words(search)) is not None:
-        arms["dense_int8"] = words
+    if search.settings.dense:
+        # Chosen once: what is learned later would choose another width for the folders of the same name.
+        search.book.dense = search.book.dense or _dense_words(search)
+        search.keep()
+        if search.book.dense:
+            arms["dense_int8"] = search.book.dense
     first = search.request.config.seed + search.settings.seeds
     jobs: dict[str, list[Job]] = {name: [] for name in arms}
     for seed in range(first, first + search.settings.final_seeds):
@@ -65,16 +74,17 @@ def _ended(jobs: Sequence[Job], metric: str) -> dict[str, Any]:
     }
 
 
-def _dense_words(search: Search) -> list[str] | None:
-    """The words of the widest dense model in 8 bits whose file keeps ``max_bytes``; None if there is none.
+def _dense_words(search: Search) -> list[str]:
+    """The words of the widest dense model in 8 bits whose file keeps ``max_bytes``; none if there is none.
 
-    It has all that the command line fixes, and else the defaults; only its width is chosen.
+    It has all that the command line fixes but its techniques, and else the defaults; only its width is chosen.
     """
     config = search.request.config
     if search.goal.max_bytes is None or config.init_from is not None:
-        return None
-    words = [word for word in search.space.outside(search.space.base) if not word.startswith("technique")]
-    words += ["technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"]
+        return []
+    words = [word for word in search.space.outside(search.space.base) if not key_of(word).startswith("technique")]
+    words.append("technique=[quantize]")
+    words += _plain_int8(search.space.compose(words))
     dense = search.space.compose(words)
     unit = search.space.unit(dense)
     widths = list(range(unit, 4 * dense.model.width, unit))
@@ -83,10 +93,21 @@ def _dense_words(search: Search) -> list[str] | None:
     limit = search.goal.max_bytes * (1 - search.fitter.sizes.margin)
     width = search.fitter.sizes.widest(dense, data, widths, factor, limit)
     if width is None:
-        return None
+        return []
     whole = search.budgets[-1]
     words += [f"model.width={width}", f"model.ffn_width={round(factor * width)}", "model.name=dense_int8"]
     return [*words, f"trainer.budget.{whole.unit}={whole.amount:.10g}"]
+
+
+def _plain_int8(config: Root) -> list[str]:
+    """The words that make the quantization of ``config`` a plain one in 8 bits, whatever its experiment says of it."""
+    plain = asdict(technique_class("quantize").Settings()) | INT8["quantize"]
+    given = config.technique["quantize"]
+    return [
+        f"technique.quantize.{key}={'null' if value is None else str(value).lower()}"
+        for key, value in plain.items()
+        if given[key] != value
+    ]
 
 
 def _score(search: Search, run: Path) -> dict[str, Any]:
@@ -98,7 +119,8 @@ def _score(search: Search, run: Path) -> dict[str, Any]:
     config = load_config(RunDirectory(run).config)
     config.dataset.splits.test = list(search.request.config.dataset.splits.test)
     loaded = load(run, config.trainer.device)
-    data = prepare_data(config.dataset, loaded.model.architecture.context, loaded.tokenizer)
+    architecture = loaded.model.architecture
+    data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
     split = data.splits[data.test_split]
     quality = measure_quality(
         loaded.model, split, loaded.tokenizer, config.evaluation, config.dataset.metrics, seed=config.seed

@@ -14,7 +14,7 @@ from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.latency import LatencyModel
 from tfx.experiments.search.size import Observation, SizeModel, at_width, stack_of
-from tfx.experiments.search.space import FFN_FACTOR, RATE, SIZE, WIDTH, Space
+from tfx.experiments.search.space import FFN_FACTOR, RATE, SIZE, SPARSITY, WIDTH, Space
 from tfx.terminal.console import size
 
 if TYPE_CHECKING:
@@ -92,12 +92,12 @@ class Fitter:
         """The values with their width, or None for a config that breaks a limit or whose settings do not fit."""
         try:
             whole = self._with_width(values)
+            if whole is None or not self._has_room(whole):
+                return None
+            found = self.predict(whole)
         except UserError as error:
             self.refusal = error
             return None
-        if whole is None or not self._has_room(whole):
-            return None
-        found = self.predict(whole)
         # With the rate of the axis, not with the one that a limit of bytes makes of it.
         too_large = found.planned > self._limit(whole)
         too_slow = found.latency_ms is not None and found.latency_ms > (self.goal.max_latency_ms or math.inf)
@@ -199,7 +199,8 @@ class Fitter:
         from tfx.techniques.quantize.settings import highest_rate
 
         filled, quantize = round(made * _FILLED), config.technique["quantize"]
-        highest = highest_rate(quantize["bits"] or 8)
+        prune = config.technique.get("prune")
+        highest = highest_rate(quantize["bits"] or 8, prune["sparsity"] if prune else 0.0)
         if made < _SURE * (planned + weights * (highest / quantize["rate"] - 1)):
             return filled
         most = quantize | {"rate": highest}
@@ -239,14 +240,16 @@ class Fitter:
             )
 
     def _smallest(self) -> dict[str, Any]:
-        """The least of each axis, and the narrowest width: about the smallest file that there is."""
+        """The least of each axis, most zeros, and the narrowest width: about the smallest file that there is."""
         least: dict[str, Any] = {}
         for key, axis in self.space.axes.items():
             if key in (WIDTH, SIZE):
                 continue
+            end, of_range = (max, axis.high) if key == SPARSITY else (min, axis.low)
             numbers = [choice for choice in axis.choices if isinstance(choice, int | float)]
-            low: Any = min(numbers) if numbers else axis.choices[0] if axis.choices else axis.low
-            least[key] = int(low) if axis.whole else low
+            found: Any = end(numbers) if numbers else axis.choices[0] if axis.choices else of_range
+            least[key] = int(found) if axis.whole else found
+        least = self._that_fits(least)
         if WIDTH in self.space.axes:
             config = self.config(least)
             widths = self.space.widths(config)
@@ -257,6 +260,22 @@ class Fitter:
                 )
             least[WIDTH] = widths[0]
         return least
+
+    def _that_fits(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values, or those with another choice on one axis, whose settings fit together.
+
+        Raises `UserError`, with what is wrong with the values themselves, where none do.
+        """
+        others = [values | {key: choice} for key, axis in self.space.axes.items() for choice in axis.choices]
+        refusals = []
+        for some in (values, *(one for one in others if SIZE not in one and WIDTH not in one)):
+            try:
+                self.config(some)
+            except UserError as error:
+                refusals.append(error)
+            else:
+                return some
+        raise refusals[0]
 
 
 def _own_value(config: Root, key: str) -> Any:

@@ -121,7 +121,7 @@ class Goal:
 
     def gain_of(self, found: Measured) -> float:
         """The gain of a quality, with a trace of the other metric, which decides between equals alone."""
-        return self.gain(found.quality) + _TRACE * found.other
+        return self.gain(found.quality) + _TRACE * found.other / (1 + abs(found.other))
 
     def violations(self, found: Measured) -> list[float]:
         """By how much each limit is passed, relative to it; zero or less where it is kept."""

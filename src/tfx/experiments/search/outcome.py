@@ -101,7 +101,7 @@ def worths(found: Findings) -> list[Any]:
 
 
 def size_errors(found: Findings) -> dict[str, Any]:
-    """How far predicted bytes were off, of the whole file, over the longest trainings."""
+    """How far predicted bytes were off, of the whole file, over all trainings."""
     errors = []
     for trial, result in found.results():
         errors.append(found.book.entries[trial.number].predicted.bytes / result.bytes.file - 1)

@@ -27,7 +27,7 @@ from tfx.experiments.search.halving import best_of, course, evenly, lengths
 from tfx.experiments.search.outcome import outcome_of
 from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
-from tfx.experiments.search.space import SIZE, make_space
+from tfx.experiments.search.space import SIZE, key_of, make_space
 
 # The part of a budget that goes to more seeds of the leaders.
 _FOR_SEEDS = 0.2
@@ -49,7 +49,7 @@ class Search:
         self.goal = Goal.of(settings, config)
         self.machine = request.machine
         self.seconds, self.most_trials = budget_limits(settings)
-        typed = [word for word in request.typed if _key(word) not in ("seed", *_BUDGET_KEYS)]
+        typed = [word for word in request.typed if key_of(word) not in ("seed", *_BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)
         self.space = replace(space, place=tuple(searchpath(request.flags)))
         self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
@@ -60,12 +60,14 @@ class Search:
         self.book.whole = {whole.unit: whole.amount if whole.unit == "seconds" else int(whole.amount)}
         self.budgets = lengths(whole, settings.rungs, settings.keep)
         self.found = Findings(self.goal, self.book, self.folder, self.budgets, self.space, config.seed)
+        # Whether the last round found no other config to begin with.
+        self.is_exhausted = False
         self._began = time.monotonic()
         self._before = self.book.seconds
 
     def _whole_budget(self) -> Budget:
         """The length of a whole training: what the user names, else a part of the time."""
-        named = any(_key(word) in _BUDGET_KEYS for word in self.request.typed)
+        named = any(key_of(word) in _BUDGET_KEYS for word in self.request.typed)
         if named or self.seconds is None:
             whole = self.request.config.trainer.budget
             if not whole.amount:
@@ -75,7 +77,7 @@ class Search:
 
     def _open(self) -> Book:
         """The book of this search: a new one, or the one in the folder. Raises `UserError` if that is another's."""
-        words = sorted(word for word in self.request.typed if _key(word) not in ("dry_run", "hydra.sweep.dir"))
+        words = sorted(word for word in self.request.typed if key_of(word) not in ("dry_run", "hydra.sweep.dir"))
         book = Book(words, {key: axis.describe() for key, axis in self.space.axes.items()})
         book.words += [f"{key}={value}" for key, value in sorted(_identity(self.settings).items())]
         if not self.path.is_file():
@@ -128,6 +130,7 @@ class Search:
         if not proposed:
             if number == 0:
                 raise self.fitter.refusal or UserError(NOTHING_FITS)
+            self.is_exhausted = True
             return False
         for values in proposed:
             place = len(self.book.entries)
@@ -136,14 +139,18 @@ class Search:
         self.keep()
         return True
 
-    def affordable(self) -> int:
-        """How many configs a round can begin with, for it to end within its part of the budget."""
+    def affordable(self, begun: int = 0) -> int:
+        """How many configs a round can begin with, for it to end within its part of the budget.
+
+        So many of them have ``begun``, and their first trainings are paid for.
+        """
         part = 1.0 if self.settings.seeds == 1 else 1 - _FOR_SEEDS
         for count in range(self.settings.candidates, 0, -1):
             runs, seconds = 0, 0.0
             for rung, left in course(count, self.settings.rungs, self.settings.keep):
                 runs += left
-                seconds += math.ceil(left / self.machine.jobs) * self._expected(rung)
+                to_train = left if rung else max(0, left - begun)
+                seconds += math.ceil(to_train / self.machine.jobs) * self._expected(rung)
             if self.most_trials is not None and len(self.book.trials) + runs > max(
                 math.floor(part * self.most_trials), min(self.most_trials, self.settings.rungs)
             ):
@@ -157,6 +164,8 @@ class Search:
     def _run_round(self, number: int) -> None:
         alive = self.book.of_round(number)
         seed = self.request.config.seed
+        if self._is_untimed:
+            alive = self._first_of(alive)
         steps = course(len(alive), self.settings.rungs, self.settings.keep)
         for (rung, _), after in zip(steps, [*steps[1:], (0, 1)], strict=True):
             self._train([Trial(entry.number, rung, seed) for entry in alive])
@@ -166,6 +175,21 @@ class Search:
             if failed and not any(self.found.results()):
                 raise UserError(f"no trial has a result: {failed[-1].reason} (see {failed[-1].log})")
             alive = self._promote(ended, rung, after[1])
+
+    @property
+    def _is_untimed(self) -> bool:
+        """Whether time is what runs out, and nobody knows how long a training takes."""
+        return self.seconds is not None and self.budgets[-1].unit != "seconds" and not self.book.clock
+
+    def _first_of(self, entries: Sequence[Entry]) -> list[Entry]:
+        """As many of the very first configs as the time is enough for, told by those that can train at once."""
+        count = min(self.machine.jobs, len(entries))
+        rung = course(len(entries), self.settings.rungs, self.settings.keep)[0][0]
+        self._train([Trial(entry.number, rung, self.request.config.seed) for entry in entries[:count]])
+        left = entries[: max(count, self.affordable(count))]
+        del self.book.entries[len(left) :]
+        self.keep()
+        return list(left)
 
     def _promote(self, entries: Sequence[Entry], rung: int, count: int) -> list[Entry]:
         def at(entry: Entry) -> Measured:
@@ -200,7 +224,10 @@ class Search:
         """The best at full length by seeds ``below`` this one, the first of all first, and the merits of each."""
         known = {entry.number: [found for _, found in self.found.at_full(entry, below)] for entry in self.book.entries}
         ended = [entry for entry in self.book.entries if known[entry.number]]
-        leaders = best_of(ended, _LEADERS, lambda entry: self.goal.key(Measured.mean(known[entry.number])))
+        means = {entry.number: Measured.mean(known[entry.number]) for entry in ended}
+        if any(self.goal.is_met(found) for found in means.values()):  # no other one can win
+            ended = [entry for entry in ended if self.goal.is_met(means[entry.number])]
+        leaders = best_of(ended, _LEADERS, lambda entry: self.goal.key(means[entry.number]))
         return leaders, [[self.goal.merit(found) for found in known[entry.number]] for entry in leaders]
 
     @staticmethod
@@ -221,10 +248,12 @@ class Search:
     def _train(self, trials: Sequence[Trial]) -> None:
         """Trains those of the trials that have no result, as far as the budget goes."""
         wanted = [trial for trial in trials if trial in self.book.trials]
+        begun = 0
         for trial in trials:
-            if trial not in self.book.trials and self._may_begin(trial.rung):
+            if trial not in self.book.trials and self._may_begin(trial.rung, begun):
                 self.book.trials.append(trial)
                 wanted.append(trial)
+                begun += 1
         self.keep()
         jobs = [self._job(trial) for trial in wanted if self.found.summary(trial) is None]
         if not jobs:
@@ -238,14 +267,18 @@ class Search:
         if self.request.launcher.on_failure == "stop" and any(job.state in ENDED_BADLY for job in jobs):
             raise UserError("a trial failed, and hydra.launcher.on_failure=stop: repeat the command to go on")
 
-    def _may_begin(self, rung: int) -> bool:
-        """Whether the budget has room for one more trial; the first one of all always may."""
+    def _may_begin(self, rung: int, begun: int) -> bool:
+        """Whether the budget has room for one more trial beside those that have just ``begun``.
+
+        The first one of all always may.
+        """
         if not self.book.trials:
             return True
         if self.most_trials is not None:
             return len(self.book.trials) < self.most_trials
         assert self.seconds is not None
-        return self._spent() + self._expected(rung) <= self.seconds
+        turns = math.ceil((begun + 1) / self.machine.jobs)
+        return self._spent() + turns * self._expected(rung) <= self.seconds
 
     def _job(self, trial: Trial) -> Job:
         entry = self.book.entries[trial.number]
@@ -262,14 +295,15 @@ class Search:
         known = self.book.clock.get(str(rung))
         if known:
             return median(known)
-        budget = self.budgets[rung]
-        shorter = [self.book.clock[str(one)] for one in range(rung) if str(one) in self.book.clock]
-        training = budget.amount if budget.unit == "seconds" else 0.0
-        if not shorter:
-            return training
-        # What start-up and evaluation took on top of a shorter training.
-        extra = median(shorter[-1]) - (self.budgets[len(shorter) - 1].amount if training else 0.0)
-        return training + max(0.0, extra)
+        is_time = self.budgets[rung].unit == "seconds"
+        shorter = max((one for one in range(rung) if str(one) in self.book.clock), default=None)
+        if shorter is None:
+            return self.budgets[rung].amount if is_time else 0.0
+        took = median(self.book.clock[str(shorter)])
+        costs = [result.train.seconds for trial, result in self.found.results() if trial.rung == shorter]
+        trained = self.budgets[shorter].amount if is_time else min(took, median(costs or [took]))
+        # Start-up and evaluation take as long as with a shorter training.
+        return trained * self.budgets[rung].amount / self.budgets[shorter].amount + max(0.0, took - trained)
 
     def _spent(self) -> float:
         return self._before + time.monotonic() - self._began
@@ -299,10 +333,6 @@ class Search:
 
 
 _BUDGET_KEYS = ("trainer.budget.steps", "trainer.budget.tokens", "trainer.budget.seconds")
-
-
-def _key(word: str) -> str:
-    return word.lstrip("+").partition("=")[0]
 
 
 def budget_limits(settings: SearchConfig) -> tuple[float | None, int | None]:

@@ -58,6 +58,8 @@ def _costs(search: Search, shown: Sequence[Values]) -> list[str]:
     """What a round is, and what it takes by a few steps of the configs that are ``shown``."""
     settings, whole = search.settings, search.budgets[-1]
     count = search.affordable()
+    if not count:
+        return ["the budget is spent: a larger one goes on with this search"]
     steps = course(count, settings.rungs, settings.keep)
     rungs = ", ".join(str(search.budgets[rung]) for rung, _ in steps)
     goes_on = f"; one in {settings.keep} goes on each time" if len(steps) > 1 else ""
@@ -179,7 +181,8 @@ def notes(found: dict[str, Any]) -> list[str]:
         others = counted(test["earlier"], "earlier winner")
         before = f" (as {others} of this search)" if test["earlier"] else ", once"
         lines.append(f"on {test['split']}{before}, for the winner: {values}")
-    if (final := found.get("final")) and final["test"]:
+    winners = [row["config"] for row in found["tried"] if row["run"] == found["best"]]
+    if (final := found.get("final")) and final["test"] and final["config"] in winners:
         for name, arm in (("the winner", final), ("a narrower dense model in 8 bits", final.get("dense"))):
             if arm and arm["test"]:
                 lines.append(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfx.config.schema import Root
+from tfx.config.schema import ModelConfig, Root
 from tfx.record.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ def _draw_weights(model: Transformer, seed: int) -> None:
                 parameter.add_(_VECTOR_SPREAD * drawn)
             else:
                 parameter.copy_(drawn / math.sqrt(parameter.shape[1]))
+
+
+def head_unit(model: ModelConfig) -> int:
+    """Widths are multiples of this, for heads of a whole width, an even one where positions turn pairs."""
+    return model.heads * (2 if model.positions == "rotary" or model.heads % 2 else 1)
 
 
 def at_width(config: Root, width: int, ffn_factor: float | None) -> Root:

@@ -13,6 +13,7 @@ from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.experiments.search.axes import Axis
 from tfx.experiments.search.goal import Goal
+from tfx.experiments.search.size import head_unit
 
 WIDTH, FFN, FFN_FACTOR = "model.width", "model.ffn_width", "ffn_factor"
 VOCABULARY, SPARSITY = "dataset.tokenizer.vocab_size", "technique.prune.sparsity"
@@ -38,6 +39,11 @@ METHOD, AWARE = "technique.quantize.method", "technique.quantize.aware"
 TRELLIS = f"{METHOD}=trellis"
 # Trials of a search know no test data: its choices look at validation data only.
 _NO_TEST = "dataset.splits.test=[]"
+# How long the trainings of a round are is said by these, with the length of a whole one.
+_OF_TRIALS = {
+    f"trainer.budget.{unit}": "rungs and keep say how much shorter trainings are"
+    for unit in ("steps", "tokens", "seconds")
+}
 # They are measured as far as choices need it, which halves what a short one takes on top of its training.
 _MEASURED_LESS = ("evaluation.latency_inputs=10", "trainer.validate_every=1")
 
@@ -117,8 +123,7 @@ class Space:
 
     def unit(self, config: Root) -> int:
         """Widths are multiples of this: heads of an even width, and whole groups of weights that share a scale."""
-        model = config.model
-        unit = model.heads * (2 if model.positions == "rotary" or model.heads % 2 else 1)
+        unit = head_unit(config.model)
         quantize = config.technique.get("quantize")
         if quantize and quantize["rate"] is None and quantize["granularity"] in (None, "group"):
             unit = math.lcm(unit, int(quantize["group"]))
@@ -129,9 +134,8 @@ class Space:
         axis, unit = self.axes.get(WIDTH), self.unit(config)
         if axis is None:
             return [config.model.width]
-        if axis.choices:
-            return sorted(width for width in axis.choices if width % unit == 0)
-        return [width for width in range(unit, int(axis.high) + 1, unit) if width >= axis.low]
+        some = sorted(axis.choices) if axis.choices else range(unit, int(axis.high) + 1, unit)
+        return [width for width in some if width % unit == 0 and axis.holds(width)]
 
     def at_width(self, values: Values, width: int) -> dict[str, Any]:
         """The values with another width."""
@@ -144,6 +148,7 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     What ``typed`` sets is no axis, and an axis that is ``named`` has the range that it names. If files around the
     limit are of interest too, their size is an axis. Raises `UserError`.
     """
+    _check_axes(named)
     fixed = {parse(word)[0] for word in typed if "=" in word}
     is_new = config.init_from is None
     stack, optional = _stack(config, typed, fixed)
@@ -168,12 +173,17 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
         factors = (goal.spread ** (step / _SIZES) for step in range(-_SIZES, _SIZES + 1))
         axes[SIZE] = Axis(SIZE, choices=tuple(round(goal.max_bytes * factor) for factor in factors))
     apart = tuple(word for words in optional.values() for word in words)
-    base = [word for word in typed if _key(word) not in ("technique", "dry_run") and word not in apart]
+    base = [word for word in typed if key_of(word) not in ("technique", "dry_run") and word not in apart]
     if distill is not None and is_new and config.dataset.tokenizer.path is None:
         base.append(f"dataset.tokenizer.path={distill['teacher']}/tokenizer.json")
     fills = RATE in axes and goal.max_bytes is not None and goal.is_of_quality
-    ending = (TRELLIS,) if TRELLIS in base and RATE in axes else ()
+    ending = (TRELLIS,) if TRELLIS in base else ()
     if fills and WIDTH not in axes:  # of models of one size the limit alone decides the rate
+        if RATE in named:
+            raise UserError(
+                f"max_bytes={goal.max_bytes} decides the rate of a model of one width: leave out {RATE}, or give "
+                f"{WIDTH} several values"
+            )
         axes = {key: axis for key, axis in axes.items() if key not in (RATE, EMBEDDING_FACTOR)}
     may_be = named[METHOD].choices if METHOD in named else ()
     if (TRELLIS in base or ("trellis" in may_be and "gptq" not in may_be)) and AWARE not in fixed | named.keys():
@@ -191,10 +201,17 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
     )
 
 
+def _check_axes(named: Mapping[str, Axis]) -> None:
+    """Raises `UserError` for several values of what the search itself decides for each trial."""
+    for key, instead in (("seed", "seeds=3 gives the leaders more seeds"), *_OF_TRIALS.items()):
+        if key in named:
+            raise UserError(f"{key}={named[key].describe()} makes no other config: name one value; {instead}")
+
+
 def _is_free(word: str, config: Root, given: set[str]) -> bool:
     """Whether the search may say how much is measured: the user has not, and no training depends on it."""
     depends = config.trainer.keep != "last" or config.trainer.early_stopping.metric is not None
-    return _key(word) not in given and not (depends and _key(word) == "trainer.validate_every")
+    return key_of(word) not in given and not (depends and key_of(word) == "trainer.validate_every")
 
 
 def _stack(config: Root, typed: Sequence[str], fixed: set[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
@@ -204,23 +221,26 @@ def _stack(config: Root, typed: Sequence[str], fixed: set[str]) -> tuple[tuple[s
     """
     if "technique" in fixed:
         return tuple(config.technique), {}
-    optional = {"prune": "technique.prune."}
+    # A share of zeros that is fixed is one that all configs have.
+    prunes = SPARSITY in fixed and config.technique["prune"]["sparsity"] > 0
+    optional = {} if prunes else {"prune": "technique.prune."}
     if config.technique.get("distill") is not None:
         optional["distill"] = "technique.distill."
-    return ("quantize",), {
-        name: tuple(word for word in typed if _key(word).startswith(begin)) for name, begin in optional.items()
+    return ("prune", "quantize") if prunes else ("quantize",), {
+        name: tuple(word for word in typed if key_of(word).startswith(begin)) for name, begin in optional.items()
     }
 
 
 def named_techniques(words: Sequence[str]) -> list[str]:
     """The techniques that words set something of, where none names the techniques themselves; with quantization."""
-    keys = [_key(word) for word in words]
+    keys = [key_of(word) for word in words]
     if "technique" in keys:
         return []
     return sorted({"quantize", *(key.split(".")[1] for key in keys if key.startswith("technique."))})
 
 
-def _key(word: str) -> str:
+def key_of(word: str) -> str:
+    """The key of an override."""
     return word.lstrip("+").partition("=")[0]
 
 
