@@ -6,14 +6,15 @@
 
 Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours, split as scikit-learn does
 by default; `spaced`, the same with words split at spaces, punctuation and capitals kept; `scratch`, `tfx train` of
-the data set's own model; `convolved`, that model with a convolution and BPE dropout; `tfx`, the encoder fine-tuned by
-`tfx train experiment=finetune`; `transformers`, the same by the Trainer of that library with the same rate, warm-up,
-decay, texts in a batch and epochs; `taught`, the model of `scratch` that the encoder of `tfx` with the first seed
-teaches, on the training questions and on those among the `--sentences`, which have no labels; `compressed`, that
-student at about two bits a weight, with the same teacher. Seed by seed the arms take turns. Each result is a line of
-JSON in FOLDER/results.jsonl, from which the table is printed: an arm and seed that is there already is not run again.
-Differences to the arm `--against` are over the questions of both splits, with intervals from samples of questions and
-of seeds. Needs scikit-learn for `words` and `spaced`, transformers and accelerate for `transformers`.
+the data set's own model; `convolved`, that model with a convolution and BPE dropout; `r_drop`, the same with R-Drop;
+`tfx`, the encoder fine-tuned by `tfx train experiment=finetune`; `transformers`, the same by the Trainer of that
+library with the same rate, warm-up, decay, texts in a batch and epochs; `taught`, the model of `scratch` that the
+encoder of `tfx` with the first seed teaches, on the training questions and on those among the `--sentences`, which
+have no labels; `compressed`, that student at about two bits a weight, with the same teacher. Seed by seed the arms take
+turns. Each result is a line of JSON in FOLDER/results.jsonl, from which the table is printed: an arm and seed that is
+there already is not run again. Differences to the arm `--against` are over the questions of both splits, with intervals
+from samples of questions and of seeds. Needs scikit-learn for `words` and `spaced`, transformers and accelerate for
+`transformers`.
 """
 
 from __future__ import annotations
@@ -117,6 +118,11 @@ def convolved(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     return train(options, f"convolved-{seed}", ["model.convolution=3", "+technique=bpe_dropout", f"seed={seed}"])
 
 
+def r_drop(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    own = ["model.convolution=3", "+technique=[bpe_dropout,r_drop]", "technique.r_drop.alpha=1", f"seed={seed}"]
+    return train(options, f"r_drop-{seed}", own)
+
+
 def tfx(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     steps = -(-len(read(options.data)["train"]) // options.rows) * options.epochs
     recipe = [f"init_from={options.encoder}", "experiment=finetune", f"optimizer.lr={options.rate}", f"seed={seed}"]
@@ -191,6 +197,7 @@ ARMS = {
     "spaced": spaced,
     "scratch": scratch,
     "convolved": convolved,
+    "r_drop": r_drop,
     "tfx": tfx,
     "transformers": transformers,
     "taught": taught,

@@ -67,6 +67,7 @@ def read(folder) -> dict:
         (["max_bytes=14000", "budget.trials=2", "model.width=range(5,8)"], "is a multiple of"),
         (["max_bytes=14000", "budget.trials=2", "model.width=16,abc"], "model.width=16,abc: name whole numbers"),
         (["max_bytes=14000", "budget.trials=2", "technique=distill"], "technique.distill.teacher=RUN"),
+        (["max_bytes=14000", "budget.trials=2", "seed=1,2"], "seed=1, 2 makes no other config"),
         (["max_bytes=14000", "budget.trials=2", "-m"], "leave out -m"),
         (["max_bytes=14000", "budget.trials=2", "--config-name", "config"], "starts from the defaults"),
     ],
@@ -162,6 +163,11 @@ def test_the_same_command_again_has_nothing_left_to_do_and_another_goal_is_anoth
     assert "holds another search" in capsys.readouterr().err
 
 
+def test_the_plan_of_a_search_whose_budget_is_spent_says_so(search, whole, capsys):
+    assert search(*GO, f"hydra.sweep.dir={whole}", "dry_run=true") == 0
+    assert "the budget is spent: a larger one goes on with this search" in capsys.readouterr().out
+
+
 def test_a_fixed_width_is_kept_and_the_rate_fills_the_file(data, here, capsys):
     words = ["model.width=16" if word.startswith("model.width") else word for word in [*TINY, *GO]]
     assert main(["search", *words, f"dataset.path={data}", "dry_run=true"]) == 0
@@ -185,3 +191,24 @@ def test_classifiers_are_searched_too(here, capsys):
     found = read(here / "found")
     assert found["metric"] == "accuracy"
     assert found["tried"][0]["bytes"] <= 14000
+
+
+def test_a_classifier_is_searched_and_scored_with_the_labels_that_it_begins_with(here, capsys):
+    for split, labels in (("all", "abc"), ("some", "ac")):
+        (here / split).mkdir()
+        for name, rows in (("train", 30), ("valid", 12), ("test", 12)):
+            lines = [f"{row} of a kind {labels[row % len(labels)]},{labels[row % len(labels)]}" for row in range(rows)]
+            (here / split / f"{name}.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    data = ["dataset=csv", "dataset.task=classification", "dataset.label=label", "trainer.device=cpu"]
+    data += ["evaluation.latency_inputs=2", "trainer.budget.steps=2"]
+    model = ["model.width=16", "model.heads=2", "model.ffn_width=16", "model.encoder_layers=1"]
+    assert main(["train", *data, *model, "dataset.path=all", "hydra.run.dir=origin"]) == 0
+    words = [*data, "dataset.path=some", "init_from=origin", "technique.quantize.granularity=channel"]
+    words += ["technique.quantize.bits=8,6", "candidates=1", "rungs=1", "seeds=1", "budget.trials=1"]
+    assert main(["search", *words, "max_bytes=30000", "hydra.sweep.dir=found"]) == 0
+    found = read(here / "found")
+    capsys.readouterr()
+    assert main(["evaluate", found["best"], "dataset.path=some", "dataset.splits.test=[test.csv]", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    print(scored)
+    assert found["test"]["metrics"]["accuracy"] == pytest.approx(scored["metrics"]["accuracy"])

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from tfx.compression.checkpoint import FileBytes
 from tfx.config.compose import compose
 from tfx.config.schema import ModelConfig
 from tfx.config.search import SearchBudget, SearchConfig
+from tfx.errors import UserError
 from tfx.experiments.jobs import DONE
 from tfx.experiments.request import compose_request
 from tfx.experiments.search import final, size, space
@@ -47,6 +49,7 @@ WORDS = [
 ]
 SETTINGS = SearchConfig(max_bytes=60_000, candidates=3, rungs=2, keep=3, seeds=2, budget=SearchBudget(trials=16))
 OVERHEAD = 4000
+WRITTEN = size.untrained_bytes
 DATA: list = []
 
 
@@ -101,11 +104,12 @@ class Trials:
             job.folder.mkdir(parents=True)
             # Outputs of a short training do not end.
             latency = layers * (1 if typed["trainer.budget.steps"] == "90" else 10)
-            write_summary(RunDirectory(job.folder), loss, weights_, latency, int(typed["seed"]))
+            steps = int(typed["trainer.budget.steps"])
+            write_summary(RunDirectory(job.folder), loss, weights_, latency, int(typed["seed"]), steps)
             job.state = DONE
 
 
-def write_summary(run: RunDirectory, loss: float, weights: int, latency: float, seed: int) -> None:
+def write_summary(run: RunDirectory, loss: float, weights: int, latency: float, seed: int, steps: int) -> None:
     facts = Facts(1, "seq2seq", None, [], "m", "d", ["quantize"], [], seed, "loss")
     quality = {"loss": loss, "perplexity": math.exp(loss)}
     result = Result(
@@ -117,7 +121,7 @@ def write_summary(run: RunDirectory, loss: float, weights: int, latency: float, 
         stages=[],
         bytes=records.FileBytes(4 * weights, weights + OVERHEAD, weights, 1000, 3000),
         parameters=weights,
-        train=TrainingCost(seconds=1.0, flops=1e9),
+        train=TrainingCost(seconds=float(steps), flops=1e9),
         inference={"file": Speed({"p50": latency})},
         data={},
         quality_drops=[],
@@ -397,15 +401,24 @@ def test_of_models_of_one_width_the_limit_decides_the_rate(request_of, tmp_path)
     assert least == LEAST_RATE  # what the smallest file of such a model has
 
 
-@pytest.mark.parametrize(("bits", "highest"), [([], 6), (["technique.quantize.bits=5"], 3)], ids=["8 bits", "5 bits"])
-def test_a_file_is_no_larger_than_its_highest_rate_makes_it(request_of, trials, tmp_path, bits, highest):
+PRUNED = ["technique=[prune,quantize]", "technique.prune.sparsity=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("more", "bits", "highest"),
+    [([], [], 6), ([], ["technique.quantize.bits=5"], 3), (PRUNED, [], 4)],
+    ids=["8 bits", "5 bits", "pruned"],
+)
+def test_a_file_is_no_larger_than_its_highest_rate_makes_it(request_of, trials, tmp_path, more, bits, highest):
     request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
-    typed = [*(word for word in request.typed if "quantize.rate" not in word), "model.width=64"]
+    typed = [word for word in request.typed if not word.startswith("technique")]
+    typed += ["model.width=64", *(more or ["technique=quantize"])]
+    config = compose(typed)
     for limit, is_filled in ((60_000, True), (900_000, False)):
-        goal = replace(Goal.of(SETTINGS, request.config), max_bytes=limit)
-        space_ = space.make_space(typed, {}, request.config, goal)
+        goal = replace(Goal.of(SETTINGS, config), max_bytes=limit)
+        space_ = space.make_space(typed, {}, config, goal)
         space_ = replace(space_, base=(*space_.base, *bits))  # as an experiment sets them
-        found = Fitter(space_, goal, request.config).predict({"ffn_factor": 2})
+        found = Fitter(space_, goal, config).predict({"ffn_factor": 2})
         most = OVERHEAD + round(found.untrained_weights * highest / LEAST_RATE)
         assert found.bytes == (round(0.998 * limit) if is_filled else most) <= limit
 
@@ -433,6 +446,122 @@ def test_a_rate_that_pruned_weights_cannot_have_is_not_tried(request_of, trials,
     for rate, is_tried in ((most - 0.05, True), (most + 0.05, False)):
         if rate <= 6:
             assert (fitter.accept(rest | {"technique.quantize.rate": rate}) is not None) is is_tried
+
+
+def test_time_bounds_trainings_that_are_counted_in_steps(request_of, trials, tmp_path, monkeypatch):
+    now = [0.0]
+
+    def timed(jobs, folder, launcher, machine) -> None:
+        trials(jobs, folder, launcher, machine)
+        steps = [int(word.partition("steps=")[2]) for job in jobs for word in job.overrides if "budget.steps=" in word]
+        now[0] += math.ceil(len(jobs) / machine.jobs) * (10 + steps[0])
+
+    monkeypatch.setattr(search_module, "run_jobs", timed)
+    monkeypatch.setattr(search_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    settings = replace(SETTINGS, candidates=9, seeds=1, budget=SearchBudget(seconds=300.0))
+    request, axes = request_of(tmp_path / "s")
+    search = Search(request, settings, axes)
+    search.machine = replace(search.machine, jobs=1)
+    search.run()
+    # 40 seconds for a short training and 100 for a whole one: nine short ones alone would take 360.
+    assert now[0] <= 300
+    assert any(trial.rung == 1 for trial in search.book.trials)
+    assert len(search.book.entries) == len(search.found.ended)  # what there is no time for is not planned
+    assert 3 <= len(search.book.of_round(0)) < 9
+    # A repeat asks for the same, and has no time for anything else.
+    ran = list(trials.ran)
+    again = Search(request, settings, axes)
+    again.machine = search.machine
+    again.run()
+    assert trials.ran == ran
+
+
+def test_the_dense_model_is_chosen_once(request_of, trials, tmp_path):
+    settings = replace(SETTINGS, seeds=1, budget=SearchBudget(trials=4), final=True, final_seeds=1)
+    final.finish(run(request_of, tmp_path / "s", settings))
+    request, axes = request_of(tmp_path / "s")
+    again = Search(request, replace(settings, final_seeds=2), axes)
+    again.fitter.sizes.margin = 0.3  # a search that goes on has learned something else
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(final, "run_jobs", lambda jobs, *_: asked.extend(jobs))
+        final.finish(again)
+    words = {job.folder.name: job.overrides[:-1] for job in asked}
+    assert words["dense_int8-seed2"] == words["dense_int8-seed3"] == again.book.dense
+    narrower = final._dense_words(again)
+    assert [word for word in narrower if word not in again.book.dense]  # as it would have chosen now
+
+
+def test_a_dense_model_of_an_experiment_is_a_plain_one_in_8_bits():
+    words = ["experiment=small", "technique=[quantize]"]
+    recipe = compose(words)
+    plain = compose(["technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"])
+    assert recipe.technique["quantize"] != plain.technique["quantize"]
+    assert compose([*words, *final._plain_int8(recipe)]).technique["quantize"] == plain.technique["quantize"]
+
+
+def test_final_figures_are_those_of_the_winner(course):
+    search, _, _ = course
+    best = search.found.best().number
+    arm = {"runs": [], "test_split": "test", "test": [3.0], "valid": [3.0], "bytes": [5], "training_seconds": [9.0]}
+    said = {number: notes(search.book.outcome | {"final": {"config": number, **arm}}) for number in (best, best + 1)}
+    assert [line for line in said[best] if line.startswith("the winner, trained for")]
+    assert not [line for line in said[best + 1] if line.startswith("the winner, trained for")]
+
+
+def test_a_space_without_another_config_is_exhausted(request_of, trials, tmp_path, monkeypatch):
+    first = search_module.propose
+    monkeypatch.setattr(search_module, "propose", lambda *given: first(*given) if given[4] == 0 else [])
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1))
+    assert search.book.rounds == 1
+    assert search.is_exhausted
+    enough = run(request_of, tmp_path / "t", replace(SETTINGS, seeds=1, budget=SearchBudget(trials=4)))
+    assert not enough.is_exhausted
+
+
+def test_what_breaks_a_limit_gets_no_more_seeds_where_others_keep_it(request_of, trials, tmp_path):
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1))
+    whole = [entry for entry in search.found.ended if search.found.at_full(entry)]
+    assert len(whole) > 1
+    smallest = min(whole, key=lambda entry: search.found.mean_of(entry).bytes)
+    limit = round(search.found.mean_of(smallest).bytes)
+    search.goal = replace(search.goal, max_bytes=limit)
+    assert search._leaders(9)[0] == [smallest]
+    search.goal = replace(search.goal, max_bytes=limit - 1)
+    assert len(search._leaders(9)[0]) > 1  # none keeps it
+
+
+def test_a_choice_whose_settings_do_not_fit_ends_no_search(request_of, trials, tmp_path, monkeypatch):
+    request, axes = request_of(tmp_path / "s")
+    fitter = Search(request, SETTINGS, axes).fitter
+    values = {"model.decoder_layers": 2, "model.dropout": 0.1, "ffn_factor": 2, "optimizer.weight_decay": 0.1}
+    assert fitter.accept(values) is not None
+
+    def refused(*_):
+        raise UserError("a group of 64 in a matrix of 32 columns")
+
+    monkeypatch.setattr(fitter.sizes, "predict", refused)
+    assert fitter.accept(values) is None
+    assert "a group of 64" in str(fitter.refusal)
+
+
+def test_the_smallest_config_is_pruned_most_and_one_whose_settings_fit(request_of, trials, tmp_path, monkeypatch):
+    monkeypatch.setattr(size, "untrained_bytes", WRITTEN)
+    request, _ = request_of(tmp_path / "s", rate="interval(1.5,3)")
+    given = [word for word in request.typed if not word.startswith(("technique", "model.heads"))]
+    given += ["model.decoder_layers=1", "technique.quantize.bits=4"]
+    goal = Goal.of(SETTINGS, request.config)
+
+    def smallest(*more):
+        typed = [*given, *more]
+        config = compose([*typed, "model.heads=4", "model.kv_heads=2", "technique=[prune,quantize]"])
+        return Fitter(space.make_space(typed, {}, config, goal), goal, config)._smallest()[0]
+
+    found = smallest("model.kv_heads=4")
+    assert found["model.heads"] == 4  # two heads have no four of keys and values
+    assert found["technique.prune.sparsity"] == 0.7
+    with pytest.raises(UserError, match="kv_heads"):
+        smallest("model.kv_heads=3")
 
 
 def test_where_nothing_ended_none_goes_on(request_of, trials, tmp_path):

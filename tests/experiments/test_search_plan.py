@@ -133,6 +133,8 @@ def test_words_with_several_values_are_axes():
     assert not axes["c"].holds(0.6)
     assert axes["d"].log
     assert axes["model.positions"].choices == ("rotary", "alibi")
+    # A range in parts of one is so many choices.
+    assert named_axes(["a=range(0,1,0.25)"])[1]["a"].choices == (0.0, 0.25, 0.5, 0.75)
     for wrong in ("a=interval(2,1)", "a=range(5,5)", "a=tag(log,interval(0,1))"):
         with pytest.raises(UserError, match="a="):
             named_axes([wrong])
@@ -208,6 +210,47 @@ def test_a_trellis_ends_whole_trainings_alone_after_training_with_a_grid():
     assert [word for word in words if "aware" in word] == ["technique.quantize.aware=false"]
 
 
+def test_a_trellis_at_a_fixed_rate_ends_whole_trainings_alone_too():
+    space = space_of("technique.quantize.method=trellis", "technique.quantize.rate=2", max_bytes=400_000)
+    assert space.ending == ("technique.quantize.method=trellis",)
+    assert "technique.quantize.rate=2" in space.words({})
+
+
+def test_a_sparsity_that_is_fixed_is_one_that_all_configs_have():
+    for sparsity, is_pruned in ((0.5, True), (0, False)):
+        space = space_of(f"technique.prune.sparsity={sparsity}", "technique.prune.score=wanda", max_bytes=400_000)
+        assert "technique.prune.sparsity" not in space.axes
+        words = space.words({"technique.quantize.rate": 2.0})
+        assert ("technique=[prune,quantize]" in words) == is_pruned
+        assert (f"technique.prune.sparsity={sparsity}" in words) == is_pruned
+        assert ("technique.prune.score=wanda" in words) == is_pruned
+        config = space.config({"technique.quantize.rate": 2.0})
+        assert config.technique.get("prune", {"sparsity": 0})["sparsity"] == sparsity
+
+
+def test_the_steps_of_an_axis_of_widths_are_kept():
+    named = {"model.width": Axis("model.width", 64, 256, whole=True, step=64)}
+    config = compose(["technique=quantize", "model.heads=2"])
+    space = make_space(["model.heads=2"], named, config, Goal("bleu", "bleu", max_bytes=400_000))
+    assert space.widths(config) == [64, 128, 192, 256]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("seed", "seeds=3"),
+        ("trainer.budget.steps", "rungs and keep"),
+        ("technique.quantize.rate", "max_bytes=400000 decides the rate"),
+    ],
+)
+def test_several_values_of_what_the_search_decides_are_refused(key, message):
+    config = compose(["technique=quantize", "model.width=64"])
+    with pytest.raises(UserError, match=message):
+        make_space(
+            ["model.width=64"], {key: Axis(key, choices=(1, 2))}, config, Goal("bleu", "bleu", max_bytes=400_000)
+        )
+
+
 def test_with_bits_named_there_is_no_rate_to_fill_a_limit_with():
     assert space_of("technique.quantize.bits=4", max_bytes=400_000).max_bytes is None
     # With no limit of bytes the rate is that of its axis.
@@ -248,6 +291,8 @@ def test_another_metric_decides_between_equals_alone():
     equal, better = Measured(0, 100, 5, other=3), Measured(0, 100, 5, other=7)
     assert max((equal, better), key=goal().key) == better
     assert max((better, Measured(0.01, 100, 5, other=0)), key=goal().key).quality == 0.01
+    # In whatever unit it is: the squared error of a number in millions.
+    assert max((Measured(0.2, 100, 5, other=-1e10), Measured(0.8, 100, 5, other=-2e10)), key=goal().key).quality == 0.8
 
 
 def test_a_search_has_exactly_one_budget():

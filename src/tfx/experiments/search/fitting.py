@@ -224,8 +224,7 @@ class Fitter:
 
     def check(self) -> None:
         """Raises `UserError`, with the nearest that can be had, where the smallest config breaks a limit."""
-        smallest = self._smallest()
-        found = self.predict(smallest)
+        smallest, found = self._smallest()
         goal = self.goal
         what = " ".join(f"{key}={value}" for key, value in smallest.items())
         if goal.max_bytes is not None and found.planned > self._limit(smallest) / (1 - self._margin):
@@ -239,43 +238,43 @@ class Fitter:
                 f"space takes about {found.latency_ms:.3g} ms for one input ({what}); allow more, or widen an axis"
             )
 
-    def _smallest(self) -> dict[str, Any]:
-        """The least of each axis, most zeros, and the narrowest width: about the smallest file that there is."""
-        least: dict[str, Any] = {}
-        for key, axis in self.space.axes.items():
-            if key in (WIDTH, SIZE):
-                continue
-            end, of_range = (max, axis.high) if key == SPARSITY else (min, axis.low)
-            numbers = [choice for choice in axis.choices if isinstance(choice, int | float)]
-            found: Any = end(numbers) if numbers else axis.choices[0] if axis.choices else of_range
-            least[key] = int(found) if axis.whole else found
-        least = self._that_fits(least)
-        if WIDTH in self.space.axes:
-            config = self.config(least)
-            widths = self.space.widths(config)
-            if not widths:
-                raise UserError(
-                    f"{WIDTH}: no width of its axis ({self.space.axes[WIDTH].describe()}) is a multiple of "
-                    f"{self.space.unit(config)}, which heads, positions and groups ask for: widen it"
-                )
-            least[WIDTH] = widths[0]
-        return least
+    def _smallest(self) -> tuple[dict[str, Any], Prediction]:
+        """The least of each axis, most zeros, and the narrowest width: about the smallest file that there is.
 
-    def _that_fits(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values, or those with another choice on one axis, whose settings fit together.
-
-        Raises `UserError`, with what is wrong with the values themselves, where none do.
+        Where these settings do not fit together, another choice on one axis. Raises `UserError`, with what is wrong
+        with the first, where none do.
         """
-        others = [values | {key: choice} for key, axis in self.space.axes.items() for choice in axis.choices]
+        least = {key: _least(axis) for key, axis in self.space.axes.items() if key not in (WIDTH, SIZE)}
+        others = (least | {key: choice} for key in least for choice in self.space.axes[key].choices)
         refusals = []
-        for some in (values, *(one for one in others if SIZE not in one and WIDTH not in one)):
+        for values in (least, *others):
             try:
-                self.config(some)
+                whole = self._narrowest(values)
+                return whole, self.predict(whole)
             except UserError as error:
                 refusals.append(error)
-            else:
-                return some
         raise refusals[0]
+
+    def _narrowest(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values with the least width of its axis. Raises `UserError` if that has none that fits."""
+        if WIDTH not in self.space.axes:
+            return values
+        config = self.config(values)
+        widths = self.space.widths(config)
+        if not widths:
+            raise UserError(
+                f"{WIDTH}: no width of its axis ({self.space.axes[WIDTH].describe()}) is a multiple of "
+                f"{self.space.unit(config)}, which heads, positions and groups ask for: widen it"
+            )
+        return values | {WIDTH: widths[0]}
+
+
+def _least(axis: Axis) -> Any:
+    """The value on an axis that makes the smallest file."""
+    end, of_range = (max, axis.high) if axis.key == SPARSITY else (min, axis.low)
+    numbers = [choice for choice in axis.choices if isinstance(choice, int | float)]
+    found = end(numbers) if numbers else axis.choices[0] if axis.choices else of_range
+    return int(found) if axis.whole else found
 
 
 def _own_value(config: Root, key: str) -> Any:
