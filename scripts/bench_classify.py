@@ -7,14 +7,14 @@
 Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours, split as scikit-learn does
 by default; `spaced`, the same with words split at spaces, punctuation and capitals kept; `scratch`, `tfx train` of
 the data set's own model; `convolved`, that model with a convolution and BPE dropout; `r_drop`, the same with R-Drop;
-`tfx`, the encoder fine-tuned by `tfx train experiment=finetune`; `transformers`, the same by the Trainer of that
-library with the same rate, warm-up, decay, texts in a batch and epochs; `taught`, the model of `scratch` that the
-encoder of `tfx` with the first seed teaches, on the training questions and on those among the `--sentences`, which
-have no labels; `compressed`, that student at about two bits a weight, with the same teacher. Seed by seed the arms take
-turns. Each result is a line of JSON in FOLDER/results.jsonl, from which the table is printed: an arm and seed that is
-there already is not run again. Differences to the arm `--against` are over the questions of both splits, with intervals
-from samples of questions and of seeds. Needs scikit-learn for `words` and `spaced`, transformers and accelerate for
-`transformers`.
+`tfx`, the encoder fine-tuned by `tfx train experiment=finetune`; `one_shot`, that encoder pruned and in 4 bits, without
+training; `transformers`, the encoder fine-tuned by the Trainer of that library with the same rate, warm-up, decay,
+texts in a batch and epochs; `taught`, the model of `scratch` that the encoder of `tfx` with the first seed teaches, on
+the training questions and on those among the `--sentences`, which have no labels; `compressed`, that student at about
+two bits a weight, with the same teacher. Seed by seed the arms take turns. Each result is a line of JSON in
+FOLDER/results.jsonl, from which the table is printed: an arm and seed that is there already is not run again.
+Differences to the arm `--against` are over the questions of both splits, with intervals from samples of questions and
+of seeds. Needs scikit-learn for `words` and `spaced`, transformers and accelerate for `transformers`.
 """
 
 from __future__ import annotations
@@ -148,6 +148,13 @@ def compressed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     return train(options, f"compressed-{seed}", [f"init_from={options.output / f'taught-{seed}'}", *stack])
 
 
+def one_shot(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    own = [f"init_from={options.output / f'tfx-{seed}'}", "+technique=[prune,quantize]", "trainer.budget.steps=0"]
+    own += ["technique.prune.score=sparsegpt", "technique.prune.sparsity=0.3"]
+    own += ["technique.quantize.method=gptq", "technique.quantize.bits=4", f"seed={seed}"]
+    return train(options, f"one_shot-{seed}", own)
+
+
 def transformers(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     import numpy as np
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
@@ -199,6 +206,7 @@ ARMS = {
     "convolved": convolved,
     "r_drop": r_drop,
     "tfx": tfx,
+    "one_shot": one_shot,
     "transformers": transformers,
     "taught": taught,
     "compressed": compressed,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.techniques.quantize.learned import step_gradient
-from tfx.techniques.quantize.rounding import GridKind, fit, nearest, scales_for_rate, to_grid
+from tfx.techniques.quantize.rounding import GridKind, entropy_bits, fit, nearest, scales_for_rate, to_grid
 
 weights = st.integers(1, 5).flatmap(
     lambda rows: arrays.arrays(
@@ -252,3 +252,24 @@ def test_no_matrix_becomes_empty_however_little_it_matters(kind):
     grid = GridKind(8, group=None)
     scales = scales_for_rate(weights, 1.0, grid, {"q": 1e-12, "v": 1.0})
     assert all(to_grid(weight, scales[name], None, grid).values().any() for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("group", [None, 0])
+@pytest.mark.parametrize("sensitivities", [None, {"down": 100.0, "up": 1.0}])
+def test_a_few_weights_beyond_the_codes_of_their_matrix_have_rows_with_coarser_steps(sensitivities, group):
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: torch.randn(64, 128, generator=generator) for name in ("down", "up")}
+    weights["down"][7, 30], weights["down"][9, 31] = 60.0, -45.0  # as pretrained encoders have them
+    kind = GridKind(8, group=group)
+    scales = scales_for_rate(weights, 4.5, kind, sensitivities)
+    grids = {name: to_grid(weight, scales[name], None, kind) for name, weight in weights.items()}
+    for name, grid in grids.items():
+        error = (grid.values() - weights[name]).abs()
+        assert bool((error <= 0.51 * scales[name].float()).all()), name
+    if group is None:
+        assert scales["up"].shape == (1, 1)
+        others = [row for row in range(64) if row not in (7, 9)]
+        assert float(scales["down"][7]) > float(scales["down"][9]) > float(scales["down"][others].max())
+        assert len(scales["down"][others].unique()) == 1
+    bits = sum(entropy_bits(grid.codes_RC) for grid in grids.values()) / (2 * 64 * 128)
+    assert bits == pytest.approx(4.5, abs=0.01)

@@ -22,7 +22,7 @@ _LEAST_SENSITIVITY = 1e-4
 # Largest step, in units of the root mean square: 2 % of normal weights stay non-zero on each side. Coarser ones leave a
 # matrix of zeros, and a layer must not vanish by accident, as queries and keys of an attention did.
 _COARSEST = 4.0
-# The codes of a unit reach at least this multiple of its root mean square, however sensitive its matrix is.
+# Codes reach the largest weight of a matrix or this multiple of its root mean square, however sensitive it is.
 _REACH = 8.0
 
 # Shares of the full range that clipping by error tries.
@@ -97,8 +97,10 @@ def scales_for_rate(
     1612.01543, weighs errors so too). Within a matrix they still go with the root mean square of their unit, and no
     step is coarser than `_COARSEST` times that.
 
-    No step is so fine that codes of ``kind.bits`` would cut large weights: a rate that the weights do not have, as
-    where most are zero, is missed.
+    No step is so fine that codes of ``kind.bits`` would cut many weights: a rate that the weights do not have, as
+    where most are zero, is missed. Where a few weights are larger than the codes of their matrix reach, as in
+    pretrained encoders, whose largest weights meet the largest inputs (Kovaleva 2021, arXiv 2105.06990), their rows
+    have coarser steps of their own.
     """
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
@@ -116,7 +118,7 @@ def scales_for_rate(
         chosen = {name: torch.maximum(spread * 2.0**log_factor, least[name]) for name, spread in spreads.items()}
         if sensitivities is not None:
             chosen = {name: torch.minimum(scale, most[name]) for name, scale in chosen.items()}
-        return {name: _held(scale, kind.scale_dtype) for name, scale in chosen.items()}
+        return {name: _held(_reaching(scale, weights[name], kind), kind.scale_dtype) for name, scale in chosen.items()}
 
     def is_cheap(log_factor: float) -> bool:
         at = scales(log_factor)
@@ -144,6 +146,14 @@ def _finest(units: Tensor, spread: Tensor, bits: int) -> Tensor:
     share = (units != 0).float().mean(-1).clamp(min=1e-12)
     levels = 2 ** (bits - 1)
     return torch.minimum(units.abs().amax(-1) / (levels - 1), _REACH * spread / share.sqrt() / levels)
+
+
+def _reaching(scale: Tensor, weight_RC: Tensor, kind: GridKind) -> Tensor:
+    """The scales of a matrix, (1, 1), or of its rows, where that is not enough for codes to reach every weight."""
+    if kind.group:
+        return scale
+    least_R1 = weight_RC.abs().amax(1, keepdim=True) / (2 ** (kind.bits - 1) - 1)
+    return torch.maximum(scale, least_R1) if bool((least_R1 > scale).any()) else scale
 
 
 def _relative_steps(weights: Mapping[str, Tensor], sensitivities: Mapping[str, float]) -> dict[str, float]:
