@@ -1,6 +1,7 @@
 """`tfx search` as a user meets it: wrong input, the plan, the trials, and the same command again after a stop."""
 
 import json
+import re
 
 import pytest
 
@@ -174,6 +175,17 @@ def test_a_fixed_width_is_kept_and_the_rate_fills_the_file(data, here, capsys):
     shown = capsys.readouterr().out
     assert "ffn_factor" in shown
     assert "model.width" not in shown
+
+
+def test_one_value_fixes_the_factor_of_all_widths(search, capsys):
+    assert search(*GO, "ffn_factor=2", "dry_run=true") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"ffn_factor +2\s", shown)
+    assert "ffn_factor=2" in shown
+    assert not re.search(r"ffn_factor=[^2]", shown)
+    for wrong in ("no", "0", "2,wide"):
+        assert search(*GO, f"ffn_factor={wrong}", "dry_run=true") == 2
+        assert "is no multiple of model.width: name numbers above 0" in capsys.readouterr().err
 
 
 def test_classifiers_are_searched_too(here, capsys):

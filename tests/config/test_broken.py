@@ -142,6 +142,14 @@ def test_a_choice_that_is_missing_is_no_missing_file(override, here):
     assert "did you mean" in run(override)
 
 
+def test_a_setting_of_a_technique_that_is_not_chosen_says_how_to_choose_it(here):
+    for others in ([], ["+technique=prune"]):
+        said = run("technique.factorize.parameters=0.5", *others)
+        assert "technique 'factorize' has settings here but is not chosen: add +technique=factorize, " in said
+    assert "technique 'factorise' is unknown: did you mean 'factorize'" in run("technique.factorise.parameters=0.5")
+    assert "key 'technique.prune.sparsty' is unknown" in run("+technique=prune", "technique.prune.sparsty=0.5")
+
+
 def test_a_message_stays_short_and_keeps_its_end():
     text = str(UserError("x" * 50_000 + ": set it lower"))
     assert len(text) < 1100

@@ -238,6 +238,18 @@ def test_the_page_fills_what_trained_longest_alone(course):
     assert re.search(r"config \d+ \(33% trained\)", page)
 
 
+def test_the_page_says_of_short_trainings_that_they_are_short(course):
+    search, _, _ = course
+    page = write_search_page(search).read_text()
+    text, cell = '<td class="text">', r"<td>[^<]*</td>"
+    row = rf"{text}(\d+)</td>{text}config (\d+)( \(33% trained\))?</td>{cell * 2}<td>([a-z ]+)</td></tr>"
+    rows = re.findall(row, page)
+    assert len(rows) == 2 * len(search.book.entries)
+    assert all(number == config for number, config, *_ in rows)
+    assert {state for *_, short, state in rows if short} == {"trained for less"}
+    assert {state for *_, short, state in rows if not short} <= {"on the front", "another is better"}
+
+
 def test_the_latency_of_a_short_training_is_the_predicted_one(request_of, trials, tmp_path):
     search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1))
     long = next(entry for entry in search.book.entries if search.found.longest(entry)[0] == 1)

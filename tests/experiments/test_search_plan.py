@@ -140,6 +140,11 @@ def test_words_with_several_values_are_axes():
             named_axes([wrong])
 
 
+@pytest.mark.parametrize("word", ["ffn_factor=2", "ffn_factor=2,2", "+ffn_factor=2"])
+def test_one_factor_is_an_axis_of_one_choice(word):
+    assert named_axes(["model.heads=2", word]) == (["model.heads=2"], {"ffn_factor": Axis("ffn_factor", choices=(2,))})
+
+
 # --- goals ------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from tfx.config.compose import compose
 from tfx.config.schema import DatasetConfig, EvaluationConfig, LimitConfig, ModelConfig, TokenizerConfig
+from tfx.data.corpus import load_corpus
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -226,6 +227,22 @@ def test_limits_take_rows_from_all_over_a_split(tmp_path):
     numbers = [int(row["text"].split()[1]) for row in data.splits["train"].dataset]
     assert [number // 10 for number in numbers] == list(range(6))
     assert "train: 6 of 60 examples, from all over the split" in data.notes
+
+
+def test_rows_that_an_older_version_took_from_the_start_of_a_split_are_not_taken_from_the_cache(tmp_path, monkeypatch):
+    rows = [(f"text {number}", "yes" if number < 30 else "no") for number in range(60)]
+    config = config_of(tmp_path, train=rows, kind="parquet", limit=LimitConfig(train=6))
+
+    def first(config, split, dataset, notes, rules):
+        return dataset.select(range(min(len(dataset), getattr(config.limit, split) or len(dataset))))
+
+    with monkeypatch.context() as older:
+        older.setattr("tfx.data.corpus._capped", first)
+        before = load_corpus(config)
+    now = load_corpus(config)
+    assert [int(row["text"].split()[1]) for row in before.splits["train"]] == list(range(6))
+    assert [int(row["text"].split()[1]) // 10 for row in now.splits["train"]] == list(range(6))
+    assert now.fingerprint != before.fingerprint
 
 
 def test_a_stream_with_named_labels_gives_the_rows_of_the_prepared_split(tmp_path):

@@ -12,6 +12,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
+from tfx.config.registry import entry_points
 from tfx.config.schema import Root
 from tfx.errors import UserError, unknown
 
@@ -71,6 +72,9 @@ def explain(error: Exception) -> UserError:
         return UserError(f"{key}: {first}; for a text with ${{ in it, write \\${{ in single quotes: '\\${{'")
     if "is not in struct" in text or "not in '" in text:
         name = key or re.findall(r"'([^']*)'", text)[0]
+        group, _, technique = name.partition(".")
+        if group == "technique" and technique and "." not in technique:  # it is a group only where it is chosen
+            return _not_chosen(technique)
         return unknown("key", name, all_keys())
     match = re.search(r"Could not override '([^']+)'", str(error))
     if match:
@@ -88,6 +92,16 @@ def explain(error: Exception) -> UserError:
     if "Could not delete" in first or "does not support deletion" in first:
         return UserError(f"{first}: settings cannot be removed, set another value")
     return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
+
+
+def _not_chosen(technique: str) -> UserError:
+    """The error for a setting of a technique that the run does not have."""
+    if technique not in entry_points():
+        return unknown("technique", technique, entry_points())
+    return UserError(
+        f"technique '{technique}' has settings here but is not chosen: add +technique={technique}, or with others "
+        f"'+technique=[{technique},…]'"
+    )
 
 
 def of_yaml(error: Exception) -> str:

@@ -121,7 +121,7 @@ def load_corpus(config: DatasetConfig) -> Corpus:
             raw[name] = text_dataset(_texts(whole))
         is_raw = False
     _cut_valid(config, raw, notes, rules)
-    splits, keys = _finished(config, raw, _with_rules(key, rules) if is_raw else None, notes, rules)
+    splits, keys = _finished(config, raw, key if is_raw else None, notes, rules)
     notes += _repetitions(keys)
     fingerprint, own_content = (_with_rules(each, rules) for each in (key, nameless_key))
     return Corpus(config.task, splits, fingerprint, notes, files, own_content)
@@ -173,8 +173,8 @@ def _finished(
     keys: dict[str, np.ndarray] = {}
     for name, dataset in raw.items():
         dataset = _capped(config, name, dataset, notes, rules)
-        if raw_key is not None:
-            dataset = _canonical(config, dataset, f"{raw_key}{name}")
+        if raw_key is not None:  # the rules say which rows were taken
+            dataset = _canonical(config, dataset, f"{_with_rules(raw_key, rules)}{name}")
         texts, own = finish(config, name, dataset, notes, rules)
         if TASKS[config.task].is_stream and config.join is not None:
             splits[name] = text_dataset([config.join.join(_texts(texts))]).select_columns(["text"])

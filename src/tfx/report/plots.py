@@ -24,6 +24,7 @@ from matplotlib import rc_context  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
 
@@ -211,7 +212,8 @@ def differences(
 class Point:
     """One arm in a plane of cost and quality; ``low`` and ``high`` bound the quality where seeds allow.
 
-    ``number`` is what the table calls it.
+    ``number`` is what the page calls it. What trained for less than the others is neither on the front nor known to be
+    off it.
     """
 
     number: int
@@ -222,10 +224,21 @@ class Point:
     high: float | None
     on_front: bool
     is_baseline: bool
+    trained_less: bool = False
+
+    @property
+    def standing(self) -> str:
+        """What is known of it, in words."""
+        if self.trained_less:
+            return "trained for less"
+        return "on the front" if self.on_front else "another is better"
 
 
 def front(points: Sequence[Point], cost_label: str, quality_label: str, title: str) -> Plot:
-    """Quality against one cost: the front as a line, dominated arms grey and hollow; many go by their numbers."""
+    """Quality against one cost: the front as a line, dominated arms grey and hollow, what trained for less as crosses.
+
+    Many go by their numbers.
+    """
     higher = "less is better" not in quality_label
     with rc_context(_STYLE):
         figure, axes = _figure(5.4, 3.7)
@@ -239,7 +252,7 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
             axes.plot(
                 [point.cost],
                 [point.quality],
-                "D" if point.is_baseline else "o",
+                "D" if point.is_baseline else "x" if point.trained_less else "o",
                 color=color,
                 markerfacecolor=color if point.on_front else _PAPER,
                 markersize=7,
@@ -266,12 +279,34 @@ def front(points: Sequence[Point], cost_label: str, quality_label: str, title: s
         axes.set_ylabel(quality_label)
         names = ", ".join(p.label for p in best)
         text = f"On the Pareto front, filled: {names}. Grey hollow marks: another is better at no higher cost."
+        if any(point.trained_less for point in points):
+            text += " Grey crosses: trained for less."
+            _legend(axes, points)
         svg = _render(figure, title, text)
-    rows = [
-        [str(i), p.label, rounded(p.cost), rounded(p.quality), "on the front" if p.on_front else "another is better"]
-        for i, p in enumerate(points, 1)
-    ]
+    rows = [[str(p.number), p.label, rounded(p.cost), rounded(p.quality), p.standing] for p in points]
     return Plot(svg, title, ["", "config", cost_label, quality_label, "front"], rows)
+
+
+def _legend(axes: Axes, points: Sequence[Point]) -> None:
+    """Above the plot, where it covers nothing: the mark of each standing that there is."""
+    marks = {"on the front": ("o", _SERIES[0], _SERIES[0]), "another is better": ("o", _MUTED, _PAPER)}
+    marks["trained for less"] = ("x", _MUTED, _PAPER)
+    found = {point.standing for point in points}
+    lines = [
+        Line2D([], [], linestyle="", marker=marker, color=color, markerfacecolor=face, markersize=7, label=standing)
+        for standing, (marker, color, face) in marks.items()
+        if standing in found
+    ]
+    axes.legend(
+        handles=lines,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(lines),
+        fontsize=8,
+        labelcolor=_INK,
+        handletextpad=0.1,
+        columnspacing=1.2,
+    )
 
 
 def curves(series: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], metric: str) -> Plot:

@@ -38,11 +38,13 @@ def test_what_cannot_be_reached_is_told_with_the_least_there_is():
     with pytest.raises(UserError, match="has 56,250"):
         meet(50_000, 100_000, 2.0, lambda rate: round(50_000 + 100_000 * rate / 8))
     assert meet(1e9, 1000, 2.0, lambda rate: round(1000 * rate / 8)) == MOST_RATE
+    assert meet(1e9, 1000, 0.8, lambda rate: round(1000 * rate / 8), most=1.0) == 1.0
 
 
 def test_the_first_rate_counts_what_lies_beside_the_codes():
     assert first_rate(10_000 + 1_500 + 2_000 + 500, 40_000, 1_000, 500) == 2.0
     assert first_rate(10, 40_000, 1_000, 500) == LEAST_RATE
+    assert first_rate(1e9, 40_000, 1_000, 500, most=1.0) == 1.0
 
 
 TINY = ["model.width=32", "model.heads=2", "model.ffn_width=64", "model.encoder_layers=1", "model.decoder_layers=1"]
@@ -67,6 +69,21 @@ def test_files_keep_their_bytes_in_training_and_after_it(tmp_path):
     assert main(["train", *words, "+technique=quantize", *again, *more, f"hydra.run.dir={folder}"]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert 12 <= summary["bytes"]["ratio"] < 13.5
+
+
+@pytest.mark.parametrize("limit", ["bytes=12000", "ratio=9"])
+def test_bytes_and_few_bits_take_the_highest_rate_that_the_bits_have(tmp_path, limit):
+    words = [f"technique.quantize.{limit}", "technique.quantize.bits=3", "trainer.budget.steps=2"]
+    summary = train(tmp_path / "r", *words)
+    assert summary["evidence"]["quantize"]["rate"] == 1.0  # more would fit
+    assert summary["evidence"]["quantize"]["bits"] == 3
+
+
+@pytest.mark.parametrize("limit", ["bytes=12000", "ratio=9"])
+def test_bits_without_a_rate_are_refused_in_the_words_of_the_user(tmp_path, capsys, limit):
+    words = [f"technique.quantize.{limit}", "technique.quantize.bits=2", f"hydra.run.dir={tmp_path / 'r'}"]
+    assert main(["train", *TINY, "+technique=quantize", *words]) == 2
+    assert f"technique.quantize.{limit} needs room for the codes of large weights: bits=3" in capsys.readouterr().err
 
 
 def test_two_ways_to_say_the_rate_are_an_error(tmp_path, capsys):

@@ -8,6 +8,9 @@ from typing import Any
 
 from tfx.errors import UserError
 
+# An axis of the search's own: no setting of `tfx train` could have its one value, which is an axis of one choice.
+FFN_FACTOR = "ffn_factor"
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -50,7 +53,8 @@ def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
     """The words that give one value, and the axes of those that give several, in Hydra's grammar for sweeps.
 
     ``a=1,2,4`` and ``a=choice(1,2,4)`` are choices, ``a=range(1,9,2)`` whole numbers, ``a=interval(0.1,1)`` an
-    interval, and ``a=tag(log,interval(0.1,1))`` one whose logarithm is even. Raises `UserError`.
+    interval, and ``a=tag(log,interval(0.1,1))`` one whose logarithm is even. `FFN_FACTOR` is an axis with one value
+    too. Raises `UserError`.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import IntervalSweep, RangeSweep
@@ -67,10 +71,13 @@ def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
             override = OverridesParser.create().parse_override(literal(word, sweep=True))
         except HydraException as error:
             raise not_grammar(word, error) from error
-        if not override.is_sweep_override():
-            fixed.append(word)
-            continue
         key, value = override.key_or_group, override.value()
+        if not override.is_sweep_override():
+            if key == FFN_FACTOR:
+                axes[key] = Axis(key, choices=(value,))
+            else:
+                fixed.append(word)
+            continue
         log = "log" in getattr(value, "tags", ())
         if isinstance(value, IntervalSweep):
             low, high = value.start, value.end
@@ -87,7 +94,7 @@ def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
         else:
             texts = list(dict.fromkeys(override.sweep_string_iterator()))
             choices = tuple(_number(text) for text in texts)
-            if len(choices) == 1:
+            if len(choices) == 1 and key != FFN_FACTOR:
                 fixed.append(f"{key}={texts[0]}")
             else:
                 axes[key] = Axis(key, choices=choices)

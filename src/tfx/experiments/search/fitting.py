@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
-from tfx.experiments.search.axes import Axis
+from tfx.experiments.search.axes import FFN_FACTOR, Axis
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.latency import LatencyModel
 from tfx.experiments.search.size import Observation, SizeModel, at_width, stack_of
-from tfx.experiments.search.space import FFN_FACTOR, RATE, SIZE, SPARSITY, WIDTH, Space
+from tfx.experiments.search.space import RATE, SIZE, SPARSITY, WIDTH, Space
 from tfx.terminal.console import size
 
 if TYPE_CHECKING:

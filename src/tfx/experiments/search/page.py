@@ -33,8 +33,9 @@ def _front(found: dict[str, Any]) -> Section:
     metric = found["metric"]
     lines = [
         "Each config by its longest training, on validation data. Filled: of those that trained longest none is better "
-        "at that cost; a diamond is the winner. In the table: none of those is better in quality, bytes and latency at "
-        "once. What trained for less says nothing of what its config can do, and is never filled."
+        "at that cost; hollow: another of those is better at no higher cost; a cross: trained for less, which says "
+        "nothing of what its config can do. A diamond is the winner. In the table: none of those that trained longest "
+        "is better in quality, bytes and latency at once."
     ]
     rows = [
         [
@@ -72,6 +73,7 @@ def _plot(found: dict[str, Any], key: str, cost: str, scale: float) -> Plot:
             high=None,
             on_front=place in best,
             is_baseline=row["run"] == found["best"],
+            trained_less=place not in whole,
         )
         for place, row in enumerate(rows)
     ]

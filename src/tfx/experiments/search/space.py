@@ -11,11 +11,11 @@ from tfx.config.compose import compose
 from tfx.config.grammar import parse
 from tfx.config.schema import Root
 from tfx.errors import UserError
-from tfx.experiments.search.axes import Axis
+from tfx.experiments.search.axes import FFN_FACTOR, Axis
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.size import head_unit
 
-WIDTH, FFN, FFN_FACTOR = "model.width", "model.ffn_width", "ffn_factor"
+WIDTH, FFN = "model.width", "model.ffn_width"
 VOCABULARY, SPARSITY = "dataset.tokenizer.vocab_size", "technique.prune.sparsity"
 RATE, EMBEDDING_RATE = "technique.quantize.rate", "technique.quantize.embedding_rate"
 # The bytes that the file of a config is to have; its width is chosen for that.
@@ -206,6 +206,10 @@ def _check_axes(named: Mapping[str, Axis]) -> None:
     for key, instead in (("seed", "seeds=3 gives the leaders more seeds"), *_OF_TRIALS.items()):
         if key in named:
             raise UserError(f"{key}={named[key].describe()} makes no other config: name one value; {instead}")
+    factors = named.get(FFN_FACTOR)
+    for factor in (factors.choices or (factors.low,)) if factors else ():
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
+            raise UserError(f"{FFN_FACTOR}={factor} is no multiple of {WIDTH}: name numbers above 0, such as 2 or 2,4")
 
 
 def _is_free(word: str, config: Root, given: set[str]) -> bool:

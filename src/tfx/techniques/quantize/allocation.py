@@ -58,20 +58,24 @@ def rates_of(
 
 
 class ByteBudget:
-    """The bytes that a file may have, and the ``rate`` for them; ``is_known`` once it is more than a place to begin."""
+    """The bytes that a file may have, and the ``rate`` for them; ``is_known`` once it is more than a place to begin.
 
-    def __init__(self, most: int | None, ratio: float | None) -> None:
+    ``most_rate`` is the highest that the codes have room for.
+    """
+
+    def __init__(self, most: int | None, ratio: float | None, most_rate: float) -> None:
         self.most, self.ratio = most, ratio
-        self.rate, self.is_known = _BEFORE, False
+        self.most_rate = max(LEAST_RATE, most_rate)
+        self.rate, self.is_known = min(_BEFORE, self.most_rate), False
         # Of what has a rate of its own; ``rate`` is that of the others.
         self.embedding_rate: float | None = None
         self.tokenizer: Tokenizer | None = None
         self.generation = EvaluationConfig()
 
     @classmethod
-    def of(cls, most: int | None, ratio: float | None) -> ByteBudget | None:
+    def of(cls, most: int | None, ratio: float | None, most_rate: float) -> ByteBudget | None:
         """The budget of a whole file, or of its part of plain fp32 weights; None if neither is named."""
-        return None if most is None and ratio is None else cls(most, ratio)
+        return None if most is None and ratio is None else cls(most, ratio, most_rate)
 
     def __str__(self) -> str:
         return f"{self.most:,} bytes, the whole file" if self.most is not None else f"1/{self.ratio:g} of fp32"
@@ -89,7 +93,7 @@ class ByteBudget:
         others = sum(parameter.numel() for parameter in model.parameters()) - _count(quantized)
         free = self._free(quantized)
         kept = (_count(quantized) - free) * (self.embedding_rate or 0.0) / 8
-        return first_rate(self.limit(model) - kept, free, others, self._of_tokenizer())
+        return first_rate(self.limit(model) - kept, free, others, self._of_tokenizer(), self.most_rate)
 
     def _free(self, quantized: Mapping[str, Tensor]) -> int:
         """How many weights have the rate that is to be found."""
@@ -113,6 +117,7 @@ class ByteBudget:
             self._free(quantized),
             self.rate if self.is_known else self.first_rate(model, quantized),
             bytes_at,
+            self.most_rate,
         )
 
     def check(
@@ -153,16 +158,16 @@ class ByteBudget:
         return len(compress(text.encode())) + (len(compress(merges)) if merges else 0)
 
 
-def first_rate(limit: float, quantized: int, others: int, tokenizer: int) -> float:
+def first_rate(limit: float, quantized: int, others: int, tokenizer: int, most: float = MOST_RATE) -> float:
     """A rate to begin with, from counts of weights alone: the others take two bytes each."""
-    return _held(8 * (limit - tokenizer - _HEADER - 2 * others) / max(1, quantized))
+    return _held(8 * (limit - tokenizer - _HEADER - 2 * others) / max(1, quantized), most)
 
 
-def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], int]) -> float:
+def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], int], most: float = MOST_RATE) -> float:
     """The rate, with which ``bytes_at`` was called last, whose file has at most ``limit`` bytes and nearly as many.
 
-    ``quantized`` weights take the rate, and it begins with ``rate``. Raises `UserError` if not even the least rate
-    fits.
+    ``quantized`` weights take the rate, and it begins with ``rate``. No rate above ``most`` is tried, even if its file
+    would fit. Raises `UserError` if not even the least rate fits.
     """
     fits: tuple[float, int] | None = None
     breaks: tuple[float, int] | None = None
@@ -170,7 +175,7 @@ def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], 
     for _ in range(_TRIES):
         size = bytes_at(rate)
         if size <= limit:
-            if size >= limit * (1 - _SPARE) or rate == MOST_RATE:
+            if size >= limit * (1 - _SPARE) or rate == most:
                 return rate
             fits = rate, size
         elif rate == LEAST_RATE:
@@ -182,7 +187,7 @@ def meet(limit: float, quantized: int, rate: float, bytes_at: Callable[[float], 
             share = (aim - fits[1]) / (breaks[1] - fits[1])
             rate = fits[0] + min(0.95, max(0.05, share)) * (breaks[0] - fits[0])
         else:
-            rate = _held(rate + 8 * (aim - size) / max(1, quantized))
+            rate = _held(rate + 8 * (aim - size) / max(1, quantized), most)
     if fits is None or bytes_at(fits[0]) > limit:
         raise UserError(f"technique.quantize: no rate was found whose file has at most {limit:,.0f} bytes: allow more")
     return fits[0]
@@ -222,5 +227,5 @@ def _count(weights: Mapping[str, Tensor]) -> int:
     return sum(weight.numel() for weight in weights.values())
 
 
-def _held(rate: float) -> float:
-    return min(MOST_RATE, max(LEAST_RATE, rate))
+def _held(rate: float, most: float) -> float:
+    return min(most, max(LEAST_RATE, rate))

@@ -22,7 +22,8 @@ _LEAST_SENSITIVITY = 1e-4
 # Largest step, in units of the root mean square: 2 % of normal weights stay non-zero on each side. Coarser ones leave a
 # matrix of zeros, and a layer must not vanish by accident, as queries and keys of an attention did.
 _COARSEST = 4.0
-# Codes reach the largest weight of a matrix or this multiple of its root mean square, however sensitive it is.
+# The codes of a matrix reach its largest weight, or this multiple of the root mean square of those that are not zero if
+# that is less, however sensitive it is.
 _REACH = 8.0
 
 # Shares of the full range that clipping by error tries.
@@ -97,10 +98,10 @@ def scales_for_rate(
     1612.01543, weighs errors so too). Within a matrix they still go with the root mean square of their unit, and no
     step is coarser than `_COARSEST` times that.
 
-    No step is so fine that codes of ``kind.bits`` would cut many weights: a rate that the weights do not have, as
-    where most are zero, is missed. Where a few weights are larger than the codes of their matrix reach, as in
-    pretrained encoders, whose largest weights meet the largest inputs (Kovaleva 2021, arXiv 2105.06990), their rows
-    have coarser steps of their own.
+    No step is so fine that codes of ``kind.bits`` would cut weights short of `_REACH` times the root mean square of
+    their unit, zeros left out: a rate that the weights do not have, as where most are zero, is missed. Where a few
+    weights are larger, as in pretrained encoders, whose largest weights meet the largest inputs (Kovaleva 2021, arXiv
+    2105.06990), their rows have coarser steps of their own.
     """
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
@@ -139,9 +140,10 @@ def scales_for_rate(
 
 
 def _finest(units: Tensor, spread: Tensor, bits: int) -> Tensor:
-    """The finest step of each unit: its codes reach the largest weight, or `_REACH` times the root mean square.
+    """The finest step of each unit: with it, codes just reach the lesser of two weights.
 
-    That is ``spread`` over all weights, and here of those that are not zero.
+    These are the largest one, and `_REACH` times the root mean square of those that are not zero, which is that of all,
+    ``spread``, over the root of their share.
     """
     share = (units != 0).float().mean(-1).clamp(min=1e-12)
     levels = 2 ** (bits - 1)

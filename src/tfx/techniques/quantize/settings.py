@@ -203,8 +203,13 @@ def _check_rate(settings: QuantizeSettings, rate: float) -> None:
     most = max(rate, settings.embedding_rate or 0.0)
     if most > highest_rate(settings.code_bits):
         name = "rate" if most == rate else "embedding_rate"
+        word = f"{name}={most:g}"
+        if name == "rate" and settings.bytes is not None:
+            word = f"bytes={settings.bytes}"
+        elif name == "rate" and settings.ratio is not None:
+            word = f"ratio={settings.ratio:g}"
         raise UserError(
-            f"technique.quantize.{name}={most:g} needs room for the codes of large weights: "
+            f"technique.quantize.{word} needs room for the codes of large weights: "
             f"bits={math.ceil(most + _ROOM)} or more"
         )
 

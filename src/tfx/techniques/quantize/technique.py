@@ -25,7 +25,7 @@ from tfx.techniques.quantize.codebook import cluster, encode_with
 from tfx.techniques.quantize.gptq import gptq
 from tfx.techniques.quantize.learned import LearnedStep
 from tfx.techniques.quantize.rounding import GridKind, fit, scales_for_rate, to_grid
-from tfx.techniques.quantize.settings import QuantizeSettings, check_settings
+from tfx.techniques.quantize.settings import QuantizeSettings, check_settings, highest_rate
 from tfx.techniques.quantize.steps import choose, coded_bits, measure, scalar_steps
 from tfx.techniques.quantize.trellis import trellis
 from tfx.techniques.rows import ALL_ROWS, Rows
@@ -46,7 +46,8 @@ class Quantize(Technique):
     def __init__(self, settings: QuantizeSettings) -> None:
         super().__init__(settings)
         self._named_rate = settings.rate
-        self._budget = ByteBudget.of(settings.bytes, settings.ratio)
+        # As `code_bits` has it with a rate, which the budget is about to bring.
+        self._budget = ByteBudget.of(settings.bytes, settings.ratio, highest_rate(settings.bits or 8))
         if self._budget is not None:
             self._budget.embedding_rate = settings.embedding_rate
             self.settings = settings = replace(settings, rate=self._budget.rate)
