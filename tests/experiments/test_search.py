@@ -504,12 +504,18 @@ def test_the_dense_model_is_chosen_once(request_of, trials, tmp_path):
     assert [word for word in narrower if word not in again.book.dense]  # as it would have chosen now
 
 
-def test_a_dense_model_of_an_experiment_is_a_plain_one_in_8_bits():
-    words = ["experiment=small", "technique=[quantize]"]
-    recipe = compose(words)
-    plain = compose(["technique=[quantize]", "technique.quantize.bits=8", "technique.quantize.granularity=channel"])
-    assert recipe.technique["quantize"] != plain.technique["quantize"]
-    assert compose([*words, *final._plain_int8(recipe)]).technique["quantize"] == plain.technique["quantize"]
+def test_a_dense_model_of_an_experiment_is_a_plain_one_in_8_bits(request_of, trials, tmp_path):
+    plain = compose(["technique=quantize", "technique.quantize.bits=8", "technique.quantize.granularity=channel"])
+    recipe = ["technique=[quantize]", "technique.quantize.rate=1.9", "technique.quantize.start=0.0"]
+    words = final._plain_int8(compose(recipe))
+    assert compose([*recipe, *words]).technique == plain.technique
+    # A recipe with a teacher is none for a model that has no teacher.
+    request, axes = request_of(tmp_path / "s", rate="interval(1.5,3)")
+    search = Search(request, SETTINGS, axes)
+    search.space = replace(search.space, base=(*search.space.base, "experiment=small", "technique.distill.teacher=T"))
+    dense = compose(final._dense_words(search))
+    assert dense.technique == plain.technique
+    assert dense.model.width < 128
 
 
 def test_final_figures_are_those_of_the_winner(course):

@@ -19,6 +19,9 @@ from tfx.experiments.search.search import Search
 from tfx.experiments.search.space import key_of
 from tfx.record.directory import RunDirectory
 
+# What a plain dense model does without.
+_SMALLER = {"distill", "prune", "factorize"}
+
 
 def finish(search: Search) -> None:
     """Scores the winner on test data, if that was not done, and keeps it in the book."""
@@ -84,6 +87,8 @@ def _dense_words(search: Search) -> list[str]:
         return []
     words = [word for word in search.space.outside(search.space.base) if not key_of(word).startswith("technique")]
     words.append("technique=[quantize]")
+    if _SMALLER & search.space.compose(words).technique.keys():  # an experiment brings them
+        words = [word for word in words if key_of(word) != "experiment"]
     words += _plain_int8(search.space.compose(words))
     dense = search.space.compose(words)
     unit = search.space.unit(dense)
