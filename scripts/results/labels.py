@@ -36,18 +36,20 @@ def trec_students() -> str:
     for what, name, other in (
         ("`tfx train dataset=trec dataset.path=path/to/trec`", "scratch", None),
         ("the same with `model.convolution=3 +technique=bpe_dropout`", "convolved", "scratch"),
+        ("the second with R-Drop: `experiment=few_texts`", "few-texts", "convolved"),
         ("the first, taught by the fine-tuned MiniLM", "taught", "scratch"),
         ("that one at 2.2 bits a weight", "compressed", "taught"),
         ("with `model.convolution=3`, taught by the MiniLM", "taught-convolved", "taught"),
         ("that one at 2.2 bits a weight", "compressed-convolved", "taught-convolved"),
         ("the teacher: MiniLM, fine-tuned by tfx", "tuned", None),
         ("the same with early exits", "early-exit", None),
-        ("the teacher of the models with a convolution, on another machine", "tuned-convolved", None),
+        ("MiniLM, fine-tuned on another machine; the first taught the models with a convolution", "tuned-convolved", None),
+        ("those, 30 % pruned by SparseGPT, 4 bits by GPTQ, without training", "one-shot", "tuned-convolved"),
     ):
         runs = arm(f"trec/{name}")
         row = [what, *_judged([_shares(run) for run in runs])]
         row.append(None if other is None else _against(runs, arm(f"trec/{other}")))
-        rows.append([*row, ratio(runs) if name.startswith("compressed") else None])
+        rows.append([*row, ratio(runs) if name.startswith(("compressed", "one-shot")) else None])
     return rows_of(["", *_JUDGED, "difference of both (95 %)", "times smaller"], rows)
 
 
