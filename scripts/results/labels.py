@@ -43,7 +43,7 @@ def trec_students() -> str:
         ("that one at 2.2 bits a weight", "compressed-convolved", "taught-convolved"),
         ("the teacher: MiniLM, fine-tuned by tfx", "tuned", None),
         ("the same with early exits", "early-exit", None),
-        ("MiniLM, fine-tuned on another machine; the first taught the models with a convolution", "tuned-convolved", None),
+        ("MiniLM on another machine; the first taught those with a convolution", "tuned-convolved", None),
         ("those, 30 % pruned by SparseGPT, 4 bits by GPTQ, without training", "one-shot", "tuned-convolved"),
     ):
         runs = arm(f"trec/{name}")
