@@ -106,6 +106,8 @@ def scales_for_rate(
     count = sum(weight.numel() for weight in weights.values())
     spreads = {name: kind.units(weight).square().mean(-1).sqrt() for name, weight in weights.items()}
     least = {name: _finest(kind.units(weight), spreads[name], kind.bits) for name, weight in weights.items()}
+    levels = 2 ** (kind.bits - 1) - 1
+    ends = {name: weight.abs().amax(1, keepdim=True) / levels for name, weight in weights.items()}
     if sensitivities is not None:
         steps = _relative_steps(weights, sensitivities)
         # If weights are uniform, as at first, the largest is closer than that.
@@ -119,7 +121,9 @@ def scales_for_rate(
         chosen = {name: torch.maximum(spread * 2.0**log_factor, least[name]) for name, spread in spreads.items()}
         if sensitivities is not None:
             chosen = {name: torch.minimum(scale, most[name]) for name, scale in chosen.items()}
-        return {name: _held(_reaching(scale, weights[name], kind), kind.scale_dtype) for name, scale in chosen.items()}
+        if not kind.group:
+            chosen = {name: _reaching(scale, ends[name]) for name, scale in chosen.items()}
+        return {name: _held(scale, kind.scale_dtype) for name, scale in chosen.items()}
 
     def is_cheap(log_factor: float) -> bool:
         at = scales(log_factor)
@@ -150,11 +154,8 @@ def _finest(units: Tensor, spread: Tensor, bits: int) -> Tensor:
     return torch.minimum(units.abs().amax(-1) / (levels - 1), _REACH * spread / share.sqrt() / levels)
 
 
-def _reaching(scale: Tensor, weight_RC: Tensor, kind: GridKind) -> Tensor:
-    """The scales of a matrix, (1, 1), or of its rows, where that is not enough for codes to reach every weight."""
-    if kind.group:
-        return scale
-    least_R1 = weight_RC.abs().amax(1, keepdim=True) / (2 ** (kind.bits - 1) - 1)
+def _reaching(scale: Tensor, least_R1: Tensor) -> Tensor:
+    """The scale of a matrix, (1, 1), or of its rows where codes must reach further than that: at least ``least``."""
     return torch.maximum(scale, least_R1) if bool((least_R1 > scale).any()) else scale
 
 
