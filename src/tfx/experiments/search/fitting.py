@@ -199,11 +199,12 @@ class Fitter:
         from tfx.techniques.quantize.settings import highest_rate
 
         filled, quantize = round(made * _FILLED), config.technique["quantize"]
-        prune = config.technique.get("prune")
-        highest = highest_rate(quantize["bits"] or 8, prune["sparsity"] if prune else 0.0)
-        if made < _SURE * (planned + weights * (highest / quantize["rate"] - 1)):
+        prune, bits = config.technique.get("prune"), quantize["bits"] or 8
+        # What all weights have room for if all are pruned; embeddings are not, so the file may still be larger.
+        sure = highest_rate(bits, prune["sparsity"] if prune else 0.0)
+        if made < _SURE * (planned + weights * (sure / quantize["rate"] - 1)):
             return filled
-        most = quantize | {"rate": highest}
+        most = quantize | {"rate": highest_rate(bits)}
         return min(filled, self.sizes.predict(replace(config, technique=config.technique | {"quantize": most}), data))
 
     def data(self, config: Root) -> PreparedData:
