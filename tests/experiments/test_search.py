@@ -541,6 +541,27 @@ def test_final_figures_are_those_of_the_winner(course):
     assert not [line for line in said[best + 1] if line.startswith("the winner, trained for")]
 
 
+def test_a_winner_without_a_whole_training_is_said_to_be_one_and_reads_no_test_data(
+    course, request_of, trials, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(final, "_score", lambda search, run: {"split": "test", "metrics": {"loss": 3.0}})
+    search = run(request_of, tmp_path / "s", replace(SETTINGS, seeds=1, budget=SearchBudget(trials=4)))
+    search.book.trials = [trial for trial in search.book.trials if trial.rung == 0]  # as if the time had ended
+    search.keep()
+    final.finish(search)
+    assert "test" not in search.book.outcome
+    assert [
+        line for line in notes(search.book.outcome) if line.startswith("no config had a whole training: the winner")
+    ]
+    whole, _, _ = course
+    best = whole.found.best()
+    seeds = len(whole.found.at_full(best))
+    assert seeds > 1
+    assert f"the winner's loss is the mean of {seeds} seeds; `best` is the run of the best of them" in notes(
+        whole.book.outcome
+    )
+
+
 def test_a_space_without_another_config_is_exhausted(request_of, trials, tmp_path, monkeypatch):
     first = search_module.propose
     monkeypatch.setattr(search_module, "propose", lambda *given: first(*given) if given[4] == 0 else [])

@@ -87,3 +87,29 @@ def test_labels_of_another_kind_are_another_question(run_writer, tmp_path):
     for name, predict in (("a", "one"), ("b", "several")):
         written(run_writer, tmp_path / name, f"dataset: {{predict: {predict}}}\n")
     assert len(compare_runs([tmp_path]).families) == 2
+
+
+def test_where_all_have_techniques_the_one_that_all_others_start_from_is_the_baseline(run_writer, tmp_path):
+    parent = written(run_writer, tmp_path / "parent", techniques=("bpe_dropout", "r_drop"))
+    for name, lost in (("prune", 0.1), ("quantize", 0.2)):
+        summary = {
+            "reference": {"name": "init_from", "test": {"exact_match": 0.5}},
+            "test": {"exact_match": 0.5 - lost},
+        }
+        written(run_writer, tmp_path / name, f"init_from: {parent}\n", techniques=(name,), summary=summary)
+    name, line = chosen(tmp_path)
+    assert name == "parent"
+    assert "chosen because all others start from it" in line
+
+
+def test_a_page_of_its_own_is_never_written_over(shots, tmp_path, capsys):
+    run, other = tmp_path / "prune1", tmp_path / "prune2"
+    (run / "report.html").write_text("the run's own")
+    assert main(["report", str(run), str(other)]) == 0
+    assert f"page: {run / 'comparison.html'}" in capsys.readouterr().out
+    assert (run / "report.html").read_text() == "the run's own"
+    (shots / "search.json").write_text("{}")
+    (shots / "report.html").write_text("the search's own")
+    assert main(["report", str(shots)]) == 0
+    assert (shots / "report.html").read_text() == "the search's own"
+    assert (shots / "comparison.html").is_file()

@@ -27,7 +27,11 @@ def main(arguments: Sequence[str]) -> int:
         "paths", nargs="+", type=Path, metavar="PATH", help="run directories, sweeps, folders of them, or *.runs.jsonl"
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="path of the page; default: report.html in the first path"
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="path of the page; default: report.html in the first path, or comparison.html beside a "
+        "page that is a search's, or one run's of several",
     )
     parser.add_argument("--baseline", metavar="CONFIG|RUN", help="row that the others are compared with")
     parser.add_argument(
@@ -55,8 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
     html = options.html
     if html is None and not (options.json or options.csv):
-        first = options.paths[0]
-        html = RunDirectory(first.parent if first.is_file() else first).report
+        html = _page(options.paths)
     comparison = compare_runs(
         options.paths,
         baseline=options.baseline,
@@ -76,6 +79,14 @@ def main(arguments: Sequence[str]) -> int:
         print_comparison(comparison, details=options.details)
         print(f"page: {html}")
     return 0
+
+
+def _page(paths: Sequence[Path]) -> Path:
+    """Where the page goes: never over one that says something else, of a search or of one run among others."""
+    first = paths[0].parent if paths[0].is_file() else paths[0]
+    run = RunDirectory(first)
+    has_other = (first / "search.json").is_file() or (len(paths) > 1 and run.config.is_file())
+    return first / "comparison.html" if has_other else run.report
 
 
 def print_comparison(comparison: Comparison, *, details: bool = False) -> None:

@@ -281,7 +281,7 @@ def finish(
         first = int(is_empty.argmax())
         raise UserError(
             f"the {split} split of dataset '{config.name}', example {first + 1}: the "
-            f"{_empty_side(config, texts[first])} is empty ({where(config)}; "
+            f"{_empty_side(config, texts[first])} is empty ({where(config)}; {_counted(split, rules)}"
             f"dataset.empty=drop leaves such {facts.empty.partition(' ')[0]} out)"
         )
     count = int(is_empty.sum())
@@ -292,6 +292,12 @@ def finish(
     if not is_pairs:
         notes.append(f"{split}: {count:,} rows without text left out")
     return texts.select(np.flatnonzero(~is_empty), keep_in_memory=True), keys[~is_empty]
+
+
+def _counted(split: str, rules: set[str]) -> str:
+    """How the examples of a split are counted, where that is not by the rows of its file."""
+    is_part = "limited at random" in rules or (split in ("train", "valid") and "held out at random" in rules)
+    return "counted among those that were taken from all over the file; " if is_part else ""
 
 
 def _empty_side(config: DatasetConfig, row: Mapping[str, Any]) -> str:

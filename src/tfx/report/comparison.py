@@ -245,9 +245,13 @@ def _default_baseline(arms: Sequence[Arm]) -> tuple[Arm | None, str]:
     """What arms are compared with where nothing is asked for, and why: of those without techniques, or with the fewest,
     one that its user calls baseline, else that with the most runs, else the one nearest to all others in its settings.
 
-    None where all have techniques and each started from a model on which the same test was taken.
+    Where all have techniques, it is the one that all others start from. None where there is no such one, and each
+    started from a model on which the same test was taken.
     """
     fewest = min(len(arm.runs[0].techniques) for arm in arms)
+    for arm in arms if fewest and len(arms) > 1 else ():
+        if all(_starts_from(other, arm) for other in arms if other is not arm):
+            return arm, "chosen because all others start from it"
     if fewest and all(_has_start(run) for arm in arms for run in arm.runs):
         return None, "every config has techniques, so that each is compared with the model that it started from"
     left = [arm for arm in arms if len(arm.runs[0].techniques) == fewest]
@@ -369,9 +373,14 @@ def _decoding(run: Run) -> str:
 def _same_start(arm: Arm, base: Arm) -> bool:
     """Whether both start from models of one config, or the arm from the baseline: then their difference is its own."""
     own, other = ({run.others.get("init_from") for run in each.runs} for each in (arm, base))
+    return own == other or _starts_from(arm, base)
+
+
+def _starts_from(arm: Arm, base: Arm) -> bool:
+    """Whether each run of the arm starts from one of the baseline's."""
     models = {os.path.realpath(run.path) for run in base.runs}
     starts = [run.config.get("init_from") for run in arm.runs]
-    return own == other or all(start is not None and os.path.realpath(str(start)) in models for start in starts)
+    return all(start is not None and os.path.realpath(str(start)) in models for start in starts)
 
 
 def _start(arm: Arm) -> str:

@@ -30,7 +30,7 @@ def finish(search: Search) -> None:
         return
     if search.settings.final:
         search.book.outcome["final"] = _train_again(search, best)
-    else:
+    elif search.found.is_whole(best):  # a shorter training is no model to judge
         run = run_of(search.found, best)
         known = search.book.outcome.get("test")
         if known is None or known["run"] != run:

@@ -83,6 +83,10 @@ class Findings:
         rung = max((trial.rung for trial in done), default=-1)
         return rung, [trial for trial in done if trial.rung == rung]
 
+    def is_whole(self, entry: Entry) -> bool:
+        """Whether a config has a result of a whole training."""
+        return self.longest(entry)[0] == len(self.budgets) - 1
+
     @property
     def ended(self) -> list[Entry]:
         """The configs that have a result."""

@@ -150,6 +150,18 @@ def show_found(search: Search) -> None:
         print(f"again: {found['command']}")
 
 
+def _of_winner(row: dict[str, Any], metric: str) -> list[str]:
+    """What its figure in the table is, where that is not the one of a whole training."""
+    if row["part_of_budget"] < 1:
+        return [
+            f"no config had a whole training: the winner had {row['part_of_budget']:.0%} of one, and is not scored on "
+            "test data; a larger budget goes on"
+        ]
+    if row["seeds"] > 1:
+        return [f"the winner's {metric} is the mean of {row['seeds']} seeds; `best` is the run of the best of them"]
+    return []
+
+
 def notes(found: dict[str, Any]) -> list[str]:
     """Sentences on the cost of a search, on its choice, and on its predictions."""
     lines = []
@@ -159,6 +171,9 @@ def notes(found: dict[str, Any]) -> list[str]:
         f"{counted(found['trials'], 'training')} of {counted(found['looked_at'], 'config')}, {found['ended']} with a "
         f"result, in {clock(found['seconds'])}; {found['training_flops'] / 1e12:,.3g} TFLOPs"
     ]
+    for row in found["tried"]:
+        if row["run"] == found["best"]:
+            lines += _of_winner(row, found["metric"])
     chosen = found["selection"]
     if chosen["at_full_length"] > 1 and "optimism" in chosen:
         lines.append(
