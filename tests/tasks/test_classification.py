@@ -221,6 +221,16 @@ def test_a_validation_split_that_is_held_out_has_rows_of_its_own(tmp_path):
     assert [note for note in data.notes if "dropped" in note] == ["train: 2 rows with an empty text or label dropped"]
 
 
+def test_the_number_of_an_empty_text_says_how_it_is_counted(tmp_path):
+    rows = [(f"text {row}" if row != 30 else " ", "ab"[row % 2]) for row in range(40)]
+    config = config_of(tmp_path, train=rows, valid_fraction=0.1)
+    with pytest.raises(UserError, match=r"example 31: the text is empty \([^;]*; dataset.empty"):
+        prepare_data(config, context=16)
+    (tmp_path / "valid.jsonl").unlink()
+    with pytest.raises(UserError, match=r"the text is empty .* counted among those that were taken from all over"):
+        prepare_data(config, context=16)
+
+
 def test_limits_take_rows_from_all_over_a_split(tmp_path):
     rows = [(f"text {number}", "yes" if number < 30 else "no") for number in range(60)]
     data = prepare_data(config_of(tmp_path, train=rows, limit=LimitConfig(train=6)), context=32)
