@@ -27,7 +27,7 @@ from tfx.experiments.search.halving import best_of, course, evenly, lengths
 from tfx.experiments.search.outcome import outcome_of
 from tfx.experiments.search.sampler import propose, require_optuna
 from tfx.experiments.search.size import Observation
-from tfx.experiments.search.space import SIZE, key_of, make_space
+from tfx.experiments.search.space import BUDGET_KEYS, SIZE, key_of, make_space
 
 # The part of a budget that goes to more seeds of the leaders.
 _FOR_SEEDS = 0.2
@@ -49,7 +49,7 @@ class Search:
         self.goal = Goal.of(settings, config)
         self.machine = request.machine
         self.seconds, self.most_trials = budget_limits(settings)
-        typed = [word for word in request.typed if key_of(word) not in ("seed", *_BUDGET_KEYS)]
+        typed = [word for word in request.typed if key_of(word) not in ("seed", *BUDGET_KEYS)]
         space = make_space(typed, named, config, self.goal)
         self.space = replace(space, place=tuple(searchpath(request.flags)))
         self.fitter = Fitter(self.space, self.goal, config, self.machine.threads)
@@ -67,7 +67,7 @@ class Search:
 
     def _whole_budget(self) -> Budget:
         """The length of a whole training: what the user names, else a part of the time."""
-        named = any(key_of(word) in _BUDGET_KEYS for word in self.request.typed)
+        named = any(key_of(word) in BUDGET_KEYS for word in self.request.typed)
         if named or self.seconds is None:
             whole = self.request.config.trainer.budget
             if not whole.amount:
@@ -330,9 +330,6 @@ class Search:
                 truth = result.inference["file"].latency_ms["p50"]
                 latencies.append(Observation(predicted.stack, predicted.untrained_latency_ms, truth))
         self.fitter.learn(sizes, latencies)
-
-
-_BUDGET_KEYS = ("trainer.budget.steps", "trainer.budget.tokens", "trainer.budget.seconds")
 
 
 def budget_limits(settings: SearchConfig) -> tuple[float | None, int | None]:

@@ -39,11 +39,8 @@ METHOD, AWARE = "technique.quantize.method", "technique.quantize.aware"
 TRELLIS = f"{METHOD}=trellis"
 # Trials of a search know no test data: its choices look at validation data only.
 _NO_TEST = "dataset.splits.test=[]"
-# How long the trainings of a round are is said by these, with the length of a whole one.
-_OF_TRIALS = {
-    f"trainer.budget.{unit}": "rungs and keep say how much shorter trainings are"
-    for unit in ("steps", "tokens", "seconds")
-}
+# The length of a whole training; that of others follows from it.
+BUDGET_KEYS = tuple(f"trainer.budget.{unit}" for unit in ("steps", "tokens", "seconds"))
 # They are measured as far as choices need it, which halves what a short one takes on top of its training.
 _MEASURED_LESS = ("evaluation.latency_inputs=10", "trainer.validate_every=1")
 
@@ -203,7 +200,8 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
 
 def _check_axes(named: Mapping[str, Axis]) -> None:
     """Raises `UserError` for several values of what the search itself decides for each trial."""
-    for key, instead in (("seed", "seeds=3 gives the leaders more seeds"), *_OF_TRIALS.items()):
+    shorter = dict.fromkeys(BUDGET_KEYS, "rungs and keep say how much shorter trainings are")
+    for key, instead in (("seed", "seeds=3 gives the leaders more seeds"), *shorter.items()):
         if key in named:
             raise UserError(f"{key}={named[key].describe()} makes no other config: name one value; {instead}")
     factors = named.get(FFN_FACTOR)
