@@ -2,7 +2,7 @@
 
     python scripts/bench_classify.py --data path/to/trec --output FOLDER [--encoder path/to/encoder]
         [--sentences path/to/sentences.en] [--arms words tfx …] [--seeds 5] [--epochs 2] [--rows 32] [--rate 1e-4]
-        [--against words] [overrides of `tfx train` …]
+        [--against words] [--folds 5] [overrides of `tfx train` …]
 
 Arms: `words`, logistic regression (C = 10) on counts of words and of pairs of neighbours, split as scikit-learn does
 by default; `spaced`, the same with words split at spaces, punctuation and capitals kept; `scratch`, `tfx train` of
@@ -14,13 +14,17 @@ the training questions and on those among the `--sentences`, which have no label
 two bits a weight, with the same teacher. Seed by seed the arms take turns. Each result is a line of JSON in
 FOLDER/results.jsonl, from which the table is printed: an arm and seed that is there already is not run again.
 Differences to the arm `--against` are over the questions of both splits, with intervals from samples of questions and
-of seeds. Needs scikit-learn for `words` and `spaced`, transformers and accelerate for `transformers`.
+of seeds. With `--folds K` the training questions fall at random into K parts. Each is the test data once, with the
+other parts to learn from and the data's own validation questions; only test counts, so that no question that is judged
+has chosen anything. Seed 1 takes the first part, seed K + 1 too: `--seeds` counts runs, a multiple of K. Needs
+scikit-learn for `words` and `spaced`, transformers and accelerate for `transformers`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import statistics
 import subprocess
@@ -47,6 +51,22 @@ def read(data: Path) -> dict[str, list[tuple[str, str]]]:
         text, label = header.split("\t").index("text"), header.split("\t").index("label")
         splits[split] = [(cells[text], cells[label]) for cells in (line.split("\t") for line in lines)]
     return splits
+
+
+def fold(options: argparse.Namespace, whole: Path, seed: int) -> Path:
+    """The folder with the data of the run with this seed: a part of the training questions are its test questions."""
+    folder = options.output / "folds" / str((seed - 1) % options.folds + 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = read(whole)
+    order = list(range(len(splits["train"])))
+    random.Random(0).shuffle(order)
+    held = set(order[(seed - 1) % options.folds :: options.folds])
+    splits["test"] = [pair for number, pair in enumerate(splits["train"]) if number in held]
+    splits["train"] = [pair for number, pair in enumerate(splits["train"]) if number not in held]
+    for split, pairs in splits.items():
+        lines = ["text\tlabel", *(f"{text}\t{label}" for text, label in pairs)]
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
 
 
 def questions(options: argparse.Namespace) -> Path:
@@ -225,7 +245,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--against", choices=list(ARMS), default="words", help="the arm that differences are to")
+    parser.add_argument("--folds", type=int, default=0, help="test on parts of the training questions, each in turn")
     options, options.overrides = parser.parse_known_args()
+    if options.folds == 1 or (options.folds and options.seeds % options.folds):
+        parser.error("--folds is 2 or more, and --seeds a multiple of it")
     options.data, options.output = options.data.absolute(), options.output.absolute()
     if options.encoder is None and {"tfx", "transformers"} & set(options.arms):
         parser.error("--encoder names the folder that is fine-tuned")
@@ -234,7 +257,10 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     log = options.output / "results.jsonl"
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    whole = options.data
     for seed in range(1, options.seeds + 1):
+        if options.folds:
+            options.data = fold(options, whole, seed)
         for arm in options.arms:
             if any((row["arm"], row["seed"]) == (arm, seed) for row in known):
                 continue
@@ -243,11 +269,12 @@ def main() -> None:
             known.append(row | {"seconds": round(time.perf_counter() - start, 1)})
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(known[-1]) + "\n")
-    print_table(known, options.against)
+    print_table(known, options.against, options.folds)
 
 
-def print_table(rows: list[dict[str, Any]], against: str) -> None:
-    table = Table("arm", "seeds", "valid", "test", "both", f"minus {against} (95 %)", "seconds")
+def print_table(rows: list[dict[str, Any]], against: str, folds: int) -> None:
+    judged = "test of all folds" if folds else "both"
+    table = Table("arm", "seeds", "valid", "test", judged, f"minus {against} (95 %)", "seconds")
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         cells = []
@@ -256,30 +283,40 @@ def print_table(rows: list[dict[str, Any]], against: str) -> None:
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}")
         seconds = f"{statistics.median(row['seconds'] for row in own):.0f}"
-        table.add_row(arm, str(len(own)), *cells, *difference(rows, own, against), seconds)
+        table.add_row(arm, str(len(own)), *cells, *difference(rows, own, against, folds), seconds)
     Console().print(table)
 
 
-def difference(rows: list[dict[str, Any]], own: list[dict[str, Any]], against: str) -> tuple[str, str]:
-    """The accuracy of an arm over both splits, and its difference to that of another, in points."""
+def difference(rows: list[dict[str, Any]], own: list[dict[str, Any]], against: str, folds: int) -> tuple[str, str]:
+    """The accuracy of an arm over the questions that count, and its difference to that of another, in points."""
     import numpy as np
 
     from tfx.report.statistics import sentence_weights
 
-    def right(of: list[dict[str, Any]]) -> Any:
-        return np.array([[*row["right"]["valid"], *row["right"]["test"]] for row in of if "right" in row], float)
+    def right(of: list[dict[str, Any]], fold: int) -> Any:
+        """(runs, questions): with folds the test questions of one of them, else those of both splits."""
+        counted = [row for row in of if "right" in row and (not folds or (row["seed"] - 1) % folds == fold)]
+        splits = SPLITS[2:] if folds else SPLITS[1:]
+        return np.array([[hit for split in splits for hit in row["right"][split]] for row in counted], float)
 
-    own_SN, other_SN = right(own), right([row for row in rows if row["arm"] == against])
-    if not len(own_SN):
+    parts = [
+        (right(own, fold), right([row for row in rows if row["arm"] == against], fold)) for fold in range(folds or 1)
+    ]
+    if not all(len(own_SN) for own_SN, _ in parts):
         return "–", "–"
-    both = f"{100 * own_SN.mean():.2f}"
-    if not len(other_SN) or own[0]["arm"] == against:
-        return both, "–"
-    weights_RN = sentence_weights(own_SN.shape[1]) / own_SN.shape[1]
-    seeds_RS = sentence_weights(len(own_SN), seed=1) / len(own_SN)
-    drawn = 100 * (np.einsum("rn,rs,sn->r", weights_RN, seeds_RS, own_SN) - weights_RN @ other_SN.mean(0))
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return both, f"{100 * (own_SN.mean() - other_SN.mean()):+.2f} ({low:+.2f} to {high:+.2f})"
+    accuracy = f"{100 * np.mean([own_SN.mean() for own_SN, _ in parts]):.2f}"
+    if not all(len(other_SN) for _, other_SN in parts) or own[0]["arm"] == against:
+        return accuracy, "–"
+    drawn_RF = []
+    for fold, (own_SN, other_SN) in enumerate(parts):
+        weights_RN = sentence_weights(own_SN.shape[1], seed=2 * fold) / own_SN.shape[1]
+        seeds_RS = sentence_weights(len(own_SN), seed=2 * fold + 1) / len(own_SN)
+        drawn_RF.append(np.einsum("rn,rs,sn->r", weights_RN, seeds_RS, own_SN) - weights_RN @ other_SN.mean(0))
+    # Runs of different folds differ by their seeds too: that a fold is drawn twice or not at all shows by how much.
+    folds_RF = sentence_weights(len(parts), seed=2 * len(parts)) / len(parts)
+    low, high = np.quantile(100 * (np.stack(drawn_RF, 1) * folds_RF).sum(1), (0.025, 0.975))
+    gap = 100 * np.mean([own_SN.mean() - other_SN.mean() for own_SN, other_SN in parts])
+    return accuracy, f"{gap:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":
