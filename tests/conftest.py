@@ -5,6 +5,7 @@ import gc
 import importlib
 import inspect
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from multiprocessing import context
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hydra._internal import config_loader_impl as hydra_loader
+from hydra.core.config_store import ConfigStore
 from hypothesis import settings
 
 # Most of what tests make is short-lived: looking for cycles in all of torch at each turn takes a tenth of their time.
@@ -114,6 +117,45 @@ def _open_streams():
     sys.stdin = sys.__stdin__ = open(0, encoding=encoding, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False)
+
+
+def _remember_composed():
+    """Lets Hydra read and merge the same files once: half of the tests' time goes to composing.
+
+    What the choice of groups gives is remembered. Values of single settings Hydra puts on top, as ever.
+    """
+    find, merge = hydra_loader.create_defaults_list, hydra_loader.ConfigLoaderImpl._compose_config_from_defaults_list
+    known = {}
+
+    def remembered(key, repo, work):
+        sources = [(source.scheme(), source.provider, source.path) for source in repo.get_sources()]
+        # A test's own folder of configs changes, and so do the techniques that it installs.
+        installed = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get("technique", {})]
+        if any(scheme == "file" for scheme, *_ in sources) or any(name in key for name in installed):
+            return work()
+        key = key, repr(sources)
+        if key not in known:
+            known[key] = pickle.dumps(work(), pickle.HIGHEST_PROTOCOL)
+        return pickle.loads(known[key])
+
+    def create_defaults_list(repo, config_name, overrides_list, prepend_hydra, skip_missing):
+        chosen = [word for word in overrides_list if not word.is_sweep_override()]
+        single = [word for word in chosen if isinstance(word.value(), dict) or not repo.group_exists(word.key_or_group)]
+        groups = [word for word in chosen if not any(word is other for other in single)]
+        key = repr((config_name, [word.input_line for word in groups], prepend_hydra, skip_missing))
+        found = remembered(key, repo, lambda: find(repo, config_name, groups, prepend_hydra, skip_missing))
+        found.config_overrides = single
+        return found
+
+    def compose(self, defaults, repo):
+        return remembered(repr(defaults), repo, lambda: merge(self, defaults, repo))
+
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # it is the only one, and what is loaded from it is a copy
+    hydra_loader.create_defaults_list = create_defaults_list
+    hydra_loader.ConfigLoaderImpl._compose_config_from_defaults_list = compose
+
+
+_remember_composed()
 
 
 @pytest.fixture(autouse=True)
