@@ -230,6 +230,18 @@ def test_the_best_meets_the_limit_and_the_front_has_it(course):
     assert {row["key"] for row in outcome["worth"]} >= {"model.decoder_layers", "model.dropout"}
 
 
+def test_an_error_of_a_predicted_size_says_in_which_direction(course):
+    outcome = course[0].book.outcome
+    for error, says in (
+        (-0.03, "3.00%, the file was larger;"),
+        (0.02, "2.00%, the file was smaller;"),
+        (0.0, "0.00%;"),
+    ):
+        lines = notes(outcome | {"size": outcome["size"] | {"largest_error": error}})
+        assert [line for line in lines if f"(largest error {says}" in line]
+    assert outcome["size"]["largest_error"] < 0  # as of predictions that are 3 % too small
+
+
 def test_the_page_fills_what_trained_longest_alone(course):
     search, _, _ = course
     page = write_search_page(search).read_text()
@@ -384,6 +396,8 @@ def test_where_the_rate_is_an_axis_files_are_made_to_fill_the_limit(request_of, 
     assert outcome["size"]["mean_absolute_error"] == 0  # the size of such a file is known
     assert search.fitter.sizes.factors == {}  # and teaches nothing about rates
     assert "technique.quantize.bytes=60000" in outcome["command"]
+    # Bytes decide the rate: the one of its axis has led to the width alone.
+    assert all("technique.quantize.rate" not in row["values"] for row in outcome["tried"] + outcome["front"])
     assert all("technique.quantize.bytes=60000" in job.overrides for job in search.jobs)
     # The width is the widest whose file has the rate of the axis: eight more do not fit.
     for entry in search.book.entries:
@@ -523,7 +537,7 @@ def test_time_bounds_trainings_that_are_counted_in_steps(request_of, trials, tmp
 
 def test_what_the_first_trial_takes_once_is_not_expected_of_all(request_of, trials, tmp_path, monkeypatch):
     settings = replace(SETTINGS, candidates=3, seeds=1, budget=SearchBudget(seconds=300.0))
-    search, now = timed_search(request_of, trials, tmp_path / "s", monkeypatch, settings, first=60.0)
+    search, _ = timed_search(request_of, trials, tmp_path / "s", monkeypatch, settings, first=60.0)
     search.run()
     assert "1" in search.book.clock
     search.book.clock = {"0": [100.0, 40.0]}

@@ -147,8 +147,8 @@ BAD = {
     ),
     "a label in two lines that only the validation split has": (
         {"train": [*TRAIN, ("a", "no\nyes")], "valid": [("a", "no\n\nyes")]},
-        "the label 'no\\n\\nyes' is none of the 4 that the model has: give training texts with it, leave such rows out, "
-        "or name all labels with dataset.labels=[…]: did you mean 'no\\nyes'?",
+        "the label 'no\\n\\nyes' is none of the 4 that the model has: give training texts with it, leave such rows "
+        "out, or name all labels with dataset.labels=[…]: did you mean 'no\\nyes'?",
     ),
     "an empty text": (
         {"train": [*TRAIN, ("  ", "no")]},
