@@ -7,10 +7,14 @@ import pytest
 
 from tfx.cli import main
 from tfx.compression.checkpoint import FileBytes
+from tfx.errors import UserError
+from tfx.experiments import trial
 from tfx.experiments.jobs import Job
 from tfx.experiments.search import size
+from tfx.experiments.search.search import Search
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import count_parameters
+from tfx.system.signals import StoppedBySignal
 
 TINY = [
     "model.heads=2",
@@ -90,6 +94,8 @@ def test_help_explains_every_setting(capsys):
 
 
 def test_a_dry_run_shows_axes_what_fits_and_the_cost(search, here, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trial, "seconds_on_top", lambda words, environment: 100.0)
+
     # Two bits for each weight, in place of a written file.
     def two_bits(config, tokenizer, outputs=None, origin=None):
         weights = count_parameters(Architecture.from_config(config.model, tokenizer.vocab_size)) // 4
@@ -108,9 +114,32 @@ def test_a_dry_run_shows_axes_what_fits_and_the_cost(search, here, tmp_path, cap
     assert len(bytes_) == 3
     assert all(7_000 < count <= 14_000 for count in bytes_)
     assert "a round: 1 config, trained for 8 steps: as much as 1 whole training" in shown
-    assert "1 training in all, " in shown
+    # Training takes a second of it.
+    assert re.search(r"1 training in all, .*: about 1:4\d at least", shown)
+    assert "start-up, validation and the file of each training 1:40 more" in shown
     assert "a whole training takes about 0:0" in shown
     assert not list(here.iterdir())
+
+
+def test_what_comes_on_top_of_training_is_measured_on_a_trial(data):
+    words = [word for word in TINY if not word.startswith("model.width")]
+    words += ["model.width=16", f"dataset.path={data}"]
+    assert 0.5 < trial.seconds_on_top(words, {"OMP_NUM_THREADS": "1"}) < 600
+    with pytest.raises(UserError, match=r"a trial cannot run: .*model\.width"):
+        trial.seconds_on_top([*words, "model.width=15"], {})
+
+
+def test_a_search_that_is_stopped_leaves_its_page(search, here, monkeypatch, capsys):
+    def stopped(self):
+        raise StoppedBySignal(2)
+
+    monkeypatch.setattr(Search, "run", stopped)
+    assert search(*GO, "hydra.sweep.dir=s") == 130
+    shown = capsys.readouterr()
+    assert re.search(r"page: .*s/report\.html", shown.out)
+    assert "the same command with hydra.sweep.dir=" in shown.err
+    assert (here / "s" / "report.html").is_file()
+    assert read(here / "s")["tried"] == []
 
 
 @pytest.fixture(scope="module")

@@ -370,8 +370,9 @@ def test_broken_tables_are_refused_with_file_and_line(tmp_path, name, content, s
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
-def test_another_separator_is_named(tmp_path, separator):
-    content = f"source{separator}target\na{separator}b\n"
+@pytest.mark.parametrize("rows", ["source/target\na/b\n", '"source"/"target"\n"a"/"b"\n', 'source/target\na, b/"b"\n'])
+def test_another_separator_is_named(tmp_path, separator, rows):
+    content = rows.replace("/", separator)
     with pytest.raises(UserError, match=r"one column: .* separates nothing; commas do in \.csv, tabs in \.tsv"):
         load(tmp_path, {"a.csv": content}, format="csv")
 

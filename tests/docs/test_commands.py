@@ -171,6 +171,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
                 for name, config in configs.items()
             },
         )
+        monkeypatch.setattr(trial, "seconds_on_top", lambda words, environment: 1.0)
     if command == "search":  # no file is written for sizes: those of 2 bits per weight stand for them
         monkeypatch.setattr(size, "untrained_bytes", _two_bits)
         monkeypatch.setattr(latency, "untrained_latency_ms", lambda *arguments: 1.0)

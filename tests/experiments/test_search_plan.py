@@ -145,6 +145,44 @@ def test_one_factor_is_an_axis_of_one_choice(word):
     assert named_axes(["model.heads=2", word]) == (["model.heads=2"], {"ffn_factor": Axis("ffn_factor", choices=(2,))})
 
 
+@pytest.mark.parametrize(
+    ("word", "choice"),
+    [("teacher=yes", "yes"), ("embedding_rate_factor=0.7", 0.7), ("embedding_rate_factor=none", None),
+     ("embedding_rate_factor=null", None)],
+)  # fmt: skip
+def test_the_other_axes_of_the_search_s_own_are_fixed_by_one_value_too(word, choice):
+    key = word.partition("=")[0]
+    fixed, named = named_axes(["technique.distill.teacher=T", word])
+    assert (fixed, named) == (["technique.distill.teacher=T"], {key: Axis(key, choices=(choice,))})
+    config = compose([*fixed, "technique=[distill,quantize]"])
+    space = make_space(fixed, named, config, Goal("bleu", "bleu", max_bytes=400_000))
+    assert space.axes[key].choices == (choice,)
+    words = space.words({"technique.quantize.rate": 2.0, key: choice})
+    assert ("technique=[distill,quantize]" in words) == (choice == "yes")
+    assert ("technique.quantize.embedding_rate=1.4" in words) == (choice == 0.7)
+
+
+def test_several_factors_of_the_rate_may_have_none_among_them():
+    assert named_axes(["embedding_rate_factor=none,1.4"])[1]["embedding_rate_factor"].choices == (None, 1.4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["teacher=yes"], "name that one"),
+        (["technique.distill.teacher=T", "teacher=maybe"], "it is yes or no"),
+        (["embedding_rate_factor=no"], "is no multiple of technique.quantize.rate"),
+        (["embedding_rate_factor=0.7", "technique.quantize.bits=4"], "name technique.quantize.embedding_rate instead"),
+        (["embedding_rate_factor=0.7", "model.width=64"], "name technique.quantize.embedding_rate instead"),
+    ],
+)
+def test_axes_of_the_search_s_own_with_nothing_to_act_on_are_refused(words, message):
+    fixed, named = named_axes(words)
+    config = compose([*fixed, f"technique=[{','.join(named_techniques(fixed))}]"])
+    with pytest.raises(UserError, match=message):
+        make_space(fixed, named, config, Goal("bleu", "bleu", max_bytes=400_000))
+
+
 # --- goals ------------------------------------------------------------------------------------------
 
 

@@ -208,6 +208,10 @@ def test_a_job_without_a_summary_gives_the_signal_or_its_last_line_as_reason(tmp
     assert (job.state, job.reason) == ("failed", "no such thing")
     job.end(-signal.SIGKILL)
     assert (job.state, job.reason) == ("interrupted", "killed by SIGKILL")
+    # As one that has saved its state says: the same signal came before it could.
+    for status in (-signal.SIGINT, 128 + signal.SIGINT):
+        job.end(status)
+        assert (job.state, job.reason) == ("interrupted", "stopped by SIGINT")
 
 
 COMPLETED = {

@@ -20,3 +20,9 @@ def test_a_number_format_that_the_processor_emulates_is_named(capsys, monkeypatc
     assert main(["train", *TINY, f"trainer.precision={precision}"]) == 0
     is_said = "emulates them" in capsys.readouterr().err
     assert is_said == (precision != "fp32" and not in_hardware)
+
+
+def test_a_budget_of_zero_is_said_to_train_nothing(capsys):
+    assert main(["train", *TINY, "trainer.budget.steps=0"]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "none: 0 steps train nothing, and only the stack below changes weights; seed 1" in shown

@@ -145,6 +145,11 @@ BAD = {
         "the valid split of dataset 'custom', example 1: the label 'yse' is none of the 3 that the model has: give "
         "training texts with it, leave such rows out, or name all labels with dataset.labels=[…]: did you mean 'yes'?",
     ),
+    "a label in two lines that only the validation split has": (
+        {"train": [*TRAIN, ("a", "no\nyes")], "valid": [("a", "no\n\nyes")]},
+        "the label 'no\\n\\nyes' is none of the 4 that the model has: give training texts with it, leave such rows "
+        "out, or name all labels with dataset.labels=[…]: did you mean 'no\\nyes'?",
+    ),
     "an empty text": (
         {"train": [*TRAIN, ("  ", "no")]},
         "the train split of dataset 'custom', example 6: the text is empty (",
@@ -156,7 +161,7 @@ BAD = {
     "an empty label": ({"train": [*TRAIN, ("a", " ")]}, "example 6: the label is empty ("),
     "one label": (
         {"train": [("a", "x\ny"), ("b", "x\ny")]},
-        "all training texts of dataset 'custom' have the label 'x y'",
+        "all training texts of dataset 'custom' have the label 'x\\ny'",
     ),
     "one label, since the validation split took the rows with the other": (
         {"train": [("a", "x"), ("b", "x")], "valid": [("c", "y")]},

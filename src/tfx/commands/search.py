@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     request = replace(request, typed=[word for word in request.typed if word not in stack])
 
     from tfx.experiments.search.final import finish
+    from tfx.experiments.search.page import write_search_page
     from tfx.experiments.search.search import Search
     from tfx.experiments.search.shown import show_found, show_plan
 
@@ -49,20 +50,14 @@ def main(arguments: Sequence[str]) -> int:
     except StoppedBySignal as stopped:
         search.keep()
         show_found(search)
+        print(f"page: {write_search_page(search)}")
         print(f"stopped: the same command with hydra.sweep.dir={search.folder} goes on", file=sys.stderr)
         return stopped.status
     show_found(search)
     if left := search.left:
-        why = (
-            "no other config was found that keeps the limits: widen an axis"
-            if search.is_exhausted
-            else "no round of other configs fits in them, and no other config is near enough to the best for more "
-            "seeds, for which a fifth is kept unless seeds=1"
-        )
+        why = "no other config was found that keeps the limits: widen an axis"
         print(f"{left} of budget.trials={search.most_trials} left: {why}")
     if search.book.trials:
-        from tfx.experiments.search.page import write_search_page
-
         print(f"page: {write_search_page(search)}")
     found = search.book.outcome
     if found["best"] is not None and not found["best_is_met"]:

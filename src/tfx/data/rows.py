@@ -14,7 +14,7 @@ import numpy as np
 from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.data.store import arrow_batches, batches_of, in_memory, release
-from tfx.data.table_rows import text_of
+from tfx.data.table_rows import other_separator, text_of
 from tfx.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ class Reader:
         for path in paths:
             column = path if path in columns else path.split(".")[0]
             if column not in columns:
-                found = suggest(column, columns)
-                if len(columns) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in columns[0]]):
-                    found += f" (one column: {marks[0]!r} separates nothing; commas do in .csv, tabs in .tsv files)"
+                found = suggest(column, columns) + other_separator(columns)
                 raise UserError(f"{self.setting}: column '{column}' is not in {self._where}{found}")
             needed.append(column)
         return needed

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -192,12 +192,20 @@ def csv_rows(
             raise UserError(
                 f"{path}, line {line}: {len(cells)} cells under a header of {len(header)}: "
                 'put text with separators, quotes or line ends between double quotes ("")'
+                + other_separator(header)
                 + "".join(f" ({note})" for note in cr_note(path, _counted(path).cr - within))
             )
         yield line, dict(zip(header, cells, strict=True))
     notes += cr_note(path, file.cr - within) + file.mark_note()
     if blank:
         notes.append(f"{path.name}: {blank:,} blank lines left out")
+
+
+def other_separator(columns: Sequence[str]) -> str:
+    """What may be wrong with a table of one column, whose name has another separator in it; else nothing."""
+    if len(columns) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in columns[0]]):
+        return f" (one column: {marks[0]!r} separates nothing; commas do in .csv, tabs in .tsv files)"
+    return ""
 
 
 def _counted(path: Path) -> TextFile:
@@ -222,7 +230,7 @@ def _quoted_rows(file: TextFile, separator: str, notes: list[str]) -> Iterator[t
     except csv.Error as error:
         raise UserError(
             f"{file.path}, line {reader.line_num}: {error}: a cell that begins with a double quote ends with one, "
-            "and those inside it are doubled"
+            f"and those inside it are doubled{other_separator(next(file.lines(), '').split(separator))}"
         ) from None
     if longer:
         notes.append(

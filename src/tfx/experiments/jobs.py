@@ -13,6 +13,7 @@ from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
 from tfx.record.summary import Result, Summary
+from tfx.system.signals import leave_signals
 
 WAITING, RUNNING, DONE, SKIPPED, PLANNED, FAILED, INTERRUPTED = (
     "waiting",
@@ -131,7 +132,9 @@ class Job:
         self.state = INTERRUPTED if stopped else FAILED
         if stopped:
             number = -status if status < 0 else status - 128
-            self.reason = f"{'killed' if status < 0 else 'stopped'} by {_signal_name(number)}"
+            # A process that has only just begun ends at once, without a word of its own.
+            was_stopped = status > 128 or number in leave_signals()
+            self.reason = f"{'stopped' if was_stopped else 'killed'} by {_signal_name(number)}"
         else:
             self.reason = " ".join(str((summary and summary.error) or self._last_line()).split())
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tfx.config.grammar import escaped, quoted
 from tfx.config.schema import Budget, EarlyStoppingConfig, Root
 from tfx.errors import UserError
 from tfx.experiments.design import Rates
+from tfx.experiments.jobs import Job
 from tfx.run.setup import Setup, build_model
 from tfx.run.teacher import stand_in_teachers
 
@@ -55,6 +61,24 @@ def try_configs(configs: Mapping[str, Root], steps: int, environment: Mapping[st
     # A separate process: threads are set before torch is loaded, and its device memory is freed at the end.
     with ProcessPoolExecutor(1, get_context("spawn"), _begin, (dict(environment),)) as pool:
         return pool.submit(_try_all, dict(configs), steps).result()
+
+
+def seconds_on_top(words: Sequence[str], environment: Mapping[str, str]) -> float:
+    """What `tfx train` with these words takes besides its training: start-up, validation, the file. Leaves no run.
+
+    Raises `UserError` if it fails.
+    """
+    with TemporaryDirectory(prefix="tfx-") as place:
+        job = Job(0, [*words], Path(place) / "trial")
+        command = [sys.executable, "-m", "tfx", "train", *words, f"hydra.run.dir={quoted(escaped(str(job.folder)))}"]
+        began = time.monotonic()
+        with open(job.log, "wb") as log:
+            ended = subprocess.run(command, stdout=log, stderr=log, env=os.environ | dict(environment), check=False)
+        took = time.monotonic() - began
+        job.end(ended.returncode)
+        if job.result is None:
+            raise UserError(f"a trial cannot run: {job.reason}")
+        return max(0.0, took - job.result.train.seconds)
 
 
 def _begin(environment: dict[str, str]) -> None:

@@ -58,7 +58,9 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         ),
         (
             "training",
-            f"{length}, {step}, {config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
+            f"none: {length} train nothing, and only the stack below changes weights; seed {config.seed}"
+            if config.trainer.budget.is_zero
+            else f"{length}, {step}, {config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
         ),
         ("device", ", ".join([str(device), precision.name, *_threads(device), *_processes(parts)])),
         *(_plan_rows(stack, model) or [("stack", "no technique")]),

@@ -114,7 +114,7 @@ def numbers_of_labels(
             raise UserError(
                 f"the {split} split of dataset '{config.name}', example {row + 1}: the label '{_short(name)}' is none "
                 f"of the {len(labels):,} that the model has: give training texts with it, leave such rows out, or name "
-                f"all labels with dataset.labels=[…]{suggest(name, labels)}"
+                f"all labels with dataset.labels=[…]{suggest(_short(name), map(_short, labels))}"
             )
     return np.asarray([known[name] for name in names], dtype=np.int64)
 
@@ -159,7 +159,7 @@ def _check_named(config: DatasetConfig, labels: Sequence[str]) -> None:
     if len(labels) > MAX_LABELS:
         raise UserError(f"dataset.labels has {len(labels):,} labels: at most {MAX_LABELS:,}")
     if doubled := [label for label, count in Counter(config.labels).items() if count > 1]:
-        raise UserError(f"dataset.labels names '{doubled[0]}' twice: leave one of them out")
+        raise UserError(f"dataset.labels names '{_short(doubled[0])}' twice: leave one of them out")
     if len(labels) < 2 and config.predict == "one":
         raise UserError(f"dataset.labels={list(labels)}: one label leaves nothing to tell apart")
 
@@ -185,6 +185,6 @@ def _check_labels(config: DatasetConfig, counts: Counter[str], rows: int) -> Non
 
 
 def _short(label: str) -> str:
-    """A label as a message shows it, in one line."""
-    line = " ".join(label.split())
+    """A label as a message shows it, in one line: line breaks and the like as escapes, so that it can be found."""
+    line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in label)
     return line if len(line) <= 60 else f"{line[:60]}…"

@@ -8,8 +8,13 @@ from typing import Any
 
 from tfx.errors import UserError
 
-# An axis of the search's own: no setting of `tfx train` could have its one value, which is an axis of one choice.
+# Axes of the search's own: no setting of `tfx train` could have their one value, which is an axis of one choice.
 FFN_FACTOR = "ffn_factor"
+# The rate of embeddings and output in that of the blocks; None: what their sensitivity is worth.
+EMBEDDING_FACTOR = "embedding_rate_factor"
+# Whether a config has the teacher that the command line names.
+TEACHER = "teacher"
+_OWN = (FFN_FACTOR, EMBEDDING_FACTOR, TEACHER)
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
     """The words that give one value, and the axes of those that give several, in Hydra's grammar for sweeps.
 
     ``a=1,2,4`` and ``a=choice(1,2,4)`` are choices, ``a=range(1,9,2)`` whole numbers, ``a=interval(0.1,1)`` an
-    interval, and ``a=tag(log,interval(0.1,1))`` one whose logarithm is even. `FFN_FACTOR` is an axis with one value
-    too. Raises `UserError`.
+    interval, and ``a=tag(log,interval(0.1,1))`` one whose logarithm is even. The axes of the search's own are axes with
+    one value too. Raises `UserError`.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import IntervalSweep, RangeSweep
@@ -73,8 +78,8 @@ def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
             raise not_grammar(word, error) from error
         key, value = override.key_or_group, override.value()
         if not override.is_sweep_override():
-            if key == FFN_FACTOR:
-                axes[key] = Axis(key, choices=(value,))
+            if key in _OWN:
+                axes[key] = Axis(key, choices=(_own(key, value),))
             else:
                 fixed.append(word)
             continue
@@ -93,12 +98,17 @@ def named_axes(words: Sequence[str]) -> tuple[list[str], dict[str, Axis]]:
             axes[key] = Axis(key, float(whole[0]), float(whole[-1]), whole=True, step=whole.step)
         else:
             texts = list(dict.fromkeys(override.sweep_string_iterator()))
-            choices = tuple(_number(text) for text in texts)
-            if len(choices) == 1 and key != FFN_FACTOR:
+            choices = tuple(_own(key, _number(text)) for text in texts)
+            if len(choices) == 1 and key not in _OWN:
                 fixed.append(f"{key}={texts[0]}")
             else:
                 axes[key] = Axis(key, choices=choices)
     return fixed, axes
+
+
+def _own(key: str, value: Any) -> Any:
+    """The choice that a word of the command line means."""
+    return None if key == EMBEDDING_FACTOR and value in ("none", "null") else value
 
 
 def _number(text: str) -> Any:

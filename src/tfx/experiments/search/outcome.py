@@ -78,7 +78,7 @@ def _row(found: Findings, entry: Entry) -> dict[str, Any]:
     return {
         "config": entry.number,
         "run": run_of(found, entry),
-        "values": entry.values,
+        "values": found.space.effective(entry.values),
         "part_of_budget": found.budgets[rung].amount / found.budgets[-1].amount,
         "seeds": len(trials),
         "quality": measured.quality,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median, median_low, stdev
 from typing import Any
 
 from tfx.config.command_line import searchpath
@@ -106,17 +106,21 @@ class Search:
         """Runs the trials that are left. Raises `UserError` where the limits are out of reach."""
         self.fitter.check()
         number = 0
-        while self._has_begun(number) or self._begin_round(number):
-            self._run_round(number)
-            number += 1
-        self._add_seeds()
+        while True:
+            while self._has_begun(number) or self._begin_round(number):
+                self._run_round(number)
+                number += 1
+            self._add_seeds()
+            # What these seeds have left goes to other configs, and then to the seeds of those.
+            if self.is_exhausted or not self._begin_round(number, rest=True):
+                return
 
     def _has_begun(self, number: int) -> bool:
         return number < self.book.rounds
 
-    def _begin_round(self, number: int) -> bool:
+    def _begin_round(self, number: int, *, rest: bool = False) -> bool:
         """Asks for the configs of a new round; False where the budget has no room for one, or no config is left."""
-        count = self.affordable()
+        count = self.affordable(rest=rest)
         if not count:
             return False
         self._learn()
@@ -139,24 +143,29 @@ class Search:
         self.keep()
         return True
 
-    def affordable(self, begun: int = 0) -> int:
+    def affordable(self, begun: int = 0, *, rest: bool = False) -> int:
         """How many configs a round can begin with, for it to end within its part of the budget.
 
-        So many of them have ``begun``, and their first trainings are paid for.
+        So many of them have ``begun``, and their first trainings are paid for. With ``rest`` it is a part of what
+        the budget has left, and one config alone may take all of that.
         """
         part = 1.0 if self.settings.seeds == 1 else 1 - _FOR_SEEDS
+        trials, spent = len(self.book.trials), self._spent()
+        trials_before, spent_before = (trials, spent) if rest else (0, 0.0)
         for count in range(self.settings.candidates, 0, -1):
             runs, seconds = 0, 0.0
             for rung, left in course(count, self.settings.rungs, self.settings.keep):
                 runs += left
                 to_train = left if rung else max(0, left - begun)
                 seconds += math.ceil(to_train / self.machine.jobs) * self._expected(rung)
-            if self.most_trials is not None and len(self.book.trials) + runs > max(
-                math.floor(part * self.most_trials), min(self.most_trials, self.settings.rungs)
-            ):
-                continue
-            if self.seconds is not None and self._spent() + seconds > max(part * self.seconds, 0.0):
-                continue
+            if self.most_trials is not None:
+                free = self.most_trials - trials_before
+                if trials + runs > trials_before + max(math.floor(part * free), min(free, self.settings.rungs)):
+                    continue
+            if self.seconds is not None:
+                free_seconds = (self.seconds - spent_before) * (1.0 if rest and count == 1 else part)
+                if spent + seconds > spent_before + free_seconds:
+                    continue
             return count
         # The first trial of all is always tried, or there would be no model.
         return int(not self.book.trials)
@@ -178,8 +187,8 @@ class Search:
 
     @property
     def _is_untimed(self) -> bool:
-        """Whether time is what runs out, and nobody knows how long a training takes."""
-        return self.seconds is not None and self.budgets[-1].unit != "seconds" and not self.book.clock
+        """Whether time is what runs out, and nobody knows how long a trial takes, with all that is not training."""
+        return self.seconds is not None and not self.book.clock
 
     def _first_of(self, entries: Sequence[Entry]) -> list[Entry]:
         """As many of the very first configs as the time is enough for, told by those that can train at once."""
@@ -270,15 +279,18 @@ class Search:
     def _may_begin(self, rung: int, begun: int) -> bool:
         """Whether the budget has room for one more trial beside those that have just ``begun``.
 
-        The first one of all always may.
+        The first one of all always may. The first whole one may if its training alone has room: without it there is no
+        model, and what other trials took on top of theirs is uncertain.
         """
         if not self.book.trials:
             return True
         if self.most_trials is not None:
             return len(self.book.trials) < self.most_trials
         assert self.seconds is not None
+        is_first_whole = rung == self.settings.rungs - 1 and str(rung) not in self.book.clock and not begun
         turns = math.ceil((begun + 1) / self.machine.jobs)
-        return self._spent() + turns * self._expected(rung) <= self.seconds
+        each = self._training(rung) if is_first_whole else self._expected(rung)
+        return self._spent() + turns * each <= self.seconds
 
     def _job(self, trial: Trial) -> Job:
         entry = self.book.entries[trial.number]
@@ -291,19 +303,28 @@ class Search:
         return Job(place, words, trial.folder(self.folder), self.request.flags, name)
 
     def _expected(self, rung: int) -> float:
-        """Seconds of one trial: as those before it took, else its training's where that is known."""
-        known = self.book.clock.get(str(rung))
-        if known:
-            return median(known)
-        is_time = self.budgets[rung].unit == "seconds"
-        shorter = max((one for one in range(rung) if str(one) in self.book.clock), default=None)
-        if shorter is None:
-            return self.budgets[rung].amount if is_time else 0.0
-        took = median(self.book.clock[str(shorter)])
-        costs = [result.train.seconds for trial, result in self.found.results() if trial.rung == shorter]
-        trained = self.budgets[shorter].amount if is_time else min(took, median(costs or [took]))
-        # Start-up and evaluation take as long as with a shorter training.
-        return trained * self.budgets[rung].amount / self.budgets[shorter].amount + max(0.0, took - trained)
+        """Seconds of one trial: as those before it took, else its training's, and what others took on top of theirs.
+
+        The first trials find nothing in the caches, so that of few the shorter ones count.
+        """
+        clock = {int(key): median_low(known) for key, known in self.book.clock.items()}
+        if rung in clock:
+            return clock[rung]
+        on_top = [max(0.0, took - self._training(known)) for known, took in clock.items()]
+        return self._training(rung) + min(on_top, default=0.0)
+
+    def _training(self, rung: int) -> float:
+        """Seconds of a training alone, by the results whose length is nearest; 0 if there are none."""
+        length = self.budgets[rung]
+        if length.unit == "seconds":
+            return length.amount
+        took: dict[int, list[float]] = {}
+        for trial, result in self.found.results():
+            took.setdefault(trial.rung, []).append(result.train.seconds)
+        if not took:
+            return 0.0
+        nearest = min(took, key=lambda known: abs(known - rung))
+        return median(took[nearest]) * length.amount / self.budgets[nearest].amount
 
     def _spent(self) -> float:
         return self._before + time.monotonic() - self._began

@@ -47,7 +47,11 @@ def show_plan(search: Search) -> None:
     )
     for values in some:
         found = search.fitter.predict(values)
-        cells = [describe_values(values), f"{found.bytes:,}", *([number(found.latency_ms)] if timed else [])]
+        cells = [
+            describe_values(search.space.effective(values)),
+            f"{found.bytes:,}",
+            *([number(found.latency_ms)] if timed else []),
+        ]
         fits.add_row(*cells)
     console.print(fits)
     for line in _costs(search, some):
@@ -70,28 +74,30 @@ def _costs(search: Search, shown: Sequence[Values]) -> list[str]:
     ]
     pace = _pace(search, shown)
     whole_seconds = pace.seconds(whole)
-    a_round = whole_seconds * as_much / search.machine.jobs
+    trainings = sum(left for _, left in steps)
+    a_round = (whole_seconds * as_much + pace.on_top * trainings) / search.machine.jobs
     together = f"{counted(search.machine.jobs, 'training')} at a time"
     if search.seconds is not None:
         rounds = search.seconds / a_round
         lines.append(f"{clock(search.seconds)} for all of it, {together}: about {rounds:.2g} rounds at most")
     else:
         assert search.most_trials is not None
-        time = clock(max(whole_seconds, a_round * search.most_trials / sum(left for _, left in steps)))
+        time = clock(max(whole_seconds + pace.on_top, a_round * search.most_trials / trainings))
         lines.append(f"{counted(search.most_trials, 'training')} in all, {together}: about {time} at least")
     lines.append(
-        f"a whole training takes about {clock(whole_seconds)}: measured now, on {_TRIED} steps of each config "
-        "above; start-up, validation and the file come on top"
+        f"a whole training takes about {clock(whole_seconds)}, and start-up, validation and the file of each training "
+        f"{clock(pace.on_top)} more: measured now, on {_TRIED} steps of each config above, and on one trial of as many"
     )
     return lines
 
 
 @dataclass(frozen=True)
 class _Pace:
-    """Seconds for a token and for a step of training."""
+    """Seconds for a token and for a step of training, and what a trial takes ``on_top``."""
 
     a_token: float
     a_step: float
+    on_top: float
 
     def seconds(self, budget: Budget) -> float:
         """The seconds of a training."""
@@ -99,13 +105,16 @@ class _Pace:
 
 
 def _pace(search: Search, shown: Sequence[Values]) -> _Pace:
-    """The mean of some configs, each trained for a few steps, one after the other."""
-    from tfx.experiments.trial import try_configs
+    """The mean of some configs, each trained for a few steps, one after the other; and a whole trial of the first."""
+    from tfx.experiments.trial import seconds_on_top, try_configs
 
     configs = {f"config {place}": search.space.compose(search.space.words(one)) for place, one in enumerate(shown)}
     plain_console(stderr=True).print(f"trying {counted(len(configs), 'config')} for {_TRIED} steps each")
-    rates = [trial.rates for trial in try_configs(configs, _TRIED, search.machine.environment(0)).values()]
-    return _Pace(mean(one.seconds for one in rates), mean(one.seconds / one.steps for one in rates))
+    environment = search.machine.environment(0)
+    rates = [trial.rates for trial in try_configs(configs, _TRIED, environment).values()]
+    words = [*search.request.flags, *search.space.words(shown[0]), f"trainer.budget.steps={_TRIED}"]
+    on_top = seconds_on_top(words, environment)
+    return _Pace(mean(one.seconds for one in rates), mean(one.seconds / one.steps for one in rates), on_top)
 
 
 def describe_values(values: dict[str, Any]) -> str:
@@ -187,9 +196,11 @@ def notes(found: dict[str, Any]) -> list[str]:
             "that adds to its figure is not known without more seeds"
         )
     if errors := found["size"]:
+        largest = errors["largest_error"]
+        smaller = f", the file was {'smaller' if largest > 0 else 'larger'}" if largest else ""
         lines.append(
             f"bytes were predicted within {errors['mean_absolute_error']:.2%} on average (largest error "
-            f"{errors['largest_error']:+.2%}, {errors['within_3_percent']:.0%} within 3 %)"
+            f"{abs(largest):.2%}{smaller}; {errors['within_3_percent']:.0%} within 3 %)"
         )
     if (test := found.get("test")) and test["run"] == found["best"]:
         values = ", ".join(f"{name} {number(value)}" for name, value in test["metrics"].items())

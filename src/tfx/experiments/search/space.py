@@ -11,7 +11,7 @@ from tfx.config.compose import compose
 from tfx.config.grammar import parse
 from tfx.config.schema import Root
 from tfx.errors import UserError
-from tfx.experiments.search.axes import FFN_FACTOR, Axis
+from tfx.experiments.search.axes import EMBEDDING_FACTOR, FFN_FACTOR, TEACHER, Axis
 from tfx.experiments.search.goal import Goal
 from tfx.experiments.search.size import head_unit
 
@@ -20,10 +20,6 @@ VOCABULARY, SPARSITY = "dataset.tokenizer.vocab_size", "technique.prune.sparsity
 RATE, EMBEDDING_RATE = "technique.quantize.rate", "technique.quantize.embedding_rate"
 # The bytes that the file of a config is to have; its width is chosen for that.
 SIZE = "file_bytes"
-# The rate of embeddings and output in that of the blocks; None: what their sensitivity is worth.
-EMBEDDING_FACTOR = "embedding_rate_factor"
-# Whether a config has the teacher that the command line names.
-TEACHER = "teacher"
 
 Values = Mapping[str, Any]
 
@@ -75,6 +71,10 @@ class Space:
     def outside(self, words: Sequence[str]) -> list[str]:
         """Words of a trial for a run that is no trial: it has test data, and is measured whole."""
         return [word for word in words if word not in self.of_trials]
+
+    def effective(self, values: Values) -> dict[str, Any]:
+        """The values that a training has: where bytes decide it, a rate has only led to the width."""
+        return {key: value for key, value in values.items() if key != RATE or self.max_bytes is None}
 
     def file_bytes(self, values: Values) -> int | None:
         """The bytes that the file of a config is made to have; None if its rate decides."""
@@ -182,6 +182,7 @@ def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, go
                 f"{WIDTH} several values"
             )
         axes = {key: axis for key, axis in axes.items() if key not in (RATE, EMBEDDING_FACTOR)}
+    _check_own(named, optional, axes)
     may_be = named[METHOD].choices if METHOD in named else ()
     if (TRELLIS in base or ("trellis" in may_be and "gptq" not in may_be)) and AWARE not in fixed | named.keys():
         base.append(f"{AWARE}=true")
@@ -204,10 +205,28 @@ def _check_axes(named: Mapping[str, Axis]) -> None:
     for key, instead in (("seed", "seeds=3 gives the leaders more seeds"), *shorter.items()):
         if key in named:
             raise UserError(f"{key}={named[key].describe()} makes no other config: name one value; {instead}")
-    factors = named.get(FFN_FACTOR)
-    for factor in (factors.choices or (factors.low,)) if factors else ():
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
-            raise UserError(f"{FFN_FACTOR}={factor} is no multiple of {WIDTH}: name numbers above 0, such as 2 or 2,4")
+    for key, of_what in ((FFN_FACTOR, WIDTH), (EMBEDDING_FACTOR, RATE)):
+        factors = named.get(key)
+        for factor in (factors.choices or (factors.low,)) if factors else ():
+            is_number = isinstance(factor, int | float) and not isinstance(factor, bool) and factor > 0
+            if not is_number and (key, factor) != (EMBEDDING_FACTOR, None):
+                raise UserError(f"{key}={factor} is no multiple of {of_what}: name numbers above 0, such as 2 or 2,4")
+
+
+def _check_own(named: Mapping[str, Axis], optional: Mapping[str, Any], axes: Mapping[str, Axis]) -> None:
+    """Raises `UserError` for axes of the search's own that have nothing to act on."""
+    if TEACHER in named:
+        if not named[TEACHER].choices or not set(named[TEACHER].choices) <= {"yes", "no"}:
+            raise UserError(f"{TEACHER}={named[TEACHER].describe()}: it is yes or no")
+        if "distill" not in optional:
+            raise UserError(
+                f"{TEACHER} says which configs have the teacher of technique.distill.teacher=RUN: name that one, "
+                "and leave out technique=…, which all configs have"
+            )
+    if EMBEDDING_FACTOR in named and RATE not in axes:
+        raise UserError(
+            f"{EMBEDDING_FACTOR} is a multiple of {RATE} where that is an axis: name {EMBEDDING_RATE} instead"
+        )
 
 
 def _is_free(word: str, config: Root, given: set[str]) -> bool:
