@@ -60,6 +60,13 @@ def trec_words() -> str:
     return benchmark("trec-words", (*columns, *differences))
 
 
+@table("trec-folds")
+def trec_folds() -> str:
+    columns = (("", "arm", ""), ("runs", "runs", "d"), ("valid", "valid", ".1f"), ("folds", "folds", ".1f"))
+    differences = (("minus the first (95 %)", "words", ""), ("minus the second (95 %)", "spaced", ""))
+    return benchmark("trec-folds", (*columns, *differences))
+
+
 # What `scripts/bench_labels.py` measures of files in turn.
 _TIMED = (
     ("accuracy on test", "accuracy", ".1f"),
