@@ -7,6 +7,7 @@ prediction: as it is for the first config, and taught by the ones before (as a s
 the rate that was drawn; a search makes them fill its limit, and then their size needs no prediction. Interrupted, the
 same command goes on. More words are overrides of `tfx train`. With ``--latency`` each file is timed at the end, in turn
 with the prediction, on validation inputs: let the machine be quiet then, and train long enough for outputs that end.
+Where they do not, the errors at equal lengths tell: there the file's outputs are held to the lengths of the targets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tfx.evaluation.speed import Candidate, measure_speed
 from tfx.experiments.jobs import Job
 from tfx.experiments.request import compose_request
 from tfx.experiments.search.axes import named_axes
-from tfx.experiments.search.latency import untrained_latency_ms
+from tfx.experiments.search.latency import held_latency_ms, untrained_latency_ms
 from tfx.experiments.search.sampler import propose
 from tfx.experiments.search.search import Search
 from tfx.experiments.search.size import Observation, corrections
@@ -88,8 +89,11 @@ def train(job: Job) -> int:
         return tfx(words)
 
 
-def latencies(jobs: list[Job], search: Search) -> list[float]:
-    """The predicted latency of each file, as a multiple of its own: the median of rounds of both in turn."""
+def latencies(jobs: list[Job], search: Search) -> list[tuple[float, float]]:
+    """The predicted latency of each file, as a multiple of its own, and of its own with outputs as long as the targets.
+
+    Each is the median of rounds of all three in turn.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -105,8 +109,9 @@ def latencies(jobs: list[Job], search: Search) -> list[float]:
         for _ in range(_ROUNDS):
             predicted = untrained_latency_ms(config, data)
             truth = measure_speed(candidates, config.evaluation)["file"].latency_ms["p50"]
-            ratios.append(predicted / truth)
-        found.append(median(ratios))
+            ratios.append((predicted / truth, predicted / held_latency_ms(model, config.evaluation, data)))
+        found.append((median(ratio for ratio, _ in ratios), median(ratio for _, ratio in ratios)))
+        print("{}: latency predicted {:.3f} of it, {:.3f} at equal lengths".format(job.number, *found[-1]), flush=True)
     return found
 
 
@@ -115,14 +120,14 @@ def taught(seen: list[Observation]) -> list[float]:
     return [one.predicted * corrections(seen[:place]).get(one.stack, 1.0) for place, one in enumerate(seen)]
 
 
-def report(jobs: list[Job], rows: list[dict], slow: list[float]) -> dict:
+def report(jobs: list[Job], rows: list[dict], slow: list[tuple[float, float]]) -> dict:
     """Prints the relative errors over the configs that have a result, and returns them; ``slow`` is of `latencies`."""
     ended = [(row["predicted"], job.result) for job, row in zip(jobs, rows, strict=True) if job.result is not None]
     weights = [
         Observation(predicted["stack"], predicted["untrained_weights"], result.bytes.weights)
         for predicted, result in ended
     ]
-    times = [Observation(one.stack, ratio, 1.0) for one, ratio in zip(weights, slow, strict=True)] if slow else []
+    times = [Observation(one.stack, ratio, 1.0) for one, (ratio, _) in zip(weights, slow, strict=True)] if slow else []
     rest = [predicted["bytes"] - predicted["untrained_weights"] for predicted, _ in ended]
     truths = [result.bytes.file for _, result in ended]
     errors = {
@@ -130,7 +135,8 @@ def report(jobs: list[Job], rows: list[dict], slow: list[float]) -> dict:
         "bytes_taught": [
             (found + other) / truth - 1 for found, other, truth in zip(taught(weights), rest, truths, strict=True)
         ],
-        "latency": [ratio - 1 for ratio in slow],
+        "latency": [ratio - 1 for ratio, _ in slow],
+        "latency_at_equal_lengths": [ratio - 1 for _, ratio in slow],
         "latency_taught": [ratio - 1 for ratio in taught(times)],
     }
     for name, found in errors.items():

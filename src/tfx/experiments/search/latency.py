@@ -8,11 +8,12 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tfx.config.schema import Root
+from tfx.config.schema import EvaluationConfig, Root
 from tfx.experiments.search.size import Observation, corrections, first_architecture, stack_of
 
 if TYPE_CHECKING:
     from tfx.model.architecture import Architecture
+    from tfx.model.transformer import Transformer
     from tfx.tasks.prepare import PreparedData
 
 # The shortest output that decoding can be held to (`output_limit`), and the ratio that does so.
@@ -22,29 +23,34 @@ _SHORT, _SHORT_RATIO = 10, 1e-6
 def untrained_latency_ms(
     config: Root, data: PreparedData, origin: Architecture | None = None, threads: int = 1
 ) -> float:
-    """Milliseconds for one input, by the config's own decoding and on its device: the median over the inputs that its
-    result will be timed on.
+    """`held_latency_ms` of a model with drawn weights, on the config's own device."""
+    import torch
+
+    from tfx.model.device import choose_device
+    from tfx.model.transformer import Transformer, initialise
+
+    torch.set_num_threads(config.trainer.threads or threads)
+    model = Transformer(first_architecture(config, data.tokenizer, data.outputs, origin))
+    initialise(model, config.seed)
+    model.eval().to(choose_device(config.trainer.device))
+    return held_latency_ms(model, config.evaluation, data)
+
+
+def held_latency_ms(model: Transformer, evaluation: EvaluationConfig, data: PreparedData) -> float:
+    """Milliseconds for one input whose output is as long as its target: the median over the inputs that the result of
+    a run will be timed on.
 
     How long decoding takes depends on the lengths and on no weight. Outputs of drawn weights have any length: so each
     input is decoded to ten tokens and to about ten more than its target, and no output ends before. The time for as
     many tokens as its target has lies on the line through both. A language model is timed as in its result.
     """
-    import torch
-
     from tfx.model.decoding.rules import output_limit
-    from tfx.model.device import choose_device
-    from tfx.model.transformer import Transformer, initialise
     from tfx.tasks.contract import timed
     from tfx.tasks.seq2seq import Pairs
 
-    torch.set_num_threads(config.trainer.threads or threads)
-    device = choose_device(config.trainer.device)
-    model = Transformer(first_architecture(config, data.tokenizer, data.outputs, origin))
-    initialise(model, config.seed)
-    model.eval().to(device)
     split, tokenizer = data.splits["valid"], data.tokenizer
     lengths: tuple[float, ...] = (1.0,)
-    shared = config.evaluation
+    shared = evaluation
     if isinstance(split, Pairs):
         shared = replace(shared, min_length=model.architecture.context)
         # So that most targets are no longer than what is decoded.
@@ -56,7 +62,7 @@ def untrained_latency_ms(
     for work in works:
         work.one(0)
     for place in range(works[0].count):
-        took = [timed(partial(work.one, place), device)[1] / work.units for work in works]
+        took = [timed(partial(work.one, place), work.device)[1] / work.units for work in works]
         if isinstance(split, Pairs):
             more = output_limit(int(split.source.lengths[place]), settings[1], model.architecture.context) - _SHORT
             a_token = (took[1] - took[0]) / max(1, more)
