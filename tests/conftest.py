@@ -64,7 +64,8 @@ def _load():
     from tfx.config.schema import DatasetConfig
     from tfx.data.corpus import load_corpus
 
-    load_corpus(DatasetConfig(name="normalize", format="normalize"))
+    for name in ("normalize", "kinds"):
+        load_corpus(DatasetConfig(name=name, format=name, task="classification" if name == "kinds" else "seq2seq"))
 
 
 def _become(given, words, depth):

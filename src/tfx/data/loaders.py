@@ -67,7 +67,7 @@ def label_settings(config: DatasetConfig) -> list[str]:
     return [config.pair or "", config.label, config.predict, config.label_separator]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _made(
     task: str, make: Callable[..., dict[str, list[dict[str, str]]]], *arguments: int
 ) -> tuple[dict[str, Dataset], str]:

@@ -16,6 +16,7 @@ from tfx.experiments.pool import run_jobs
 from tfx.experiments.search.book import Entry
 from tfx.experiments.search.outcome import command_of, run_of
 from tfx.experiments.search.search import Search
+from tfx.experiments.search.size import FIRST_MARGIN, at_width
 from tfx.experiments.search.space import key_of
 from tfx.record.directory import RunDirectory
 
@@ -80,7 +81,8 @@ def _ended(jobs: Sequence[Job], metric: str) -> dict[str, Any]:
 def _dense_words(search: Search) -> list[str]:
     """The words of the widest dense model in 8 bits whose file keeps ``max_bytes``; none if there is none.
 
-    It has all that the command line fixes but its techniques, and else the defaults; only its width is chosen.
+    It has all that the command line fixes but its techniques, and else the defaults. Only its width is chosen, and a
+    feed-forward width that fills what the step between two widths would leave.
     """
     config = search.request.config
     if search.goal.max_bytes is None or config.init_from is not None:
@@ -95,12 +97,13 @@ def _dense_words(search: Search) -> list[str]:
     widths = list(range(unit, 4 * dense.model.width, unit))
     factor = dense.model.ffn_width / dense.model.width
     data = search.fitter.data(dense)
-    limit = search.goal.max_bytes * (1 - search.fitter.sizes.margin)
+    limit = search.goal.max_bytes * (1 - FIRST_MARGIN)  # no trial tells how its trained weights differ
     width = search.fitter.sizes.widest(dense, data, widths, factor, limit)
     if width is None:
         return []
+    ffn = search.fitter.sizes.fullest(at_width(dense, width, factor), data, limit)
     whole = search.budgets[-1]
-    words += [f"model.width={width}", f"model.ffn_width={round(factor * width)}", "model.name=dense_int8"]
+    words += [f"model.width={width}", f"model.ffn_width={ffn}", "model.name=dense_int8"]
     return [*words, f"trainer.budget.{whole.unit}={whole.amount:.10g}"]
 
 

@@ -33,7 +33,7 @@ _VECTOR_SPREAD = 0.05
 # Trials until a correction counts in full.
 _TRUSTED = 2
 # The share of a limit that stays free: at first, at least, and after how many trials it is what their errors say.
-_MARGIN, _LEAST_MARGIN, _ENOUGH = 0.02, 0.002, 6
+FIRST_MARGIN, _LEAST_MARGIN, _ENOUGH = 0.02, 0.002, 6
 # The next width is looked at unless it is about so many times too large.
 _WORTH_WRITING = 1.01
 
@@ -149,14 +149,14 @@ class SizeModel:
         self._factors: dict[str, float] = {}
         self._known: dict[tuple[object, ...], FileBytes] = {}
         # The share of a limit that is left free, because a prediction may be wrong by as much.
-        self.margin = _MARGIN
+        self.margin = FIRST_MARGIN
 
     def learn(self, seen: Sequence[Observation]) -> None:
         """Corrects from these trials, all that there are; what is left of their errors becomes the margin."""
         self._factors = corrections(seen)
         if len(seen) >= _ENOUGH:
             errors = [abs(one.truth / (one.predicted * self._factors[one.stack]) - 1) for one in seen]
-            self.margin = min(_MARGIN, max(_LEAST_MARGIN, sorted(errors)[int(0.9 * (len(errors) - 1))]))
+            self.margin = min(FIRST_MARGIN, max(_LEAST_MARGIN, sorted(errors)[int(0.9 * (len(errors) - 1))]))
 
     @property
     def factors(self) -> Mapping[str, float]:
@@ -218,6 +218,20 @@ class SizeModel:
                 break
             place += 1
         return widths[place]
+
+    def fullest(self, config: Root, data: PreparedData, limit: float) -> int:
+        """The largest feed-forward width, from the config's own on, whose file has at most ``limit`` bytes."""
+
+        def bytes_at(ffn: int) -> int:
+            return self.predict(replace(config, model=replace(config.model, ffn_width=ffn)), data)
+
+        own = config.model.ffn_width
+        first = bytes_at(own)
+        a_unit = (bytes_at(2 * own) - first) / own
+        ffn = own + max(0, int((limit - first) / a_unit))
+        while ffn > own and bytes_at(ffn) > limit:
+            ffn -= 1
+        return ffn
 
 
 def _guess(about: Callable[[int, int], float], count: int, limit: float) -> int:
