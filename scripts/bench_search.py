@@ -37,7 +37,7 @@ from tfx.experiments.search.size import Observation, corrections
 from tfx.record.directory import RunDirectory
 
 # Of each latency, beside the truth.
-_ROUNDS = 3
+_ROUNDS = 5
 
 
 def main() -> None:
