@@ -4,7 +4,7 @@ import pytest
 
 from tfx.cli import main
 from tfx.config.command_line import split_flags
-from tfx.config.compose import compose, load
+from tfx.config.compose import compose, load, to_yaml
 from tfx.config.schema import DEFAULT_BUDGET_SECONDS
 from tfx.errors import UserError
 
@@ -95,3 +95,14 @@ def test_what_the_user_says_of_the_rate_replaces_what_an_experiment_says(words, 
 def test_two_typed_settings_of_the_rate_both_stay_for_the_technique_to_refuse():
     quantize = compose([*SMALL, "technique.quantize.bytes=500000", "technique.quantize.rate=1.5"]).technique["quantize"]
     assert (quantize["rate"], quantize["bytes"]) == (1.5, 500_000)
+
+
+def test_what_starts_from_a_trial_of_a_search_has_test_data_again(tmp_path):
+    """A trial reads none, whatever its data have."""
+    words = ["dataset=json", f"dataset.path={tmp_path}", "dataset.splits.valid=[dev]"]
+    usual = compose(words).dataset.splits.test
+    (tmp_path / "config.yaml").write_text(to_yaml(compose([*words, "dataset.splits.test=[]"])))
+    started = compose([f"init_from={tmp_path}"]).dataset.splits
+    assert (started.valid, started.test) == (["dev"], usual)
+    assert usual
+    assert compose([f"init_from={tmp_path}", "dataset.splits.test=[]"]).dataset.splits.test == []

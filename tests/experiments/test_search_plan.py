@@ -171,7 +171,7 @@ def test_several_factors_of_the_rate_may_have_none_among_them():
     [
         (["teacher=yes"], "name that one"),
         (["technique.distill.teacher=T", "teacher=maybe"], "it is yes or no"),
-        (["embedding_rate_factor=no"], "is no multiple of technique.quantize.rate"),
+        (["embedding_rate_factor=no"], "is no multiple of technique.quantize.rate: name none"),
         (["embedding_rate_factor=0.7", "technique.quantize.bits=4"], "name technique.quantize.embedding_rate instead"),
         (["embedding_rate_factor=0.7", "model.width=64"], "name technique.quantize.embedding_rate instead"),
     ],

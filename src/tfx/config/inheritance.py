@@ -51,7 +51,10 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
     values["model"] = saved["model"]
     if "dataset" not in keys:
         # Text without references belongs to the techniques of the run, which are not inherited.
-        own = dict.fromkeys(("monolingual", "monolingual_share"))
+        own: dict[str, Any] = dict.fromkeys(("monolingual", "monolingual_share"))
+        splits = dict(saved["dataset"].get("splits") or {})
+        if splits.get("test") == []:  # a trial of a search reads none; a run that starts from it may
+            own["splits"] = splits | {"test": values["dataset"]["splits"]["test"]}
         dataset = OmegaConf.create(saved["dataset"] | own)
         for key in keys:
             if key.startswith("dataset."):

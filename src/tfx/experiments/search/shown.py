@@ -151,7 +151,8 @@ def show_found(search: Search) -> None:
             given_up(shown, place, metric) if place < len(found["front"]) else "",
             describe_values(row["values"]),
         )
-    console.print(table)
+    if shown:
+        console.print(table)
     for line in notes(found):
         console.print(line, highlight=False, soft_wrap=True)
     if found["best"] is not None:

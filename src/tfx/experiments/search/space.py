@@ -205,12 +205,16 @@ def _check_axes(named: Mapping[str, Axis]) -> None:
     for key, instead in (("seed", "seeds=3 gives the leaders more seeds"), *shorter.items()):
         if key in named:
             raise UserError(f"{key}={named[key].describe()} makes no other config: name one value; {instead}")
+    some = {
+        FFN_FACTOR: "numbers above 0, such as 2 or 2,4",
+        EMBEDDING_FACTOR: "none, or numbers such as 0.7 or 0.7,1.4",
+    }
     for key, of_what in ((FFN_FACTOR, WIDTH), (EMBEDDING_FACTOR, RATE)):
         factors = named.get(key)
         for factor in (factors.choices or (factors.low,)) if factors else ():
             is_number = isinstance(factor, int | float) and not isinstance(factor, bool) and factor > 0
             if not is_number and (key, factor) != (EMBEDDING_FACTOR, None):
-                raise UserError(f"{key}={factor} is no multiple of {of_what}: name numbers above 0, such as 2 or 2,4")
+                raise UserError(f"{key}={factor} is no multiple of {of_what}: name {some[key]}")
 
 
 def _check_own(named: Mapping[str, Axis], optional: Mapping[str, Any], axes: Mapping[str, Axis]) -> None:
