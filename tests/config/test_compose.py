@@ -1,5 +1,9 @@
 """How the command line becomes a config."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from tfx.cli import main
@@ -106,3 +110,23 @@ def test_what_starts_from_a_trial_of_a_search_has_test_data_again(tmp_path):
     assert (started.valid, started.test) == (["dev"], usual)
     assert usual
     assert compose([f"init_from={tmp_path}", "dataset.splits.test=[]"]).dataset.splits.test == []
+
+
+def test_what_tests_remember_of_composing_is_what_a_new_process_composes():
+    """Groups in other orders and with other values between, so that what is remembered could be another's."""
+    several = [
+        ["dataset=kinds", "model.width=64", "+technique=[prune,quantize]"],
+        ["dataset=kinds", "technique=quantize", "technique.quantize.bits=3"],
+        ["dataset=kinds", "model.width=32", "+technique=[prune,quantize]", "technique.prune.sparsity=0.3"],
+        ["model=gpt_nano", "dataset=stdlib", "optimizer=adamw"],
+        ["experiment=few_texts", "dataset=kinds", "seed=3"],
+    ]
+    program = "import json, sys; from tfx.config.compose import compose, to_yaml; "
+    program += "print(json.dumps([to_yaml(compose(words)) for words in json.loads(sys.argv[1])]))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(several)], capture_output=True, text=True, check=True
+    )
+    fresh = json.loads(ran.stdout)
+    for _ in range(2):
+        assert [to_yaml(compose(words)) for words in several] == fresh
+    assert len(set(fresh)) == len(several)
