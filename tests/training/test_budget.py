@@ -129,3 +129,16 @@ def test_a_clock_goes_on_where_another_stood(config, now):
     longer = Clock(Budget(**{name: value and 2 * value for name, value in vars(config).items()}))
     longer.load_state_dict(state)
     assert longer.progress == pytest.approx(3 / 16)
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "typed"),
+    [
+        (Budget(tokens=1_500_000), "1,500,000 tokens", "trainer.budget.tokens=1500000"),
+        (Budget(steps=400), "400 steps", "trainer.budget.steps=400"),
+        (Budget(seconds=0.25), "0.25 seconds", "trainer.budget.seconds=0.25"),
+    ],
+)
+def test_a_budget_is_told_with_all_of_its_digits(config, words, typed):
+    assert str(config) == words
+    assert config.override == typed

@@ -59,10 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         config = _changed(saved, options.overrides)
         result = run.read_summary().result if run.summary.is_file() else None
         if result is not None and not _is_longer(config.trainer.budget, result.train):
-            budget = config.trainer.budget
             print(
-                f"{run.path} is finished: a longer budget continues it "
-                f"(it had trainer.budget.{budget.unit}={budget.amount:g}), "
+                f"{run.path} is finished: a longer budget continues it (it had {config.trainer.budget.override}), "
                 f"`tfx train {shlex.quote(f'init_from={run.path}')} …` trains its model further",
                 file=sys.stderr,
             )
@@ -92,8 +90,5 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
     config = compose.change(saved, overrides) if overrides else saved
     before, after = saved.trainer.budget, config.trainer.budget
     if before.unit != after.unit or after.amount < before.amount:
-        raise UserError(
-            f"trainer.budget.{after.unit}={after.amount:g}: a resumed run keeps its budget "
-            f"({before.unit}={before.amount:g}) or gets a longer one"
-        )
+        raise UserError(f"{after.override}: a resumed run keeps its budget ({before.override}) or gets a longer one")
     return config

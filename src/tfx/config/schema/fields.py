@@ -61,8 +61,8 @@ def is_in_range(number: float, metadata: Mapping[str, Any]) -> bool:
 
 
 def in_full(number: float) -> str:
-    """A number as a user types it: all digits of a whole number, six of any other."""
-    return str(number) if isinstance(number, int) else f"{number:g}"
+    """A number as a user types it: all digits of a whole number, twelve of any other."""
+    return str(number) if isinstance(number, int) else f"{number:.12g}"
 
 
 def group(settings: type) -> Any:

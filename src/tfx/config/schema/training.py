@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfx.config.schema.fields import group, setting
+from tfx.config.schema.fields import group, in_full, setting
 
 
 @dataclass
@@ -90,8 +90,13 @@ class Budget:
         values = {unit: getattr(self, unit) for unit in BUDGET_UNITS}
         return Budget(**{unit: None if value is None else factor * value for unit, value in values.items()})
 
+    @property
+    def override(self) -> str:
+        """What a user types for it, such as ``trainer.budget.tokens=6000000``."""
+        return f"trainer.budget.{self.unit}={in_full(self.amount)}"
+
     def __str__(self) -> str:
-        return f"{self.amount:,g} {self.unit}"
+        return f"{self.amount:,.12g} {self.unit}"
 
 
 @dataclass
