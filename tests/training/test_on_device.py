@@ -290,6 +290,6 @@ def test_a_step_reads_nothing_back_and_all_its_tensors_are_on_the_device():
     ran = subprocess.run([sys.executable, str(FAKE_STEPS)], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.splitlines() == [
-        *("data, masks: taken", "a teacher: taken", "grids: taken"),
+        *("data, masks: taken", "a teacher: taken", "grids: taken", "a teacher of labels: taken"),
         "a value: DataDependentOutputException",
     ]

@@ -1,4 +1,7 @@
-"""A file of teachers' logits in the cache folder: made once for the same teachers, data and numbers, then read."""
+"""A file of teachers' logits in the cache folder: made once for the same teachers, data and numbers, then read.
+
+What a training reads of it stays on the CPU, and of each batch the rows are copied to the device while that computes.
+"""
 
 from __future__ import annotations
 
@@ -40,3 +43,16 @@ def kept(
     with np.load(path) as stored:
         teachers[0].work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
         return torch.from_numpy(stored["ids"]), torch.from_numpy(stored["logits"])
+
+
+def picked(values: Tensor, places_N: Tensor, device: torch.device) -> Tensor:
+    """The rows (N, K) of a table on the CPU, on a device that does not wait for them."""
+    out = torch.empty(len(places_N), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
+    return carried(torch.index_select(values, 0, places_N, out=out), device)
+
+
+def carried(value: Tensor, device: torch.device) -> Tensor:
+    """A value of the CPU on a device; a GPU copies it by itself, from pinned memory, while the host goes on."""
+    if device.type == "cuda" and not value.is_pinned():
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
