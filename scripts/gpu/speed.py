@@ -51,7 +51,7 @@ def _seconds(bench: Bench, work: Callable[[], Any], least: float) -> float:
 @part
 def rate(bench: Bench) -> Iterator[Row]:
     """The rate of large matrix products, which shares refer to."""
-    size = 512 if bench.small else 8192
+    size = 128 if bench.small else 8192
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
         seconds = _seconds(bench, lambda a=a, b=b: a @ b, 0.1 if bench.small else 2.0)
