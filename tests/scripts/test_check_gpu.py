@@ -10,7 +10,7 @@ from tfx.training.step import Stepper
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("tests", "agree", "attention", "resume", "waits", "guard", "graphs", "batch")
-NAMES += ("rate", "training", "choices", "shakespeare", "kernels")
+NAMES += ("rate", "training", "choices", "shakespeare", "kernels", "ways")
 
 
 @pytest.fixture(scope="module")
