@@ -38,7 +38,7 @@ FAMILIES = {
 @part
 def tests(bench: Bench) -> Iterator[Row]:
     """The tests that take a device."""
-    files = [str(ROOT / "tests" / name) for name in (TESTS[1:2] if bench.small else TESTS)]
+    files = [str(ROOT / "tests" / name) for name in (TESTS[2:3] if bench.small else TESTS)]
     environment = os.environ | {"TFX_TEST_DEVICE": str(bench.device)}
     plain = ["-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
     command = [sys.executable, "-m", "pytest", *plain, *files]

@@ -25,6 +25,7 @@ SMALL = [
 SMALL_PAIRS = [
     *("model.encoder_layers=1", "dataset.limit.train=60", "dataset.limit.valid=8", "dataset.limit.test=8"),
 ]
+SMALL_TEXT = ["dataset.limit.train=40", "dataset.limit.valid=2", "dataset.limit.test=2"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Bench:
 
     def words(self, *words: str) -> list[str]:
         """Overrides of a run here; in small sizes if those are asked for."""
-        is_lm = any(word.startswith("model=gpt") for word in words)
-        small = [*SMALL, *([] if is_lm else SMALL_PAIRS)] if self.small else []
+        kinds = {"dataset=normalize": SMALL_PAIRS, "dataset=stdlib": SMALL_TEXT}
+        small = [*SMALL, *kinds.get(words[1], [])] if self.small else []
         return [*words[:2], *small, *words[2:], f"trainer.device={self.device}"]
 
     def prepare(self, *words: str) -> Parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from torch.sparse import to_sparse_semi_structured
 from gpu.parts import Bench, Row, Told, part, trainer_of
 from tfx.compression.grid import Grid
 from tfx.compression.int8 import Int8Linear
+from tfx.config.compose import compose
 from tfx.config.schema import Budget
 from tfx.evaluation.scoring import score_loss
 from tfx.model.device import scoring_in
+from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.techniques.prune.masks import pattern_mask
 from tfx.training.accounts import peak_flops
+from tfx.training.allocations import peak_of
 
 # nanoGPT's published loss of its GPU recipe for characters, and the rest of that recipe.
 _TARGET_LOSS = 1.47
@@ -51,7 +54,7 @@ def _seconds(bench: Bench, work: Callable[[], Any], least: float) -> float:
 @part
 def rate(bench: Bench) -> Iterator[Row]:
     """The rate of large matrix products, which shares refer to."""
-    size = 512 if bench.small else 8192
+    size = 128 if bench.small else 8192
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
         seconds = _seconds(bench, lambda a=a, b=b: a @ b, 0.1 if bench.small else 2.0)
@@ -181,3 +184,109 @@ def _sparse(bench: Bench, dense: Tensor) -> Iterator[Row]:
         expected = functional.linear(half, pruned).float()
         wrong = float((functional.linear(half, sparse).float() - expected).norm() / expected.norm())
         yield Row(f"{rows} rows: 2:4", f"{plain / seconds:.2f} times as fast", wrong < 0.02, seconds)
+
+
+@part
+def ways(bench: Bench) -> Iterator[Row]:
+    """The loss, and what goes into attention, as training computes them and in other ways: which is the fastest."""
+    yield from _compared(bench, "loss", _losses(bench))
+    yield from _compared(bench, "queries, keys, values", _projections(bench))
+    yield from _compared(bench, "shared keys", _shared_keys(bench))
+
+
+Way = Callable[[], Sequence[Tensor]]
+
+
+def _compared(bench: Bench, what: str, those: dict[str, Way]) -> Iterator[Row]:
+    """Time, memory and error of ways to the same gradients, of which the first is the one that training takes."""
+    expected, times = next(iter(those.values()))(), {}
+    for name, way in those.items():
+        wrong = max(float((a - b).float().norm() / b.float().norm()) for a, b in zip(way(), expected, strict=True))
+        times[name] = _seconds(bench, way, 0.02 if bench.small else 2.0)
+        held = torch.cuda.memory_allocated(bench.device) if bench.is_cuda else 0
+        more = peak_of(way, bench.device) - held
+        value = f"{times[name] * 1e3:.3g} ms, {more / 1e6:.3g} MB, {wrong:.1e} off"
+        yield Row(f"{what}: {name}", value, wrong < 0.03, times[name])
+    yield Row(f"{what}: fastest", min(times, key=lambda name: times[name]))
+
+
+def _losses(bench: Bench) -> dict[str, Way]:
+    """Forwards and backwards from the hidden states of a batch of gpt_small to those and the output matrix."""
+    config = compose(["model=gpt_small", "dataset=stdlib"])
+    width, vocab, count, rows = config.model.width, config.dataset.tokenizer.vocab_size, 16_384, 4096
+    if bench.small:
+        width, vocab, count, rows = 16, 100, 256, 128
+    dtype = torch.float32 if bench.small else torch.bfloat16
+    hidden_ND = torch.randn(count, width, device=bench.device, dtype=dtype, requires_grad=True)
+    weight_VD = (0.02 * torch.randn(vocab, width, device=bench.device)).requires_grad_()
+    target_N = torch.randint(vocab, (count,), device=bench.device)
+
+    def slices() -> Sequence[Tensor]:
+        losses = [(CrossEntropy([(target_N, None)]), 1.0)]
+        total, _ = projected_losses(hidden_ND, weight_VD, losses, dtype=dtype)
+        return torch.autograd.grad(total, [hidden_ND, weight_VD])
+
+    @torch.compile(dynamic=False)
+    def compiled(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+        return functional.cross_entropy((hidden_ND @ weight_VD.t()).float(), target_N, reduction="sum")
+
+    def compiled_slices() -> Sequence[Tensor]:
+        weight = weight_VD.to(dtype).detach().requires_grad_()
+        parts_ND, whole_VD = [], torch.zeros_like(weight_VD)
+        for piece_ND, piece_N in zip(hidden_ND.detach().split(rows), target_N.split(rows), strict=True):
+            piece_ND.requires_grad_()
+            grad_ND, grad_VD = torch.autograd.grad(compiled(piece_ND, weight, piece_N), [piece_ND, weight])
+            parts_ND.append(grad_ND)
+            whole_VD += grad_VD
+        return torch.cat(parts_ND), whole_VD
+
+    def torchs() -> Sequence[Tensor]:
+        options = torch.nn.LinearCrossEntropyOptions()
+        given = hidden_ND, weight_VD.to(dtype), target_N
+        total = functional.linear_cross_entropy(*given, reduction="sum", options=options)
+        return torch.autograd.grad(total, [hidden_ND, weight_VD])
+
+    return {"slices (the present one)": slices, "compiled slices": compiled_slices, "linear_cross_entropy": torchs}
+
+
+def _projections(bench: Bench) -> dict[str, Way]:
+    """Three products of gpt_small's width, or one with the three matrices joined in each pass."""
+    width, count = (16, 64) if bench.small else (768, 16_384)
+    dtype = torch.float32 if bench.small else torch.bfloat16
+    x_ND = torch.randn(count, width, device=bench.device, dtype=dtype, requires_grad=True)
+    matrices = [(torch.randn(width, width, device=bench.device) / width**0.5).requires_grad_() for _ in range(3)]
+    back_N3D = torch.randn(count, 3 * width, device=bench.device, dtype=dtype)
+
+    def three() -> Sequence[Tensor]:
+        found = [functional.linear(x_ND, matrix.to(dtype)) for matrix in matrices]
+        return torch.autograd.grad(found, [x_ND, *matrices], back_N3D.split(width, 1))
+
+    def one() -> Sequence[Tensor]:
+        found = functional.linear(x_ND, torch.cat(matrices).to(dtype))
+        return torch.autograd.grad(found, [x_ND, *matrices], back_N3D)
+
+    return {"three products (the present one)": three, "one, joined in each pass": one}
+
+
+def _shared_keys(bench: Bench) -> dict[str, Way]:
+    """Attention of 12 heads with 4 heads of keys and values, which are repeated, or which the kernel repeats."""
+    batch, length, width = (2, 16, 8) if bench.small else (16, 1024, 64)
+    dtype = torch.float32 if bench.small else torch.bfloat16
+    q_BHTK, k_BGSK, v_BGSK = (
+        torch.randn(batch, heads, length, width, device=bench.device, dtype=dtype, requires_grad=True)
+        for heads in (12, 4, 4)
+    )
+    back_BHTK = torch.randn_like(q_BHTK)
+
+    def gradients(found: Tensor) -> Sequence[Tensor]:
+        return torch.autograd.grad(found, [q_BHTK, k_BGSK, v_BGSK], back_BHTK)
+
+    def repeated() -> Sequence[Tensor]:
+        own = [each.repeat_interleave(3, dim=1) for each in (k_BGSK, v_BGSK)]
+        return gradients(functional.scaled_dot_product_attention(q_BHTK, *own, is_causal=True))
+
+    def by_kernel() -> Sequence[Tensor]:
+        given = q_BHTK, k_BGSK, v_BGSK
+        return gradients(functional.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True))
+
+    return {"repeated (the present one)": repeated, "enable_gqa": by_kernel}

@@ -37,7 +37,7 @@ def _stepper(parts: Parts) -> Stepper:
     for technique, _ in stack.teacher_needs():
         teacher, tokens = copy.deepcopy(parts.model), data.tokenizer
         made = Teacher(teacher, tokens.fingerprint, tokens, config.evaluation, Path(), sha256="")
-        technique.receive_teacher(made, data, parts.device)
+        technique.receive_teachers([made], data, parts.device)
     parts.model.train()
     return Stepper(config, parts.model, stack.prepare_model(parts.model), parts.device, stack, 0.1, print)
 

@@ -126,6 +126,20 @@ def test_more_memory_gives_a_larger_batch_up_to_the_limit(tmp_path):
     assert found[2] == 3000
 
 
+def test_copies_of_the_weights_that_a_training_holds_leave_less_for_its_batches(monkeypatch):
+    size = 4 * sum(weight.numel() for weight in steps_of().parts.model.parameters())
+    # Three tenths of the memory are for one copy of the weights, and 10,000 tokens take all of it.
+    monkeypatch.setattr(_Steps, "prediction", lambda self: lambda tokens: tokens * size / 3000)
+
+    def found(*more):
+        setup = Setup(compose([*TINY, AUTO, f"trainer.memory_gb={10 / 3 * size / 1e9}", *more]))
+        return with_batch_tokens(setup, {}, print).dataset.batch_tokens
+
+    best, average = "trainer.keep=best", "trainer.averaging.kind=ema"
+    for most, words in ((10_000, ["trainer.keep=last"]), (7000, [best]), (7000, [average]), (4000, [best, average])):
+        assert most * 15 / 16 - 1 <= found(*words) <= most
+
+
 class Two(Group):
     """This process's part of two, of which the other has found another number."""
 

@@ -30,6 +30,8 @@ from tfx.techniques.distill.technique import Distill
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
+MAPS = Path("/proc/self/maps")
+
 
 def small(layers: int, width: int = 16, **others: object) -> Transformer:
     sizes = {"width": width, "heads": 2, "ffn_width": 32, "encoder_layers": layers, "decoder_layers": layers}
@@ -437,6 +439,14 @@ def test_cached_logits_are_made_once_and_anew_where_they_would_differ(cache, mon
     for name in ("mixed", "bf16"):
         taught(settings, teacher, data_of(PAIRS), choose_precision(name, CPU))
     assert len(list(cache.iterdir())) == 4
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="the system does not tell what is mapped")
+def test_cached_logits_are_mapped_and_not_read_whole(cache):
+    technique = taught(DistillSettings(alpha=1.0, cache_top_k=4), small(3), data_of(PAIRS))
+    (file,) = cache.iterdir()
+    assert str(file) in MAPS.read_text()
+    assert torch.isfinite(soft_loss(technique, small(2), [0, 3]))
 
 
 def test_the_cache_of_several_teachers_holds_their_mean(cache):

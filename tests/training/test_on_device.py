@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfx.config.compose import compose
 from tfx.model import device
@@ -19,6 +20,7 @@ from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.stack import Stack
 from tfx.training import loop, stability, step
 from tfx.training.loop import Observer, Trainer
+from tfx.training.muon import Muon
 from tfx.training.optimizers import Optimizers
 from tfx.training.stability import UnstableError
 from tfx.training.state import StateSaver, load_state
@@ -265,6 +267,35 @@ def test_an_update_without_memory_is_taken_back_and_tried_once_more(prepared, mo
             train(prepared, monkeypatch, [], on_device=True)
 
 
+class Named(TorchDispatchMode):
+    """Notes the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function._schema.name.partition("::")[2])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("refused", [0.0, 1.0])
+def test_muon_chooses_on_the_device_and_copies_nothing_back(refused):
+    weights = [torch.nn.Parameter(torch.randn(8, 8, device=DEVICE)) for _ in range(3)]
+    optimizers = Optimizers([Muon(weights, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")])
+    optimizers.allocate()
+    for weight in weights:
+        weight.grad = torch.full_like(weight, float("nan")) if refused else torch.randn_like(weight)
+    before = [weight.detach().clone() for weight in weights]
+    with Named() as seen:
+        optimizers.step(torch.tensor(0.5, device=DEVICE), torch.tensor(refused, device=DEVICE))
+    # Weights and momenta, each once; and no other operation one by one.
+    assert seen.names.count("where") == 2 * len(weights)
+    assert not {"copy_", "_foreach_copy_", "lerp", "_local_scalar_dense"} & set(seen.names)
+    assert all(torch.equal(old, new) == bool(refused) for old, new in zip(before, weights, strict=True))
+    assert all(weight.isfinite().all() for weight in weights)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_moments_can_be_made_before_the_first_activations(prepared, monkeypatch, optimizer):
     config = compose([*TINY, f"optimizer={optimizer}"])
@@ -290,6 +321,6 @@ def test_a_step_reads_nothing_back_and_all_its_tensors_are_on_the_device():
     ran = subprocess.run([sys.executable, str(FAKE_STEPS)], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.splitlines() == [
-        *("data, masks: taken", "a teacher: taken", "grids: taken"),
+        *("data, masks: taken", "a teacher: taken", "grids: taken", "a teacher of labels: taken"),
         "a value: DataDependentOutputException",
     ]

@@ -68,6 +68,7 @@ class Batch:
     None: 1.
 
     ``document_start`` is the token that begins a document of a language model, where none may see another one.
+    ``corpus`` is the place of the batch's corpus in a mixture: ``rows`` are numbers of its own examples.
     """
 
     target_in_BT: Tensor
@@ -85,6 +86,7 @@ class Batch:
     counts_B: Tensor | None = None
     is_labelled: bool = True
     document_start: int | None = None
+    corpus: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; copies asynchronously where the device can."""

@@ -26,8 +26,8 @@ _CLOSE = 16
 # Parts of the free memory that a training may take: a GPU's allocator loses some, and a CPU has other work.
 _SHARE = {"cuda": 0.9}
 _SHARE_ELSEWHERE = 0.5
-# An average of the weights is fp32.
-_AVERAGE_BYTES = 4
+# A copy of the weights is fp32.
+_COPY_BYTES = 4
 
 
 def with_batch_tokens(setup: Setup, teachers: Teachers, note: Callable[[str], Any]) -> Root:
@@ -92,13 +92,13 @@ def _found(setup: Setup, teachers: Teachers, limit: int, most: int) -> int:
     for technique, _ in other.stack.teacher_needs():
         technique.receive_teachers(teachers[technique.name], None, other.device)
     steps = _Steps(other.prepare(teachers))
-    average = 0
-    if config.trainer.averaging.kind != "none":
-        average = _AVERAGE_BYTES * sum(weight.numel() for weight in steps.parts.model.parameters())
+    # What a training holds beside its steps: an average of the weights, and the best ones so far.
+    copies = (config.trainer.averaging.kind != "none") + (config.trainer.keep == "best")
+    limit -= copies * _COPY_BYTES * sum(weight.numel() for weight in steps.parts.model.parameters())
     if setup.device.type == "cuda":
-        return largest(lambda tokens: steps.fits(tokens, limit - average), steps.one_row, most)
+        return largest(lambda tokens: steps.fits(tokens, limit), steps.one_row, most)
     needed = steps.prediction()
-    return largest(lambda tokens: needed(tokens) <= limit - average, steps.one_row, most)
+    return largest(lambda tokens: needed(tokens) <= limit, steps.one_row, most)
 
 
 def largest(fits: Callable[[int], bool], least: int, most: int) -> int:

@@ -84,7 +84,7 @@ class TrainingBatches(Iterator[Batch]):
         place = 0 if self._draws is None else next(self._draws)
         batch = self._feeds[place].take()
         self._tokens[place] += batch.tokens
-        return replace(batch, is_labelled=False) if place in self._unlabelled else batch
+        return replace(batch, corpus=place, is_labelled=place not in self._unlabelled)
 
     def state_dict(self) -> dict[str, Any]:
         """What going on after the last batch taken needs besides the number of batches."""
@@ -144,7 +144,7 @@ def demanding_batches(split: Split, tokenizer: Tokenizer, *, batch_tokens: int, 
     Of a streamed one those of the rows that are read first.
     """
     found = []
-    for part in split.parts if isinstance(split, Mixture) else [split]:
+    for place, part in enumerate(split.parts if isinstance(split, Mixture) else [split]):
         known = part
         if isinstance(part, Streamed):
             known = Buffers(part, batch_tokens=batch_tokens, seed=seed, purpose="order", state=None).first_part()
@@ -153,7 +153,8 @@ def demanding_batches(split: Split, tokenizer: Tokenizer, *, batch_tokens: int, 
         few = [known.collate(rows, context, tokenizer) for rows in sorted(order, key=len)[:_LONGEST]]
         # Long rows, but as many as go into a batch: the last of an epoch may have less.
         longest = max(few, key=lambda batch: batch.positions**2 / len(batch.rows))
-        found += [longest, known.collate(max(order, key=len), context, tokenizer)]
+        widest = known.collate(max(order, key=len), context, tokenizer)
+        found += [replace(batch, corpus=place) for batch in (longest, widest)]
     return found
 
 

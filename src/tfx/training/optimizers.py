@@ -56,15 +56,25 @@ class Optimizers:
         before = [value.clone() for value in changed]
         by_device = torch.is_tensor(factor)
         _set_rates(part, peaks, 1.0 if by_device else factor)
+        tries = 0
 
         def update() -> None:
-            torch._foreach_copy_(changed, before)
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                torch._foreach_copy_(changed, before)
             part.step()
 
         _with_reserve(update)
-        for number, (value, old) in enumerate(zip(changed, before, strict=True)):
-            new = torch.lerp(old, value, factor) if by_device and number < len(weights) else value
-            value.copy_(torch.where(refused > 0, old, new))
+        is_refused = refused > 0
+        for value, old in zip(changed, before, strict=True):
+            torch.where(is_refused, old, value, out=value)
+        if by_device:
+            updated, old_ones = changed[: len(weights)], before[: len(weights)]
+            # Not `_foreach_lerp_`: it reads its weight on the host, or takes one for each element.
+            torch._foreach_sub_(updated, old_ones)
+            torch._foreach_mul_(updated, factor)
+            torch._foreach_add_(updated, old_ones)
 
     @torch.no_grad()
     def allocate(self) -> None:

@@ -26,7 +26,7 @@ from tfx.record.lock import making
 from tfx.tasks.prepare import PreparedData
 from tfx.tasks.seq2seq import Pairs, collate_pairs, decode_sources
 from tfx.techniques.contract import Teacher, Work
-from tfx.techniques.distill.kept_logits import kept, key_of
+from tfx.techniques.distill.kept_logits import carried, kept, key_of, picked
 from tfx.techniques.distill.soft_targets import mean_of_probabilities
 
 # Raise it when the content of the cache changes.
@@ -137,24 +137,11 @@ class TopLogits:
         real_BT = steps_T < counts_B[:, None]
         places_N = torch.from_numpy(np.where(real_BT, starts_B[:, None] + steps_T, 0).ravel())
         device, shape = batch.target_out_BT.device, (*real_BT.shape, -1)
-        real_BT1 = _carried(torch.from_numpy(real_BT), device).unsqueeze(-1)
-        ids_BTK = _carried(_picked(self.ids, places_N, device), device).view(shape).long()
-        logits_BTK = _carried(_picked(self.logits, places_N, device), device).view(shape).float()
+        real_BT1 = carried(torch.from_numpy(real_BT), device).unsqueeze(-1)
+        ids_BTK = picked(self.ids, places_N, device).view(shape).long()
+        logits_BTK = picked(self.logits, places_N, device).view(shape).float()
         first_K = torch.arange(self.ids.shape[1], device=device)
         return torch.where(real_BT1, ids_BTK, first_K), torch.where(real_BT1, logits_BTK, 0.0)
-
-
-def _picked(values: Tensor, places_N: Tensor, device: torch.device) -> Tensor:
-    """The rows of a table on the CPU, in memory from which a GPU copies while others compute."""
-    out = torch.empty(len(places_N), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
-    return torch.index_select(values, 0, places_N, out=out)
-
-
-def _carried(value: Tensor, device: torch.device) -> Tensor:
-    """The value on a device; nothing waits for the copy if its memory is pinned."""
-    if device.type == "cuda" and not value.is_pinned():
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -168,7 +155,7 @@ def _largest(
     for start in range(0, len(train), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(train)))
         batch = collate_pairs(train, rows, data.tokenizer)
-        real_N = _carried((batch.target_out_BT >= 0).flatten().nonzero().squeeze(1), device)
+        real_N = carried((batch.target_out_BT >= 0).flatten().nonzero().squeeze(1), device)
         moved = batch.to(device)
         assert batch.source_BS is not None
         shape = (batch.source_BS.shape[1], batch.target_in_BT.shape[1])

@@ -1,4 +1,7 @@
-"""A file of teachers' logits in the cache folder: made once for the same teachers, data and numbers, then read."""
+"""A file of teachers' logits in the cache folder: made once for the same teachers, data and numbers, then read.
+
+What a training reads of it stays on the CPU, and of each batch the rows are copied to the device while that computes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tfx.record.directory import writable_cache
@@ -28,15 +32,33 @@ def key_of(teachers: Sequence[Teacher], count: int, version: int) -> Any:
 def kept(
     folder: str, key: Any, teachers: Sequence[Teacher], make: Callable[[], tuple[Tensor, Tensor, float]]
 ) -> tuple[Tensor, Tensor]:
-    """Ids and logits from the cache, or made with their FLOPs by ``make``. Their cost counts as the first teacher's."""
-    path = writable_cache(folder) / f"{key.hexdigest()[:32]}.npz"
+    """Ids and logits from the cache, or made with their FLOPs by ``make``. Their cost counts as the first teacher's.
+
+    They are mapped into memory: the processes of a machine share them, and what is not read takes none.
+    """
+    path = writable_cache(folder) / f"{key.hexdigest()[:32]}.safetensors"
     with making(path):
         if not path.is_file():
             begun = time.perf_counter()
             ids, logits, flops = make()
             seconds = time.perf_counter() - begun
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, ids=ids.numpy(), logits=logits.numpy(), seconds=seconds, flops=flops)
-    with np.load(path) as stored:
-        teachers[0].work["logits"] = Work(float(stored["seconds"]), float(stored["flops"]))
-        return torch.from_numpy(stored["ids"]), torch.from_numpy(stored["logits"])
+            with replacing(path) as temporary:
+                cost = {"seconds": repr(seconds), "flops": repr(flops)}
+                save_file({"ids": ids, "logits": logits}, temporary, cost)
+    with safe_open(path, "pt") as stored:
+        cost = stored.metadata()
+        teachers[0].work["logits"] = Work(float(cost["seconds"]), float(cost["flops"]))
+        return stored.get_tensor("ids"), stored.get_tensor("logits")
+
+
+def picked(values: Tensor, places_N: Tensor, device: torch.device) -> Tensor:
+    """The rows (N, K) of a table on the CPU, on a device that does not wait for them."""
+    out = torch.empty(len(places_N), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
+    return carried(torch.index_select(values, 0, places_N, out=out), device)
+
+
+def carried(value: Tensor, device: torch.device) -> Tensor:
+    """A value of the CPU on a device; a GPU copies it by itself, from pinned memory, while the host goes on."""
+    if device.type == "cuda" and not value.is_pinned():
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
