@@ -82,3 +82,18 @@ def test_averages_meet_too(count):
     sharing.begin(parameters)
     sharing.stepped(averages)
     assert all(average.tolist() == [3.0, 3.0] for average in averages)
+
+
+def test_a_process_without_rows_sends_its_norm_from_the_device_of_all():
+    """Torch gives a norm of 0 on the CPU where nothing has a gradient; the others' travel from GPU to GPU."""
+
+    class OfTwo(Group):
+        def add_up(self, tensors):
+            assert [tensor.device.type for tensor in tensors] == ["meta"]
+
+    parameters = [torch.nn.Parameter(torch.ones(3, device="meta"))]
+    sharing = LocalSteps(OfTwo(Place(1, 2, 1, 2, "", 0)), LocalConfig())
+    sharing.begin(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    assert norm.device.type == "cpu"
+    assert sharing.common_norm(norm).device.type == "meta"

@@ -159,7 +159,9 @@ class LocalSteps(Sharing):
         return dict(zip(names, values_N.unbind(), strict=True))
 
     def common_norm(self, norm: Tensor) -> Tensor:
-        found = norm.detach().clone().view(1)
+        # A process without rows has no gradient, and torch then gives a norm of 0 on the CPU: all send theirs from one
+        # kind of device, or they wait for each other for ever.
+        found = norm.detach().to(self._parameters[0].device, copy=True).view(1)
         self.group.add_up([found])
         return found[0] / self.group.size
 
