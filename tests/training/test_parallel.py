@@ -1,5 +1,7 @@
 """How processes share a step: rows, the outer optimizer of local steps, and parameters that become smaller."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from tfx.config.schema import LocalConfig
 from tfx.processes.group import ALONE, Group
 from tfx.processes.place import Place
+from tfx.training.loop import Trainer
 from tfx.training.parallel import LocalSteps, Sharing
 
 
@@ -97,3 +100,16 @@ def test_a_process_without_rows_sends_its_norm_from_the_device_of_all():
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     assert norm.device.type == "cpu"
     assert sharing.common_norm(norm).device.type == "meta"
+
+
+def test_of_a_saved_state_only_the_own_part_goes_to_the_device():
+    """Weights and moments stay where they are: they are copied from there, and may be divided first."""
+    own = [{"model": {"w": torch.ones(2)}, "stack": {"mask": torch.ones(2)}} for _ in range(2)]
+    place = Group(Place(1, 2, 1, 2, "", 0))
+    trainer = SimpleNamespace(group=place, device=torch.device("meta"))
+    found = Trainer._own_state(trainer, {"ranks": own, "sharing": {"common": [torch.ones(2)]}, "pieces": 1})
+    assert found.keys() == {"model", "stack", "sharing", "pieces"}
+    assert found["model"]["w"] is own[1]["model"]["w"]
+    assert found["stack"]["mask"].is_meta
+    assert found["sharing"]["common"][0].is_meta
+    assert found["pieces"] == 1

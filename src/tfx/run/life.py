@@ -122,7 +122,7 @@ def resume(
     if is_to_be_launched(config, group.place):
         release()
         return run_in_processes("resume", config, typed, run.path, extends=extends)
-    state = newest_state(run.state, setup.device, console.note)
+    state = newest_state(run.state, console.note)
     if state is None and extends:
         raise UserError(
             f"{run.path} is finished and its saved state is gone: continue from its model with init_from={run.path}"

@@ -102,8 +102,9 @@ class Sharing:
         """A nested state with whole tensors; where weights are divided, on the CPU."""
         return state
 
-    def divide_state(self, optimizers: Optimizers) -> None:
-        """Gives moments that were loaded as whole tensors the form of their parameters."""
+    def divide_moments(self, optimizers: Optimizers, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The states of optimizers with moments in the form of their parameters, from whole ones on the CPU."""
+        return states
 
     # --- between steps ----------------------------------------------------------------------------------
 
