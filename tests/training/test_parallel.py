@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tfx.config.schema import LocalConfig
 from tfx.processes.group import ALONE, Group
 from tfx.processes.place import Place
+from tfx.training import sharded
 from tfx.training.loop import Trainer
 from tfx.training.parallel import LocalSteps, Sharing
+from tfx.training.sharded import Sharded
 
 
 @given(count=st.integers(0, 40), size=st.integers(1, 6), pieces=st.integers(1, 8))
@@ -113,3 +115,15 @@ def test_of_a_saved_state_only_the_own_part_goes_to_the_device():
     assert found["stack"]["mask"].is_meta
     assert found["sharing"]["common"][0].is_meta
     assert found["pieces"] == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_keeps_the_whole_tensors_of_a_state(monkeypatch, rank):
+    gathered = []
+    monkeypatch.setattr(sharded, "DTensor", torch.Tensor)
+    monkeypatch.setattr(sharded, "_whole", lambda tensor: gathered.append(tensor) or tensor)
+    weight = torch.ones(2)
+    found = Sharded(Group(Place(rank, 2, rank, 2, "", 0))).saved_state({"model": [weight], "step": 3})
+    assert len(gathered) == 1
+    assert found["step"] == 3
+    assert found["model"][0] is (None if rank else weight)

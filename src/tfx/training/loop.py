@@ -321,7 +321,10 @@ class Trainer:
         self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:
-        """All that exact resuming needs, at the end of the last step; the next step changes its tensors."""
+        """All that exact resuming needs, at the end of the last step; the next step changes its tensors.
+
+        Complete in the first process: others may have None in place of a tensor.
+        """
         self.stack.view.join_rows(self.model, self._sharing.rows)
         return {
             "architecture": self.model.architecture.to_dict(),
@@ -339,9 +342,9 @@ class Trainer:
     def _differing_state(self) -> dict[str, Any]:
         """The part of the state that is not the same in processes that step apart: then that of each, by rank."""
         own = {
-            "model": self._sharing.whole_state(self.model.state_dict()),
+            "model": self._sharing.saved_state(self.model.state_dict()),
             "extra": self._extra.state_dict(),
-            "optimizers": self._sharing.whole_state(self.stepper.optimizers.state_dict()),
+            "optimizers": self._sharing.saved_state(self.stepper.optimizers.state_dict()),
             "averager": self.averager.state_dict(),
             "stack": self.stack.state_dict(),
         }

@@ -98,8 +98,8 @@ class Sharing:
         """The rows that this process holds of a weight of the model that trains."""
         return all_rows(weight)
 
-    def whole_state(self, state: Any) -> Any:
-        """A nested state with whole tensors; where weights are divided, on the CPU."""
+    def saved_state(self, state: Any) -> Any:
+        """A nested state with whole tensors; where weights are divided, on the CPU and in the first process alone."""
         return state
 
     def divide_moments(self, optimizers: Optimizers, states: list[dict[str, Any]]) -> list[dict[str, Any]]:

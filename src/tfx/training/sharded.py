@@ -93,7 +93,7 @@ class Sharded(Sharing):
 
     @torch.no_grad()
     def joined(self, divided: Transformer, whole: Transformer) -> Transformer:
-        whole.load_state_dict(self.whole_state(divided.state_dict()))
+        whole.load_state_dict(mapped(divided.state_dict(), lambda tensor: _whole(tensor).cpu()))
         return whole.to(self._device)
 
     @torch.no_grad()
@@ -106,8 +106,14 @@ class Sharded(Sharing):
     def rows(self, weight: Tensor) -> Rows:
         return SomeRows(weight, self.group) if isinstance(weight, DTensor) else ALL_ROWS
 
-    def whole_state(self, state: Any) -> Any:
-        return mapped(state, lambda tensor: _whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor)
+    def saved_state(self, state: Any) -> Any:
+        def saved(tensor: Tensor) -> Tensor | None:
+            if not isinstance(tensor, DTensor):
+                return tensor
+            whole = _whole(tensor)  # for which all processes give their part
+            return whole.cpu() if self.group.is_first else None
+
+        return mapped(state, saved)
 
     def divide_moments(self, optimizers: Optimizers, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
         divided = []
