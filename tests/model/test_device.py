@@ -6,6 +6,8 @@ import torch
 from tfx.errors import UserError
 from tfx.model import device
 from tfx.model.device import choose_device, choose_precision
+from tfx.processes.group import Group
+from tfx.processes.place import Place
 
 CPU = torch.device("cpu")
 
@@ -58,3 +60,22 @@ def test_automatic_precision_on_a_gpu_is_bfloat16_where_it_is_not_emulated(monke
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
     )
     assert choose_precision("auto", torch.device("cuda")).name == name
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_one_gpu_for_each_of_several_processes_is_taken_and_one_for_all_is_refused(monkeypatch, is_own):
+    class OfEight(Group):
+        def has_own_gpu(self):
+            return is_own
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    group = OfEight(Place(5, 8, 5, 8, "", 0))
+    if is_own:
+        assert choose_device("cuda", group) == torch.device("cuda", 0)
+        assert chosen == [0]
+    else:
+        with pytest.raises(UserError, match="8 processes and 1 CUDA devices"):
+            choose_device("cuda", group)

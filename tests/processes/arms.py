@@ -35,6 +35,10 @@ ARMS: dict[str, tuple[str, ...]] = {
     "streamed": ("dataset=json", "dataset.path={folder}/pairs", "dataset.streaming=true", "dataset.buffer=40"),
     "one_row": ("dataset.batch_tokens=24", "technique=shuffle", "technique.shuffle.share=1"),
     "local": ("trainer.parallel=local", "trainer.local.steps=4", "trainer.averaging.kind=ema"),
+    "local_one_row": (
+        *("trainer.parallel=local", "trainer.local.steps=4", "dataset.batch_tokens=24", "optimizer=muon"),
+        *("technique=[prune,quantize]", "technique.quantize.granularity=channel"),
+    ),
     "fsdp": ("trainer.parallel=fsdp", "dataset.batch_tokens=96", "trainer.accumulation=2"),
     "fsdp_distill": ("trainer.parallel=fsdp", "technique=[distill,shuffle,mixup]", "technique.shuffle.share=1"),
     "fsdp_prune": (

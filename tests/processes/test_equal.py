@@ -58,7 +58,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-SAME = [name for name in arms.ARMS if name != "local"]
+SAME = [name for name in arms.ARMS if not name.startswith("local")]
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -86,6 +86,13 @@ def test_local_steps_end_with_one_model_in_all_processes_near_that_of_all_gradie
     assert ends[0] == pytest.approx(ends[1], rel=0.1)
     # They did not share each gradient.
     assert first["curve"][5] != pytest.approx(one["curve"][5], rel=1e-3)
+
+
+def test_local_steps_on_batches_with_fewer_rows_than_processes_end_with_one_model(found):
+    first, second = (each["local_one_row"] for each in found[2:])
+    assert first["weights"] == second["weights"]
+    assert first["curve"] == second["curve"]
+    assert len(first["curve"]) == 12
 
 
 @pytest.mark.parametrize("name", ["fsdp_prune", "fsdp_quantize", "fsdp_all", "fsdp_at_end"])

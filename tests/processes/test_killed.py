@@ -160,3 +160,23 @@ def test_on_another_number_of_processes_the_data_go_on(alone, tmp_path):
     assert [row.get("padding") for row in ours] == [row.get("padding") for row in theirs]
     for one, two in zip(ours, theirs, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=0.02)
+
+
+def test_started_again_by_torchrun_a_run_goes_on_to_the_same_bytes(alone, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"),
+            *("-m", "tfx", "train", *TINY, f"hydra.run.dir={run}"),
+        ],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(run, 25, process)
+    os.kill(members(process.pid)[1], signal.SIGKILL)
+    words, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, words[-2000:]
+    assert "continuing after step" in words
+    assert (run / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from torch.distributed import HashStore
 
 from tfx.cli import main
 from tfx.config.compose import compose
@@ -58,6 +59,50 @@ def test_a_batch_script_is_one_process_although_its_job_has_several():
     script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "4711"}
     assert find_place(script) == NO_LAUNCHER
     assert find_place({}) == NO_LAUNCHER
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "count"),
+    [("8(x2)", "1", 8), ("8(x2),4", "1", 8), ("8(x2),4", "2", 4), ("4,8", "1", 8), ("", "0", 16)],
+)
+def test_srun_tells_the_processes_of_each_node(tasks, node, count):
+    given = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node, "MASTER_ADDR": "gpu07"}
+    assert find_place(SRUN | given).local_size == count
+
+
+def started(restarts, store, rank=0):
+    """One of two processes, at a start by the launcher whose store this is."""
+    several = group._Several.__new__(group._Several)
+    several.place, several._store, several._connected = Place(rank, 2, rank, 2, "", 0, restarts), store, True
+    return several
+
+
+def test_processes_that_are_started_again_know_their_run_and_nothing_of_the_failure_before():
+    store = HashStore()
+    first = started(0, store)
+    assert first.began() is None
+    first.begins("run")
+    first.begins("teacher")  # which the run trains
+    first.fail(Failure.of(ValueError("odd"), 0))
+    assert first._last_word().message == "ValueError: odd"
+    second = started(1, store)
+    assert second.began() == "run"
+    assert second._last_word() is None
+    assert started(2, store).began() == "run"
+    assert second._key("group") != first._key("group")
+    assert find_place(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}).restarts == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "own"),
+    [(["a", "b"], [True, True]), (["a", "a"], [False, False]), (["", ""], [False, False]), (["", "b"], [False, True])],
+)
+def test_a_process_has_its_own_gpu_where_no_other_one_sees_that(gpus, own):
+    store = HashStore()
+    several = [started(0, store, rank) for rank in (0, 1)]
+    for each, gpu in zip(several, gpus, strict=True):
+        store.set(each._key("gpu", each.rank), gpu)
+    assert [each.has_own_gpu() for each in several] == own
 
 
 def test_a_missing_scontrol_is_told_with_its_remedy(monkeypatch):

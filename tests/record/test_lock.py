@@ -1,12 +1,13 @@
 """One process at a time in a run directory or at a cache entry, and a killed one holds nothing."""
 
+import errno
 import subprocess
 import sys
 
 import pytest
 
 from tfx.errors import UserError
-from tfx.record.lock import locked
+from tfx.record.lock import locked, making
 
 HOLD = """
 import sys, time
@@ -58,3 +59,18 @@ def test_processes_that_wait_for_each_other_lose_no_update(tmp_path, monkeypatch
     workers = [subprocess.Popen([sys.executable, "-c", COUNT, counter]) for _ in range(3)]
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert counter.read_text() == "60"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_on_a_disk_without_locks_a_run_goes_on_with_a_note(tmp_path, monkeypatch, capsys, number):
+    def refused(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fcntl.flock", refused)
+    with locked(tmp_path), making(tmp_path / "entry"):
+        pass
+    assert "on a disk without locks" in capsys.readouterr().err
+    number = errno.EIO
+    with pytest.raises(OSError, match="no locks"), locked(tmp_path):
+        pass

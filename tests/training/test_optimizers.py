@@ -107,6 +107,17 @@ def test_muons_update_has_the_size_of_adamws():
             assert 0.1 * 0.01 < size < 0.3 * 0.01, name
 
 
+@pytest.mark.parametrize("refused", [None, 0.0])
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_without_any_gradient_nothing_changes(name, refused):
+    """A process that steps by itself has none where a batch has fewer rows than there are processes."""
+    model = small_model()
+    optimizers = build_optimizers(OptimizerConfig(name=name), model, CPU)
+    before = snapshot(model)
+    optimizers.step(1.0, None if refused is None else torch.tensor(refused))
+    assert all(torch.equal(parameter, before[key]) for key, parameter in model.named_parameters())
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
 def test_factor_zero_changes_nothing_and_the_peak_comes_back_after(name):
     model = small_model()

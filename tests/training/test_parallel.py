@@ -1,5 +1,7 @@
 """How processes share a step: rows, the outer optimizer of local steps, and parameters that become smaller."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,10 @@ from hypothesis import strategies as st
 from tfx.config.schema import LocalConfig
 from tfx.processes.group import ALONE, Group
 from tfx.processes.place import Place
+from tfx.training import sharded
+from tfx.training.loop import Trainer
 from tfx.training.parallel import LocalSteps, Sharing
+from tfx.training.sharded import Sharded
 
 
 @given(count=st.integers(0, 40), size=st.integers(1, 6), pieces=st.integers(1, 8))
@@ -82,3 +87,43 @@ def test_averages_meet_too(count):
     sharing.begin(parameters)
     sharing.stepped(averages)
     assert all(average.tolist() == [3.0, 3.0] for average in averages)
+
+
+def test_a_process_without_rows_sends_its_norm_from_the_device_of_all():
+    """Torch gives a norm of 0 on the CPU where nothing has a gradient; the others' travel from GPU to GPU."""
+
+    class OfTwo(Group):
+        def add_up(self, tensors):
+            assert [tensor.device.type for tensor in tensors] == ["meta"]
+
+    parameters = [torch.nn.Parameter(torch.ones(3, device="meta"))]
+    sharing = LocalSteps(OfTwo(Place(1, 2, 1, 2, "", 0)), LocalConfig())
+    sharing.begin(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    assert norm.device.type == "cpu"
+    assert sharing.common_norm(norm).device.type == "meta"
+
+
+def test_of_a_saved_state_only_the_own_part_goes_to_the_device():
+    """Weights and moments stay where they are: they are copied from there, and may be divided first."""
+    own = [{"model": {"w": torch.ones(2)}, "stack": {"mask": torch.ones(2)}} for _ in range(2)]
+    place = Group(Place(1, 2, 1, 2, "", 0))
+    trainer = SimpleNamespace(group=place, device=torch.device("meta"))
+    found = Trainer._own_state(trainer, {"ranks": own, "sharing": {"common": [torch.ones(2)]}, "pieces": 1})
+    assert found.keys() == {"model", "stack", "sharing", "pieces"}
+    assert found["model"]["w"] is own[1]["model"]["w"]
+    assert found["stack"]["mask"].is_meta
+    assert found["sharing"]["common"][0].is_meta
+    assert found["pieces"] == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_keeps_the_whole_tensors_of_a_state(monkeypatch, rank):
+    gathered = []
+    monkeypatch.setattr(sharded, "DTensor", torch.Tensor)
+    monkeypatch.setattr(sharded, "_whole", lambda tensor: gathered.append(tensor) or tensor)
+    weight = torch.ones(2)
+    found = Sharded(Group(Place(rank, 2, rank, 2, "", 0))).saved_state({"model": [weight], "step": 3})
+    assert len(gathered) == 1
+    assert found["step"] == 3
+    assert found["model"][0] is (None if rank else weight)

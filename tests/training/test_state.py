@@ -103,10 +103,10 @@ def test_damaged_states_are_told_of_and_passed_over(tmp_path):
     newest.write_bytes(newest.read_bytes()[:-1])
     second.write_bytes(b"")
     told = []
-    assert newest_state(tmp_path, torch.device("cpu"), told.append) == {"step": 1}
+    assert newest_state(tmp_path, told.append) == {"step": 1}
     assert [str(newest) in told[0], str(second) in told[1]] == [True, True]
     assert len(saved_states(tmp_path)) == 1
-    assert newest_state(tmp_path / "none", torch.device("cpu"), told.append) is None
+    assert newest_state(tmp_path / "none", told.append) is None
 
 
 def test_a_state_that_cannot_be_written_is_an_error_with_its_place(tmp_path):

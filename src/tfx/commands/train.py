@@ -8,7 +8,7 @@ from typing import Any
 
 from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
-from tfx.run.life import status_of, train
+from tfx.run.life import begin, status_of
 from tfx.system.signals import StoppedBySignal
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
-        status, summary = status_of(lambda: train(config, typed, Path(directory)))
+        status, summary = status_of(lambda: begin(config, typed, Path(directory)))
         if status and is_foreign_job():
             raise JobFailedError(status)
         return None if summary is None else summary.objective

@@ -110,7 +110,7 @@ class Batch:
         return [self.part(rows, self) for rows in slices(range(len(self.rows)), pieces)]
 
     def part(self, rows: slice, counted: Batch) -> Batch:
-        """The batch of these rows, with their own counts.
+        """The batch of these rows, with their own counts. Its rows lie together, also where they are every n-th.
 
         ``counted`` is this batch before anything was done to its tokens, on the CPU: to count on another device would
         wait for it.
@@ -177,7 +177,10 @@ def slices(rows: range, pieces: int) -> list[slice]:
 
 def _take(value: Any, rows: slice) -> Any:
     """The rows of each tensor and array in a dataclass, and in those inside it."""
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(value, Tensor):
+        # With gaps between rows, a copy to a GPU waits for it, and compiled kernels are others than those of `settle`.
+        return value[rows].contiguous()
+    if isinstance(value, np.ndarray):
         return value[rows]
     if isinstance(value, Batch | Mix | Blend):
         return replace(value, **{f.name: _take(getattr(value, f.name), rows) for f in fields(value)})

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from tfx.errors import UserError
 from tfx.model.linear import products_in
-from tfx.processes.place import NO_LAUNCHER, Place
+from tfx.processes.group import ALONE, Group
 from tfx.system.memory import installed_memory
 
 # Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
 _SYNCHRONOUS = ("cpu", "mps")
 
 
-def choose_device(name: str, place: Place = NO_LAUNCHER) -> torch.device:
+def choose_device(name: str, group: Group = ALONE) -> torch.device:
     """The device that ``trainer.device`` names; ``auto`` takes CUDA, then MPS, then the CPU.
 
-    Of several processes, each takes the GPU of its number on this machine, or all the CPU. Raises `UserError` where the
-    device is not there.
+    Of several processes, each takes the GPU of its number on this machine, or the only one that it sees if no other
+    sees that, or all the CPU. Raises `UserError` where the device is not there.
     """
-    device = _named_device(name)
+    device, place = _named_device(name), group.place
     if place.size == 1:
         return device
     if device.type == "mps" and name == "auto":
@@ -34,6 +34,9 @@ def choose_device(name: str, place: Place = NO_LAUNCHER) -> torch.device:
     if device.type != "cuda":
         return device
     if place.local_size > (count := torch.cuda.device_count()):
+        if count == 1 and group.has_own_gpu():
+            torch.cuda.set_device(0)
+            return torch.device("cuda", 0)
         raise UserError(
             f"there are {place.local_size} processes and {count} CUDA devices: each process needs one of its own "
             "(or trainer.device=cpu)"

@@ -29,7 +29,8 @@ Value = TypeVar("Value")
 _PATIENCE = timedelta(days=7)
 # Bytes of gradients in one message: large enough for the full speed of a network, small enough for its buffer.
 _BUCKET_BYTES = 32 << 20
-_FAILURE = "tfx/failure"
+# Keys in the store. It may be the launcher's, which stays when that starts the processes again: each start has its own.
+_FAILURE, _GPU, _RUN = "failure", "gpu", "run"
 
 
 class LostProcessError(Exception):
@@ -113,6 +114,17 @@ class Group:
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors of one device, in place, by their sums over all processes: the same bits in each."""
 
+    def begins(self, folder: str) -> None:
+        """Call this in the first process where it begins the run of all: the first folder counts."""
+
+    def began(self) -> str | None:
+        """The folder of the run that these processes began before their launcher started them again; None: none."""
+        return None
+
+    def has_own_gpu(self) -> bool:
+        """Whether this process sees one GPU alone, and no other process of the run sees that one."""
+        return False
+
     # --- the end of a process ---------------------------------------------------------------------------
 
     def fail(self, failure: Failure) -> None:
@@ -152,14 +164,20 @@ class _Several(Group):
             timeout=timedelta(minutes=10),
             wait_for_workers=False,
         )
+        # Known to all once they are connected.
+        self._store.set(self._key(_GPU, place.rank), _only_gpu() if place.local_size > 1 else "")
         distributed.init_process_group(
             ",".join(hosts),
-            store=distributed.PrefixStore("tfx", self._store),  # type: ignore[attr-defined]
+            store=distributed.PrefixStore(self._key("group"), self._store),  # type: ignore[attr-defined]
             rank=place.rank,
             world_size=place.size,
             timeout=_PATIENCE,
         )
         self._connected = True
+
+    def _key(self, *words: object, restarts: int | None = None) -> str:
+        """The key of this start of the processes in the store, or of an earlier one."""
+        return "/".join(map(str, ("tfx", self.place.restarts if restarts is None else restarts, *words)))
 
     def greatest(self, *numbers: float) -> list[float]:
         import torch
@@ -206,6 +224,17 @@ class _Several(Group):
             parts = flat.split([tensor.numel() for tensor in bucket])
             torch._foreach_copy_(bucket, [part.view_as(own) for part, own in zip(parts, bucket, strict=True)])
 
+    def begins(self, folder: str) -> None:
+        self._store.compare_set(self._key(_RUN), "", folder)
+
+    def began(self) -> str | None:
+        keys = [self._key(_RUN, restarts=number) for number in reversed(range(self.place.restarts))]
+        return next((self._store.get(key).decode() for key in keys if self._store.check([key])), None)
+
+    def has_own_gpu(self) -> bool:
+        seen = [self._store.get(self._key(_GPU, rank)).decode() for rank in range(self.size)]
+        return bool(seen[self.rank]) and seen.count(seen[self.rank]) == 1
+
     # --- the end of a process ---------------------------------------------------------------------------
 
     @contextmanager
@@ -223,8 +252,8 @@ class _Several(Group):
     def _last_word(self) -> Failure | None:
         """What the process that failed first said before it ended; None if it said nothing."""
         with suppress(RuntimeError):  # the store is gone with its process
-            if self._store.check([_FAILURE]):
-                return Failure(**json.loads(self._store.get(_FAILURE)))
+            if self._store.check([self._key(_FAILURE)]):
+                return Failure(**json.loads(self._store.get(self._key(_FAILURE))))
         return None
 
     def cause(self, error: BaseException) -> BaseException:
@@ -250,7 +279,7 @@ class _Several(Group):
             self._connected = False
             with suppress(RuntimeError):
                 # The first word counts: what others say is its consequence.
-                self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
+                self._store.compare_set(self._key(_FAILURE), "", json.dumps(asdict(failure)))
 
     def leave(self) -> None:
         from torch import distributed
@@ -274,6 +303,15 @@ def join() -> Group:
         place = find_place()
         _joined = (ALONE if place.size == 1 else _Several(place)), os.getpid()
     return _joined[0]
+
+
+def _only_gpu() -> str:
+    """What tells the one GPU that this process sees from all others; empty if it sees none, or several."""
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.device_count() != 1:
+        return ""
+    return str(torch.cuda.get_device_properties(0).uuid)
 
 
 def _on_cpu(value: Any) -> Any:

@@ -15,6 +15,8 @@ from tfx.system.signals import StoppedBySignal, leave_signals
 # How long processes may take to save their state after a signal before they are killed.
 _SAVING_SECONDS = 300
 _PR_SET_PDEATHSIG = 1
+# The interface that a machine talks to itself by.
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Set in the environment of the processes that `launch` starts.
 _LAUNCHED = "TFX_LAUNCHED"
 
@@ -57,7 +59,7 @@ def launch(arguments: Sequence[str], count: int, threads: int) -> None:
     )
     if was_launched():
         raise AssertionError("a process of a run never starts others")
-    given = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", _LAUNCHED: "1"}
+    given = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": _LOOPBACK, _LAUNCHED: "1"}
     try:
         with _environment(given), _own_handlers():
             elastic_launch(config, sys.executable)(*arguments)

@@ -29,6 +29,9 @@ class Place:
     address: str
     port: int
 
+    # How often torchrun has started the processes again (``--max-restarts``).
+    restarts: int = 0
+
     @property
     def is_first(self) -> bool:
         """Whether it is the process that writes the run directory and the console."""
@@ -70,6 +73,7 @@ def _of_torchrun(environment: Mapping[str, str]) -> Place:
         local_size=int(environment.get("LOCAL_WORLD_SIZE", size)),
         address=environment["MASTER_ADDR"],
         port=int(environment["MASTER_PORT"]),
+        restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
 
 
@@ -87,15 +91,23 @@ def _of_slurm(environment: Mapping[str, str]) -> Place:
     size = int(environment["SLURM_STEP_NUM_TASKS"])
     if size == 1:
         return NO_LAUNCHER
-    per_node = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     return Place(
         rank=int(environment["SLURM_PROCID"]),
         size=size,
         local_rank=int(environment["SLURM_LOCALID"]),
-        local_size=int(per_node[0]) if per_node else size,
+        local_size=_tasks_here(environment, size),
         address=environment.get("MASTER_ADDR") or _first_host(environment),
         port=_port(environment, "SLURM_JOB_ID"),
     )
+
+
+def _tasks_here(environment: Mapping[str, str], size: int) -> int:
+    """How many of the processes are on this node, by a list such as ``8(x2),4``: two nodes with 8 each, one with 4."""
+    found: list[int] = []
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        found += [int(tasks)] * int(times or 1)
+    node = int(environment.get("SLURM_NODEID", 0))
+    return found[node] if node < len(found) else size
 
 
 def _port(environment: Mapping[str, str], job: str) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory, cache_folder
+
+# What a file system without such locks says, as some that many machines share.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -37,6 +42,10 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is in use by another tfx process (id {holder}): wait for it or stop it"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(f"note: {folder} is on a disk without locks: start no second tfx process there", file=sys.stderr)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -70,4 +79,7 @@ def making(entry: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[
         except BlockingIOError:
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise  # else an entry may be made twice; each is still written completely
         yield

@@ -58,6 +58,20 @@ def _telling(group: Group) -> Iterator[None]:
     group.leave()
 
 
+def begin(config: Root, typed: Sequence[str], folder: Path) -> Summary | None:
+    """A new run, as `train` makes it; or the rest of the one that a launcher has started the processes of again."""
+    from tfx.config.compose import load
+
+    group = join()
+    began = group.began() if group.is_first else None
+    began = group.first(began if began is not None and RunDirectory(Path(began)).config.is_file() else None)
+    if began is None:
+        return train(config, typed, folder)
+    run = RunDirectory(Path(began))
+    with locked(run.path) if group.is_first else nullcontext():
+        return resume(load(run.config), typed, run)
+
+
 def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[float] = ()) -> Summary | None:
     """A new run, from config to `summary.json`, which is returned; None after a dry run.
 
@@ -85,6 +99,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
     run = RunDirectory.create(folder)
     with locked(folder):
         RunDirectory.create(folder)  # another process may have run there in the meantime
+        group.begins(str(folder.absolute()))
         group.first(str(folder)), group.first(None)
         begun = _Life(setup, typed, run, console, recorded=recorded)
         try:
@@ -122,7 +137,7 @@ def resume(
     if is_to_be_launched(config, group.place):
         release()
         return run_in_processes("resume", config, typed, run.path, extends=extends)
-    state = newest_state(run.state, setup.device, console.note)
+    state = newest_state(run.state, console.note)
     if state is None and extends:
         raise UserError(
             f"{run.path} is finished and its saved state is gone: continue from its model with init_from={run.path}"

@@ -52,7 +52,7 @@ def follow(
     measurer.help()
     state: dict[str, Any] | None = None
     if step is not None:
-        state = load_state(state_file(run.state, step), setup.device)
+        state = load_state(state_file(run.state, step))
     trainer = build_trainer(parts, Helper(), state, recorded)
     del state
     trainer.train()

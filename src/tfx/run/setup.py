@@ -69,7 +69,7 @@ class Setup:
             )
         check_model(config.model)
         self.group = group
-        self.device = choose_device(config.trainer.device, group.place)
+        self.device = choose_device(config.trainer.device, group)
         if self.device.type == "cpu":
             keep_freed_memory()
         if config.trainer.threads is not None:

@@ -34,7 +34,7 @@ from tfx.training.parallel import LocalSteps, Sharing
 from tfx.training.profile import StepProfile, part
 from tfx.training.schedules import schedule_factor
 from tfx.training.stability import UnstableError
-from tfx.training.state import SaveSchedule
+from tfx.training.state import SaveSchedule, mapped
 from tfx.training.step import Stepper, StepResult
 from tfx.training.validation import Selection
 
@@ -82,7 +82,8 @@ class Trainer:
         recorded: Sequence[float] = (),
         group: Group = ALONE,
     ) -> None:
-        """``state`` was saved by the observer of an earlier trainer of this config; training resumes from it.
+        """``state`` was saved by the observer of an earlier trainer of this config; training resumes from it. It is on
+        the CPU.
 
         ``recorded`` is the `Clock.history` of a run that is being repeated. Each process of a ``group`` has a trainer
         of its own, and calls the same methods in the same order.
@@ -320,7 +321,10 @@ class Trainer:
         self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:
-        """All that exact resuming needs, at the end of the last step; the next step changes its tensors."""
+        """All that exact resuming needs, at the end of the last step; the next step changes its tensors.
+
+        Complete in the first process: others may have None in place of a tensor.
+        """
         self.stack.view.join_rows(self.model, self._sharing.rows)
         return {
             "architecture": self.model.architecture.to_dict(),
@@ -338,23 +342,30 @@ class Trainer:
     def _differing_state(self) -> dict[str, Any]:
         """The part of the state that is not the same in processes that step apart: then that of each, by rank."""
         own = {
-            "model": self._sharing.whole_state(self.model.state_dict()),
+            "model": self._sharing.saved_state(self.model.state_dict()),
             "extra": self._extra.state_dict(),
-            "optimizers": self._sharing.whole_state(self.stepper.optimizers.state_dict()),
+            "optimizers": self._sharing.saved_state(self.stepper.optimizers.state_dict()),
             "averager": self.averager.state_dict(),
             "stack": self.stack.state_dict(),
         }
         return {"ranks": self.group.gather_to_first(own)} if self._sharing.steps_apart else own
 
     def _own_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with this process's part of it. More processes than there were take the parts in turn."""
-        ranks = state.get("ranks")
-        return state if ranks is None else state | ranks[self.group.rank % len(ranks)]
+        """The state with this process's part of it. More processes than there were take the parts in turn.
+
+        Weights and moments stay on the CPU: they are copied from there, where they are divided each process its own.
+        """
+        ranks = state.get("ranks", [{}])
+        own = {name: value for name, value in state.items() if name != "ranks"} | ranks[self.group.rank % len(ranks)]
+        return {
+            name: value if name in ("model", "optimizers") else mapped(value, lambda tensor: tensor.to(self.device))
+            for name, value in own.items()
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Loads the rest of a state: the weights are in the model already, and the optimizers were built for them."""
-        self.stepper.optimizers.load_state_dict(state["optimizers"])
-        self._sharing.divide_state(self.stepper.optimizers)
+        optimizers = self.stepper.optimizers
+        optimizers.load_state_dict(self._sharing.divide_moments(optimizers, state["optimizers"]))
         self.averager.load_state_dict(state["averager"])
         self._sharing.load_state_dict(state.get("sharing", {}))
         self.stack.load_state_dict(state["stack"])

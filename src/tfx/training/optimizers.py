@@ -52,6 +52,8 @@ class Optimizers:
             return
         self._allocate_muon(part)
         weights = [weight for group in part.param_groups for weight in group["params"] if weight.grad is not None]
+        if not weights:
+            return  # a process without rows of a batch, which steps by itself
         changed = [*(weight.detach() for weight in weights), *(part.state[w]["momentum_buffer"] for w in weights)]
         before = [value.clone() for value in changed]
         by_device = torch.is_tensor(factor)

@@ -98,12 +98,13 @@ class Sharing:
         """The rows that this process holds of a weight of the model that trains."""
         return all_rows(weight)
 
-    def whole_state(self, state: Any) -> Any:
-        """A nested state with whole tensors; where weights are divided, on the CPU."""
+    def saved_state(self, state: Any) -> Any:
+        """A nested state with whole tensors; where weights are divided, on the CPU and in the first process alone."""
         return state
 
-    def divide_state(self, optimizers: Optimizers) -> None:
-        """Gives moments that were loaded as whole tensors the form of their parameters."""
+    def divide_moments(self, optimizers: Optimizers, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The states of optimizers with moments in the form of their parameters, from whole ones on the CPU."""
+        return states
 
     # --- between steps ----------------------------------------------------------------------------------
 
@@ -159,7 +160,9 @@ class LocalSteps(Sharing):
         return dict(zip(names, values_N.unbind(), strict=True))
 
     def common_norm(self, norm: Tensor) -> Tensor:
-        found = norm.detach().clone().view(1)
+        # A process without rows has no gradient, and torch then gives a norm of 0 on the CPU: all send theirs from one
+        # kind of device, or they wait for each other for ever.
+        found = norm.detach().to(self._parameters[0].device, copy=True).view(1)
         self.group.add_up([found])
         return found[0] / self.group.size
 

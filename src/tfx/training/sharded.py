@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from tfx.errors import UserError
 from tfx.model.transformer import Transformer
@@ -22,6 +22,7 @@ from tfx.processes.group import Group
 from tfx.techniques.rows import ALL_ROWS, Rows
 from tfx.training.optimizers import Optimizers
 from tfx.training.parallel import Sharing, totals
+from tfx.training.state import mapped
 
 
 class ShardedMemoryError(Exception):
@@ -92,7 +93,7 @@ class Sharded(Sharing):
 
     @torch.no_grad()
     def joined(self, divided: Transformer, whole: Transformer) -> Transformer:
-        whole.load_state_dict(self.whole_state(divided.state_dict()))
+        whole.load_state_dict(mapped(divided.state_dict(), lambda tensor: _whole(tensor).cpu()))
         return whole.to(self._device)
 
     @torch.no_grad()
@@ -105,15 +106,34 @@ class Sharded(Sharing):
     def rows(self, weight: Tensor) -> Rows:
         return SomeRows(weight, self.group) if isinstance(weight, DTensor) else ALL_ROWS
 
-    def whole_state(self, state: Any) -> Any:
-        return _mapped(state, lambda tensor: _whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor)
+    def saved_state(self, state: Any) -> Any:
+        def saved(tensor: Tensor) -> Tensor | None:
+            if not isinstance(tensor, DTensor):
+                return tensor
+            whole = _whole(tensor)  # for which all processes give their part
+            return whole.cpu() if self.group.is_first else None
 
-    def divide_state(self, optimizers: Optimizers) -> None:
-        for part in optimizers.parts:
-            for parameter, moments in part.state.items():
-                for name, value in moments.items():
-                    if torch.is_tensor(value) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
-                        moments[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        return mapped(state, saved)
+
+    def divide_moments(self, optimizers: Optimizers, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        divided = []
+        for part, state in zip(optimizers.parts, states, strict=True):
+            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+            divided.append(
+                {
+                    number: {name: self._divided(value, parameters[int(number)]) for name, value in moments.items()}
+                    for number, moments in state.items()
+                }
+            )
+        return divided
+
+    def _divided(self, value: Any, parameter: Tensor) -> Any:
+        """A moment divided like its parameter; anything else as it is."""
+        if not torch.is_tensor(value) or value.shape != parameter.shape or not isinstance(parameter, DTensor):
+            return value
+        rows = SomeRows(parameter, self.group)
+        # A copy, so that it keeps no rows of others.
+        return rows.divided(rows.of(value).to(self._device, copy=True))
 
 
 class SomeRows(Rows):
@@ -137,21 +157,21 @@ class SomeRows(Rows):
         return self.part(weight).clone().requires_grad_(weight.requires_grad)
 
     def set_gradient(self, weight: Tensor, gradient: Tensor) -> None:
-        weight.grad = self._divided(gradient)
+        weight.grad = self.divided(gradient)
 
     def room(self, part: Tensor) -> Tensor:
         return part.new_zeros(self._count, *part.shape[1:])
 
     def whole(self, part: Tensor) -> Tensor:
-        return _whole(self._divided(part))
+        return _whole(self.divided(part))
 
     def total(self, value: Tensor) -> Tensor:
         found = value.clone()
         self._group.add_up([found])
         return found
 
-    def _divided(self, part: Tensor) -> DTensor:
-        """A tensor with as many rows as the weight, divided like it."""
+    def divided(self, part: Tensor) -> DTensor:
+        """This process's part of a tensor with as many rows as the weight, divided like it."""
         whole = torch.empty(self._count, *part.shape[1:], device="meta")
         mesh, placements = self._weight.device_mesh, self._weight.placements
         return DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
@@ -160,14 +180,3 @@ class SomeRows(Rows):
 def _whole(tensor: Tensor) -> Tensor:
     """The whole of a divided tensor, in each process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A nested value with each of its tensors changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {name: _mapped(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(item, change) for item in value)
-    return value

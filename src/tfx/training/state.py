@@ -106,19 +106,19 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+", p.stem)), reverse=True)
 
 
-def newest_state(folder: Path, device: torch.device, note: Callable[[str], None]) -> dict[str, Any] | None:
+def newest_state(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest undamaged state, or None; reports damaged ones and removes them."""
     for path in saved_states(folder):
         try:
-            return load_state(path, device)
+            return load_state(path)
         except DamagedStateError as error:
             note(f"{error}: using the state before it")
             path.unlink()
     return None
 
 
-def load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]:
-    """Reads a state, with its tensors on ``device`` (None: the CPU).
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads a state, with its tensors on the CPU: it may hold more than the part of one process, and fit no device.
 
     Raises `DamagedStateError` if the file was cut or altered, `UserError` if a newer version wrote it.
     """
@@ -131,11 +131,20 @@ def load_state(path: Path, device: torch.device | None = None) -> dict[str, Any]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if _digest(record["value"], tensors) != record["sha256"]:
             raise DamagedStateError(f"{path} does not match its checksum")
-        if device is not None:
-            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         return dict(_restore(json.loads(record["value"]), tensors))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedStateError(f"{path} is not readable: {error}") from error
+
+
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A nested value with each of its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: mapped(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(item, change) for item in value)
+    return value
 
 
 def _flatten(value: Any, tensors: dict[str, Tensor], seen: dict[Any, str]) -> Any:

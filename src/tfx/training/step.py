@@ -250,8 +250,8 @@ class Stepper:
             return nll
         sums = {"nll": nll}
         for place, (_, total, count) in enumerate(held.merged()):
-            sums[f"total {place}"] = torch.as_tensor(total, device=self.device)
-            sums[f"count {place}"] = torch.as_tensor(count, device=self.device)
+            sums[f"total {place}"] = _on_device(total, self.device)
+            sums[f"count {place}"] = _on_device(count, self.device)
         everywhere = all(len(batch.rows) >= group.size for batch in batches)
         found = self.sharing.combine(self.parameters, sums, everywhere)
         held.replace((found[f"total {place}"], found[f"count {place}"]) for place in range(len(held.merged())))
@@ -318,6 +318,11 @@ class Stepper:
             self._other_flops += batch_flops(model, batch)
         with self.precision.forward(self.device):
             return run_batch_with_states(model, batch)
+
+
+def _on_device(value: Tensor | float, device: torch.device) -> Tensor:
+    """A value as a tensor. A number is filled in on the device: to copy it from the CPU would wait for that."""
+    return value.to(device) if isinstance(value, Tensor) else torch.full((), value, device=device)
 
 
 def _told(batch: Batch, model: Transformer, reported: Sequence[Tensor]) -> Tensor:
