@@ -1,22 +1,31 @@
-"""How preparing data scales: time and memory for 30 thousand, 300 thousand and 3 million pairs.
+"""How tfx scales: with more data, and with more processes.
 
-python scripts/bench_scale.py --part prepare --pairs 30000 300000 3000000
+    python scripts/bench_scale.py --part prepare --pairs 30000,300000,3000000
+    python scripts/bench_scale.py --part processes [--devices 1,2] [--rounds 5] [overrides of `tfx train` …]
+    python scripts/bench_scale.py --part local [--seeds 1,2,3] [overrides of `tfx train` …]
 
-Each size is prepared in a fresh process with an empty cache. Memory is the most PSS of the process and its children
-together, which counts a page that several of them share once.
+``prepare``: time and memory of preparing so many pairs, each size in a fresh process with an empty cache. Memory is the
+most PSS of the process and its children together, which counts a page that several of them share once.
+
+``processes``: speed at the same global batch, in turn. Tokens are real ones of both sides, seconds those of training
+alone. On a CPU each process has one thread, unless OMP_NUM_THREADS says otherwise: two have twice the cores of one.
+
+``local``: the loss on validation data of one process, and of two that take eight steps each by themselves before they
+meet (`trainer.parallel=local`), after the same tokens in the same batches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +36,7 @@ from rich.table import Table
 # Words of a made-up language with the frequencies of a real one (Zipf), and pairs of about 13 words a side.
 _WORDS, _MEAN_LENGTH = 60_000, 13
 _ROWS_AT_ONCE = 20_000
+_LOCAL_STEPS = 8
 
 # Runs in the fresh process: arguments are the folder and the context.
 _PREPARE = """
@@ -45,17 +55,31 @@ print(json.dumps({"times": times, "rows": len(data.splits["train"]), "batches": 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=PARTS, default="prepare")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[30_000, 300_000, 3_000_000])
+    parser.add_argument("--pairs", type=numbers, default=[30_000, 300_000, 3_000_000], help="prepare: sizes")
+    parser.add_argument("--devices", type=numbers, default=[1, 2], help="processes: how many, in turn")
+    parser.add_argument("--rounds", type=int, default=5, help="processes: how often")
+    parser.add_argument("--seeds", type=numbers, default=[1, 2, 3], help="local: of the runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    options = parser.parse_args()
-    rows = PARTS[options.part](options)
+    options, overrides = parser.parse_known_args()
+    if overrides and options.part == "prepare":
+        parser.error(f"preparing takes no overrides: {' '.join(overrides)}")
+    rows = PARTS[options.part](options, overrides)
     if options.json is not None:
         options.json.write_text(json.dumps({"command": " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
 
 
-def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
+def numbers(word: str) -> list[int]:
+    return [int(number) for number in word.split(",")]
+
+
+# --- preparing ------------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
     """Prepares each size twice: without and with what the first time left in the cache."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -97,7 +121,7 @@ def write_pairs(folder: Path, count: int) -> None:
 def measured(program: str, arguments: list[str], cache: Path) -> dict[str, Any]:
     """What a program prints about itself, and the most memory that it took with its children."""
     command = [sys.executable, "-c", program, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**environ, "TFX_CACHE": str(cache)})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TFX_CACHE": str(cache)})
     most = 0
 
     def watch() -> None:
@@ -138,7 +162,66 @@ def pss(process: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {"prepare": prepare}
+# --- several processes ----------------------------------------------------------------------------
+
+
+def processes(options: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
+    """Tokens a second of so many processes, the median over rounds, and the ratio to the first count in its round."""
+    settings = ["trainer.budget.steps=100", "trainer.validate_every=1", *overrides]
+    speeds: dict[int, list[float]] = {count: [] for count in options.devices}
+    for turn in range(options.rounds):
+        for count, found in speeds.items():
+            found.append(trained([*settings, f"trainer.devices={count}"])["train"]["tokens_per_second"])
+            print(f"round {turn + 1}, {count} processes: {found[-1]:,.0f} tokens/s", file=sys.stderr)
+    first = options.devices[0]
+    table = Table("processes", "tokens/s (median)", f"ratio to {first} (median)", "lowest", "highest")
+    rows = []
+    for count, found in speeds.items():
+        ratios = [mine / base for mine, base in zip(found, speeds[first], strict=True)]
+        cells = {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        rows.append({"processes": count, "tokens_per_second": statistics.median(found), **cells, "rounds": found})
+        table.add_row(str(count), f"{statistics.median(found):,.0f}", *(f"{ratio:.2f}" for ratio in cells.values()))
+    Console().print(table)
+    return rows
+
+
+def local(options: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
+    """By seed: the losses of one process and of two with local steps, and how far apart they are."""
+    table = Table("seed", "one process", "two, local steps", "difference", "tokens", title="loss on validation data")
+    rows = []
+    for seed in options.seeds:
+        words = [*overrides, f"seed={seed}"]
+        one = trained([*words, "trainer.devices=1"])
+        two = trained([*words, "trainer.devices=2", "trainer.parallel=local", f"trainer.local.steps={_LOCAL_STEPS}"])
+        tokens = [run["train"]["tokens"] for run in (one, two)]
+        if tokens[0] != tokens[1]:
+            raise SystemExit(f"seed {seed}: one process trained on {tokens[0]} tokens, and two on {tokens[1]}")
+        row = {"seed": seed, "one": one["valid"]["loss"], "two": two["valid"]["loss"], "tokens": tokens[0]}
+        rows.append(row | {"difference": row["two"] / row["one"] - 1})
+        print(rows[-1], file=sys.stderr, flush=True)
+        cells = (f"{row['one']:.4f}", f"{row['two']:.4f}", f"{rows[-1]['difference']:+.2%}", f"{row['tokens']:,}")
+        table.add_row(str(seed), *cells)
+    Console().print(table)
+    return rows
+
+
+def trained(overrides: list[str]) -> dict[str, Any]:
+    """The summary of a `tfx train` in fresh processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        words = ["evaluation.latency_inputs=1", *overrides, f"hydra.run.dir={folder}"]
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ
+        command = [sys.executable, "-m", "tfx", "train", *words]
+        if status := subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
+            raise SystemExit(status)
+        return dict(json.loads((folder / "summary.json").read_text()))
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, list[str]], list[dict[str, Any]]]] = {
+    "prepare": prepare,
+    "processes": processes,
+    "local": local,
+}
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
 
 Each measurement is a training in a fresh process; arms take turns, so that a slow minute of the machine hits all.
 Tokens are real ones of both sides. Prints medians, the ratio to the first arm of the same round with its spread, and
-the share of this machine's rate of bfloat16 products.
+the share of this machine's rate of matrix products, in bfloat16 or in fp32, whichever is faster.
 
-``peers`` (text to text): Seq2SeqTrainer of `transformers` on a Marian model of the same sizes and dropout, with its
+``peers``, text to text: Seq2SeqTrainer of `transformers` on a Marian model of the same sizes and dropout, with its
 defaults and with batches of similar lengths, in fp32 and in bfloat16. It needs a Python that has the peer:
 
     python3 -m venv peers && peers/bin/pip install torch transformers accelerate
 
+``peers``, language models: nanoGPT's settings as a plain loop on its model, with the sizes and the batch of tfx.
 ``neighbour``: tfx alone and beside a busy process of the same priority, with threads that wait briefly (what tfx sets)
 and with OpenMP's own waiting. ``shakespeare``: seconds until the validation loss is 1.88, against nanoGPT's settings.
 """
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,9 +28,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from peers import Result, nanogpt_task, require_transformers, run, trainer_task
 from rich.console import Console
 from rich.table import Table
 
@@ -39,12 +38,9 @@ from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.tasks.prepare import PreparedData, prepare_data
 
-HERE = Path(__file__).parent
 # GOMP_SPINCOUNT of OpenMP's own waiting.
 SPINS = "300000"
 SHAKESPEARE_LOSS = 1.88
-
-Result = dict[str, Any]
 
 
 def main() -> None:
@@ -52,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         part = {"peers": peers, "neighbour": neighbour, "shakespeare": shakespeare}[options.part]
         arms = part(options, overrides, Path(name))
-        rate = run("train_worker.py", {"rate": "bfloat16", "threads": options.threads}, Path(name))["flops_per_second"]
+        kind, rate = matrix_rate(options.threads, Path(name))
         rounds: list[dict[str, Result]] = []
         for number in range(options.rounds):
             rounds.append({arm: measure() for arm, measure in arms.items()})
@@ -60,9 +56,9 @@ def main() -> None:
             rows = shakespeare_rows(rounds) if options.part == "shakespeare" else speed_rows(rounds, rate)
             if options.json:  # after each round: hours of measuring are not lost with the last one
                 report = {"part": options.part, "overrides": overrides, "threads": options.threads}
-                report |= {"matrix_rate": rate, "arms": rows, "rounds": rounds}
+                report |= {"matrix_rate": rate, "matrix_type": kind, "arms": rows, "rounds": rounds}
                 Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-    show(rows, rate)
+    show(rows, kind, rate)
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:
@@ -89,13 +85,29 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
 
 
 def peers(options: argparse.Namespace, overrides: list[str], folder: Path) -> Mapping[str, Callable[[], Result]]:
-    """Seq2SeqTrainer with its defaults, then at its best, and tfx with Muon (its default) and with AdamW."""
-    check_peer(options.peer_python)
+    """The peers of the data's task, and tfx with Muon (its default) and with AdamW."""
     base = compose([*overrides, "trainer.budget.steps=1"])
+    if base.dataset.task == "seq2seq":
+        require_transformers(options.peer_python)
     data = prepare_data(base.dataset, base.model.context)
-    if data.task != "seq2seq":
-        raise UserError("the peer is an encoder-decoder: name a dataset that is text to text")
-    task = peer_task(options, base, data, folder)
+    if data.task == "seq2seq":
+        arms = trainers(options, base, data, folder)
+    elif data.task == "lm":
+        arms = {"nanoGPT's settings": nanogpt(options, base, data, folder)}
+    else:
+        raise UserError("there is a peer for text to text and for language models: name a dataset of one of them")
+    return arms | {
+        "tfx": tfx(options, overrides, folder),
+        "tfx, AdamW": tfx(options, [*overrides, "optimizer=adamw"], folder),
+    }
+
+
+def trainers(
+    options: argparse.Namespace, base: Root, data: PreparedData, folder: Path
+) -> dict[str, Callable[[], Result]]:
+    """Seq2SeqTrainer with its defaults, then at its best."""
+    task = trainer_task(base, data, folder) | {"rows": options.peer_rows, "threads": options.threads}
+    task |= {"warm": options.warm, "steps": options.steps}
 
     def peer(arm: str) -> Callable[[], Result]:
         return lambda: run("peer_trainer.py", {**task, "arm": arm}, folder, python=options.peer_python)
@@ -104,9 +116,14 @@ def peers(options: argparse.Namespace, overrides: list[str], folder: Path) -> Ma
         "Seq2SeqTrainer, its defaults": peer("defaults"),
         "Seq2SeqTrainer, grouped by length": peer("grouped"),
         "Seq2SeqTrainer, grouped, bf16": peer("grouped_bf16"),
-        "tfx": tfx(options, overrides, folder),
-        "tfx, AdamW": tfx(options, [*overrides, "optimizer=adamw"], folder),
     }
+
+
+def nanogpt(options: argparse.Namespace, base: Root, data: PreparedData, folder: Path) -> Callable[[], Result]:
+    """nanoGPT's loop for as many steps as tfx."""
+    task = nanogpt_task(base, data, folder) | {"warm": options.warm, "threads": options.threads}
+    task["settings"]["steps"] = options.warm + options.steps
+    return lambda: run("peer_nanogpt.py", task, folder)
 
 
 def neighbour(options: argparse.Namespace, overrides: list[str], folder: Path) -> Mapping[str, Callable[[], Result]]:
@@ -126,11 +143,9 @@ def shakespeare(options: argparse.Namespace, overrides: list[str], folder: Path)
     words = ["dataset=tinyshakespeare", "model=gpt_nano", *overrides, "trainer.validate_every=0.25"]
     base = compose([*words, "trainer.budget.steps=1"])
     data = prepare_data(base.dataset, base.model.context)
-    streams = folder / "streams.npz"
-    np.savez(streams, **{name: np.concatenate([*data.splits[name].tokens_of_all]) for name in ("train", "valid")})
-    task = {"streams": str(streams), "vocab_size": data.tokenizer.vocab_size, "loss": SHAKESPEARE_LOSS, "seed": 1}
+    task = nanogpt_task(base, data, folder) | {"loss": SHAKESPEARE_LOSS, "threads": options.threads}
     return {
-        "nanoGPT's settings": lambda: run("peer_nanogpt.py", {**task, "threads": options.threads}, folder),
+        "nanoGPT's settings": lambda: run("peer_nanogpt.py", task, folder),
         "tfx": tfx(options, words, folder),
     }
 
@@ -155,65 +170,14 @@ def tfx(
     return lambda: run("train_worker.py", task, folder, environment)
 
 
-def peer_task(options: argparse.Namespace, config: Root, data: PreparedData, folder: Path) -> Result:
-    pairs = data.splits["train"]
-    arrays = {}
-    for side in ("source", "target"):
-        ragged = getattr(pairs, side)
-        rows = [ragged[row] for row in range(len(ragged))]
-        arrays |= {side: np.concatenate(rows), f"{side}_ends": np.cumsum([len(ids) for ids in rows])}
-    np.savez(folder / "pairs.npz", **arrays)
-    sizes = ("width", "heads", "ffn_width", "encoder_layers", "decoder_layers", "context", "dropout")
-    return {
-        "pairs": str(folder / "pairs.npz"),
-        "model": {name: getattr(config.model, name) for name in sizes} | {"vocab_size": data.tokenizer.vocab_size},
-        "special": {name: getattr(data.tokenizer, name) for name in ("pad", "bos", "eos")},
-        "device": config.trainer.device if config.trainer.device != "auto" else auto_device(),
-        "rows": options.peer_rows,
-        "warm": options.warm,
-        "steps": options.steps,
-        "threads": options.threads,
+def matrix_rate(threads: int | None, folder: Path) -> tuple[str, float]:
+    """The type that this machine multiplies fastest, and the FLOP/s: some emulate bfloat16."""
+    rates = {
+        kind: run("train_worker.py", {"rate": kind, "threads": threads}, folder)["flops_per_second"]
+        for kind in ("bfloat16", "float32")
     }
-
-
-def auto_device() -> str:
-    from tfx.model.device import choose_device
-
-    return choose_device("auto").type
-
-
-def run(
-    script: str,
-    task: Result,
-    folder: Path,
-    environment: Mapping[str, str] | None = None,
-    python: str = sys.executable,
-) -> Result:
-    """What a script prints for a task; raises `UserError` with the end of its output if it fails."""
-    file = folder / "task.json"
-    file.write_text(json.dumps(task))
-    done = subprocess.run(
-        [python, str(HERE / script), str(file)],
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise UserError(f"{script} failed: {done.stderr.strip()[-2000:]}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def check_peer(python: str) -> None:
-    """Raises `UserError` where a Python lacks the peer."""
-    try:
-        found = subprocess.run([python, "-c", "import transformers, accelerate"], capture_output=True).returncode == 0
-    except OSError as error:
-        raise UserError(f"--peer-python {python} does not run: {error.strerror}") from None
-    if not found:
-        raise UserError(
-            f"{python} has no transformers and accelerate: make a Python that has them with `python3 -m venv peers && "
-            "peers/bin/pip install torch transformers accelerate`, and name it with --peer-python peers/bin/python"
-        )
+    fastest = max(rates, key=lambda kind: rates[kind])
+    return fastest, rates[fastest]
 
 
 def beside_a_neighbour(measure: Callable[[], Result]) -> Result:
@@ -277,13 +241,13 @@ def row(arm: str, unit: str, values: list[float], ratios: list[float]) -> Result
     }
 
 
-def show(rows: list[Result], rate: float) -> None:
+def show(rows: list[Result], kind: str, rate: float) -> None:
     table = Table(*rows[0])
     for one in rows:
         table.add_row(*(cell(one[name]) for name in rows[0]))
     console = Console()
     console.print(table)
-    console.print(f"bfloat16 products on this machine: {rate / 1e9:,.0f} GFLOP/s")
+    console.print(f"{kind} products on this machine: {rate / 1e9:,.0f} GFLOP/s")
 
 
 def cell(value: str | float) -> str:

@@ -12,13 +12,13 @@ import argparse
 import re
 from pathlib import Path
 
-from results import codec, compression, dense, exchange, labels, search, techniques, tried
+from results import codec, compression, dense, exchange, labels, scale, search, techniques, tried
 from results.files import TABLES
 
 PAGE = Path(__file__).parents[1] / "docs" / "RESULTS.md"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Importing these modules registers their tables.
-SUBJECTS = (dense, exchange, labels, techniques, compression, codec, search, tried)
+SUBJECTS = (dense, scale, exchange, labels, techniques, compression, codec, search, tried)
 
 
 def make(page: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from peers import nanogpt_task, run
 from torch import Tensor
 from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
@@ -29,12 +32,15 @@ _BABY = [
     *("model=gpt_baby", "dataset=tinyshakespeare", "dataset.batch_tokens=16384", "trainer.budget.steps=5000"),
     *("optimizer.lr=1e-3", "trainer.validate_every=0.02"),
 ]
+_FEW = ["trainer.budget.steps=100", "dataset.valid_fraction=0.01", "optimizer.lr=0.01", "model.ffn_width=64"]
 _PRESETS = {
     "seq2seq_small": ["model=seq2seq_small", "dataset=normalize", "dataset.batch_tokens=32768"],
     "gpt_small": ["model=gpt_small", "dataset=stdlib", "dataset.batch_tokens=16384"],
 }
 # The share of the measured rate that a language model of 124 M parameters is to reach.
 _AIM = 0.45
+# How many times as fast as nanoGPT the character model is to reach its loss.
+_AIM_TO_LOSS = 2.0
 
 
 def _seconds(bench: Bench, work: Callable[[], Any], least: float) -> float:
@@ -133,13 +139,12 @@ class _Watch(Told):
 
 @part
 def shakespeare(bench: Bench) -> Iterator[Row]:
-    """Training time of gpt_baby to nanoGPT's loss on tinyshakespeare."""
+    """Training time of gpt_baby to nanoGPT's loss on tinyshakespeare, then that of nanoGPT's own loop."""
     if bench.shakespeare is None:
         yield Row("time to the loss", "left out: name the data with --shakespeare FOLDER")
         return
     watch = _Watch(4.2 if bench.small else _TARGET_LOSS)
-    few = ["trainer.budget.steps=100", "dataset.valid_fraction=0.01", "optimizer.lr=0.01"] if bench.small else []
-    parts = bench.prepare(*_BABY, f"dataset.path={bench.shakespeare}", *few)
+    parts = bench.prepare(*_BABY, f"dataset.path={bench.shakespeare}", *(_FEW if bench.small else []))
     reached = False
     try:
         trainer_of(parts, watch).train()
@@ -147,6 +152,18 @@ def shakespeare(bench: Bench) -> Iterator[Row]:
         reached = True
     value = f"{watch.seconds:.1f} s" if reached else f"not reached: {watch.best:.3f} after {watch.seconds:.1f} s"
     yield Row(f"to a loss of {watch.target:g}", value, reached, watch.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        task = nanogpt_task(parts.config, parts.data, Path(folder)) | {"loss": watch.target}
+        task["settings"] |= {"steps": 20, "look": 10} if bench.small else {"steps": parts.config.trainer.budget.steps}
+        peer = run("peer_nanogpt.py", task, Path(folder))
+    missed = peer["seconds_to_loss"] is None
+    value = f"not reached: {peer['loss']:.3f} after " if missed else ""
+    yield Row("nanoGPT's loop", f"{value}{peer['seconds']:.1f} s", None, peer["seconds"])
+    if reached:
+        # All seconds of a peer that missed it count: it needs more.
+        ratio = peer["seconds"] / watch.seconds
+        good = ratio >= _AIM_TO_LOSS if bench.is_cuda else None
+        yield Row("times as fast as nanoGPT", f"{'at least ' if missed else ''}{ratio:.2f}", good, ratio)
 
 
 @part

@@ -161,7 +161,6 @@ TABLES["training-shakespeare"] = lambda: benchmark(
         ("last loss", "last_loss", ".3f"),
     ],
 )
-TABLES["training-processes"] = lambda: benchmark("training-processes", SPEED)
 TABLES["muon-emulated"] = lambda: benchmark("muon-emulated", [("", "arm", ""), ("tokens/s", "tokens_per_second", "")])
 TABLES["training-neighbour"] = lambda: benchmark("training-neighbour", SPEED)
 TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)

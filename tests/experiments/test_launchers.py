@@ -61,6 +61,16 @@ def test_submitit_runs_the_jobs_by_its_local_executor(here):
     assert statuses(here) == {"0": "completed", "1": "completed"}
 
 
+def test_several_tasks_of_a_job_by_its_local_executor_are_the_processes_of_one_run(here):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    tasks = ["hydra.launcher.nodes=1", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
+    done = sweep("hydra/launcher=submitit_local", *tasks, "trainer.device=cpu")
+    assert done.returncode == 0, done.stderr
+    assert statuses(here) == {"0": "completed"}
+    assert json.loads((here / "s" / "0" / "summary.json").read_text())["train"]["processes"] == 2
+    assert (here / "s" / "0" / "train.log").read_text().count("2 processes (ddp)") == 1
+
+
 SEARCH = [
     "max_bytes=14000",
     "budget.trials=2",

@@ -25,6 +25,8 @@ DIVIDED = [
     *("trainer.parallel=fsdp", "trainer.averaging.kind=none", "optimizer=adamw", "technique=[prune,quantize]"),
     *("technique.prune.score=movement", "technique.quantize.rate=2", "technique.quantize.start=0.4"),
 ]
+# Steps that each process takes by itself; states are saved between two meetings too.
+BY_THEMSELVES = ["trainer.parallel=local", "trainer.local.steps=8"]
 FILES = ("config.yaml", "tokenizer.json", "model.safetensors", "predictions.jsonl")
 
 
@@ -128,6 +130,25 @@ def test_divided_weights_with_masks_and_grids_end_with_the_same_bytes_and_go_on_
     assert rows(cut) == rows(whole)
     for one, two in zip(rows(other), rows(whole), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=0.05)
+
+
+def test_steps_that_each_process_takes_by_itself_end_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start(whole, *BY_THEMSELVES)
+    words, _ = process.communicate()
+    assert process.returncode == 0, words[-2000:]
+    for rank, step in ((0, 36), (1, 74), (0, 110)):
+        process = start(cut, *(() if (cut / "config.yaml").is_file() else BY_THEMSELVES))
+        wait_for(cut, step, process)
+        os.kill(members(process.pid)[rank], signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode == 1
+    process = start(cut)
+    words, _ = process.communicate()
+    assert process.returncode == 0, words[-2000:]
+    assert all((cut / name).read_bytes() == (whole / name).read_bytes() for name in FILES)
+    assert rows(cut) == rows(whole)
 
 
 @pytest.mark.parametrize("rank", [None, 1])

@@ -75,6 +75,16 @@ def test_data_that_is_not_named_is_left_out(script, tmp_path):
     assert "--shakespeare FOLDER" in rows[0]["value"]
 
 
+def test_the_character_model_is_timed_beside_nanogpts_loop(script, tmp_path):
+    (tmp_path / "input.txt").write_text("To be, or not to be: that is the question.\n" * 400)
+    path = tmp_path / "rows.json"
+    words = ["shakespeare", "--device", "cpu", "--shakespeare", str(tmp_path), "--json", str(path)]
+    assert script.main(words) == 0
+    rows = json.loads(path.read_text())["parts"]["shakespeare"]
+    assert [row["what"] for row in rows[:3]] == ["to a loss of 4.2", "nanoGPT's loop", "times as fast as nanoGPT"]
+    assert rows[2]["number"] == pytest.approx(rows[1]["number"] / rows[0]["number"])
+
+
 def test_a_part_that_raises_has_failed_and_the_next_one_runs(script, monkeypatch, tmp_path, capsys):
     def broken(bench):
         yield script.Row("first", "fine", True)
