@@ -26,7 +26,10 @@ from tfx.model.loss import CrossEntropy, projected_losses
 from tfx.model.transformer import Transformer, initialise
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("training/test_on_device.py", "training/test_deterministic.py", "training/test_step.py")
+TESTS = (
+    *("training/test_on_device.py", "training/test_deterministic.py"),
+    *("training/test_step.py", "training/test_muon.py", "model/test_loss.py"),
+)
 VOCABULARY = 50
 FAMILIES = {
     "seq2seq, rotary, swiglu": {"positions": "rotary", "activation": "swiglu", "kv_heads": 2},
@@ -38,7 +41,7 @@ FAMILIES = {
 @part
 def tests(bench: Bench) -> Iterator[Row]:
     """The tests that take a device."""
-    files = [str(ROOT / "tests" / name) for name in (TESTS[2:3] if bench.small else TESTS)]
+    files = [str(ROOT / "tests" / name) for name in (TESTS[2:] if bench.small else TESTS)]
     environment = os.environ | {"TFX_TEST_DEVICE": str(bench.device)}
     plain = ["-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
     command = [sys.executable, "-m", "pytest", *plain, *files]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from tfx.model import loss as loss_module
 from tfx.model.batch import IGNORE
 from tfx.model.loss import CrossEntropy, projected_losses
 
+# `scripts/check_gpu.py` runs these tests on a GPU.
+DEVICE = torch.device(os.environ.get("TFX_TEST_DEVICE", "cpu"))
+
 
 def linear_cross_entropy(hidden, weight, target, smoothing=0.0, dtype=torch.float32):
     total, (nll,) = projected_losses(hidden, weight, [(CrossEntropy([(target, None)], smoothing), 1.0)], dtype=dtype)
@@ -18,11 +22,11 @@ def linear_cross_entropy(hidden, weight, target, smoothing=0.0, dtype=torch.floa
 
 def problem(rows, vocab, ignored=0.2):
     generator = torch.Generator().manual_seed(rows)
-    hidden = torch.randn(rows, 8, generator=generator, requires_grad=True)
-    weight = torch.randn(vocab, 8, generator=generator, requires_grad=True)
+    hidden = torch.randn(rows, 8, generator=generator).to(DEVICE).requires_grad_()
+    weight = torch.randn(vocab, 8, generator=generator).to(DEVICE).requires_grad_()
     target = torch.randint(0, vocab, (rows,), generator=generator)
     target[torch.rand(rows, generator=generator) < ignored] = IGNORE
-    return hidden, weight, target
+    return hidden, weight, target.to(DEVICE)
 
 
 def reference(hidden, weight, target, smoothing):
@@ -70,9 +74,9 @@ def test_bfloat16_products_stay_near_full_precision(columns, rows, smoothing):
 
 def test_columns_beyond_the_vocabulary_never_win(columns):
     """A product with zeros is 0, which is far more than any logit here."""
-    weight = torch.full((5, 1), -1.0, requires_grad=True)
-    hidden = torch.full((1, 1), 100.0, requires_grad=True)
-    loss, nll = linear_cross_entropy(hidden, weight, torch.tensor([1]), smoothing=0.1)
+    weight = torch.full((5, 1), -1.0, device=DEVICE, requires_grad=True)
+    hidden = torch.full((1, 1), 100.0, device=DEVICE, requires_grad=True)
+    loss, nll = linear_cross_entropy(hidden, weight, torch.tensor([1], device=DEVICE), smoothing=0.1)
     assert loss.item() == pytest.approx(math.log(5), rel=1e-5)
     assert nll.item() == pytest.approx(math.log(5), rel=1e-5)
     gradient, _ = torch.autograd.grad(loss, (weight, hidden))
@@ -99,6 +103,6 @@ def test_scoring_without_gradients_gives_the_same_values():
 
 
 def test_an_impossible_target_has_a_large_but_finite_loss():
-    hidden, weight = torch.full((1, 1), 1e4), torch.tensor([[1.0], [-1.0]])
-    loss, _ = linear_cross_entropy(hidden, weight, torch.tensor([1]))
+    hidden, weight = torch.full((1, 1), 1e4, device=DEVICE), torch.tensor([[1.0], [-1.0]], device=DEVICE)
+    loss, _ = linear_cross_entropy(hidden, weight, torch.tensor([1], device=DEVICE))
     assert loss.item() == pytest.approx(2e4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import torch
@@ -8,18 +9,20 @@ import torch
 from tfx.training import muon
 from tfx.training.muon import Muon
 
+# `scripts/check_gpu.py` runs these tests on a GPU.
+DEVICE = torch.device(os.environ.get("TFX_TEST_DEVICE", "cpu"))
 SETTINGS = {"lr": 0.02, "weight_decay": 0.3, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
 
 
 def parameters(shapes, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(DEVICE)) for shape in shapes]
 
 
 def give_gradients(sets, seed, missing=()):
     generator = torch.Generator().manual_seed(seed)
     for number, group in enumerate(zip(*sets, strict=True)):
-        gradient = torch.randn(group[0].shape, generator=generator)
+        gradient = torch.randn(group[0].shape, generator=generator).to(DEVICE)
         for parameter in group:
             parameter.grad = None if number in missing else gradient.clone()
 
@@ -27,6 +30,7 @@ def give_gradients(sets, seed, missing=()):
 @pytest.mark.parametrize("most", [1 << 26, 1000], ids=["one stack a shape", "stacks of one or two"])
 def test_stacks_take_the_steps_of_torchs_muon(monkeypatch, most):
     monkeypatch.setattr(muon, "_STACK_ELEMENTS_CPU", most)
+    monkeypatch.setattr(muon, "_STACK_ELEMENTS", most)
     shapes = [(16, 24), (24, 16), (16, 24), (16, 16), (24, 16), (16, 24)]
     ours, theirs = parameters(shapes), parameters(shapes)
     stacked, single = Muon(ours, **SETTINGS), torch.optim.Muon(theirs, **SETTINGS)
