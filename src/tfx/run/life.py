@@ -81,7 +81,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
         console.close()
         return None
     if is_to_be_launched(config, group.place):
-        return run_in_processes("train", config, typed, folder, recorded)
+        return run_in_processes("train", setup, typed, folder, recorded)
     run = RunDirectory.create(folder)
     with locked(folder):
         RunDirectory.create(folder)  # another process may have run there in the meantime
@@ -121,7 +121,7 @@ def resume(
     setup = Setup(config, group)
     if is_to_be_launched(config, group.place):
         release()
-        return run_in_processes("resume", config, typed, run.path, extends=extends)
+        return run_in_processes("resume", setup, typed, run.path, extends=extends)
     state = newest_state(run.state, setup.device, console.note)
     if state is None and extends:
         raise UserError(
