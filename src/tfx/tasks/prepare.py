@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfx.config.mixture import mixed
+from tfx.config.mixture import mixed, naming_entry
 from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.data.corpus import Corpus, load_corpora, together
@@ -110,10 +110,10 @@ def prepare_data(
     task = task_named(first.task)
     if outputs is None:
         outputs = task.outputs([(part, corpus) for (part, _), corpus in zip(mixed(config), corpora, strict=True)], said)
-    prepared = [
-        _splits(task.giving(outputs), part, corpus, tokenizer, context, is_first=place == 0)
-        for place, ((part, _), corpus) in enumerate(zip(mixed(config), corpora, strict=True))
-    ]
+    prepared = []
+    for place, ((part, _), corpus) in enumerate(zip(mixed(config), corpora, strict=True)):
+        with naming_entry(config, place):
+            prepared.append(_splits(task.giving(outputs), part, corpus, tokenizer, context, is_first=place == 0))
     splits = prepared[0].splits
     if config.mix:
         names, weights = [part.name for part, _ in mixed(config)], [weight for _, weight in mixed(config)]
