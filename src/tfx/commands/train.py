@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
+        launcher.check_is_sweep()
         status, summary = status_of(lambda: train(config, typed, Path(directory)))
         if status and is_foreign_job():
             raise JobFailedError(status)

@@ -12,11 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tfx.config.checks import check_values
 from tfx.config.schema import LauncherConfig
+from tfx.errors import UserError
 from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
 from tfx.experiments.machine import Machine
 from tfx.experiments.pool import run_jobs
@@ -88,6 +89,18 @@ class LocalLauncher(Launcher):
             status=JobStatus.COMPLETED,
             _return_value=job.objective,
         )
+
+
+def check_is_sweep() -> None:
+    """Raises `UserError` inside a single run if the user set something of a sweep for it, which nothing would read."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        return
+    for word in settings.overrides.hydra:
+        key = word.lstrip("+~").partition("=")[0]
+        # Hydra adds the mode itself.
+        if key.startswith(_OF_THE_SWEEP) and key != "hydra.mode":
+            raise UserError(f"{key} is for a sweep, and this is a single run: add -m, or leave it out")
 
 
 def register() -> list[Job]:
