@@ -22,6 +22,7 @@ from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
 from tfx.record.summary import FAILED, Summary
+from tfx.system.signals import StoppedBySignal
 from tfx.terminal.console import RunConsole
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ def run_in_processes(
             if error.killed is not None:  # where the first process failed itself, it has reported why
                 _report_killed(error, setup, RunDirectory(folder), extends=extends)
             raise ReportedError(error.status) from None
+        except StoppedBySignal as stopped:
+            stopped.is_told = RunDirectory(folder).config.is_file()  # the first process has begun, and tells it
+            raise
     return RunDirectory(folder).read_summary()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from tfx.run.closing import closing_table
 from tfx.run.launch import ReportedError, check_processes, is_to_be_launched, run_in_processes
 from tfx.run.other_processes import follow
 from tfx.run.tracking.contract import Trackers
-from tfx.system.signals import leaving_on_signals
+from tfx.system.signals import StoppedBySignal, leaving_on_signals
 from tfx.terminal.console import RunConsole, plain_text
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
     try:
         with leaving_on_signals(once=group.size > 1), _telling(group):
             return 0, work()
-    except KeyboardInterrupt as error:
-        return getattr(error, "status", 130), None
+    except StoppedBySignal as stopped:
+        if group.is_first and not stopped.is_told:
+            print(f"tfx: {stopped} before the run began: nothing was saved", file=sys.stderr)
+        return stopped.status, None
+    except KeyboardInterrupt:  # no signal's: it was raised where nothing catches signals
+        return 130, None
     except ReportedError as error:
         return error.status, None
 
@@ -320,6 +325,8 @@ class _Life:
         """Reports the error in summary, log and console."""
         from tfx.run.result import facts_of
 
+        if isinstance(error, StoppedBySignal):
+            error.is_told = True
         interrupted = isinstance(error, KeyboardInterrupt)
         status = INTERRUPTED if interrupted else FAILED
         if isinstance(error, OSError) and error.filename and error.strerror:
