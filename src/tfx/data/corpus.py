@@ -150,9 +150,11 @@ def _streamed(config: DatasetConfig) -> Corpus:
     else:
         raise UserError(_needs_files(config))
     if "valid" not in raw:
+        share = config.valid_fraction
+        cut = f"dataset.valid_fraction={share:g} cannot cut one" if share else "none can be cut"
         raise UserError(
-            f"dataset '{config.name}' has no validation split ({where(config)}), and none can be cut from the end of "
-            "a stream: name it with dataset.splits.valid, or set dataset.streaming=false"
+            f"dataset '{config.name}' has no validation split ({where(config)}), and {cut} from the end of a stream: "
+            "name it with dataset.splits.valid, or set dataset.streaming=false"
         )
     key = _key(config, f"streamed {content}")
     splits, _ = _finished(config, raw, key if _is_raw(config) else None, notes, rules)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tfx.model.device import Precision
     from tfx.model.transformer import Transformer
     from tfx.run.setup import Parts
+    from tfx.tasks.contract import Split
     from tfx.techniques.stack import Stack
 
 # A model with more zeros than this was pruned.
@@ -35,8 +36,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     outside = (Role.EMBEDDING, Role.HEAD)
     embeddings = sum(p.numel() for name, p in model.named_parameters() if roles[name] in outside)
     unit = TASKS[data.task].rows
-    sizes = {name: "streamed" if split.size is None else f"{split.size:,}" for name, split in data.splits.items()}
-    splits = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    splits = ", ".join(f"{name} {_size(split)}" for name, split in data.splits.items())
     if "test" not in data.splits:
         splits += " (no test split: the result is measured on valid)"
     length = str(config.trainer.budget)
@@ -75,6 +75,17 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             *_process_notes(parts),
         ]
     ]
+
+
+def _size(split: Split) -> str:
+    """How many rows a split has; of a mixture with a stream, how many the others have."""
+    from tfx.tasks.mixture import Mixture
+
+    if split.size is not None:
+        return f"{split.size:,}"
+    sizes = [part.size for part in split.parts] if isinstance(split, Mixture) else []
+    known = [size for size in sizes if size is not None]
+    return f"{sum(known):,} and streamed" if known else "streamed"
 
 
 def _threads(device: torch.device) -> list[str]:

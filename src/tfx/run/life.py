@@ -55,6 +55,8 @@ def _telling(group: Group) -> Iterator[None]:
         yield
     except BaseException as error:
         cause = group.cause(error)
+        if isinstance(cause, StoppedBySignal) and isinstance(error, StoppedBySignal):
+            cause.is_told = error.is_told
         failure = Failure.of(cause.__cause__ or cause if isinstance(cause, ReportedError) else cause, group.rank)
         group.fail(failure)
         if group.is_first:
