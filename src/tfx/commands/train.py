@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
 
     jobs = launcher.register()
     try:
-        run_with_hydra(job, arguments)
+        with launcher.noting_results(jobs):
+            run_with_hydra(job, arguments)
     except (StoppedBySignal, JobFailedError) as stopped:
         status = stopped.status
     if jobs:

@@ -62,6 +62,11 @@ def explain(error: Exception) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return unknown(group or "config", choice, error.options)
+    if 'Could not detect "srun"' in str(error):
+        return UserError(
+            "hydra/launcher=submitit_slurm: there is no srun here: run it on a login node of the cluster, or use "
+            "hydra/launcher=submitit_local"
+        )
     cause: BaseException = error
     while isinstance(cause.__cause__, (OmegaConfBaseException, HydraException)):
         cause = cause.__cause__
