@@ -2,13 +2,19 @@
 
 import json
 import signal
+from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from tfx.cli import main
+from tfx.config.compose import compose, to_yaml
+from tfx.processes import launch as launching
 from tfx.processes.launch import _what_failed
 from tfx.record.directory import RunDirectory
+from tfx.run.launch import Order
+from tfx.system.signals import StoppedBySignal
 
 RUN = ["train", "model=seq2seq_tiny", "dataset=normalize", "trainer.budget.steps=2", "trainer.devices=2"]
 
@@ -61,3 +67,26 @@ def test_where_another_one_was_killed_after_the_end_the_result_stays(killed, cap
     assert f"its result is in {run.path}" in capsys.readouterr().err
     assert run.log.read_text() == "step 1\n"
     assert not run.summary.exists()
+
+
+def test_where_the_launcher_was_killed_the_run_says_so_and_its_folder_is_removed(here, monkeypatch):
+    place, run = here / "place", RunDirectory(here / "run")
+    place.mkdir()
+    words = [*RUN[1:-1], *(f"dataset.limit.{split}=10" for split in ("train", "valid", "test"))]
+    order = Order("train", words, str(run.path), [], extends=False, quiet=False)
+    (place / "config.yaml").write_text(to_yaml(compose(words)))
+    (place / "order.json").write_text(json.dumps(asdict(order)))
+
+    def orphaned(*_):
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        raise StoppedBySignal(signal.SIGTERM)
+
+    monkeypatch.setenv("TFX_LAUNCHED", "1")
+    monkeypatch.setattr(launching, "_launcher", None)
+    monkeypatch.setattr(launching, "ctypes", Mock())
+    monkeypatch.setattr("os.getppid", lambda: 4711)
+    monkeypatch.setattr("tfx.training.loop.Trainer.train", orphaned)
+    assert main(["worker", str(place)]) == 143
+    summary = run.read_summary()
+    assert (summary.status, summary.error) == ("interrupted", "the tfx process that started this one was killed")
+    assert not place.exists()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.processes.group import Failure, Group, LostProcessError, join
+from tfx.processes.launch import launcher_is_gone
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
@@ -335,6 +336,8 @@ class _Life:
             message = f"{error.filename} cannot be written or read: {error.strerror}"
         else:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
+        if interrupted and launcher_is_gone():  # the system sent the signal, and nobody else did
+            message = "the tfx process that started this one was killed"
         self.console.failure(error)
         self.trackers.close(status)
         try:
