@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -158,6 +159,28 @@ def test_a_run_that_ends_badly_says_so_in_its_summary_and_log(error, status, wor
     assert "Traceback" in (run / "train.log").read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_a_run_begins_is_told(number, folder, tmp_path, monkeypatch, capsys):
+    def signalled(*_):
+        os.kill(os.getpid(), number)
+
+    run = tmp_path / "run"
+    name = signal.Signals(number).name
+    line = f"tfx: stopped by {name} before the run began: nothing was saved\n"
+    monkeypatch.setattr("tfx.run.setup.Setup.prepare", signalled)
+    assert train(*PAIRS, "dry_run=true") == 128 + number
+    assert capsys.readouterr().err == line
+    # Once the run directory is there, it says how to go on instead.
+    assert train(*PAIRS, f"hydra.run.dir={run}") == 128 + number
+    shown = capsys.readouterr().err
+    assert shown.splitlines()[0] == f"interrupted: stopped by {name} (continue with `tfx resume {run}`)"
+    assert line not in shown
+    monkeypatch.setattr("tfx.run.setup.Setup.__init__", signalled)
+    assert train(*PAIRS, f"hydra.run.dir={tmp_path / 'other'}") == 128 + number
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("dry", [[], ["dry_run=true"]], ids=["run", "dry run"])
 @pytest.mark.parametrize(
     ("overrides", "words"),
@@ -176,6 +199,11 @@ def test_a_run_that_ends_badly_says_so_in_its_summary_and_log(error, status, wor
         (["model.norm=foo"], "layernorm"),
         (["model=gpt_nano"], "for a language model"),
         (["model.heads=3"], "multiple of model.heads"),
+        (["hydra.launcher.jobs=2"], "hydra.launcher.jobs is for a sweep, and this is a single run: add -m"),
+        (["trainer.devices=auto"], "trainer.devices=auto is not a whole number: write one"),
+        (["optimizer.lr=high"], "optimizer.lr=high is not a number"),
+        (["hydra/launcher=basic"], "hydra/launcher is for a sweep"),
+        (["hydra.sweep.dir=s"], "hydra.sweep.dir is for a sweep"),
         (["dataset=parallel"], "dataset.path"),
         (["dataset=parallel", "dataset.path=nowhere"], "nowhere"),
         (["dataset.metrics=[bluu]"], "did you mean 'bleu'?"),

@@ -59,6 +59,29 @@ def test_submitit_runs_the_jobs_by_its_local_executor(here):
     done = sweep("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=1,2")
     assert done.returncode == 0, done.stderr
     assert statuses(here) == {"0": "completed", "1": "completed"}
+    rows = [line.split()[:3] for line in done.stdout.splitlines()]
+    assert ["0", "seed=1", "done"] in rows
+    assert ["1", "seed=2", "done"] in rows
+
+
+def test_input_at_fault_under_submitit_is_one_line_and_leaves_nothing(here):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    done = sweep("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "dataset=parallel", "dataset.path=no")
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "[HYDRA]" not in line]
+    assert lines == [line for line in lines if line.startswith("tfx: dataset.path=")]
+    assert len(lines) == 1
+    assert not (here / "s").exists()
+
+
+def test_a_queue_that_is_not_here_is_one_line_and_leaves_nothing(here, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", str(here))
+    done = sweep("hydra/launcher=submitit_slurm")
+    assert done.returncode == 2
+    assert "tfx: hydra/launcher=submitit_slurm: there is no srun here" in done.stderr
+    assert "cannot be composed" not in done.stderr
+    assert not (here / "s").exists()
 
 
 def test_several_tasks_of_a_job_by_its_local_executor_are_the_processes_of_one_run(here):

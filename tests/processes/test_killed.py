@@ -100,7 +100,8 @@ def test_killed_five_times_either_process_it_ends_with_the_same_bytes(alone, tmp
             assert "process 0 of the run was killed (SIGKILL): continue with `tfx resume" in words
         else:
             assert "another process of the run ended without a word" in words
-            assert json.loads((run / "summary.json").read_text())["status"] == "failed"
+        assert json.loads((run / "summary.json").read_text())["status"] == "failed"
+        assert words.splitlines()[-1] in (run / "train.log").read_text()
     process = start(run)
     words, _ = process.communicate()
     assert process.returncode == 0, words[-2000:]

@@ -26,3 +26,16 @@ def test_a_budget_of_zero_is_said_to_train_nothing(capsys):
     assert main(["train", *TINY, "trainer.budget.steps=0"]) == 0
     shown = " ".join(capsys.readouterr().err.split())
     assert "none: 0 steps train nothing, and only the stack below changes weights; seed 1" in shown
+
+
+@pytest.mark.parametrize("data", [["dataset=normalize"], ["model=gpt_nano", "model.context=32", "dataset=stdlib"]])
+def test_batches_that_are_shorter_than_any_example_are_named(capsys, data):
+    words = ["train", *data, *(word for word in TINY if "coder_layers" not in word), "dataset.limit.train=40"]
+    assert main([*words, "dataset.batch_tokens=1"]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert ", 1 token per step, " in shown
+    assert "dataset.batch_tokens=1: no training example fits (the shortest takes" in shown
+    assert "processes" not in shown
+    assert main([*words, "dataset.batch_tokens=31", "trainer.devices=2"]) == 0
+    shown = capsys.readouterr().err
+    assert ("of 2 processes one works at a time" in shown) == ("dataset=stdlib" in data)

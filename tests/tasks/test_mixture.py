@@ -1,6 +1,7 @@
 """A mixture draws each batch's corpus by the weights, from a generator that a resumed run repeats."""
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tfx.cli import main
 from tfx.config.compose import compose, load, to_yaml
 from tfx.config.schema import DatasetConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
@@ -123,7 +125,8 @@ def test_a_saved_config_needs_no_other_file(data, monkeypatch):
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ("[{dataset: jsn, path: one}]", "dataset 'jsn' is unknown: did you mean 'json'?"),
+        ("[{dataset: jsn, path: one}]", r"dataset.mix\[0\]: dataset 'jsn' is unknown: did you mean 'json'?"),
+        ("[{dataset: json, path: one, limit: {train: no}}]", r"dataset.mix\[0\].limit.train=no is not a whole number"),
         ("[{dataset: json, path: one, weight: 0}]", r"dataset.mix\[0\].weight=0 is not a weight"),
         (
             "[{dataset: json, path: one},{dataset: normalize, weight: -1}]",
@@ -139,12 +142,47 @@ def test_a_saved_config_needs_no_other_file(data, monkeypatch):
         ("[{path: one}]", "names no data set"),
         ("[{dataset: json, path: one},{dataset: json, path: two}]", "two corpora named 'json'"),
         ("[{dataset: json, path: ''}]", r"dataset.mix\[0\].path is empty"),
-        ("{dataset: json}", "dataset.mix"),
+        ("{dataset: json}", r"dataset.mix is a list, even with one entry: write \[\{…\}\]"),
     ],
 )
 def test_entries_that_are_no_corpora_are_one_line(data, entries, words):
     with pytest.raises(UserError, match=words):
         compose([f"dataset.mix={entries}"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("dataset: json, path: none", ["dataset.mix[1].path=", "name the data with dataset.mix[1].path=…"]),
+        ("dataset: parallel", ["dataset 'parallel' needs its files: ", "glob with dataset.mix[1].path=…"]),
+        ("dataset: json, streaming: true", ["dataset.mix[1].streaming reads", "name files with dataset.mix[1].path=…"]),
+        ("dataset: json, path: two, source: nosuch", ["dataset.mix[1].source"]),
+    ],
+)
+def test_data_of_an_entry_that_cannot_be_read_are_named_by_the_entry(data, entry, words, capsys):
+    words_typed = ["dataset=json", f"dataset.mix=[{{dataset: json, path: one, name: first}},{{{entry}}}]"]
+    assert main(["train", *words_typed, "dry_run=true"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert all(word in said for word in words), said
+    assert not re.search(r"dataset\.(path|streaming|source)", said)
+
+
+def test_a_mixture_with_a_stream_names_what_is_said_of_each_corpus(data, capsys):
+    entries = "{dataset: json, path: one, name: first},{dataset: json, path: two, streaming: true}"
+    few = ["dataset.tokenizer.rows=10", "dataset.tokenizer.kind=char"]
+    assert main(["train", "dataset=json", f"dataset.mix=[{entries}]", *few, "dry_run=true"]) == 0
+    shown = capsys.readouterr().err
+    assert "train 12 and streamed, valid 3" in shown
+    assert "first: tokenizer: trained on 5 of 12 rows" in shown
+    assert "json: tokenizer: trained on the first 5 rows of the stream" in shown
+
+
+def test_the_same_data_twice_is_noted(data):
+    entries = "[{dataset: json, path: one},{dataset: json, path: two, name: b},{dataset: json, path: one, name: c}]"
+    found = prepare_data(compose([f"dataset.mix={entries}", "dataset=json", "dataset.tokenizer.kind=char"]).dataset, 32)
+    noted = [note for note in found.notes if "same data" in note]
+    assert noted == ["train: c is the same data as json, and counts by the weights of both"]
 
 
 def test_a_path_beside_a_mixture_is_refused(data):

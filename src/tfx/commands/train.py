@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
+        launcher.check_is_sweep()
         status, summary = status_of(lambda: begin(config, typed, Path(directory)))
         if status and is_foreign_job():
             raise JobFailedError(status)
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
 
     jobs = launcher.register()
     try:
-        run_with_hydra(job, arguments)
+        with launcher.noting_results(jobs):
+            run_with_hydra(job, arguments)
     except (StoppedBySignal, JobFailedError) as stopped:
         status = stopped.status
     if jobs:

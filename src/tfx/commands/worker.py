@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from tfx.processes.launch import end_with_parent
+from tfx.processes.launch import end_with_parent, launcher_is_gone
 from tfx.processes.place import find_place
 from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
@@ -27,4 +28,6 @@ def main(arguments: Sequence[str]) -> int:
             with locked(folder) if find_place().is_first else nullcontext():
                 run = RunDirectory(folder)
                 status, _ = status_of(lambda: resume(config, order.typed, run, extends=order.extends))
+    if launcher_is_gone() and find_place().is_first:
+        shutil.rmtree(arguments[0], ignore_errors=True)  # its folder, which it can no longer remove
     return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,9 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             # Hydra may fail after making the folder and before the job, and its config is gone by now.
             if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
                 _remove_empty(Path(str(frame.f_locals["output_dir"])).absolute())
+            if frame.f_code.co_name == "sweep" and "sweep_dir" in frame.f_locals:
+                place = Path(str(frame.f_locals["sweep_dir"])).absolute()
+                _remove_unused(place, logs=isinstance(error, UserError))
         if _is_ours(error):
             raise
         if isinstance(error, OverrideParseException):
@@ -193,6 +197,18 @@ def _remove_empty(folder: Path) -> None:
             continue
         except OSError:
             return
+
+
+def _remove_unused(sweep: Path, *, logs: bool) -> None:
+    """Removes the folder of a sweep in which no job left anything.
+
+    With ``logs`` also where there are the launcher's own logs, which nobody needs where the user's input is at fault.
+    """
+    written = {"multirun.yaml", *([".submitit"] if logs else [])}
+    if sweep.is_dir() and {path.name for path in sweep.iterdir()} <= written:
+        (sweep / "multirun.yaml").unlink(missing_ok=True)
+        shutil.rmtree(sweep / ".submitit", ignore_errors=True)
+        _remove_empty(sweep)
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -62,6 +62,11 @@ def explain(error: Exception) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return unknown(group or "config", choice, error.options)
+    if 'Could not detect "srun"' in str(error):
+        return UserError(
+            "hydra/launcher=submitit_slurm: there is no srun here: run it on a login node of the cluster, or use "
+            "hydra/launcher=submitit_local"
+        )
     cause: BaseException = error
     while isinstance(cause.__cause__, (OmegaConfBaseException, HydraException)):
         cause = cause.__cause__
@@ -84,6 +89,11 @@ def explain(error: Exception) -> UserError:
     first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
     if match := re.search(r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer", first):
         return UserError(f"{key} is a whole number: write {match[1]}")
+    if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (Integer|Float)", first):
+        kind = "whole number" if match[2] == "Integer" else "number"
+        return UserError(f"{key}={match[1]} is not a {kind}: write one, or leave it out for its default")
+    if match := re.search(r"Cannot merge DictConfig with ListConfig", first):
+        return UserError(f"{key or 'the value'} is a list, even with one entry: write [{{…}}] instead of {{…}}")
     if "is not Optional" in first:
         return UserError(f"{key} cannot be null: leave it out for its default")
     if "is not a ListConfig" in first:

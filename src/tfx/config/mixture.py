@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -28,6 +30,7 @@ _SHARED = ("streaming", "document_mask")
 # What is the run's, or shared.
 _OF_BOTH = ("name", "task", *_SHARED)
 _OF_CORPUS = [f.name for f in fields(DatasetConfig) if f.name not in _OF_RUN]
+_KEY = re.compile(rf"(?<![\w./-])dataset\.(?=(?:{'|'.join(_OF_CORPUS)})\b)")
 
 
 def complete(dataset: dict[str, Any], typed: Sequence[str]) -> None:
@@ -61,7 +64,11 @@ def _complete(entry: Any, where: str, dataset: dict[str, Any]) -> dict[str, Any]
         raise UserError(f"{where} names no data set: add dataset: NAME, one of `tfx list dataset`")
     if set(_OF_CORPUS) <= entry.keys():
         return entry
-    chosen: Any = OmegaConf.to_container(compose_tree([f"dataset={entry['dataset']}"]).dataset, resolve=True)
+    try:
+        tree = compose_tree([f"dataset={entry['dataset']}"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    chosen: Any = OmegaConf.to_container(tree.dataset, resolve=True)
     base = {name: chosen[name] for name in _OF_CORPUS} | {name: dataset.get(name, False) for name in _SHARED}
     check_keys({key: value for key, value in entry.items() if key not in _OWN}, DatasetConfig, f"{where}.")
     merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(escaped(base)), escaped(entry)))
@@ -76,13 +83,27 @@ def mixed(config: DatasetConfig) -> list[tuple[DatasetConfig, float]]:
     return [(_corpus(config, place), float(entry["weight"])) for place, entry in enumerate(config.mix)]
 
 
+@contextmanager
+def naming_entry(config: DatasetConfig, place: int) -> Iterator[None]:
+    """Inside, a `UserError` about a corpus of a mixture names its settings as the user gives them: in its entry."""
+    try:
+        yield
+    except UserError as error:
+        if not config.mix:
+            raise
+        raise UserError(_KEY.sub(f"dataset.mix[{place}].", str(error))) from error
+
+
 def _corpus(config: DatasetConfig, place: int) -> DatasetConfig:
     values = {key: value for key, value in config.mix[place].items() if key not in _OWN} | {"buffer": config.buffer}
-    try:
-        found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), escaped(values)))
-    except OmegaConfBaseException as error:
-        raise explain(error) from error
-    check_values(found, f"dataset.mix[{place}].")
+    # Inside a group of its name, so that an error names a key that can be found.
+    group = OmegaConf.create({"dataset": OmegaConf.structured(DatasetConfig)})
+    with naming_entry(config, place):
+        try:
+            found: Any = OmegaConf.to_object(OmegaConf.merge(group, {"dataset": escaped(values)}).dataset)
+        except OmegaConfBaseException as error:
+            raise explain(error) from error
+        check_values(found, "dataset.")
     return found
 
 
@@ -104,7 +125,8 @@ def check_corpora(dataset: DatasetConfig) -> None:
                 f"dataset.mix[{place}]: there are two corpora named '{corpus.name}': tell them apart with name: …"
             )
         names.append(corpus.name)
-        _check_streaming(corpus)
+        with naming_entry(dataset, place):
+            _check_streaming(corpus)
 
 
 def _check_streaming(corpus: DatasetConfig) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfx.config.mixture import mixed
+from tfx.config.mixture import mixed, naming_entry
 from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.errors import UserError
@@ -75,7 +75,11 @@ def with_targets(corpus: Corpus, sources: list[str], targets: list[str], tag: st
 
 def load_corpora(config: DatasetConfig) -> list[Corpus]:
     """The corpora of a run: one, or those of its mixture; raises `UserError` as `load_corpus` does."""
-    return [load_corpus(part) for part, _ in mixed(config)]
+    corpora = []
+    for place, (part, _) in enumerate(mixed(config)):
+        with naming_entry(config, place):
+            corpora.append(load_corpus(part))
+    return corpora
 
 
 def together(config: DatasetConfig, fingerprints: list[str]) -> str:
@@ -146,9 +150,11 @@ def _streamed(config: DatasetConfig) -> Corpus:
     else:
         raise UserError(_needs_files(config))
     if "valid" not in raw:
+        share = config.valid_fraction
+        cut = f"dataset.valid_fraction={share:g} cannot cut one" if share else "none can be cut"
         raise UserError(
-            f"dataset '{config.name}' has no validation split ({where(config)}), and none can be cut from the end of "
-            "a stream: name it with dataset.splits.valid, or set dataset.streaming=false"
+            f"dataset '{config.name}' has no validation split ({where(config)}), and {cut} from the end of a stream: "
+            "name it with dataset.splits.valid, or set dataset.streaming=false"
         )
     key = _key(config, f"streamed {content}")
     splits, _ = _finished(config, raw, key if _is_raw(config) else None, notes, rules)

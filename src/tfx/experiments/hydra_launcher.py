@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -12,11 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tfx.config.checks import check_values
 from tfx.config.schema import LauncherConfig
+from tfx.errors import UserError
 from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
 from tfx.experiments.machine import Machine
 from tfx.experiments.pool import run_jobs
@@ -88,6 +90,48 @@ class LocalLauncher(Launcher):
             status=JobStatus.COMPLETED,
             _return_value=job.objective,
         )
+
+
+def check_is_sweep() -> None:
+    """Raises `UserError` inside a single run if the user set something of a sweep for it, which nothing would read."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        return
+    for word in settings.overrides.hydra:
+        key = word.lstrip("+~").partition("=")[0]
+        # Hydra adds the mode itself.
+        if key.startswith(_OF_THE_SWEEP) and key != "hydra.mode":
+            raise UserError(f"{key} is for a sweep, and this is a single run: add -m, or leave it out")
+
+
+@contextmanager
+def noting_results(jobs: list[Job]) -> Iterator[None]:
+    """Inside, a job that another launcher has completed is added to ``jobs`` when Hydra's sweeper reads its result.
+
+    A failure is raised there without Hydra's own words about it.
+    """
+
+    def value(done: JobReturn) -> Any:
+        if done.status != JobStatus.COMPLETED:
+            raise done._return_value
+        assert done.hydra_cfg is not None
+        settings: Any = done.hydra_cfg.hydra
+        folder = Path(str(settings.runtime.output_dir))
+        is_foreign = settings.mode == RunMode.MULTIRUN and settings.launcher._target_ != LauncherConfig()._target_
+        if is_foreign and all(job.folder != folder for job in jobs):
+            jobs.append(Job(int(settings.job.num), [str(word) for word in settings.overrides.task], folder))
+            jobs[-1].end(0)
+        return done._return_value
+
+    def keep(done: JobReturn, returned: Any) -> None:
+        done._return_value = returned
+
+    before = JobReturn.return_value
+    JobReturn.return_value = property(value, keep)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        JobReturn.return_value = before  # type: ignore[method-assign,assignment]
 
 
 def register() -> list[Job]:

@@ -76,8 +76,20 @@ def was_launched() -> bool:
 
 def end_with_parent() -> None:
     """Lets a process that `launch` started get a SIGTERM when the launcher itself is killed (on Linux)."""
-    if was_launched() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    global _launcher
+    if was_launched():
+        _launcher = os.getppid()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def launcher_is_gone() -> bool:
+    """Whether the launcher of this process ended before it."""
+    return _launcher not in (None, os.getppid())
+
+
+# The launcher's process, in one that it has started.
+_launcher: int | None = None
 
 
 def _what_failed(statuses: dict[int, int]) -> LaunchedError:

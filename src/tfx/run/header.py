@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tfx.config.schema import AUTO
 from tfx.config.task_facts import TASKS
 from tfx.system.threads import how_they_wait
-from tfx.terminal.console import size
+from tfx.terminal.console import counted, size
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tfx.model.device import Precision
     from tfx.model.transformer import Transformer
     from tfx.run.setup import Parts
+    from tfx.tasks.contract import Split
     from tfx.techniques.stack import Stack
 
 # A model with more zeros than this was pruned.
@@ -35,15 +36,14 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     outside = (Role.EMBEDDING, Role.HEAD)
     embeddings = sum(p.numel() for name, p in model.named_parameters() if roles[name] in outside)
     unit = TASKS[data.task].rows
-    sizes = {name: "streamed" if split.size is None else f"{split.size:,}" for name, split in data.splits.items()}
-    splits = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    splits = ", ".join(f"{name} {_size(split)}" for name, split in data.splits.items())
     if "test" not in data.splits:
         splits += " (no test split: the result is measured on valid)"
     length = str(config.trainer.budget)
     if config.dataset.batch_tokens == AUTO:  # a plan takes no step
         step = "as many tokens per batch as fit into memory"
     else:
-        step = f"{config.dataset.batch_size * config.trainer.accumulation:,} tokens per step"
+        step = f"{counted(config.dataset.batch_size * config.trainer.accumulation, 'token')} per step"
     precision = choose_precision(config.trainer.precision, device)
     # Weights, gradients and two moments in fp32; an average doubles the weights.
     copies = 4 + (config.trainer.averaging.kind != "none")
@@ -67,8 +67,25 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         ("run", str(folder)),
     ]
     return rows + [
-        ("note", note) for note in [*data.notes, *_emulation_notes(precision, device), *_process_notes(parts)]
+        ("note", note)
+        for note in [
+            *data.notes,
+            *_batch_notes(parts),
+            *_emulation_notes(precision, device),
+            *_process_notes(parts),
+        ]
     ]
+
+
+def _size(split: Split) -> str:
+    """How many rows a split has; of a mixture with a stream, how many the others have."""
+    from tfx.tasks.mixture import Mixture
+
+    if split.size is not None:
+        return f"{split.size:,}"
+    sizes = [part.size for part in split.parts] if isinstance(split, Mixture) else []
+    known = [size for size in sizes if size is not None]
+    return f"{sum(known):,} and streamed" if known else "streamed"
 
 
 def _threads(device: torch.device) -> list[str]:
@@ -95,10 +112,23 @@ def _emulation_notes(precision: Precision, device: torch.device) -> list[str]:
     ]
 
 
+def _batch_notes(parts: Parts) -> list[str]:
+    """Says if not one training row is as short as a batch: a batch holds one all the same."""
+    dataset, shortest = parts.config.dataset, parts.data.splits["train"].shortest(parts.model.architecture.context)
+    if dataset.batch_tokens == AUTO or shortest is None or shortest <= dataset.batch_size:
+        return []
+    note = (
+        f"dataset.batch_tokens={dataset.batch_tokens}: no training example fits (the shortest takes "
+        f"{counted(shortest, 'token')}), so each batch holds one, and a step has more tokens than that"
+    )
+    count = _process_count(parts)
+    return [note if count == 1 else f"{note}; of {count} processes one works at a time"]
+
+
 def _process_notes(parts: Parts) -> list[str]:
     """What is unlikely to be meant by the number of processes."""
     trainer = parts.config.trainer
-    count, cores = max(parts.group.size, trainer.devices), os.cpu_count() or 1
+    count, cores = _process_count(parts), os.cpu_count() or 1
     notes = []
     if trainer.parallel == "local" and count == 1:
         notes.append("trainer.parallel=local has one process, whose outer steps follow its own: name trainer.devices=N")
@@ -107,10 +137,14 @@ def _process_notes(parts: Parts) -> list[str]:
     return notes
 
 
+def _process_count(parts: Parts) -> int:
+    return max(parts.group.size, parts.config.trainer.devices)
+
+
 def _processes(parts: Parts) -> list[str]:
     """How many processes there are or will be, and what they share."""
     trainer = parts.config.trainer
-    count = max(parts.group.size, trainer.devices)
+    count = _process_count(parts)
     return [] if count == 1 and trainer.parallel != "local" else [f"{count} processes ({trainer.parallel})"]
 
 

@@ -8,8 +8,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfx.config import compose
 from tfx.config.schema import Root
@@ -18,7 +20,13 @@ from tfx.processes.launch import LaunchedError, launch
 from tfx.processes.place import Place
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
-from tfx.record.summary import Summary
+from tfx.record.lock import locked
+from tfx.record.summary import FAILED, Summary
+from tfx.system.signals import StoppedBySignal
+from tfx.terminal.console import RunConsole
+
+if TYPE_CHECKING:
+    from tfx.run.setup import Setup
 
 _CONFIG, _ORDER = "config.yaml", "order.json"
 
@@ -56,7 +64,7 @@ class Order:
 
 def run_in_processes(
     command: str,
-    config: Root,
+    setup: Setup,
     typed: Sequence[str],
     folder: Path,
     recorded: Sequence[float] = (),
@@ -69,6 +77,7 @@ def run_in_processes(
     """
     # `reproduce` keeps stdout for its own result.
     order = Order(command, list(typed), str(folder), list(recorded), extends, quiet=sys.stdout is sys.stderr)
+    config = setup.config
     count = config.trainer.devices
     with tempfile.TemporaryDirectory(prefix="tfx-") as place:
         write_text(Path(place) / _CONFIG, compose.to_yaml(config))
@@ -77,13 +86,32 @@ def run_in_processes(
             launch(["-m", "tfx", "worker", place], count, threads=max(1, cores() // count))
         except LaunchedError as error:
             if error.killed is not None:  # where the first process failed itself, it has reported why
-                how = signal.Signals(error.signal_number).name
-                what = f"tfx: process {error.killed} of the run was killed ({how})"
-                resume = f"continue with `tfx resume {shlex.quote(str(folder))}`"
-                after = f"the run had ended before, and its result is in {folder}" if error.first_ended else resume
-                print(f"{what}: {after}", file=sys.stderr)
+                _report_killed(error, setup, RunDirectory(folder), extends=extends)
             raise ReportedError(error.status) from None
+        except StoppedBySignal as stopped:
+            stopped.is_told = RunDirectory(folder).config.is_file()  # the first process has begun, and tells it
+            raise
     return RunDirectory(folder).read_summary()
+
+
+def _report_killed(error: LaunchedError, setup: Setup, run: RunDirectory, *, extends: bool) -> None:
+    """Says which process was killed; where the first one could not, also in the log and the summary of the run."""
+    from tfx.run.result import facts_of
+
+    what = f"process {error.killed} of the run was killed ({signal.Signals(error.signal_number).name})"
+    console = RunConsole()
+    if error.first_ended:
+        console.note(f"tfx: {what}: the run had ended before, and its result is in {run.path}")
+    elif not run.config.is_file():
+        console.note(f"tfx: {what}: nothing was saved")
+    else:
+        # Another process may go on with the run already: then it is told here only.
+        with suppress(OSError, UserError), locked(run.path):
+            console.open_log(run.log)
+            if not extends:  # what was complete before keeps its summary
+                Summary(FAILED, facts_of(setup.config, setup.stack), what).write(run.summary)
+        console.note(f"tfx: {what}: continue with `tfx resume {shlex.quote(str(run.path))}`")
+        console.close()
 
 
 def cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfx.config.schema import Root
 from tfx.errors import UserError
 from tfx.processes.group import Failure, Group, LostProcessError, join
+from tfx.processes.launch import launcher_is_gone
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
@@ -19,7 +21,7 @@ from tfx.run.closing import closing_table
 from tfx.run.launch import ReportedError, check_processes, is_to_be_launched, run_in_processes
 from tfx.run.other_processes import follow
 from tfx.run.tracking.contract import Trackers
-from tfx.system.signals import leaving_on_signals
+from tfx.system.signals import StoppedBySignal, leaving_on_signals
 from tfx.terminal.console import RunConsole, plain_text
 
 if TYPE_CHECKING:
@@ -37,8 +39,12 @@ def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
     try:
         with leaving_on_signals(once=group.size > 1), _telling(group):
             return 0, work()
-    except KeyboardInterrupt as error:
-        return getattr(error, "status", 130), None
+    except StoppedBySignal as stopped:
+        if group.is_first and not stopped.is_told:
+            print(f"tfx: {stopped} before the run began: nothing was saved", file=sys.stderr)
+        return stopped.status, None
+    except KeyboardInterrupt:  # no signal's: it was raised where nothing catches signals
+        return 130, None
     except ReportedError as error:
         return error.status, None
 
@@ -50,6 +56,8 @@ def _telling(group: Group) -> Iterator[None]:
         yield
     except BaseException as error:
         cause = group.cause(error)
+        if isinstance(cause, StoppedBySignal) and isinstance(error, StoppedBySignal):
+            cause.is_told = error.is_told
         failure = Failure.of(cause.__cause__ or cause if isinstance(cause, ReportedError) else cause, group.rank)
         group.fail(failure)
         if group.is_first:
@@ -95,7 +103,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
         console.close()
         return None
     if is_to_be_launched(config, group.place):
-        return run_in_processes("train", config, typed, folder, recorded)
+        return run_in_processes("train", setup, typed, folder, recorded)
     run = RunDirectory.create(folder)
     with locked(folder):
         RunDirectory.create(folder)  # another process may have run there in the meantime
@@ -136,7 +144,7 @@ def resume(
     setup = Setup(config, group)
     if is_to_be_launched(config, group.place):
         release()
-        return run_in_processes("resume", config, typed, run.path, extends=extends)
+        return run_in_processes("resume", setup, typed, run.path, extends=extends)
     state = newest_state(run.state, console.note)
     if state is None and extends:
         raise UserError(
@@ -335,12 +343,16 @@ class _Life:
         """Reports the error in summary, log and console."""
         from tfx.run.result import facts_of
 
+        if isinstance(error, StoppedBySignal):
+            error.is_told = True
         interrupted = isinstance(error, KeyboardInterrupt)
         status = INTERRUPTED if interrupted else FAILED
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename} cannot be written or read: {error.strerror}"
         else:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
+        if interrupted and launcher_is_gone():  # the system sent the signal, and nobody else did
+            message = "the tfx process that started this one was killed"
         self.console.failure(error)
         self.trackers.close(status)
         try:

@@ -11,11 +11,15 @@ from types import FrameType
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """One of `leave_signals` came. Derived from `KeyboardInterrupt`, so that no ``except Exception`` swallows it."""
+    """One of `leave_signals` came. Derived from `KeyboardInterrupt`, so that no ``except Exception`` swallows it.
+
+    ``is_told`` says whether the user has been told what became of the run.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.status = 128 + number
+        self.is_told = False
 
 
 def leave_signals() -> list[int]:

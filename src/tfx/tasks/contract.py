@@ -143,6 +143,10 @@ class Split(ABC):
         """The mean length of the examples of each batch; None if all have one length."""
         return None
 
+    def shortest(self, context: int) -> int | None:
+        """The positions that its shortest row takes in a training batch; None if it is not known."""
+        return None
+
     # --- scoring --------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -84,6 +84,9 @@ class Stream(Split):
     def collate(self, rows: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
         return collate_windows(self, rows, context, tokenizer)
 
+    def shortest(self, context: int) -> int:
+        return context
+
     def scored_rows(self, context: int) -> int:
         return len(range(0, max(1, len(self) - 1), context))
 

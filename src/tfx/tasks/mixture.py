@@ -97,6 +97,10 @@ class Mixture(Split):
     def collate(self, rows: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
         self._refuse("rows by one numbering")
 
+    def shortest(self, context: int) -> int | None:
+        known = [length for part in self.parts if (length := part.shortest(context)) is not None]
+        return min(known) if len(known) == len(self.parts) else None
+
     def scored_rows(self, context: int) -> int:
         self._refuse("rows by one numbering")
 

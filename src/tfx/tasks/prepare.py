@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfx.config.mixture import mixed
+from tfx.config.mixture import mixed, naming_entry
 from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.data.corpus import Corpus, load_corpora, together
@@ -95,7 +95,7 @@ def prepare_data(
     source = together(config, [corpus.fingerprint for corpus in corpora])
     content = together(config, [corpus.content for corpus in corpora])
     if tokenizer is None:
-        tokenizer = _tokenizer(config, corpora, said)
+        tokenizer = _tokenizer(config, corpora, named, said)
     if transform is not None:
         if config.mix or config.streaming:
             way = "a mixture of corpora" if config.mix else "a streamed data set"
@@ -110,15 +110,15 @@ def prepare_data(
     task = task_named(first.task)
     if outputs is None:
         outputs = task.outputs([(part, corpus) for (part, _), corpus in zip(mixed(config), corpora, strict=True)], said)
-    prepared = [
-        _splits(task.giving(outputs), part, corpus, tokenizer, context, is_first=place == 0)
-        for place, ((part, _), corpus) in enumerate(zip(mixed(config), corpora, strict=True))
-    ]
+    prepared = []
+    for place, ((part, _), corpus) in enumerate(zip(mixed(config), corpora, strict=True)):
+        with naming_entry(config, place):
+            prepared.append(_splits(task.giving(outputs), part, corpus, tokenizer, context, is_first=place == 0))
     splits = prepared[0].splits
     if config.mix:
         names, weights = [part.name for part, _ in mixed(config)], [weight for _, weight in mixed(config)]
         splits = splits | {"train": Mixture(names, weights, [each.splits["train"] for each in prepared])}
-        said += _shares(names, weights)
+        said += [*_shares(names, weights), *_doubled(names, corpora)]
     fingerprint = together(config, [each.fingerprint for each in prepared])
     if monolingual is not None:
         own = _unlabelled(task.giving(outputs), config, monolingual, tokenizer, context)
@@ -181,6 +181,14 @@ def _shares(names: list[str], weights: list[float]) -> Iterator[str]:
     yield f"valid and test are those of {names[0]}, the first corpus of the mixture"
 
 
+def _doubled(names: list[str], corpora: list[Corpus]) -> Iterator[str]:
+    """Says which corpora of a mixture are the same texts as one before."""
+    seen: dict[str, str] = {}
+    for name, corpus in zip(names, corpora, strict=True):
+        if (other := seen.setdefault(corpus.content, name)) != name:
+            yield f"train: {name} is the same data as {other}, and counts by the weights of both"
+
+
 def _ends_documents(corpus: Corpus) -> bool:
     if corpus.stream is not None:
         return TASKS[corpus.task].is_stream
@@ -224,11 +232,11 @@ def _fingerprint(*parts: str) -> str:
 # --- tokenizer --------------------------------------------------------------------------------------
 
 
-def _tokenizer(config: DatasetConfig, corpora: list[Corpus], notes: list[str]) -> Tokenizer:
+def _tokenizer(config: DatasetConfig, corpora: list[Corpus], named: list[str], notes: list[str]) -> Tokenizer:
     """The tokenizer that the config names, or one trained on the training splits: from the cache if it is there."""
     if config.tokenizer.path is not None:
         return Tokenizer.load(Path(config.tokenizer.path))
-    texts = _TrainingTexts(corpora, config.tokenizer.rows // len(corpora) or 1)
+    texts = _TrainingTexts(corpora, config.tokenizer.rows // len(corpora) or 1, named)
     notes += texts.notes()
     settings = asdict(config.tokenizer)
     if not notes:  # it changes nothing
@@ -261,16 +269,18 @@ class _TrainingTexts:
 
     corpora: list[Corpus]
     rows: int
+    named: list[str]
 
     def notes(self) -> list[str]:
         """Says of which rows the texts are, where that is not all of them."""
         said = []
-        for corpus in self.corpora:
+        for name, corpus in zip(self.named, self.corpora, strict=True):
             if corpus.stream is not None:
-                said.append(f"tokenizer: trained on the first {self.rows:,} rows of the stream, or all if it has fewer")
+                rows = f"the first {self.rows:,} rows of the stream, or all if it has fewer"
+                said.append(f"{name}tokenizer: trained on {rows}")
             elif len(corpus.splits["train"]) > self.rows:
                 count = len(corpus.splits["train"])
-                said.append(f"tokenizer: trained on {self.rows:,} of {count:,} rows, evenly spaced")
+                said.append(f"{name}tokenizer: trained on {self.rows:,} of {count:,} rows, evenly spaced")
         return said
 
     def __iter__(self) -> Iterator[str]:

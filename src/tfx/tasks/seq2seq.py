@@ -62,6 +62,9 @@ class Pairs(Split):
         by_row = self.target.lengths  # for all rows, computed at each call
         return np.asarray([by_row[rows].mean() for rows in batches])
 
+    def shortest(self, context: int) -> int:
+        return int((self.source.lengths + self.target.lengths).min()) + 2
+
     def scored_rows(self, context: int) -> int:
         return len(self)
 

@@ -77,6 +77,9 @@ class Texts(Split):
     def lengths(self, batches: Sequence[np.ndarray]) -> np.ndarray:
         return np.asarray([self.positions[rows].mean() for rows in batches])
 
+    def shortest(self, context: int) -> int:
+        return int(self.positions.min())
+
     def scored_rows(self, context: int) -> int:
         return len(self)
 

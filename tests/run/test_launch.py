@@ -1,0 +1,92 @@
+"""A run in several processes of this machine: what its launcher does where no process of the run can do it."""
+
+import json
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from tfx.cli import main
+from tfx.config.compose import compose, to_yaml
+from tfx.processes import launch as launching
+from tfx.processes.launch import _what_failed
+from tfx.record.directory import RunDirectory
+from tfx.run.launch import Order
+from tfx.system.signals import StoppedBySignal
+
+RUN = ["train", "model=seq2seq_tiny", "dataset=normalize", "trainer.budget.steps=2", "trainer.devices=2"]
+
+
+@pytest.fixture
+def killed(here, monkeypatch):
+    """Lets the processes of a run end with these statuses, after one line of its log."""
+
+    def kill(statuses, *, begun=True):
+        def launch(arguments, count, threads):
+            order = json.loads(Path(arguments[-1], "order.json").read_text())
+            assert order["folder"] == str(run.path)
+            if begun:
+                RunDirectory.create(run.path)
+                run.config.write_text("seed: 1\n")
+                run.log.write_text("step 1\n")
+            raise _what_failed(statuses)
+
+        monkeypatch.setattr("tfx.run.launch.launch", launch)
+
+    run = RunDirectory(here / "run")
+    return kill, run
+
+
+def test_where_the_first_process_was_killed_log_and_summary_say_so(killed, capsys):
+    kill, run = killed
+    kill({0: -signal.SIGKILL, 1: 1})
+    assert main([*RUN, f"hydra.run.dir={run.path}"]) == 1
+    why = "process 0 of the run was killed (SIGKILL)"
+    summary = run.read_summary()
+    assert (summary.status, summary.error) == ("failed", why)
+    assert (summary.facts.dataset, summary.facts.techniques) == ("normalize", [])
+    line = f"tfx: {why}: continue with `tfx resume {run.path}`\n"
+    assert run.log.read_text() == f"step 1\n{line}"
+    assert capsys.readouterr().err.endswith(line)
+
+
+def test_where_it_was_killed_before_it_began_nothing_is_left(killed, capsys):
+    kill, run = killed
+    kill({0: -signal.SIGKILL, 1: 1}, begun=False)
+    assert main([*RUN, f"hydra.run.dir={run.path}"]) == 1
+    assert "process 0 of the run was killed (SIGKILL): nothing was saved" in capsys.readouterr().err
+    assert not run.path.exists()
+
+
+def test_where_another_one_was_killed_after_the_end_the_result_stays(killed, capsys):
+    kill, run = killed
+    kill({1: -signal.SIGABRT})
+    assert main([*RUN, f"hydra.run.dir={run.path}"]) == 1
+    assert f"its result is in {run.path}" in capsys.readouterr().err
+    assert run.log.read_text() == "step 1\n"
+    assert not run.summary.exists()
+
+
+def test_where_the_launcher_was_killed_the_run_says_so_and_its_folder_is_removed(here, monkeypatch):
+    place, run = here / "place", RunDirectory(here / "run")
+    place.mkdir()
+    words = [*RUN[1:-1], *(f"dataset.limit.{split}=10" for split in ("train", "valid", "test"))]
+    order = Order("train", words, str(run.path), [], extends=False, quiet=False)
+    (place / "config.yaml").write_text(to_yaml(compose(words)))
+    (place / "order.json").write_text(json.dumps(asdict(order)))
+
+    def orphaned(*_):
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        raise StoppedBySignal(signal.SIGTERM)
+
+    monkeypatch.setenv("TFX_LAUNCHED", "1")
+    monkeypatch.setattr(launching, "_launcher", None)
+    monkeypatch.setattr(launching, "ctypes", Mock())
+    monkeypatch.setattr("os.getppid", lambda: 4711)
+    monkeypatch.setattr("tfx.training.loop.Trainer.train", orphaned)
+    assert main(["worker", str(place)]) == 143
+    summary = run.read_summary()
+    assert (summary.status, summary.error) == ("interrupted", "the tfx process that started this one was killed")
+    assert not place.exists()
