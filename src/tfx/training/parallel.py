@@ -223,6 +223,9 @@ def totals(group: Group, device: torch.device, sums: Mapping[str, Tensor], compl
     return names, torch.stack([sums.get(name, zero).detach().to(exact) for name in names])
 
 
+_RUN_ONCE = "all processes run each block once in a step, which then gives its weights back"
+
+
 def check_sharded(config: Root, stack: Stack) -> None:
     """Raises `UserError` for what needs whole weights in each step, if ``trainer.parallel`` divides them."""
     if config.trainer.parallel != "fsdp":
@@ -238,13 +241,25 @@ def check_sharded(config: Root, stack: Stack) -> None:
             "trainer.parallel=fsdp divides the weights of each block, and a technique reads the states between them "
             "(as technique.distill.layer_map, attention and relations do): use trainer.parallel=ddp"
         )
-    for key, value, kept in (
-        ("optimizer.name", config.optimizer.name == "muon", "optimizer=adamw"),
-        ("trainer.averaging.kind", config.trainer.averaging.kind != "none", "trainer.averaging.kind=none"),
-        ("model.layer_dropout", config.model.layer_dropout > 0, "model.layer_dropout=0"),
-        # A block gives its weights back once it has run.
-        ("model.passes", config.model.passes > 1, "model.passes=1"),
-        ("trainer.keep", config.trainer.keep == "best", "trainer.keep=last"),
+    copies = "it divides no second copy of the weights"
+    for refused, is_set, kept, why in (
+        (
+            f"optimizer={config.optimizer.name}",
+            config.optimizer.name == "muon",
+            "optimizer=adamw",
+            "Muon makes whole matrices orthogonal",
+        ),
+        (
+            f"trainer.averaging.kind={config.trainer.averaging.kind}",
+            config.trainer.averaging.kind != "none",
+            "trainer.averaging.kind=none",
+            copies,
+        ),
+        ("model.layer_dropout", config.model.layer_dropout > 0, "model.layer_dropout=0", _RUN_ONCE),
+        ("model.passes", config.model.passes > 1, "model.passes=1", _RUN_ONCE),
+        ("trainer.keep=best", config.trainer.keep == "best", "trainer.keep=last", copies),
     ):
-        if value:
-            raise UserError(f"trainer.parallel=fsdp does not go with this {key}: set {kept}, or trainer.parallel=ddp")
+        if is_set:
+            raise UserError(
+                f"trainer.parallel=fsdp does not go with {refused}: {why}; set {kept}, or trainer.parallel=ddp"
+            )
