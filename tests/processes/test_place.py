@@ -12,7 +12,7 @@ from tfx.config.compose import compose
 from tfx.errors import UserError
 from tfx.processes import group
 from tfx.processes import place as places
-from tfx.processes.group import Failure, LostProcessError
+from tfx.processes.failure import Failure, LostProcessError
 from tfx.processes.launch import _what_failed, launch
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
 from tfx.run.launch import check_processes
@@ -223,3 +223,31 @@ def test_a_number_of_processes_that_is_hardly_meant_is_noted(here, words, said, 
     assert main(["train", "trainer.device=cpu", "dry_run=true", *words]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
     assert [said in note for note in notes] == ([True] if said else [])
+
+
+_ON_CPU = """
+from tfx.config.compose import compose
+from tfx.processes import group
+from tfx.processes.place import Place
+from tfx.run import life
+
+def only_gpu():
+    print("asked")
+    return ""
+
+group._only_gpu = only_gpu
+joined = group._Several(Place(0, 1, 0, 2, "127.0.0.1", 0))
+life.join = lambda: joined
+joined.place = Place(1, 2, 1, 2, "", 0)  # this one does nothing in a dry run
+for device in ("cpu", "auto"):
+    print(device)
+    life.train(compose([f"trainer.device={device}", "dry_run=true"]), [], None)
+joined.place = Place(0, 1, 0, 2, "", 0)
+joined.leave()
+"""
+
+
+def test_processes_on_a_cpu_ask_for_no_gpu():
+    """The question initialises CUDA, which takes memory of the GPU."""
+    done = subprocess.run([sys.executable, "-c", _ON_CPU], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "cpu\nauto\nasked\n"), done.stderr

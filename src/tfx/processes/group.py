@@ -6,17 +6,15 @@ where they are, by gloo on a CPU and by nccl on a GPU.
 
 from __future__ import annotations
 
-import json
 import os
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tfx.errors import UserError
+from tfx.processes.failure import FAILURE, Failure, LostProcessError, last_word
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
+from tfx.processes.watch import Watch
 from tfx.system.signals import StoppedBySignal, hold_signals
 
 if TYPE_CHECKING:
@@ -25,45 +23,13 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-# A process may wait for another as long as that trains a teacher or waits for a cache; a dead one is noticed at once.
+# A process may wait for another as long as that trains a teacher or waits for a cache. A dead one is noticed at once,
+# and by the `Watch` where a GPU waits for it.
 _PATIENCE = timedelta(days=7)
 # Bytes of gradients in one message: large enough for the full speed of a network, small enough for its buffer.
 _BUCKET_BYTES = 32 << 20
 # Keys in the store. It may be the launcher's, which stays when that starts the processes again: each start has its own.
-_FAILURE, _GPU, _RUN = "failure", "gpu", "run"
-
-
-class LostProcessError(Exception):
-    """Another process of the run ended; ``failure`` is what it said before, None if it was killed."""
-
-    def __init__(self, failure: Failure | None) -> None:
-        super().__init__(
-            "another process of the run ended without a word: it was killed, or its machine failed"
-            if failure is None
-            else f"process {failure.rank} failed: {failure.message}"
-        )
-        self.failure = failure
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The last word of a process: ``kind`` is ``user`` (its input is wrong), ``signal`` or ``error``."""
-
-    rank: int
-    kind: str
-    message: str
-    traceback: str
-    status: int
-
-    @classmethod
-    def of(cls, error: BaseException, rank: int) -> Failure:
-        """What an error that ends a process says."""
-        text = "".join(traceback.format_exception(error))
-        if isinstance(error, UserError):
-            return cls(rank, "user", str(error), text, 2)
-        if isinstance(error, KeyboardInterrupt):
-            return cls(rank, "signal", str(error), text, getattr(error, "status", 130))
-        return cls(rank, "error", f"{type(error).__name__}: {error}", text, 1)
+_GPU, _RUN = "gpu", "run"
 
 
 class Group:
@@ -121,11 +87,25 @@ class Group:
         """The folder of the run that these processes began before their launcher started them again; None: none."""
         return None
 
+    def show_gpu(self) -> None:
+        """Tells the others which GPU this process sees, if it is one alone. This initialises CUDA."""
+
     def has_own_gpu(self) -> bool:
-        """Whether this process sees one GPU alone, and no other process of the run sees that one."""
+        """Whether this process sees one GPU alone, and no other process of the run sees that one.
+
+        All of them `show_gpu` before.
+        """
         return False
 
     # --- the end of a process ---------------------------------------------------------------------------
+
+    @contextmanager
+    def watched(self, report: Callable[[BaseException], None], *, on_devices: bool) -> Iterator[None]:
+        """Inside, the end of another process ends this one too, also where its main thread waits for a device.
+
+        ``report`` records the error before, in another thread. Not ``on_devices`` nothing waits without end.
+        """
+        yield
 
     def fail(self, failure: Failure) -> None:
         """Tells the others why this process ends. They hear it when it is gone: end it soon."""
@@ -164,8 +144,6 @@ class _Several(Group):
             timeout=timedelta(minutes=10),
             wait_for_workers=False,
         )
-        # Known to all once they are connected.
-        self._store.set(self._key(_GPU, place.rank), _only_gpu() if place.local_size > 1 else "")
         distributed.init_process_group(
             ",".join(hosts),
             store=distributed.PrefixStore(self._key("group"), self._store),  # type: ignore[attr-defined]
@@ -174,6 +152,7 @@ class _Several(Group):
             timeout=_PATIENCE,
         )
         self._connected = True
+        self._reports: list[Callable[[BaseException], None]] = []
 
     def _key(self, *words: object, restarts: int | None = None) -> str:
         """The key of this start of the processes in the store, or of an earlier one."""
@@ -231,6 +210,9 @@ class _Several(Group):
         keys = [self._key(_RUN, restarts=number) for number in reversed(range(self.place.restarts))]
         return next((self._store.get(key).decode() for key in keys if self._store.check([key])), None)
 
+    def show_gpu(self) -> None:
+        self._store.set(self._key(_GPU, self.rank), _only_gpu() if self.place.local_size > 1 else "")
+
     def has_own_gpu(self) -> bool:
         seen = [self._store.get(self._key(_GPU, rank)).decode() for rank in range(self.size)]
         return bool(seen[self.rank]) and seen.count(seen[self.rank]) == 1
@@ -250,11 +232,32 @@ class _Several(Group):
             raise LostProcessError(self._last_word()) from error
 
     def _last_word(self) -> Failure | None:
-        """What the process that failed first said before it ended; None if it said nothing."""
-        with suppress(RuntimeError):  # the store is gone with its process
-            if self._store.check([self._key(_FAILURE)]):
-                return Failure(**json.loads(self._store.get(self._key(_FAILURE))))
-        return None
+        return last_word(self._store, self._key(FAILURE))
+
+    @contextmanager
+    def watched(self, report: Callable[[BaseException], None], *, on_devices: bool) -> Iterator[None]:
+        self._reports.append(report)
+        watch = None
+        if on_devices and len(self._reports) == 1:  # a run that trains a teacher for another is inside its watch
+            with self._noticing():
+                own = self._store.clone()  # type: ignore[attr-defined]
+                watch = Watch(own, self._key, self.rank, self.size, self._end)
+        in_order = False
+        try:
+            yield
+            in_order = True
+        finally:
+            if watch is not None:
+                watch.stop(in_order=in_order)
+            self._reports.pop()
+
+    def _end(self, failure: Failure | None) -> int:
+        """Records what ended the others, while the main thread waits in vain; returns the exit status."""
+        hold_signals()
+        error = LostProcessError(None) if failure is None else failure.to_error()
+        for report in reversed(self._reports):
+            report(error)
+        return Failure.of(error, self.rank).status
 
     def cause(self, error: BaseException) -> BaseException:
         hold_signals()
@@ -264,22 +267,12 @@ class _Several(Group):
         elif isinstance(error, StoppedBySignal):
             # A launcher sends a signal to those that are left when one has failed.
             failure = self._last_word()
-        if failure is None:
-            return error
-        if failure.kind == "user":
-            return UserError(failure.message)
-        if failure.kind == "signal":
-            return StoppedBySignal(failure.status - 128)
-        found = LostProcessError(failure)
-        found.add_note(failure.traceback)
-        return found
+        return error if failure is None else failure.to_error()
 
     def fail(self, failure: Failure) -> None:
         if self._connected:
             self._connected = False
-            with suppress(RuntimeError):
-                # The first word counts: what others say is its consequence.
-                self._store.compare_set(self._key(_FAILURE), "", json.dumps(asdict(failure)))
+            failure.tell(self._store, self._key(FAILURE))
 
     def leave(self) -> None:
         from torch import distributed

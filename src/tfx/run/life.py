@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import Root
 from tfx.errors import UserError
-from tfx.processes.group import Failure, Group, LostProcessError, join
+from tfx.processes.failure import Failure, LostProcessError
+from tfx.processes.group import Group, join
 from tfx.processes.launch import launcher_is_gone
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
@@ -88,8 +89,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
     """
     from tfx.run.setup import Setup
 
-    group = join()
-    check_processes(config, group.place)
+    group = _joined(config)
     if not group.is_first:
         if not config.dry_run:
             follow(config, group, train_teacher, recorded)
@@ -135,8 +135,7 @@ def resume(
     from tfx.run.setup import Setup
     from tfx.training.state import newest_state
 
-    group = join()
-    check_processes(config, group.place)
+    group = _joined(config)
     if not group.is_first:
         follow(config, group, train_teacher)
         return None
@@ -159,6 +158,15 @@ def resume(
         console.note(f"continuing after step {state['training']['clock']['steps']:,}")
     group.first(str(run.path)), group.first(None if state is None else state["training"]["clock"]["steps"])
     return _Life(setup, typed, run, console, state=state, extends=extends, known=known).live()
+
+
+def _joined(config: Root) -> Group:
+    """The processes of the run, which may all use GPUs. Raises `UserError` if there are not as many as it says."""
+    group = join()
+    check_processes(config, group.place)
+    if config.trainer.device != "cpu":
+        group.show_gpu()
+    return group
 
 
 class _Life:
@@ -187,6 +195,7 @@ class _Life:
 
     def live(self) -> Summary:
         """Trains, compresses and evaluates; writes the summary with its status, also after an error."""
+        from tfx.model.device import is_asynchronous
         from tfx.run.compress import compress
         from tfx.run.result import facts_of, measure_result
 
@@ -196,14 +205,15 @@ class _Life:
             if self.known is None:
                 self._write_config()
             self.console.open_log(self.run.log)
-            parts = self._prepare()
-            if self.known is not None:
-                self._write_config()
-            measurer = self._measurer(parts)
-            training = self._train(parts, measurer)
-            with measurer.helped():
-                file = compress(parts, self.run, measurer, training.seconds)
-                result = measure_result(parts, self.run, measurer, training, file, self.resumed)
+            with self.setup.group.watched(self._lost, on_devices=is_asynchronous(self.setup.device)):
+                parts = self._prepare()
+                if self.known is not None:
+                    self._write_config()
+                measurer = self._measurer(parts)
+                training = self._train(parts, measurer)
+                with measurer.helped():
+                    file = compress(parts, self.run, measurer, training.seconds)
+                    result = measure_result(parts, self.run, measurer, training, file, self.resumed)
             summary = Summary(COMPLETED, facts_of(self.config, self.setup.stack), result=result)
             summary.write(self.run.summary)
         except BaseException as raised:
@@ -339,6 +349,12 @@ class _Life:
             self.console.failure(error)
             self.console.note(f"the closing table cannot be shown: {type(error).__name__}: {error}")
 
+    def _lost(self, error: BaseException) -> None:
+        """Reports the end of another process where this one is about to be ended, too."""
+        self._failed(error)
+        if isinstance(error, UserError):
+            print(f"tfx: {error}", file=sys.stderr)
+
     def _failed(self, error: BaseException) -> None:
         """Reports the error in summary, log and console."""
         from tfx.run.result import facts_of
@@ -354,7 +370,6 @@ class _Life:
         if interrupted and launcher_is_gone():  # the system sent the signal, and nobody else did
             message = "the tfx process that started this one was killed"
         self.console.failure(error)
-        self.trackers.close(status)
         try:
             # A run that went on from its end still has the result of then, and the files of it; one that is refused
             # is as it was.
@@ -365,13 +380,13 @@ class _Life:
                 Summary(status, facts_of(self.config, self.setup.stack), message).write(self.run.summary)
         except OSError as trouble:
             self.console.note(f"{self.run.summary} cannot be written: {trouble.strerror}")
-        if isinstance(error, UserError):
-            return  # printed by the command line
-        # A process that was killed is no fault of the run.
-        was_killed = isinstance(error, LostProcessError) and error.failure is None
-        goes_on = interrupted or was_killed
-        advice = f"continue with `tfx resume {self.run.path}`" if goes_on else f"see {self.run.log}"
-        self.console.note(f"{status}: {' '.join(message.split())} ({advice})")
+        if not isinstance(error, UserError):  # that is printed by the command line
+            # A process that was killed is no fault of the run.
+            was_killed = isinstance(error, LostProcessError) and error.failure is None
+            goes_on = interrupted or was_killed
+            advice = f"continue with `tfx resume {self.run.path}`" if goes_on else f"see {self.run.log}"
+            self.console.note(f"{status}: {' '.join(message.split())} ({advice})")
+        self.trackers.close(status)  # last, as it may wait for a network
 
 
 def _show(parts: Parts, folder: Path, console: RunConsole) -> None:

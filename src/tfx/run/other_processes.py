@@ -24,6 +24,7 @@ def follow(
 
     Raises `UserError` if this process does not see the folder of the run.
     """
+    from tfx.model.device import is_asynchronous
     from tfx.run.batch_size import with_batch_tokens
     from tfx.run.measure import Measurer
     from tfx.run.setup import Setup
@@ -45,15 +46,16 @@ def follow(
             "disk that all machines share, with hydra.run.dir=…"
         )
     setup, console, run = Setup(config, group), SilentConsole(), RunDirectory(folder)
-    teachers = make_teachers(config, setup.stack, setup.device, console, train_teacher, group)
-    config = setup.config = with_batch_tokens(setup, teachers, console.note)
-    parts = setup.prepare(teachers)
-    measurer: Measurer = Measurer(config, parts.data, parts.device, run, console, group)
-    measurer.help()
-    state: dict[str, Any] | None = None
-    if step is not None:
-        state = load_state(state_file(run.state, step))
-    trainer = build_trainer(parts, Helper(), state, recorded)
-    del state
-    trainer.train()
-    measurer.help()
+    with group.watched(lambda error: None, on_devices=is_asynchronous(setup.device)):
+        teachers = make_teachers(config, setup.stack, setup.device, console, train_teacher, group)
+        config = setup.config = with_batch_tokens(setup, teachers, console.note)
+        parts = setup.prepare(teachers)
+        measurer: Measurer = Measurer(config, parts.data, parts.device, run, console, group)
+        measurer.help()
+        state: dict[str, Any] | None = None
+        if step is not None:
+            state = load_state(state_file(run.state, step))
+        trainer = build_trainer(parts, Helper(), state, recorded)
+        del state
+        trainer.train()
+        measurer.help()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from tfx.config import compose
 from tfx.config.inheritance import from_scratch
 from tfx.config.schema import Budget, Root, TrackingConfig
-from tfx.processes.group import Group, LostProcessError
+from tfx.processes.failure import LostProcessError
+from tfx.processes.group import Group
 from tfx.record.directory import RunDirectory
 from tfx.record.files import sha256
 from tfx.record.lock import making

@@ -1,0 +1,148 @@
+"""A process whose main thread waits in a call without end is ended with the reason, where another one is gone.
+
+The call stands for the wait for a GPU: Python's lock is free meanwhile, and no handler of a signal can run.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_START = """
+import ctypes, functools, os, signal, sys, time
+sys.path.insert(0, {here!r})
+from tfx.processes import group
+from tfx.processes.group import join
+from tfx.run import life
+from tfx.run.life import status_of
+from tfx.system.signals import StoppedBySignal
+group.Watch = functools.partial(group.Watch, seconds=0.1, patience=20, grace=5, saving=1000)
+own, leaver = int(os.environ["RANK"]), int(sys.argv[1])
+
+def wait():
+    print("waits", flush=True)
+    ctypes.CDLL(None).sleep(100_000)
+
+def report(error):
+    print(f"reported: {{error}}", flush=True)
+
+def watched(leaves, stays):
+    def work():
+        with join().watched(report, on_devices=True):
+            join().gather(None)
+            (leaves if own == leaver else stays)()
+    status = status_of(work)[0]
+    print("status", status, flush=True)
+    sys.exit(status)
+
+def fails():
+    raise ValueError("a broken disk")
+
+def is_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def is_stopped():
+    raise StoppedBySignal(signal.SIGTERM)
+
+def works():
+    time.sleep(4)  # longer than patience and grace together
+    print("worked", flush=True)
+
+def saves():
+    works()
+    is_stopped()
+"""
+
+
+def two(words: str, leaver: int, folder: Path) -> list[tuple[int, str]]:
+    """The exit status and the output of each of two processes that run these words, of which ``leaver`` ends first."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = []
+    for rank in (0, 1):
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", _START.format(here=str(Path(__file__).parent)) + words, str(leaver)],
+                env=os.environ | {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=folder,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=300)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, each) for process, each in zip(running, said, strict=True)]
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+def test_where_one_fails_the_other_ends_with_its_reason(leaver, tmp_path):
+    found = two("watched(fails, wait)", leaver, tmp_path)
+    assert found[leaver][0] == 1
+    status, said = found[1 - leaver]
+    assert status == 1, said
+    assert said.startswith("waits\n")
+    # The first process has the store: where that has gone with it, no more is known than that it ended.
+    assert f"reported: process {leaver} failed: ValueError: a broken disk" in said or (
+        leaver == 0 and "reported: another process of the run ended" in said
+    )
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+def test_where_one_is_killed_the_other_ends(leaver, tmp_path):
+    found = two("watched(is_killed, wait)", leaver, tmp_path)
+    assert found[leaver][0] == -9
+    status, said = found[1 - leaver]
+    assert status == 1, said
+    assert said.startswith("waits\n")
+    assert "reported: another process of the run ended without a word" in said
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+def test_where_one_ends_in_order_the_other_works_on(leaver, tmp_path):
+    found = two("watched(lambda: None, works)", leaver, tmp_path)
+    assert [status for status, _ in found] == [0, 0], found
+    assert found[1 - leaver][1] == "worked\nstatus 0\n"
+
+
+def test_after_a_signal_the_first_may_save_the_state(tmp_path):
+    found = two("watched(is_stopped, saves)", 1, tmp_path)
+    assert [status for status, _ in found] == [143, 143], found
+    assert found[0][1] == "worked\nstatus 143\n"
+
+
+_RUN = """
+import arms, pathlib, tfx.model.device, tfx.run.setup
+from tfx.training import loop
+
+group.Watch = functools.partial(group.Watch, patience=1000)  # what a process loads may keep Python's lock
+
+def validates(*_, **__):
+    fails() if own == leaver else wait()
+
+loop.score_loss = validates
+# Where a run asks whether its processes are to be watched.
+tfx.model.device.is_asynchronous = lambda device: True
+sys.exit(status_of(lambda: life.train(arms.compose(arms.TINY), arms.TINY, pathlib.Path("run")))[0])
+"""
+
+
+def test_the_summary_and_the_log_of_a_run_say_why_it_was_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    found = two(_RUN, 1, tmp_path)
+    assert [status for status, _ in found] == [1, 1], found
+    assert "waits" in found[0][1]
+    assert "failed: LostProcessError: process 1 failed: ValueError: a broken disk" in found[0][1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "process 1 failed: ValueError: a broken disk" in summary["error"]
+    assert "in validates" in (tmp_path / "run" / "train.log").read_text()
