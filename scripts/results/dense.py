@@ -76,6 +76,22 @@ def weight_decay() -> str:
     return rows_of(["settings", "valid loss by seed", "valid BLEU", "test BLEU"], rows)
 
 
+@table("matrix-rate")
+def matrix_rate() -> str:
+    rows = []
+    for what, name in (
+        ("0.01 (the default)", "multi30k-dense/wide-0.8m"),
+        ("0.005", "multi30k-dense/wide-0.8m-rate0.005"),
+    ):
+        runs = arm(name)
+        cells = [by_seed(runs, split, *metric) for metric in (("loss", 3), ()) for split in ("valid", "test")]
+        rows.append([what, *cells])
+    return rows_of(
+        ["`optimizer.matrix_lr`", "valid loss by seed", "test loss", "valid BLEU", "test BLEU"],
+        rows,
+    )
+
+
 @table("normalize")
 def normalize() -> str:
     rows = [
