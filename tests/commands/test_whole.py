@@ -166,7 +166,7 @@ def test_a_signal_before_a_run_begins_is_told(number, folder, tmp_path, monkeypa
 
     run = tmp_path / "run"
     name = signal.Signals(number).name
-    line = f"tfx: stopped by {name} before the run began: nothing was saved\n"
+    line = f"tfx: stopped by {name} before training began: nothing new was saved\n"
     monkeypatch.setattr("tfx.run.setup.Setup.prepare", signalled)
     assert train(*PAIRS, "dry_run=true") == 128 + number
     assert capsys.readouterr().err == line

@@ -38,4 +38,4 @@ def test_batches_that_are_shorter_than_any_example_are_named(capsys, data):
     assert "processes" not in shown
     assert main([*words, "dataset.batch_tokens=31", "trainer.devices=2"]) == 0
     shown = capsys.readouterr().err
-    assert ("of 2 processes one works at a time" in shown) == ("dataset=stdlib" in data)
+    assert ("only one of 2 processes works at a time" in shown) == ("dataset=stdlib" in data)

@@ -116,11 +116,11 @@ def noting_results(jobs: list[Job]) -> Iterator[None]:
             raise done._return_value
         assert done.hydra_cfg is not None
         settings: Any = done.hydra_cfg.hydra
-        folder = Path(str(settings.runtime.output_dir))
-        is_foreign = settings.mode == RunMode.MULTIRUN and settings.launcher._target_ != LauncherConfig()._target_
-        if is_foreign and all(job.folder != folder for job in jobs):
-            jobs.append(Job(int(settings.job.num), [str(word) for word in settings.overrides.task], folder))
-            jobs[-1].end(0)
+        if settings.mode == RunMode.MULTIRUN and settings.launcher._target_ != LauncherConfig()._target_:
+            folder = Path(str(settings.runtime.output_dir))  # which jobs of tfx's own launcher do not name
+            if all(job.folder != folder for job in jobs):
+                jobs.append(Job(int(settings.job.num), [str(word) for word in settings.overrides.task], folder))
+                jobs[-1].end(0)
         return done._return_value
 
     def keep(done: JobReturn, returned: Any) -> None:

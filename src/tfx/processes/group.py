@@ -107,8 +107,8 @@ class Group:
         """
         yield
 
-    def fail(self, failure: Failure) -> None:
-        """Tells the others why this process ends. They hear it when it is gone: end it soon."""
+    def fail(self, failure: Failure | None) -> None:
+        """Tells the others why this process ends; None: another one that was killed. They hear it when it is gone."""
 
     def cause(self, error: BaseException) -> BaseException:
         """The error that ends the run where this one follows from the end of another process; else itself.
@@ -269,10 +269,11 @@ class _Several(Group):
             failure = self._last_word()
         return error if failure is None else failure.to_error()
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: Failure | None) -> None:
         if self._connected:
             self._connected = False
-            failure.tell(self._store, self._key(FAILURE))
+            if failure is not None:
+                failure.tell(self._store, self._key(FAILURE))
 
     def leave(self) -> None:
         from torch import distributed

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # In place of a beat: the process does not watch yet, or has come to its end, and nobody waits for its beats.
 _AWAY = "away"
+# Of a report, which may hang as the main thread does.
+_REPORTING_SECONDS = 30.0
 
 
 class Watch:
@@ -105,5 +107,5 @@ class Watch:
         statuses = [1]
         reporting = Thread(target=lambda: statuses.append(self._report(failure)), daemon=True)
         reporting.start()
-        reporting.join(self._patience * self._seconds)
+        reporting.join(_REPORTING_SECONDS)
         os._exit(statuses[-1])

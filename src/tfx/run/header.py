@@ -122,7 +122,7 @@ def _batch_notes(parts: Parts) -> list[str]:
         f"{counted(shortest, 'token')}), so each batch holds one, and a step has more tokens than that"
     )
     count = _process_count(parts)
-    return [note if count == 1 else f"{note}; of {count} processes one works at a time"]
+    return [note if count == 1 else f"{note}; only one of {count} processes works at a time"]
 
 
 def _process_notes(parts: Parts) -> list[str]:

@@ -101,7 +101,7 @@ def _report_killed(error: LaunchedError, setup: Setup, run: RunDirectory, *, ext
     what = f"process {error.killed} of the run was killed ({signal.Signals(error.signal_number).name})"
     console = RunConsole()
     if error.first_ended:
-        console.note(f"tfx: {what}: the run had ended before, and its result is in {run.path}")
+        console.note(f"tfx: {what}: the run had already ended; its result is in {run.path}")
     elif not run.config.is_file():
         console.note(f"tfx: {what}: nothing was saved")
     else:

@@ -42,7 +42,7 @@ def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
             return 0, work()
     except StoppedBySignal as stopped:
         if group.is_first and not stopped.is_told:
-            print(f"tfx: {stopped} before the run began: nothing was saved", file=sys.stderr)
+            print(f"tfx: {stopped} before training began: nothing new was saved", file=sys.stderr)
         return stopped.status, None
     except KeyboardInterrupt:  # no signal's: it was raised where nothing catches signals
         return 130, None
@@ -60,11 +60,17 @@ def _telling(group: Group) -> Iterator[None]:
         if isinstance(cause, StoppedBySignal) and isinstance(error, StoppedBySignal):
             cause.is_told = error.is_told
         failure = Failure.of(cause.__cause__ or cause if isinstance(cause, ReportedError) else cause, group.rank)
-        group.fail(failure)
+        # That another was killed is no word of its own: it would stand as the cause for the rest.
+        group.fail(None if isinstance(cause, LostProcessError) and cause.failure is None else failure)
         if group.is_first:
             raise cause from (None if cause is error else error)
         raise ReportedError(failure.status) from error
-    group.leave()
+    try:
+        group.leave()
+    except LostProcessError as error:
+        if not group.is_first:
+            raise ReportedError(1) from error
+        print(f"tfx: the run is complete; after that {error}", file=sys.stderr)
 
 
 def begin(config: Root, typed: Sequence[str], folder: Path) -> Summary | None:
@@ -77,6 +83,9 @@ def begin(config: Root, typed: Sequence[str], folder: Path) -> Summary | None:
     if began is None:
         return train(config, typed, folder)
     run = RunDirectory(Path(began))
+    summary = run.read_summary() if group.is_first and run.summary.is_file() else None
+    if group.first(summary is not None and summary.status == COMPLETED):
+        return summary
     with locked(run.path) if group.is_first else nullcontext():
         return resume(load(run.config), typed, run)
 
@@ -226,9 +235,14 @@ class _Life:
             raise error from raised
         else:
             # The result is complete: an error after this point is not a failure of the run.
-            self._write_page()
-            self._close(summary.facts, result)
-            self._track(summary, file)
+            try:
+                self._write_page()
+                self._close(summary.facts, result)
+                self._track(summary, file)
+            except StoppedBySignal as stopped:
+                self.console.note(f"{stopped}, after the run was complete: see {self.run.path}")
+                stopped.is_told = True
+                raise
             return summary
         finally:
             self.console.close()

@@ -241,7 +241,7 @@ def check_sharded(config: Root, stack: Stack) -> None:
             "trainer.parallel=fsdp divides the weights of each block, and a technique reads the states between them "
             "(as technique.distill.layer_map, attention and relations do): use trainer.parallel=ddp"
         )
-    copies = "it divides no second copy of the weights"
+    copies = "a second copy of the weights cannot be divided"
     for refused, is_set, kept, why in (
         (
             f"optimizer={config.optimizer.name}",
