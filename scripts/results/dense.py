@@ -1,5 +1,6 @@
 """Dense models: quality, weight decay, and how fast they train, save and decode."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from results.files import (
@@ -63,32 +64,36 @@ def starts() -> str:
     return rows_of(["model", "tokens of the last training", "valid BLEU by seed", "test BLEU by seed"], rows)
 
 
+def _by_setting(title: str, arms: Sequence[tuple[str, str]]) -> str:
+    """Losses and BLEU on both splits, by seed, of arms with a setting each."""
+    rows = []
+    for what, name in arms:
+        runs = arm(name)
+        cells = [by_seed(runs, split, *metric) for metric in (("loss", 3), ()) for split in ("valid", "test")]
+        rows.append([what, *cells])
+    return rows_of([title, "valid loss by seed", "test loss", "valid BLEU", "test BLEU"], rows)
+
+
 @table("weight-decay")
 def weight_decay() -> str:
-    rows = []
-    for what, name in (
-        ("`optimizer.weight_decay=0`, dropout 0.15", "multi30k-dense/6m"),
-        ("0.3 (the default)", "multi30k-dense/6m-decay0.3"),
-        ("0.3 and `model.dropout=0.05`", BASE),
-    ):
-        runs = arm(name)
-        rows.append([what, by_seed(runs, "valid", "loss", 3), by_seed(runs, "valid"), by_seed(runs, "test")])
-    return rows_of(["settings", "valid loss by seed", "valid BLEU", "test BLEU"], rows)
+    return _by_setting(
+        "settings",
+        [
+            ("`optimizer.weight_decay=0`, dropout 0.15", "multi30k-dense/6m"),
+            ("0.3 (the default)", "multi30k-dense/6m-decay0.3"),
+            ("0.3 and `model.dropout=0.05`", BASE),
+        ],
+    )
 
 
 @table("matrix-rate")
 def matrix_rate() -> str:
-    rows = []
-    for what, name in (
-        ("0.01 (the default)", "multi30k-dense/wide-0.8m"),
-        ("0.005", "multi30k-dense/wide-0.8m-rate0.005"),
-    ):
-        runs = arm(name)
-        cells = [by_seed(runs, split, *metric) for metric in (("loss", 3), ()) for split in ("valid", "test")]
-        rows.append([what, *cells])
-    return rows_of(
-        ["`optimizer.matrix_lr`", "valid loss by seed", "test loss", "valid BLEU", "test BLEU"],
-        rows,
+    return _by_setting(
+        "`optimizer.matrix_lr`",
+        [
+            ("0.01 (the default)", "multi30k-dense/wide-0.8m"),
+            ("0.005", "multi30k-dense/wide-0.8m-rate0.005"),
+        ],
     )
 
 

@@ -202,3 +202,20 @@ def test_started_again_by_torchrun_a_run_goes_on_to_the_same_bytes(alone, tmp_pa
     assert process.returncode == 0, words[-2000:]
     assert "continuing after step" in words
     assert (run / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+
+
+def test_processes_that_torchrun_starts_again_go_on_with_their_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "-m", "tfx"]
+    with open(tmp_path / "words", "w+") as words:
+        process = subprocess.Popen([*launcher, "train", *TINY, f"hydra.run.dir={run}"], stdout=words, stderr=words)
+        wait_for(run, 45, process)
+        os.kill(members(process.pid)[1], signal.SIGKILL)
+        status = process.wait(timeout=300)
+        words.seek(0)
+        told = words.read()
+    assert status == 0, told[-2000:]
+    assert "continuing after step 4" in told
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    assert steps(run) == 160

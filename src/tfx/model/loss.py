@@ -77,7 +77,8 @@ class CrossEntropy:
         logits_NV, log_normalizer_N1, rows = piece.logits_NV, piece.log_normalizer_N1, piece.rows
         vocab = logits_NV.shape[1]
         # Whether each position has one target of weight 1. On a GPU the answer would have to be waited for.
-        is_plain = len(self.targets) == 1 and self.targets[0][1] is None and not is_asynchronous(logits_NV.device)
+        may_read = logits_NV.device.type == "cpu" and not is_asynchronous(logits_NV.device)
+        is_plain = may_read and len(self.targets) == 1 and self.targets[0][1] is None
         plain_N1 = torch.zeros_like(log_normalizer_N1)
         mass_N1 = torch.zeros_like(log_normalizer_N1)
         picked: list[tuple[Tensor, Tensor]] = []

@@ -189,7 +189,8 @@ class _Several(Group):
 
         values: list[Any] | None = [None] * self.size if self.is_first else None
         with self._noticing():
-            distributed.gather_object(_on_cpu(value), values)
+            # Tensors of one process's GPU mean nothing in another.
+            distributed.gather_object(mapped(value, lambda tensor: tensor.detach().cpu()), values)
         return values or []
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -308,16 +309,16 @@ def _only_gpu() -> str:
     return str(torch.cuda.get_device_properties(0).uuid)
 
 
-def _on_cpu(value: Any) -> Any:
-    """A nested value with its tensors on the CPU: those of one process's GPU mean nothing in another."""
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A nested value with each of its tensors changed."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        return change(value)
     if isinstance(value, dict):
-        return {name: _on_cpu(item) for name, item in value.items()}
+        return {name: mapped(item, change) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_on_cpu, value))
+        return type(value)(mapped(item, change) for item in value)
     return value
 
 

@@ -17,7 +17,7 @@ from tfx.model.compilation import CompilationAccount, compile_for
 from tfx.model.device import scoring_in, scoring_numbers
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
-from tfx.processes.group import ALONE, Group
+from tfx.processes.group import ALONE, Group, mapped
 from tfx.record.summary import TrainingCost
 from tfx.system.signals import StoppedBySignal, deferred_signal, deferring_signals, raise_if_signalled, stop_as_others
 from tfx.tasks import task_named
@@ -34,7 +34,7 @@ from tfx.training.parallel import LocalSteps, Sharing
 from tfx.training.profile import StepProfile, part
 from tfx.training.schedules import schedule_factor
 from tfx.training.stability import UnstableError
-from tfx.training.state import SaveSchedule, mapped
+from tfx.training.state import SaveSchedule
 from tfx.training.step import Stepper, StepResult
 from tfx.training.validation import Selection
 

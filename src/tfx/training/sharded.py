@@ -18,11 +18,10 @@ from torch.distributed.tensor import DTensor
 
 from tfx.errors import UserError
 from tfx.model.transformer import Transformer
-from tfx.processes.group import Group
+from tfx.processes.group import Group, mapped
 from tfx.techniques.rows import ALL_ROWS, Rows
 from tfx.training.optimizers import Optimizers
 from tfx.training.parallel import Sharing, totals
-from tfx.training.state import mapped
 
 
 class ShardedMemoryError(Exception):

@@ -136,17 +136,6 @@ def load_state(path: Path) -> dict[str, Any]:
         raise DamagedStateError(f"{path} is not readable: {error}") from error
 
 
-def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A nested value with each of its tensors changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {name: mapped(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(mapped(item, change) for item in value)
-    return value
-
-
 def _flatten(value: Any, tensors: dict[str, Tensor], seen: dict[Any, str]) -> Any:
     """The value with a reference for each tensor; a copy of the tensor goes to ``tensors``."""
     if isinstance(value, Tensor):
