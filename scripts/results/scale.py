@@ -9,6 +9,15 @@ TABLES["training-processes"] = lambda: benchmark("training-processes", SPEED)
 TABLES["preparing"] = lambda: benchmark(
     "preparing", [("pairs", "pairs", ",d"), ("CPU time a pair, µs", "cpu_us", "d"), ("memory, MB", "pss_mb", "d")]
 )
+TABLES["local-steps-gpt-nano"] = lambda: benchmark(
+    "local-steps-gpt-nano",
+    [
+        ("seed", "seed", "d"),
+        ("one process", "one", ".3f"),
+        ("two, `trainer.parallel=local trainer.local.steps=8`", "two", ".3f"),
+        ("difference, %", "percent", "+.1f"),
+    ],
+)
 
 
 @table("local-steps")
