@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tfx.cli import main
-from tfx.config.compose import compose, load, to_yaml
+from tfx.config.compose import change, compose, load, to_yaml
 from tfx.config.schema import DatasetConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
@@ -125,23 +125,23 @@ def test_a_saved_config_needs_no_other_file(data, monkeypatch):
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ("[{dataset: jsn, path: one}]", r"dataset.mix\[0\]: dataset 'jsn' is unknown: did you mean 'json'?"),
-        ("[{dataset: json, path: one, limit: {train: no}}]", r"dataset.mix\[0\].limit.train=no is not a whole number"),
-        ("[{dataset: json, path: one, weight: 0}]", r"dataset.mix\[0\].weight=0 is not a weight"),
+        ("[{dataset: jsn, path: one}]", r"dataset.mix.0: dataset 'jsn' is unknown: did you mean 'json'?"),
+        ("[{dataset: json, path: one, limit: {train: no}}]", r"dataset.mix.0.limit.train=no is not a whole number"),
+        ("[{dataset: json, path: one, weight: 0}]", r"dataset.mix.0.weight=0 is not a weight"),
         (
             "[{dataset: json, path: one},{dataset: normalize, weight: -1}]",
-            r"dataset.mix\[1\].weight=-1 is not a weight",
+            r"dataset.mix.1.weight=-1 is not a weight",
         ),
         ("[{dataset: json, path: one, weight: heavy}]", "weight=heavy is not a weight"),
         ("[{dataset: stdlib}]", "'stdlib' is for dataset.task=lm, and the run for seq2seq"),
-        ("[{dataset: json, path: one, wieght: 2}]", r"did you mean 'dataset.mix\[0\].weight'"),
-        ("[{dataset: json, path: one, limit: {trian: 2}}]", r"did you mean 'dataset.mix\[0\].limit.train'"),
-        ("[{dataset: json, path: one, valid_fraction: 7}]", r"dataset.mix\[0\].valid_fraction=7 is out of range"),
+        ("[{dataset: json, path: one, wieght: 2}]", r"did you mean 'dataset.mix.0.weight'"),
+        ("[{dataset: json, path: one, limit: {trian: 2}}]", r"did you mean 'dataset.mix.0.limit.train'"),
+        ("[{dataset: json, path: one, valid_fraction: 7}]", r"dataset.mix.0.valid_fraction=7 is out of range"),
         ("[{dataset: json, path: one, batch_tokens: 7}]", "is one for all corpora: set dataset.batch_tokens"),
         ("[json,normalize]", "is not a corpus: write {dataset: NAME"),
         ("[{path: one}]", "names no data set"),
         ("[{dataset: json, path: one},{dataset: json, path: two}]", "two corpora named 'json'"),
-        ("[{dataset: json, path: ''}]", r"dataset.mix\[0\].path is empty"),
+        ("[{dataset: json, path: ''}]", r"dataset.mix.0.path is empty"),
         ("{dataset: json}", r"dataset.mix is a list, even with one entry: write \[\{…\}\]"),
     ],
 )
@@ -153,10 +153,10 @@ def test_entries_that_are_no_corpora_are_one_line(data, entries, words):
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ("dataset: json, path: none", ["dataset.mix[1].path=", "name the data with dataset.mix[1].path=…"]),
-        ("dataset: parallel", ["dataset 'parallel' needs its files: ", "glob with dataset.mix[1].path=…"]),
-        ("dataset: json, streaming: true", ["dataset.mix[1].streaming reads", "name files with dataset.mix[1].path=…"]),
-        ("dataset: json, path: two, source: nosuch", ["dataset.mix[1].source"]),
+        ("dataset: json, path: none", ["dataset.mix.1.path=", "name the data with dataset.mix.1.path=…"]),
+        ("dataset: parallel", ["dataset 'parallel' needs its files: ", "glob with dataset.mix.1.path=…"]),
+        ("dataset: json, streaming: true", ["dataset.mix.1.streaming reads", "name files with dataset.mix.1.path=…"]),
+        ("dataset: json, path: two, source: nosuch", ["dataset.mix.1.source"]),
     ],
 )
 def test_data_of_an_entry_that_cannot_be_read_are_named_by_the_entry(data, entry, words, capsys):
@@ -166,6 +166,35 @@ def test_data_of_an_entry_that_cannot_be_read_are_named_by_the_entry(data, entry
     assert said.count("\n") == 1
     assert all(word in said for word in words), said
     assert not re.search(r"dataset\.(path|streaming|source)", said)
+
+
+def test_what_the_error_of_an_entry_advises_can_be_typed(data, capsys):
+    words = ["dataset=json", "dataset.mix=[{dataset: json, path: one, name: first},{dataset: json}]", "dry_run=true"]
+    assert main(["train", *words, "dataset.tokenizer.kind=char"]) == 2
+    advised = re.search(r"glob with (dataset\S*=)…", capsys.readouterr().err)
+    # A text as in any other setting of a path; where the entries are complete, as in a saved config, too.
+    Path("b,c").symlink_to("two")
+    assert main(["train", *words, "dataset.tokenizer.kind=char", f"{advised[1]}b,c"]) == 0, capsys.readouterr().err
+    config = compose([*words, "dataset.mix.1.path=b,c", "dataset.mix.1.limit.train=7"])
+    assert config.dataset.mix[1]["path"] == str(data / "b,c")
+    assert config.dataset.mix[1]["limit"]["train"] == 7
+    assert change(config, ["dataset.mix.0.path=two"]).dataset.mix[0]["path"] == str(data / "two")
+
+
+def test_moved_data_of_an_entry_are_named_on_resuming(data, monkeypatch):
+    config = compose(["dataset=json", "dataset.mix=[{dataset: json, path: one}]"])
+    (data / "config.yaml").write_text(to_yaml(config))
+    resumed = []
+    monkeypatch.setattr("tfx.commands.resume.resume", lambda config, *_, **__: resumed.append(config))
+    (data / "one").rename(data / "moved")
+    assert main(["resume", str(data), "dataset.mix.0.path=moved"]) == 0
+    assert resumed[0].dataset.mix[0]["path"] == str(data / "moved")
+
+
+@pytest.mark.parametrize("words", [["{list}", "dataset.mix.1.path=two"], ["dataset.mix.0.path=two", "{list}"]])
+def test_a_setting_of_an_entry_that_is_not_there_is_one_line(data, words):
+    with pytest.raises(UserError, match=r"dataset\.mix\.[01] is not there: entries count from 0"):
+        compose([word.format(list="dataset.mix=[{dataset: json, path: one}]") for word in words])
 
 
 def test_a_mixture_with_a_stream_names_what_is_said_of_each_corpus(data, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ SAFE = (
     "max_quality_drop",
     "on_quality_drop",
 )
-
-
+# A setting of one corpus of several.
+_ENTRY = re.compile(r"^dataset\.mix\.\d+\.(?=path$)")
 # A budget of seconds ends with the step in which it is spent.
 _LAST_STEP = 1.0
 
@@ -82,7 +83,7 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
     """The config with the user's changes; raises `UserError` for one that is not safe."""
     for override in overrides:
         key = override.partition("=")[0]
-        if not key.startswith(SAFE):
+        if not _ENTRY.sub("dataset.", key).startswith(SAFE):
             raise UserError(
                 f"{key} cannot change in a resumed run, only {', '.join(SAFE)} can: "
                 "start another run for it, with init_from=RUN to begin with these weights"

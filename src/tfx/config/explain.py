@@ -81,6 +81,9 @@ def explain(error: Exception) -> UserError:
         if group == "technique" and technique and "." not in technique:  # it is a group only where it is chosen
             return _not_chosen(technique)
         return unknown("key", name, all_keys())
+    if isinstance(cause, IndexError):
+        entry = re.sub(r"\[(\d+)\]", r".\1", str(key))  # as it is typed
+        return UserError(f"{entry} is not there: entries count from 0, and their list comes first on the command line")
     match = re.search(r"Could not override '([^']+)'", str(error))
     if match:
         parent = match[1].split("=")[0].lstrip("+~")

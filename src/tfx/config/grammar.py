@@ -89,6 +89,8 @@ def _kind(key: str) -> tuple[Any, bool] | None:
         return str, False
     names = key.split(".")
     schema: Any = Root
+    if names[:2] == ["dataset", "mix"] and len(names) > 3:  # an entry has the settings of a data set
+        del names[1:3]
     if names[0] == "technique" and len(names) > 2:
         if names[1] not in entry_points():
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from tfx.config.schema import LauncherConfig, Root
 from tfx.errors import UserError
 
 PRIMARY = "train"
+_IN_ENTRY = re.compile(r"^\+?(?=dataset\.mix\.\d+\.)")
 
 
 def register() -> None:
@@ -89,5 +91,10 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
 
 
 def in_place(overrides: Sequence[str]) -> list[str]:
-    """``+technique=…`` as ``technique=…``: Hydra would put it after the experiment, which may set it too."""
-    return [override.removeprefix("+") if override.startswith("+technique=") else override for override in overrides]
+    """Overrides as Hydra takes them.
+
+    ``+technique=…`` becomes ``technique=…``: Hydra would put it after the experiment, which may set it too. A setting
+    of an entry of a list, as ``dataset.mix.0.path=…``, gets ``++``: what the entry does not say is no error.
+    """
+    placed = [word.removeprefix("+") if word.startswith("+technique=") else word for word in overrides]
+    return [_IN_ENTRY.sub("++", word) for word in placed]

@@ -42,7 +42,7 @@ def complete(dataset: dict[str, Any], typed: Sequence[str]) -> None:
     mix = dataset.get("mix") or []
     if not isinstance(mix, list):
         raise UserError(f"dataset.mix={mix} is not a list of corpora: [{{dataset: NAME, path: …, weight: 2}}, …]")
-    dataset["mix"] = [_complete(entry, f"dataset.mix[{place}]", dataset) for place, entry in enumerate(mix)]
+    dataset["mix"] = [_complete(entry, f"dataset.mix.{place}", dataset) for place, entry in enumerate(mix)]
     if mix and dataset.get("path") is not None:
         raise UserError("dataset.path names one corpus, and dataset.mix several: give the path to an entry of the mix")
     for word in typed if mix else ():
@@ -63,6 +63,7 @@ def _complete(entry: Any, where: str, dataset: dict[str, Any]) -> dict[str, Any]
     if not isinstance(entry.get("dataset"), str):
         raise UserError(f"{where} names no data set: add dataset: NAME, one of `tfx list dataset`")
     if set(_OF_CORPUS) <= entry.keys():
+        make_absolute(entry, DatasetConfig, f"{where}.")
         return entry
     try:
         tree = compose_tree([f"dataset={entry['dataset']}"])
@@ -85,13 +86,13 @@ def mixed(config: DatasetConfig) -> list[tuple[DatasetConfig, float]]:
 
 @contextmanager
 def naming_entry(config: DatasetConfig, place: int) -> Iterator[None]:
-    """Inside, a `UserError` about a corpus of a mixture names its settings as the user gives them: in its entry."""
+    """Inside, a `UserError` about a corpus of a mixture names its settings as the user types them: in its entry."""
     try:
         yield
     except UserError as error:
         if not config.mix:
             raise
-        raise UserError(_KEY.sub(f"dataset.mix[{place}].", str(error))) from error
+        raise UserError(_KEY.sub(f"dataset.mix.{place}.", str(error))) from error
 
 
 def _corpus(config: DatasetConfig, place: int) -> DatasetConfig:
@@ -112,17 +113,17 @@ def check_corpora(dataset: DatasetConfig) -> None:
     for place, entry in enumerate(dataset.mix):
         weight = entry.get("weight")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            raise UserError(f"dataset.mix[{place}].weight={weight} is not a weight: it must be a number above 0")
+            raise UserError(f"dataset.mix.{place}.weight={weight} is not a weight: it must be a number above 0")
     names: list[str] = []
     for place, (corpus, _) in enumerate(mixed(dataset)):
         if corpus.task != dataset.task:
             raise UserError(
-                f"dataset.mix[{place}]: '{corpus.name}' is for dataset.task={corpus.task}, and the run for "
+                f"dataset.mix.{place}: '{corpus.name}' is for dataset.task={corpus.task}, and the run for "
                 f"{dataset.task}: a mixture has one task"
             )
         if corpus.name in names:
             raise UserError(
-                f"dataset.mix[{place}]: there are two corpora named '{corpus.name}': tell them apart with name: …"
+                f"dataset.mix.{place}: there are two corpora named '{corpus.name}': tell them apart with name: …"
             )
         names.append(corpus.name)
         with naming_entry(dataset, place):
