@@ -259,6 +259,29 @@ def test_data_that_changed_since_stop_the_resume(folder, capsys):
     assert main(["resume", str(run)]) == 0
 
 
+def test_a_streamed_file_that_changed_in_its_middle_stops_the_resume(folder, data, capsys):
+    # Longer than its beginning and its end, which are in the fingerprint of the corpus.
+    row = json.dumps({"source": "a b", "target": "b a"}) + "\n"
+    rows = row * (5 * 2**19 // len(row))
+    (folder / "long").mkdir()
+    shutil.copy(folder / "rows/valid.jsonl", folder / "long/valid.jsonl")
+    file, run = folder / "long/train.jsonl", folder / "streamed"
+    file.write_text(rows)
+    words = [*PAIRS[:1], "dataset=json", f"dataset.path={folder}/long", "dataset.metrics=[]", *STREAM]
+    assert train(run, *words, "trainer.budget.steps=3", "dataset.tokenizer.rows=20") == 0
+    (run / "summary.json").unlink()
+    half = len(row) * (len(rows) // len(row) // 2)
+    file.write_text(rows[:half] + row.replace("b a", "b c") + rows[half + len(row) :])
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot go on: changed since it began: streamed file train.jsonl: put back" in said
+    # Its content counts, and not when it was written; but that is told, as not all of it was compared.
+    file.write_text(rows)
+    assert main(["resume", str(run)]) == 0
+    assert "streamed files last modified was 2" in capsys.readouterr().err
+
+
 def started(run: Path, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "tfx", "train", *TINY, *overrides, f"hydra.run.dir={run}"],

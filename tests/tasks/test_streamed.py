@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from tfx.config.compose import compose
 from tfx.config.schema import DatasetConfig, LimitConfig, TokenizerConfig
+from tfx.data.streaming import local_stream
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import Batch
@@ -215,6 +216,24 @@ def test_a_changed_file_changes_the_fingerprint(tmp_path):
     with open(tmp_path / "data/train-0.jsonl", "a") as file:
         file.write(json.dumps({"source": "a", "target": "b"}) + "\n")
     assert prepare_data(config, context=64).corpus != before
+
+
+def test_a_file_is_compared_at_even_distances_and_by_its_name(tmp_path):
+    config = DatasetConfig(path="unread", format="json")
+    paths = [tmp_path / name for name in ("one/train.jsonl", "two/train.jsonl", "two/more.jsonl")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(7 << 20))
+    before = local_stream(config, paths)[0].files
+    assert list(before) == ["one/train.jsonl", "two/train.jsonl", "more.jsonl"]
+    for start in (1 << 20, 3 << 20, (5 << 20) + 12345):
+        with open(paths[2], "r+b") as file:
+            file.seek(start)
+            file.write(bytes([1]) * (1 << 19))
+        after = local_stream(config, paths)[0].files
+        assert [name for name in before if before[name] != after[name]] == ["more.jsonl"]
+        paths[2].write_bytes(bytes(7 << 20))
+    assert local_stream(config, paths)[0].files == before
 
 
 TINY = ["model.width=16", "model.heads=2", "model.ffn_width=16", "model.encoder_layers=1", "model.decoder_layers=1"]

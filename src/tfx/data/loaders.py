@@ -38,6 +38,11 @@ class SourceFile:
     rows: int | None
 
 
+def shown_names(paths: list[Path], names: Counter[str]) -> list[str]:
+    """The names of files as they are shown, with the folder where ``names``, of all that are read, has one twice."""
+    return [path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
+
+
 def describe_files(files: list[SourceFile]) -> str:
     """Files with their rows, as many as fit on a line."""
     shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
@@ -174,8 +179,7 @@ def from_files(
             splits[split], counts = _read_parquet(paths, content.hexdigest())
         else:
             splits[split], counts = _read(config, paths, content.hexdigest(), notes, rules)
-        shown = [path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
-        files[split] = [SourceFile(name, count) for name, count in zip(shown, counts, strict=True)]
+        files[split] = [SourceFile(name, count) for name, count in zip(shown_names(paths, names), counts, strict=True)]
         if len(paths) > (2 if config.format == "parallel" else 1):
             notes.append(f"{split}: {len(paths)} files joined: {describe_files(files[split])}")
     return splits, (digest.hexdigest(), nameless.hexdigest()), files

@@ -291,7 +291,10 @@ class _Life:
         for name, teachers in parts.teachers.items():
             for number, teacher in enumerate(teachers, 1):
                 fingerprints[f"teacher of {name}" + (f" ({number})" if number > 1 else "")] = teacher.sha256
+        fingerprints |= {f"streamed file {name}": digest for name, digest in parts.data.streamed.items()}
         environment = describe_environment(parts.device, fingerprints, parts.group.size)
+        if parts.data.modified:  # which a copy changes too, and what was not compared may have changed without
+            environment["streamed files last modified"] = parts.data.modified
         if self.known is not None:
             differences = environment_differences(self.known, environment)
             for name, (before, now) in differences.items():
@@ -307,7 +310,10 @@ class _Life:
             if changed:
                 # The data are the corpus in the tokens of the tokenizer: where one of those changed, it is the cause.
                 causes = [name for name in changed if name not in ("data", "content")] or changed
-                raise UserError(f"{self.run.path} cannot go on: changed since it began: {' and '.join(causes)}")
+                raise UserError(
+                    f"{self.run.path} cannot go on: changed since it began: {' and '.join(causes)}: put back what "
+                    "it began with, or begin another run"
+                )
         write_text(self.run.tokenizer, parts.data.tokenizer.to_json())
         if parts.data.tokenizer.roles is not None:
             write_json(self.run.tokenizer_roles, parts.data.tokenizer.roles.to_dict())

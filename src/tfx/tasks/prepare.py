@@ -51,6 +51,8 @@ class PreparedData:
     ``reduced_from`` is the fingerprint of the full tokenizer, if ``tokenizer`` is a part of one.
     ``outputs`` are what a model's outputs stand for, where they are no tokens.
     ``shares`` has a row for each corpus of a mixture, once a model was trained on it.
+    ``streamed`` are digests of parts of the local files that are streamed, by their names; ``modified`` is when the
+    last of them was changed.
     """
 
     name: str
@@ -65,6 +67,8 @@ class PreparedData:
     reduced_from: str | None = None
     outputs: Outputs | None = None
     shares: list[dict[str, Any]] = field(default_factory=list)
+    streamed: dict[str, str] = field(default_factory=dict)
+    modified: str = ""
 
     @property
     def test_split(self) -> str:
@@ -134,6 +138,10 @@ def prepare_data(
         ]
     data = PreparedData(config.name, first.task, tokenizer, splits, fingerprint, notes, files, source, content)
     data.outputs = outputs
+    for name, corpus in zip(named, corpora, strict=True):
+        if corpus.stream is not None:
+            data.streamed |= {name + file: digest for file, digest in corpus.stream.files.items()}
+            data.modified = max(data.modified, corpus.stream.modified)
     return data
 
 
