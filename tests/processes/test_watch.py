@@ -97,6 +97,22 @@ def test_where_one_fails_the_other_ends_with_its_reason(leaver, tmp_path):
     )
 
 
+def test_where_the_gpu_of_one_fails_in_a_message_the_other_ends_with_that_error(tmp_path):
+    broken = """
+def breaks():
+    import torch
+    def fails(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    torch.distributed.all_reduce = fails
+    join().any(True)
+
+watched(breaks, wait)
+"""
+    found = two(broken, 1, tmp_path)
+    assert [status for status, _ in found] == [1, 1], found
+    assert "reported: process 1 failed: AcceleratorError: CUDA error: an illegal memory access" in found[0][1]
+
+
 @pytest.mark.parametrize("leaver", [0, 1])
 def test_where_one_is_killed_the_other_ends(leaver, tmp_path):
     found = two("watched(is_killed, wait)", leaver, tmp_path)

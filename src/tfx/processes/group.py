@@ -28,6 +28,9 @@ Value = TypeVar("Value")
 _PATIENCE = timedelta(days=7)
 # Bytes of gradients in one message: large enough for the full speed of a network, small enough for its buffer.
 _BUCKET_BYTES = 32 << 20
+# What an error of this process's GPU says: CUDA's comes with whatever asks the GPU next, such as a message, and nccl
+# hands it on as one of its own.
+_GPU_WORDS = ("CUDA error", "Cuda failure", "ncclUnhandledCudaError")
 # Keys in the store. It may be the launcher's, which stays when that starts the processes again: each start has its own.
 _GPU, _RUN = "gpu", "run"
 
@@ -222,7 +225,10 @@ class _Several(Group):
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
-        """Turns the error of a broken connection into `LostProcessError`, with the last word of the lost process."""
+        """Turns the error of a broken connection into `LostProcessError`, with the last word of the lost process.
+
+        An error of the GPU of this process is its own, and may be the first.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -230,7 +236,10 @@ class _Several(Group):
 
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise LostProcessError(self._last_word()) from error
+            failure = self._last_word()
+            if failure is None and any(words in str(error) for words in _GPU_WORDS):
+                raise
+            raise LostProcessError(failure) from error
 
     def _last_word(self) -> Failure | None:
         return last_word(self._store, self._key(FAILURE))
