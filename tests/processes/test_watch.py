@@ -9,8 +9,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
+
+from tfx.processes.watch import Watch
 
 _START = """
 import ctypes, functools, os, signal, sys, time
@@ -135,6 +138,43 @@ def test_after_a_signal_the_first_may_save_the_state(tmp_path):
     assert [status for status, _ in found] == [143, 143], found
     assert found[0][1].startswith("worked\n")
     assert found[0][1].endswith("status 143\n")
+
+
+class Store:
+    """A store in which the other process beats; ``fails`` says of which looks, from 1 on, it raises an error."""
+
+    def __init__(self, fails):
+        self._fails, self._looks, self.looked = fails, 0, Event()
+
+    def compare_set(self, key, expected, value):
+        pass
+
+    def set(self, key, value):
+        pass
+
+    def check(self, keys):
+        return False
+
+    def multi_get(self, keys):
+        self._looks += 1
+        if self._looks == 30:
+            self.looked.set()
+        if self._fails(self._looks):
+            raise RuntimeError("wait timeout")
+        return [str(self._looks).encode()] * len(keys)
+
+
+@pytest.mark.parametrize(
+    ("fails", "ends"),
+    [(lambda look: look == 3, False), (lambda look: look % 4 > 1, False), (lambda look: look >= 3, True)],
+)
+def test_a_store_is_lost_where_look_after_look_fails(fails, ends, monkeypatch):
+    store, ended = Store(fails), Event()
+    monkeypatch.setattr(Watch, "_end", lambda self, failure: ended.set())
+    watch = Watch(store, lambda *words: "/".join(map(str, words)), 0, 2, None, seconds=0.005, patience=5, grace=2)
+    assert store.looked.wait(60)
+    watch.stop(in_order=True)
+    assert ended.is_set() == ends
 
 
 _RUN = """

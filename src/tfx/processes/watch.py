@@ -28,8 +28,9 @@ class Watch:
 
     Times but the first are numbers of looks, which do not go on while a machine sleeps or something else keeps Python's
     lock, as the reading of a large file does. ``patience`` is how long another process may be silent. Then, or where
-    one has told of its failure, the main thread has ``grace`` to end by itself, and ``saving`` after a signal, when
-    processes end in order and one of them writes the state: all of it less than a launcher waits that kills them then.
+    one has told of its failure or the store does not answer, the main thread has ``grace`` to end by itself, and
+    ``saving`` after a signal, when processes end in order and one of them writes the state: all of it less than a
+    launcher waits that kills them then.
     """
 
     def __init__(
@@ -54,7 +55,6 @@ class Watch:
         self._others = [key("beat", other) for other in range(size) if other != rank]
         self._report, self._seconds = report, seconds
         self._patience, self._grace, self._saving = patience, grace, saving
-        self._has_store = True
         self._beats = 0
         self._seen = dict.fromkeys(self._others, _AWAY)
         self._silent = dict.fromkeys(self._others, 0)
@@ -78,9 +78,9 @@ class Watch:
         failure: Failure | None = None
         waited = 0
         while not self._stopping.wait(self._seconds):
-            if failure is None and self._has_store:
+            if failure is None:
                 failure = last_word(self._store, self._failure)
-            if failure is None and self._has_store and self._all_beat():
+            if failure is None and self._all_beat():
                 waited = 0
                 continue
             waited += 1
@@ -88,13 +88,15 @@ class Watch:
                 self._end(failure)
 
     def _all_beat(self) -> bool:
-        """Beats, and looks whether all others do, as far as they watch; a lost store is a lost first process."""
+        """Beats, and looks whether all others do, as far as they watch.
+
+        A lost store is a lost first process, where the next looks find none either.
+        """
         self._beats += 1
         try:
             self._store.set(self._own, str(self._beats))
             values = [value.decode() for value in self._store.multi_get(self._others)]
         except RuntimeError:
-            self._has_store = False
             return False
         for other, value in zip(self._others, values, strict=True):
             is_new = value == _AWAY or value != self._seen[other]
