@@ -1,7 +1,10 @@
 """A run in several processes of this machine: what its launcher does where no process of the run can do it."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import Mock
@@ -58,6 +61,31 @@ def test_where_it_was_killed_before_it_began_nothing_is_left(killed, capsys):
     assert main([*RUN, f"hydra.run.dir={run.path}"]) == 1
     assert "process 0 of the run was killed (SIGKILL): nothing was saved" in capsys.readouterr().err
     assert not run.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "what"),
+    [
+        # The one that ended first, and another one that the launcher ended then.
+        ({1: -signal.SIGTERM, 0: -signal.SIGTERM}, "process 1 of the run was killed (SIGTERM)"),
+        ({0: -signal.SIGTERM, 1: -signal.SIGTERM}, "process 0 of the run was killed (SIGTERM)"),
+        ({1: -signal.SIGINT, 0: -signal.SIGTERM}, "process 1 of the run was killed (SIGINT)"),
+    ],
+)
+def test_where_a_signal_ended_one_before_it_could_tell_the_launcher_does(killed, statuses, what, capsys):
+    kill, run = killed
+    kill(statuses, begun=False)
+    assert main([*RUN, f"hydra.run.dir={run.path}"]) == 1
+    assert f"{what}: nothing was saved" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_a_process_that_still_loads_without_a_traceback(tmp_path):
+    # What the process loads first stands for all of it.
+    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    words = [sys.executable, "-c", "from tfx.cli import main; main(['worker', 'nowhere'])"]
+    ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_where_another_one_was_killed_after_the_end_the_result_stays(killed, capsys):

@@ -24,7 +24,8 @@ _LAUNCHED = "TFX_LAUNCHED"
 class LaunchedError(Exception):
     """The processes of a run failed; ``status`` is the exit status of their command.
 
-    ``killed`` is the number of a process that a signal ended at once, so that it could not report anything; else None.
+    ``killed`` is the number of a process that a signal ended at once, so that it could not report anything, as any
+    signal does while it is still loading; else None.
     ``first_ended``: the first process did not fail.
     """
 
@@ -95,16 +96,19 @@ _launcher: int | None = None
 def _what_failed(statuses: dict[int, int]) -> LaunchedError:
     """The first process reports what it can, so its status counts; after it, those that were not ended by SIGTERM.
 
-    A process that fails makes the launcher end the others by SIGTERM, which they answer with their own status.
+    A process that fails makes the launcher end the others by SIGTERM, which they answer with their own status, or not
+    at all where they are still loading. ``statuses`` come in the order of the ends: where SIGTERM ended all of them,
+    the first one's was not the launcher's.
     """
     own = statuses.get(0, 0)
     if own > 0:
         return LaunchedError(own, None)
     killed = {rank: -status for rank, status in statuses.items() if status < 0 and -status != signal.SIGTERM}
-    for rank, number in sorted(killed.items()):
-        return LaunchedError(1, rank, number, first_ended=0 not in statuses)
     failed = sorted(status for status in statuses.values() if status > 0)
-    return LaunchedError(failed[0] if failed else 1, None)
+    if killed or not failed:
+        rank = min(killed, default=next(iter(statuses)))
+        return LaunchedError(1, rank, -statuses[rank], first_ended=0 not in statuses)
+    return LaunchedError(failed[0], None)
 
 
 @contextmanager

@@ -89,6 +89,21 @@ def interruptible_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Inside, and outside `leaving_on_signals`, SIGINT ends the process as SIGTERM does: at once, with no traceback."""
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or not is_default:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # not held
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def raise_if_signalled() -> None:
     """Raises `StoppedBySignal` if a signal was deferred."""
     if _waiting:
