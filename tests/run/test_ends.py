@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import pytest
 
+from tfx.config.compose import compose
 from tfx.processes.failure import Failure, LostProcessError
 from tfx.processes.group import Group
 from tfx.processes.place import NO_LAUNCHER
@@ -13,6 +15,7 @@ from tfx.record.directory import RunDirectory
 from tfx.record.summary import COMPLETED, Facts, Summary
 from tfx.run import life
 from tfx.run.launch import ReportedError
+from tfx.system.signals import StoppedBySignal
 
 FACTS = Facts(1, "lm", None, [], "gpt_nano", "tinyshakespeare", [], [], 1, "loss")
 
@@ -64,6 +67,29 @@ def test_a_process_that_is_lost_after_the_end_does_not_fail_a_complete_run(capsy
     assert "the run is complete; after that another process" in capsys.readouterr().err
     with pytest.raises(ReportedError), life._telling(Told(is_first=False, leaving=LostProcessError(None))):
         pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LostProcessError(Failure(1, "user", "its data differ", "", 2)),
+        LostProcessError(None),
+        StoppedBySignal(signal.SIGTERM),
+    ],
+)
+def test_where_another_process_ends_before_the_run_lives_nothing_is_left(error, here, monkeypatch):
+    group = Told()
+
+    def first(_):
+        assert (here / "run").is_dir()
+        raise error
+
+    monkeypatch.setattr(group, "first", first)
+    monkeypatch.setattr(life, "join", lambda: group)
+    config = compose(["model=seq2seq_tiny", "dataset=normalize", "trainer.budget.steps=2", "trainer.device=cpu"])
+    with pytest.raises(type(error)):
+        life.train(config, [], here / "run")
+    assert not (here / "run").exists()
 
 
 def test_a_complete_run_is_not_begun_again_by_processes_that_start_again(tmp_path, monkeypatch):

@@ -55,12 +55,18 @@ def test_where_the_first_process_was_killed_log_and_summary_say_so(killed, capsy
     assert capsys.readouterr().err.endswith(line)
 
 
-def test_where_it_was_killed_before_it_began_nothing_is_left(killed, capsys):
+@pytest.mark.parametrize("files", [None, [], ["notes.txt"]])
+def test_where_it_was_killed_before_it_began_nothing_is_left(killed, files, capsys):
     kill, run = killed
+    if files is not None:  # it has made the folder, or found it there
+        run.path.mkdir()
+        for file in (run.lock, *(run.path / name for name in files)):
+            file.touch()
     kill({0: -signal.SIGKILL, 1: 1}, begun=False)
     assert main([*RUN, f"hydra.run.dir={run.path}"]) == 1
     assert "process 0 of the run was killed (SIGKILL): nothing was saved" in capsys.readouterr().err
-    assert not run.path.exists()
+    assert [path.name for path in run.path.glob("*")] == (files or [])
+    assert run.path.exists() == bool(files)
 
 
 @pytest.mark.parametrize(

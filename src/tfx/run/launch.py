@@ -103,6 +103,9 @@ def _report_killed(error: LaunchedError, setup: Setup, run: RunDirectory, *, ext
     if error.first_ended:
         console.note(f"tfx: {what}: the run had already ended; its result is in {run.path}")
     elif not run.config.is_file():
+        if run.lock.is_file():  # it was killed where it had just made the folder
+            with suppress(OSError, UserError), locked(run.path):
+                run.remove()
         console.note(f"tfx: {what}: nothing was saved")
     else:
         # Another process may go on with the run already: then it is told here only.

@@ -116,13 +116,15 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
     run = RunDirectory.create(folder)
     with locked(folder):
         RunDirectory.create(folder)  # another process may have run there in the meantime
-        group.begins(str(folder.absolute()))
-        group.first(str(folder)), group.first(None)
-        begun = _Life(setup, typed, run, console, recorded=recorded)
+        begun = None
         try:
+            group.begins(str(folder.absolute()))
+            group.first(str(folder)), group.first(None)
+            begun = _Life(setup, typed, run, console, recorded=recorded)
             return begun.live()
-        except UserError:
-            if not begun.is_prepared:
+        except BaseException as error:
+            # Before it lives nothing is there that could be resumed, whatever the reason, such as one of the others.
+            if begun is None or (isinstance(error, UserError) and not begun.is_prepared):
                 run.remove()
             raise
 
