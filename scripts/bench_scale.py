@@ -11,7 +11,7 @@ most PSS of the process and its children together, which counts a page that seve
 alone. On a CPU each process has one thread, unless OMP_NUM_THREADS says otherwise: two have twice the cores of one.
 
 ``local``: the loss on validation data of one process, and of two that take eight steps each by themselves before they
-meet (`trainer.parallel=local`), after the same tokens in the same batches.
+meet (`trainer.parallel=local`; `trainer.local.steps=N` for another number), after the same tokens in the same batches.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def local(options: argparse.Namespace, overrides: list[str]) -> list[dict[str, A
     for seed in options.seeds:
         words = [*overrides, f"seed={seed}"]
         one = trained([*words, "trainer.devices=1"])
-        two = trained([*words, "trainer.devices=2", "trainer.parallel=local", f"trainer.local.steps={_LOCAL_STEPS}"])
+        two = trained([f"trainer.local.steps={_LOCAL_STEPS}", "trainer.devices=2", "trainer.parallel=local", *words])
         tokens = [run["train"]["tokens"] for run in (one, two)]
         if tokens[0] != tokens[1]:
             raise SystemExit(f"seed {seed}: one process trained on {tokens[0]} tokens, and two on {tokens[1]}")

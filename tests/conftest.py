@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 from multiprocessing import context
+from pathlib import Path
 
 # Before torch is loaded: threads of OpenMP do not survive a fork, and one thread gives the same bits everywhere.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -166,6 +167,19 @@ def _forked(monkeypatch, request):
     if request.node.get_closest_marker("whole_process") is None:
         monkeypatch.setattr(subprocess, "Popen", _Forked)
         monkeypatch.setitem(context._concrete_contexts, "spawn", context._concrete_contexts["fork"])
+
+
+@pytest.fixture
+def real_data():
+    """Gives the path of a folder of real data; the test is skipped where there is none."""
+
+    def path(folder):
+        found = Path(os.environ.get("TFX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / folder
+        if not found.is_dir():
+            pytest.skip(f"{found} does not exist (TFX_TEST_DATA names another folder)")
+        return found
+
+    return path
 
 
 @pytest.fixture

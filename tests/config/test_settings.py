@@ -287,6 +287,7 @@ ELSEWHERE = {
     "trainer.devices": "tests/processes/test_equal.py: the same numbers from several processes",
     "trainer.parallel": "tests/processes/test_equal.py: what several processes share",
     "trainer.local.steps": "tests/training/test_parallel.py: when processes meet",
+    "trainer.local.average_moments": "tests/training/test_parallel.py: what becomes of each process's own moments",
     "trainer.local.outer_lr": "tests/training/test_parallel.py: how far they then go",
     "trainer.local.outer_momentum": "tests/training/test_parallel.py: how far they then go",
     "trainer.prefetch": "tests/training/test_ahead.py: the same numbers, faster",

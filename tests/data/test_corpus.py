@@ -17,7 +17,6 @@ from tfx.data.corpus import load_corpus
 from tfx.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-REAL_DATA = Path(os.environ.get("TFX_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 PAIR = {"source": "a", "target": "b"}
 
 
@@ -743,11 +742,9 @@ REAL = {
 
 
 @pytest.mark.parametrize("folder", REAL)
-def test_real_data_load_as_they_are(folder):
-    if not (REAL_DATA / folder).is_dir():
-        pytest.skip(f"{REAL_DATA / folder} does not exist (TFX_TEST_DATA names another folder)")
+def test_real_data_load_as_they_are(real_data, folder):
     name, sizes = REAL[folder]
-    corpus = load_corpus(preset(name, path=str(REAL_DATA / folder)))
+    corpus = load_corpus(preset(name, path=str(real_data(folder))))
     assert {split: len(dataset) for split, dataset in corpus.splits.items()} == sizes
     if folder == "tinyshakespeare":
         assert [len(corpus.splits[split][0]["text"]) for split in sizes] == [1_003_854, 111_540]

@@ -62,6 +62,17 @@ def test_local_steps_are_compared_with_one_process_at_the_same_tokens(measure):
     assert abs(row["difference"]) < 0.2
 
 
+@pytest.mark.slow
+@pytest.mark.whole_process
+def test_local_steps_end_within_one_per_cent_of_one_process(measure, real_data):
+    data = f"dataset.path={real_data('tinyshakespeare')}"
+    nano = ["dataset=tinyshakespeare", data, "model=gpt_nano", "dataset.batch_tokens=1024", "trainer.budget.steps=800"]
+    (row,) = measure("--part", "local", "--seeds", "1", *nano)
+    assert row["tokens"] == 800 * 1024
+    assert row["one"] < 1.8
+    assert row["difference"] < 0.01
+
+
 def test_unequal_tokens_are_no_comparison(scale, measure, monkeypatch):
     tokens = iter([100, 90])
     monkeypatch.setattr(scale, "trained", lambda words: {"train": {"tokens": next(tokens)}, "valid": {"loss": 1.0}})

@@ -12,6 +12,8 @@ from tfx.processes.group import ALONE, Group
 from tfx.processes.place import Place
 from tfx.training import sharded
 from tfx.training.loop import Trainer
+from tfx.training.muon import Muon
+from tfx.training.optimizers import Optimizers
 from tfx.training.parallel import LocalSteps, Sharing
 from tfx.training.sharded import Sharded
 
@@ -36,7 +38,7 @@ def test_the_outer_optimizer_is_sgd_with_nesterov_momentum():
     outer = [torch.nn.Parameter(parameter.clone()) for parameter in parameters]
     expected = torch.optim.SGD(outer, lr=0.6, momentum=0.8, nesterov=True)
     sharing = LocalSteps(ALONE, LocalConfig(steps=3, outer_lr=0.6, outer_momentum=0.8))
-    sharing.begin(parameters)
+    sharing.begin(parameters, Optimizers([]))
     for step in range(12):
         for parameter in parameters:
             parameter += torch.randn_like(parameter)
@@ -57,13 +59,13 @@ def test_local_steps_go_on_from_their_state_and_meet_early_where_they_must():
     config = LocalConfig(steps=4, outer_lr=0.5, outer_momentum=0.9)
     first, second = [torch.zeros(2)], [torch.zeros(2)]
     sharing = LocalSteps(ALONE, config)
-    sharing.begin(first)
+    sharing.begin(first, Optimizers([]))
     other = LocalSteps(ALONE, config)
     for step in range(10):
         first[0] += step
         sharing.stepped([])
         if step == 5:
-            other.begin(second)
+            other.begin(second, Optimizers([]))
             second[0].copy_(first[0])
             state = sharing.state_dict()
             other.load_state_dict(
@@ -84,9 +86,57 @@ def test_averages_meet_too(count):
     """The mean over one process is its own average."""
     sharing = LocalSteps(ALONE, LocalConfig(steps=1))
     parameters, averages = [torch.ones(2)], [torch.full((2,), 3.0)] * count
-    sharing.begin(parameters)
+    sharing.begin(parameters, Optimizers([]))
     sharing.stepped(averages)
     assert all(average.tolist() == [3.0, 3.0] for average in averages)
+
+
+class Doubled(Group):
+    """Of two processes the second has twice what the first has."""
+
+    def __init__(self):
+        super().__init__(Place(0, 2, 0, 2, "", 0))
+
+    def add_up(self, tensors):
+        for tensor in tensors:
+            tensor.mul_(3)
+
+
+@pytest.mark.parametrize("kind", [Muon, torch.optim.AdamW])
+@pytest.mark.parametrize("average", [True, False])
+def test_moments_meet_unless_each_process_keeps_its_own(kind, average):
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(3, 2)) for _ in range(3)]
+    settings = {"adjust_lr_fn": "match_rms_adamw", "products": torch.float32} if kind is Muon else {"fused": True}
+    optimizers = Optimizers([kind(parameters, lr=0.1, **settings)])
+    sharing = LocalSteps(Doubled(), LocalConfig(steps=1, average_moments=average))
+    sharing.begin(parameters, optimizers)
+    # The last takes no step: this process had no row that reaches it. The others wait for its moments all the same.
+    for parameter in parameters[:-1]:
+        parameter.grad = torch.randn_like(parameter)
+    optimizers.step(1.0)
+    optimizers.zero_grad()
+    before = [moment.clone() for moment in optimizers.moments()]
+    assert len(before) == len(parameters) * (1 if kind is Muon else 2)
+    assert sum(bool(moment.any()) for moment in before) == len(before) * 2 // 3
+    sharing.stepped([])
+    for now, old in zip(optimizers.moments(), before, strict=True):
+        torch.testing.assert_close(now, old * (1.5 if average else 1.0))
+
+
+def test_moments_stand_in_one_order_whichever_parameter_moved_first():
+    """Processes send them one after the other."""
+    found = []
+    for order in ((0, 1), (1, 0)):
+        parameters = [torch.nn.Parameter(torch.zeros(count)) for count in (2, 3)]
+        optimizers = Optimizers([torch.optim.AdamW(parameters, fused=True)])
+        for number in order:
+            parameters[number].grad = torch.full((number + 2,), number + 1.0)
+            optimizers.step(1.0)
+            optimizers.zero_grad()
+        found.append([moment.tolist() for moment in optimizers.moments()])
+    assert found[0] == found[1]
+    assert [len(moment) for moment in found[0]] == [2, 2, 3, 3]
 
 
 def test_a_process_without_rows_sends_its_norm_from_the_device_of_all():
@@ -98,7 +148,7 @@ def test_a_process_without_rows_sends_its_norm_from_the_device_of_all():
 
     parameters = [torch.nn.Parameter(torch.ones(3, device="meta"))]
     sharing = LocalSteps(OfTwo(Place(1, 2, 1, 2, "", 0)), LocalConfig())
-    sharing.begin(parameters)
+    sharing.begin(parameters, Optimizers([]))
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     assert norm.device.type == "cpu"
     assert sharing.common_norm(norm).device.type == "meta"

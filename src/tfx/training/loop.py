@@ -114,7 +114,7 @@ class Trainer:
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config, [model, self._extra])
         self.clock = Clock(config.trainer.budget, recorded, group)
-        self._sharing.begin(self.stepper.parameters)
+        self._sharing.begin(self.stepper.parameters, self.stepper.optimizers)
         self._interval = Interval(self.clock)
         self._ended = self._stopped = self._compressing = False
         self._positions = 0

@@ -96,6 +96,21 @@ class Optimizers:
             for parameter in fresh:
                 parameter.grad = None
 
+    def moments(self) -> list[Tensor]:
+        """The moments of all parameters, each in its parameter's form: in one order wherever the model is the same.
+
+        A parameter that took no step yet has zeros.
+        """
+        self.allocate()
+        return [
+            value
+            for part in self.parts
+            for group in part.param_groups
+            for parameter in group["params"]
+            for name, value in sorted(part.state[parameter].items())
+            if name != "step"
+        ]
+
     @staticmethod
     def _allocate_muon(part: torch.optim.Muon) -> None:
         for group in part.param_groups:

@@ -113,7 +113,7 @@ class Sharing:
         """Whether all processes have the same weights now."""
         return True
 
-    def begin(self, parameters: Sequence[Tensor]) -> None:
+    def begin(self, parameters: Sequence[Tensor], optimizers: Optimizers) -> None:
         """Call this before the first step, with the parameters that are trained: they are the same everywhere."""
 
     def stepped(self, averages: Sequence[Tensor]) -> None:
@@ -137,7 +137,9 @@ class LocalSteps(Sharing):
     """DiLoCo (Douillard 2023, arXiv 2311.08105): steps of each process by itself, joined now and then by an outer one.
 
     The outer optimizer is SGD with Nesterov momentum. Its gradient is the common weights before, minus the mean of the
-    processes' weights now. Where the network is slow this sends weights once in many steps, and not gradients in each.
+    processes' weights now. The moments of the optimizers that step apart are averaged too, unless the config leaves
+    each process its own: those of a few rows are noisier (local Adam; Iacob 2025, arXiv 2505.22549). Where the network
+    is slow this sends weights and moments once in many steps, and not gradients in each.
     """
 
     steps_apart = True
@@ -145,6 +147,7 @@ class LocalSteps(Sharing):
     def __init__(self, group: Group, config: LocalConfig) -> None:
         super().__init__(group)
         self._config = config
+        self._optimizers = Optimizers([])
         self._parameters: list[Tensor] = []
         self._common: list[Tensor] = []
         self._momentum: list[Tensor] = []
@@ -170,7 +173,8 @@ class LocalSteps(Sharing):
     def are_equal(self) -> bool:
         return self._apart == 0
 
-    def begin(self, parameters: Sequence[Tensor]) -> None:
+    def begin(self, parameters: Sequence[Tensor], optimizers: Optimizers) -> None:
+        self._optimizers = optimizers
         self._parameters = list(parameters)
         self._common = [parameter.detach().clone() for parameter in parameters]
         self._momentum = [torch.zeros_like(value) for value in self._common]
@@ -186,8 +190,11 @@ class LocalSteps(Sharing):
             return
         self._apart = 0
         changes = torch._foreach_sub(self._common, [parameter.detach() for parameter in self._parameters])
-        self.group.add_up([*changes, *averages])
-        torch._foreach_div_([*changes, *averages], float(self.group.size))
+        meeting = [*changes, *averages]
+        if self._config.average_moments:
+            meeting += self._optimizers.moments()
+        self.group.add_up(meeting)
+        torch._foreach_div_(meeting, float(self.group.size))
         momentum = self._config.outer_momentum
         torch._foreach_mul_(self._momentum, momentum)
         torch._foreach_add_(self._momentum, changes)

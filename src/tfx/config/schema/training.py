@@ -166,9 +166,17 @@ class LocalConfig:
         minimum=1,
         maximum=1000000,
     )
-    outer_lr: float = setting(0.7, "outer learning rate: of the mean change since they last met", above=0, maximum=10)
+    average_moments: bool = setting(
+        True,
+        "whether the moments of the optimizers are averaged, too, when processes meet: that sends as many bytes as the "
+        "weights once more with Muon, twice more with AdamW",
+        paper="Iacob 2025, arXiv 2505.22549",
+    )
+    outer_lr: float = setting(
+        1.0, "outer learning rate, of the mean change since they last met; 1: their mean", above=0, maximum=10
+    )
     outer_momentum: float = setting(
-        0.5, "Nesterov momentum of the outer optimizer; the paper has 0.9 for 500 steps", minimum=0, below=1
+        0.0, "Nesterov momentum of the outer optimizer; the paper has 0.9, at a rate of 0.7", minimum=0, below=1
     )
 
 
