@@ -9,13 +9,14 @@ from tfx.config.schema import ModelConfig, OptimizerConfig
 from tfx.model import device
 from tfx.model.architecture import Architecture
 from tfx.model.transformer import Transformer, initialise
-from tfx.training.optimizers import build_optimizers
+from tfx.training.optimizers import build_optimizers, matrix_rate
 
 CPU = torch.device("cpu")
 
 
 def small_model(**settings):
-    config = ModelConfig(width=8, heads=2, ffn_width=12, context=8, encoder_layers=1, decoder_layers=1, **settings)
+    sizes = {"width": 8, "heads": 2, "ffn_width": 12, "context": 8, "encoder_layers": 1, "decoder_layers": 1}
+    config = ModelConfig(**(sizes | settings))
     model = Transformer(Architecture.from_config(config, 11), config)
     initialise(model, 1)
     return model
@@ -105,6 +106,24 @@ def test_muons_update_has_the_size_of_adamws():
         if parameter.ndim == 2 and ".blocks." in name:
             size = (parameter - before[name]).pow(2).mean().sqrt().item()
             assert 0.1 * 0.01 < size < 0.3 * 0.01, name
+
+
+def test_muons_rate_falls_with_the_square_root_of_the_width():
+    """A matrix's update then has the same largest singular value at each width; what a config names counts as it is."""
+    rates = [matrix_rate(OptimizerConfig(name="muon"), width) for width in (64, 128, 256, 512, 768)]
+    assert rates == pytest.approx([0.01, 0.01, 0.01 / 2**0.5, 0.005, 0.01 / 6**0.5])
+    assert matrix_rate(OptimizerConfig(name="muon", matrix_lr=0.02), 512) == 0.02
+    sizes = []
+    for width in (128, 512):
+        model = small_model(width=width, ffn_width=width)
+        optimizers = build_optimizers(OptimizerConfig(name="muon"), model, CPU)
+        before = snapshot(model)
+        give_gradients(model, 1)
+        optimizers.step(1.0)
+        name = "encoder.blocks.0.ffn.up.weight"
+        change = dict(model.named_parameters())[name] - before[name]
+        sizes.append(torch.linalg.matrix_norm(change, 2).item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
 
 @pytest.mark.parametrize("refused", [None, 0.0])

@@ -60,7 +60,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             "training",
             f"none: {length} train nothing, and only the stack below changes weights; seed {config.seed}"
             if config.trainer.budget.is_zero
-            else f"{length}, {step}, {config.optimizer.name}, {config.schedule.name}, seed {config.seed}",
+            else f"{length}, {step}, {_optimizer(parts)}, {config.schedule.name}, seed {config.seed}",
         ),
         ("device", ", ".join([str(device), precision.name, *_threads(device), *_processes(parts)])),
         *(_plan_rows(stack, model) or [("stack", "no technique")]),
@@ -75,6 +75,14 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             *_process_notes(parts),
         ]
     ]
+
+
+def _optimizer(parts: Parts) -> str:
+    """Its name, and the rate that a width decides."""
+    from tfx.training.optimizers import matrix_rate
+
+    config, width = parts.config.optimizer, parts.model.architecture.width
+    return config.name if config.name != "muon" else f"muon (matrices at {matrix_rate(config, width):.2g})"
 
 
 def _size(split: Split) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,10 +14,14 @@ from tfx.config.schema import OptimizerConfig
 from tfx.model.device import multiplies_bf16
 from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.rewiring import ParameterMap
+from tfx.model.transformer import Transformer
 from tfx.training.muon import Muon
 
 # What stands below the first block.
 _BELOW = re.compile(r"(?:^|\.)(embedding|source_embedding|position|token_type|embedding_norm|convolution)\.")
+# Muon's rate where the config names none, and the width up to which it holds. Above it the rate falls with the square
+# root of the width: so an update of a matrix changes its outputs as much at each width (Yang 2023, arXiv 2310.17813).
+_MATRIX_LR, _MATRIX_LR_WIDTH = 0.01, 128
 _DECAYED = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
 
 
@@ -196,6 +201,13 @@ def layer_shares(names: Sequence[str], decay: float) -> dict[str, float]:
     return shares
 
 
+def matrix_rate(config: OptimizerConfig, width: int) -> float:
+    """Muon's peak learning rate of the matrices of a model of this width."""
+    if config.matrix_lr is not None:
+        return config.matrix_lr
+    return _MATRIX_LR * math.sqrt(_MATRIX_LR_WIDTH / max(width, _MATRIX_LR_WIDTH))
+
+
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
     """Builds what ``config`` names for the parameters of ``model``.
 
@@ -227,13 +239,15 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
         return [group for own, decay in sets for group in by_share(own, config.lr, weight_decay=decay)]
 
     if config.name == "muon" and hidden:
+        transformer = next(part for part in model.modules() if isinstance(part, Transformer))
+        rate = matrix_rate(config, transformer.architecture.width)
         taken = {id(parameter) for parameter in hidden}
         rest = [parameter for parameter in matrices if id(parameter) not in taken]
         return Optimizers(
             [
                 Muon(
-                    by_share(hidden, config.matrix_lr),
-                    lr=config.matrix_lr,
+                    by_share(hidden, rate),
+                    lr=rate,
                     weight_decay=config.weight_decay,
                     momentum=config.momentum,
                     adjust_lr_fn="match_rms_adamw",

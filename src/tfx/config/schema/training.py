@@ -22,9 +22,10 @@ class OptimizerConfig:
     eps: float = setting(1e-9, "Adam's epsilon", above=0, maximum=1)
     weight_decay: float = setting(0.0, "decoupled weight decay of matrices (adam: L2 penalty)", minimum=0, maximum=10)
     momentum: float = setting(0.95, "Muon's momentum", minimum=0, below=1)
-    matrix_lr: float = setting(
-        0.01,
-        "Muon's peak learning rate of the matrices, scaled to AdamW's update size",
+    matrix_lr: float | None = setting(
+        None,
+        "Muon's peak learning rate of the matrices, scaled to AdamW's update size; null: 0.01 up to a model.width of "
+        "128, and above it less with the square root of the width, so 0.005 at 512",
         above=0,
         maximum=100,
         paper="Liu 2025, arXiv 2502.16982",
