@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from results.dense import SPEED
-from results.files import TABLES, benchmark, printed, rows_of, table
+from results.files import TABLES, benchmark
 
 TABLES["training-processes"] = lambda: benchmark("training-processes", SPEED)
 TABLES["preparing"] = lambda: benchmark(
@@ -20,18 +20,15 @@ TABLES["local-steps-gpt-nano"] = lambda: benchmark(
 )
 
 
-@table("local-steps")
-def local_steps() -> str:
-    """Losses by seed, and how far the second seed's and the first one's are from those of one process."""
-    first, *_ = rows = printed("local-steps")["rows"]
-    seeds = ("seed1", "seed2")
-    cells = [
-        [
-            row["what"],
-            *(None if row[seed] is None else f"{row[seed]:.3f}" for seed in seeds),
-            ", ".join(f"{row[seed] / first[seed] - 1:+.1%}" for seed in seeds if row[seed] is not None),
-        ]
-        for row in rows[1:]
-    ]
-    base = [first["what"], *(f"{first[seed]:.3f}" for seed in seeds), None]
-    return rows_of(["processes", "seed 1", "seed 2", "difference to one process"], [base, *cells])
+TABLES["local-settings"] = lambda: benchmark(
+    "local-settings",
+    [
+        ("parameters", "parameters", "s"),
+        ("`trainer.local.steps`", "steps", "d"),
+        ("`average_moments`", "average_moments", "s"),
+        ("`outer_lr`", "outer_lr", "g"),
+        ("`outer_momentum`", "outer_momentum", "g"),
+        ("loss", "loss", ".3f"),
+        ("difference to one process, %", "percent", "+.1f"),
+    ],
+)

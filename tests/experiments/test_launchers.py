@@ -10,11 +10,13 @@ import pytest
 
 from tfx.experiments.queue import Queue
 
-# The launchers start and end their processes at the start and end of the one that runs them.
-pytestmark = pytest.mark.whole_process
+# Joblib and Hydra's submitit start and end their processes at the start and end of the one that runs them.
+whole_process = pytest.mark.whole_process
 
 TINY = [
     "model.width=16",
+    "dataset=json",
+    "dataset.path=rows",
     "model.heads=2",
     "model.ffn_width=32",
     "model.decoder_layers=1",
@@ -22,10 +24,19 @@ TINY = [
     "evaluation.latency_inputs=2",
     "evaluation.beam=1",
     "dataset.metrics=[]",
-    *(f"dataset.limit.{split}=10" for split in ("train", "valid", "test")),
     "trainer.budget.steps=2",
     "hydra.sweep.dir=s",
 ]
+
+
+@pytest.fixture
+def here(here):
+    """With rows to read: a new process takes longer to make the embedded data than to train."""
+    (here / "rows").mkdir()
+    for split in ("train", "valid", "test"):
+        rows = [{"source": f"{split} {row} is a number", "target": f"the number {row}"} for row in range(10)]
+        (here / "rows" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return here
 
 
 def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +48,7 @@ def statuses(folder) -> dict[str, str]:
     return {file.parent.name: json.loads(file.read_text())["status"] for file in folder.glob("s/*/summary.json")}
 
 
+@whole_process
 def test_joblib_runs_the_jobs_and_a_failure_is_not_lost_in_its_processes(here):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     # Pruning so little that no weight goes is found out when the run is over.
@@ -47,6 +59,7 @@ def test_joblib_runs_the_jobs_and_a_failure_is_not_lost_in_its_processes(here):
     assert "changed nothing" in done.stderr
 
 
+@whole_process
 def test_input_at_fault_in_a_process_of_joblibs_is_one_line_with_status_2(here):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1", "optimizer.lr=-1")
@@ -54,6 +67,7 @@ def test_input_at_fault_in_a_process_of_joblibs_is_one_line_with_status_2(here):
     assert "tfx: optimizer.lr=-1 is out of range" in done.stderr
 
 
+@whole_process
 def test_submitit_runs_the_jobs_by_its_local_executor(here):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done = sweep("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=1,2")
@@ -64,6 +78,7 @@ def test_submitit_runs_the_jobs_by_its_local_executor(here):
     assert ["1", "seed=2", "done"] in rows
 
 
+@whole_process
 def test_input_at_fault_under_submitit_is_one_line_and_leaves_nothing(here):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done = sweep("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "dataset=parallel", "dataset.path=no")
@@ -84,6 +99,7 @@ def test_a_queue_that_is_not_here_is_one_line_and_leaves_nothing(here, monkeypat
     assert not (here / "s").exists()
 
 
+@whole_process
 def test_several_tasks_of_a_job_by_its_local_executor_are_the_processes_of_one_run(here):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     tasks = ["hydra.launcher.nodes=1", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
