@@ -89,10 +89,17 @@ def weight_decay() -> str:
 @table("matrix-rate")
 def matrix_rate() -> str:
     return _by_setting(
-        "`optimizer.matrix_lr`",
+        "`model.width`, `optimizer.matrix_lr`",
         [
-            ("0.01 (the default)", "multi30k-dense/wide-0.8m"),
-            ("0.005", "multi30k-dense/wide-0.8m-rate0.005"),
+            ("128, 0.01 (the default)", "multi30k-dense/width128-0.8m-rate0.01"),
+            ("128, 0.005", "multi30k-dense/width128-0.8m-rate0.005"),
+            ("256, 0.01", "multi30k-dense/wide-0.8m"),
+            ("256, 0.00707 (the default)", "multi30k-dense/wide-0.8m-rate0.0071"),
+            ("256, 0.005", "multi30k-dense/wide-0.8m-rate0.005"),
+            ("256, 0.0035", "multi30k-dense/wide-0.8m-rate0.0035"),
+            ("512, 0.01", "multi30k-dense/width512-0.4m-rate0.01"),
+            ("512, 0.005 (the default)", "multi30k-dense/width512-0.4m-rate0.005"),
+            ("512, 0.0025", "multi30k-dense/width512-0.4m-rate0.0025"),
         ],
     )
 
