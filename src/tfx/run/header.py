@@ -115,15 +115,23 @@ def _emulation_notes(precision: Precision, device: torch.device) -> list[str]:
 
 
 def _batch_notes(parts: Parts) -> list[str]:
-    """Says if not one training row is as short as a batch: a batch holds one all the same."""
-    dataset, shortest = parts.config.dataset, parts.data.splits["train"].shortest(parts.model.architecture.context)
-    if dataset.batch_tokens == AUTO or shortest is None or shortest <= dataset.batch_size:
+    """Says if not one training row is as short as a batch, which holds one all the same, or if processes get none."""
+    dataset, split, context = parts.config.dataset, parts.data.splits["train"], parts.model.architecture.context
+    if dataset.batch_tokens == AUTO:
         return []
+    count, shortest = _process_count(parts), split.shortest(context)
+    if shortest is None or shortest <= dataset.batch_size:
+        rows = None if count == 1 else split.most_rows(dataset.batch_size, context)
+        if rows is None or rows >= count:
+            return []
+        return [
+            f"dataset.batch_tokens={dataset.batch_tokens}: the mean batch holds {counted(rows, 'example')} at most, fewer "
+            f"than the {count} processes: some of these are often idle"
+        ]
     note = (
         f"dataset.batch_tokens={dataset.batch_tokens}: no training example fits (the shortest takes "
         f"{counted(shortest, 'token')}), so each batch holds one, and a step has more tokens than that"
     )
-    count = _process_count(parts)
     return [note if count == 1 else f"{note}; only one of {count} processes works at a time"]
 
 
