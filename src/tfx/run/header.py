@@ -125,8 +125,8 @@ def _batch_notes(parts: Parts) -> list[str]:
         if rows is None or rows >= count:
             return []
         return [
-            f"dataset.batch_tokens={dataset.batch_tokens}: the mean batch holds {counted(rows, 'example')} at most, fewer "
-            f"than the {count} processes: some of these are often idle"
+            f"dataset.batch_tokens={dataset.batch_tokens}: the mean batch holds {counted(rows, 'example')} at most, "
+            f"fewer than the {count} processes: some of these are often idle"
         ]
     note = (
         f"dataset.batch_tokens={dataset.batch_tokens}: no training example fits (the shortest takes "
@@ -163,8 +163,8 @@ def _local_notes(trainer: TrainerConfig, count: int) -> list[str]:
     if trainer.local.steps <= between:
         return []
     return [
-        f"trainer.local.steps={trainer.local.steps} is not reached: the processes meet before each validation, after at "
-        f"most {counted(between, 'step')} (trainer.validate_every={trainer.validate_every:g})"
+        f"trainer.local.steps={trainer.local.steps} is not reached: the processes meet before each validation, after "
+        f"at most {counted(between, 'step')} (trainer.validate_every={trainer.validate_every:g})"
     ]
 
 
@@ -176,9 +176,11 @@ def _processes(parts: Parts) -> list[str]:
     """How many processes there are or will be, and what they share."""
     trainer = parts.config.trainer
     count = _process_count(parts)
-    return [] if count == 1 and trainer.parallel != "local" else [
-        f"{count} {'process' if count == 1 else 'processes'} ({trainer.parallel})"
-    ]
+    return (
+        []
+        if count == 1 and trainer.parallel != "local"
+        else [f"{count} {'process' if count == 1 else 'processes'} ({trainer.parallel})"]
+    )
 
 
 def zeros_given_up(parts: Parts) -> str | None:
