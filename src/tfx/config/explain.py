@@ -96,8 +96,8 @@ def explain(error: Exception) -> UserError:
         kind = "whole number" if match[2] == "Integer" else "number"
         if key == "trainer.devices":
             return UserError(
-                f"{key}={match[1]} is not a {kind}: leave it out for one process, or write how many GPUs there are, for "
-                "a process on each"
+                f"{key}={match[1]} is not a {kind}: leave it out for one process, or write how many GPUs there are, "
+                "for a process on each"
             )
         return UserError(f"{key}={match[1]} is not a {kind}: write one, or leave it out for its default")
     if match := re.search(r"Cannot merge DictConfig with ListConfig", first):
