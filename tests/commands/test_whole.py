@@ -200,7 +200,7 @@ def test_a_signal_before_a_run_begins_is_told(number, folder, tmp_path, monkeypa
         (["model=gpt_nano"], "for a language model"),
         (["model.heads=3"], "multiple of model.heads"),
         (["hydra.launcher.jobs=2"], "hydra.launcher.jobs is for a sweep, and this is a single run: add -m"),
-        (["trainer.devices=auto"], "trainer.devices=auto is not a whole number: write one"),
+        (["trainer.devices=auto"], "trainer.devices=auto is not a whole number: leave it out for one process"),
         (["optimizer.lr=high"], "optimizer.lr=high is not a number"),
         (["hydra/launcher=basic"], "hydra/launcher is for a sweep"),
         (["hydra.sweep.dir=s"], "hydra.sweep.dir is for a sweep"),

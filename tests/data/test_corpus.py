@@ -144,6 +144,12 @@ def test_joined_files_are_named_with_their_rows(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("mask", "what"), [(True, "kept apart, each a document"), (False, "joined")])
+def test_texts_are_told_by_what_happens_to_them(tmp_path, mask, what):
+    found = load(tmp_path, {"a.txt": "one\n", "b.txt": "two\n"}, task="lm", format="text", document_mask=mask)
+    assert f"train: 2 files {what}: a.txt" in " ".join(found.notes)
+
+
 def test_files_of_one_name_are_told_by_their_folders(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()

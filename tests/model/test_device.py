@@ -29,6 +29,11 @@ def test_a_device_that_is_not_there_is_a_user_error_that_says_what_to_use(no_gpu
         choose_device(name)
 
 
+def test_a_number_of_devices_in_the_place_of_a_device_is_told_what_takes_it():
+    with pytest.raises(UserError, match=r"trainer.device=2 is not a device: .* set trainer.devices=2; .*=cuda:2"):
+        choose_device("2")
+
+
 def test_a_gpu_number_that_is_too_high_is_a_user_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -23,6 +23,7 @@ TORCHRUN = {
     **{"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
     **{"MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
 }
+LOCAL = ["trainer.parallel=local", "trainer.devices=2", "trainer.budget.steps=150"]
 SRUN = {
     **{"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
     **{"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_NTASKS": "16"},
@@ -214,15 +215,26 @@ def test_a_fork_of_a_process_belongs_to_a_group_of_its_own(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trainer.parallel=local"], "one process, whose outer steps follow its own: name trainer.devices=N"),
-        (["trainer.devices=999"], "999 processes share"),
+        (["trainer.parallel=local"], "for several processes, and there is one: name trainer.devices=N"),
+        (["trainer.devices=999", "dataset.batch_tokens=1000000"], "999 processes share"),
         (["trainer.devices=1"], None),
+        (["trainer.local.outer_lr=0.5"], "trainer.local.outer_lr=0.5 has no effect: it is for trainer.parallel=local"),
+        ([*LOCAL, "trainer.local.steps=16"], "after at most 15 steps (trainer.validate_every=0.1)"),
+        ([*LOCAL, "trainer.local.steps=15"], None),
     ],
 )
-def test_a_number_of_processes_that_is_hardly_meant_is_noted(here, words, said, capsys):
+def test_a_number_of_processes_that_is_hardly_meant_is_noted(here, words, said, capsys, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert main(["train", "trainer.device=cpu", "dry_run=true", *words]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
     assert [said in note for note in notes] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_are_counted_in_words(here, count, capsys):
+    words = ["trainer.parallel=local", f"trainer.devices={count}"]
+    assert main(["train", "trainer.device=cpu", "dry_run=true", *words]) == 0
+    assert ("1 process (local)" if count == 1 else "2 processes (local)") in " ".join(capsys.readouterr().err.split())
 
 
 _ON_CPU = """

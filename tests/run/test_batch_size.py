@@ -1,7 +1,6 @@
 """`dataset.batch_tokens=auto`: the number found fits, is kept, and leaves no trace in the training."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from tfx.cli import main
 from tfx.config.compose import compose
 from tfx.errors import UserError
-from tfx.processes.group import Group
+from tfx.processes.group import ALONE, Group
 from tfx.processes.place import Place
 from tfx.run.batch_size import _Steps, largest, with_batch_tokens
 from tfx.run.setup import Setup
@@ -176,11 +175,11 @@ def test_what_cannot_be_is_told(tmp_path, capsys, words, told):
 
 
 def test_divided_weights_need_a_number():
-    setup = Setup(compose([*TINY, AUTO]), Group(Place(0, 1, 0, 1, "", 0)))
-    setup.group = Two(0)
-    setup.config = replace(setup.config, trainer=replace(setup.config.trainer, parallel="fsdp"))
-    with pytest.raises(UserError, match="name a number"):
-        with_batch_tokens(setup, {}, print)
+    words = [*TINY, AUTO, "trainer.parallel=fsdp", "optimizer=adamw", "trainer.averaging.kind=none"]
+    Setup(compose(words))
+    for more, group in ((["trainer.devices=2"], ALONE), ([], Two(0))):
+        with pytest.raises(UserError, match="name a number"):
+            Setup(compose([*words, *more]), group)
 
 
 def test_a_comparison_needs_a_number(tmp_path, capsys):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from tfx.config.compose import compose
 from tfx.processes.failure import Failure, LostProcessError
-from tfx.processes.group import Group
+from tfx.processes.group import ALONE, Group
 from tfx.processes.place import NO_LAUNCHER
 from tfx.record.directory import RunDirectory
 from tfx.record.summary import COMPLETED, Facts, Summary
 from tfx.run import life
 from tfx.run.launch import ReportedError
-from tfx.system.signals import StoppedBySignal
+from tfx.run.train import train
+from tfx.system.signals import StoppedBySignal, leave_signals, leaving_on_signals
 
 FACTS = Facts(1, "lm", None, [], "gpt_nano", "tinyshakespeare", [], [], 1, "loss")
 
@@ -102,3 +105,29 @@ def test_a_complete_run_is_not_begun_again_by_processes_that_start_again(tmp_pat
     found = life.begin(None, [], tmp_path)
     assert found is not None
     assert found.status == COMPLETED
+
+
+def train_and_fail(group):
+    """A training that fails, and a signal that comes while its files are closed."""
+
+    def fails():
+        raise OSError("no space")
+
+    recorder = SimpleNamespace(
+        console=SimpleNamespace(training_started=lambda: None, training_ended=lambda: None),
+        close=lambda: os.kill(os.getpid(), signal.SIGTERM),
+    )
+    with leaving_on_signals(once=group.size > 1):
+        train(SimpleNamespace(train=fails, group=group), recorder)
+
+
+def test_a_signal_while_the_files_are_closed_does_not_replace_the_failure_of_one_of_several_processes():
+    before = {number: signal.getsignal(number) for number in leave_signals()}
+    try:
+        with pytest.raises(OSError, match="no space"):
+            train_and_fail(Told())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with pytest.raises(StoppedBySignal):
+        train_and_fail(ALONE)

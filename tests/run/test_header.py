@@ -39,3 +39,16 @@ def test_batches_that_are_shorter_than_any_example_are_named(capsys, data):
     assert main([*words, "dataset.batch_tokens=31", "trainer.devices=2"]) == 0
     shown = capsys.readouterr().err
     assert ("only one of 2 processes works at a time" in shown) == ("dataset=stdlib" in data)
+
+
+@pytest.mark.parametrize("data", [["dataset=normalize"], ["model=gpt_nano", "model.context=32", "dataset=stdlib"]])
+def test_batches_of_fewer_examples_than_processes_are_named(capsys, data):
+    words = ["train", *data, *(word for word in TINY if "coder_layers" not in word), "dataset.limit.train=40"]
+
+    def is_told(tokens, devices):
+        assert main([*words, f"dataset.batch_tokens={tokens}", f"trainer.devices={devices}"]) == 0
+        return f"fewer than the {devices} processes" in " ".join(capsys.readouterr().err.split())
+
+    assert is_told(48, 2)
+    assert not is_told(48, 1)
+    assert not is_told(640, 2)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.config.schema import TokenizerConfig
-from tfx.data.batching import bucket
+from tfx.data.batching import bucket, most_rows
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
@@ -203,3 +203,11 @@ def test_a_window_past_the_end_is_padded():
     batch = collate_windows(Stream(np.arange(10, dtype=np.uint16), 10), np.asarray([7]), 4, TOKENIZER)
     assert batch.target_out_BT.tolist() == [[8, 9, IGNORE, IGNORE]]
     assert batch.target_in_BT[0, :2].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("batch_tokens", [8, 32, 200])
+def test_the_mean_batch_has_no_more_rows_than_is_said(batch_tokens):
+    lengths = np.random.default_rng(1).integers(2, 40, (2, 500))
+    batches = bucket(*lengths, batch_tokens, np.arange(500))
+    most = most_rows(lengths.sum(0), batch_tokens)
+    assert 0.6 * most < 500 / len(batches) <= most

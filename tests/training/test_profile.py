@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from tfx.config.compose import compose
+from tfx.processes.group import Group
+from tfx.processes.place import Place
 from tfx.run.setup import build_model, read_inputs
 from tfx.techniques.stack import Stack
 from tfx.training.loop import Observer, Trainer
@@ -56,6 +58,20 @@ def test_a_training_reports_once_where_its_steps_time_goes(steps, expected, tmp_
     assert "aten::" in text
     names = {event.get("name") for event in json.loads(gzip.open(tmp_path / "trace.json.gz").read())["traceEvents"]}
     assert {"tfx: backward", "tfx: optimizer"} <= names
+
+
+def test_of_several_processes_it_says_which_one_and_names_their_exchange(tmp_path):
+    config = compose([*TINY, "trainer.budget.steps=7"])
+    _, data = read_inputs(config)
+    watch, group = Watch(tmp_path), Group(Place(1, 2, 1, 2, "", 0))
+    trainer = Trainer(
+        config, build_model(config, data, CPU, None), data, CPU, watch, Stack.from_config(config), group=group
+    )
+    trainer._validate = lambda: False
+    trainer.train()
+    (text,) = watch.tables
+    assert "in process 1 of 2" in text
+    assert "exchange" in shares(text)
 
 
 def test_parts_have_the_time_that_they_take(tmp_path):

@@ -94,6 +94,11 @@ def explain(error: Exception) -> UserError:
         return UserError(f"{key} is a whole number: write {match[1]}")
     if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (Integer|Float)", first):
         kind = "whole number" if match[2] == "Integer" else "number"
+        if key == "trainer.devices":
+            return UserError(
+                f"{key}={match[1]} is not a {kind}: leave it out for one process, or write how many GPUs there are, "
+                "for a process on each"
+            )
         return UserError(f"{key}={match[1]} is not a {kind}: write one, or leave it out for its default")
     if match := re.search(r"Cannot merge DictConfig with ListConfig", first):
         return UserError(f"{key or 'the value'} is a list, even with one entry: write [{{…}}] instead of {{…}}")

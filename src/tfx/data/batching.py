@@ -36,6 +36,11 @@ def bucket(
     return batches
 
 
+def most_rows(lengths: np.ndarray, batch_tokens: int) -> float:
+    """What the mean number of examples in a batch of `bucket` never exceeds: that of batches without padding."""
+    return len(lengths) / float(np.minimum(lengths / batch_tokens, 1.0).sum())
+
+
 def _pairs(sources: np.ndarray, targets: np.ndarray, ranked: np.ndarray) -> Iterator[tuple[int, int]]:
     """The lengths in this order, as Python's numbers, which loops are faster with, of some examples at a time."""
     for start in range(0, len(ranked), _AT_ONCE):

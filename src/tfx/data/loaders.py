@@ -181,7 +181,9 @@ def from_files(
             splits[split], counts = _read(config, paths, content.hexdigest(), notes, rules)
         files[split] = [SourceFile(name, count) for name, count in zip(shown_names(paths, names), counts, strict=True)]
         if len(paths) > (2 if config.format == "parallel" else 1):
-            notes.append(f"{split}: {len(paths)} files joined: {describe_files(files[split])}")
+            are_apart = config.format == "text" and config.document_mask
+            what = "kept apart, each a document" if are_apart else "joined"
+            notes.append(f"{split}: {len(paths)} files {what}: {describe_files(files[split])}")
     return splits, (digest.hexdigest(), nameless.hexdigest()), files
 
 

@@ -163,7 +163,7 @@ def _print_results(jobs: Sequence[Job]) -> None:
     done, failed = results(jobs)
     left = len(jobs) - done - failed
     rest = f", {left} not started" if left else ""
-    console.print(f"{len(jobs)} jobs: {done} with a result, {failed} without{rest}")
+    console.print(f"{counted(len(jobs), 'job')}: {done} with a result, {failed} without{rest}")
     for job in jobs:
         if job.state in ENDED_BADLY:
             console.print(f"job {job.number} {job.state}: {job.reason} (see {job.log})", markup=False, soft_wrap=True)

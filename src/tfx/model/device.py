@@ -53,6 +53,11 @@ def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
+        if name.isdecimal():
+            raise UserError(
+                f"trainer.device={name} is not a device: for {name} processes, each on a GPU of its own, set "
+                f"trainer.devices={name}; for one GPU by its number trainer.device=cuda:{name}"
+            ) from None
         raise UserError(f"trainer.device={name} is not a device: use auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfx.processes.failure import FAILURE, Failure, LostProcessError, last_word
@@ -32,7 +33,9 @@ _BUCKET_BYTES = 32 << 20
 # hands it on as one of its own.
 _GPU_WORDS = ("CUDA error", "Cuda failure", "ncclUnhandledCudaError")
 # Keys in the store. It may be the launcher's, which stays when that starts the processes again: each start has its own.
-_GPU, _RUN = "gpu", "run"
+_GPU, _RUN, _PROCESS = "gpu", "run", "process"
+# What tells this machine, and on it this set of process numbers, from all others (on Linux).
+_BOOT, _NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 
 
 class Group:
@@ -155,6 +158,7 @@ class _Several(Group):
             timeout=_PATIENCE,
         )
         self._connected = True
+        self._store.set(self._key(_PROCESS, self.rank), f"{_numbering()} {os.getpid()}")
         self._reports: list[Callable[[BaseException], None]] = []
 
     def _key(self, *words: object, restarts: int | None = None) -> str:
@@ -239,6 +243,8 @@ class _Several(Group):
             failure = self._last_word()
             if failure is None and any(words in str(error) for words in _GPU_WORDS):
                 raise
+            # The launcher sees the loss too, and sends a signal: it must not replace the reason while files are closed.
+            hold_signals()
             raise LostProcessError(failure) from error
 
     def _last_word(self) -> Failure | None:
@@ -275,9 +281,25 @@ class _Several(Group):
         if isinstance(error, LostProcessError):
             failure = error.failure
         elif isinstance(error, StoppedBySignal):
-            # A launcher sends a signal to those that are left when one has failed.
+            # A launcher sends a signal to those that are left when one has failed, or was killed.
             failure = self._last_word()
+            if failure is None and self._one_is_gone():
+                return LostProcessError(None)
         return error if failure is None else failure.to_error()
+
+    def _one_is_gone(self) -> bool:
+        """Whether another process has ended, as far as this machine knows them.
+
+        One that ends in order leaves a word before.
+        """
+        own = _numbering()
+        with suppress(RuntimeError):  # the store is gone with its process
+            keys = [self._key(_PROCESS, rank) for rank in range(self.size) if rank != self.rank]
+            for key in (key for key in keys if own and self._store.check([key])):
+                numbering, number = self._store.get(key).decode().rsplit(" ", 1)
+                if numbering == own and not _is_there(int(number)):
+                    return True
+        return False
 
     def fail(self, failure: Failure | None) -> None:
         if self._connected:
@@ -307,6 +329,25 @@ def join() -> Group:
         place = find_place()
         _joined = (ALONE if place.size == 1 else _Several(place)), os.getpid()
     return _joined[0]
+
+
+def _numbering() -> str:
+    """What processes have in common whose numbers are those of one system; empty where that is not known."""
+    try:
+        return f"{_BOOT.read_text().strip()} {_NAMESPACE.readlink()}"
+    except OSError:
+        return ""
+
+
+def _is_there(number: int) -> bool:
+    """Whether the system has a process of this number."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _only_gpu() -> str:

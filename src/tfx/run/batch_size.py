@@ -33,16 +33,11 @@ _COPY_BYTES = 4
 def with_batch_tokens(setup: Setup, teachers: Teachers, note: Callable[[str], Any]) -> Root:
     """The config of a setup with a number for ``dataset.batch_tokens``, the same in all processes.
 
-    Raises `UserError` if not even one example fits, or if weights are to be divided.
+    Raises `UserError` if not even one example fits.
     """
     config, group = setup.config, setup.group
     if config.dataset.batch_tokens != AUTO:
         return config
-    if config.trainer.parallel == "fsdp" and group.size > 1:
-        raise UserError(
-            "dataset.batch_tokens=auto tries steps with whole weights, and trainer.parallel=fsdp is for those that do "
-            "not fit: name a number; a step that does not fit says so"
-        )
     most = config.dataset.batch_tokens_limit
     limit = _memory_limit(setup)
     each = _found(setup, teachers, limit, max(1, most // group.size))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfx.config.schema import AUTO
+from tfx.config.schema import AUTO, LocalConfig, TrainerConfig
 from tfx.config.task_facts import TASKS
 from tfx.system.threads import how_they_wait
 from tfx.terminal.console import counted, size
@@ -121,15 +123,23 @@ def _emulation_notes(precision: Precision, device: torch.device) -> list[str]:
 
 
 def _batch_notes(parts: Parts) -> list[str]:
-    """Says if not one training row is as short as a batch: a batch holds one all the same."""
-    dataset, shortest = parts.config.dataset, parts.data.splits["train"].shortest(parts.model.architecture.context)
-    if dataset.batch_tokens == AUTO or shortest is None or shortest <= dataset.batch_size:
+    """Says if not one training row is as short as a batch, which holds one all the same, or if processes get none."""
+    dataset, split, context = parts.config.dataset, parts.data.splits["train"], parts.model.architecture.context
+    if dataset.batch_tokens == AUTO:
         return []
+    count, shortest = _process_count(parts), split.shortest(context)
+    if shortest is None or shortest <= dataset.batch_size:
+        rows = None if count == 1 else split.most_rows(dataset.batch_size, context)
+        if rows is None or rows >= count:
+            return []
+        return [
+            f"dataset.batch_tokens={dataset.batch_tokens}: the mean batch holds {counted(rows, 'example')} at most, "
+            f"fewer than the {count} processes: some of these are often idle"
+        ]
     note = (
         f"dataset.batch_tokens={dataset.batch_tokens}: no training example fits (the shortest takes "
         f"{counted(shortest, 'token')}), so each batch holds one, and a step has more tokens than that"
     )
-    count = _process_count(parts)
     return [note if count == 1 else f"{note}; only one of {count} processes works at a time"]
 
 
@@ -139,10 +149,31 @@ def _process_notes(parts: Parts) -> list[str]:
     count, cores = _process_count(parts), os.cpu_count() or 1
     notes = []
     if trainer.parallel == "local" and count == 1:
-        notes.append("trainer.parallel=local has one process, whose outer steps follow its own: name trainer.devices=N")
+        notes.append("trainer.parallel=local is for several processes, and there is one: name trainer.devices=N")
+    notes += _local_notes(trainer, count)
     if parts.device.type == "cpu" and trainer.devices > cores:
-        notes.append(f"{count} processes share {cores} cores: they take turns, and none is faster than fewer would be")
+        notes.append(f"{count} processes share {counted(cores, 'core')}: fewer processes would be no slower")
     return notes
+
+
+def _local_notes(trainer: TrainerConfig, count: int) -> list[str]:
+    """Which settings of local steps do nothing, and how often processes meet where that is not by these."""
+    if trainer.parallel != "local":
+        usual = asdict(LocalConfig())
+        return [
+            f"trainer.local.{name}={value:g} has no effect: it is for trainer.parallel=local"
+            for name, value in asdict(trainer.local).items()
+            if value != usual[name]
+        ]
+    if count == 1 or not trainer.budget.steps:
+        return []
+    between = max(1, math.ceil(trainer.budget.steps * trainer.validate_every - 1e-9))
+    if trainer.local.steps <= between:
+        return []
+    return [
+        f"trainer.local.steps={trainer.local.steps} is not reached: the processes meet before each validation, after "
+        f"at most {counted(between, 'step')} (trainer.validate_every={trainer.validate_every:g})"
+    ]
 
 
 def _process_count(parts: Parts) -> int:
@@ -153,7 +184,11 @@ def _processes(parts: Parts) -> list[str]:
     """How many processes there are or will be, and what they share."""
     trainer = parts.config.trainer
     count = _process_count(parts)
-    return [] if count == 1 and trainer.parallel != "local" else [f"{count} processes ({trainer.parallel})"]
+    return (
+        []
+        if count == 1 and trainer.parallel != "local"
+        else [f"{count} {'process' if count == 1 else 'processes'} ({trainer.parallel})"]
+    )
 
 
 def zeros_given_up(parts: Parts) -> str | None:

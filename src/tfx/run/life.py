@@ -301,7 +301,8 @@ class _Life:
             differences = environment_differences(self.known, environment)
             for name, (before, now) in differences.items():
                 self.console.note(
-                    f"{name} was {before} and is {now}: the result may differ from an uninterrupted run's"
+                    f"{name} changed from {before} to {now}: the result may differ from that of a run that was never "
+                    "interrupted"
                 )
             # What an earlier version did not record cannot be compared.
             changed = [
@@ -397,7 +398,7 @@ class _Life:
             # is as it was.
             is_refused = isinstance(error, UserError) and self.known is not None and not self.is_prepared
             if self.extends or is_refused:
-                self.console.note(f"{self.run.summary} is of the run as it was before")
+                self.console.note(f"{self.run.summary} still describes the run as it was before")
             else:
                 Summary(status, facts_of(self.config, self.setup.stack), message).write(self.run.summary)
         except OSError as trouble:

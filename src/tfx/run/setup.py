@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfx.config.schema import Root
+from tfx.config.schema import AUTO, Root
 from tfx.config.task_facts import TASKS, facts_of
 from tfx.errors import UserError
 from tfx.processes.group import ALONE, Group
@@ -90,6 +90,7 @@ class Setup:
         self.stack = Stack.from_config(config)
         check_sharded(config, self.stack)
         _check_order(config, self.stack)
+        _check_batch(config, group)
         if config.reference is not None:
             local_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
@@ -167,6 +168,16 @@ def _check_order(config: Root, stack: Stack) -> None:
         raise UserError(
             f"technique '{ordering[0].name}' orders the batches of a whole epoch by their lengths, and a streamed data "
             "set has none: leave it out, or prepare the data with dataset.streaming=false"
+        )
+
+
+def _check_batch(config: Root, group: Group) -> None:
+    """Raises `UserError` if the size of a batch is to be found and several processes divide the weights."""
+    trainer = config.trainer
+    if config.dataset.batch_tokens == AUTO and trainer.parallel == "fsdp" and max(group.size, trainer.devices) > 1:
+        raise UserError(
+            "dataset.batch_tokens=auto tries steps with whole weights, and trainer.parallel=fsdp is for those that do "
+            "not fit: name a number; a step that does not fit says so"
         )
 
 

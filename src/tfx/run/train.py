@@ -12,6 +12,7 @@ from tfx.record.files import write_json, write_text
 from tfx.record.metrics_log import MetricsLog
 from tfx.run.measure import Measurer
 from tfx.run.tracking.contract import Trackers
+from tfx.system.signals import hold_signals
 from tfx.terminal.console import RunConsole
 from tfx.training.loop import Observer, Trainer
 from tfx.training.state import StateSaver
@@ -102,6 +103,10 @@ def train(trainer: Trainer, recorder: Recorder) -> TrainingCost:
     try:
         recorder.console.training_started()
         result = trainer.train()
+    except Exception:
+        if trainer.group.size > 1:
+            hold_signals()  # of a launcher or a cluster, which would replace the reason while the files are closed
+        raise
     finally:
         recorder.console.training_ended()
         recorder.close()

@@ -57,6 +57,7 @@ def leaving_on_signals(*, once: bool = False) -> Iterator[None]:
     finally:
         is_held, _once, _held = _held, False, False
         _came.clear()
+        _waiting.clear()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if is_held else handler)
 
@@ -116,6 +117,7 @@ def hold_signals() -> None:
     Its launcher signals it where another one has ended.
     """
     global _held
+    _waiting.clear()
     _came.append(0)
     _held = True
 

@@ -147,6 +147,10 @@ class Split(ABC):
         """The positions that its shortest row takes in a training batch; None if it is not known."""
         return None
 
+    def most_rows(self, batch_tokens: int, context: int) -> float | None:
+        """What the mean number of rows in a training batch does not exceed; None if it is not known."""
+        return None
+
     # --- scoring --------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -87,6 +87,9 @@ class Stream(Split):
     def shortest(self, context: int) -> int:
         return context
 
+    def most_rows(self, batch_tokens: int, context: int) -> float:
+        return max(1, batch_tokens // context)
+
     def scored_rows(self, context: int) -> int:
         return len(range(0, max(1, len(self) - 1), context))
 

@@ -101,6 +101,11 @@ class Mixture(Split):
         known = [length for part in self.parts if (length := part.shortest(context)) is not None]
         return min(known) if len(known) == len(self.parts) else None
 
+    def most_rows(self, batch_tokens: int, context: int) -> float | None:
+        rows = [part.most_rows(batch_tokens, context) for part in self.parts]
+        known = [share * each for share, each in zip(self.weights, rows, strict=True) if each is not None]
+        return sum(known) / sum(self.weights) if len(known) == len(rows) else None
+
     def scored_rows(self, context: int) -> int:
         self._refuse("rows by one numbering")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
-from tfx.data.batching import bucket
+from tfx.data.batching import bucket, most_rows
 from tfx.data.ragged import Arrays, Ragged
 from tfx.data.spans import NO_SPAN, align
 from tfx.data.tokenizer import Tokenizer
@@ -64,6 +64,9 @@ class Pairs(Split):
 
     def shortest(self, context: int) -> int:
         return int((self.source.lengths + self.target.lengths).min()) + 2
+
+    def most_rows(self, batch_tokens: int, context: int) -> float:
+        return most_rows(self.source.lengths + self.target.lengths + 2, batch_tokens)
 
     def scored_rows(self, context: int) -> int:
         return len(self)

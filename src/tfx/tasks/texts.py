@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tfx.config.schema import DatasetConfig, EvaluationConfig
-from tfx.data.batching import bucket
+from tfx.data.batching import bucket, most_rows
 from tfx.data.ragged import Ragged
 from tfx.data.store import scan
 from tfx.data.tokenizer import Tokenizer
@@ -79,6 +79,9 @@ class Texts(Split):
 
     def shortest(self, context: int) -> int:
         return int(self.positions.min())
+
+    def most_rows(self, batch_tokens: int, context: int) -> float:
+        return most_rows(self.positions, batch_tokens)
 
     def scored_rows(self, context: int) -> int:
         return len(self)

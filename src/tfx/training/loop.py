@@ -31,7 +31,7 @@ from tfx.training.ahead import made_ahead
 from tfx.training.averaging import Averager
 from tfx.training.budget import Clock
 from tfx.training.parallel import LocalSteps, Sharing
-from tfx.training.profile import StepProfile, part
+from tfx.training.profile import StepProfile, exchange, part
 from tfx.training.schedules import schedule_factor
 from tfx.training.stability import UnstableError
 from tfx.training.state import SaveSchedule
@@ -173,7 +173,7 @@ class Trainer:
     def _loop(self) -> None:
         config = self.config.trainer
         self.model.train()
-        profile = StepProfile(self.device, self.observer.profiled) if config.profile else None
+        profile = StepProfile(self.device, self.observer.profiled, self.group.place) if config.profile else None
         saving = SaveSchedule(config.save, self.clock.steps)
         while True:
             progress = self.clock.progress
@@ -198,6 +198,7 @@ class Trainer:
             self._count(self.stepper.take(step_batches, factor, self.clock.steps, progress))
             with part("averaging"):
                 self.averager.update(self.clock.progress)
+            with exchange(self.group.place):
                 self._sharing.stepped(self.averager.average or [])
             if profile is not None:
                 with self.clock.paused():
@@ -211,7 +212,8 @@ class Trainer:
             # A signal to any process stops all of them at the end of the same step; the first one's clock says when a
             # state is due.
             is_due = saving.is_due(self.clock.steps) and self.group.is_first
-            signal, due = map(int, self.group.greatest(deferred_signal(), is_due))
+            with exchange(self.group.place):
+                signal, due = map(int, self.group.greatest(deferred_signal(), is_due))
             if due:
                 with self.clock.paused(), profile.paused() if profile is not None else nullcontext():
                     self._save()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
+
+from tfx.processes.place import NO_LAUNCHER, Place
 
 # Steps before those that are measured: the first ones are slower.
 _SKIPPED = 5
@@ -27,11 +29,16 @@ def part(name: str) -> record_function:
     return record_function(_PREFIX + name)
 
 
+def exchange(place: Place) -> AbstractContextManager[Any]:
+    """The part in which processes send and wait for one another; where there is one process, none."""
+    return part("exchange") if place.size > 1 else nullcontext()
+
+
 class StepProfile:
     """Measures five steps after the first five of a training, on a CPU or with the kernels of a GPU."""
 
-    def __init__(self, device: torch.device, report: Report) -> None:
-        self._device, self._report = device, report
+    def __init__(self, device: torch.device, report: Report, place: Place = NO_LAUNCHER) -> None:
+        self._device, self._report, self._place = device, report, place
         self._activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profiler: Any = None
         self._steps = 0
@@ -71,18 +78,23 @@ class StepProfile:
         seconds = time.perf_counter() - self._start
         profiler.stop()
         if steps := self._steps - _SKIPPED:
-            text = table(profiler.key_averages(), seconds, steps, self._device)
+            text = table(profiler.key_averages(), seconds, steps, self._device, self._place)
             self._report(text, lambda path: profiler.export_chrome_trace(str(path)))
 
 
-def table(events: Any, seconds: float, steps: int, device: torch.device) -> str:
+def table(events: Any, seconds: float, steps: int, device: torch.device, place: Place = NO_LAUNCHER) -> str:
     """The parts of a step, then the operations that take the most time themselves; ms a step.
 
     On a GPU the parts are the time of the host, which runs ahead; the operations are those of the GPU.
     """
     on_gpu = device.type == "cuda"
     whole = 1e3 * seconds / steps
-    lines = [f"{whole:.2f} ms a step: the mean of {steps} steps, with the profiler's own cost", ""]
+    lines = [f"{whole:.2f} ms a step: the mean of {steps} steps, with the profiler's own cost"]
+    if place.size > 1:
+        lines.append(
+            f"in process {place.rank} of {place.size}; its exchange includes the time that it waits for the rest"
+        )
+    lines.append("")
     parts = {e.key.removeprefix(_PREFIX): e.cpu_time_total / 1e3 / steps for e in events if e.key.startswith(_PREFIX)}
     parts["the rest"] = max(0.0, whole - sum(parts.values()))
     lines.append(f"{'part' + (' (host)' if on_gpu else ''):<60} {'ms':>9} {'share':>7}")

@@ -26,7 +26,7 @@ from tfx.techniques.stack import Stack
 from tfx.training.accounts import batch_flops
 from tfx.training.optimizers import build_optimizers
 from tfx.training.parallel import Sharing
-from tfx.training.profile import part
+from tfx.training.profile import exchange, part
 from tfx.training.stability import build_guard
 
 Result = TypeVar("Result")
@@ -109,7 +109,8 @@ class Stepper:
             while (nll := self._gradients(batches, whole, number, progress)) is None:
                 held.drop()
                 self._cut(number)
-        nll = self._combine(nll, held, batches)
+        with exchange(self.sharing.group.place):
+            nll = self._combine(nll, held, batches)
         targets = sum(batch.targets for batch in batches)
         limit = self.config.optimizer.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
@@ -203,7 +204,9 @@ class Stepper:
             if all(self.pieces >= len(batch.rows) for batch in batches):
                 raise
             fits = False
-        if self.sharing.all_fit(fits, self.parameters):
+        with exchange(self.sharing.group.place):
+            all_fit = self.sharing.all_fit(fits, self.parameters)
+        if all_fit:
             return total
         self.optimizers.zero_grad()
         return None
