@@ -191,6 +191,18 @@ TABLES["training-shakespeare"] = lambda: benchmark(
 )
 TABLES["muon-emulated"] = lambda: benchmark("muon-emulated", [("", "arm", ""), ("tokens/s", "tokens_per_second", "")])
 TABLES["training-neighbour"] = lambda: benchmark("training-neighbour", SPEED)
+TABLES["spin-count"] = lambda: benchmark(
+    "spin-count",
+    [
+        ("`GOMP_SPINCOUNT`", "spins", ""),
+        ("rounds", "rounds", "d"),
+        ("alone, tokens/s (median)", "quiet", ",d"),
+        ("ratio (median)", "ratio", ".2f"),
+        ("lowest", "lowest", ".2f"),
+        ("highest", "highest", ".2f"),
+        ("beside a neighbour, tokens/s", "busy", ",d"),
+    ],
+)
 TABLES["technique-cost"] = lambda: benchmark("technique-cost", PAIRED)
 TABLES["precision"] = lambda: benchmark("precision", [("what", "what", ""), ("tokens/s", "tokens_per_second", ",.0f")])
 TABLES["precision-parts"] = lambda: benchmark(
