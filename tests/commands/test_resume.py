@@ -279,7 +279,7 @@ def test_a_streamed_file_that_changed_in_its_middle_stops_the_resume(folder, dat
     # Its content counts, and not when it was written; but that is told, as not all of it was compared.
     file.write_text(rows)
     assert main(["resume", str(run)]) == 0
-    assert "streamed files last modified was 2" in capsys.readouterr().err
+    assert "streamed files last modified changed from 2" in capsys.readouterr().err
 
 
 def started(run: Path, *overrides: str) -> subprocess.Popen:
