@@ -218,6 +218,7 @@ def test_a_fork_of_a_process_belongs_to_a_group_of_its_own(monkeypatch):
         (["trainer.parallel=local"], "for several processes, and there is one: name trainer.devices=N"),
         (["trainer.devices=999", "dataset.batch_tokens=1000000"], "999 processes share"),
         (["trainer.devices=1"], None),
+        (["trainer.local.average_moments=false"], "trainer.local.average_moments=false has no effect"),
         (["trainer.local.outer_lr=0.5"], "trainer.local.outer_lr=0.5 has no effect: it is for trainer.parallel=local"),
         ([*LOCAL, "trainer.local.steps=16"], "after at most 15 steps (trainer.validate_every=0.1)"),
         ([*LOCAL, "trainer.local.steps=15"], None),

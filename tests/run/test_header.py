@@ -28,6 +28,21 @@ def test_a_budget_of_zero_is_said_to_train_nothing(capsys):
     assert "none: 0 steps train nothing, and only the stack below changes weights; seed 1" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "muon (matrices at 0.01)"),
+        (["model.width=256"], "muon (matrices at 0.00707)"),
+        (["model.width=256", "optimizer.matrix_lr=0.0123"], "muon (matrices at 0.0123)"),
+        (["optimizer=adamw"], "adamw, "),
+    ],
+)
+def test_the_rate_that_a_width_decides_is_named(capsys, words, said):
+    assert main(["train", *TINY, *words]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"tokens per step, {said}" in shown
+
+
 @pytest.mark.parametrize("data", [["dataset=normalize"], ["model=gpt_nano", "model.context=32", "dataset=stdlib"]])
 def test_batches_that_are_shorter_than_any_example_are_named(capsys, data):
     words = ["train", *data, *(word for word in TINY if "coder_layers" not in word), "dataset.limit.train=40"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import asdict
@@ -84,7 +85,7 @@ def _optimizer(parts: Parts) -> str:
     from tfx.training.optimizers import matrix_rate
 
     config, width = parts.config.optimizer, parts.model.architecture.width
-    return config.name if config.name != "muon" else f"muon (matrices at {matrix_rate(config, width):.2g})"
+    return config.name if config.name != "muon" else f"muon (matrices at {matrix_rate(config, width):.3g})"
 
 
 def _size(split: Split) -> str:
@@ -161,7 +162,7 @@ def _local_notes(trainer: TrainerConfig, count: int) -> list[str]:
     if trainer.parallel != "local":
         usual = asdict(LocalConfig())
         return [
-            f"trainer.local.{name}={value:g} has no effect: it is for trainer.parallel=local"
+            f"trainer.local.{name}={json.dumps(value)} has no effect: it is for trainer.parallel=local"
             for name, value in asdict(trainer.local).items()
             if value != usual[name]
         ]
@@ -184,11 +185,9 @@ def _processes(parts: Parts) -> list[str]:
     """How many processes there are or will be, and what they share."""
     trainer = parts.config.trainer
     count = _process_count(parts)
-    return (
-        []
-        if count == 1 and trainer.parallel != "local"
-        else [f"{count} {'process' if count == 1 else 'processes'} ({trainer.parallel})"]
-    )
+    if count == 1 and trainer.parallel != "local":
+        return []
+    return [f"{count} {'process' if count == 1 else 'processes'} ({trainer.parallel})"]
 
 
 def zeros_given_up(parts: Parts) -> str | None:
