@@ -197,6 +197,18 @@ def test_a_setting_of_an_entry_that_is_not_there_is_one_line(data, words):
         compose([word.format(list="dataset.mix=[{dataset: json, path: one}]") for word in words])
 
 
+@pytest.mark.parametrize("key", ["0", "a.path", "-1.path", "01.path", "1."])
+@pytest.mark.parametrize("word", ["dataset.mix.{key}=x", "+dataset.mix.{key}=x", "~dataset.mix.{key}"])
+def test_what_is_no_setting_of_an_entry_is_answered_with_how_one_is_typed(data, capsys, word, key):
+    """A whole entry would keep what the new one does not say."""
+    words = ["dataset=json", "dataset.mix=[{dataset: json, path: one}]", "dry_run=true"]
+    for typed in (word.format(key=key), "dataset.mix[0].path=two"):
+        assert main(["train", *words, typed]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "is typed with the entry's number from 0, as dataset.mix.0.path=…" in said
+
+
 def test_a_mixture_with_a_stream_names_what_is_said_of_each_corpus(data, capsys):
     entries = "{dataset: json, path: one, name: first},{dataset: json, path: two, streaming: true}"
     few = ["dataset.tokenizer.rows=10", "dataset.tokenizer.kind=char"]

@@ -85,7 +85,7 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
         key = override.partition("=")[0]
         if not _ENTRY.sub("dataset.", key).startswith(SAFE):
             raise UserError(
-                f"{key} cannot change in a resumed run, only {', '.join(SAFE)} can: "
+                f"{key} cannot change in a resumed run, only {', '.join(SAFE)} (of a mixture dataset.mix.N.path) can: "
                 "start another run for it, with init_from=RUN to begin with these weights"
             )
     config = compose.change(saved, overrides) if overrides else saved

@@ -83,7 +83,7 @@ def explain(error: Exception) -> UserError:
         return unknown("key", name, all_keys())
     if isinstance(cause, IndexError):
         entry = re.sub(r"\[(\d+)\]", r".\1", str(key))  # as it is typed
-        return UserError(f"{entry} is not there: entries count from 0, and their list comes first on the command line")
+        return UserError(f"{entry} is not there: entries count from 0, and a list that you type stands before them")
     match = re.search(r"Could not override '([^']+)'", str(error))
     if match:
         parent = match[1].split("=")[0].lstrip("+~")

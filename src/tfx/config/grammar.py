@@ -25,6 +25,10 @@ from tfx.errors import UserError
 
 # Hydra's own text settings that users set.
 _HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+# Something below the list of corpora, and what may be changed there: settings of an entry. A whole one would keep what
+# the new one does not say.
+_IN_MIX = re.compile(r"[+~]*dataset\.mix[.\[]")
+_IN_ENTRY = re.compile(r"\+*dataset\.mix\.(0|[1-9]\d*)\.\w")
 _SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list)\(.*\)", re.DOTALL)
 
 
@@ -132,6 +136,11 @@ def check_words(words: Sequence[str], command: str = "") -> None:
             hint = f"; if it belongs to the word before it, quote both: {shlex.quote(f'{before} {word}')}"
             raise UserError(f"'{word}' is not an override: write key=value{hint if '=' in before else ''}")
         before = word
+        if _IN_MIX.match(word) and not _IN_ENTRY.match(word):
+            raise UserError(
+                f"{word}: a setting of an entry of dataset.mix is typed with the entry's number from 0, as "
+                "dataset.mix.0.path=…; to change a whole entry, type the whole list"
+            )
         if word.startswith("~"):
             continue
         try:
