@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from tfx.model.device import choose_precision
-from tfx.model.linear import Linear, Product, _ReducedLinear, inference_product, products_in, reduce_rows
+from tfx.model.linear import Linear, Product, _ReducedLinears, inference_product, outputs_of, products_in, reduce_rows
 
 
 def pair(shape, bias):
@@ -64,10 +64,13 @@ def test_every_linear_of_the_blocks_is_reached_and_mixed_training_stays_close(ma
     model = make_model(dtype=torch.float32).train()
     inputs = example("seq2seq")
     expected = model(*inputs)
-    reduced, plain = [], _ReducedLinear.apply
-    monkeypatch.setattr(
-        _ReducedLinear, "apply", lambda x, weight, *others: reduced.append(len(weight)) or plain(x, weight, *others)
-    )
+    reduced, plain = [], _ReducedLinears.apply
+
+    def apply(x, dtype, *parameters):
+        reduced.extend(map(len, parameters[::2]))
+        return plain(x, dtype, *parameters)
+
+    monkeypatch.setattr(_ReducedLinears, "apply", apply)
     with products_in(torch.bfloat16):
         actual = model(*inputs)
     layers = [module for module in model.modules() if isinstance(module, Linear)]
@@ -75,6 +78,52 @@ def test_every_linear_of_the_blocks_is_reached_and_mixed_training_stays_close(ma
     assert sum(reduced) == sum(layer.out_features for layer in layers)  # some share one product
     assert not torch.equal(actual, expected)
     assert (actual - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("rows", [(5,), (2, 64), (3, 50)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_one_input_share_products_and_give_what_each_gives_alone(rows, bias):
+    torch.manual_seed(2)
+    layers = [Linear(24, width, bias=bias) for width in (40, 16, 32)]
+    layers[1].weight.requires_grad_(False)
+    x = torch.randn(*rows, 24, requires_grad=True)
+    grads = [torch.randn(*rows, layer.out_features) for layer in layers]
+    leaves = [x, *(each for layer in layers for each in layer.parameters() if each.requires_grad)]
+    with products_in(torch.bfloat16):
+        alone = [layer(x) for layer in layers]
+        together = outputs_of(x, layers)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-3)
+        assert other.is_contiguous()
+    assert len({output.grad_fn for output in together}) == 1
+    expected, found = torch.autograd.grad(alone, leaves, grads), torch.autograd.grad(together, leaves, grads)
+    assert (found[0] - expected[0]).norm() < 0.01 * expected[0].norm()  # summed before it is rounded, not after
+    for one, other in zip(expected[1:], found[1:], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-2)
+
+
+def test_a_layer_of_several_whose_output_nobody_used_has_a_gradient_of_zero():
+    layers = [Linear(24, 8), Linear(24, 8)]
+    x = torch.randn(4, 24, requires_grad=True)
+    with products_in(torch.bfloat16):
+        outputs_of(x, layers)[1].sum().backward()
+    assert not layers[0].weight.grad.any()
+    assert layers[1].weight.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["hook", "another class", "full precision"])
+def test_layers_that_are_watched_replaced_or_in_full_precision_run_by_themselves(kind):
+    layers = [Linear(24, 8), Linear(24, 8)]
+    x, seen = torch.randn(4, 24), []
+    if kind == "hook":
+        layers[0].register_forward_hook(lambda *_: seen.append("hook"))
+    if kind == "another class":
+        layers[0] = torch.nn.Sequential(layers[0])
+    with products_in(torch.float32 if kind == "full precision" else torch.bfloat16):
+        expected = [layer(x) for layer in layers]
+        found = outputs_of(x, layers)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(seen) == (2 if kind == "hook" else 0)
 
 
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])

@@ -43,6 +43,14 @@ def test_the_rate_that_a_width_decides_is_named(capsys, words, said):
     assert f"tokens per step, {said}" in shown
 
 
+@pytest.mark.parametrize("word", ["optimizer.matrix_lr=0.02", "optimizer.momentum=0.8"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
+def test_a_setting_of_muon_without_muon_is_noted(capsys, optimizer, word):
+    assert main(["train", *TINY, f"optimizer={optimizer}", word]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert (f"{word} has no effect: it is for optimizer=muon" in shown) == (optimizer != "muon")
+
+
 @pytest.mark.parametrize("data", [["dataset=normalize"], ["model=gpt_nano", "model.context=32", "dataset=stdlib"]])
 def test_batches_that_are_shorter_than_any_example_are_named(capsys, data):
     words = ["train", *data, *(word for word in TINY if "coder_layers" not in word), "dataset.limit.train=40"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfx.model.linear import Linear, can_join, joined
+from tfx.model.linear import Linear, can_join, joined, outputs_of
 from tfx.model.positions import alibi_bias, alibi_slopes, rotate
 from tfx.model.short_attention import attend, is_short
 
@@ -143,10 +143,13 @@ class Attention(nn.Module):
 
         Query heads that share keys and values each get them.
         """
-        origin = x_BTD if memory_BSD is None else memory_BSD
-        q_BHTK = self._split(self.q(x_BTD), self.heads, self.q_norm)
-        k_BGSK = self._split(self.k(origin), self.kv_heads, self.k_norm)
-        v_BGSK = self._split(self.v(origin), self.kv_heads, None)
+        if memory_BSD is None:
+            q_BTE, k_BSE, v_BSE = outputs_of(x_BTD, [self.q, self.k, self.v])
+        else:
+            q_BTE, (k_BSE, v_BSE) = self.q(x_BTD), outputs_of(memory_BSD, [self.k, self.v])
+        q_BHTK = self._split(q_BTE, self.heads, self.q_norm)
+        k_BGSK = self._split(k_BSE, self.kv_heads, self.k_norm)
+        v_BGSK = self._split(v_BSE, self.kv_heads, None)
         if rotary is not None:
             q_BHTK, k_BGSK = rotate(q_BHTK, *rotary), rotate(k_BGSK, *rotary)
         if self.kv_heads == self.heads:

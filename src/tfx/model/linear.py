@@ -24,48 +24,75 @@ _LINEAR = torch.ops.mkldnn._linear_pointwise.default if _HAS_ONEDNN else None
 
 def reduce_rows(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype``; on a CPU, rows of zeros below it round up the count, so that batches share kernels."""
-    rows = x_ND.shape[0]
+    return _side_by_side([x_ND], dtype)
+
+
+def _side_by_side(parts_ND: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One or several tensors of as many rows, as `reduce_rows` has them."""
+    first_ND = parts_ND[0]
+    rows = first_ND.shape[0]
     padded = -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
     # Compiled code must not depend on the number of rows.
-    if torch.compiler.is_compiling() or x_ND.device.type != "cpu" or padded == rows:
-        return x_ND.to(dtype)
-    out = torch.empty(padded, x_ND.shape[1], dtype=dtype)
-    out[:rows] = x_ND
+    if torch.compiler.is_compiling() or first_ND.device.type != "cpu":
+        padded = rows
+    if padded == rows and len(parts_ND) == 1:
+        return first_ND.to(dtype)
+    widths = [part_ND.shape[1] for part_ND in parts_ND]
+    out = torch.empty(padded, sum(widths), dtype=dtype, device=first_ND.device)
+    for out_ND, part_ND in zip(out[:rows].split(widths, 1), parts_ND, strict=True):
+        out_ND.copy_(part_ND)
     out[rows:] = 0
     return out
 
 
-class _ReducedLinear(torch.autograd.Function):
-    """y = x W^T + b with all three matrix products in ``dtype``, and everything else in fp32.
+class _ReducedLinears(torch.autograd.Function):
+    """y = x W^T + b of one layer or several, by one product in ``dtype``, and everything else in fp32.
+
+    Takes the weight and the bias of each layer in turn; returns their outputs, each a tensor of its own. The backward
+    pass, too, has one product for the input and one for the weights.
 
     Autocast would also cast the activations between layers. On a CPU this costs a small model more than the
     faster products save. The backward pass reads the input in ``dtype``, in half the memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         rows = x.numel() // x.shape[-1]
-        x_ND, weight_OD = reduce_rows(x.reshape(rows, -1), dtype), weight.to(dtype)
-        y_NO = (x_ND @ weight_OD.t())[:rows].to(x.dtype)
-        if bias is not None:
-            y_NO += bias
+        weights = [weight for weight in parameters[::2] if weight is not None]
+        ctx.widths = [len(weight) for weight in weights]
+        x_ND, weight_OD = reduce_rows(x.reshape(rows, -1), dtype), _below(weights, dtype)
+        outputs = []
+        for y_NP, bias in zip((x_ND @ weight_OD.t())[:rows].split(ctx.widths, 1), parameters[1::2], strict=True):
+            output_NP = y_NP.to(x.dtype)
+            if bias is not None:
+                output_NP += bias
+            outputs.append(output_NP.view(*x.shape[:-1], -1))
         ctx.save_for_backward(x_ND, weight_OD)
-        return y_NO.view(*x.shape[:-1], -1)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weight_OD = ctx.saved_tensors
-        grad = grads[0]
-        grad_NO = grad.reshape(-1, grad.shape[-1])
-        reduced_NO = reduce_rows(grad_NO, x_ND.dtype)
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (reduced_NO @ weight_OD)[: len(grad_NO)].to(grad.dtype).view(*grad.shape[:-1], -1)
-        if ctx.needs_input_grad[1]:
-            grad_weight = (reduced_NO.t() @ x_ND).to(grad.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_NO.sum(0)
-        return grad_x, grad_weight, grad_bias, None
+        needs_x, _, *needs = ctx.needs_input_grad
+        grads_NP = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        reduced_NO = _side_by_side(grads_NP, x_ND.dtype)
+        rows, dtype = len(grads_NP[0]), grads[0].dtype
+        grad_x = (reduced_NO @ weight_OD)[:rows].to(dtype).view(*grads[0].shape[:-1], -1) if needs_x else None
+        found: list[Tensor | None] = [None] * len(needs)
+        if any(needs[::2]):
+            found[::2] = [part_PD.to(dtype) for part_PD in (reduced_NO.t() @ x_ND).split(ctx.widths)]
+        found[1::2] = [grad_NP.sum(0) if need else None for grad_NP, need in zip(grads_NP, needs[1::2], strict=True)]
+        return grad_x, None, *found
+
+
+def _below(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The weights one below the other, in ``dtype``."""
+    if len(weights) == 1:
+        return weights[0].to(dtype)
+    out_OD = torch.empty(sum(map(len, weights)), weights[0].shape[1], dtype=dtype, device=weights[0].device)
+    for part_PD, weight in zip(out_OD.split([len(weight) for weight in weights]), weights, strict=True):
+        part_PD.copy_(weight)
+    return out_OD
 
 
 # The dtype of the products of every `Linear`: what `products_in` sets.
@@ -88,12 +115,19 @@ def current_products() -> torch.dtype:
     return _products
 
 
+def reduced_outputs(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """The output of each layer, by one product in the dtype that `products_in` sets."""
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    outputs: tuple[Tensor, ...] = _ReducedLinears.apply(x, _products, *parameters)
+    return outputs
+
+
 class Linear(nn.Linear):
     """`torch.nn.Linear`, with its matrix products in another dtype inside `products_in`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if _products != torch.float32:
-            return _ReducedLinear.apply(x, self.weight, self.bias, _products)
+            return reduced_outputs(x, [self])[0]
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             return inference_product(x, self.weight, self.bias)
         return functional.linear(x, self.weight, self.bias)
@@ -184,8 +218,20 @@ def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     if _products != torch.float32:
-        return _ReducedLinear.apply(x, weight, bias, _products)
+        output: Tensor = _ReducedLinears.apply(x, _products, weight, bias)[0]
+        return output
     return functional.linear(x, weight, bias)
+
+
+def outputs_of(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
+    """The output of each of several layers of one input: on a CPU of one product, where that is in another dtype.
+
+    The input is then cast once for all of them, and has one gradient and not the sum of several.
+    """
+    apart = _products == torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling()
+    if apart or torch.is_autocast_enabled("cpu") or not can_join(layers):
+        return [layer(x) for layer in layers]
+    return reduced_outputs(x, layers)
 
 
 def can_join(layers: Sequence[nn.Module]) -> bool:

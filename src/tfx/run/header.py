@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tfx.config.schema import AUTO, LocalConfig, TrainerConfig
+from tfx.config.schema import AUTO, LocalConfig, OptimizerConfig, TrainerConfig
 from tfx.config.task_facts import TASKS
 from tfx.system.threads import how_they_wait
 from tfx.terminal.console import counted, size
@@ -75,6 +76,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             *data.notes,
             *_batch_notes(parts),
             *_emulation_notes(precision, device),
+            *_optimizer_notes(parts.config.optimizer),
             *_process_notes(parts),
         ]
     ]
@@ -144,6 +146,24 @@ def _batch_notes(parts: Parts) -> list[str]:
     return [note if count == 1 else f"{note}; only one of {count} processes works at a time"]
 
 
+def _optimizer_notes(optimizer: OptimizerConfig) -> list[str]:
+    """Which of Muon's own settings do nothing."""
+    if optimizer.name == "muon":
+        return []
+    usual = OptimizerConfig()
+    own = {"momentum": optimizer.momentum, "matrix_lr": optimizer.matrix_lr}
+    return _idle("optimizer", own, {name: getattr(usual, name) for name in own}, "optimizer=muon")
+
+
+def _idle(group: str, values: Mapping[str, Any], usual: Mapping[str, Any], needed: str) -> list[str]:
+    """The settings that are not as usual, and for which what they need is not set."""
+    return [
+        f"{group}.{name}={json.dumps(value)} has no effect: it is for {needed}"
+        for name, value in values.items()
+        if value != usual[name]
+    ]
+
+
 def _process_notes(parts: Parts) -> list[str]:
     """What is unlikely to be meant by the number of processes."""
     trainer = parts.config.trainer
@@ -160,12 +180,7 @@ def _process_notes(parts: Parts) -> list[str]:
 def _local_notes(trainer: TrainerConfig, count: int) -> list[str]:
     """Which settings of local steps do nothing, and how often processes meet where that is not by these."""
     if trainer.parallel != "local":
-        usual = asdict(LocalConfig())
-        return [
-            f"trainer.local.{name}={json.dumps(value)} has no effect: it is for trainer.parallel=local"
-            for name, value in asdict(trainer.local).items()
-            if value != usual[name]
-        ]
+        return _idle("trainer.local", asdict(trainer.local), asdict(LocalConfig()), "trainer.parallel=local")
     if count == 1 or not trainer.budget.steps:
         return []
     between = max(1, math.ceil(trainer.budget.steps * trainer.validate_every - 1e-9))
