@@ -85,7 +85,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
 
 
 def peers(options: argparse.Namespace, overrides: list[str], folder: Path) -> Mapping[str, Callable[[], Result]]:
-    """The peers of the data's task, and tfx with Muon (its default) and with AdamW."""
+    """The peers of the data's task, and tfx with Muon (its default), with Muon by blocks of a head, and with AdamW."""
     base = compose([*overrides, "trainer.budget.steps=1"])
     if base.dataset.task == "seq2seq":
         require_transformers(options.peer_python)
@@ -96,8 +96,10 @@ def peers(options: argparse.Namespace, overrides: list[str], folder: Path) -> Ma
         arms = {"nanoGPT's settings": nanogpt(options, base, data, folder)}
     else:
         raise UserError("there is a peer for text to text and for language models: name a dataset of one of them")
+    of_a_head = base.model.width // base.model.heads
     return arms | {
         "tfx": tfx(options, overrides, folder),
+        "tfx, Muon in blocks": tfx(options, [*overrides, f"optimizer.matrix_block={of_a_head}"], folder),
         "tfx, AdamW": tfx(options, [*overrides, "optimizer=adamw"], folder),
     }
 

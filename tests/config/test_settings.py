@@ -113,6 +113,7 @@ VALUES: dict[str, tuple[str, list[str]]] = {
     "optimizer.weight_decay": ("5", []),
     "optimizer.momentum": ("0.2", MUON),
     "optimizer.matrix_lr": ("0.3", MUON),
+    "optimizer.matrix_block": ("2", MUON),
     "optimizer.layer_decay": ("0.5", []),
     "optimizer.clip_norm": ("0.001", ["optimizer.eps=0.1"]),
     "schedule.name": ("constant", []),

@@ -34,6 +34,7 @@ def test_a_budget_of_zero_is_said_to_train_nothing(capsys):
         ([], "muon (matrices at 0.01)"),
         (["model.width=256"], "muon (matrices at 0.00707)"),
         (["model.width=256", "optimizer.matrix_lr=0.0123"], "muon (matrices at 0.0123)"),
+        (["model.width=256", "optimizer.matrix_block=64"], "muon (matrices at 0.005, in blocks of 64)"),
         (["optimizer=adamw"], "adamw, "),
     ],
 )
@@ -43,7 +44,7 @@ def test_the_rate_that_a_width_decides_is_named(capsys, words, said):
     assert f"tokens per step, {said}" in shown
 
 
-@pytest.mark.parametrize("word", ["optimizer.matrix_lr=0.02", "optimizer.momentum=0.8"])
+@pytest.mark.parametrize("word", ["optimizer.matrix_lr=0.02", "optimizer.momentum=0.8", "optimizer.matrix_block=8"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_a_setting_of_muon_without_muon_is_noted(capsys, optimizer, word):
     assert main(["train", *TINY, f"optimizer={optimizer}", word]) == 0

@@ -165,10 +165,10 @@ def test_language_models_are_measured_against_nanogpt_and_labels_against_nobody(
     options = Namespace(part="peers", warm=2, steps=3, threads=1, peer_python=None)
     words = [*SMALL_LM, f"dataset.path={characters}", "dataset.tokenizer.kind=char"]
     arms = bench.peers(options, words, characters)
-    assert list(arms) == ["nanoGPT's settings", "tfx", "tfx, AdamW"]
+    assert list(arms) == ["nanoGPT's settings", "tfx", "tfx, Muon in blocks", "tfx, AdamW"]
     for measure in arms.values():
         measure()
-    (peer, theirs), (tfx, ours), _ = tasks
+    (peer, theirs), (tfx, ours), *_ = tasks
     assert (peer, tfx) == ("peer_nanogpt.py", "train_worker.py")
     sizes = {"layers": 1, "heads": 2, "width": 16, "block": 16, "rows": 4, "dropout": 0.0, "bias": False, "steps": 5}
     assert theirs["settings"] == sizes

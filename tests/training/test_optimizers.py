@@ -8,6 +8,7 @@ import torch
 from tfx.config.schema import ModelConfig, OptimizerConfig
 from tfx.model import device
 from tfx.model.architecture import Architecture
+from tfx.model.linear import factor_layer
 from tfx.model.transformer import Transformer, initialise
 from tfx.training.optimizers import build_optimizers, matrix_rate
 
@@ -82,6 +83,35 @@ def test_muon_gets_exactly_the_matrices_of_the_blocks():
     assert names == expected
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_blocks_are_outputs_of_the_matrices_but_inputs_of_those_that_leave_heads_and_units(share):
+    model = small_model()
+    factor_layer(model.encoder.blocks[0], "ffn.down", 2)
+    config = OptimizerConfig(name="muon", matrix_block=4, layer_decay=share)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizers = build_optimizers(config, model, CPU)
+    groups = optimizers.parts[0].param_groups
+    assert {group["block"] for group in groups} == {4}
+    by_columns = {names[id(p)] for group in groups for p in group["params"] if group["by_columns"]}
+    others = {names[id(p)] for group in groups for p in group["params"] if not group["by_columns"]}
+    assert by_columns == {
+        "encoder.blocks.0.attention.o.weight",
+        "encoder.blocks.0.ffn.down.first.weight",
+        "decoder.blocks.0.attention.o.weight",
+        "decoder.blocks.0.cross.o.weight",
+        "decoder.blocks.0.ffn.down.weight",
+    }
+    assert by_columns | others == {name for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in name}
+    before = snapshot(model)
+    give_gradients(model, 1)
+    optimizers.step(1.0)
+    # A block of the down projection: four of its inputs, whose directions are orthogonal.
+    weight = "decoder.blocks.0.ffn.down.weight"
+    rate = next(g["lr"] for g in groups if any(names[id(p)] == weight for p in g["params"]))
+    change = (dict(model.named_parameters())[weight] - before[weight])[:, :4] / rate
+    assert torch.linalg.svdvals(change).min() > 0.5 * torch.linalg.svdvals(change).max()
+
+
 @pytest.mark.parametrize(("in_hardware", "products"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_muon_multiplies_bfloat16_only_where_the_processor_does(monkeypatch, in_hardware, products):
     # Emulated, its 15 products for each matrix take four times as long as all else of a step.
@@ -113,6 +143,8 @@ def test_muons_rate_falls_with_the_square_root_of_the_width():
     rates = [matrix_rate(OptimizerConfig(name="muon"), width) for width in (64, 128, 256, 512, 768)]
     assert rates == pytest.approx([0.01, 0.01, 0.01 / 2**0.5, 0.005, 0.01 / 6**0.5])
     assert matrix_rate(OptimizerConfig(name="muon", matrix_lr=0.02), 512) == 0.02
+    in_blocks = [matrix_rate(OptimizerConfig(name="muon", matrix_block=block), 512) for block in (1024, 512, 128, 32)]
+    assert in_blocks == pytest.approx([0.005, 0.005, 0.005 / 2**0.5, 0.0025])
     sizes = []
     for width in (128, 512):
         model = small_model(width=width, ffn_width=width)

@@ -87,7 +87,10 @@ def _optimizer(parts: Parts) -> str:
     from tfx.training.optimizers import matrix_rate
 
     config, width = parts.config.optimizer, parts.model.architecture.width
-    return config.name if config.name != "muon" else f"muon (matrices at {matrix_rate(config, width):.3g})"
+    if config.name != "muon":
+        return config.name
+    blocks = "" if config.matrix_block is None else f", in blocks of {config.matrix_block}"
+    return f"muon (matrices at {matrix_rate(config, width):.3g}{blocks})"
 
 
 def _size(split: Split) -> str:
@@ -151,8 +154,9 @@ def _optimizer_notes(optimizer: OptimizerConfig) -> list[str]:
     if optimizer.name == "muon":
         return []
     usual = OptimizerConfig()
-    own = {"momentum": optimizer.momentum, "matrix_lr": optimizer.matrix_lr}
-    return _idle("optimizer", own, {name: getattr(usual, name) for name in own}, "optimizer=muon")
+    names = ("momentum", "matrix_lr", "matrix_block")
+    own, others = ({name: getattr(config, name) for name in names} for config in (optimizer, usual))
+    return _idle("optimizer", own, others, "optimizer=muon")
 
 
 def _idle(group: str, values: Mapping[str, Any], usual: Mapping[str, Any], needed: str) -> list[str]:

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tfx.config.schema import OptimizerConfig
+from tfx.model.attention import Attention
 from tfx.model.device import multiplies_bf16
+from tfx.model.layers import FeedForward
+from tfx.model.linear import Factored
 from tfx.model.parameter_roles import Role, parameter_roles
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer
@@ -205,7 +208,16 @@ def matrix_rate(config: OptimizerConfig, width: int) -> float:
     """Muon's peak learning rate of the matrices of a model of this width."""
     if config.matrix_lr is not None:
         return config.matrix_lr
-    return _MATRIX_LR * math.sqrt(_MATRIX_LR_WIDTH / max(width, _MATRIX_LR_WIDTH))
+    rate = _MATRIX_LR * math.sqrt(_MATRIX_LR_WIDTH / max(width, _MATRIX_LR_WIDTH))
+    blocks = 1.0 if config.matrix_block is None else max(1.0, width / config.matrix_block)
+    return rate / blocks**0.25
+
+
+def _inward(model: nn.Module) -> list[nn.Module]:
+    """The layers whose inputs, and not outputs, are the units of heads and feed-forward layers."""
+    heads = [module.o for module in model.modules() if isinstance(module, Attention)]
+    units = [module.down for module in model.modules() if isinstance(module, FeedForward)]
+    return [layer.first if isinstance(layer, Factored) else layer for layer in [*heads, *units]]
 
 
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
@@ -234,6 +246,20 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
             found.setdefault(share_of[id(tensor)], []).append(tensor)
         return [{"params": own, "lr": peak * share, **settings} for share, own in found.items()]
 
+    def by_block(tensors: Iterable[Tensor], peak: float) -> list[dict[str, Any]]:
+        """Of Muon: groups of matrices whose rows, or columns, it takes in blocks; no such groups without blocks."""
+        if config.matrix_block is None:
+            return by_share(tensors, peak)
+        inward = {id(layer.weight) for layer in _inward(model)}
+        sides: tuple[list[Tensor], list[Tensor]] = [], []
+        for tensor in tensors:
+            sides[id(tensor) in inward].append(tensor)
+        return [
+            group
+            for side, own in enumerate(sides)
+            for group in by_share(own, peak, block=config.matrix_block, by_columns=bool(side))
+        ]
+
     def groups(decayed: Iterable[Tensor], plain: Iterable[Tensor]) -> list[dict[str, Any]]:
         sets = [(decayed, config.weight_decay), (plain, 0.0)]
         return [group for own, decay in sets for group in by_share(own, config.lr, weight_decay=decay)]
@@ -246,7 +272,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
         return Optimizers(
             [
                 Muon(
-                    by_share(hidden, rate),
+                    by_block(hidden, rate),
                     lr=rate,
                     weight_decay=config.weight_decay,
                     momentum=config.momentum,
