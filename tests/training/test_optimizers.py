@@ -84,32 +84,34 @@ def test_muon_gets_exactly_the_matrices_of_the_blocks():
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_blocks_are_outputs_of_the_matrices_but_inputs_of_those_that_leave_heads_and_units(share):
-    model = small_model()
-    factor_layer(model.encoder.blocks[0], "ffn.down", 2)
+def test_blocks_are_of_the_matrices_whose_outputs_are_the_units_of_heads_and_feed_forward_layers(share):
+    model = small_model(activation="swiglu")
+    factor_layer(model.encoder.blocks[0], "ffn.up", 2)
     config = OptimizerConfig(name="muon", matrix_block=4, layer_decay=share)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     optimizers = build_optimizers(config, model, CPU)
     groups = optimizers.parts[0].param_groups
-    assert {group["block"] for group in groups} == {4}
-    by_columns = {names[id(p)] for group in groups for p in group["params"] if group["by_columns"]}
-    others = {names[id(p)] for group in groups for p in group["params"] if not group["by_columns"]}
-    assert by_columns == {
-        "encoder.blocks.0.attention.o.weight",
-        "encoder.blocks.0.ffn.down.first.weight",
-        "decoder.blocks.0.attention.o.weight",
-        "decoder.blocks.0.cross.o.weight",
-        "decoder.blocks.0.ffn.down.weight",
+    in_blocks = {names[id(p)] for group in groups for p in group["params"] if group.get("block") == 4}
+    whole = {names[id(p)] for group in groups for p in group["params"] if group.get("block") is None}
+    units = [f"attention.{part}" for part in "qkv"]
+    expected = {
+        f"{stack}.blocks.0.{layer}.weight" for stack in ("encoder", "decoder") for layer in [*units, "ffn.gate"]
     }
-    assert by_columns | others == {name for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in name}
+    expected |= {f"decoder.blocks.0.{layer}.weight" for layer in ("cross.q", "cross.k", "cross.v", "ffn.up")}
+    assert in_blocks == expected
+    assert in_blocks | whole == {name for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in name}
     before = snapshot(model)
     give_gradients(model, 1)
     optimizers.step(1.0)
-    # A block of the down projection: four of its inputs, whose directions are orthogonal.
-    weight = "decoder.blocks.0.ffn.down.weight"
-    rate = next(g["lr"] for g in groups if any(names[id(p)] == weight for p in g["params"]))
-    change = (dict(model.named_parameters())[weight] - before[weight])[:, :4] / rate
-    assert torch.linalg.svdvals(change).min() > 0.5 * torch.linalg.svdvals(change).max()
+
+    def spread(name, rows):
+        change = (dict(model.named_parameters())[name] - before[name])[:rows]
+        values = torch.linalg.svdvals(change)
+        return (values.min() / values.max()).item()
+
+    # Of random gradients, each block of rows has singular values near one another; rows of a whole matrix need not.
+    assert spread("decoder.blocks.0.ffn.up.weight", 4) > 0.5
+    assert spread("decoder.blocks.0.ffn.up.weight", 12) < 0.5 < spread("decoder.blocks.0.ffn.down.weight", 8)
 
 
 @pytest.mark.parametrize(("in_hardware", "products"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -143,8 +145,6 @@ def test_muons_rate_falls_with_the_square_root_of_the_width():
     rates = [matrix_rate(OptimizerConfig(name="muon"), width) for width in (64, 128, 256, 512, 768)]
     assert rates == pytest.approx([0.01, 0.01, 0.01 / 2**0.5, 0.005, 0.01 / 6**0.5])
     assert matrix_rate(OptimizerConfig(name="muon", matrix_lr=0.02), 512) == 0.02
-    in_blocks = [matrix_rate(OptimizerConfig(name="muon", matrix_block=block), 512) for block in (1024, 512, 128, 32)]
-    assert in_blocks == pytest.approx([0.005, 0.005, 0.005 / 2**0.5, 0.0025])
     sizes = []
     for width in (128, 512):
         model = small_model(width=width, ffn_width=width)

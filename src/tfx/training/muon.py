@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ class Muon(torch.optim.Muon):
 
     Updates differ from its own in the order of summation only. ``adjust_lr_fn`` must be ``match_rms_adamw``.
     ``products`` is the number format of its matrix products: bfloat16, as torch has it, or fp32 where a device lacks
-    that. A group with ``block`` has each run of so many rows of a matrix orthogonalised by itself, as a head is in
-    per-head Muon (Kimi K3, arXiv 2607.24653); with ``by_columns`` it is columns.
+    that. A group with ``block`` has so many rows of a matrix after another orthogonalised by themselves, as those of a
+    head are in per-head Muon (Kimi K3, arXiv 2607.24653).
     """
 
     def __init__(self, *arguments: Any, products: torch.dtype = torch.bfloat16, **settings: Any) -> None:
@@ -47,9 +46,10 @@ class Muon(torch.optim.Muon):
             if not parameters:
                 continue
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            directions = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            weights, directions = _blocks(parameters, group), _blocks(directions, group)
+            block = group.get("block")
+            weights, directions = _blocks(parameters, block), _blocks(directions, block)
             for places in _stacks(weights):
                 stack_NRC = torch.stack([directions[i] for i in places]).to(self.products)
                 updates_NRC = orthogonalise(stack_NRC, group["ns_coefficients"], group["ns_steps"], group["eps"])
@@ -58,12 +58,9 @@ class Muon(torch.optim.Muon):
                     weights[place].add_(update_RC, alpha=-rate)
 
 
-def _blocks(matrices: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
-    """Views of what the group has orthogonalised together: whole matrices, or blocks of rows or columns."""
-    block = group.get("block")
-    if block is None:
-        return matrices
-    return [part for matrix in matrices for part in (matrix.mT if group["by_columns"] else matrix).split(block)]
+def _blocks(matrices: list[Tensor], block: int | None) -> list[Tensor]:
+    """Views of what is orthogonalised together: whole matrices, or rows of them."""
+    return matrices if block is None else [part for matrix in matrices for part in matrix.split(block)]
 
 
 def _stacks(parameters: list[Tensor]) -> list[list[int]]:

@@ -25,17 +25,17 @@ class OptimizerConfig:
     matrix_lr: float | None = setting(
         None,
         "Muon's peak learning rate of the matrices, scaled to AdamW's update size; null: 0.01 up to a model.width of "
-        "128, and above it less with the square root of the width, so 0.005 at 512; with matrix_block also less",
+        "128, and above it less with the square root of the width, so 0.005 at 512",
         above=0,
         maximum=100,
         paper="Liu 2025, arXiv 2502.16982",
     )
     matrix_block: int | None = setting(
         None,
-        "outputs of a matrix that Muon makes orthogonal together, as those of a head (of o and down: inputs); less "
-        "work for wide models; null: all",
+        "outputs of the matrices q, k, v, up and gate that Muon makes orthogonal together, such as those of a head: "
+        "less work for wide models; null: all of a matrix",
         minimum=1,
-        paper="Kimi K3, arXiv 2607.24653; Khaled 2025, arXiv 2510.16981",
+        paper="Kimi K3, arXiv 2607.24653",
     )
     layer_decay: float = setting(
         1.0,
