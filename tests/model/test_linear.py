@@ -111,6 +111,18 @@ def test_a_layer_of_several_whose_output_nobody_used_has_a_gradient_of_zero():
     assert layers[1].weight.grad.any()
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_layer_without_a_bias_shares_a_product_with_one_that_has_it(missing):
+    layers = [Linear(24, 8, bias=number != missing) for number in range(2)]
+    x = torch.randn(4, 24)
+    with products_in(torch.bfloat16):
+        found, expected = outputs_of(x, layers), [layer(x) for layer in layers]
+        sum(y.sum() for y in found).backward()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(layers[1 - missing].bias.grad, torch.full((8,), 4.0))
+
+
 @pytest.mark.parametrize("kind", ["hook", "another class", "full precision"])
 def test_layers_that_are_watched_replaced_or_in_full_precision_run_by_themselves(kind):
     layers = [Linear(24, 8), Linear(24, 8)]
@@ -147,6 +159,13 @@ def test_padded_rows_are_zero(rows):
     assert padded.shape == (128 if rows <= 128 else 256, 3)
     assert torch.equal(padded[:rows], x.bfloat16())
     assert not padded[rows:].any()
+
+
+@pytest.mark.parametrize("rows", [5, 128])
+def test_rows_keep_their_gradient(rows):
+    x = torch.randn(rows, 3, requires_grad=True)
+    reduce_rows(x, torch.bfloat16).float().sum().backward()
+    assert torch.equal(x.grad, torch.ones(rows, 3))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 300])

@@ -168,6 +168,45 @@ def test_kept_parameters_keep_their_optimizer_state(optimizer):
     assert shapes != model.architecture
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_layers_that_are_left_learn_as_in_a_resumed_run_and_keep_their_moments(optimizer):
+    """With a rate for each layer, a layer that goes moves others from one group of parameters to another."""
+    model = build().train()
+    config, cpu = OptimizerConfig(name=optimizer, layer_decay=0.5), torch.device("cpu")
+    optimizers = build_optimizers(config, model, cpu)
+    outputs(model).square().mean().backward()
+    optimizers.step(1.0)
+    optimizers.zero_grad()
+    whole = torch.arange(4), torch.arange(4), torch.arange(24)
+    plans = [BlockPlan(number, *whole) for number in range(2)]
+    encoder = [BlockPlan(0, whole[0], torch.arange(0), whole[2])]
+    parameter_map = rewire_blocks(model, encoder, plans).apply(model)
+    optimizers.rewire(parameter_map)
+    again = build_optimizers(config, model, cpu)
+    assert groups(optimizers, model) != groups(again, model)
+    optimizers.regroup(again)
+    assert groups(optimizers, model) == groups(build_optimizers(config, model, cpu), model)
+    again = build_optimizers(config, model, cpu)
+    again.load_state_dict(optimizers.state_dict())
+    for part, other in zip(optimizers.parts, again.parts, strict=True):
+        for weight, moments in part.state.items():
+            for name, value in moments.items():
+                torch.testing.assert_close(other.state[weight][name], value)
+    # The factor of the schedule is of the rates of now.
+    optimizers.step(0.5)
+    again.step(0.5)
+    assert groups(optimizers, model) == groups(again, model)
+
+
+def groups(optimizers, model):
+    """The rate and the names of each group of each optimizer."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        [(group["lr"], [names[id(parameter)] for parameter in group["params"]]) for group in part.param_groups]
+        for part in optimizers.parts
+    ]
+
+
 def test_layers_are_spaced_evenly_with_both_ends():
     assert evenly_spaced(3, 6) == [0, 2, 5]
     assert evenly_spaced(2, 6) == [0, 5]

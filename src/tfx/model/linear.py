@@ -37,10 +37,12 @@ def _side_by_side(parts_ND: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         padded = rows
     if padded == rows and len(parts_ND) == 1:
         return first_ND.to(dtype)
-    widths = [part_ND.shape[1] for part_ND in parts_ND]
-    out = torch.empty(padded, sum(widths), dtype=dtype, device=first_ND.device)
-    for out_ND, part_ND in zip(out[:rows].split(widths, 1), parts_ND, strict=True):
-        out_ND.copy_(part_ND)
+    out = torch.empty(padded, sum(part_ND.shape[1] for part_ND in parts_ND), dtype=dtype, device=first_ND.device)
+    begin = 0
+    for part_ND in parts_ND:
+        end = begin + part_ND.shape[1]
+        out[:rows, begin:end] = part_ND
+        begin = end
     out[rows:] = 0
     return out
 
@@ -48,8 +50,8 @@ def _side_by_side(parts_ND: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 class _ReducedLinears(torch.autograd.Function):
     """y = x W^T + b of one layer or several, by one product in ``dtype``, and everything else in fp32.
 
-    Takes the weight and the bias of each layer in turn; returns their outputs, each a tensor of its own. The backward
-    pass, too, has one product for the input and one for the weights.
+    Takes the weight and the bias of each layer in turn; returns the output of each. The backward pass, too, has one
+    product for the input and one for the weights.
 
     Autocast would also cast the activations between layers. On a CPU this costs a small model more than the
     faster products save. The backward pass reads the input in ``dtype``, in half the memory.
@@ -224,14 +226,13 @@ def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:
 
 
 def outputs_of(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """The output of each of several layers of one input: on a CPU of one product, where that is in another dtype.
+    """The output of each of several layers of one input: by one product on a CPU where `products_in` sets its dtype.
 
-    The input is then cast once for all of them, and has one gradient and not the sum of several.
+    The input is then cast once for all of them, and has one gradient and not the sum of several, which took 4 % of a
+    step at a width of 512. A compiler sees to the casts itself.
     """
     apart = _products == torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling()
-    if apart or torch.is_autocast_enabled("cpu") or not can_join(layers):
-        return [layer(x) for layer in layers]
-    return reduced_outputs(x, layers)
+    return [layer(x) for layer in layers] if apart or not can_join(layers) else reduced_outputs(x, layers)
 
 
 def can_join(layers: Sequence[nn.Module]) -> bool:

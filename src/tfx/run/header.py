@@ -89,7 +89,7 @@ def _optimizer(parts: Parts) -> str:
     config, width = parts.config.optimizer, parts.model.architecture.width
     if config.name != "muon":
         return config.name
-    blocks = "" if config.matrix_block is None else f", in blocks of {config.matrix_block}"
+    blocks = "" if config.matrix_block is None else f", in blocks of {counted(config.matrix_block, 'row')}"
     return f"muon (matrices at {matrix_rate(config, width):.3g}{blocks})"
 
 
@@ -160,7 +160,7 @@ def _optimizer_notes(optimizer: OptimizerConfig) -> list[str]:
 
 
 def _idle(group: str, values: Mapping[str, Any], usual: Mapping[str, Any], needed: str) -> list[str]:
-    """The settings that are not as usual, and for which what they need is not set."""
+    """The settings that differ from the usual ones, and have no effect without what they need."""
     return [
         f"{group}.{name}={json.dumps(value)} has no effect: it is for {needed}"
         for name, value in values.items()

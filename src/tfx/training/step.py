@@ -69,15 +69,15 @@ class Stepper:
         self.config, self.model, self.device, self.stack, self.note = config, model, device, stack, note
         self.label_smoothing = label_smoothing
         self.precision = choose_precision(config.trainer.precision, device)
-        trained = nn.ModuleList([model, extra]) if any(True for _ in extra.parameters()) else model
+        self._trained = nn.ModuleList([model, extra]) if any(True for _ in extra.parameters()) else model
         if self.sharing.group.size > 1 and stack.order["rewrite_batch"]:
             names = " and ".join(f"'{technique.name}'" for technique in stack.order["rewrite_batch"])
             raise UserError(
                 f"technique {names} trains on what the student writes (on_policy), which one process does: set "
                 "trainer.devices=1"
             )
-        self.parameters: list[Tensor] = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-        self.optimizers = build_optimizers(config.optimizer, trained, device)
+        self.parameters: list[Tensor] = [weight for weight in self._trained.parameters() if weight.requires_grad]
+        self.optimizers = build_optimizers(config.optimizer, self._trained, device)
         if is_asynchronous(device):
             # Before the first activations, so that these are cut into pieces for the memory that is left.
             self.optimizers.allocate()
@@ -94,6 +94,7 @@ class Stepper:
     def rewire(self, parameter_map: ParameterMap) -> None:
         """Carries the state of parameters over to the smaller ones that replace them."""
         self.optimizers.rewire(parameter_map)
+        self.optimizers.regroup(build_optimizers(self.config.optimizer, self._trained, self.device))
         self.sharing.rewire(parameter_map)
         self.parameters = parameter_map.follow(self.parameters)
 
