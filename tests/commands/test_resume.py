@@ -45,13 +45,14 @@ KINDS = {
         *("+technique=shuffle", "technique.shuffle.examples=by_length", "technique.shuffle.share=0"),
         *("dataset.batch_tokens=512", "trainer.budget.steps=16"),
     ],
-    # Parts leave the model in the middle of accumulated steps; scales are chosen for a rate.
+    # Parts leave the model in the middle of accumulated steps, and layers that are left learn faster then; scales are
+    # chosen for a rate.
     "structure": [
         *PAIRS,
         "+technique=[prune,quantize]",
         *("technique.prune.structure.ffn=0.5", "technique.prune.structure.encoder_layers=1"),
         *("technique.quantize.granularity=channel", "technique.quantize.rate=2.5", "technique.quantize.bits=5"),
-        *("optimizer=adamw", "trainer.accumulation=2"),
+        *("optimizer=adamw", "optimizer.layer_decay=0.5", "trainer.accumulation=2"),
         *("trainer.averaging.kind=last", "trainer.averaging.start=0.3", "trainer.budget.tokens=3500"),
     ],
     "lm": [

@@ -34,7 +34,10 @@ def test_a_budget_of_zero_is_said_to_train_nothing(capsys):
         ([], "muon (matrices at 0.01)"),
         (["model.width=256"], "muon (matrices at 0.00707)"),
         (["model.width=256", "optimizer.matrix_lr=0.0123"], "muon (matrices at 0.0123)"),
-        (["model.width=256", "optimizer.matrix_block=64"], "muon (matrices at 0.00707, in blocks of 64 rows)"),
+        (
+            ["model.width=256", "optimizer.matrix_block=64"],
+            "muon (matrices at 0.00707; q, k, v and up in blocks of 64)",
+        ),
         (["optimizer=adamw"], "adamw, "),
     ],
 )

@@ -187,10 +187,12 @@ def test_each_layer_is_fitted_to_the_inputs_that_the_products_before_it_give(bat
         )
 
 
-def test_an_average_becomes_the_factors_of_the_average_and_the_optimizer_goes_on(batches):
+@pytest.mark.parametrize("block", [None, 8])
+def test_an_average_becomes_the_factors_of_the_average_and_the_optimizer_goes_on(batches, block):
     model, stack = built()
     model.train()
-    optimizers = build_optimizers(OptimizerConfig(name="muon"), model, torch.device("cpu"))
+    config, cpu = OptimizerConfig(name="muon", matrix_block=block), torch.device("cpu")
+    optimizers = build_optimizers(config, model, cpu)
     averager = Averager(AveragingConfig(kind="ema", decay=0.5), model)
 
     def step():
@@ -204,6 +206,7 @@ def test_an_average_becomes_the_factors_of_the_average_and_the_optimizer_goes_on
     averages = dict(zip(named, [a.clone() for a in averager.average], strict=True))
     [(rewiring, parameter_map)] = rewired(model, stack, batches)
     optimizers.rewire(parameter_map)
+    optimizers.regroup(build_optimizers(config, model, cpu))
     averager.rewire(parameter_map)
     now = dict(zip([name for name, _ in model.named_parameters()], averager.average, strict=True))
     for name, value in averages.items():
@@ -217,7 +220,7 @@ def test_an_average_becomes_the_factors_of_the_average_and_the_optimizer_goes_on
         elif name in now:
             torch.testing.assert_close(now[name], value)
     # In the order in which a resumed run would have them.
-    again = build_optimizers(OptimizerConfig(name="muon"), model, torch.device("cpu"))
+    again = build_optimizers(config, model, cpu)
     for ours, theirs in zip(optimizers.parts, again.parts, strict=True):
         for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
             assert all(a is b for a, b in zip(group["params"], other["params"], strict=True))

@@ -89,15 +89,18 @@ def test_products_in_fp32_give_the_polynomials_exactly():
 
 @pytest.mark.parametrize(("shape", "blocks"), [((24, 16), [8, 8, 8]), ((20, 40), [8, 8, 4]), ((6, 16), [6])])
 def test_blocks_take_the_steps_of_torchs_muon_on_matrices_of_their_own(shape, blocks):
-    whole = parameters([shape])
+    whole, other, single_other = parameters([shape]), parameters([(12, 10)], seed=3), parameters([(12, 10)], seed=3)
     before = whole[0].detach().clone()
     apart = [torch.nn.Parameter(part.clone()) for part in before.split(blocks)]
-    stacked, single = Muon(whole, block=8, **SETTINGS), torch.optim.Muon(apart, **SETTINGS)
+    stacked = Muon([{"params": whole, "block": 8}, {"params": other}], **SETTINGS)
+    single = torch.optim.Muon([*apart, *single_other], **SETTINGS)
     for step in range(3):
         give_gradients([whole], step)
+        give_gradients([other, single_other], step + 10)
         for part, gradient in zip(apart, whole[0].grad.split(blocks), strict=True):
             part.grad = gradient.clone()
         stacked.step()
         single.step()
     torch.testing.assert_close(whole[0], torch.cat(apart), rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(other[0], single_other[0], rtol=1e-4, atol=2e-4)
     assert (whole[0] - before).abs().mean() > 0.005  # much more than the tolerance

@@ -89,7 +89,7 @@ def _optimizer(parts: Parts) -> str:
     config, width = parts.config.optimizer, parts.model.architecture.width
     if config.name != "muon":
         return config.name
-    blocks = "" if config.matrix_block is None else f", in blocks of {counted(config.matrix_block, 'row')}"
+    blocks = "" if config.matrix_block is None else f"; q, k, v and up in blocks of {config.matrix_block}"
     return f"muon (matrices at {matrix_rate(config, width):.3g}{blocks})"
 
 

@@ -24,15 +24,13 @@ class Muon(torch.optim.Muon):
 
     Updates differ from its own in the order of summation only. ``adjust_lr_fn`` must be ``match_rms_adamw``.
     ``products`` is the number format of its matrix products: bfloat16, as torch has it, or fp32 where a device lacks
-    that. With ``block``, each run of that many rows of a matrix is orthogonalised on its own, as if it were another
-    matrix; the last may have fewer. So is each head in per-head Muon (Kimi K3, arXiv 2607.24653).
+    that. In a group with ``block``, each run of that many rows of a matrix is orthogonalised on its own, as if it were
+    another matrix; the last may have fewer. So is each head in per-head Muon (Kimi K3, arXiv 2607.24653).
     """
 
-    def __init__(
-        self, *arguments: Any, products: torch.dtype = torch.bfloat16, block: int | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, products: torch.dtype = torch.bfloat16, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.products, self.block = products, block
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -50,7 +48,8 @@ class Muon(torch.optim.Muon):
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             directions = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            weights, directions = _blocks(parameters, self.block), _blocks(directions, self.block)
+            block = group.get("block")
+            weights, directions = _blocks(parameters, block), _blocks(directions, block)
             for places in _stacks(weights):
                 stack_NRC = torch.stack([directions[i] for i in places]).to(self.products)
                 updates_NRC = orthogonalise(stack_NRC, group["ns_coefficients"], group["ns_steps"], group["eps"])

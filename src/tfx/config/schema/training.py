@@ -32,8 +32,8 @@ class OptimizerConfig:
     )
     matrix_block: int | None = setting(
         None,
-        "rows of a matrix that Muon makes orthogonal together, such as those of a head: less work for wide models; "
-        "null: the whole matrix",
+        "how many rows of the matrices q, k, v, up and gate Muon makes orthogonal together, such as those of a head: "
+        "less work for wide models; null: all of a matrix",
         minimum=1,
         paper="Kimi K3, arXiv 2607.24653",
     )
