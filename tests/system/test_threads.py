@@ -9,7 +9,7 @@ from tfx.system.threads import how_they_wait
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "GOMP_SPINCOUNT=1000"),
+        ({}, "GOMP_SPINCOUNT=2000"),
         ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY=ACTIVE"),
     ],

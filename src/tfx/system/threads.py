@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 _SPINS = "GOMP_SPINCOUNT"
-# Of the waiting loop, before a thread gives its core away. The default of 300,000 is about a millisecond.
-_FEW = "1000"
+# Of the waiting loop, before a thread gives its core away. The default of 300,000 is about a millisecond. Fewer than these
+# cost speed on a quiet machine, and more of them beside a busy process: docs/RESULTS.md.
+_FEW = "2000"
 
 
 def wait_briefly() -> None:
