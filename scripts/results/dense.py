@@ -104,6 +104,24 @@ def matrix_rate() -> str:
     )
 
 
+@table("muon-blocks")
+def muon_blocks() -> str:
+    rows = []
+    for what, name in (
+        ("width 512, 0.4 M tokens, whole matrices", "width512-0.4m-rate0.005"),
+        ("width 512, 0.4 M tokens, `optimizer.matrix_block=128`", "width512-0.4m-block128"),
+        ("`seq2seq_small`, 0.4 M tokens, whole matrices", "small-0.4m"),
+        ("`seq2seq_small`, 0.4 M tokens, `optimizer.matrix_block=128`", "small-0.4m-block128"),
+        ("`seq2seq_small`, 450 s, whole matrices", "small-450s"),
+        ("`seq2seq_small`, 450 s, `optimizer.matrix_block=128`", "small-450s-block128"),
+        ("`seq2seq_small`, 450 s, `optimizer=adamw`", "small-450s-adamw"),
+    ):
+        runs = arm(f"multi30k-dense/{name}")
+        cells = [by_seed(runs, split, *metric) for metric in (("loss", 3), ()) for split in ("valid", "test")]
+        rows.append([what, megatokens(runs[0]), *cells])
+    return rows_of(["settings", "tokens", "valid loss by seed", "test loss", "valid BLEU", "test BLEU"], rows)
+
+
 @table("normalize")
 def normalize() -> str:
     rows = [
@@ -194,6 +212,7 @@ TABLES["training-neighbour"] = lambda: benchmark("training-neighbour", SPEED)
 TABLES["spin-count"] = lambda: benchmark(
     "spin-count",
     [
+        ("processor", "processor", ""),
         ("`GOMP_SPINCOUNT`", "spins", ""),
         ("rounds", "rounds", "d"),
         ("alone, tokens/s (median)", "quiet", ",d"),
