@@ -65,13 +65,13 @@ def starts() -> str:
 
 
 def _by_setting(title: str, arms: Sequence[tuple[str, str]]) -> str:
-    """Losses and BLEU on both splits, by seed, of arms with a setting each."""
+    """Tokens, and losses and BLEU on both splits, by seed, of arms with a setting each."""
     rows = []
     for what, name in arms:
         runs = arm(name)
         cells = [by_seed(runs, split, *metric) for metric in (("loss", 3), ()) for split in ("valid", "test")]
-        rows.append([what, *cells])
-    return rows_of([title, "valid loss by seed", "test loss", "valid BLEU", "test BLEU"], rows)
+        rows.append([what, megatokens(runs[0]), *cells])
+    return rows_of([title, "tokens", "valid loss by seed", "test loss", "valid BLEU", "test BLEU"], rows)
 
 
 @table("weight-decay")
@@ -106,20 +106,18 @@ def matrix_rate() -> str:
 
 @table("muon-blocks")
 def muon_blocks() -> str:
-    rows = []
-    for what, name in (
-        ("width 512, 0.4 M tokens, whole matrices", "width512-0.4m-rate0.005"),
-        ("width 512, 0.4 M tokens, `optimizer.matrix_block=128`", "width512-0.4m-block128"),
-        ("`seq2seq_small`, 0.4 M tokens, whole matrices", "small-0.4m"),
-        ("`seq2seq_small`, 0.4 M tokens, `optimizer.matrix_block=128`", "small-0.4m-block128"),
-        ("`seq2seq_small`, 450 s, whole matrices", "small-450s"),
-        ("`seq2seq_small`, 450 s, `optimizer.matrix_block=128`", "small-450s-block128"),
-        ("`seq2seq_small`, 450 s, `optimizer=adamw`", "small-450s-adamw"),
-    ):
-        runs = arm(f"multi30k-dense/{name}")
-        cells = [by_seed(runs, split, *metric) for metric in (("loss", 3), ()) for split in ("valid", "test")]
-        rows.append([what, megatokens(runs[0]), *cells])
-    return rows_of(["settings", "tokens", "valid loss by seed", "test loss", "valid BLEU", "test BLEU"], rows)
+    return _by_setting(
+        "settings",
+        [
+            ("width 512, whole matrices", "multi30k-dense/width512-0.4m-rate0.005"),
+            ("width 512, `optimizer.matrix_block=128`", "multi30k-dense/width512-0.4m-block128"),
+            ("`seq2seq_small`, whole matrices", "multi30k-dense/small-0.4m"),
+            ("`seq2seq_small`, `optimizer.matrix_block=128`", "multi30k-dense/small-0.4m-block128"),
+            ("`seq2seq_small`, 450 s, whole matrices", "multi30k-dense/small-450s"),
+            ("`seq2seq_small`, 450 s, `optimizer.matrix_block=128`", "multi30k-dense/small-450s-block128"),
+            ("`seq2seq_small`, 450 s, `optimizer=adamw`", "multi30k-dense/small-450s-adamw"),
+        ],
+    )
 
 
 @table("normalize")
