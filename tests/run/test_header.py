@@ -34,9 +34,10 @@ def test_a_budget_of_zero_is_said_to_train_nothing(capsys):
         ([], "muon (matrices at 0.01)"),
         (["model.width=256"], "muon (matrices at 0.00707)"),
         (["model.width=256", "optimizer.matrix_lr=0.0123"], "muon (matrices at 0.0123)"),
+        (["optimizer.matrix_block=8"], "muon (matrices at 0.01; q, k, v and up in blocks of 8)"),
         (
-            ["model.width=256", "optimizer.matrix_block=64"],
-            "muon (matrices at 0.00707; q, k, v and up in blocks of 64)",
+            ["optimizer.matrix_block=8", "model.activation=swiglu"],
+            "muon (matrices at 0.01; q, k, v, up and gate in blocks of 8)",
         ),
         (["optimizer=adamw"], "adamw, "),
     ],
@@ -53,6 +54,15 @@ def test_a_setting_of_muon_without_muon_is_noted(capsys, optimizer, word):
     assert main(["train", *TINY, f"optimizer={optimizer}", word]) == 0
     shown = " ".join(capsys.readouterr().err.split())
     assert (f"{word} has no effect: it is for optimizer=muon" in shown) == (optimizer != "muon")
+
+
+@pytest.mark.parametrize(("block", "has_effect"), [(23, True), (24, False), (1000, False)])
+def test_a_block_that_is_no_smaller_than_any_matrix_is_noted(capsys, block, has_effect):
+    sizes = [word for word in TINY if "ffn_width" not in word]
+    assert main(["train", *sizes, "model.ffn_width=24", f"optimizer.matrix_block={block}"]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    note = f"optimizer.matrix_block={block} has no effect: no matrix that it divides has more than 24 rows"
+    assert (note in shown) == (not has_effect)
 
 
 @pytest.mark.parametrize("data", [["dataset=normalize"], ["model=gpt_nano", "model.context=32", "dataset=stdlib"]])

@@ -19,6 +19,7 @@ QUIET, BUSY = "0.00 0.10 0.20 1/87 4242\n", "1.00 0.50 0.20 2/87 4242\n"
         ({}, BUSY, "GOMP_SPINCOUNT=1000"),
         ({}, None, "GOMP_SPINCOUNT=1000"),
         ({}, "not Linux", "GOMP_SPINCOUNT=1000"),
+        ({"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": ""}, QUIET, "GOMP_SPINCOUNT=3000"),
         ({"GOMP_SPINCOUNT": "7"}, QUIET, "GOMP_SPINCOUNT=7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, BUSY, "OMP_WAIT_POLICY=ACTIVE"),
     ],
@@ -37,7 +38,7 @@ def test_a_command_says_how_threads_wait_where_the_user_has_not(given, load, exp
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     assert main(["train", "dry_run=true", "dataset.limit.train=10", "trainer.device=cpu"]) == 0
     (row,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("device")]
-    assert row.endswith(f"2 threads {expected}")
+    assert row.endswith(f"2 threads, {expected}")
 
 
 def test_a_process_that_computes_is_seen():

@@ -137,16 +137,19 @@ def test_metrics_are_appended_and_taken_back_to_a_place(tmp_path):
     ]
 
 
-def test_the_environment_names_what_a_result_may_depend_on():
+def test_the_environment_names_what_a_result_may_depend_on(monkeypatch):
     import torch
 
+    monkeypatch.setenv("GOMP_SPINCOUNT", "123")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     found = describe_environment(torch.device("cpu"), {"data": "abc"})
     assert torch.__version__.startswith(found["packages"]["torch"].split("+")[0])
     assert found["packages"]["tfx"] == importlib.metadata.version("tfx")
     assert found["threads"] == torch.get_num_threads()
+    assert found["waiting"] == "GOMP_SPINCOUNT=123"
     assert found["hardware"]["device"] == "cpu"
     assert found["fingerprints"] == {"data": "abc"}
-    other = json.loads(json.dumps(found)) | {"command": ["another"], "threads": 77}
+    other = json.loads(json.dumps(found)) | {"command": ["another"], "waiting": "", "threads": 77}
     other["packages"]["torch"] = "1.0"
     other["hardware"]["gpu"] = "one"
     differences = environment_differences(found, other)

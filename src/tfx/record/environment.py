@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.system.memory import installed_memory
+from tfx.system.threads import how_they_wait
 
 _PACKAGES = ("tfx", "torch", "numpy", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "sacrebleu")
 
@@ -37,6 +38,7 @@ def describe_environment(device: Any, fingerprints: dict[str, str], processes: i
         "git": _git(Path(__file__).parent),
         "hardware": hardware,
         "threads": torch.get_num_threads(),
+        "waiting": how_they_wait(),
         "processes": processes,
         "fingerprints": fingerprints,
         "command": sys.argv[1:],
@@ -46,10 +48,14 @@ def describe_environment(device: Any, fingerprints: dict[str, str], processes: i
 def environment_differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Differences between two environments that may change a result: dotted names, with both values.
 
+    How threads wait changes its speed alone.
     The names of data files are in the fingerprints of data, but not in a result: if the content is the same, these do
     not differ.
     """
-    old, new = (flat({name: part for name, part in each.items() if name != "command"}) for each in (before, now))
+    old, new = (
+        flat({name: part for name, part in each.items() if name not in ("command", "waiting")})
+        for each in (before, now)
+    )
     for each in (old, new):
         each.setdefault("processes", 1)  # an earlier version had one, and did not record it
     names = [*old, *(name for name in new if name not in old)]

@@ -76,7 +76,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             *data.notes,
             *_batch_notes(parts),
             *_emulation_notes(precision, device),
-            *_optimizer_notes(parts.config.optimizer),
+            *_optimizer_notes(parts),
             *_process_notes(parts),
         ]
     ]
@@ -89,7 +89,8 @@ def _optimizer(parts: Parts) -> str:
     config, width = parts.config.optimizer, parts.model.architecture.width
     if config.name != "muon":
         return config.name
-    blocks = "" if config.matrix_block is None else f"; q, k, v and up in blocks of {config.matrix_block}"
+    divided = "q, k, v, up and gate" if parts.model.architecture.is_gated else "q, k, v and up"
+    blocks = "" if config.matrix_block is None else f"; {divided} in blocks of {config.matrix_block}"
     return f"muon (matrices at {matrix_rate(config, width):.3g}{blocks})"
 
 
@@ -111,7 +112,7 @@ def _threads(device: torch.device) -> list[str]:
     if device.type != "cpu":
         return []
     count = torch.get_num_threads()
-    return ["1 thread"] if count == 1 else [f"{count} threads {how_they_wait()}".rstrip()]
+    return ["1 thread"] if count == 1 else [f"{count} threads", *filter(None, [how_they_wait()])]
 
 
 def _emulation_notes(precision: Precision, device: torch.device) -> list[str]:
@@ -149,11 +150,17 @@ def _batch_notes(parts: Parts) -> list[str]:
     return [note if count == 1 else f"{note}; only one of {count} processes works at a time"]
 
 
-def _optimizer_notes(optimizer: OptimizerConfig) -> list[str]:
+def _optimizer_notes(parts: Parts) -> list[str]:
     """Which of Muon's own settings do nothing."""
+    from tfx.training.optimizers import unit_matrices
+
+    optimizer, usual = parts.config.optimizer, OptimizerConfig()
     if optimizer.name == "muon":
-        return []
-    usual = OptimizerConfig()
+        block = optimizer.matrix_block
+        most = max(map(len, unit_matrices(parts.model)), default=0)
+        if block is None or block < most:
+            return []
+        return [f"optimizer.matrix_block={block} has no effect: no matrix that it divides has more than {most} rows"]
     names = ("momentum", "matrix_lr", "matrix_block")
     own, others = ({name: getattr(config, name) for name in names} for config in (optimizer, usual))
     return _idle("optimizer", own, others, "optimizer=muon")

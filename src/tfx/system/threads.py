@@ -22,7 +22,7 @@ def wait_briefly() -> None:
     training is several times slower. How soon depends on whether there is such a process now. OpenMP reads this once,
     so torch must not be loaded yet.
     """
-    if _SPINS not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
+    if not how_they_wait():
         os.environ[_SPINS] = _BESIDE_OTHERS if others_compute() else _ALONE
 
 
@@ -42,5 +42,5 @@ def others_compute() -> bool:
 
 def how_they_wait() -> str:
     """The setting in force, as a shell takes it; empty: OpenMP's own."""
-    names = [name for name in (_SPINS, "OMP_WAIT_POLICY") if name in os.environ]
+    names = [name for name in (_SPINS, "OMP_WAIT_POLICY") if os.environ.get(name)]
     return " ".join(f"{name}={os.environ[name]}" for name in names)

@@ -220,8 +220,8 @@ def matrix_rate(config: OptimizerConfig, width: int) -> float:
     return _MATRIX_LR * math.sqrt(_MATRIX_LR_WIDTH / max(width, _MATRIX_LR_WIDTH))
 
 
-def _unit_matrices(model: nn.Module) -> set[int]:
-    """Identities of the matrices whose rows make the units of heads and of feed-forward layers.
+def unit_matrices(model: nn.Module) -> list[Tensor]:
+    """The matrices whose rows make the units of heads and of feed-forward layers, which ``matrix_block`` divides.
 
     The matrices that read these units (o and down) are not among them: with these in blocks as well, training ended 0.1
     nats higher at the same rate (docs/RESULTS.md).
@@ -232,7 +232,7 @@ def _unit_matrices(model: nn.Module) -> set[int]:
             layers += [module.q, module.k, module.v]
         elif isinstance(module, FeedForward):
             layers += [module.up, module.gate]
-    return {id(layer.weight) for layer in layers if isinstance(layer, Linear)}
+    return [layer.weight for layer in layers if isinstance(layer, Linear)]
 
 
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
@@ -265,7 +265,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
         """Groups of Muon: where the config names a block, the matrices that it divides have groups of their own."""
         if config.matrix_block is None:
             return by_share(tensors, peak)
-        divided = _unit_matrices(model)
+        divided = {id(weight) for weight in unit_matrices(model)}
         in_blocks = [tensor for tensor in tensors if id(tensor) in divided]
         whole = [tensor for tensor in tensors if id(tensor) not in divided]
         return [*by_share(in_blocks, peak, block=config.matrix_block), *by_share(whole, peak)]
