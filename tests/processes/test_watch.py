@@ -116,6 +116,31 @@ watched(breaks, wait)
     assert "reported: process 1 failed: AcceleratorError: CUDA error: an illegal memory access" in found[0][1]
 
 
+_CLEANING = """
+class Cleaned:
+    def __del__(self, write=os.write):
+        write(1, b"Python cleans up\\n")
+
+cleaned = Cleaned()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ("watched(works, lambda: None)", 0),
+        ("watched(works, fails)", 1),
+        ("watched(is_killed, wait)", 1),
+        ("watched(lambda: (time.sleep(1), is_killed()), lambda: None)", 1),
+    ],
+)
+def test_only_where_the_group_has_ended_in_order_python_cleans_up(ends, expected, tmp_path):
+    """Threads of a group that is still connected now and then aborted a process then: its status was a signal's."""
+    status, said = two(_CLEANING + ends, 0, tmp_path)[1]
+    assert status == expected, said
+    assert ("Python cleans up" in said) == (expected == 0)
+
+
 @pytest.mark.parametrize("leaver", [0, 1])
 def test_where_one_is_killed_the_other_ends(leaver, tmp_path):
     found = two("watched(is_killed, wait)", leaver, tmp_path)

@@ -6,7 +6,9 @@ where they are, by gloo on a CPU and by nccl on a GPU.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -306,13 +308,18 @@ class _Several(Group):
             self._connected = False
             if failure is not None:
                 failure.tell(self._store, self._key(FAILURE))
+            _end_at_once(1 if failure is None else failure.status)
 
     def leave(self) -> None:
         from torch import distributed
 
         if self._connected:
             self._connected = False
-            self.gather(None)
+            try:
+                self.gather(None)
+            except LostProcessError:
+                _end_at_once(0 if self.is_first else 1)  # the first has a complete run
+                raise
             distributed.destroy_process_group()
 
 
@@ -329,6 +336,22 @@ def join() -> Group:
         place = find_place()
         _joined = (ALONE if place.size == 1 else _Several(place)), os.getpid()
     return _joined[0]
+
+
+def _end_at_once(status: int) -> None:
+    """Has Python end this process with that exit status, and clean nothing up, where it is about to end.
+
+    The threads of a group that is still connected run on while Python cleans up, and now and then abort the process.
+    To disconnect could wait for a process or a GPU that does not answer.
+    """
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # it is closed, or has lost its reader
+                stream.flush()
+        os._exit(status)
+
+    atexit.register(end)
 
 
 def _numbering() -> str:
