@@ -54,10 +54,18 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0 done, 2 wrong input, 1 anything else.
 
+    Without arguments it is that of the process, which it may end itself.
     If the reader of stdout leaves (``| head``), a command that only prints ends; a run continues and does not fail.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     wait_briefly()
+    if arguments is not None:
+        return _main(list(arguments))
+    from tfx.processes.ending import run_and_end
+
+    return run_and_end(lambda: _main(sys.argv[1:]))
+
+
+def _main(words: list[str]) -> int:
     with streams() as output:
         try:
             status = _run(words)

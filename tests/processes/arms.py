@@ -12,6 +12,7 @@ from typing import Any
 from tfx.compression import checkpoint
 from tfx.config.compose import compose
 from tfx.evaluation.quality import measure_quality
+from tfx.processes.ending import run_and_end
 from tfx.processes.group import Group, join
 from tfx.run.life import status_of, train
 from tfx.run.setup import Parts, Setup
@@ -190,7 +191,13 @@ def all_of_two(teacher: Path, folder: Path) -> dict[str, Any]:
     return found | {"status": fail(folder / "failed")}
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """What one of two processes does."""
     teacher, folder = map(Path, sys.argv[1:])
     found = all_of_two(teacher, folder)
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_and_end(main))

@@ -19,6 +19,7 @@ _START = """
 import ctypes, functools, os, signal, sys, time
 sys.path.insert(0, {here!r})
 from tfx.processes import group
+from tfx.processes.ending import run_and_end
 from tfx.processes.group import join
 from tfx.run import life
 from tfx.run.life import status_of
@@ -38,9 +39,12 @@ def watched(leaves, stays):
         with join().watched(report, on_devices=True):
             join().gather(None)
             (leaves if own == leaver else stays)()
-    status = status_of(work)[0]
-    print("status", status, flush=True)
-    sys.exit(status)
+    def told():
+        status = status_of(work)[0]
+        print("status", status)
+        return status
+
+    sys.exit(run_and_end(told))
 
 def fails():
     raise ValueError("a broken disk")
@@ -117,6 +121,14 @@ watched(breaks, wait)
 
 
 _CLEANING = """
+def asks():
+    import torch
+    global message
+    message = torch.distributed.all_reduce(torch.ones(3), async_op=True)
+
+def is_broken():
+    raise SystemError("of tfx itself")
+
 class Cleaned:
     def __del__(self, write=os.write):
         write(1, b"Python cleans up\\n")
@@ -132,13 +144,23 @@ cleaned = Cleaned()
         ("watched(works, fails)", 1),
         ("watched(is_killed, wait)", 1),
         ("watched(lambda: (time.sleep(1), is_killed()), lambda: None)", 1),
+        # A message that nobody else sends.
+        ("watched(works, lambda: (asks(), fails()))", 1),
+        ("join() and run_and_end(is_broken)", 1),
     ],
 )
-def test_only_where_the_group_has_ended_in_order_python_cleans_up(ends, expected, tmp_path):
-    """Threads of a group that is still connected now and then aborted a process then: its status was a signal's."""
+def test_one_of_several_processes_ends_before_python_cleans_up(ends, expected, tmp_path):
+    """Threads of their group now and then aborted a process then, and its exit status was that of a signal."""
     status, said = two(_CLEANING + ends, 0, tmp_path)[1]
     assert status == expected, said
-    assert ("Python cleans up" in said) == (expected == 0)
+    assert "Python cleans up" not in said
+
+
+def test_a_process_alone_ends_as_python_does():
+    alone = [sys.executable, "-c", _START.format(here=str(Path(__file__).parent)) + _CLEANING + "watched(works, works)"]
+    place = dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | {"WORLD_SIZE": "1"}
+    done = subprocess.run([*alone, "0"], env=os.environ | place, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "worked\nstatus 0\nPython cleans up\n"), done.stderr
 
 
 @pytest.mark.parametrize("leaver", [0, 1])
@@ -214,7 +236,7 @@ def validates(*_, **__):
 loop.score_loss = validates
 # Where a run asks whether its processes are to be watched.
 tfx.model.device.is_asynchronous = lambda device: True
-sys.exit(status_of(lambda: life.train(arms.compose(arms.TINY), arms.TINY, pathlib.Path("run")))[0])
+sys.exit(run_and_end(lambda: status_of(lambda: life.train(arms.compose(arms.TINY), arms.TINY, pathlib.Path("run")))[0]))
 """
 
 

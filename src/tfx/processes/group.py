@@ -6,9 +6,7 @@ where they are, by gloo on a CPU and by nccl on a GPU.
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -152,6 +150,8 @@ class _Several(Group):
             timeout=timedelta(minutes=10),
             wait_for_workers=False,
         )
+        # Before the others can meet this one: from then on they know where it has gone.
+        self._store.set(self._key(_PROCESS, self.rank), f"{_numbering()} {os.getpid()}")
         distributed.init_process_group(
             ",".join(hosts),
             store=distributed.PrefixStore(self._key("group"), self._store),  # type: ignore[attr-defined]
@@ -160,7 +160,6 @@ class _Several(Group):
             timeout=_PATIENCE,
         )
         self._connected = True
-        self._store.set(self._key(_PROCESS, self.rank), f"{_numbering()} {os.getpid()}")
         self._reports: list[Callable[[BaseException], None]] = []
 
     def _key(self, *words: object, restarts: int | None = None) -> str:
@@ -308,18 +307,13 @@ class _Several(Group):
             self._connected = False
             if failure is not None:
                 failure.tell(self._store, self._key(FAILURE))
-            _end_at_once(1 if failure is None else failure.status)
 
     def leave(self) -> None:
         from torch import distributed
 
         if self._connected:
             self._connected = False
-            try:
-                self.gather(None)
-            except LostProcessError:
-                _end_at_once(0 if self.is_first else 1)  # the first has a complete run
-                raise
+            self.gather(None)
             distributed.destroy_process_group()
 
 
@@ -338,20 +332,9 @@ def join() -> Group:
     return _joined[0]
 
 
-def _end_at_once(status: int) -> None:
-    """Has Python end this process with that exit status, and clean nothing up, where it is about to end.
-
-    The threads of a group that is still connected run on while Python cleans up, and now and then abort the process.
-    To disconnect could wait for a process or a GPU that does not answer.
-    """
-
-    def end() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # it is closed, or has lost its reader
-                stream.flush()
-        os._exit(status)
-
-    atexit.register(end)
+def is_one_of_several() -> bool:
+    """Whether this process has joined others."""
+    return _joined is not None and _joined[1] == os.getpid() and _joined[0] is not ALONE
 
 
 def _numbering() -> str:
