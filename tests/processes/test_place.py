@@ -153,12 +153,11 @@ def test_the_status_of_the_first_process_counts_and_a_kill_is_known():
     assert _what_failed({0: -signal.SIGTERM, 1: 2}).status == 2
     killed = _what_failed({0: -signal.SIGKILL, 1: 1})
     assert (killed.status, killed.killed, killed.signal_number) == (1, 0, signal.SIGKILL)
-    assert not killed.first_ended
     # The first one has reported that the second was killed.
     assert _what_failed({0: 1, 1: -signal.SIGKILL}).killed is None
     # It was not there to report it: once because the launcher had ended it too, once because the run was over.
-    assert not _what_failed({0: -signal.SIGTERM, 1: -signal.SIGKILL}).first_ended
-    assert _what_failed({1: -signal.SIGABRT}).first_ended
+    assert _what_failed({0: -signal.SIGTERM, 1: -signal.SIGKILL}).killed == 1
+    assert _what_failed({1: -signal.SIGABRT}).killed == 1
 
 
 _ENDING = """

@@ -65,6 +65,15 @@ def test_a_block_that_is_no_smaller_than_any_matrix_is_noted(capsys, block, has_
     assert (note in shown) == (not has_effect)
 
 
+def test_a_block_with_nothing_to_divide_is_noted(capsys, monkeypatch):
+    """As in a model that starts from a factorised one."""
+    monkeypatch.setattr("tfx.training.optimizers.unit_matrices", lambda model: [])
+    assert main(["train", *TINY, "optimizer.matrix_block=8"]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "no matrix that it divides is left: each is a product of two" in shown
+    assert "in blocks of" not in shown
+
+
 @pytest.mark.parametrize("data", [["dataset=normalize"], ["model=gpt_nano", "model.context=32", "dataset=stdlib"]])
 def test_batches_that_are_shorter_than_any_example_are_named(capsys, data):
     words = ["train", *data, *(word for word in TINY if "coder_layers" not in word), "dataset.limit.train=40"]

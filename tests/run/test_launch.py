@@ -14,11 +14,19 @@ import pytest
 from tfx.cli import main
 from tfx.config.compose import compose, to_yaml
 from tfx.processes import launch as launching
+from tfx.processes.failure import LostProcessError
+from tfx.processes.group import ALONE
 from tfx.processes.launch import _what_failed
 from tfx.record.directory import RunDirectory
-from tfx.run.launch import Order
+from tfx.record.summary import Summary
+from tfx.run.launch import Order, ReportedError, run_in_processes
+from tfx.run.setup import Setup
 from tfx.system.signals import StoppedBySignal
 
+COMPLETE = Summary.from_dict(
+    {"status": "completed", "task": "seq2seq", "dataset": "normalize", "seed": 1, "test": {"loss": 2.0}}
+    | {"bytes": {"file": 7}, "train": {}}
+)
 RUN = ["train", "model=seq2seq_tiny", "dataset=normalize", "trainer.budget.steps=2", "trainer.devices=2"]
 
 
@@ -26,7 +34,7 @@ RUN = ["train", "model=seq2seq_tiny", "dataset=normalize", "trainer.budget.steps
 def killed(here, monkeypatch):
     """Lets the processes of a run end with these statuses, after one line of its log."""
 
-    def kill(statuses, *, begun=True):
+    def kill(statuses, *, begun=True, summary=None):
         def launch(arguments, count, threads):
             order = json.loads(Path(arguments[-1], "order.json").read_text())
             assert order["folder"] == str(run.path)
@@ -34,6 +42,8 @@ def killed(here, monkeypatch):
                 RunDirectory.create(run.path)
                 run.config.write_text("seed: 1\n")
                 run.log.write_text("step 1\n")
+            if summary is not None:
+                summary.write(run.summary)
             raise _what_failed(statuses)
 
         monkeypatch.setattr("tfx.run.launch.launch", launch)
@@ -96,13 +106,46 @@ def test_an_interrupt_ends_a_process_that_still_loads_without_a_traceback(tmp_pa
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_where_another_one_was_killed_after_the_end_the_result_stays(killed, capsys):
+@pytest.mark.parametrize(
+    "statuses",
+    [
+        {1: -signal.SIGABRT},
+        {0: -signal.SIGKILL},
+        # The launcher ends the first one while that is about to end.
+        {1: -signal.SIGKILL, 0: -signal.SIGTERM},
+    ],
+)
+def test_where_one_was_killed_after_the_end_the_result_stays(killed, statuses, capsys):
     kill, run = killed
-    kill({1: -signal.SIGABRT})
+    kill(statuses, summary=COMPLETE)
     assert main([*RUN, f"hydra.run.dir={run.path}"]) == 1
     assert f"its result is in {run.path}" in capsys.readouterr().err
     assert run.log.read_text() == "step 1\n"
-    assert not run.summary.exists()
+    assert run.read_summary() == COMPLETE
+
+
+def test_where_one_was_killed_that_continued_a_complete_run_it_is_said_to_be_resumed(killed, monkeypatch, capsys):
+    kill, run = killed
+    kill({0: -signal.SIGKILL}, begun=False)
+    RunDirectory.create(run.path)
+    run.config.write_text(to_yaml(compose(RUN[1:])))
+    COMPLETE.write(run.summary)
+    with pytest.raises(ReportedError):
+        run_in_processes("resume", Setup(compose(RUN[1:]), ALONE), [], run.path, extends=True)
+    assert f"continue with `tfx resume {run.path}`" in capsys.readouterr().err
+    assert run.read_summary() == COMPLETE
+
+
+def test_where_another_one_was_killed_before_the_run_began_one_line_says_so(here, monkeypatch, capsys):
+    def lost(*_, **__):
+        raise LostProcessError(None)
+
+    monkeypatch.setattr("tfx.run.setup.Setup", lost)
+    assert main([*RUN[:-1], f"hydra.run.dir={here / 'run'}"]) == 1
+    assert capsys.readouterr().err == (
+        "tfx: another process of the run ended without a word: it was killed, or its machine failed; this was before "
+        "training began: nothing new was saved\n"
+    )
 
 
 def test_where_the_launcher_was_killed_the_run_says_so_and_its_folder_is_removed(here, monkeypatch):

@@ -26,13 +26,11 @@ class LaunchedError(Exception):
 
     ``killed`` is the number of a process that a signal ended at once, so that it could not report anything, as any
     signal does while it is still loading; else None.
-    ``first_ended``: the first process did not fail.
     """
 
-    def __init__(self, status: int, killed: int | None, signal_number: int = 0, *, first_ended: bool = False) -> None:
+    def __init__(self, status: int, killed: int | None, signal_number: int = 0) -> None:
         super().__init__(status)
         self.status, self.killed, self.signal_number = status, killed, signal_number
-        self.first_ended = first_ended
 
 
 def launch(arguments: Sequence[str], count: int, threads: int) -> None:
@@ -107,7 +105,7 @@ def _what_failed(statuses: dict[int, int]) -> LaunchedError:
     failed = sorted(status for status in statuses.values() if status > 0)
     if killed or not failed:
         rank = min(killed, default=next(iter(statuses)))
-        return LaunchedError(1, rank, -statuses[rank], first_ended=0 not in statuses)
+        return LaunchedError(1, rank, -statuses[rank])
     return LaunchedError(failed[0], None)
 
 

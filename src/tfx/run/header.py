@@ -84,13 +84,15 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
 
 def _optimizer(parts: Parts) -> str:
     """Its name, and the rate that a width decides."""
-    from tfx.training.optimizers import matrix_rate
+    from tfx.training.optimizers import matrix_rate, unit_matrices
 
     config, width = parts.config.optimizer, parts.model.architecture.width
     if config.name != "muon":
         return config.name
-    divided = "q, k, v, up and gate" if parts.model.architecture.is_gated else "q, k, v and up"
-    blocks = "" if config.matrix_block is None else f"; {divided} in blocks of {config.matrix_block}"
+    blocks = ""
+    if config.matrix_block is not None and unit_matrices(parts.model):
+        divided = "q, k, v, up and gate" if parts.model.architecture.is_gated else "q, k, v and up"
+        blocks = f"; {divided} in blocks of {config.matrix_block}"
     return f"muon (matrices at {matrix_rate(config, width):.3g}{blocks})"
 
 
@@ -160,7 +162,8 @@ def _optimizer_notes(parts: Parts) -> list[str]:
         most = max(map(len, unit_matrices(parts.model)), default=0)
         if block is None or block < most:
             return []
-        return [f"optimizer.matrix_block={block} has no effect: no matrix that it divides has more than {most} rows"]
+        which = f"has more than {most} rows" if most else "is left: each is a product of two"
+        return [f"optimizer.matrix_block={block} has no effect: no matrix that it divides {which}"]
     names = ("momentum", "matrix_lr", "matrix_block")
     own, others = ({name: getattr(config, name) for name in names} for config in (optimizer, usual))
     return _idle("optimizer", own, others, "optimizer=muon")

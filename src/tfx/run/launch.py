@@ -21,7 +21,7 @@ from tfx.processes.place import Place
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
-from tfx.record.summary import FAILED, Summary
+from tfx.record.summary import COMPLETED, FAILED, Summary
 from tfx.system.signals import StoppedBySignal
 from tfx.terminal.console import RunConsole
 
@@ -78,7 +78,8 @@ def run_in_processes(
     # `reproduce` keeps stdout for its own result.
     order = Order(command, list(typed), str(folder), list(recorded), extends, quiet=sys.stdout is sys.stderr)
     config = setup.config
-    count = config.trainer.devices
+    count, run = config.trainer.devices, RunDirectory(folder)
+    before = _complete_summary(run)
     with tempfile.TemporaryDirectory(prefix="tfx-") as place:
         write_text(Path(place) / _CONFIG, compose.to_yaml(config))
         write_json(Path(place) / _ORDER, asdict(order))
@@ -86,21 +87,33 @@ def run_in_processes(
             launch(["-m", "tfx", "worker", place], count, threads=max(1, cores() // count))
         except LaunchedError as error:
             if error.killed is not None:  # where the first process failed itself, it has reported why
-                _report_killed(error, setup, RunDirectory(folder), extends=extends)
+                _report_killed(error, setup, run, before, extends=extends)
             raise ReportedError(error.status) from None
         except StoppedBySignal as stopped:
-            stopped.is_told = RunDirectory(folder).config.is_file()  # the first process has begun, and tells it
+            stopped.is_told = run.config.is_file()  # the first process has begun, and tells it
             raise
-    return RunDirectory(folder).read_summary()
+    return run.read_summary()
 
 
-def _report_killed(error: LaunchedError, setup: Setup, run: RunDirectory, *, extends: bool) -> None:
-    """Says which process was killed; where the first one could not, also in the log and the summary of the run."""
+def _complete_summary(run: RunDirectory) -> bytes | None:
+    """The content of the summary of a complete run; None: it is not complete."""
+    with suppress(OSError, UserError):
+        return run.summary.read_bytes() if run.read_summary().status == COMPLETED else None
+    return None
+
+
+def _report_killed(
+    error: LaunchedError, setup: Setup, run: RunDirectory, before: bytes | None, *, extends: bool
+) -> None:
+    """Says which process was killed; where the first one could not, also in the log and the summary of the run.
+
+    ``before`` is its `_complete_summary` of when the processes were started.
+    """
     from tfx.run.result import facts_of
 
     what = f"process {error.killed} of the run was killed ({signal.Signals(error.signal_number).name})"
     console = RunConsole()
-    if error.first_ended:
+    if _complete_summary(run) not in (None, before):
         console.note(f"tfx: {what}: the run had already ended; its result is in {run.path}")
     elif not run.config.is_file():
         if run.lock.is_file():  # it was killed where it had just made the folder

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tfx.run.setup import Parts, Setup
 
 
+_LAUNCHER_KILLED = "the tfx process that started this one was killed"
+
+
 def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
     """Runs ``work``, one of the functions below, and returns the exit status of its command and the summary.
 
@@ -42,8 +45,14 @@ def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
             return 0, work()
     except StoppedBySignal as stopped:
         if group.is_first and not stopped.is_told:
-            print(f"tfx: {stopped} before training began: nothing new was saved", file=sys.stderr)
+            why = _LAUNCHER_KILLED if launcher_is_gone() else str(stopped)
+            print(f"tfx: {why} before training began: nothing new was saved", file=sys.stderr)
         return stopped.status, None
+    except LostProcessError as lost:
+        if lost.failure is not None:
+            raise
+        print(f"tfx: {lost}; this was before training began: nothing new was saved", file=sys.stderr)
+        return 1, None
     except KeyboardInterrupt:  # no signal's: it was raised where nothing catches signals
         return 130, None
     except ReportedError as error:
@@ -391,7 +400,7 @@ class _Life:
         else:
             message = str(error) or "stopped by the user" if interrupted else f"{type(error).__name__}: {error}"
         if interrupted and launcher_is_gone():  # the system sent the signal, and nobody else did
-            message = "the tfx process that started this one was killed"
+            message = _LAUNCHER_KILLED
         self.console.failure(error)
         try:
             # A run that went on from its end still has the result of then, and the files of it; one that is refused
