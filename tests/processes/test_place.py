@@ -1,6 +1,7 @@
 """Which process of a run this is, by the environment of each launcher; and what becomes of the status of a lost one."""
 
 import signal
+import socket
 import subprocess
 import sys
 
@@ -158,6 +159,16 @@ def test_the_status_of_the_first_process_counts_and_a_kill_is_known():
     # It was not there to report it: once because the launcher had ended it too, once because the run was over.
     assert _what_failed({0: -signal.SIGTERM, 1: -signal.SIGKILL}).killed == 1
     assert _what_failed({1: -signal.SIGABRT}).killed == 1
+
+
+def test_a_port_that_another_program_has_is_told_in_one_line():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"process 0 cannot connect .* at 127.0.0.1:{port} .*MASTER_PORT") as found:
+            group._Several(Place(0, 2, 0, 2, "127.0.0.1", port))
+    assert "\n" not in str(found.value)
 
 
 _ENDING = """

@@ -146,7 +146,7 @@ cleaned = Cleaned()
         ("watched(lambda: (time.sleep(1), is_killed()), lambda: None)", 1),
         # A message that nobody else sends.
         ("watched(works, lambda: (asks(), fails()))", 1),
-        ("join() and run_and_end(is_broken)", 1),
+        ("run_and_end(lambda: (join().gather(None), is_broken()))", 1),
     ],
 )
 def test_one_of_several_processes_ends_before_python_cleans_up(ends, expected, tmp_path):

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tfx.errors import UserError
 from tfx.processes.failure import FAILURE, Failure, LostProcessError, last_word
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
 from tfx.processes.watch import Watch
@@ -142,23 +143,30 @@ class _Several(Group):
         hosts = ["cpu:gloo"]
         if torch.cuda.is_available():
             hosts.append("cuda:nccl")
-        self._store: Store = distributed.TCPStore(  # type: ignore[attr-defined]
-            place.address,
-            place.port,
-            # Under torchrun the launcher has a store at this address already.
-            is_master=place.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            timeout=timedelta(minutes=10),
-            wait_for_workers=False,
-        )
-        # Before the others can meet this one: from then on they know where it has gone.
-        self._store.set(self._key(_PROCESS, self.rank), f"{_numbering()} {os.getpid()}")
-        distributed.init_process_group(
-            ",".join(hosts),
-            store=distributed.PrefixStore(self._key("group"), self._store),  # type: ignore[attr-defined]
-            rank=place.rank,
-            world_size=place.size,
-            timeout=_PATIENCE,
-        )
+        try:
+            self._store: Store = distributed.TCPStore(  # type: ignore[attr-defined]
+                place.address,
+                place.port,
+                # Under torchrun the launcher has a store at this address already.
+                is_master=place.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+                timeout=timedelta(minutes=10),
+                wait_for_workers=False,
+            )
+            # Before the others can meet this one: from then on they know where it has gone.
+            self._store.set(self._key(_PROCESS, self.rank), f"{_numbering()} {os.getpid()}")
+            distributed.init_process_group(
+                ",".join(hosts),
+                store=distributed.PrefixStore(self._key("group"), self._store),  # type: ignore[attr-defined]
+                rank=place.rank,
+                world_size=place.size,
+                timeout=_PATIENCE,
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"process {place.rank} cannot connect to the others of the run at {place.address}:{place.port} "
+                f"({reason}): if none of them has ended, check MASTER_ADDR and MASTER_PORT"
+            ) from error
         self._connected = True
         self._reports: list[Callable[[BaseException], None]] = []
 
