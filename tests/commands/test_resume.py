@@ -426,6 +426,20 @@ def test_the_name_of_a_data_file_is_none_of_the_data(folder, capsys):
     assert json.loads((again / "reproduction.json").read_text())["went_on_after"] == [2]
 
 
+def test_steps_of_another_environment_are_named(folder, capsys):
+    run = folder / "two_processes"
+    options = ["model=gpt_nano", "model.context=16", "dataset=stdlib", "dataset.limit.train=20"]
+    assert train(run, *options, "trainer.budget.steps=2") == 0
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"processes": 2}))
+    assert main(["resume", str(run), "trainer.budget.steps=4"]) == 0
+    capsys.readouterr()
+    main(["reproduce", str(run)])
+    said = capsys.readouterr().out
+    assert "environment processes (of the first steps, before it was resumed): 2 before, 1 now" in said
+    assert "expected in another environment" in said
+
+
 def test_seconds_are_reproduced_step_by_step(folder, capsys):
     run = folder / "timed"
     assert train(run, *PAIRS, "trainer.budget.seconds=0.5", "+technique=prune") == 0

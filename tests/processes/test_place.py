@@ -203,10 +203,19 @@ def test_a_failure_says_what_kind_it_is():
     assert "killed" in str(LostProcessError(None))
 
 
-def test_a_process_of_a_run_starts_no_others(monkeypatch):
+def test_a_process_of_a_run_starts_no_others(monkeypatch, tmp_path):
     monkeypatch.setenv("TFX_LAUNCHED", "1")
     with pytest.raises(AssertionError, match="never starts others"):
-        launch(["-c", "pass"], 2, threads=1)
+        launch(["-c", "pass"], 2, threads=1, folder=str(tmp_path))
+
+
+def test_what_the_launcher_writes_is_in_the_folder_of_the_run(monkeypatch, tmp_path):
+    temporary, folder = tmp_path / "temporary", tmp_path / "folder"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    launch(["-c", "pass"], 2, threads=1, folder=str(folder))
+    assert list(temporary.iterdir()) == []
+    assert folder.is_dir()
 
 
 def test_a_fork_of_a_process_belongs_to_a_group_of_its_own(monkeypatch):

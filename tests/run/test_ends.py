@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tfx.cli import main
 from tfx.config.compose import compose
 from tfx.processes.failure import Failure, LostProcessError
 from tfx.processes.group import ALONE, Group
@@ -20,6 +21,11 @@ from tfx.run.launch import ReportedError
 from tfx.run.train import train
 from tfx.system.signals import StoppedBySignal, leave_signals, leaving_on_signals
 
+TINY = [
+    *("model=seq2seq_tiny", "model.width=16", "model.heads=2", "model.ffn_width=32", "dataset.tokenizer.kind=char"),
+    *("dataset.limit.train=20", "dataset.limit.valid=5", "dataset.limit.test=5", "evaluation.latency_inputs=1"),
+    *("trainer.device=cpu", "trainer.budget.steps=2", "trainer.save.every_steps=1"),
+]
 FACTS = Facts(1, "lm", None, [], "gpt_nano", "tinyshakespeare", [], [], 1, "loss")
 
 
@@ -131,3 +137,52 @@ def test_a_signal_while_the_files_are_closed_does_not_replace_the_failure_of_one
             signal.signal(number, handler)
     with pytest.raises(StoppedBySignal):
         train_and_fail(ALONE)
+
+
+def test_a_signal_after_the_run_is_complete_says_so(here, monkeypatch, capfd):
+    """While Python frees what a run held, an error of a handler of signals is printed, and lost."""
+    defer = life.defer_signals
+
+    def complete():
+        defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(life, "defer_signals", complete)
+    run = RunDirectory(here / "run")
+    assert main(["train", *TINY, f"hydra.run.dir={run.path}"]) == 143
+    assert run.read_summary().status == COMPLETED
+    assert capfd.readouterr().err.endswith("tfx: stopped by SIGTERM after the run was complete\n")
+
+
+def test_a_stop_that_was_told_stays_one_where_another_process_is_gone(monkeypatch, capsys):
+    group = Told()
+    group.cause = lambda error: LostProcessError(None)
+    monkeypatch.setattr(life, "join", lambda: group)
+
+    def stopped():
+        error = StoppedBySignal(signal.SIGTERM)
+        error.is_told = True
+        raise error
+
+    assert life.status_of(stopped) == (143, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_end_of_a_teachers_training_defers_no_signal_of_the_run(here, monkeypatch):
+    monkeypatch.setattr(life, "train", lambda *_: life.defer_signals())
+    with leaving_on_signals():
+        life.train_teacher(compose([]), here / "teacher")
+        with pytest.raises(StoppedBySignal):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_was_killed_has_no_summary_that_could_still_describe_it(here, capsys):
+    run = RunDirectory(here / "run")
+    (here / "text.txt").write_text("a text of ten words, and no more than that " * 40)
+    words = ["model=gpt_nano", "model.context=16", "dataset=text", "dataset.tokenizer.kind=char", *TINY[-3:]]
+    assert main(["train", *words, f"dataset.path={here}/text.txt", f"hydra.run.dir={run.path}"]) == 0
+    (here / "text.txt").write_text("another text " * 80)
+    run.summary.unlink()
+    capsys.readouterr()
+    assert main(["resume", str(run.path)]) == 2
+    assert "still describes" not in capsys.readouterr().err

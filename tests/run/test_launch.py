@@ -35,7 +35,7 @@ def killed(here, monkeypatch):
     """Lets the processes of a run end with these statuses, after one line of its log."""
 
     def kill(statuses, *, begun=True, summary=None):
-        def launch(arguments, count, threads):
+        def launch(arguments, count, threads, folder):
             order = json.loads(Path(arguments[-1], "order.json").read_text())
             assert order["folder"] == str(run.path)
             if begun:

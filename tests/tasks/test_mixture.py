@@ -132,6 +132,7 @@ def test_a_saved_config_needs_no_other_file(data, monkeypatch):
             "[{dataset: json, path: one},{dataset: normalize, weight: -1}]",
             r"dataset.mix.1.weight=-1 is not a weight",
         ),
+        ("[{dataset: json, path: one, weight: 1e308}]", r"weight=1e\+308 is not a weight: .* at most"),
         ("[{dataset: json, path: one, weight: heavy}]", "weight=heavy is not a weight"),
         ("[{dataset: stdlib}]", "'stdlib' is for dataset.task=lm, and the run for seq2seq"),
         ("[{dataset: json, path: one, wieght: 2}]", r"did you mean 'dataset.mix.0.weight'"),

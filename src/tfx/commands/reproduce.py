@@ -14,7 +14,7 @@ from typing import Any
 from tfx.config import compose
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
-from tfx.record.environment import environment_differences, flat
+from tfx.record.environment import BEFORE, environment_differences, flat
 from tfx.record.files import read_json, sha256, write_json
 from tfx.record.summary import COMPLETED
 from tfx.run.life import status_of, train
@@ -90,6 +90,8 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
     configs = [flat(asdict(compose.load(run.config))) for run in (old, new)]
     environments = [read_json(run.environment) for run in (old, new)]
     environment = environment_differences(*environments)
+    for name, before in environments[0].get(BEFORE, {}).items():
+        environment[f"{name} (of the first steps, before it was resumed)"] = before, flat(environments[1]).get(name)
     recorded = [flat(each) for each in environments]
     differing = [key for key in _different(*configs) if not _is_moved(key, *recorded)]
     metrics = [dict(_metrics(run)) for run in (old, new)]

@@ -30,6 +30,8 @@ _SHARED = ("streaming", "document_mask")
 # What is the run's, or shared.
 _OF_BOTH = ("name", "task", *_SHARED)
 _OF_CORPUS = [f.name for f in fields(DatasetConfig) if f.name not in _OF_RUN]
+# Far above any use, and far below where sums of them overflow.
+_LARGEST_WEIGHT = 10**12
 _KEY = re.compile(rf"(?<![\w./-])dataset\.(?=(?:{'|'.join(_OF_CORPUS)})\b)")
 
 
@@ -112,8 +114,11 @@ def check_corpora(dataset: DatasetConfig) -> None:
     """Raises `UserError` for corpora that do not fit together, have no weight, or cannot be streamed as is asked."""
     for place, entry in enumerate(dataset.mix):
         weight = entry.get("weight")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            raise UserError(f"dataset.mix.{place}.weight={weight} is not a weight: it must be a number above 0")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= _LARGEST_WEIGHT:
+            raise UserError(
+                f"dataset.mix.{place}.weight={weight} is not a weight: it must be a number above 0, and at most "
+                f"{_LARGEST_WEIGHT:,}"
+            )
     names: list[str] = []
     for place, (corpus, _) in enumerate(mixed(dataset)):
         if corpus.task != dataset.task:

@@ -33,13 +33,14 @@ class LaunchedError(Exception):
         self.status, self.killed, self.signal_number = status, killed, signal_number
 
 
-def launch(arguments: Sequence[str], count: int, threads: int) -> None:
+def launch(arguments: Sequence[str], count: int, threads: int, folder: str) -> None:
     """Runs ``python arguments`` in so many processes, each with its `Place` in its environment.
 
-    Where the user's environment does not say how many threads a process has, it gets ``threads``. Raises
+    Where the user's environment does not say how many threads a process has, it gets ``threads``. What torch's
+    launcher leaves behind is in ``folder``. Raises
     `LaunchedError` if one of them fails, which ends the others, and `StoppedBySignal` after a signal, which all get.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -53,6 +54,7 @@ def launch(arguments: Sequence[str], count: int, threads: int) -> None:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
         shutdown_timeout=_SAVING_SECONDS,
         signals_to_handle=",".join(signal.Signals(number).name for number in leave_signals()),
     )

@@ -13,6 +13,8 @@ from typing import Any
 from tfx.system.memory import installed_memory
 from tfx.system.threads import how_they_wait
 
+# Of a run that was resumed: what its environment had been in its first steps, where that was another one.
+BEFORE = "before_resuming"
 _PACKAGES = ("tfx", "torch", "numpy", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "sacrebleu")
 
 
@@ -48,12 +50,12 @@ def describe_environment(device: Any, fingerprints: dict[str, str], processes: i
 def environment_differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Differences between two environments that may change a result: dotted names, with both values.
 
-    How threads wait changes its speed alone.
+    How threads wait changes its speed alone, and what was `BEFORE` stands for itself.
     The names of data files are in the fingerprints of data, but not in a result: if the content is the same, these do
     not differ.
     """
     old, new = (
-        flat({name: part for name, part in each.items() if name not in ("command", "waiting")})
+        flat({name: part for name, part in each.items() if name not in ("command", "waiting", BEFORE)})
         for each in (before, now)
     )
     for each in (old, new):

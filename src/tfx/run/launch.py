@@ -22,7 +22,7 @@ from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
 from tfx.record.summary import COMPLETED, FAILED, Summary
-from tfx.system.signals import StoppedBySignal
+from tfx.system.signals import StoppedBySignal, defer_signals
 from tfx.terminal.console import RunConsole
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def run_in_processes(
         write_text(Path(place) / _CONFIG, compose.to_yaml(config))
         write_json(Path(place) / _ORDER, asdict(order))
         try:
-            launch(["-m", "tfx", "worker", place], count, threads=max(1, cores() // count))
+            launch(["-m", "tfx", "worker", place], count, threads=max(1, cores() // count), folder=place)
+            defer_signals()  # the run is complete
         except LaunchedError as error:
             if error.killed is not None:  # where the first process failed itself, it has reported why
                 _report_killed(error, setup, run, before, extends=extends)

@@ -22,7 +22,7 @@ from tfx.run.closing import closing_table
 from tfx.run.launch import ReportedError, check_processes, is_to_be_launched, run_in_processes
 from tfx.run.other_processes import follow
 from tfx.run.tracking.contract import Trackers
-from tfx.system.signals import StoppedBySignal, leaving_on_signals
+from tfx.system.signals import StoppedBySignal, defer_signals, ending_deferral, leaving_on_signals
 from tfx.terminal.console import RunConsole, plain_text
 
 if TYPE_CHECKING:
@@ -40,13 +40,16 @@ def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
     Of several processes only the first one has a summary.
     """
     group = join()
+    summary = None
     try:
-        with leaving_on_signals(once=group.size > 1), _telling(group):
-            return 0, work()
+        with leaving_on_signals(once=group.size > 1), ending_deferral(), _telling(group):
+            summary = work()
+        return 0, summary
     except StoppedBySignal as stopped:
         if group.is_first and not stopped.is_told:
             why = _LAUNCHER_KILLED if launcher_is_gone() else str(stopped)
-            print(f"tfx: {why} before training began: nothing new was saved", file=sys.stderr)
+            when = "before training began: nothing new was saved" if summary is None else "after the run was complete"
+            print(f"tfx: {why} {when}", file=sys.stderr)
         return stopped.status, None
     except LostProcessError as lost:
         if lost.failure is not None:
@@ -66,8 +69,8 @@ def _telling(group: Group) -> Iterator[None]:
         yield
     except BaseException as error:
         cause = group.cause(error)
-        if isinstance(cause, StoppedBySignal) and isinstance(error, StoppedBySignal):
-            cause.is_told = error.is_told
+        if isinstance(error, StoppedBySignal) and error.is_told:
+            cause = error
         failure = Failure.of(cause.__cause__ or cause if isinstance(cause, ReportedError) else cause, group.rank)
         # That another was killed is no word of its own: it would stand as the cause for the rest.
         group.fail(None if isinstance(cause, LostProcessError) and cause.failure is None else failure)
@@ -254,6 +257,8 @@ class _Life:
                 self.console.note(f"{stopped}, after the run was complete: see {self.run.path}")
                 stopped.is_told = True
                 raise
+            # While all of the run goes, a signal would be raised where Python drops it.
+            defer_signals()
             return summary
         finally:
             self.console.close()
@@ -294,7 +299,7 @@ class _Life:
         parts.stack.plan_for(parts.model)
 
     def _write_environment(self, parts: Parts) -> None:
-        from tfx.record.environment import describe_environment, environment_differences
+        from tfx.record.environment import BEFORE, describe_environment, environment_differences
 
         fingerprints = {"data": parts.data.fingerprint, "corpus": parts.data.corpus}
         fingerprints["content"] = parts.data.content
@@ -308,6 +313,8 @@ class _Life:
             environment["streamed files last modified"] = parts.data.modified
         if self.known is not None:
             differences = environment_differences(self.known, environment)
+            environment[BEFORE] = {name: before for name, (before, _) in differences.items()}
+            environment[BEFORE] |= self.known.get(BEFORE, {})
             for name, (before, now) in differences.items():
                 self.console.note(
                     f"{name} changed from {before} to {now}: the result may differ from that of a run that was never "
@@ -407,7 +414,8 @@ class _Life:
             # is as it was.
             is_refused = isinstance(error, UserError) and self.known is not None and not self.is_prepared
             if self.extends or is_refused:
-                self.console.note(f"{self.run.summary} still describes the run as it was before")
+                if self.run.summary.is_file():  # a run that was killed has none
+                    self.console.note(f"{self.run.summary} still describes the run as it was before")
             else:
                 Summary(status, facts_of(self.config, self.setup.stack), message).write(self.run.summary)
         except OSError as trouble:
@@ -442,8 +450,9 @@ def _reference(parts: Parts) -> tuple[Path, str] | None:
 def train_teacher(config: Root, folder: Path) -> None:
     """Trains a teacher as a run in ``folder``; a run that was interrupted there is resumed."""
     run, group = RunDirectory(folder), join()
-    if group.first(not run.config.is_file()):
-        train(config, [], folder)
-    elif group.first(not run.training_cost()):
-        with locked(folder) if group.is_first else nullcontext():
-            resume(config, [], run)
+    with ending_deferral():
+        if group.first(not run.config.is_file()):
+            train(config, [], folder)
+        elif group.first(not run.training_cost()):
+            with locked(folder) if group.is_first else nullcontext():
+                resume(config, [], run)

@@ -74,6 +74,25 @@ def deferring_signals() -> Iterator[None]:
     raise_if_signalled()
 
 
+def defer_signals() -> None:
+    """From now on the first signal waits for the end of the innermost `ending_deferral`."""
+    global _deferring
+    _deferring += 1
+
+
+@contextmanager
+def ending_deferral() -> Iterator[None]:
+    """At its end `defer_signals` ends, and a signal that has waited is raised."""
+    global _deferring
+    before = _deferring
+    try:
+        yield
+    finally:
+        _deferring = before
+    if not before:
+        raise_if_signalled()
+
+
 @contextmanager
 def interruptible_children() -> Iterator[None]:
     """Processes that start inside heed SIGINT, also where this one ignores it, as in the background of a script.
