@@ -171,6 +171,32 @@ def test_a_port_that_another_program_has_is_told_in_one_line():
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("launched", [False, True])
+def test_where_the_others_cannot_be_met_they_are_gone_or_the_network_is_closed(monkeypatch, capsys, launched):
+    stores = []
+
+    def refused(*_, store, **__):
+        stores.append(store)
+        raise RuntimeError("Gloo connectFullMesh failed\nat pair.cc")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", refused)
+    monkeypatch.setattr(group, "_joined", None)
+    if launched:
+        monkeypatch.setenv("TFX_LAUNCHED", "1")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(group, "find_place", lambda: Place(0, 2, 0, 2, "127.0.0.1", 0))
+    status = main(["train", "trainer.budget.steps=1"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    if launched:
+        assert (status, "another process of the run ended without a word" in said) == (1, True)
+    else:
+        assert (status, "(Gloo connectFullMesh failed): one of them has ended" in said) == (2, True)
+    # By then the others know this process.
+    assert stores[0].underlying_store.check(["tfx/0/process/0"])
+
+
 _ENDING = """
 import os, socket
 from tfx.processes.group import _Several

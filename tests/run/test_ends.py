@@ -154,6 +154,19 @@ def test_a_signal_after_the_run_is_complete_says_so(here, monkeypatch, capfd):
     assert capfd.readouterr().err.endswith("tfx: stopped by SIGTERM after the run was complete\n")
 
 
+@pytest.mark.parametrize(("is_gone", "why"), [(False, "stopped by SIGTERM"), (True, "the tfx process that started")])
+def test_a_stop_before_the_run_began_says_whether_the_launcher_was_killed(monkeypatch, capsys, is_gone, why):
+    monkeypatch.setattr(life, "launcher_is_gone", lambda: is_gone)
+
+    def stopped():
+        raise StoppedBySignal(signal.SIGTERM)
+
+    assert life.status_of(stopped) == (143, None)
+    said = capsys.readouterr().err
+    assert said.startswith(f"tfx: {why}")
+    assert said.endswith("before training began: nothing new was saved\n")
+
+
 def test_a_stop_that_was_told_stays_one_where_another_process_is_gone(monkeypatch, capsys):
     group = Told()
     group.cause = lambda error: LostProcessError(None)

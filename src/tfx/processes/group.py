@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfx.errors import UserError
 from tfx.processes.failure import FAILURE, Failure, LostProcessError, last_word
+from tfx.processes.launch import was_launched
 from tfx.processes.place import NO_LAUNCHER, Place, find_place
 from tfx.processes.watch import Watch
 from tfx.system.signals import StoppedBySignal, hold_signals
@@ -152,6 +153,12 @@ class _Several(Group):
                 timeout=timedelta(minutes=10),
                 wait_for_workers=False,
             )
+        except RuntimeError as error:
+            raise UserError(
+                f"process {place.rank} cannot connect to the others of the run at {place.address}:{place.port} "
+                f"({_first_line(error)}): check MASTER_ADDR and MASTER_PORT, and that no other program has the port"
+            ) from error
+        try:
             # Before the others can meet this one: from then on they know where it has gone.
             self._store.set(self._key(_PROCESS, self.rank), f"{_numbering()} {os.getpid()}")
             distributed.init_process_group(
@@ -162,10 +169,11 @@ class _Several(Group):
                 timeout=_PATIENCE,
             )
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            if was_launched():  # on one machine, where nothing but an end keeps them apart
+                raise LostProcessError(None) from error
             raise UserError(
-                f"process {place.rank} cannot connect to the others of the run at {place.address}:{place.port} "
-                f"({reason}): if none of them has ended, check MASTER_ADDR and MASTER_PORT"
+                f"process {place.rank} cannot connect to the others of the run ({_first_line(error)}): one of them has "
+                "ended, or the network between them is closed; GLOO_SOCKET_IFNAME names the interface to take"
             ) from error
         self._connected = True
         self._reports: list[Callable[[BaseException], None]] = []
@@ -343,6 +351,10 @@ def join() -> Group:
 def is_one_of_several() -> bool:
     """Whether this process has joined others."""
     return _joined is not None and _joined[1] == os.getpid() and _joined[0] is not ALONE
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _numbering() -> str:

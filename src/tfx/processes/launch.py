@@ -36,9 +36,9 @@ class LaunchedError(Exception):
 def launch(arguments: Sequence[str], count: int, threads: int, folder: str) -> None:
     """Runs ``python arguments`` in so many processes, each with its `Place` in its environment.
 
-    Where the user's environment does not say how many threads a process has, it gets ``threads``. What torch's
-    launcher leaves behind is in ``folder``. Raises
-    `LaunchedError` if one of them fails, which ends the others, and `StoppedBySignal` after a signal, which all get.
+    Where the user's environment does not say how many threads a process has, it gets ``threads``. ``folder`` is for
+    what torch's launcher writes. Raises `LaunchedError` if one of them fails, which ends the others, and
+    `StoppedBySignal` after a signal, which all get.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -39,9 +39,9 @@ def status_of(work: Callable[[], Summary | None]) -> tuple[int, Summary | None]:
 
     Of several processes only the first one has a summary.
     """
-    group = join()
     summary = None
     try:
+        group = join()
         with leaving_on_signals(once=group.size > 1), ending_deferral(), _telling(group):
             summary = work()
         return 0, summary
@@ -257,7 +257,7 @@ class _Life:
                 self.console.note(f"{stopped}, after the run was complete: see {self.run.path}")
                 stopped.is_told = True
                 raise
-            # While all of the run goes, a signal would be raised where Python drops it.
+            # A signal that came while Python frees what the run held would be lost with its error.
             defer_signals()
             return summary
         finally:
