@@ -99,15 +99,29 @@ def test_a_queue_that_is_not_here_is_one_line_and_leaves_nothing(here, monkeypat
     assert not (here / "s").exists()
 
 
+_TELLS = """
+import atexit, os, pathlib
+
+if "SUBMITIT_LOCAL_GLOBALID" in os.environ:
+    pathlib.Path("told-" + os.environ["SUBMITIT_LOCAL_NTASKS"]).touch()
+    atexit.register(pathlib.Path("cleaned-" + os.environ["SUBMITIT_LOCAL_GLOBALID"]).touch)
+"""
+
+
 @whole_process
-def test_several_tasks_of_a_job_by_its_local_executor_are_the_processes_of_one_run(here):
+def test_several_tasks_of_a_job_by_its_local_executor_are_the_processes_of_one_run(here, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    # Each task tells of its cleaning, which torch's threads now and then abort: it is to end before.
+    (here / "sitecustomize.py").write_text(_TELLS)
+    monkeypatch.setenv("PYTHONPATH", str(here))
     tasks = ["hydra.launcher.nodes=1", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
     done = sweep("hydra/launcher=submitit_local", *tasks, "trainer.device=cpu")
     assert done.returncode == 0, done.stderr
     assert statuses(here) == {"0": "completed"}
     assert json.loads((here / "s" / "0" / "summary.json").read_text())["train"]["processes"] == 2
     assert (here / "s" / "0" / "train.log").read_text().count("2 processes (ddp)") == 1
+    assert [file.name for file in here.glob("told-*")] == ["told-2"]
+    assert not list(here.glob("cleaned-*"))
 
 
 SEARCH = [

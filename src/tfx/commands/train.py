@@ -8,6 +8,7 @@ from typing import Any
 
 from tfx.config import describe
 from tfx.config.schema import LauncherConfig, Root
+from tfx.processes.ending import end_at_exit
 from tfx.run.life import begin, status_of
 from tfx.system.signals import StoppedBySignal
 
@@ -35,9 +36,14 @@ def main(arguments: Sequence[str]) -> int:
     def job(config: Root, typed: list[str], directory: str) -> float | None:
         nonlocal status
         launcher.check_is_sweep()
-        status, summary = status_of(lambda: begin(config, typed, Path(directory)))
-        if status and is_foreign_job():
-            raise JobFailedError(status)
+        status = 1
+        try:
+            status, summary = status_of(lambda: begin(config, typed, Path(directory)))
+            if status and is_foreign_job():
+                raise JobFailedError(status)
+        finally:
+            if is_foreign_job():
+                end_at_exit(min(status, 1))
         return None if summary is None else summary.objective
 
     jobs = launcher.register()
