@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tfx.config.choices import GROUPS, choices
 from tfx.config.compose import compose
-from tfx.config.describe import GROUPS, choices
 from tfx.config.registry import entry_points, technique_class
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError

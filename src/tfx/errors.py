@@ -32,8 +32,12 @@ def suggest(word: str, choices: Iterable[str], see: str = "") -> str:
     """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f": did you mean '{close[0]}'?"
+    return f": did you mean '{close[0]}'?" if close else listed(known, see)
+
+
+def listed(choices: Iterable[str], see: str = "") -> str:
+    """Returns ``": choose one of …"``, or what ``see`` names where the list is long; ``""`` for no choices."""
+    known = sorted(choices)
     if len(known) > _MAX_LISTED:
         # A long list helps less than the command that explains it.
         return f": {see}" if see else f": choose one of {', '.join(known[:_MAX_LISTED])} … ({len(known):,} in all)"

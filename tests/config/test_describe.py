@@ -8,6 +8,7 @@ import pytest
 
 from tfx.cli import main
 from tfx.config import describe
+from tfx.config.choices import choices
 from tfx.config.compose import compose
 from tfx.config.registry import entry_points, technique_class
 from tfx.errors import UserError
@@ -18,7 +19,7 @@ def test_help_names_each_setting_of_a_technique_with_default_range_and_paper(nam
     monkeypatch.setenv("COLUMNS", "1000")
     assert main(["train", f"+technique=[{name}]", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert describe.choices("technique")[name] in shown
+    assert choices("technique")[name] in shown
     for key, field in describe.settings(technique_class(name).Settings, f"technique.{name}."):
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{key} ")]
         assert describe.as_yaml(describe.default_of(field)) in line

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tfx.config.describe import choices, model_settings
+from tfx.config.choices import choices, model_settings
 from tfx.config.schema import ModelConfig
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfx.cli import main
 from tfx.config import registry
+from tfx.config.choices import choices
 from tfx.config.compose import compose
-from tfx.config.describe import choices, technique_settings
+from tfx.config.describe import technique_settings
 from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.techniques.contract import Instant

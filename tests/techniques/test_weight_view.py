@@ -8,7 +8,7 @@ from tfx.compression import checkpoint
 from tfx.compression.grid import Grid
 from tfx.compression.streams import read_streams, write_streams
 from tfx.config import compose
-from tfx.config.describe import choices
+from tfx.config.choices import choices
 from tfx.config.schema import EvaluationConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from tfx.config.describe import GROUPS, choices, model_settings
+from tfx.config.choices import GROUPS, choices, model_settings
 from tfx.errors import unknown
 from tfx.terminal.arguments import Arguments
 from tfx.terminal.console import plain_console

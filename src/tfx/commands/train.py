@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.config import describe
+from tfx.config.choices import GROUPS, choices
 from tfx.config.schema import LauncherConfig, Root
 from tfx.processes.ending import end_at_exit
 from tfx.run.life import begin, status_of
@@ -75,7 +76,7 @@ def print_help(arguments: Sequence[str] = ()) -> None:
     if any(word.lstrip("+").startswith("technique=") for word in overrides):
         for name in values["technique"]:
             console.print(f"technique={name}", style="bold")
-            console.print(describe.choices("technique")[name] + "\n")
+            console.print(choices("technique")[name] + "\n")
             console.print(settings_sheet(_technique_rows(name, values), "value"))
             console.print()
         return
@@ -83,8 +84,8 @@ def print_help(arguments: Sequence[str] = ()) -> None:
     console.print("Trains, evaluates and writes a run directory. `-m` sweeps over comma-separated values.")
     console.print("`dry_run=true` checks and prints the plan; `--config-dir DIR` adds your own YAMLs;")
     console.print("`--cfg job` prints the composed config; `--hydra-help` lists Hydra's flags.\n")
-    for group in describe.GROUPS:
-        names = ", ".join(describe.choices(group)) or "(none)"
+    for group in GROUPS:
+        names = ", ".join(choices(group)) or "(none)"
         console.print(Text.assemble((group, "bold"), f": {names}"), soft_wrap=True)
     console.print()
     what = f"with {' '.join(overrides)}" if overrides else "without overrides"

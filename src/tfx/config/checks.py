@@ -10,7 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tfx.config.choices import choices
 from tfx.config.grammar import escaped
+from tfx.config.keys import all_keys, unknown_key
 from tfx.config.paths import make_absolute
 from tfx.config.registry import technique_class
 from tfx.config.schema import BUDGET_UNITS, DEFAULT_BUDGET_SECONDS, Budget, Root, bounds, in_full, is_in_range
@@ -81,15 +83,41 @@ def renew(values: dict[str, Any], typed: Sequence[str]) -> None:
 
 def check_keys(values: dict[str, Any], schema: Any, prefix: str) -> None:
     """Raises `UserError` for a key that the schema, a settings dataclass, does not have."""
-    known = {f.name: f for f in fields(schema)}
-    for key, value in values.items():
-        if key not in known:
-            raise unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in known])
-        factory = known[key].default_factory
-        if is_dataclass(factory):
-            if not isinstance(value, dict):
-                raise UserError(f"{prefix}{key}={value} is not a group of settings: set {prefix}{key}.<name>=…")
-            check_keys(value, factory, f"{prefix}{key}.")
+
+    def visit(values: dict[str, Any], part: Any, inner: str) -> None:
+        known = {f.name: f for f in fields(part)}
+        for key, value in values.items():
+            if key not in known:
+                raise unknown_key(f"{inner}{key}", all_keys(schema, prefix))
+            factory = known[key].default_factory
+            if is_dataclass(factory):
+                if not isinstance(value, dict):
+                    raise UserError(f"{inner}{key}={value} is not a group of settings: set {inner}{key}.<name>=…")
+                visit(value, factory, f"{inner}{key}.")
+
+    visit(values, schema, prefix)
+
+
+def check_names(typed: Sequence[str]) -> None:
+    """Raises `UserError` if the user typed the name of a choice where that changes the name, and nothing else."""
+    for override in typed:
+        key, _, value = override.lstrip("+").partition("=")
+        group = key.removesuffix(".name")
+        if key in ("model.name", "dataset.name", "optimizer.name", "schedule.name") and value in choices(group):
+            raise UserError(
+                f"{key}={value} changes the name alone, and none of the settings that come with it: choose "
+                f"{group}={value}"
+            )
+
+
+def on_and_off(values: dict[str, Any], schema: Any) -> None:
+    """Writes ``on`` and ``off``, where they are choices, for true and false, as YAML reads them."""
+    for f in fields(schema):
+        value = values.get(f.name)
+        if is_dataclass(f.default_factory) and isinstance(value, dict):
+            on_and_off(value, f.default_factory)
+        elif f.name in values and "on" in f.metadata.get("choices", ()):
+            values[f.name] = {"true": "on", "false": "off"}.get(str(value).lower(), value)
 
 
 def check_given(values: dict[str, Any], prefix: str) -> None:
@@ -143,10 +171,10 @@ def check_values(node: Any, prefix: str) -> None:
             continue
         if meta.get("are_groups"):  # each is checked as the config of its own that it becomes
             continue
-        choices = meta.get("choices")
+        allowed = meta.get("choices")
         for chosen in value if isinstance(value, list) else [value]:
-            if choices and chosen is not None and chosen not in choices:
-                raise unknown(name, str(chosen), choices)
+            if allowed and chosen is not None and chosen not in allowed:
+                raise unknown(name, str(chosen), allowed)
         words = meta.get("words")
         if words and isinstance(value, str) and value not in words:
             raise UserError(f"{name}={value} must be a number or {' or '.join(words)}{suggest(value, words)}")

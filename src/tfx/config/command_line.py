@@ -147,7 +147,7 @@ def _own_places(config_dir: str | None, config_path: str | None, overrides: Sequ
 
 def _check_endings(places: Sequence[Path]) -> None:
     """Raises `UserError` for a ``.yml`` file named like an existing choice, which Hydra would silently use instead."""
-    from tfx.config.describe import GROUPS, choices
+    from tfx.config.choices import GROUPS, choices
 
     for group in GROUPS:
         for file in (file for place in places for file in sorted((place / group).glob("*.yml"))):

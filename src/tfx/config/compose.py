@@ -17,10 +17,12 @@ from tfx.config.checks import (
     check_given,
     check_keys,
     check_monolingual,
+    check_names,
     check_technique,
     check_values,
     choose_budget,
     choose_rate,
+    on_and_off,
     renew,
 )
 from tfx.config.explain import check_yaml, explain, of_yaml
@@ -132,7 +134,9 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
         raise UserError("the config is a list, not groups of settings")
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
     renew(values, typed)
+    check_names(typed)
     check_keys(values, Root, "")
+    on_and_off(values, Root)
     check_given(values, "")
     make_absolute(values, Root, "")
     if isinstance(values.get("dataset"), dict):

@@ -1,4 +1,4 @@
-"""The choices and settings of a run, read from the YAMLs and the schema; this imports neither Hydra nor torch.
+"""The settings of a run, with what the schema says of them; this imports neither Hydra nor torch.
 
 Only `technique_settings` does: it loads the class of the technique.
 """
@@ -7,46 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
-from itertools import takewhile
 from typing import Any
 
 import yaml
 
-from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
-from tfx.config.schema import ModelConfig, Root, bounds
-
-GROUPS = ("model", "dataset", "technique", "optimizer", "schedule", "trainer", "evaluation", "experiment")
-
-
-def choices(group: str) -> dict[str, str]:
-    """The choices of a group and their descriptions: the comments that head each YAML, a line each."""
-    folder = resources.files("tfx.conf").joinpath(group)
-    found = {}
-    if folder.is_dir():
-        for file in folder.iterdir():
-            if file.name.endswith(".yaml"):
-                found[file.name.removesuffix(".yaml")] = _head(file)
-    if group == "technique":
-        for name, point in entry_points().items():
-            if is_foreign(point):
-                shipped = foreign_yaml(point)
-                found[name] = _head(shipped) if shipped is not None else f"from {point.value}"
-    return dict(sorted(found.items()))
-
-
-def model_settings(name: str) -> ModelConfig:
-    """The settings of a model that is shipped."""
-    file = resources.files("tfx.conf").joinpath("model", f"{name}.yaml")
-    return ModelConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
-
-
-def _head(file: Traversable) -> str:
-    # Another package's file may be broken: the error comes when it is chosen.
-    text = file.read_bytes().decode("utf-8", errors="replace")
-    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return "\n".join(line[1:].strip() for line in lines if "@package" not in line)
+from tfx.config.registry import technique_class
+from tfx.config.schema import Root, bounds
 
 
 def settings(schema: Any = Root, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:

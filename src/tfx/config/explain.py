@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
-from tfx.config.registry import entry_points
-from tfx.config.schema import Root
+from tfx.config.keys import all_keys, unknown_key
+from tfx.config.registry import entry_points, technique_class
 from tfx.errors import UserError, unknown
 
 # Far more than any config has; nested aliases can expand a short text to any size.
@@ -80,7 +78,7 @@ def explain(error: Exception) -> UserError:
         group, _, technique = name.partition(".")
         if group == "technique" and technique and "." not in technique:  # it is a group only where it is chosen
             return _not_chosen(technique)
-        return unknown("key", name, all_keys())
+        return _unknown(name)
     if isinstance(cause, IndexError):
         entry = re.sub(r"\[(\d+)\]", r".\1", str(key))  # as it is typed
         return UserError(f"{entry} is not there: entries count from 0, and a list that you type stands before them")
@@ -88,7 +86,7 @@ def explain(error: Exception) -> UserError:
     if match:
         parent = match[1].split("=")[0].lstrip("+~")
         if parent not in all_keys():
-            return unknown("key", parent, all_keys())
+            return _unknown(parent)
     first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
     if match := re.search(r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer", first):
         return UserError(f"{key} is a whole number: write {match[1]}")
@@ -112,6 +110,15 @@ def explain(error: Exception) -> UserError:
     return UserError(f"{key}: {first}" if key else f"the config cannot be composed: {first}")
 
 
+def _unknown(name: str) -> UserError:
+    """The error for a key that no group has: neither the schema's nor a technique's."""
+    group, _, rest = name.partition(".")
+    technique = rest.partition(".")[0]
+    if group == "technique" and technique in entry_points():
+        return unknown_key(name, all_keys(technique_class(technique).Settings, f"technique.{technique}."))
+    return unknown_key(name, all_keys())
+
+
 def _not_chosen(technique: str) -> UserError:
     """The error for a setting of a technique that the run does not have."""
     if technique not in entry_points():
@@ -129,17 +136,3 @@ def of_yaml(error: Exception) -> str:
         where = "" if mark.name.startswith("<") else f" ({mark.name}, line {mark.line + 1})"
         return f"{error.problem}{where}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def all_keys() -> list[str]:
-    """Every dotted key of the schema, groups included."""
-    found: list[str] = []
-
-    def visit(schema: Any, prefix: str) -> None:
-        for f in fields(schema):
-            found.append(f"{prefix}{f.name}")
-            if is_dataclass(f.default_factory):
-                visit(f.default_factory, f"{prefix}{f.name}.")
-
-    visit(Root, "")
-    return found

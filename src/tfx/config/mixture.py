@@ -15,9 +15,10 @@ from tfx.config.checks import check_keys, check_values
 from tfx.config.explain import explain
 from tfx.config.grammar import escaped
 from tfx.config.hydra_driver import compose_tree
+from tfx.config.keys import unknown_key
 from tfx.config.paths import make_absolute
 from tfx.config.schema import DatasetConfig
-from tfx.errors import UserError, unknown
+from tfx.errors import UserError
 
 # What belongs to the run and not to a corpus.
 _OF_RUN = (
@@ -61,7 +62,7 @@ def _complete(entry: Any, where: str, dataset: dict[str, Any]) -> dict[str, Any]
         if key in _OF_RUN:
             raise UserError(f"{where}.{key} is one for all corpora: set dataset.{key}")
         if key not in (*_OWN, *_OF_CORPUS):
-            raise unknown("key", f"{where}.{key}", [f"{where}.{name}" for name in (*_OWN, *_OF_CORPUS)])
+            raise unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in (*_OWN, *_OF_CORPUS)])
     if not isinstance(entry.get("dataset"), str):
         raise UserError(f"{where} names no data set: add dataset: NAME, one of `tfx list dataset`")
     if set(_OF_CORPUS) <= entry.keys():

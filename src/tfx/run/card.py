@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tfx.compression.checkpoint import LoadedModel
-from tfx.config.describe import choices
+from tfx.config.choices import choices
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json
