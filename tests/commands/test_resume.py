@@ -422,7 +422,7 @@ def test_the_name_of_a_data_file_is_none_of_the_data(folder, capsys):
     # The budget grew on the way, and so did the schedule.
     main(["reproduce", str(run), "--folder", str(again)])
     said = capsys.readouterr().out
-    assert f"{run} went on after step 2 with a longer budget: its schedule was another up to there" in said
+    assert f"{run} went on after step 2 with a longer budget: its schedule was different until then" in said
     assert json.loads((again / "reproduction.json").read_text())["went_on_after"] == [2]
 
 

@@ -120,7 +120,7 @@ def test_a_run_and_its_repetition_are_one_sample(run_writer, tmp_path, capsys):
             configured(run_writer(tmp_path / f"{name}{copy}", seed=1), optimizer__lr=lr)
     (family,) = facts(capsys, tmp_path)
     assert [(arm["runs"], arm["spread"], len(arm["repetitions"])) for arm in family["arms"]] == [(1, None, 1)] * 2
-    assert any(line.startswith("runs again of a config and seed (2 of 2 configs)") for line in family["warnings"])
+    assert any(line.startswith("repeated runs of one config and seed (2 of 2 configs)") for line in family["warnings"])
     assert all(arm["p"] is None or not arm["seeds_resampled"] for arm in family["arms"])
 
 

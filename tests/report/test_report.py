@@ -210,11 +210,11 @@ def test_unfair_comparisons_are_warned_of(run_writer, sweep, capsys):
     assert family["warnings"] == [
         "no sentences in common with the baseline (1 of 3 configs): only seeds are resampled.",
         "other data (1 of 3 configs): the quality is not comparable.",
-        "another budget (1 of 3 configs): the difference is not that of the techniques alone.",
+        "different budget (1 of 3 configs): the difference is not that of the techniques alone.",
     ]
     assert len(family["details"]) == 3
     assert all("quantize" in line for line in family["details"])
-    assert "another budget: quantize (5,000 training tokens; baseline: 1,000)" in family["details"]
+    assert "different budget: quantize (5,000 training tokens; baseline: 1,000)" in family["details"]
 
 
 def test_other_data_with_the_same_test_sentences_differ_in_training_alone(run_writer, sweep, capsys):

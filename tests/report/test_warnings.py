@@ -31,7 +31,7 @@ def test_a_better_model_to_start_from_is_named(run_writer, tmp_path, about):
         write(run_writer, tmp_path / "runs" / f"p{seed}", f"init_from: {base}\n", techniques=("prune",), seed=seed)
         write(run_writer, tmp_path / "runs" / f"d{seed}", techniques=("distill",), seed=seed)
     # What starts from the baseline is that model, compressed: its difference is its own.
-    assert about("another start") == ["quantize (from better; baseline: from scratch)"]
+    assert about("different start") == ["quantize (from better; baseline: from scratch)"]
 
 
 def test_models_of_one_config_are_one_start(run_writer, tmp_path, about):
@@ -40,7 +40,7 @@ def test_models_of_one_config_are_one_start(run_writer, tmp_path, about):
         for name in ((), ("prune",)):
             folder = tmp_path / "runs" / f"{name}{seed}"
             write(run_writer, folder, f"init_from: {dense}\n", techniques=name, seed=seed)
-    assert about("another start") == []
+    assert about("different start") == []
 
 
 def test_a_search_that_only_one_side_had_is_named(run_writer, tmp_path, about):
@@ -49,21 +49,21 @@ def test_a_search_that_only_one_side_had_is_named(run_writer, tmp_path, about):
     ):
         summary = {"techniques": ["t" * number] if number else [], "primary_metric": "chrf", "test": {"chrf": 50.0}}
         write(run_writer, tmp_path / "runs" / str(number), f"evaluation: {{{words}}}\n", summary=summary)
-    assert about("another decoding") == ["t (beam=5 length_penalty=1; baseline: greedy)"]
+    assert about("different decoding") == ["t (beam=5 length_penalty=1; baseline: greedy)"]
 
 
 def test_a_rule_that_only_one_side_followed_is_named(run_writer, tmp_path, about):
     for number, words in enumerate(("method: greedy, min_length: 0", "method: greedy, no_repeat_ngram: 3")):
         summary = {"techniques": ["t"] * number, "primary_metric": "chrf", "test": {"chrf": 50.0}}
         write(run_writer, tmp_path / "runs" / str(number), f"evaluation: {{{words}}}\n", summary=summary)
-    assert about("another decoding") == ["t (greedy no_repeat_ngram=3; baseline: greedy)"]
+    assert about("different decoding") == ["t (greedy no_repeat_ngram=3; baseline: greedy)"]
 
 
 def test_a_loss_is_of_no_decoding(run_writer, tmp_path, about):
     for number, method in enumerate(("greedy", "auto")):
         summary = {"techniques": ["t"] * number, "primary_metric": "loss", "test": {"loss": 2.0}}
         write(run_writer, tmp_path / "runs" / str(number), f"evaluation: {{method: {method}}}\n", summary=summary)
-    assert about("another decoding") == []
+    assert about("different decoding") == []
 
 
 def test_runs_without_predictions_are_not_said_to_have_other_sentences(run_writer, tmp_path):

@@ -223,7 +223,7 @@ def _print(found: dict[str, Any]) -> None:
     if found["went_on_after"]:
         steps = ", ".join(f"{step:,}" for step in found["went_on_after"])
         console.print(
-            f"{old} went on after step {steps} with a longer budget: its schedule was another up to there, and this "
+            f"{old} went on after step {steps} with a longer budget: its schedule was different until then, and this "
             "run has that of the whole budget from its first step on",
             soft_wrap=True,
         )

@@ -159,7 +159,7 @@ class TrellisHead:
 
 
 def decode_trellis_head(layout: Layout, rows: int, take: Callable[[int, int], Symbols]) -> TrellisHead:
-    """The scales of a trellis with so many rows; ``take(width, count)`` returns the next sequence."""
+    """The scales of a trellis with ``rows`` rows; ``take(width, count)`` returns the next sequence."""
     floats = _FLOATS[layout.floats]
     by_row = layout.grouping[0] > 1
     bases = _finite(torch.from_numpy(_take_bits(floats, 1 + by_row, take)).view(floats)).float()

@@ -80,7 +80,7 @@ def spread(per_group: Tensor, columns: int) -> Tensor:
 
 def straight_through(weight: Tensor, values: Tensor) -> Tensor:
     """``values``, with a gradient that passes unchanged to ``weight`` (Bengio 2013, arXiv 1308.3432)."""
-    return _StraightThrough.apply(weight, values)  # type: ignore[no-any-return]
+    return _StraightThrough.apply(weight, values)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What each group of the config offers: its YAMLs, and techniques of other packages. Imports neither Hydra nor torch."""
+"""What each group of the config offers: YAMLs, and techniques of other packages. Imports neither Hydra nor torch."""
 
 from __future__ import annotations
 

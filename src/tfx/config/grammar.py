@@ -128,7 +128,7 @@ def parse(word: str) -> tuple[str, Any]:
         raise not_grammar(word, error) from error
 
 
-def check_words(words: Sequence[str], command: str = "") -> None:
+def check_words(words: Sequence[str]) -> None:
     """Raises `UserError` for a word that is no override, or that names several values without a sweep."""
     before = ""
     for word in words:

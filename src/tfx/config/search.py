@@ -45,7 +45,7 @@ class SearchConfig:
         maximum=6,
         paper="successive halving, Jamieson 2016, arXiv 1502.07943; Li 2018, arXiv 1603.06560",
     )
-    keep: int = setting(3, "one config in so many goes on to a training that is as many times as long", minimum=2)
+    keep: int = setting(3, "one config in `keep` goes on, and trains `keep` times as long", minimum=2)
     seeds: int = setting(3, "most seeds of the leading configs, where they are close", minimum=1, maximum=100)
     final: bool = setting(False, "train the winner at the end, with seeds of its own, and score it on test data")
     final_seeds: int = setting(3, "runs of the winner with final=true", minimum=1, maximum=1000)

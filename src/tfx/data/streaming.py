@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Besides its size, what identifies a local file: its first and its last bytes.
 _TELLING_BYTES = 1 << 20
-# What a run that goes on compares besides: so many blocks at even distances, which are all of a file of at most 4 MiB.
+# What a resumed run also compares: this many blocks at even distances, which are all of a file of at most 4 MiB.
 _BLOCK_BYTES, _BLOCKS = 1 << 18, 16
 
 Row = tuple[Any, ...]

@@ -89,7 +89,7 @@ def generate_records(
 ) -> list[dict[str, Any]]:
     """The same as JSON objects: the ``output`` of each text, and what else the model says of it.
 
-    Written texts have a score and their tokens, and in text to text an alignment of words; with ``best``, so many
+    Written texts have a score and their tokens, and in text to text an alignment of words; with ``best``, that many
     outputs of a beam are in ``nbest``.
     """
     task, prompts = _prompts(model, tokenizer, texts, first, note, prefix, best)

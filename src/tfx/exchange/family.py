@@ -67,6 +67,8 @@ def plain(heads: int, ffn: int, kv_heads: int | None = None, *, crosses: bool = 
     return BlockShape(heads, groups, heads if crosses else 0, groups if crosses else 0, ffn)
 
 
-def same_names(pairs: dict[str, str], *, kinds: Sequence[str] = ("weight", "bias")) -> list[Place]:
+def same_names(pairs: dict[str, str]) -> list[Place]:
     """Places of modules that differ in nothing but their names: ours to theirs."""
-    return [Place(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in pairs.items() for kind in kinds]
+    return [
+        Place(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in pairs.items() for kind in ("weight", "bias")
+    ]

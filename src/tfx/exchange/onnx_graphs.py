@@ -148,7 +148,7 @@ def _encode(model: Transformer, input_ids: Tensor, attention_mask: Tensor, types
     for block in model.encoder.blocks:
         assert isinstance(block, Block)
         x_BSD = _run_block(block, x_BSD, bias, rotary, None, None)[0]
-    return model.encoder.norm(x_BSD)  # type: ignore[no-any-return]
+    return model.encoder.norm(x_BSD)
 
 
 def _embed(

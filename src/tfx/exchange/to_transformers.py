@@ -262,7 +262,7 @@ class InTransformers(ReopenedEncoder):
     def outputs(self, sources: Sequence[Ids], types: Sequence[Ids] | None) -> Tensor:
         source, mask = padded(sources, self._tokenizer.pad)
         kinds = None if types is None else padded(types, 0)[0]
-        return self._model(input_ids=source, attention_mask=mask, token_type_ids=kinds).logits  # type: ignore[no-any-return]
+        return self._model(input_ids=source, attention_mask=mask, token_type_ids=kinds).logits
 
     @torch.no_grad()
     def hidden(self, sources: Sequence[Ids]) -> list[Tensor]:

@@ -16,9 +16,9 @@ Reader = Callable[[str], Tensor]
 class Place:
     """One tensor of ours, and where it lies in one of theirs.
 
-    Ours is theirs, transposed where ``transposed`` (a matrix that is stored as inputs by outputs), of that the
-    ``part`` of so many equal parts of its rows, with the rows or columns (``axis``) in the given ``order``, times
-    ``scale``. ``skipped`` rows of theirs come before all that. ``is_row``: theirs has a first dimension of 1.
+    Ours is theirs, transposed where ``transposed`` (a matrix that is stored as inputs by outputs); of that the ``part``
+    of its rows, as (number, of how many equal parts); then with rows or columns (``axis``) in the given ``order``,
+    times ``scale``. ``skipped`` rows of theirs come before all that. ``is_row``: theirs has a first dimension of 1.
     """
 
     ours: str

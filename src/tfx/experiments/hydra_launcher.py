@@ -84,7 +84,7 @@ class LocalLauncher(Launcher):
         return JobReturn(
             overrides=job.overrides,
             cfg=config,
-            hydra_cfg=hydra,  # type: ignore[arg-type]
+            hydra_cfg=hydra,
             working_dir=str(job.folder),
             task_name="tfx",
             status=JobStatus.COMPLETED,
@@ -131,7 +131,7 @@ def noting_results(jobs: list[Job]) -> Iterator[None]:
     try:
         yield
     finally:
-        JobReturn.return_value = before  # type: ignore[method-assign,assignment]
+        JobReturn.return_value = before  # type: ignore[method-assign]
 
 
 def register() -> list[Job]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tfx.config.schema import LauncherConfig
+from tfx.system.processors import cores
 
 _PR_SET_PDEATHSIG = 1
 
@@ -44,18 +45,17 @@ class Machine:
     @classmethod
     def of(cls, settings: LauncherConfig, device: str, devices: int = 1) -> Machine:
         """This machine, for jobs with this ``trainer.device`` and ``trainer.devices``."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         kind, _, number = device.partition(":")
         gpus = _gpus() if kind in ("auto", "cuda") else ()
         if number:
             gpus = gpus[int(number) : int(number) + 1] if number.isdecimal() else ()
         given = os.environ.get("OMP_NUM_THREADS", "")
         # It must not depend on how many jobs run at a time.
-        threads = settings.threads or (int(given) if given.isdecimal() else max(1, cores // len(gpus)) if gpus else 1)
+        threads = settings.threads or (int(given) if given.isdecimal() else max(1, cores() // len(gpus)) if gpus else 1)
         # Where there are too few for one job, that will say so.
         starts = range(0, max(1, len(gpus) - devices + 1), devices) if gpus else ()
         shares = tuple(",".join(gpus[start : start + devices]) for start in starts)
-        return cls(settings.jobs or len(shares) or max(1, cores // (threads * devices)), threads, shares, not number)
+        return cls(settings.jobs or len(shares) or max(1, cores() // (threads * devices)), threads, shares, not number)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Environment variables of the job in a slot (0, 1, … ``jobs`` - 1)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,6 @@ def run_jobs(
     folder: Path,
     settings: LauncherConfig,
     machine: Machine,
-    ended: Callable[[Job], None] = lambda job: None,
 ) -> None:
     """Runs the unfinished ``jobs`` in the sweep's ``folder``, and sets state and reason of each.
 
@@ -45,7 +44,7 @@ def run_jobs(
             if commands[job.number] is None:
                 job.state = SKIPPED
         waiting = [job for job in jobs if commands[job.number] is not None]
-        _Pool(waiting, commands, settings, machine, SweepView(jobs, machine.jobs), ended).run()
+        _Pool(waiting, commands, settings, machine, SweepView(jobs, machine.jobs)).run()
 
 
 class _Pool:
@@ -56,10 +55,9 @@ class _Pool:
         settings: LauncherConfig,
         machine: Machine,
         view: SweepView,
-        ended: Callable[[Job], None],
     ) -> None:
         self._waiting, self._commands, self._settings, self._machine = waiting, commands, settings, machine
-        self._view, self._ended = view, ended
+        self._view = view
         self._running: dict[int, tuple[Job, Process]] = {}
         self._signals: list[int] = []
 
@@ -105,7 +103,6 @@ class _Pool:
             del self._running[slot]
             job.end(status)
             self._view.ended(job)
-            self._ended(job)
             if job.state in ENDED_BADLY and self._settings.on_failure == "stop":
                 self._waiting.clear()
 

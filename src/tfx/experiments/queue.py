@@ -17,6 +17,7 @@ from typing import Any
 
 from tfx.errors import UserError
 from tfx.experiments.machine import Machine, Process
+from tfx.system.processors import cores
 from tfx.system.signals import interruptible_children
 
 # What Hydra's launchers are called, and what submitit calls the same.
@@ -57,7 +58,7 @@ class Queue(Machine):
         threads = int(settings.get("cpus_per_task") or 1)
         cluster = CLUSTERS[launcher]
         # A cluster's own queue decides how many run; here they share the cores.
-        at_once = int(settings["array_parallelism"]) if cluster == "slurm" else max(1, (os.cpu_count() or 1) // threads)
+        at_once = int(settings["array_parallelism"]) if cluster == "slurm" else max(1, cores() // threads)
         return cls(at_once, threads, (), False, cluster, str(folder / ".submitit" / "%j"), dict(settings))
 
     def start(self, arguments: Sequence[str], log: Path, slot: int, *, goes_on: bool) -> Process:

@@ -79,7 +79,7 @@ def read_settings(schema: type[Settings], words: Sequence[str]) -> Settings:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     check_values(settings, "")
-    return settings  # type: ignore[no-any-return]
+    return settings
 
 
 def compose_request(words: Sequence[str], command: str) -> Request | None:

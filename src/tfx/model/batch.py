@@ -106,7 +106,7 @@ class Batch:
         return replace(self, **changed)
 
     def split(self, pieces: int) -> list[Batch]:
-        """The rows in so many batches, or as many as there are rows; counts are divided with them."""
+        """The rows in ``pieces`` batches, or in as many as there are rows; counts are divided with them."""
         return [self.part(rows, self) for rows in slices(range(len(self.rows)), pieces)]
 
     def part(self, rows: slice, counted: Batch) -> Batch:
@@ -167,7 +167,7 @@ class Batch:
 
 
 def slices(rows: range, pieces: int) -> list[slice]:
-    """The rows in so many parts of nearly one size, or in as many as there are rows."""
+    """The rows in ``pieces`` parts of nearly one size, or in as many as there are rows."""
     if not rows:
         return []
     bounds = np.linspace(0, len(rows), min(pieces, len(rows)) + 1).astype(int).tolist()

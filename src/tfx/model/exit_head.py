@@ -20,8 +20,8 @@ class ExitHead(nn.Module):
 
     def pooled(self, states_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
         """The state of each text (B, D); ``mask`` is True on real tokens, None if all are real."""
-        return self.pooling(self.norm(states_BSD), mask_BS)  # type: ignore[no-any-return]
+        return self.pooling(self.norm(states_BSD), mask_BS)
 
     def forward(self, states_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
         """Logits (B, C)."""
-        return self.output(self.pooled(states_BSD, mask_BS))  # type: ignore[no-any-return]
+        return self.output(self.pooled(states_BSD, mask_BS))

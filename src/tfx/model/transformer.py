@@ -314,14 +314,14 @@ def run_batch(model: Transformer, batch: Batch) -> Tensor:
     """Teacher-forced hidden states (B, T, D) of a batch; of a classifier one for each row."""
     settle(model, batch, model.architecture.context)
     inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
-    return model(*inputs, document_start=batch.document_start)  # type: ignore[no-any-return]
+    return model(*inputs, document_start=batch.document_start)
 
 
 def run_batch_with_states(model: Transformer, batch: Batch) -> tuple[Tensor, States]:
     """The same with the states between the blocks."""
     settle(model, batch, model.architecture.context, with_states=True)
     inputs = (batch.target_in_BT, batch.source_BS, batch.source_mask_BS, batch.mix, batch.types_BS)
-    return model(*inputs, with_states=True, document_start=batch.document_start)  # type: ignore[no-any-return]
+    return model(*inputs, with_states=True, document_start=batch.document_start)
 
 
 def key_mask(mask_BS: Tensor | None) -> Tensor | None:

@@ -189,7 +189,7 @@ class _Several(Group):
         values = torch.tensor(numbers, dtype=torch.float64)
         with self._noticing():
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        return values.tolist()  # type: ignore[no-any-return]
+        return values.tolist()
 
     def first(self, value: Value) -> Value:
         import torch
@@ -399,7 +399,7 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in their order, so many at a time as go into one message; each bucket has one dtype."""
+    """The tensors in their order, as many at a time as go into one message; each bucket has one dtype."""
     bucket: list[Tensor] = []
     size, dtype = 0, None
     for tensor in tensors:

@@ -34,7 +34,7 @@ class LaunchedError(Exception):
 
 
 def launch(arguments: Sequence[str], count: int, threads: int, folder: str) -> None:
-    """Runs ``python arguments`` in so many processes, each with its `Place` in its environment.
+    """Runs ``python arguments`` in ``count`` processes, each with its `Place` in its environment.
 
     Where the user's environment does not say how many threads a process has, it gets ``threads``. ``folder`` is for
     what torch's launcher writes. Raises `LaunchedError` if one of them fails, which ends the others, and

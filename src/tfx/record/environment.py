@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.system.memory import installed_memory
+from tfx.system.processors import cores
 from tfx.system.threads import how_they_wait
 
 # Of a run that was resumed: what its environment had been in its first steps, where that was another one.
@@ -25,7 +25,7 @@ def describe_environment(device: Any, fingerprints: dict[str, str], processes: i
     hardware: dict[str, Any] = {
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": installed_memory(),
         "device": str(device),
     }

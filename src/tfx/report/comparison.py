@@ -405,16 +405,16 @@ def _warn(family: Family) -> None:
     """Fills the warnings: each says what differs from the baseline, and what that makes of the comparison."""
     checks: list[tuple[str, Callable[[Run], str], str]] = [
         ("other data", _part("fingerprints", "data"), "the quality is not comparable"),
-        ("another tokenizer", _part("fingerprints", "tokenizer"), "losses a token are not comparable"),
-        ("another test split", lambda run: run.test_split, "the quality is not comparable"),
+        ("different tokenizer", _part("fingerprints", "tokenizer"), "losses a token are not comparable"),
+        ("different test split", lambda run: run.test_split, "the quality is not comparable"),
         (
-            "another metric signature",
+            "different metric signature",
             lambda run: run.signatures.get(family.metric, ""),
             "the scores are not comparable",
         ),
-        ("another decoding", _decoding, "part of the difference is that of the search"),
-        ("another machine", _machine, "latencies and seconds are not comparable"),
-        ("another torch", _part("packages", "torch"), "speed and last digits may differ for that reason"),
+        ("different decoding", _decoding, "part of the difference is that of the search"),
+        ("different machine", _machine, "latencies and seconds are not comparable"),
+        ("different torch", _part("packages", "torch"), "speed and last digits may differ for that reason"),
     ]
     base = family.baseline
     usual = "baseline" if base else "most"
@@ -444,9 +444,9 @@ def _warn(family: Family) -> None:
             agree = all(run.test[family.metric] == scores[run.sample] for run in arm.repetitions)
             arm.warnings.append(
                 Caution(
-                    "runs again of a config and seed",
+                    "repeated runs of one config and seed",
                     "they are no further samples, and not counted",
-                    f"{len(arm.repetitions)}, with {'the same' if agree else 'another'} {family.metric}",
+                    f"{len(arm.repetitions)}, with {'the same' if agree else 'a different'} {family.metric}",
                 )
             )
     single = [arm.label for arm in family.arms if len(arm.runs) == 1]
@@ -471,12 +471,12 @@ def _warn_of_unlike_training(arms: Sequence[Arm], base: Arm) -> None:
     for arm in arms:
         if not _same_start(arm, base):
             consequence = "part of the difference is that of the models that they start from"
-            arm.warnings.append(Caution("another start", consequence, f"{_start(arm)}; baseline: {_start(base)}"))
+            arm.warnings.append(Caution("different start", consequence, f"{_start(arm)}; baseline: {_start(base)}"))
         tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
         if not _alike(tokens, expected_tokens) and not _alike(arm.mean(lambda run: run.flops) or 0.0, expected_flops):
             details = f"{tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}"
             consequence = "the difference is not that of the techniques alone"
-            arm.warnings.append(Caution("another budget", consequence, details))
+            arm.warnings.append(Caution("different budget", consequence, details))
 
 
 def _short(value: str) -> str:

@@ -64,12 +64,12 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
     return math.exp(log_front) * fraction / a
 
 
-def seed_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+def seed_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's interval of the mean over seeds, None for fewer than two of them."""
     count = len(values)
     if count < 2:
         return None
-    half = student_quantile(0.5 + confidence / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    half = student_quantile(0.5 + CONFIDENCE / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
     mean = float(np.mean(values))
     return mean - half, mean + half
 
@@ -77,7 +77,7 @@ def seed_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
 def minimum_detectable_difference(runs: int, comparisons: int = 1, power: float = 0.8) -> float | None:
     """The true difference that a test finds with probability ``power``, in standard deviations between runs.
 
-    For a two-sided test of two arms of so many runs each at 5 %, shared among the ``comparisons`` (the step that is
+    For a two-sided test at 5 % of two arms of ``runs`` runs each, shared among the ``comparisons`` (the step that is
     hardest in Holm's method), with runs as the only source of noise and the same spread in both arms: Student's t with
     2 (runs - 1) degrees of freedom under its noncentral distribution. None for single runs, which have no spread.
     """

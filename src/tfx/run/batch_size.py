@@ -168,7 +168,7 @@ class _Steps:
         return True
 
     def prediction(self) -> Callable[[int], float]:
-        """Bytes that a step on batches of so many tokens takes, from two that are measured: they are linear in it."""
+        """Bytes that a step on batches of ``tokens`` takes, from two that are measured: they are linear in it."""
         from tfx.training.allocations import peak_of
 
         first = max(_FIRST, 2 * self.one_row)

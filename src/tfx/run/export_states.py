@@ -14,7 +14,7 @@ from tfx.run.export_check import ROWS_AT_ONCE, Comparison
 
 @dataclass(frozen=True)
 class StateComparison(Comparison):
-    """Differences of the hidden states of so many ``tokens``."""
+    """Differences of the hidden states of ``tokens`` tokens."""
 
     tokens: int
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import AUTO, LocalConfig, OptimizerConfig, TrainerConfig
 from tfx.config.task_facts import TASKS
+from tfx.system.processors import cores
 from tfx.system.threads import how_they_wait
 from tfx.terminal.console import counted, size
 
@@ -181,13 +181,13 @@ def _idle(group: str, values: Mapping[str, Any], usual: Mapping[str, Any], neede
 def _process_notes(parts: Parts) -> list[str]:
     """What is unlikely to be meant by the number of processes."""
     trainer = parts.config.trainer
-    count, cores = _process_count(parts), os.cpu_count() or 1
+    count = _process_count(parts)
     notes = []
     if trainer.parallel == "local" and count == 1:
         notes.append("trainer.parallel=local is for several processes, and there is one: name trainer.devices=N")
     notes += _local_notes(trainer, count)
-    if parts.device.type == "cpu" and trainer.devices > cores:
-        notes.append(f"{count} processes share {counted(cores, 'core')}: fewer processes would be no slower")
+    if parts.device.type == "cpu" and trainer.devices > cores():
+        notes.append(f"{count} processes share {counted(cores(), 'core')}: fewer processes would be no slower")
     return notes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -22,6 +21,7 @@ from tfx.record.directory import RunDirectory
 from tfx.record.files import read_json, write_json, write_text
 from tfx.record.lock import locked
 from tfx.record.summary import COMPLETED, FAILED, Summary
+from tfx.system.processors import cores
 from tfx.system.signals import StoppedBySignal, defer_signals
 from tfx.terminal.console import RunConsole
 
@@ -129,11 +129,6 @@ def _report_killed(
                 Summary(FAILED, facts_of(setup.config, setup.stack), what).write(run.summary)
         console.note(f"tfx: {what}: continue with `tfx resume {shlex.quote(str(run.path))}`")
         console.close()
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_to_be_launched(config: Root, place: Place) -> bool:

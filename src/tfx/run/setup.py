@@ -14,6 +14,7 @@ from tfx.errors import UserError
 from tfx.processes.group import ALONE, Group
 from tfx.run.tracking.contract import require
 from tfx.system.malloc import keep_freed_memory
+from tfx.system.processors import cores
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ class Setup:
             keep_freed_memory()
         if config.trainer.threads is not None:
             # A few more threads than cores can repeat a run of another machine; but each takes memory for its stack.
-            most = 16 * (os.cpu_count() or 1)
+            most = 16 * cores()
             if config.trainer.threads > most:
                 raise UserError(
                     f"trainer.threads={config.trainer.threads} is far more than this machine has: at most {most} here"

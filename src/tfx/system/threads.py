@@ -10,7 +10,7 @@ _SPINS = "GOMP_SPINCOUNT"
 # Of the waiting loop, before a thread gives its core away; OpenMP's own 300,000 are about a millisecond. On a quiet
 # machine 3,000 cost no speed and 1,000 some; beside a busy process 1,000 keep the most: docs/RESULTS.md.
 _ALONE, _BESIDE_OTHERS = "3000", "1000"
-# The system's count of tasks that run or could: looked at so often, so many seconds apart.
+# The system's count of tasks that run or could, how often it is looked at, and the seconds between two looks.
 _LOADAVG = Path("/proc/loadavg")
 _LOOKS, _PAUSE = 5, 0.004
 

@@ -54,7 +54,7 @@ class TimedWork:
 class Prompts:
     """Texts with their ids. ``first`` is the number of the first of them; ``note`` hears what is done to one.
 
-    All outputs begin with ``prefix``. With ``best``, the record of a prompt holds so many outputs.
+    All outputs begin with ``prefix``. With ``best``, the record of a prompt holds that many outputs.
     """
 
     texts: Sequence[str]

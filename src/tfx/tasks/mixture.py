@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from tfx.config.schema import DatasetConfig, EvaluationConfig
-from tfx.data.tokenizer import Tokenizer
+from tfx.config.schema import DatasetConfig
 from tfx.errors import UserError
-from tfx.model.batch import Batch
 from tfx.record.seeds import derive_seed
-from tfx.tasks.contract import Split, TimedWork
+from tfx.tasks.contract import Split
+from tfx.tasks.unnumbered import UnnumberedSplit
 
 if TYPE_CHECKING:
-    from tfx.model.transformer import Transformer
+    pass
 
 # Draws that share a generator.
 _BLOCK = 1024
@@ -48,7 +47,7 @@ def with_monolingual_part(config: DatasetConfig, train: Split, own: Split, is_la
 
 
 @dataclass
-class Mixture(Split):
+class Mixture(UnnumberedSplit):
     """The training splits ``parts`` of the corpora ``names``, from which batches are drawn by ``weights``.
 
     ``unlabelled`` are the places of those that are texts without references.
@@ -88,15 +87,6 @@ class Mixture(Split):
             counts[part] += 1
         return counts
 
-    def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
-        self._refuse("an order of all batches")
-
-    def in_order(self, batch_tokens: int, context: int) -> Iterator[np.ndarray]:
-        self._refuse("an order of all rows")
-
-    def collate(self, rows: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
-        self._refuse("rows by one numbering")
-
     def shortest(self, context: int) -> int | None:
         known = [length for part in self.parts if (length := part.shortest(context)) is not None]
         return min(known) if len(known) == len(self.parts) else None
@@ -106,12 +96,6 @@ class Mixture(Split):
         known = [share * each for share, each in zip(self.weights, rows, strict=True) if each is not None]
         return sum(known) / sum(self.weights) if len(known) == len(rows) else None
 
-    def scored_rows(self, context: int) -> int:
-        self._refuse("rows by one numbering")
-
-    def places(self, rows: np.ndarray, context: int) -> np.ndarray:
-        self._refuse("rows by one numbering")
-
     @property
     def tokens_of_all(self) -> Iterator[np.ndarray]:
         return chain.from_iterable(part.tokens_of_all for part in self.parts)
@@ -120,15 +104,7 @@ class Mixture(Split):
     def longest(self) -> int:
         return max(part.longest for part in self.parts)
 
-    def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
-        self._refuse("rows by one numbering")
-
-    def attended(
-        self, predictions: Sequence[dict[str, Any]], tokenizer: Tokenizer, count: int
-    ) -> list[tuple[str | None, str]]:
-        self._refuse("rows by one numbering")
-
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
         raise UserError(
             f"the training split is a mixture of {' and '.join(self.names)}, and something in this run needs {what}: "
             "leave it out, or train on one corpus"

@@ -330,14 +330,11 @@ def decode_sources(
     config: EvaluationConfig,
     *,
     seed: int,
-    streams: Sequence[int] | None = None,
     progress: Callable[[int, int], Any] | None = None,
     group: Group = ALONE,
 ) -> list[str]:
     """The text of the best output for each source (`decode_outputs`); empty for those of other processes."""
-    found = decode_outputs(
-        model, sources, tokenizer, config, seed=seed, streams=streams, progress=progress, group=group
-    )
+    found = decode_outputs(model, sources, tokenizer, config, seed=seed, progress=progress, group=group)
     return [tokenizer.decode(outputs[0].tokens) if outputs else "" for outputs in found]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from tfx.config.schema import DatasetConfig, EvaluationConfig
+from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.data.ragged import ArrayLists
 from tfx.data.rows import columns_of, remarks
@@ -19,14 +19,15 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.errors import UserError
 from tfx.model.batch import Batch
 from tfx.record.seeds import derive_seed
-from tfx.tasks.contract import Split, Task, TimedWork
+from tfx.tasks.contract import Split, Task
+from tfx.tasks.unnumbered import UnnumberedSplit
 
 if TYPE_CHECKING:
-    from tfx.model.transformer import Transformer
+    pass
 
 
 @dataclass
-class Streamed(Split):
+class Streamed(UnnumberedSplit):
     """The training split of a streamed data set. Nothing that needs all of it at once can be done with it."""
 
     task: Task
@@ -36,7 +37,7 @@ class Streamed(Split):
     context: int
 
     def __len__(self) -> int:
-        self._refuse("the number of its rows")
+        self.refuse("the number of its rows")
 
     @property
     def size(self) -> None:
@@ -49,34 +50,11 @@ class Streamed(Split):
             return 0
         return min(self.context, (self.config.max_tokens or self.context) + 1)
 
-    def epoch(self, batch_tokens: int, context: int, rng: np.random.Generator) -> list[np.ndarray]:
-        self._refuse("the order of all its batches")
-
-    def in_order(self, batch_tokens: int, context: int) -> Iterator[np.ndarray]:
-        self._refuse("all of its rows")
-
-    def collate(self, rows: np.ndarray, context: int, tokenizer: Tokenizer) -> Batch:
-        self._refuse("rows by their numbers")
-
-    def scored_rows(self, context: int) -> int:
-        self._refuse("the number of its rows")
-
-    def places(self, rows: np.ndarray, context: int) -> np.ndarray:
-        self._refuse("rows by their numbers")
-
     @property
     def tokens_of_all(self) -> Iterator[np.ndarray]:
-        self._refuse("all of its tokens")
+        self.refuse("all of its tokens")
 
-    def timed_work(self, model: Transformer, tokenizer: Tokenizer, config: EvaluationConfig) -> TimedWork:
-        self._refuse("rows by their numbers")
-
-    def attended(
-        self, predictions: Sequence[dict[str, Any]], tokenizer: Tokenizer, count: int
-    ) -> list[tuple[str | None, str]]:
-        self._refuse("rows by their numbers")
-
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
         raise UserError(
             f"the training split of dataset '{self.config.name}' is streamed, and something in this run needs {what}: "
             "leave it out, or prepare the data with dataset.streaming=false"

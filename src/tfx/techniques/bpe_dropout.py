@@ -19,7 +19,7 @@ from tfx.record.seeds import derive_seed
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 
-# A word is split in at most so many ways, each drawn by itself; an occurrence of the word takes one of them. The ways
+# A word is split in at most this many ways, each drawn by itself; an occurrence of the word takes one of them. The ways
 # of frequent words are kept, for to split a word costs more than to train on it.
 _WAYS = 64
 _KEPT = 200_000

@@ -145,7 +145,7 @@ class Calibration:
         was_training = model.training
         model.eval()
         sums = {
-            name: torch.zeros(int(layer.in_features), int(layer.in_features), dtype=torch.float64)  # type: ignore[arg-type]
+            name: torch.zeros(int(layer.in_features), int(layer.in_features), dtype=torch.float64)
             for name, layer in layers.items()
         }
         counts = dict.fromkeys(layers, 0)

@@ -18,7 +18,7 @@ _BLOCK = 128
 # Relative to the mean of the diagonal of the inputs' second moments, and added to it.
 _DAMPING = 0.01
 
-# Gives the next so many columns, (R, count), as they are by now.
+# Gives the next ``count`` columns, (R, count), as they are by now.
 Ahead = Callable[[int], Tensor]
 
 

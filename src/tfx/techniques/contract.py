@@ -384,7 +384,7 @@ class Technique:
 
     def compresses(self, progress: float) -> bool:
         """Whether it has taken precision or parts from the weights at this progress, if it does so while training."""
-        return progress >= self.settings.start  # type: ignore[no-any-return]
+        return progress >= self.settings.start
 
     def settled(self) -> bool:
         """Whether the view has its final form: fully pruned, on its grid.

@@ -28,7 +28,7 @@ from tfx.tasks.batches import scoring_batches
 from tfx.techniques.calibration import Validation
 from tfx.techniques.contract import Instant, Mean, Objective, Technique, TechniqueSettings
 
-# Thresholds that are tried: so many probabilities of the heads, evenly spaced by rank.
+# How many thresholds are tried: probabilities of the heads, evenly spaced by rank.
 _TRIED = 200
 
 

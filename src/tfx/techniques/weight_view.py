@@ -158,7 +158,7 @@ class SeenWeights:
         if not self.leaves:
             return work()
         seen = {place: self.leaves[name] for place, name in self._places.items()}
-        return functional_call(self._host, seen, (work,), tie_weights=False)  # type: ignore[no-any-return]
+        return functional_call(self._host, seen, (work,), tie_weights=False)
 
     def pass_back(self) -> None:
         """Carries the gradients of the values back to the weights, through grid and mask."""

@@ -71,10 +71,10 @@ def plain_console(*, stderr: bool = False, file: TextIO | None = None) -> Consol
     return Console(highlight=False, markup=False, emoji=False, stderr=stderr, **settings)
 
 
-def plain_text(content: Any, width: int = 120) -> str:
-    """What a console of this many columns shows, without colours."""
+def plain_text(content: Any) -> str:
+    """What a console of 120 columns shows, without colours."""
     file = io.StringIO()
-    Console(file=file, width=width, color_system=None, highlight=False).print(content)
+    Console(file=file, width=120, color_system=None, highlight=False).print(content)
     return file.getvalue()
 
 

@@ -85,7 +85,7 @@ def streams() -> Iterator[Stream]:
     before = sys.stdout, sys.stderr
     _occupy_standard_files()
     output = Stream(before[0], raises=True)
-    sys.stdout, sys.stderr = output, Stream(before[1], raises=False)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = output, Stream(before[1], raises=False)
     try:
         yield output
     finally:

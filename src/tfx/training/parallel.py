@@ -48,7 +48,7 @@ class Sharing:
     # --- a step -----------------------------------------------------------------------------------------
 
     def own(self, count: int, pieces: int) -> list[slice]:
-        """Of so many rows those that this process runs, in pieces; none if there are more processes than rows."""
+        """The slices of ``count`` rows that this process runs; none if there are more processes than rows."""
         return slices(range(self.group.rank, count, self.group.size), pieces)
 
     def all_fit(self, fits: bool, parameters: Sequence[Tensor]) -> bool:

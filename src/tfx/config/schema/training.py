@@ -227,7 +227,7 @@ class TrainerConfig:
     )
     label_smoothing: float | None = setting(
         None,
-        "mass moved from the true token to all of them; null: 0.1 for text to text, 0 for a language model",
+        "mass moved from the true token to all of them; null: 0.1 for text to text, 0 otherwise",
         minimum=0,
         below=1,
         paper="Szegedy 2016, arXiv 1512.00567",

@@ -3,7 +3,7 @@
 import random
 from functools import lru_cache
 
-from num2words import num2words  # type: ignore[import-untyped]
+from num2words import num2words
 
 
 @lru_cache(maxsize=2**16)

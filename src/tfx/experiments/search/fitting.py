@@ -194,7 +194,7 @@ class Fitter:
     def _filled(self, config: Root, made: int, planned: int, weights: int, data: PreparedData) -> int:
         """The bytes of a file that is made to have ``made``: at the highest rate there may be fewer to fill it with.
 
-        At the rate of ``config`` it has ``planned`` bytes, of which ``weights`` go with the rate, as good as.
+        At the rate of ``config`` it has ``planned`` bytes, of which ``weights`` are nearly in proportion to the rate.
         """
         from tfx.techniques.quantize.settings import highest_rate
 

@@ -13,7 +13,7 @@ from tfx.experiments.search.goal import Measured
 from tfx.record.seeds import derive_seed
 
 _RESAMPLES = 1000
-# A range is cut into so many parts of equally many configs.
+# How many parts, of equally many configs, a range is cut into.
 _PARTS = 3
 
 

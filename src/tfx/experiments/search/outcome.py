@@ -131,7 +131,7 @@ def selection(found: Findings) -> dict[str, Any]:
 
 
 def expected_largest(count: int) -> float:
-    """The expected largest of so many standard normal draws (Blom 1958)."""
+    """The expected largest of ``count`` standard normal draws (Blom 1958)."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count > 1 else 0.0
 
 

@@ -34,7 +34,7 @@ _FOR_SEEDS = 0.2
 # A whole training where none is named: this part of the time that all processes have.
 _PART_OF_TIME = 1 / 20
 NOTHING_FITS = "no config was found that keeps the limits: allow more, or widen an axis"
-# Of the leaders so many get more seeds.
+# How many of the leaders get more seeds.
 _LEADERS = 3
 
 

@@ -19,7 +19,7 @@ from tfx.terminal.tables import Column, Sheet
 
 # So many configs that fit are shown in a dry run.
 _SHOWN = 3
-# Each trains for so many steps, so that it is known what a training takes.
+# Each trains for this many steps, to learn what a training takes.
 _TRIED = 6
 
 

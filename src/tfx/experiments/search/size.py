@@ -34,7 +34,7 @@ _VECTOR_SPREAD = 0.05
 _TRUSTED = 2
 # The share of a limit that stays free: at first, at least, and after how many trials it is what their errors say.
 FIRST_MARGIN, _LEAST_MARGIN, _ENOUGH = 0.02, 0.002, 6
-# The next width is looked at unless it is about so many times too large.
+# The next width is looked at unless it is about this many times too large.
 _WORTH_WRITING = 1.01
 
 
@@ -204,7 +204,7 @@ class SizeModel:
             return float(np.polyval(polynomial, widths[place]))
 
         def about(place: int, known: int) -> float:
-            """The bytes at a place, from those at another one: as good as in proportion to the weights."""
+            """The bytes at a place, from those at another one: nearly in proportion to the weights."""
             return bytes_at(known) * weights_at(place) / weights_at(known)
 
         if bytes_at(0) > limit:  # a small file, quickly written

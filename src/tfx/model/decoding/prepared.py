@@ -21,7 +21,7 @@ from tfx.model.layers import Block
 from tfx.model.linear import Product, can_join
 from tfx.model.transformer import Transformer
 
-# Source positions of a batch from which it pays to build a kernel for this one product of so many rows.
+# Source positions of a batch from which it pays to build a kernel for one product with that many rows.
 _MANY_POSITIONS = 1024
 # Weights of a model up to which they are laid out a second time, as the kernels read them: 256 MB in fp32.
 _MOST_COPIED = 1 << 26

@@ -149,7 +149,7 @@ def continue_text(model: Transformer, prompt: list[int], new_tokens: int, eos: i
 def _decoder(model: Transformer, source_BS: Tensor, source_mask_BS: Tensor | None, hypotheses: int) -> Decoder:
     """The decoder of a batch of sources: the model's own, or that of its engine."""
     if isinstance(model.engine, StepEngine):
-        return model.engine.decoder(without_padding(source_BS, source_mask_BS), hypotheses)  # type: ignore[no-any-return]
+        return model.engine.decoder(without_padding(source_BS, source_mask_BS), hypotheses)
     memory_BSD = read_source(model, source_BS, source_mask_BS)
     return Decoder(model, len(source_BS), hypotheses, memory_BSD, source_mask_BS)
 

@@ -39,9 +39,9 @@ def decoded_outputs(
 ) -> tuple[list[str], str]:
     """A teacher's beam output for each source, and a key that identifies them all, as ``fingerprint`` does the sources.
 
-    Of several teachers each writes an equal share: every so-manieth source. That costs what one teacher does, shows the
-    student how each of them puts it, and asks for no common tokenizer. A search with their mean probabilities would
-    cost as many times more as there are teachers.
+    Of n teachers each writes an equal share: every n-th source. That costs what one teacher does, shows the student how
+    each of them puts it, and asks for no common tokenizer. A search with their mean probabilities would cost n times as
+    much.
     """
     outputs, keys = [""] * len(sources), []
     # With fewer sources than teachers the last have none.

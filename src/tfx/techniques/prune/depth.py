@@ -23,7 +23,7 @@ def every_other(kept: int, layers: int, setting: str) -> list[int]:
     if kept not in by_rule:
         counts = ", ".join(map(str, sorted(by_rule)))
         raise UserError(
-            f"{setting}={kept}: to drop every so manieth of {layers} layers leaves {counts}; name one of those, or "
+            f"{setting}={kept}: dropping every n-th of {layers} layers can leave {counts}; name one of those, or "
             "technique.prune.structure.layers_by=spaced"
         )
     return by_rule[kept]

@@ -16,7 +16,7 @@ from tfx.techniques.columns import Ahead, inverse_factor, output_error, replace_
 from tfx.techniques.prune.masks import pattern_mask, share_mask
 from tfx.techniques.prune.settings import PruneSettings
 
-# SparseGPT chooses what goes of so many columns at a time: later ones by weights that have made up for the loss so far.
+# SparseGPT chooses what goes of this many columns at once: later ones by weights that have made up for the loss so far.
 _CHOICE = 128
 
 
@@ -34,12 +34,7 @@ def prune_blocks(
         weight = chosen[name]
         if settings.score == "wanda":
             scores = wanda_scores(weight, moments)
-            kept_of = settings.kept_of
-            mask = (
-                share_mask(scores, settings.sparsity, settings.unit)
-                if kept_of is None
-                else pattern_mask(scores, *kept_of)
-            )
+            mask = _mask(scores, settings.sparsity, settings.unit, settings.kept_of)
             pruned = weight * mask
         else:
             pruned, mask = sparsegpt(weight, moments, settings.sparsity, settings.unit, settings.kept_of)

@@ -43,7 +43,7 @@ class StructureSettings:
     decoder_layers: int | None = setting(None, "decoder layers kept; null: all", minimum=1)
     layers_by: str = setting(
         "spaced",
-        "which layers stay: evenly spaced ones, the first and the last among them; all but every so manieth, as with "
+        "which layers stay: evenly spaced ones, the first and the last among them; all but every n-th, as with "
         "LayerDrop; or those without which the loss on validation data is highest, found one by one",
         choices=("spaced", "every_other", "loss"),
         paper="Sajjad 2023, arXiv 2004.03844; Fan 2020, arXiv 1909.11556",

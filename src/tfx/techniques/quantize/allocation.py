@@ -32,7 +32,7 @@ _SPARE = 0.004
 _TRIES = 8
 # Stands for the rate until the model is known.
 _BEFORE = 2.0
-# Files are written before training where the rate is less than so many times the least; and what they may be off by.
+# Files are written before training where the rate is less than this many times the least; and what they may be off by.
 _CLOSE, _DOUBT = 2, 1.05
 # What a small file has beside its weights and its tokenizer, about.
 _HEADER = 1500

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from tfx.compression.grid import Grid, spread
-
-# The logarithm of the factor that meets a rate is found to this: 0.07 % of the factor, about what fp16 holds.
-_FACTOR_TOLERANCE = 2.0**-10
+from tfx.techniques.quantize.bisection import finest
 
 # Relative to the most sensitive matrix: one without any gradient still has a step, if one of a hundred times the size.
 _LEAST_SENSITIVITY = 1e-4
@@ -137,10 +135,7 @@ def scales_for_rate(
         fine, reach = fine - reach, 2 * reach
     while not is_cheap(coarse) and coarse < 16.0:
         coarse, reach = coarse + reach, 2 * reach
-    while coarse - fine > _FACTOR_TOLERANCE:
-        middle = (fine + coarse) / 2
-        fine, coarse = (fine, middle) if is_cheap(middle) else (middle, coarse)
-    return scales(coarse)
+    return scales(finest(is_cheap, fine, coarse))
 
 
 def _finest(units: Tensor, spread: Tensor, bits: int) -> Tensor:

@@ -215,7 +215,7 @@ def _check_rate(settings: QuantizeSettings, rate: float) -> None:
 
 
 def highest_rate(code_bits: int, sparsity: float = 0.0) -> float:
-    """The rate at which codes of so many bits still reach 8 standard deviations of roughly normal weights.
+    """The rate at which codes of ``code_bits`` bits still reach 8 standard deviations of roughly normal weights.
 
     Of weights of which a share is zero, that share takes only the bits that say which they are.
     """

@@ -20,20 +20,20 @@ from torch import Tensor
 from tfx.compression.grid import Grid
 from tfx.compression.trellis import EXPONENTS, quantizers, row_scales
 from tfx.techniques.columns import inverse_factor
+from tfx.techniques.quantize.bisection import finest
 from tfx.techniques.quantize.rounding import entropy_bits
 from tfx.techniques.quantize.trellis import LEVELS, error_share, group_of, search
 
 # Steps whose bits are measured, as logarithms to base 2 of their ratio to the root mean square.
 _POINTS = (-4.0, -3.0, -2.0, -1.25, -0.5, 0.25, 1.0)
-# Rows of a matrix that are measured: at least so many, and one in so many.
+# Rows of a matrix that are measured: at least the first number, and one in as many as the second.
 _SAMPLE, _ONE_IN = 64, 8
 # Bits that the steps of rows must save, each, to be worth their bytes and the noise in what a few batches say of them.
 _ROW_BITS = 16.0
 # A row costs at least this share of the mean: calibration batches lack words that other texts have.
 _LEAST_COST = 1 / 4
-_TOLERANCE = 2.0**-10
-# A uniform quantizer takes about so many bits more for the same error, and has the largest of these logarithms of steps
-# in units of the root mean square.
+# How many more bits a uniform quantizer takes for the same error, about; and the largest logarithm of its step in units
+# of the root mean square.
 _SAVED = 0.15
 _COARSEST = 1.5
 
@@ -133,11 +133,7 @@ def scalar_steps(
         ratios = {name: spreads[name].clamp(min=1e-12).log2() - log_steps[name] - shift for name in weights}
         return sum(w.numel() * float(_normal_bits(ratios[name]).mean()) for name, w in weights.items())
 
-    fine, coarse = -40.0, 40.0
-    while coarse - fine > _TOLERANCE:
-        middle = (fine + coarse) / 2
-        is_cheap = bits(middle) <= (rate + _SAVED) * count
-        fine, coarse = (fine, middle) if is_cheap else (middle, coarse)
+    coarse = finest(lambda shift: bits(shift) <= (rate + _SAVED) * count)
     steps = {}
     for name, w in weights.items():
         most = float(spreads[name].square().mean().sqrt().clamp(min=1e-12).log2()) + _COARSEST
@@ -183,9 +179,9 @@ def coded_bits(grid: Grid) -> float:
 def choose(matrices: Mapping[str, Matrix], rate: float, dtype: torch.dtype) -> dict[str, Tensor]:
     """The steps of all matrices, (1, 1) or (R, 1), with which their levels take ``rate`` bits per weight together."""
     count = sum(matrix.count for matrix in matrices.values())
-    fine, coarse = -40.0, 40.0
-    while coarse - fine > _TOLERANCE:
-        middle = (fine + coarse) / 2
-        is_cheap = sum(matrix.count * matrix.bits(middle) for matrix in matrices.values()) <= rate * count
-        fine, coarse = (fine, middle) if is_cheap else (middle, coarse)
-    return {name: matrix.scale(coarse, dtype) for name, matrix in matrices.items()}
+
+    def is_cheap(log_factor: float) -> bool:
+        return sum(matrix.count * matrix.bits(log_factor) for matrix in matrices.values()) <= rate * count
+
+    found = finest(is_cheap)
+    return {name: matrix.scale(found, dtype) for name, matrix in matrices.items()}

@@ -249,7 +249,7 @@ class Quantize(Technique):
             return super().see(name, weight, progress, rows)
         scale, zero = self._scale(name)
         values = to_grid(weight.detach(), scale, zero, self.kind(name)).values()
-        return LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))  # type: ignore[no-any-return]
+        return LearnedStep.apply(weight, self._steps[_key(name)], values, scale, zero, self.kind(name))
 
     def follow_gradient(
         self,
