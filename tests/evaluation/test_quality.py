@@ -10,7 +10,9 @@ from torch.nn import functional
 from tfx.config.schema import EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data.ragged import Ragged
 from tfx.data.tokenizer import Tokenizer
+from tfx.evaluation import scoring
 from tfx.evaluation.generation import generate
+from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.quality import measure_quality
 from tfx.evaluation.scoring import score_loss
 from tfx.evaluation.speed import Candidate, measure_speed, weight_bytes
@@ -212,3 +214,25 @@ def test_speed_is_positive_and_memory_is_counted_by_weight(family, pairs):
     assert speed.tokens_per_second > 0
     assert speed.memory_bytes == 4 * sum(parameter.numel() for parameter in model.parameters())
     assert weight_bytes(model.bfloat16()) * 2 == speed.memory_bytes
+
+
+def test_a_model_that_trains_goes_on_training_after_a_batch_that_did_not_fit(pairs, monkeypatch):
+    model = build("seq2seq").train()
+    runs, whole = [], scoring.run_batch
+
+    def first_fails(*inputs):
+        runs.append(model.training)
+        if len(runs) == 1:
+            raise torch.OutOfMemoryError("too many")
+        return whole(*inputs)
+
+    monkeypatch.setattr(scoring, "run_batch", first_fails)
+
+    def score(tokens):
+        return score_loss(model, pairs, TOKENIZER, batch_tokens=tokens, device=torch.device("cpu"))
+
+    with pytest.warns(UserWarning, match="out of memory"):
+        in_memory(64, score)
+    assert model.training
+    assert len(runs) > 2
+    assert not any(runs)

@@ -167,6 +167,12 @@ def test_gpus_are_handed_out_one_a_job_and_threads_do_not_depend_on_how_many_job
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu.environment(0)
 
 
+@pytest.mark.parametrize(("named", "gpus"), [("0,-1,1", ("0",)), ("NoDevFiles", ()), ("-1", ()), ("GPU-5,MIG-7", None)])
+def test_gpus_are_named_as_cuda_reads_their_names(named, gpus, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert Machine.of(LauncherConfig(), "auto").gpus == (("GPU-5", "MIG-7") if gpus is None else gpus)
+
+
 def test_jobs_of_several_processes_get_as_many_gpus_or_cores(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,6 +1,8 @@
 """Compiled models: the same kernels whatever comes first, no limit reached unseen, and no break for layer dropout."""
 
+import importlib.util
 import itertools
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +14,12 @@ from tfx.config.compose import compose
 from tfx.config.schema import TrainerConfig
 from tfx.model import compilation
 from tfx.model.batch import Batch
-from tfx.model.compilation import CompilationAccount, compile_for
+from tfx.model.compilation import CompilationAccount, compile_for, missing_for_compiling
 from tfx.model.linear import products_in
+from tfx.model.rewiring import rewire_blocks, whole_block
 from tfx.model.transformer import run_batch
 from tfx.run.setup import Setup
+from tfx.techniques.calibration import Calibration
 from tfx.training.loop import Observer, Trainer
 
 CPU = torch.device("cpu")
@@ -81,6 +85,58 @@ def test_kernels_are_chosen_for_the_same_sizes_whatever_batch_comes_first(backen
     assert sorted(hints.values()) == [31, 32, 62]
     # The same symbols with the same sizes: nothing is left of what came first, not even that three sizes were equal.
     assert all(graph == (code, hints) for graph in backend)
+
+
+def test_a_model_without_some_of_its_parts_meets_the_fixed_sizes_again(backend, make_model):
+    model = compiled(make_model(**SHALLOW))
+    run_batch(model, batch(8, 7, 9))
+    whole = [whole_block(0, stack[0]) for stack in (model.architecture.encoder, model.architecture.decoder)]
+    rewire_blocks(model, *([replace(plan, units=plan.units[:-1])] for plan in whole)).apply(model)
+    run_batch(model, batch(8, 7, 9))
+    assert len(backend) == 2
+    assert [sorted(hints.values()) for _, hints in backend] == [[31, 32, 62]] * 2
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_inputs_of_layers_are_measured_as_without_compiling(backend, make_model, is_settled):
+    """Compiled code does not look for the hooks that measure."""
+    plain, ours = (make_model(**SHALLOW).eval() for _ in range(2))
+    ours.load_state_dict(plain.state_dict())
+    compiled(ours)
+    if is_settled:
+        with torch.no_grad():
+            run_batch(ours, batch(3, 4, 5))
+    found = []
+    for model in (plain, ours):
+        calibration = Calibration(model, lambda count: [batch(3, 4, 5)] * count)
+        calibration.request(2)
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+        found.append(calibration.second_moments(layers))
+    assert len(found[0]) > 10
+    for name, moments in found[0].items():
+        torch.testing.assert_close(found[1][name], moments)
+    assert ours._compiled_call_impl is not None
+
+
+def test_where_torch_cannot_compile_for_a_gpu_the_model_runs_as_it_stands(monkeypatch, make_model):
+    gpu = torch.device("cuda", 0)
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert missing_for_compiling(gpu) == "a GPU of compute capability 7.0 or more"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert missing_for_compiling(gpu) == "the package triton"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    for there, lacks in ((["clang"], ""), (["g++"], "a C compiler (gcc)"), (["gcc"], "")):
+        monkeypatch.setattr(shutil, "which", lambda name, there=there: name if name in there else None)
+        assert missing_for_compiling(gpu) == lacks
+        model = make_model(**SHALLOW)
+        compile_for(model, TrainerConfig(), gpu)
+        assert (model._compiled_call_impl is None) == bool(lacks)
+    assert missing_for_compiling(CPU) == "a C++ compiler (g++)"
+    monkeypatch.setenv("CC", "gone")
+    assert missing_for_compiling(gpu) == "a C compiler (gcc)"
 
 
 def test_every_variant_of_a_forward_pass_is_compiled(backend, make_model):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 from tfx.errors import UserError
 from tfx.model import device
-from tfx.model.device import choose_device, choose_precision
+from tfx.model.device import choose_device, choose_precision, drop_unused_memory
 from tfx.processes.group import Group
 from tfx.processes.place import Place
 
@@ -32,6 +34,27 @@ def test_a_device_that_is_not_there_is_a_user_error_that_says_what_to_use(no_gpu
 def test_a_number_of_devices_in_the_place_of_a_device_is_told_what_takes_it():
     with pytest.raises(UserError, match=r"trainer.device=2 is not a device: .* set trainer.devices=2; .*=cuda:2"):
         choose_device("2")
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    # Threads that use it need its number: `torch.cuda.set_device` takes no other.
+    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda", 1)
+
+
+def test_models_in_cycles_of_references_are_dropped_from_a_gpu():
+    class Cycle:
+        pass
+
+    held = Cycle()
+    held.itself, seen = held, weakref.ref(held)
+    del held
+    drop_unused_memory(CPU)
+    assert seen() is not None
+    drop_unused_memory(torch.device("cuda"))
+    assert seen() is None
 
 
 def test_a_gpu_number_that_is_too_high_is_a_user_error(monkeypatch):

@@ -179,3 +179,8 @@ def test_a_model_that_does_not_fit_is_refused_before_memory_is_allocated(monkeyp
     monkeypatch.setattr(transformer, "device_memory", lambda device: 12 * count_parameters(small) - 1)
     with pytest.raises(UserError, match="lower"):
         check_fits(small, torch.device("cpu"))
+    # Divided, a part of what training needs, and at times all weights: 12 bytes / 8 + 4 each.
+    check_fits(small, torch.device("cpu"), 8)
+    monkeypatch.setattr(transformer, "device_memory", lambda device: 5 * count_parameters(small))
+    with pytest.raises(UserError, match="lower"):
+        check_fits(small, torch.device("cpu"), 8)

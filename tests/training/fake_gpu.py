@@ -94,14 +94,18 @@ class _Draws(TorchFunctionMode):
 
 
 class _Copies(TorchDispatchMode):
-    """Refuses copies from the device to the CPU, which wait for it."""
+    """Refuses copies that wait: from the device to the CPU, and to the device where the host does not go on."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
-            source = args[1] if function is torch.ops.aten.copy_.default else args[0]
+            is_copy = function is torch.ops.aten.copy_.default
+            source = args[1] if is_copy else args[0]
+            goes_on = (args[2] if is_copy and len(args) > 2 else (kwargs or {}).get("non_blocking")) is True
             if source.device.type == NAME and result.device.type == "cpu":
                 raise AssertionError("a copy from the device to the CPU")
+            if source.device.type == "cpu" and result.device.type == NAME and source.ndim and not goes_on:
+                raise AssertionError("a copy to the device for which the host waits")
         return result
 
 

@@ -20,6 +20,7 @@ from tfx.run.setup import read_inputs
 from tfx.tasks.batches import training_batches
 from tfx.tasks.prepare import PreparedData
 from tfx.techniques.contract import Teacher
+from tfx.techniques.quantize.codebook import encode_with
 from tfx.techniques.stack import Stack
 from tfx.training.step import Stepper, StepResult
 
@@ -78,6 +79,9 @@ with prepared() as (pairs, labels), fake_gpu() as device:
             assert result.refused is not None
             assert result.refused.device == result.norm.device == device
             print(f"{name}: taken")
+    weight_RC, book_1L = torch.zeros(6, 4, device=device), torch.zeros(1, 8, device=device)
+    assert encode_with(weight_RC, book_1L).codes_RC.device == device
+    print("a codebook: used")
     try:
         float(result.norm)
     except Exception as error:

@@ -121,3 +121,13 @@ def test_a_whole_training_with_every_technique_needs_no_other(on_device, here):
         return list(parts.stack.finish(parts.model, Calibration(parts.model, lambda count: [])))
 
     assert len(on_device(work)) == 2
+
+
+def test_new_memory_is_not_filled():
+    Setup(compose(["trainer.device=cpu", "trainer.deterministic=true"]))
+    try:
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.empty(1000).isnan().any()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        Setup(compose(["trainer.device=cpu"]))

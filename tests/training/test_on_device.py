@@ -146,7 +146,8 @@ def test_a_spike_and_a_loss_that_is_not_finite_are_found_on_the_device(prepared,
     losses = [3.0 - 0.01 * number for number in range(23)] + [5.5, float("nan"), 2.7, float("inf"), 4.9, 4.7]
     for number, loss in enumerate(losses):
         verdict = host.judge(torch.tensor(100 * loss), 100, torch.tensor(1.0), number)
-        refused = other.judge(torch.tensor(100 * loss), 100, torch.tensor(1.0), number).refused
+        on_device = (torch.tensor(value, device=DEVICE) for value in (100 * loss, 1.0))
+        refused = other.judge(next(on_device), 100, next(on_device), number).refused
         assert bool(refused) == (verdict.fault is not None), loss
         if verdict.fault is not None:
             assert other.look() == stability.Refusals(1, number, verdict.fault)
@@ -307,10 +308,19 @@ def test_moments_can_be_made_before_the_first_activations(prepared, monkeypatch,
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():
             assert parameter.grad is None
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(DEVICE)
         optimizers.step(0.5)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_share_of_the_peak_is_that_of_all_devices(prepared, monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda device: 1e12)
+    trainer = train(prepared, monkeypatch, [], on_device=False).trainer
+    alone = trainer._result(1.0, "last").mfu
+    trainer.group = SimpleNamespace(size=4, greatest=lambda *values: values)
+    assert trainer._result(1.0, "last").mfu == pytest.approx(alone / 4)
+    assert alone > 0
 
 
 # --- nothing waits ----------------------------------------------------------------------------------
@@ -322,5 +332,5 @@ def test_a_step_reads_nothing_back_and_all_its_tensors_are_on_the_device():
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.splitlines() == [
         *("data, masks: taken", "a teacher: taken", "grids: taken", "a teacher of labels: taken"),
-        "a value: DataDependentOutputException",
+        *("a codebook: used", "a value: DataDependentOutputException"),
     ]

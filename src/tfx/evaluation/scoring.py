@@ -16,6 +16,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.evaluation.labels import label_metrics
 from tfx.model.early_exit import label_logits
 from tfx.model.label_loss import plain_losses
+from tfx.model.modes import scoring
 from tfx.model.transformer import Transformer, run_batch
 from tfx.processes.group import ALONE, Group
 from tfx.tasks.batches import scoring_batches
@@ -102,8 +103,6 @@ def score_loss(
     ``between`` is called before each batch, and may raise to stop. Each process of a ``group`` scores its share of the
     batches: `LossScore.completed` adds them up.
     """
-    was_training = model.training
-    model.eval()
     context = model.architecture.context
     rows = split.scored_rows(context)
     nll = np.zeros(rows)
@@ -111,33 +110,35 @@ def score_loss(
     outputs = split.outputs
     kept = None if outputs is None else np.zeros((rows, outputs.count), dtype=np.float32)
     depths = None if model.architecture.exit_threshold is None else np.zeros(rows, dtype=np.int64)
-    for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context, group=group):
-        if between is not None:
-            between()
-        moved = batch.to(device)
-        if kept is not None:  # one position a row
-            logits_BC, depth_B = label_logits(model, moved)
+    with scoring(model):
+        for batch in scoring_batches(split, tokenizer, batch_tokens=batch_tokens, context=context, group=group):
+            if between is not None:
+                between()
+            moved = batch.to(device)
+            if kept is not None:  # one position a row
+                logits_BC, depth_B = label_logits(model, moved)
+                place = split.places(batch.rows, context)
+                target_B = moved.target_out_BT.flatten()
+                nll[place] = (
+                    plain_losses(model.architecture, logits_BC, target_B, moved.values_BC).double().cpu().numpy()
+                )
+                targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
+                kept[place] = logits_BC.float().cpu().numpy()
+                if depths is not None and depth_B is not None:
+                    depths[place] = depth_B.cpu().numpy()
+                continue
+            hidden = run_batch(model, moved).flatten(0, 1)
+            # The model projects in slices: all logits at once would be the largest tensor.
+            target = moved.target_out_BT.flatten()
+            pieces: list[Tensor] = []
             place = split.places(batch.rows, context)
-            target_B = moved.target_out_BT.flatten()
-            nll[place] = plain_losses(model.architecture, logits_BC, target_B, moved.values_BC).double().cpu().numpy()
+            for start in range(0, len(hidden), _SLICE):
+                piece = slice(start, start + _SLICE)
+                logits_NV = model.project(hidden[piece])
+                pieces.append(plain_losses(model.architecture, logits_NV, target[piece], None))
+            by_row = torch.cat(pieces).view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
+            nll[place] = by_row
             targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
-            kept[place] = logits_BC.float().cpu().numpy()
-            if depths is not None and depth_B is not None:
-                depths[place] = depth_B.cpu().numpy()
-            continue
-        hidden = run_batch(model, moved).flatten(0, 1)
-        # The model projects in slices: all logits at once would be the largest tensor.
-        target = moved.target_out_BT.flatten()
-        pieces: list[Tensor] = []
-        place = split.places(batch.rows, context)
-        for start in range(0, len(hidden), _SLICE):
-            piece = slice(start, start + _SLICE)
-            logits_NV = model.project(hidden[piece])
-            pieces.append(plain_losses(model.architecture, logits_NV, target[piece], None))
-        by_row = torch.cat(pieces).view(moved.target_out_BT.shape).double().sum(1).cpu().numpy()
-        nll[place] = by_row
-        targets[place] = (batch.target_out_BT >= 0).sum(1).numpy()
-    model.train(was_training)
     text = split.scored_text(tokenizer, context)
     if text is None:
         judge = None if kept is None else split.answers

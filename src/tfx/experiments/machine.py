@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -113,7 +114,9 @@ def _gpus() -> tuple[str, ...]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return tuple(name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1")
+        # As CUDA reads it: what stands behind the first name that is none counts no more.
+        names = (name.strip() for name in visible.split(","))
+        return tuple(takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
     import torch
 
     return tuple(str(index) for index in range(torch.cuda.device_count()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +22,8 @@ _MAX_VARIANTS = 32
 # The sizes that kernels are chosen for, about those of a batch of 4,096 tokens of text to text. All differ: torch takes
 # sizes that are equal at first for one and the same.
 _ROWS, _TARGETS, _SOURCES = 62, 37, 31
+# Of GPUs, for Triton.
+_LEAST_CAPABILITY = (7, 0)
 
 
 def compile_for(
@@ -30,13 +35,30 @@ def compile_for(
     student and its teachers would use up together. Where all training batches have one shape, kernels are made for
     that one; what is scored has others.
     """
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+    wanted = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    if wanted and not missing_for_compiling(device):
         options: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": _MAX_VARIANTS}
         model.compile(dynamic=True, **options)
         if trains_on_one_shape:
             of_any_shape = model._compiled_call_impl
             model.compile(dynamic=False, **options)
             model._compiled_call_impl = _ByMode(model, model._compiled_call_impl, of_any_shape)
+
+
+def missing_for_compiling(device: torch.device) -> str:
+    """What torch needs on this machine to compile for a device, and does not find; empty if nothing."""
+    if device.type != "cuda":
+        return "" if _finds("CXX", "g++", "clang++") else "a C++ compiler (g++)"
+    if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        return "a GPU of compute capability 7.0 or more"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton"
+    return "" if _finds("CC", "gcc", "clang") else "a C compiler (gcc)"
+
+
+def _finds(variable: str, *usual: str) -> bool:
+    """Whether there is the compiler that the environment names, else a usual one."""
+    return any(map(shutil.which, [os.environ[variable]] if os.environ.get(variable) else usual))
 
 
 class _ByMode:
@@ -64,6 +86,7 @@ def settle(model: nn.Module, batch: Batch, context: int, *, with_states: bool = 
         inputs += [*_tensors(mix.target), *_tensors(mix.source)]
     device = batch.target_in_BT.device
     variant = (
+        model.architecture,  # it changes where parts are removed
         *(model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), with_states),
         *(torch.is_autocast_enabled(device.type), current_products(), batch.document_start),
         torch.backends.cuda.matmul.fp32_precision,

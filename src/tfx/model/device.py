@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
     """
     device, place = _named_device(name), group.place
     if place.size == 1:
-        return device
+        is_any = device.type == "cuda" and device.index is None
+        return torch.device("cuda", torch.cuda.current_device()) if is_any else device
     if device.type == "mps" and name == "auto":
         return torch.device("cpu")
-    if device.type == "mps" or (device.index is not None and name != "auto"):
+    if device.type == "mps" or device.index is not None:
         raise UserError(f"trainer.device={name} is one device, and there are {place.size} processes: use cuda or cpu")
     if device.type != "cuda":
         return device
@@ -48,7 +50,7 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
 def _named_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -97,6 +99,20 @@ def device_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return installed_memory()
+
+
+def carried(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A value of the CPU on a device; a GPU copies it by itself, from pinned memory, while the host goes on."""
+    if device.type == "cuda" and not value.is_pinned():
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
+def drop_unused_memory(device: torch.device) -> None:
+    """Gives a GPU's memory back that models take of which only cycles of references are left, as of compiled ones."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -159,13 +175,17 @@ def scoring_in(numbers: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    products = torch.backends.cuda.matmul
-    before = products.fp32_precision
-    products.fp32_precision = "tf32" if numbers == "tf32" else "ieee"
+    was_rounded = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    _round_products(numbers == "tf32")
     try:
         yield
     finally:
-        products.fp32_precision = before
+        _round_products(was_rounded)
+
+
+def _round_products(to_tf32: bool) -> None:
+    """Of fp32 on a GPU. Parts of torch's compiler read the older of two settings, and fail where only one is set."""
+    torch.set_float32_matmul_precision("high" if to_tf32 else "highest")
 
 
 def multiplies_bf16(device: torch.device) -> bool:

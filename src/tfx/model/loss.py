@@ -118,11 +118,8 @@ class _ProjectedLosses(torch.autograd.Function):
         needs_error = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         elements = _SLICE_ELEMENTS_CPU if hidden_ND.device.type == "cpu" else _SLICE_ELEMENTS_GPU
         size = max(128, elements // vocab // 128 * 128)
-        # The products, and nothing else, have columns of zeros beyond the vocabulary.
-        beyond = _columns(vocab, hidden_ND.device) - vocab
-        weight = weight_VD.to(dtype)
-        if beyond:
-            weight = functional.pad(weight, (0, 0, 0, beyond))
+        weight = output_matrix(weight_VD, dtype)
+        beyond = len(weight) - vocab
         grad_hidden = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_error else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_error else None
         total = torch.zeros((), device=hidden_ND.device)
@@ -161,6 +158,16 @@ class _ProjectedLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grads[0], grad_weight * grads[0], None, None
+
+
+def output_matrix(weight_VD: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix that hidden states are multiplied with: on a GPU with rows of zeros beyond the vocabulary.
+
+    The logits of these must be left out.
+    """
+    weight = weight_VD.to(dtype)
+    beyond = _columns(len(weight), weight.device) - len(weight)
+    return functional.pad(weight, (0, 0, 0, beyond)) if beyond else weight
 
 
 def _columns(vocab: int, device: torch.device) -> int:

@@ -342,10 +342,13 @@ def count_parameters(architecture: Architecture) -> int:
     return bare + encoder + sum(n * (count((), (shape,)) - bare) for shape, n in Counter(architecture.decoder).items())
 
 
-def check_fits(architecture: Architecture, device: torch.device) -> None:
-    """Raises `UserError` if fp32 weights, gradients and one moment need more memory than the device has."""
+def check_fits(architecture: Architecture, device: torch.device, parts: int = 1) -> None:
+    """Raises `UserError` if fp32 weights, gradients and one moment need more memory than the device has.
+
+    Where they are divided into several ``parts``, a device holds one, and at times all weights beside it.
+    """
     parameters, available = count_parameters(architecture), device_memory(device)
-    needed = 3 * 4 * parameters
+    needed = 3 * 4 * parameters // parts + (4 * parameters if parts > 1 else 0)
     if available is not None and needed > available:
         raise UserError(
             f"a model of {parameters:,} parameters needs at least {needed / 1e9:,.0f} GB to train, and {device} has "

@@ -142,7 +142,7 @@ class _Several(Group):
 
         super().__init__(place)
         hosts = ["cpu:gloo"]
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and distributed.is_nccl_available():
             hosts.append("cuda:nccl")
         try:
             self._store: Store = distributed.TCPStore(  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import AUTO, Root
 from tfx.errors import UserError
+from tfx.model.device import drop_unused_memory
 
 if TYPE_CHECKING:
     from tfx.model.batch import Batch
@@ -41,6 +42,7 @@ def with_batch_tokens(setup: Setup, teachers: Teachers, note: Callable[[str], An
     most = config.dataset.batch_tokens_limit
     limit = _memory_limit(setup)
     each = _found(setup, teachers, limit, max(1, most // group.size))
+    drop_unused_memory(setup.device)
     # The smallest that any process has found.
     each = -int(group.greatest(-each)[0])
     if not each:

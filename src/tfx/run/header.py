@@ -76,6 +76,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             *data.notes,
             *_batch_notes(parts),
             *_emulation_notes(precision, device),
+            *_compilation_notes(config.trainer, device),
             *_optimizer_notes(parts),
             *_process_notes(parts),
         ]
@@ -167,6 +168,15 @@ def _optimizer_notes(parts: Parts) -> list[str]:
     names = ("momentum", "matrix_lr", "matrix_block")
     own, others = ({name: getattr(config, name) for name in names} for config in (optimizer, usual))
     return _idle("optimizer", own, others, "optimizer=muon")
+
+
+def _compilation_notes(trainer: TrainerConfig, device: torch.device) -> list[str]:
+    """What a GPU's model is not compiled for."""
+    from tfx.model.compilation import missing_for_compiling
+
+    if trainer.compile != "auto" or device.type != "cuda" or not (missing := missing_for_compiling(device)):
+        return []
+    return [f"the model is not compiled, which trains slower: torch needs {missing} for that"]
 
 
 def _idle(group: str, values: Mapping[str, Any], usual: Mapping[str, Any], needed: str) -> list[str]:

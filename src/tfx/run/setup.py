@@ -56,6 +56,7 @@ class Setup:
         from tfx.evaluation.metrics import check_metrics
         from tfx.exchange.importing import local_file
         from tfx.model.architecture import check_model
+        from tfx.model.compilation import missing_for_compiling
         from tfx.model.device import choose_device
         from tfx.run.teacher import check_need
         from tfx.techniques.stack import Stack
@@ -71,6 +72,11 @@ class Setup:
         check_model(config.model)
         self.group = group
         self.device = choose_device(config.trainer.device, group)
+        if config.trainer.compile == "on" and (missing := missing_for_compiling(self.device)):
+            raise UserError(
+                f"trainer.compile=on needs {missing}, which this machine does not have: install it, or leave "
+                "trainer.compile out"
+            )
         if self.device.type == "cpu":
             keep_freed_memory()
         if config.trainer.threads is not None:
@@ -87,6 +93,8 @@ class Setup:
         # loads torch's compiler, which takes more than a second.
         if torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic:
             torch.use_deterministic_algorithms(config.trainer.deterministic)
+            # It would also write NaN into all new memory, to show what reads it before it is written.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         require(config.tracking.to)
         self.stack = Stack.from_config(config)
         check_sharded(config, self.stack)
@@ -119,7 +127,8 @@ class Setup:
         origin, data = read_inputs(config, transform, with_monolingual=True)
         if teachers is None:
             teachers = {} if stand_ins is None else stand_ins(data)
-        model = build_model(config, data, self.device, origin)
+        parts = self.group.size if config.trainer.parallel == "fsdp" else 1
+        model = build_model(config, data, self.device, origin, parts)
         if model.architecture.exits and not stack.trains_exits:
             set_exits(model, ())
             data.notes.append(
@@ -227,9 +236,12 @@ def _origin(config: Root) -> LoadedModel | None:
     return loaded
 
 
-def build_model(config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None) -> Transformer:
+def build_model(
+    config: Root, data: PreparedData, device: torch.device, origin: LoadedModel | None, parts: int = 1
+) -> Transformer:
     """The model before its first step, on the device: that of ``origin``, or a new one from the config's seed.
 
+    Training divides it into ``parts``. Raises `UserError` for a new one that would not fit into the device.
     An ``origin`` of another family, an encoder, gives what is on it no weights: these are new.
     """
     import torch
@@ -247,7 +259,7 @@ def build_model(config: Root, data: PreparedData, device: torch.device, origin: 
         model.load_state_dict(inner, strict=False)
         return model.to(device)
     architecture = Architecture.from_config(config.model, data.tokenizer.vocab_size, data.outputs)
-    check_fits(architecture, device)
+    check_fits(architecture, device, parts)
     if config.dry_run:  # the plan needs only names and shapes
         with torch.device("meta"):
             return Transformer(architecture, config.model)

@@ -100,9 +100,10 @@ def read_teacher(config: Root, path: Path, device: torch.device) -> Teacher:
     from tfx.compression import checkpoint
     from tfx.exchange.importing import local_file
     from tfx.model.compilation import compile_for
-    from tfx.model.device import choose_precision
+    from tfx.model.device import choose_precision, drop_unused_memory
     from tfx.techniques.contract import Teacher
 
+    drop_unused_memory(device)  # of the training, if this process has just trained it
     file = local_file(path)
     loaded = checkpoint.load(file, kernels=False)
     cost = RunDirectory(path).training_cost()

@@ -18,6 +18,7 @@ from tfx.evaluation.scoring import score_loss
 from tfx.model.batch import Batch
 from tfx.model.linear import Linear
 from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.model.modes import scoring, uncompiled
 from tfx.model.parameter_roles import is_within
 from tfx.model.transformer import Transformer, run_batch
 from tfx.record.seeds import derive_seed
@@ -137,26 +138,27 @@ class Calibration:
     def second_moments(self, layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
         """The mean of x x^T over the inputs x of each linear layer, (C, C) in fp64; padding is left out.
 
-        A layer that no batch reaches has the identity.
+        A layer that no batch reaches has the identity. A batch that does not fit is cut, with a warning.
         """
         if not layers:
             return {}
         model = self._model
-        was_training = model.training
-        model.eval()
         sums = {
-            name: torch.zeros(int(layer.in_features), int(layer.in_features), dtype=torch.float64)
+            name: layer.weight.new_zeros(int(layer.in_features), int(layer.in_features), dtype=torch.float64)
             for name, layer in layers.items()
         }
         counts = dict.fromkeys(layers, 0)
+        # Of the batch that runs now.
+        found: dict[str, tuple[Tensor, int]] = {}
         current: list[Batch] = []
 
         def add(name: str, x_BTC: Tensor) -> None:
             real_BT = _real(current[0], name)
             x_NC = x_BTC.flatten(0, -2) if real_BT is None or x_BTC.ndim == 2 else x_BTC[real_BT]
-            # Products in fp32, as in the layer itself, summed in fp64.
-            sums[name] += (x_NC.t() @ x_NC).double().cpu()
-            counts[name] += len(x_NC)
+            # Products in fp32, as in the layer itself, summed in fp64 where the layer is.
+            product_CC = (x_NC.t() @ x_NC).double()
+            before, count = found.get(name, (0.0, 0))
+            found[name] = before + product_CC, count + len(x_NC)
 
         seen: Counter[str] = Counter()
 
@@ -174,20 +176,29 @@ class Calibration:
         handles = [
             layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items() if name not in outputs
         ]
-        try:
-            for batch in self._batches:
-                current[:] = [batch]
+
+        def measure(batch: Batch, positions: int) -> None:
+            found.clear()
+            for piece in batch.split(-(-batch.positions // positions)):
+                current[:] = [piece]
                 seen.clear()
                 with suppress(_AllSeenError):  # what comes after the last layer is not needed
-                    hidden_BTD = run_batch(model, batch)
+                    hidden_BTD = run_batch(model, piece)
                     for name in outputs:
                         add(name, hidden_BTD)
+
+        try:
+            with scoring(model), uncompiled(model):
+                for batch in self._batches:
+                    in_memory(batch.positions, partial(measure, batch))
+                    for name, (total_CC, count) in found.items():
+                        sums[name] += total_CC
+                        counts[name] += count
         finally:
             for handle in handles:
                 handle.remove()
-            model.train(was_training)
         return {
-            name: sums[name] / counts[name] if counts[name] else torch.eye(len(sums[name]), dtype=torch.float64)
+            name: sums[name].cpu() / counts[name] if counts[name] else torch.eye(len(sums[name]), dtype=torch.float64)
             for name in layers
         }
 
@@ -198,21 +209,16 @@ class Calibration:
         of a batch's targets. Up to a factor common to all weights, this is the mean of the diagonal of the empirical
         Fisher information. A batch that does not fit is cut, with a warning.
         """
-        model = self._model
-        was_training = model.training
-        model.eval()
-        parameters = dict(model.named_parameters())
+        parameters = dict(self._model.named_parameters())
         weights = {name: parameters[name] for name in names}
         sums = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
-        try:
+        with scoring(self._model):
             for batch in self._batches:
                 gradients = in_memory(batch.positions, partial(self._gradients, batch, list(weights.values())))
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                     kept = weight != 0
                     square_R = (gradient * kept).double().square().sum(1) / kept.sum().clamp(min=1)
                     sums[name] += square_R.cpu() / batch.targets
-        finally:
-            model.train(was_training)
         return {name: total / max(1, len(self._batches)) for name, total in sums.items()}
 
     @torch.enable_grad()

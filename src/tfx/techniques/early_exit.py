@@ -22,6 +22,7 @@ from tfx.evaluation.labels import label_metrics
 from tfx.model.architecture import Architecture
 from tfx.model.early_exit import heads_of, logits_of_exits, set_exits, sureness
 from tfx.model.loss import projected_losses
+from tfx.model.modes import scoring
 from tfx.model.transformer import Transformer
 from tfx.record.metric_vocabulary import higher_is_better
 from tfx.tasks.batches import scoring_batches
@@ -192,18 +193,17 @@ class ExitScores:
         assert architecture.outputs is not None
         logits_ENC = np.zeros((len(depth_E), rows, architecture.outputs.count), dtype=np.float32)
         sureness_EN = np.zeros((len(depth_E), rows), dtype=np.float32)
-        device, was_training = model.embedding.weight.device, model.training
-        model.eval()
+        device = model.embedding.weight.device
         batches = scoring_batches(
             split, validation.tokenizer, batch_tokens=validation.batch_tokens, context=architecture.context
         )
-        for batch in batches:
-            found_EBC = logits_of_exits(model, batch.to(device))
-            place = split.places(batch.rows, architecture.context)
-            logits_ENC[:, place] = found_EBC.cpu().numpy()
-            sure_B: list[Tensor] = [sureness(found_BC) for found_BC in found_EBC]
-            sureness_EN[:, place] = torch.stack(sure_B).cpu().numpy()
-        model.train(was_training)
+        with scoring(model):
+            for batch in batches:
+                found_EBC = logits_of_exits(model, batch.to(device))
+                place = split.places(batch.rows, architecture.context)
+                logits_ENC[:, place] = found_EBC.cpu().numpy()
+                sure_B: list[Tensor] = [sureness(found_BC) for found_BC in found_EBC]
+                sureness_EN[:, place] = torch.stack(sure_B).cpu().numpy()
 
         def judge(logits_NC: np.ndarray, depth_N: np.ndarray) -> dict[str, float]:
             answers = split.answers(logits_NC, depth_N)

@@ -9,6 +9,7 @@ import torch
 
 from tfx.config.schema import setting
 from tfx.model.batch import Batch
+from tfx.model.device import carried
 from tfx.record.seeds import derive_seed
 from tfx.techniques.contract import Instant, Mean, Technique, TechniqueSettings
 
@@ -61,7 +62,8 @@ class Mixup(Technique):
         partner[cycle] = np.roll(cycle, 1)
         self._share.add(float(mixed.sum()), float(rows))
         self._weight.add(float(weight[mixed].sum()), float(mixed.sum()))
-        return batch.mixed(torch.from_numpy(partner).to(device), torch.from_numpy(weight.astype(np.float32)).to(device))
+        weight_B = torch.from_numpy(weight.astype(np.float32))
+        return batch.mixed(carried(torch.from_numpy(partner), device), carried(weight_B, device))
 
     def evidence(self) -> dict[str, float]:
         return {"examples_mixed": self._share.value, "mean_lambda": self._weight.value}

@@ -86,6 +86,7 @@ def batch_flops(model: Transformer, batch: Batch) -> float:
 # Peaks of the tensor cores without sparsity in FLOP/s: bfloat16 (T4 and V100, which have none: float16), accumulated in
 # fp32. The first pattern that the whole name matches counts.
 _PEAKS = (
+    (r"GRID .*", None),  # a part of one
     (r".*\bB200\b.*", 2250e12),
     (r".*\bGH200\b.*", 989e12),
     (r".*\bH200 NVL\b.*", 835e12),
@@ -93,9 +94,10 @@ _PEAKS = (
     (r".*\bH100 PCIe\b.*", 756e12),
     (r".*\bH100 NVL\b.*", 835e12),
     (r".*\bH100\b.*HBM3.*", 989e12),
-    (r".*\bA100\b.*", 312e12),
+    (r".*\bA[18]00\b.*", 312e12),
     (r".*\bA30\b.*", 165e12),
     (r".*\bA10", 125e12),
+    (r".*\bA40", 149.7e12),
     (r".*\bL40S", 362e12),
     (r".*\bL40", 181e12),
     (r".*\bL4", 121e12),
@@ -118,8 +120,8 @@ def named_peak(name: str) -> float | None:
     """The peak of a GPU in FLOP/s by the name that its driver gives; None for a part of one, and for unknown ones.
 
     Sources: NVIDIA's data sheets of H100 (SXM, whose name has HBM3, PCIe and NVL differ), H200, GH200, DGX B200, A100,
-    A30, A10, L40S, L40, L4, RTX 6000 Ada, RTX A6000, T4 and V100, and its white papers on Ada (RTX 4090), Ampere GA102
-    (RTX 3090) and RTX Blackwell (RTX 5090).
+    A800, A30, A10, A40, L40S, L40, L4, RTX 6000 Ada, RTX A6000, T4 and V100, and its white papers on Ada (RTX 4090),
+    Ampere GA102 (RTX 3090) and RTX Blackwell (RTX 5090).
     """
     known = () if " MIG " in name else _PEAKS
     return next((peak for pattern, peak in known if re.fullmatch(pattern, name)), None)

@@ -401,7 +401,7 @@ class Trainer:
             tokens_per_second=self.clock.tokens / seconds,
             padding=1.0 - self.clock.tokens / self._positions if self._positions else 0.0,
             flops=self._flops,
-            mfu=self._flops / seconds / peak if peak else None,
+            mfu=self._flops / seconds / (peak * self.group.size) if peak else None,
             peak_memory_bytes=int(self.group.greatest(peak_memory(self.device))[0]),
             processes=self.group.size,
             stopped_early=self._stopped,

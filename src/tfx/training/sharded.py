@@ -73,8 +73,9 @@ class Sharded(Sharing):
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         self._device = model.embedding.weight.device
         mesh = init_device_mesh(self._device.type, (self.group.size,))
-        # Block by block the slices go to the device: that never holds two whole models.
-        divided = copy.deepcopy(model.cpu())
+        # Block by block the slices go to the device: that never holds two whole models, nor does the main memory.
+        own = {id(weight): nn.Parameter(weight.detach()) for weight in model.cpu().parameters()}
+        divided = copy.deepcopy(model, dict(own))
         for stack in (divided.encoder, divided.decoder):
             for block in stack.blocks if stack is not None else ():
                 fully_shard(block, mesh=mesh)

@@ -17,6 +17,7 @@ from tfx.model.batch import Batch
 from tfx.model.device import choose_precision, is_asynchronous
 from tfx.model.label_loss import task_loss
 from tfx.model.loss import projected_losses
+from tfx.model.modes import scoring
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import States, Transformer, run_batch, run_batch_with_states
 from tfx.processes.group import ALONE
@@ -153,12 +154,8 @@ class Stepper:
         def student(work: Callable[[Transformer], Result]) -> Result:
             with torch.no_grad():
                 seen = self.stack.view.see(self.model, progress)
-            was_training = self.model.training
-            self.model.eval()
-            try:
+            with scoring(self.model):
                 return seen.run(lambda: work(self.model))
-            finally:
-                self.model.train(was_training)
 
         found = [
             self.stack.rewrite_batch(batch, student, Instant(self.config.seed, number, index, progress))

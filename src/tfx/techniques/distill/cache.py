@@ -18,6 +18,7 @@ from tfx.config.schema import EvaluationConfig
 from tfx.data.ragged import Ragged
 from tfx.errors import UserError
 from tfx.model.batch import Batch
+from tfx.model.device import carried
 from tfx.model.flops import decoding_flops, forward_flops
 from tfx.model.transformer import run_batch
 from tfx.record.directory import writable_cache
@@ -26,7 +27,7 @@ from tfx.record.lock import making
 from tfx.tasks.prepare import PreparedData
 from tfx.tasks.seq2seq import Pairs, collate_pairs, decode_sources
 from tfx.techniques.contract import Teacher, Work
-from tfx.techniques.distill.kept_logits import carried, kept, key_of, picked
+from tfx.techniques.distill.kept_logits import kept, key_of, picked
 from tfx.techniques.distill.soft_targets import mean_of_probabilities
 
 # Raise it when the content of the cache changes.
@@ -132,7 +133,8 @@ class TopLogits:
 
         Padding gets ids from 0 on with equal logits; it does not count.
         """
-        starts_B, counts_B = self.offsets[batch.rows], np.diff(self.offsets)[batch.rows]
+        starts_B = self.offsets[batch.rows]
+        counts_B = self.offsets[batch.rows + 1] - starts_B
         steps_T = np.arange(batch.target_out_BT.shape[1])
         real_BT = steps_T < counts_B[:, None]
         places_N = torch.from_numpy(np.where(real_BT, starts_B[:, None] + steps_T, 0).ravel())

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tfx.model.device import carried
 from tfx.record.directory import writable_cache
 from tfx.record.files import replacing
 from tfx.record.lock import making
@@ -55,10 +56,3 @@ def picked(values: Tensor, places_N: Tensor, device: torch.device) -> Tensor:
     """The rows (N, K) of a table on the CPU, on a device that does not wait for them."""
     out = torch.empty(len(places_N), values.shape[1], dtype=values.dtype, pin_memory=device.type == "cuda")
     return carried(torch.index_select(values, 0, places_N, out=out), device)
-
-
-def carried(value: Tensor, device: torch.device) -> Tensor:
-    """A value of the CPU on a device; a GPU copies it by itself, from pinned memory, while the host goes on."""
-    if device.type == "cuda" and not value.is_pinned():
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)

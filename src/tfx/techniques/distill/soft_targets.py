@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tfx.model.label_loss import BinaryCrossEntropy, SquaredError
 from tfx.model.linear import reduce_rows
-from tfx.model.loss import LogitLoss, LogitSlice
+from tfx.model.loss import LogitLoss, LogitSlice, output_matrix
 
 # The logit of a token whose probability is 0: finite, so that 0 times it is 0.
 ABSENT = -1e30
@@ -118,11 +118,12 @@ class FromHidden(SoftTargets):
         dtype: torch.dtype,
     ) -> None:
         super().__init__(measure, counts_N)
-        self._hidden, self._weight, self._dtype = hidden_NE, weight_VE.to(dtype), dtype
+        self._hidden, self._vocab, self._dtype = hidden_NE, len(weight_VE), dtype
+        self._weight = output_matrix(weight_VE, dtype)
 
     def teacher_logits(self, rows: slice) -> Tensor:
         hidden = self._hidden[rows]
-        return (reduce_rows(hidden, self._dtype) @ self._weight.t())[: len(hidden)].float()
+        return (reduce_rows(hidden, self._dtype) @ self._weight.t())[: len(hidden), : self._vocab].float()
 
 
 class Average(SoftTargets):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tfx.model.linear import reduce_rows
-from tfx.model.loss import LogitSlice
+from tfx.model.loss import LogitSlice, output_matrix
 
 # Elements of the logits that exist at a time.
 _SLICE_ELEMENTS = 1 << 23
@@ -73,12 +73,12 @@ def span_loss(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tenso
 @torch.no_grad()
 def log_likelihoods(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, dtype: torch.dtype) -> Tensor:
     """The log-probability of each target (N,), from hidden states and the output matrix, slice by slice."""
-    weight = weight_VD.to(dtype)
-    size = max(128, _SLICE_ELEMENTS // len(weight))
+    weight, vocab = output_matrix(weight_VD, dtype), len(weight_VD)
+    size = max(128, _SLICE_ELEMENTS // vocab)
     found = []
     for start in range(0, len(hidden_ND), size):
         hidden = hidden_ND[start : start + size]
-        logits_NV = (reduce_rows(hidden, dtype) @ weight.t())[: len(hidden)].float()
+        logits_NV = (reduce_rows(hidden, dtype) @ weight.t())[: len(hidden), :vocab].float()
         picked_N = logits_NV.gather(1, target_N[start : start + size].unsqueeze(1)).squeeze(1)
         found.append(picked_N - logits_NV.logsumexp(1))
     return torch.cat(found) if found else hidden_ND.new_zeros(0)

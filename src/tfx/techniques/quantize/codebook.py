@@ -56,6 +56,6 @@ def encode_with(weight_RC: Tensor, codebook_1L: Tensor) -> Grid:
     """Maps each weight to the nearest entry of a sorted codebook, and 0 to the entry that is 0."""
     book = codebook_1L[0].float()
     codes = _cells(weight_RC.contiguous(), book)
-    # Entries may coincide: 0 always takes the first that is 0.
-    codes[weight_RC == 0] = int((book == 0).nonzero()[0])
+    # Entries may coincide: 0 always takes the first that is 0. Nothing is read, for which a GPU would be waited for.
+    codes = torch.where(weight_RC == 0, (book == 0).to(torch.uint8).argmax(), codes)
     return Grid(codes.to(torch.uint8), int(codebook_1L.shape[1]).bit_length() - 1, codebook=codebook_1L)
