@@ -125,7 +125,7 @@ def test_what_is_done_to_an_input_is_said(runs, monkeypatch, capsys):
         ("pairs", ["--seed", "3"], "--seed has no effect"),
         ("pairs", ["--new-tokens", "3"], "--new-tokens has no effect"),
         ("pairs", ["--method", "greedy", "--beam", "3"], "--beam has no effect: decoding is by greedy"),
-        ("pairs", ["--beam", "3"], "--beam has no effect: decoding is by greedy"),
+        ("pairs", ["--beam", "3"], "decoding by beam (beam=3, "),
         ("pairs", ["--seed", "1"], "--seed has no effect: decoding is by greedy"),
         ("pairs", ["--method", "beam", "--beam", "1", "--seed", "1"], "--seed has no effect: decoding is by greedy"),
         ("lm", ["--method", "greedy", "--top-k", "3"], "--top-k has no effect"),

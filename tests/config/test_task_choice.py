@@ -49,3 +49,20 @@ def test_a_data_set_of_the_task_keeps_its_own_metrics():
 def test_what_is_predicted_needs_labels():
     with pytest.raises(UserError, match=r"dataset\.predict=number is for classification.*dataset\.task=classification"):
         compose([*CSV, "dataset.predict=number"])
+
+
+def test_data_bring_a_model_for_their_task():
+    assert compose(["dataset=stdlib"]).model.name == "gpt_nano"
+    assert compose(["dataset=kinds"]).model.family == "classification"
+    assert compose(["dataset=normalize"]).model.name == "seq2seq_tiny"
+    with pytest.raises(UserError, match="choose a model for it, such as model=gpt_nano"):
+        compose(["dataset=stdlib", "model=seq2seq_tiny"])
+
+
+def test_other_data_of_a_run_bring_the_metrics_of_their_task():
+    run = compose(["dataset=kinds"])
+    words = ["dataset=csv", "dataset.path=.", "dataset.task=classification", "dataset.label=label"]
+    changed = change(run, words)
+    assert changed.dataset.metrics == compose([*CSV, "dataset.task=classification"]).dataset.metrics
+    assert changed.model == run.model
+    assert change(run, [*words, "dataset.metrics=[matthews]"]).dataset.metrics == ["matthews"]

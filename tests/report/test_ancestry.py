@@ -38,10 +38,15 @@ def line(tmp_path, run_writer):
         text = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(text.replace("distill: {", f"distill: {{teacher: {tmp_path}/scored, "))
         runs.append(run)
-    return tmp_path, runs
+    # One whose teacher is the model that it started from.
+    spent = first | {"teacher_tokens": 110, "teacher_seconds": 2.0 + 110}
+    run = write("both", spent, ("distill",), settings=f"init_from: {tmp_path}/scored\n")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("distill: {", f"distill: {{teacher: {tmp_path}/scored, "))
+    return tmp_path, [*runs, run]
 
 
-COSTS = {"dense": 100, "on": 110, "scored": 110, "taught": 212, "paid": 212, "all": 212}
+COSTS = {"dense": 100, "on": 110, "scored": 110, "taught": 212, "paid": 212, "all": 212, "both": 212}
 
 
 def test_a_run_pays_for_the_whole_line_of_its_model_and_of_its_teacher(line):

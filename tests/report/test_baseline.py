@@ -24,11 +24,11 @@ def test_of_plain_arms_with_as_many_runs_the_nearest_to_all_others_is_the_baseli
     written(run_writer, tmp_path / "d", "lr: 2\n", techniques=("prune",))
     name, line = chosen(tmp_path)
     assert name == "b"
-    assert "chosen for no technique, settings nearest to those of all others. --baseline names another." in line
+    assert "chosen because it has no technique and has the settings nearest to those of all others. --baseline" in line
     written(run_writer, tmp_path / "c2", "lr: 2\ndecay: 3\n", seed=2)
     name, line = chosen(tmp_path)
     assert name == "c"
-    assert "chosen for no technique, most runs (2). " in line
+    assert "chosen because it has no technique and has the most runs (2). " in line
     assert chosen(tmp_path, baseline=str(tmp_path / "a"))[0] == "a"
 
 
@@ -38,7 +38,7 @@ def test_what_its_user_calls_baseline_is_it(run_writer, tmp_path):
         written(run_writer, tmp_path / "other" / f"seed{seed}", "lr: 2\n", seed=seed)
     name, line = chosen(tmp_path)
     assert name == "seed1"
-    assert "chosen for no technique, its name. " in line
+    assert "chosen because it has no technique and is named 'baseline'. " in line
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_without_the_test_of_a_start_the_fewest_techniques_are_the_baseline(run_
     written(run_writer, tmp_path / "b", techniques=("quantize",))
     name, line = chosen(tmp_path)
     assert name == "b"
-    assert "chosen for the fewest techniques. " in line
+    assert "chosen because it has the fewest techniques. " in line
 
 
 def test_labels_of_another_kind_are_another_question(run_writer, tmp_path):

@@ -142,6 +142,14 @@ def test_folders_of_several_configs_are_tables_of_their_own(run_writer, tmp_path
     assert len(facts(capsys, tmp_path / "early", tmp_path / "late")) == 1
 
 
+def test_another_optimizer_is_named_before_its_settings(run_writer, tmp_path, capsys):
+    for name, lr in (("muon", 0.002), ("adamw", 0.001), ("adamw", 0.003)):
+        configured(run_writer(tmp_path / f"{lr}"), optimizer__name=name, optimizer__lr=lr, optimizer__decay=2 * lr)
+    (family,) = facts(capsys, tmp_path)
+    assert "optimizer=adamw" in family["usual"].split()
+    assert sum("optimizer=muon" in arm["arm"] for arm in family["arms"]) == 1
+
+
 def test_what_names_leave_out_is_said_and_what_all_have_is_not(run_writer, tmp_path, capsys):
     for rate, lr in ((1.9, 0.001), (2.5, 0.001), (2.5, 0.002)):
         run = run_writer(tmp_path / f"{rate}-{lr}", techniques=("quantize",))

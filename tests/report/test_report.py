@@ -210,7 +210,7 @@ def test_unfair_comparisons_are_warned_of(run_writer, sweep, capsys):
     assert family["warnings"] == [
         "no sentences in common with the baseline (1 of 3 configs): only seeds are resampled.",
         "other data (1 of 3 configs): the quality is not comparable.",
-        "different budget (1 of 3 configs): the difference is not that of the techniques alone.",
+        "different budget (1 of 3 configs): the difference is not due to the techniques alone.",
     ]
     assert len(family["details"]) == 3
     assert all("quantize" in line for line in family["details"])

@@ -72,7 +72,7 @@ def test_runs_without_predictions_are_not_said_to_have_other_sentences(run_write
     write_kept(tmp_path / "kept" / "s.runs.jsonl", [keep(run, run.name) for run in runs])
     (family,) = compare_runs([tmp_path / "kept"]).families
     assert family.warnings == [
-        "one run only (2 of 2 configs): nothing is known of another training, and no difference has an interval: "
-        "three seeds or more give one.",
+        "one run only (2 of 2 configs): nothing is known of the noise of training, and no difference has an interval: "
+        "take three seeds or more.",
         "no test sentences beside the run or the baseline (1 of 2 configs): only seeds are resampled.",
     ]

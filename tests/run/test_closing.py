@@ -16,14 +16,14 @@ def speed(p50):
     return {**SPEED, "latency_ms": {"p50": p50, "p95": 2 * p50}}
 
 
-def stage(name, bleu, size, parameters, nonzero, ms):
+def stage(name, bleu, size, parameters, nonzero, ms, seconds=1.0):
     return {
         "name": name,
         "valid": {"bleu": bleu, "loss": 2.0},
         "bytes": size,
         "parameters": parameters,
         "nonzero_parameters": nonzero,
-        "seconds": 1.0,
+        "seconds": seconds,
         "latency_ms": ms,
     }
 
@@ -50,7 +50,7 @@ SUMMARY = {
         "ratio": 10.0,
     },
     "stages": [
-        stage("trained", 30.0, 4_000_000, 1_000_000, 1_000_000, 10.0),
+        stage("trained", 30.0, 4_000_000, 1_000_000, 1_000_000, 10.0, seconds=61.0),
         stage("prune", 29.5, 1_000_000, 1_000_000, 500_000, 10.0),
         stage("quantize", 28.5, 400_000, 1_000_000, 480_000, 11.0),
         stage("file", 28.5, 400_000, 1_000_000, 480_000, 11.0),
@@ -85,6 +85,14 @@ def test_a_row_a_stage_with_quality_size_and_speed():
     assert row(text, "trained") == ["trained", "30", "", "1.000 M", "1.000 M", "4.00 MB", "1.00x", "10.0"]
     assert row(text, "prune") == ["prune", "29.5", "-0.5", "1.000 M", "0.500 M", "1.00 MB", "4.00x", "10.0"]
     assert row(text, "quantize") == ["quantize", "28.5", "-1.5", "1.000 M", "0.480 M", "400.00 kB", "10.00x", "11.0"]
+
+
+def test_nothing_is_compared_with_a_model_that_was_still_training():
+    begun = stage("trained", 20.0, 4_000_000, 1_000_000, 1_000_000, 10.0, seconds=12.2)
+    text = " ".join(shown(stages=[begun, *SUMMARY["stages"][1:]]).split())
+    assert "differences" not in text
+    assert "'trained' when compression began, after 20% of training" in text
+    assert row(shown(stages=[begun, *SUMMARY["stages"][1:]]), "quantize")[1:3] == ["28.5", ""]
 
 
 def test_the_result_is_that_of_the_final_file():

@@ -410,6 +410,14 @@ def test_a_drop_is_a_loss_of_what_is_better_when_higher_and_a_gain_of_errors(met
         measurer._check_drop("prune")
 
 
+def test_a_drop_from_a_model_that_is_still_training_is_refused_before(folder, capsys):
+    run = folder / "drop-aware"
+    words = [*SMALL, "+technique=prune", "max_quality_drop=0.1", "trainer.budget.steps=4", f"hydra.run.dir={run}"]
+    assert main(["train", *words]) == 2
+    assert "max_quality_drop=0.1 is measured against a reference, and this run has none" in capsys.readouterr().err
+    assert not run.exists()
+
+
 @pytest.mark.parametrize(("policy", "status"), [("stop", 1), ("mark", 0)])
 def test_a_run_that_lost_too_much_is_stopped_or_marked(folder, dense, policy, status, capsys):
     run = folder / f"drop-{policy}"

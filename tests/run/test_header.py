@@ -1,9 +1,14 @@
 """What a run says before it trains."""
 
 import pytest
+import torch
 
 from tfx.cli import main
+from tfx.config.compose import compose
 from tfx.model import device
+from tfx.run.setup import Setup
+from tfx.terminal.console import size
+from tfx.training.optimizers import build_optimizers
 
 TINY = [
     *("model.width=16", "model.heads=2", "model.ffn_width=32", "model.encoder_layers=1", "model.decoder_layers=1"),
@@ -98,3 +103,16 @@ def test_batches_of_fewer_examples_than_processes_are_named(capsys, data):
     assert is_told(48, 2)
     assert not is_told(48, 1)
     assert not is_told(640, 2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_memory_is_that_of_what_training_holds(capsys, optimizer):
+    config = compose([*TINY, f"optimizer={optimizer}", "dry_run=false"])
+    model = Setup(config).prepare().model
+    optimizers = build_optimizers(config.optimizer, model, torch.device("cpu"))
+    optimizers.allocate()
+    held = [*model.parameters(), *model.parameters()]  # weights, and as many gradients
+    held += [value for part in optimizers.parts for state in part.state.values() for value in state.values()]
+    whole = sum(4 * value.numel() for value in held if value.ndim)
+    assert main(["train", *TINY, f"optimizer={optimizer}"]) == 0
+    assert f"about {size(whole)} with gradients and optimizer" in " ".join(capsys.readouterr().err.split())

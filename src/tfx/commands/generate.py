@@ -107,6 +107,8 @@ def _config(options: Any, kept: EvaluationConfig, task: TaskFacts, context: int)
     from tfx.evaluation.generation import decoding_method
 
     chosen = {name: getattr(options, name) for name in ("method", *_SETTINGS) if getattr(options, name) is not None}
+    if options.method is None and (options.beam or 1) > 1 and task.decodes:
+        chosen["method"] = "beam"
     config = replace(kept, **chosen)
     check_values(config, "evaluation.")
     if not task.decodes and not task.metrics:

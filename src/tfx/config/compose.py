@@ -78,7 +78,7 @@ def change(config: Root, overrides: Sequence[str]) -> Root:
     chosen = [o for o in overrides if o.lstrip("+").split("=", 1)[0] in groups]
     check_words(overrides)
     if chosen:
-        composed = compose_tree(chosen)
+        composed = _composed(chosen, overrides)
         for override in chosen:
             name = override.lstrip("+").split("=", 1)[0]
             saved[name] = composed[name]
@@ -92,6 +92,14 @@ def change(config: Root, overrides: Sequence[str]) -> Root:
         except Exception as error:  # like Hydra, it raises errors of any kind
             raise explain(error) from error
     return check(saved, values)
+
+
+def _composed(chosen: Sequence[str], overrides: Sequence[str]) -> DictConfig:
+    """The groups chosen anew; a task typed beside them brings its metrics."""
+    of_task = [o for o in overrides if o.lstrip("+").partition("=")[0] in _OF_TASK]
+    if any(o.lstrip("+").startswith("dataset=") for o in chosen):
+        chosen = [*chosen, *of_task]
+    return follow_task(compose_tree(chosen), chosen)
 
 
 def to_yaml(config: Root) -> str:
@@ -116,6 +124,10 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     check_monolingual(config)
     check_corpora(config.dataset)
     return config
+
+
+# What a data set's task is told by, and what that brings.
+_OF_TASK = ("dataset.task", "dataset.predict", "dataset.metrics")
 
 
 @cache

@@ -19,7 +19,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "model.encoder_layers": ("num_encoder_layers", "encoder_depth"),
     "model.decoder_layers": ("num_decoder_layers", "num_layers", "n_layer", "n_layers", "num_hidden_layers"),
     "model.context": ("block_size", "max_length", "max_seq_length", "max_position_embeddings", "n_positions"),
-    "dataset.batch_tokens": ("batch_size", "train_batch_size", "per_device_train_batch_size", "max_tokens"),
+    "dataset.batch_tokens": ("batch_size", "train_batch_size", "per_device_train_batch_size"),
     "optimizer.lr": ("learning_rate", "base_lr", "max_lr"),
     "optimizer.betas": ("beta1", "beta2", "adam_betas", "adam_beta1", "adam_beta2"),
     "optimizer.eps": ("epsilon", "adam_epsilon"),

@@ -1,4 +1,4 @@
-"""What a task that the user types brings with it: a model for it and its metrics, unless these are typed too."""
+"""What the task of the data brings with it: a model for it and its metrics, unless these are typed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ _USUAL = 3  # metrics that a run has where none are named
 
 
 def follow_task(composed: DictConfig, typed: Sequence[str]) -> DictConfig:
-    """The tree composed again where the task that the user ``typed`` is not that of the data set's file.
+    """The tree composed again where the model is for another task than the data that the user ``typed``.
 
-    Such a file (`dataset=csv`) has the metrics of one task, and the default model is for it.
+    The default model is for text to text. A file such as `dataset=csv` has the metrics of one task too, and the user
+    may have typed another.
     """
     named = {word.lstrip("+").partition("=")[0] for word in typed}
     dataset = composed.get("dataset")
-    if not named & {"dataset.task", "dataset.predict"} or not isinstance(dataset, DictConfig):
+    if not named & {"dataset", "dataset.task", "dataset.predict"} or not isinstance(dataset, DictConfig):
         return composed
     task, predict, listed = dataset.get("task"), dataset.get("predict"), dataset.get("metrics")
     if task not in TASKS:

@@ -224,8 +224,9 @@ class Ablation:
         whole = seeds * (own + teacher.teacher_seconds)
         taught = clock(seeds * teacher.teacher_seconds)
         lines.append(
-            f"about {clock(whole)} of training ({taught} of it for one teacher per seed), {self.machine.jobs} at a "
-            "time; estimated from trials run one by one, without start-up, validation and tests"
+            f"about {clock(whole)} of training in all runs together ({taught} of it for one teacher per seed), "
+            f"{self.machine.jobs} at a time; estimated from trials run one by one, without start-up, validation and "
+            "tests"
         )
         single, corrected = (minimum_detectable_difference(seeds, count) for count in (1, max(1, arms - 1)))
         if single is None or corrected is None:

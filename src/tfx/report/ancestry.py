@@ -10,6 +10,7 @@ from pathlib import Path
 from tfx.report.runs import Run, find_run, named_runs
 
 _Cost = Mapping[str, float]  # tokens, seconds and flops
+_Line = list[tuple[str, _Cost]]  # with the place of the run that had this cost
 _TEACHER = "technique.distill.teacher"
 
 
@@ -18,6 +19,7 @@ def count_ancestors(runs: Sequence[Run]) -> None:
 
     A summary may count the model that it names and leave out what that one had started from: a run that only scores a
     model again would then hand on a cost of nothing. Where an ancestor's files are gone, its summary's word stands.
+    What a run both started from and learned from counts once.
     """
     _Ancestry(runs).count(runs)
 
@@ -27,15 +29,15 @@ class _Ancestry:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs: dict[str, Run | None] = {os.path.realpath(run.path): run for run in runs}
-        self._lines: dict[str, list[_Cost]] = {}
+        self._lines: dict[str, _Line] = {}
 
     def count(self, runs: Sequence[Run]) -> None:
         # Nothing is changed before all is read: a run may be an ancestor of another.
-        found = [(run, self._before(run), self._uncounted(run)) for run in runs]
-        for run, before, uncounted in found:
+        found = [(run, self._before(run), self._uncounted(run), self._shared(run)) for run in runs]
+        for run, before, uncounted, shared in found:
             if before:
                 run.origin = _sum(before)
-            run.uncounted = uncounted
+            run.uncounted, run.shared = uncounted, shared
 
     def _named(self, run: Run, setting: str) -> list[Run]:
         """The runs that a setting names, without those that are gone."""
@@ -48,7 +50,7 @@ class _Ancestry:
                 found.append(named)
         return found
 
-    def _line(self, run: Run) -> list[_Cost]:
+    def _line(self, run: Run) -> _Line:
         """What each model in the line of a run's weights cost, its teachers included, the run's own first."""
         place = os.path.realpath(run.path)
         if place not in self._lines:
@@ -57,12 +59,17 @@ class _Ancestry:
             more = self._uncounted(run)
             for key in ("seconds", "flops"):
                 own[key] += run.train.get(f"teacher_{key}", 0.0) + more.get(key, 0.0)
-            self._lines[place] = [own, *(self._before(run) or ([run.origin] if run.origin else []))]
+            self._lines[place] = [(place, own), *(self._before(run) or ([("", run.origin)] if run.origin else []))]
         return self._lines[place]
 
-    def _before(self, run: Run) -> list[_Cost]:
+    def _before(self, run: Run) -> _Line:
         """The line of the model that a run started from; empty where that is not known any more."""
-        return [cost for origin in self._named(run, "init_from") for cost in self._line(origin)]
+        return [entry for origin in self._named(run, "init_from") for entry in self._line(origin)]
+
+    def _shared(self, run: Run) -> _Cost:
+        """What models cost that are in the line of the run's weights, and in that of a teacher."""
+        taught = {place for teacher in self._named(run, _TEACHER) for place, _ in self._line(teacher)}
+        return _sum([(place, cost) for place, cost in self._before(run) if place and place in taught])
 
     def _uncounted(self, run: Run) -> _Cost:
         """What the lines of a run's teachers cost beyond what its summary counts, which its tokens tell.
@@ -72,11 +79,11 @@ class _Ancestry:
         lines = [self._line(teacher) for teacher in self._named(run, _TEACHER)]
         counted = run.train.get("teacher_tokens", 0.0)
         for places in product(*(range(len(line) + 1) for line in lines)):
-            beginnings = [cost for line, place in zip(lines, places, strict=True) for cost in line[:place]]
+            beginnings = [entry for line, place in zip(lines, places, strict=True) for entry in line[:place]]
             if _sum(beginnings)["tokens"] == counted:
-                return _sum([cost for line, place in zip(lines, places, strict=True) for cost in line[place:]])
+                return _sum([entry for line, place in zip(lines, places, strict=True) for entry in line[place:]])
         return {}
 
 
-def _sum(costs: Sequence[_Cost]) -> dict[str, float]:
-    return {key: sum(cost.get(key, 0.0) for cost in costs) for key in ("tokens", "seconds", "flops")}
+def _sum(line: _Line) -> dict[str, float]:
+    return {key: sum(cost.get(key, 0.0) for _, cost in line) for key in ("tokens", "seconds", "flops")}

@@ -255,19 +255,19 @@ def _default_baseline(arms: Sequence[Arm]) -> tuple[Arm | None, str]:
     if fewest and all(_has_start(run) for arm in arms for run in arm.runs):
         return None, "every config has techniques, so that each is compared with the model that it started from"
     left = [arm for arm in arms if len(arm.runs[0].techniques) == fewest]
-    words = ["no technique" if not fewest else "the fewest techniques"]
+    words = ["has no technique" if not fewest else "has the fewest techniques"]
     named = [arm for arm in left if "baseline" in (arm.label, arm.runs[0].name)]
     if named and len(named) < len(left):
         left = named
-        words.append("its name")
+        words.append("is named 'baseline'")
     most = max(len(arm.runs) for arm in left)
     if any(len(arm.runs) < most for arm in left):
         left = [arm for arm in left if len(arm.runs) == most]
-        words.append(f"most runs ({most})")
+        words.append(f"has the most runs ({most})")
     if len(left) > 1:
-        words.append("settings nearest to those of all others")
+        words.append("has the settings nearest to those of all others")
     nearest = min(left, key=lambda arm: sum(_settings_apart(arm, other) for other in arms))
-    return nearest, f"chosen for {', '.join(words)}"
+    return nearest, f"chosen because it {' and '.join(words)}"
 
 
 def _has_start(run: Run) -> bool:
@@ -412,7 +412,7 @@ def _warn(family: Family) -> None:
             lambda run: run.signatures.get(family.metric, ""),
             "the scores are not comparable",
         ),
-        ("different decoding", _decoding, "part of the difference is that of the search"),
+        ("different decoding", _decoding, "part of the difference comes from decoding"),
         ("different machine", _machine, "latencies and seconds are not comparable"),
         ("different torch", _part("packages", "torch"), "speed and last digits may differ for that reason"),
     ]
@@ -452,9 +452,10 @@ def _warn(family: Family) -> None:
     single = [arm.label for arm in family.arms if len(arm.runs) == 1]
     if len(family.arms) > 1 and len(single) == len(family.arms):
         consequence = (
-            "intervals resample sentences only and say nothing of another training: three seeds or more do"
+            "intervals cover sentences only: three seeds or more cover the noise of training too"
             if any(arm.difference for arm in family.arms)
-            else "nothing is known of another training, and no difference has an interval: three seeds or more give one"
+            else "nothing is known of the noise of training, and no difference has an interval: "
+            "take three seeds or more"
         )
         family.warned.append(Warned("one run only", consequence, single))
     by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -475,7 +476,7 @@ def _warn_of_unlike_training(arms: Sequence[Arm], base: Arm) -> None:
         tokens = arm.mean(lambda run: run.train.get("tokens")) or 0.0
         if not _alike(tokens, expected_tokens) and not _alike(arm.mean(lambda run: run.flops) or 0.0, expected_flops):
             details = f"{tokens:,.0f} training tokens; baseline: {expected_tokens:,.0f}"
-            consequence = "the difference is not that of the techniques alone"
+            consequence = "the difference is not due to the techniques alone"
             arm.warnings.append(Caution("different budget", consequence, details))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from tfx.report.runs import OTHER_RUNS, Run, named_runs
 
-# Names and places of things are no settings of them.
+# Names and places of things are no settings of them, but for these, which are choices.
 _NO_SETTING = (".name", ".path")
+_CHOICES = ("optimizer.name", "schedule.name")
 _LONG_VALUE = 32
 _BUDGET = "trainer.budget."
 # A day, a time as of a run directory that nobody named, a number.
@@ -26,9 +27,9 @@ def label_arms(runs: Sequence[Run]) -> tuple[list[str], str]:
     what is commonest among the arms. The second result has these commonest values, which labels leave out.
     """
     chosen = _telling_keys(runs)
-    # Another model is another model, whatever else tells it apart.
-    models = [key for key in differing_keys(runs) if key.startswith("model.") and key not in chosen]
-    keys = [*models, *chosen]
+    # Another model or optimizer is another one, whatever else tells it apart.
+    kinds = [key for key in differing_keys(runs) if key.startswith(("model.", *_CHOICES)) and key not in chosen]
+    keys = [*kinds, *chosen]
     usual = {key: _usual(key, runs) for key in keys}
     short = _shortest_names(sorted({*keys, *differing_keys(runs)}))
     values = {key: _distinct([_shown(run, key) for run in runs]) for key in keys}
@@ -109,12 +110,16 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
         for key, found in values.items()
         if len(found) > 1 or any(key not in run.identity for run in runs if _concerns(key, run))
     ]
-    return sorted((key for key in keys if not key.endswith(_NO_SETTING)), key=_order)
+    return sorted((key for key in keys if _is_setting(key)), key=_order)
+
+
+def _is_setting(key: str) -> bool:
+    return key in _CHOICES or not key.endswith(_NO_SETTING)
 
 
 def _order(key: str) -> tuple[int, int, str]:
     place = next((i for i, part in enumerate(("technique.", "model.", "optimizer.")) if key.startswith(part)), 3)
-    return place, len(key), key
+    return place, 0 if key in _CHOICES else len(key), key
 
 
 def _telling_keys(runs: Sequence[Run]) -> list[str]:
@@ -123,7 +128,7 @@ def _telling_keys(runs: Sequence[Run]) -> list[str]:
     A setting that a run lacks counts as null; that one run has it and the other does not, as of an earlier version, is
     told only where nothing else tells two apart.
     """
-    keys = [*differing_keys(runs), *sorted({key for run in runs for key in run.identity if key.endswith(_NO_SETTING)})]
+    keys = [*differing_keys(runs), *sorted({key for run in runs for key in run.identity if not _is_setting(key)})]
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, run in enumerate(runs):
         groups[run.name, run.techniques].append(index)
@@ -174,6 +179,9 @@ def _shortest_names(keys: Sequence[str]) -> dict[str, str]:
     """Each key by its last words, as many as make it another one than the rest."""
     names = {}
     for key in keys:
+        if key in _CHOICES:
+            names[key] = key.removesuffix(".name")
+            continue
         parts = key.split(".")
         for count in range(2 if parts[-1] == "name" else 1, len(parts) + 1):
             short = ".".join(parts[-count:])

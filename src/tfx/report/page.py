@@ -231,7 +231,7 @@ def _conclusions(family: Family) -> list[str]:
     if widths:
         half = float(np.median(widths)) / 2
         lines.append(
-            f"With this many runs, differences below about {half:.2g} {family.metric} cannot be detected, "
+            f"With this few runs, differences below about {half:.2g} {family.metric} cannot be detected, "
             "even in a single comparison."
         )
     return lines

@@ -70,7 +70,7 @@ class Run:
 
     ``others`` has, for settings that name another run, what that run was, its seed aside. ``identity`` is the config
     with these in place of paths and without `idle`: what tells two configs apart. ``origin`` is what the model that it
-    started from cost, ``uncounted`` what its teacher cost beyond what ``train`` says of it.
+    started from cost, ``uncounted`` what its teacher cost beyond what ``train`` says of it, ``shared`` what is in both.
     """
 
     path: Path
@@ -95,6 +95,7 @@ class Run:
     others: dict[str, str] = field(default_factory=dict)
     origin: dict[str, float] = field(default_factory=dict)
     uncounted: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     statistics_NK: np.ndarray | None = None
     sentences: str = ""
@@ -130,7 +131,8 @@ class Run:
 
     def _cost(self, name: str) -> float:
         parts = (self.train, self.origin, self.uncounted)
-        return sum(part.get(name, 0.0) for part in parts) + self.train.get(f"teacher_{name}", 0.0)
+        counted = sum(part.get(name, 0.0) for part in parts) + self.train.get(f"teacher_{name}", 0.0)
+        return counted - self.shared.get(name, 0.0)
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:

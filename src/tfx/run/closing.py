@@ -16,6 +16,8 @@ from tfx.terminal.tables import Column, Sheet
 _NEAR = 0.02
 # Ratios of latencies on a few inputs: anything between the two is noise, and called neither faster nor slower.
 _FASTER, _SLOWER = 0.95, 1.1
+# From this share of the training time on, compression began at its end.
+_WHOLE = 0.98
 
 
 def closing_table(facts: Facts, result: Result) -> Group:
@@ -74,18 +76,24 @@ def _stages(facts: Facts, result: Result) -> Sheet:
     primary, dense = facts.primary_metric, result.bytes.dense_fp32
     unit = TASKS[facts.task].input
     base = result.stages[0]
+    begun = base.seconds / max(result.train.seconds, 1e-9)
+    # What began to compress while it trained has no trained model to be compared with.
+    is_begun = base.name == TRAINED and begun < _WHOLE
+    differences = f"differences to '{base.name}', "
+    if is_begun:
+        differences = f"'{TRAINED}' when compression began, after {begun:.0%} of training, "
     spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
     table = Sheet(
         Column("stage"),
         *(Column(name, number=True, spare=order) for name, order in spare.items()),
-        title=f"stages: {primary} on validation data, differences to '{base.name}', size without tokenizer, ms {unit}",
+        title=f"stages: {primary} on validation data, {differences}size without tokenizer, ms {unit}",
     )
     for row in result.stages:
         value = row.valid[primary]
         table.add_row(
             row.name,
             number(value),
-            "" if row is base else f"{value - base.valid[primary]:+.3g}",
+            "" if row is base or is_begun else f"{value - base.valid[primary]:+.3g}",
             f"{row.parameters / 1e6:.3f} M",
             f"{row.nonzero_parameters / 1e6:.3f} M",
             size(row.bytes),

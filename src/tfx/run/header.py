@@ -49,8 +49,6 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
     else:
         step = f"{counted(config.dataset.batch_size * config.trainer.accumulation, 'token')} per step"
     precision = choose_precision(config.trainer.precision, device)
-    # Weights, gradients and two moments in fp32; an average doubles the weights.
-    copies = 4 + (config.trainer.averaging.kind != "none")
     rows = [
         ("data", f"{config.dataset.name}: {splits} {unit}"),
         *(("", f"{name}: {describe_files(files)}") for name, files in data.files.items()),
@@ -58,7 +56,7 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
         (
             "model",
             f"{config.model.name}: {parameters:,} parameters ({embeddings / parameters:.0%} embeddings), "
-            f"about {size(4 * copies * parameters)} with gradients and optimizer, without activations",
+            f"about {_memory(parts)}",
         ),
         (
             "training",
@@ -81,6 +79,23 @@ def header(parts: Parts, folder: Path) -> list[tuple[str, str]]:
             *_process_notes(parts),
         ]
     ]
+
+
+def _memory(parts: Parts) -> str:
+    """What a process holds beside activations, in fp32: weights, an average, and what training adds."""
+    from tfx.training.optimizers import orthogonalised
+
+    trainer, model = parts.config.trainer, parts.model
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if trainer.budget.is_zero:
+        return f"{size(4 * weights)} of weights"
+    moments = 2 * weights
+    if parts.config.optimizer.name == "muon":  # which has one for its matrices
+        moments -= sum(matrix.numel() for matrix in orthogonalised(model))
+    count = _process_count(parts) if trainer.parallel == "fsdp" else 1
+    held = 2 * weights + moments + (weights if trainer.averaging.kind != "none" else 0)
+    divided = f", divided by {count} processes" if count > 1 else ""
+    return f"{size(4 * held // count)} with gradients and optimizer, without activations{divided}"
 
 
 def _optimizer(parts: Parts) -> str:

@@ -235,6 +235,12 @@ def unit_matrices(model: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in layers if isinstance(layer, Linear)]
 
 
+def orthogonalised(model: nn.Module) -> list[Tensor]:
+    """The matrices of the blocks, which Muon takes."""
+    roles = parameter_roles(model)
+    return [p for name, p in model.named_parameters() if p.requires_grad and roles[name] is Role.MATRIX]
+
+
 def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.device) -> Optimizers:
     """Builds what ``config`` names for the parameters of ``model``.
 
@@ -247,7 +253,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
     roles = parameter_roles(model)
     matrices = [parameter for name, parameter in named if roles[name] in _DECAYED]
     vectors = [parameter for name, parameter in named if roles[name] not in _DECAYED]
-    hidden = [parameter for name, parameter in named if roles[name] is Role.MATRIX]
+    hidden = orthogonalised(model)
     betas = (config.betas[0], config.betas[1])
     fused = device.type != "mps"
 

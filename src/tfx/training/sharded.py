@@ -107,11 +107,16 @@ class Sharded(Sharing):
         return SomeRows(weight, self.group) if isinstance(weight, DTensor) else ALL_ROWS
 
     def saved_state(self, state: Any) -> Any:
+        found: dict[int, Tensor | None] = {}  # a tied weight stands in several places, and is saved once
+
         def saved(tensor: Tensor) -> Tensor | None:
             if not isinstance(tensor, DTensor):
                 return tensor
-            whole = _whole(tensor)  # for which all processes give their part
-            return whole.cpu() if self.group.is_first else None
+            place = tensor.to_local().data_ptr()
+            if place == 0 or place not in found:
+                whole = _whole(tensor)  # for which all processes give their part
+                found[place] = whole.cpu() if self.group.is_first else None
+            return found[place]
 
         return mapped(state, saved)
 

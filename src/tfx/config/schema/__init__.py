@@ -84,7 +84,7 @@ class Root:
     max_quality_drop: float | None = setting(
         None,
         "largest loss allowed per stage, in the primary metric on validation data, "
-        "against the reference, or without one against the model before compression",
+        "against the reference; without one against the trained model, if techniques act once training is over",
         minimum=0,
         unit="units of the metric",
     )

@@ -193,8 +193,8 @@ def notes(found: dict[str, Any]) -> list[str]:
         )
     elif chosen["at_full_length"] > 1:
         lines.append(
-            f"the winner is the best of {chosen['at_full_length']} at full length, chosen by validation data: what "
-            "that adds to its figure is not known without more seeds"
+            f"the winner is the best of {chosen['at_full_length']} at full length by its validation score: how much of "
+            "that is luck is not known without more seeds"
         )
     if errors := found["size"]:
         largest = errors["largest_error"]
