@@ -249,6 +249,13 @@ def test_limits_take_the_first_examples_of_each_split(tmp_path):
     assert corpus.notes == ["train: the first 2 of 5 examples", "valid: the first 3 of 5 examples"]
 
 
+def test_a_limit_of_texts_on_a_single_text_is_said_to_do_nothing(tmp_path):
+    files = {"train.txt": "one\ntwo\nthree\n", "valid.txt": "four\n"}
+    corpus = load(tmp_path, files, task="lm", format="text", limit=LimitConfig(train=2))
+    said = [note for note in corpus.notes if "limit" in note]
+    assert said == ["dataset.limit.train=2 has no effect: it counts texts, a file or a row each, and there is one"]
+
+
 def test_one_line_of_20_megabytes_is_read(tmp_path):
     long = "ab " * 7_000_000
     assert pairs(load(tmp_path, parallel(f"{long}\nx\n", "y\nz\n"), **SIDES)) == [(long.strip(), "y"), ("x", "z")]

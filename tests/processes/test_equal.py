@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tfx.processes.group import ALONE
 
@@ -143,6 +144,12 @@ def test_a_run_with_divided_weights_measures_each_stage_and_writes_its_file(foun
     assert summary["evidence"]["prune"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert summary["evidence"]["quantize"]["entropy_bits"] == pytest.approx(2, abs=0.3)
     assert (folder / "train.log").read_text().count("2 processes (fsdp)") == 1
+    # A tied weight stands once in the state, with its two moments.
+    with safe_open(next((folder / "state").glob("step-*.safetensors")), "pt") as state:
+        shapes = [tuple(state.get_slice(name).get_shape()) for name in state.keys()]  # noqa: SIM118
+    with safe_open(folder / "model.safetensors", "pt") as model:
+        embedding = tuple(model.get_slice("embedding.weight").get_shape())
+    assert shapes.count(embedding) == 3
 
 
 def test_the_first_process_reports_why_another_one_failed(found):

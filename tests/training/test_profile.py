@@ -42,12 +42,14 @@ def shares(text):
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(12, 5), (7, 2), (5, 0)])
-def test_a_training_reports_once_where_its_steps_time_goes(steps, expected, tmp_path):
+def test_a_training_reports_once_where_its_steps_time_goes(steps, expected, tmp_path, capfd):
     config = compose([*TINY, f"trainer.budget.steps={steps}"])
     _, data = read_inputs(config)
     watch = Watch(tmp_path)
     Trainer(config, build_model(config, data, CPU, None), data, CPU, watch, Stack.from_config(config)).train()
     assert len(watch.tables) == bool(expected)
+    said = capfd.readouterr().err  # the profiler's own words are not for the console
+    assert not [line for line in said.splitlines() if "rofiler" in line or "Toggling" in line]
     if not expected:
         return
     (text,) = watch.tables

@@ -17,8 +17,8 @@ class TaskFacts:
     ``is_stream`` whether its texts form one stream, any part of which is an example; ``spreads`` whether validation
     rows that are cut from the training split come from all of it, for it may be sorted by label. ``starts_from`` are
     the families of models that a model of the task can start from besides its own. ``rows`` and ``input`` are the words
-    for its training examples and for one input, ``empty`` those for the rows that `dataset.empty` is about, and
-    ``output`` is the unit of throughput.
+    for its training examples and for one input, ``empty`` those for the rows that `dataset.empty` is about, ``output``
+    is the unit of throughput, and ``target`` what a loss is the mean over.
     """
 
     what: str
@@ -32,6 +32,7 @@ class TaskFacts:
     input: str
     empty: str = "pairs with an empty side"
     output: str = "output tokens"
+    target: str = "a token"
     metrics: tuple[str, ...] | None = None
     starts_from: tuple[str, ...] = ()
     spreads: bool = False
@@ -92,6 +93,7 @@ TASKS = {
         input="a text",
         empty="rows with an empty text or label",
         output="texts",
+        target="a text",
         metrics=_ALL_LABEL_METRICS,
         starts_from=("encoder",),
         spreads=True,

@@ -209,6 +209,10 @@ def _capped(config: DatasetConfig, split: str, dataset: Any, notes: list[str], r
     if cap < len(dataset):
         notes.append(f"{split}: the first {cap:,} of {len(dataset):,} examples")
         return dataset.select(range(cap))
+    if TASKS[config.task].is_stream and len(dataset) == 1:
+        notes.append(
+            f"dataset.limit.{split}={cap} has no effect: it counts texts, a file or a row each, and there is one"
+        )
     return dataset
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tfx.config.task_facts import TASKS
 from tfx.record.metric_vocabulary import higher_is_better
 from tfx.report import plots
 from tfx.report.arms import Arm
@@ -370,7 +371,7 @@ def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:
             "reference": _references(row.get("reference"))[:_MAX_TEXT],
             "dense": str(other.get("hypothesis"))[:_MAX_TEXT],
             "hypothesis": str(row["hypothesis"])[:_MAX_TEXT],
-            "change": f"{change:+.2f} nats a token",
+            "change": f"{change:+.2f} nats {TASKS[run.task].target}",
         }
         for _, change, row, other in changes[:_MAX_EXAMPLES]
     ]

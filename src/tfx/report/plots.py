@@ -331,7 +331,7 @@ def curves(series: Sequence[tuple[str, dict[str, list[tuple[float, float]]]]], m
         if len(series) > 1:
             axes.legend(fontsize=8, labelcolor=_INK)
         axes.set_xlabel("training tokens, millions")
-        axes.set_ylabel(f"validation {metric}" + (", nats a token" if metric == "loss" else ""))
+        axes.set_ylabel(f"validation {metric}" + (", nats" if metric == "loss" else ""))
         title = "Learning curves"
         svg = _render(
             figure, title, f"Validation {metric} over training tokens, one line a run, {len(series)} configs."

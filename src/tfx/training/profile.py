@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -48,8 +50,9 @@ class StepProfile:
         """Call this after each step."""
         self._steps += 1
         if self._steps == _SKIPPED:
-            self._profiler = profile(activities=self._activities)
-            self._profiler.start()
+            with _silent():
+                self._profiler = profile(activities=self._activities)
+                self._profiler.start()
             self._start = time.perf_counter()
         elif self._steps == _SKIPPED + _MEASURED:
             self.close()
@@ -60,13 +63,15 @@ class StepProfile:
         if self._profiler is None:
             yield
             return
-        self._profiler.toggle_collection_dynamic(False, self._activities)
+        with _silent():
+            self._profiler.toggle_collection_dynamic(False, self._activities)
         start = time.perf_counter()
         try:
             yield
         finally:
             self._start += time.perf_counter() - start
-            self._profiler.toggle_collection_dynamic(True, self._activities)
+            with _silent():
+                self._profiler.toggle_collection_dynamic(True, self._activities)
 
     def close(self) -> None:
         """Ends the measurement; reports on as many steps as there were."""
@@ -76,10 +81,25 @@ class StepProfile:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - self._start
-        profiler.stop()
+        with _silent():
+            profiler.stop()
         if steps := self._steps - _SKIPPED:
             text = table(profiler.key_averages(), seconds, steps, self._device, self._place)
             self._report(text, lambda path: profiler.export_chrome_trace(str(path)))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, the profiler does not write of its own stages to the console; it knows no setting for all of that."""
+    sys.stderr.flush()
+    console, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(console, 2)
+        os.close(console)
+        os.close(nowhere)
 
 
 def table(events: Any, seconds: float, steps: int, device: torch.device, place: Place = NO_LAUNCHER) -> str:

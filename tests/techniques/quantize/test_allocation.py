@@ -75,7 +75,8 @@ def test_files_keep_their_bytes_in_training_and_after_it(tmp_path):
 def test_bytes_and_few_bits_take_the_highest_rate_that_the_bits_have(tmp_path, limit):
     words = [f"technique.quantize.{limit}", "technique.quantize.bits=3", "trainer.budget.steps=2"]
     summary = train(tmp_path / "r", *words)
-    assert summary["evidence"]["quantize"]["rate"] == 1.0  # more would fit
+    assert summary["evidence"]["quantize"]["rate_for_bytes"] == 1.0  # more would fit
+    assert "rate" not in summary["evidence"]["quantize"]
     assert summary["evidence"]["quantize"]["bits"] == 3
 
 

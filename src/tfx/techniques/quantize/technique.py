@@ -374,8 +374,10 @@ class Quantize(Technique):
         whole = sum(sizes.values())
         bits = sum(size * self._bits[name] for name, size in sizes.items())
         rate = self.settings.rate
+        # One that was found for a number of bytes is no target of its own.
+        name = "rate" if self._budget is None else "rate_for_bytes"
         return {
-            **({} if rate is None else {"rate": rate}),
+            **({} if rate is None else {name: rate}),
             "weights_quantized": float(whole),
             "bits": bits / max(1, whole),
             "entropy_bits": sum(coded_bits(grid) for grid in self._final.values()) / max(1, whole),
