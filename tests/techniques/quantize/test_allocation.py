@@ -137,7 +137,7 @@ def test_with_bytes_what_embeddings_leave_goes_to_the_blocks(tmp_path):
         words = ["technique.quantize.bytes=12000", f"technique.quantize.embedding_rate={rate}"]
         summary = train(tmp_path / str(rate), *words, "trainer.budget.steps=2")
         assert 0.985 * 12_000 < summary["bytes"]["file"] <= 12_000
-        found[rate] = summary["evidence"]["quantize"]["rate"]
+        found[rate] = summary["evidence"]["quantize"]["rate_for_bytes"]
     assert found[1.0] > found[4.0] + 0.5
 
 
