@@ -184,3 +184,24 @@ def test_a_model_that_does_not_fit_is_refused_before_memory_is_allocated(monkeyp
     monkeypatch.setattr(transformer, "device_memory", lambda device: 5 * count_parameters(small))
     with pytest.raises(UserError, match="lower"):
         check_fits(small, torch.device("cpu"), 8)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_tables_are_made_on_the_cpu_whatever_the_device_of_the_weights(monkeypatch, make_model, positions):
+    built = make_model(positions=positions)
+    made = []
+    for name in ("sinusoidal_table", "rotary_table"):
+        whole = getattr(transformer, name)
+
+        def seen(*inputs, whole=whole):
+            made.append(torch.get_default_device())
+            return whole(*inputs)
+
+        monkeypatch.setattr(transformer, name, seen)
+    state = {name: tensor.to("meta") for name, tensor in built.state_dict().items()}
+    held = Transformer.holding(built.architecture, state)
+    assert made[-1] == torch.device("cpu")
+    assert {buffer.device.type for buffer in held.buffers()} == {"meta"}
+    again = Transformer.holding(built.architecture, built.state_dict())
+    for mine, theirs in zip(again.buffers(), built.buffers(), strict=True):
+        assert torch.equal(mine, theirs)

@@ -40,6 +40,9 @@ from tfx.model.positions import (
 )
 from tfx.record.seeds import derive_seed
 
+# Buffers that are computed from the architecture.
+_TABLES = ("sinusoids", "rotary_cos", "rotary_sin")
+
 
 class States(NamedTuple):
     """What enters each block of a model and what leaves the last one, (B, L, D) each, by stack."""
@@ -107,9 +110,11 @@ class Transformer(nn.Module):
             model = cls(architecture, config)
         model.load_state_dict(state, assign=True)
         model._tie()
-        device = model.embedding.weight.device
-        with torch.device(device):
+        with torch.device("cpu"):  # the same bits on every device
             model._make_tables()
+        for name in _TABLES:
+            table = getattr(model, name)
+            setattr(model, name, None if table is None else table.to(model.embedding.weight.device))
         return model
 
     def _tie(self) -> None:
@@ -123,9 +128,8 @@ class Transformer(nn.Module):
             sinusoids = sinusoidal_table(architecture.context, architecture.width)
         elif architecture.positions == "rotary":
             cos, sin = rotary_table(architecture)
-        self.register_buffer("sinusoids", sinusoids, persistent=False)
-        self.register_buffer("rotary_cos", cos, persistent=False)
-        self.register_buffer("rotary_sin", sin, persistent=False)
+        for name, table in zip(_TABLES, (sinusoids, cos, sin), strict=True):
+            self.register_buffer(name, table, persistent=False)
 
     # --- the pieces ---------------------------------------------------------------------------------
 

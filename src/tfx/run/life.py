@@ -20,7 +20,7 @@ from tfx.record.lock import locked
 from tfx.record.summary import COMPLETED, FAILED, INTERRUPTED, Facts, Result, Summary
 from tfx.run.closing import closing_table
 from tfx.run.launch import ReportedError, check_processes, is_to_be_launched, run_in_processes
-from tfx.run.other_processes import follow
+from tfx.run.other_processes import announce, follow
 from tfx.run.tracking.contract import Trackers
 from tfx.system.signals import StoppedBySignal, defer_signals, ending_deferral, leaving_on_signals
 from tfx.terminal.console import RunConsole, plain_text
@@ -132,7 +132,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
         begun = None
         try:
             group.begins(str(folder.absolute()))
-            group.first(str(folder)), group.first(None)
+            announce(group, folder, None)
             begun = _Life(setup, typed, run, console, recorded=recorded)
             return begun.live()
         except BaseException as error:
@@ -180,7 +180,7 @@ def resume(
     else:
         run.tidy()
         console.note(f"continuing after step {state['training']['clock']['steps']:,}")
-    group.first(str(run.path)), group.first(None if state is None else state["training"]["clock"]["steps"])
+    announce(group, run.path, None if state is None else state["training"]["clock"]["steps"])
     return _Life(setup, typed, run, console, state=state, extends=extends, known=known).live()
 
 

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from tfx.run.measure import Measurer
 
 
+def announce(group: Group, folder: Path, step: int | None) -> None:
+    """Tells the other processes, which are in `follow`, where the run is, and the step of the state it goes on from."""
+    group.first((str(folder), step))
+
+
+def _announced(group: Group) -> tuple[Path, int | None]:
+    folder, step = group.first(("", None))
+    return Path(folder), step
+
+
 def follow(
     config: Root, group: Group, train_teacher: Callable[[Root, Path], None], recorded: Sequence[float] = ()
 ) -> None:
@@ -39,7 +49,7 @@ def follow(
         def compressing(self, seconds: float) -> None:
             measurer.help()
 
-    folder, step = Path(group.first("")), group.first(None)
+    folder, step = _announced(group)
     if not folder.is_dir():
         raise UserError(
             f"process {group.rank}, on {socket.gethostname()}, does not see the run directory {folder}: name one on a "
