@@ -238,6 +238,16 @@ def test_a_missing_validation_split_is_refused_with_a_remedy(tmp_path):
         load(tmp_path, {"train.txt": "text"}, task="lm", format="text", valid_fraction=0)
 
 
+@pytest.mark.parametrize(
+    ("split", "names", "is_said"), [("valid", ["nope"], True), ("test", ["train"], True), ("valid", ["valid"], False)]
+)
+def test_a_name_of_a_split_that_no_file_has_is_said(tmp_path, split, names, is_said):
+    files = {f"{name}.txt": f"{name}\n" for name in ("train", "valid", "test")}
+    corpus = load(tmp_path, files, task="lm", format="text", splits=SplitConfig(**{split: names}))
+    said = f"{split}: no other file is named {names[0]}, so {split}.txt is taken"
+    assert (said in corpus.notes) == is_said
+
+
 def test_limits_take_the_first_examples_of_each_split(tmp_path):
     files = {
         f"{split}.jsonl": lines(*({"text": f"{split}{row}"} for row in range(5)))
@@ -669,7 +679,7 @@ def test_every_preset_fits_the_schema_and_says_what_it_is(path):
     assert written[0].startswith("# ")
     assert all("  # " in line or line.endswith(":") for line in written[1:])
     assert max(map(len, written)) <= 120
-    check_metrics(config.metrics)
+    check_metrics(config.metrics, config.task)
     assert (config.task == "lm") == (not config.metrics)
 
 

@@ -125,16 +125,16 @@ def test_exact_match_heeds_case_but_not_surrounding_space():
 
 
 def test_an_unknown_metric_is_refused_with_a_suggestion():
-    check_metrics(HERE)
+    check_metrics(HERE, "seq2seq")
     with pytest.raises(UserError, match="metric 'blue' is unknown: did you mean 'bleu'"):
-        check_metrics(["chrf", "blue"])
+        check_metrics(["chrf", "blue"], "seq2seq")
 
 
 def test_rouge_without_its_library_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    check_metrics(["bleu"])
+    check_metrics(["bleu"], "seq2seq")
     with pytest.raises(UserError, match=r"pip install 'tfx\[rouge\]'"):
-        check_metrics(["rouge_l"])
+        check_metrics(["rouge_l"], "seq2seq")
 
 
 def test_only_the_metrics_of_the_loss_are_better_when_lower():
@@ -163,7 +163,7 @@ def test_bleu_that_needs_a_model_says_so_in_a_line():
     if importlib.util.find_spec("sentencepiece") is not None:
         pytest.skip("sentencepiece is installed")
     with pytest.raises(UserError, match=r"metric bleu_flores200 needs an extra: pip install 'tfx\[flores\]'"):
-        check_metrics(["bleu_flores200"])
+        check_metrics(["bleu_flores200"], "seq2seq")
 
 
 SCRIPTS = {

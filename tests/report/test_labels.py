@@ -150,6 +150,19 @@ def test_another_optimizer_is_named_before_its_settings(run_writer, tmp_path, ca
     assert sum("optimizer=muon" in arm["arm"] for arm in family["arms"]) == 1
 
 
+def test_settings_that_the_names_do_not_tell_are_warned_of(run_writer, tmp_path, capsys):
+    for seed in (1, 2):
+        for dropout, smoothing in ((0.0, 0.1), (0.3, 0.0)):
+            run = run_writer(tmp_path / f"{dropout}-{seed}", seed=seed)
+            configured(run, model__dropout=dropout, trainer__label_smoothing=smoothing)
+    (family,) = facts(capsys, tmp_path)
+    said = [warning for warning in family["warnings"] if "more than its name" in warning]
+    assert said == [
+        "differs in more than its name says (1 of 2 configs): the difference is that of all these settings."
+    ]
+    assert any("label_smoothing=0" in line for line in family["details"])
+
+
 def test_what_names_leave_out_is_said_and_what_all_have_is_not(run_writer, tmp_path, capsys):
     for rate, lr in ((1.9, 0.001), (2.5, 0.001), (2.5, 0.002)):
         run = run_writer(tmp_path / f"{rate}-{lr}", techniques=("quantize",))

@@ -173,7 +173,10 @@ def test_the_first_process_alone_keeps_the_whole_tensors_of_a_state(monkeypatch,
     monkeypatch.setattr(sharded, "DTensor", torch.Tensor)
     monkeypatch.setattr(sharded, "_whole", lambda tensor: gathered.append(tensor) or tensor)
     weight = torch.ones(2)
-    found = Sharded(Group(Place(rank, 2, rank, 2, "", 0))).saved_state({"model": [weight], "step": 3})
+    tied = weight.detach()
+    for each in (weight, tied):
+        each.to_local = lambda each=each: each
+    found = Sharded(Group(Place(rank, 2, rank, 2, "", 0))).saved_state({"model": [weight, tied], "step": 3})
     assert len(gathered) == 1
     assert found["step"] == 3
-    assert found["model"][0] is (None if rank else weight)
+    assert found["model"][0] is found["model"][1] is (None if rank else weight)

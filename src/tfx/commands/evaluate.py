@@ -13,7 +13,7 @@ from tfx.config.schema import EvaluationConfig, Root
 from tfx.config.task_facts import TASKS, TaskFacts, facts_of
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory, model_file
-from tfx.record.files import read_json, write_json_lines
+from tfx.record.files import check_replaced, read_json, write_json_lines
 from tfx.terminal.arguments import Arguments
 from tfx.terminal.console import number, plain_console
 from tfx.terminal.tables import Column, Sheet
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
     path = local_model(options.path)
     config = config_of(path, options.overrides, options.path)
-    check_metrics(config.dataset.metrics)
+    check_metrics(config.dataset.metrics, config.dataset.task)
     loaded = load(path, options.device)
     architecture = loaded.model.architecture
     data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
@@ -158,6 +158,7 @@ def _check_writable(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise UserError(f"--predictions {path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
+    check_replaced(path, "--predictions", b'"hypothesis"', "file of predictions")
     if not os.access(path.parent, os.W_OK):
         reason = "cannot be written to" if path.parent.is_dir() else "does not exist"
         raise UserError(f"--predictions {path}: the folder {path.parent} {reason}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory
+from tfx.record.files import check_replaced
 from tfx.terminal.arguments import Arguments
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--margin {options.margin} must be above 0, in the unit of the primary metric")
 
     html = options.html
+    if html is not None:
+        check_replaced(html, "--html", b'<meta name="generator" content="tfx">', "page of tfx's")
     if html is None and not (options.json or options.csv):
         html = _page(options.paths)
     comparison = compare_runs(

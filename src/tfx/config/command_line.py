@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,13 +62,14 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             fault = fault or error
             return None
         finally:
-            _remove_empty(Path(settings.runtime.output_dir))
+            _remove_empty(Path(settings.runtime.output_dir), there)
 
     job.__module__ = "tfx"  # Hydra takes the job's name from here
     overrides, flags = split_flags(in_place(arguments))
     sweep = any(flag in ("-m", "--multirun") for flag in flags)
     if not sweep:
         check_words(overrides)
+    there = _there_already(overrides)
     as_typed = {literal(word, sweep=sweep): word for word in overrides}
     before = sys.argv
     sys.argv = [before[0], *as_typed, *flags]
@@ -86,10 +87,10 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
         for frame, _ in traceback.walk_tb(error.__traceback__):
             # Hydra may fail after making the folder and before the job, and its config is gone by now.
             if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
-                _remove_empty(Path(str(frame.f_locals["output_dir"])).absolute())
+                _remove_empty(Path(str(frame.f_locals["output_dir"])).absolute(), there)
             if frame.f_code.co_name == "sweep" and "sweep_dir" in frame.f_locals:
                 place = Path(str(frame.f_locals["sweep_dir"])).absolute()
-                _remove_unused(place, logs=isinstance(error, UserError))
+                _remove_unused(place, there, logs=isinstance(error, UserError))
         if _is_ours(error):
             raise
         if isinstance(error, OverrideParseException):
@@ -185,12 +186,31 @@ def _is_ours(error: Exception) -> bool:
     )
 
 
-def _remove_empty(folder: Path) -> None:
-    """Removes the folder that Hydra made for a job that wrote nothing, and its empty parents below this folder."""
+def _there_already(overrides: Sequence[str]) -> set[Path]:
+    """The folder that the user names for a run or a sweep, and those above it, where they exist."""
+    found: set[Path] = set()
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        if key not in ("hydra.run.dir", "hydra.sweep.dir"):
+            continue
+        if not value:
+            raise UserError(f"{key}= is empty: name a folder, or leave it out")
+        path = Path(value.strip("'\"")).absolute()
+        found |= {place for place in (path, *path.parents) if place.is_dir()}
+    return found
+
+
+def _remove_empty(folder: Path, kept: Collection[Path]) -> None:
+    """Removes the folder that Hydra made for a job that wrote nothing, and its empty parents below this folder.
+
+    Those that are to be ``kept`` were there before.
+    """
     here = Path.cwd()
-    if folder in (here, *here.parents):
+    if folder in (here, *here.parents, *kept):
         return
     for path in (folder, *(parent for parent in folder.parents if here in parent.parents)):
+        if path in kept:
+            return
         try:
             path.rmdir()
         except FileNotFoundError:  # the run removed its folder already
@@ -199,7 +219,7 @@ def _remove_empty(folder: Path) -> None:
             return
 
 
-def _remove_unused(sweep: Path, *, logs: bool) -> None:
+def _remove_unused(sweep: Path, kept: Collection[Path], *, logs: bool) -> None:
     """Removes the folder of a sweep in which no job left anything.
 
     With ``logs`` also where there are the launcher's own logs, which nobody needs where the user's input is at fault.
@@ -208,7 +228,7 @@ def _remove_unused(sweep: Path, *, logs: bool) -> None:
     if sweep.is_dir() and {path.name for path in sweep.iterdir()} <= written:
         (sweep / "multirun.yaml").unlink(missing_ok=True)
         shutil.rmtree(sweep / ".submitit", ignore_errors=True)
-        _remove_empty(sweep)
+        _remove_empty(sweep, kept)
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

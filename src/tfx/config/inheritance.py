@@ -24,6 +24,8 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
     lies alone (``saved`` is None) is to be trained on.
     """
     origin = Path(str(values["init_from"]))
+    if not origin.exists():
+        raise UserError(f"init_from={origin} does not exist: name a run directory or a model file")
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
     keys += [key for key in _said_by_experiments(typed) if key not in keys]
     tokenizer = next((key for key in keys if key.startswith("dataset.tokenizer")), None)

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from tfx.config.schema import DatasetConfig
+from tfx.config.schema import DatasetConfig, SplitConfig
 from tfx.data.plain_text import COMPRESSED, plain_name
 from tfx.errors import UserError
 
@@ -81,7 +81,16 @@ def find_files(config: DatasetConfig, notes: list[str]) -> dict[str, list[Path]]
             f"dataset.path={config.path} holds no training split: no file is named {names} "
             "(set dataset.splits.train to the name it has)"
         )
+    for split, paths in splits.items():
+        names, usual = getattr(config.splits, split), getattr(SplitConfig(), split)
+        if names != usual and not any(_is_named(config, path, names) for path in paths):
+            notes.append(f"{split}: no other file is named {' or '.join(names)}, so {_names(paths)} is taken")
     return {split: _both_sides(config, splits[split]) for split in SPLITS if split in splits}
+
+
+def _is_named(config: DatasetConfig, path: Path, names: list[str]) -> bool:
+    """Whether a file, or its folder, has one of these names."""
+    return any(_has(_parts(told), name) for told in (_stem(config, path), path.parent.name) for name in names)
 
 
 def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:

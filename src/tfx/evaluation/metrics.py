@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tfx.config.task_facts import LABEL_METRICS
-from tfx.errors import UserError, unknown
+from tfx.config.task_facts import LABEL_METRICS, TASKS
+from tfx.errors import UserError, listed, unknown
 from tfx.evaluation.scripts import rouge_words, split_characters
 from tfx.record.metric_vocabulary import SCORERS
 
@@ -40,11 +40,16 @@ ROUGE_VARIANTS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 TEXT_METRICS = (*BLEU_VARIANTS, "chrf", *ROUGE_VARIANTS, "exact_match", "exact_match_normalized", "f1")
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Raises `UserError` for an unknown metric, and for one whose library is missing."""
+def check_metrics(names: Sequence[str], task: str) -> None:
+    """Raises `UserError` for a metric of generated text that is unknown, or whose library is missing."""
+    if TASKS[task].metrics is not None:  # the config's own check knows those of other tasks
+        return
     for name in names:
-        if any(name in known for known in LABEL_METRICS.values()):  # the config's own check knows them
-            continue
+        if any(name in known for known in LABEL_METRICS.values()):
+            raise UserError(
+                f"dataset.metrics={list(names)}: '{name}' scores labels, and the data are {TASKS[task].what}"
+                f"{listed(TEXT_METRICS)}"
+            )
         if name not in TEXT_METRICS:
             raise unknown("metric", name, TEXT_METRICS)
         if name in ROUGE_VARIANTS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +22,19 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> RunDirectory:
-        """Makes the folder; raises `UserError` if it holds a run already or cannot be made."""
+        """Makes the folder; raises `UserError` if it holds a run already, other files of such names, or cannot be made.
+
+        So all files of these names are the run's own from then on: `remove` takes no others.
+        """
         run = cls(path)
         if run.config.exists():
             raise UserError(
                 f"{path} holds a run already and is not overwritten: continue it with `tfx resume {path}`, "
                 "or name another folder with hydra.run.dir=…"
+            )
+        if found := [file.name for file in (run.state, *run._written) if file.exists()]:
+            raise UserError(
+                f"{path} holds {found[0]}, which a run would overwrite: name another folder with hydra.run.dir=…"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -47,11 +53,16 @@ class RunDirectory:
     def clear(self) -> None:
         """Removes what a run wrote besides its config and log, so that it can start over; other files stay."""
         shutil.rmtree(self.state, ignore_errors=True)
-        written = (self.environment, self.metrics, self.tokenizer, self.model, self.compressed, self.predictions)
-        recorded = (self.tokenizer_roles, self.profile, self.trace, self.tracking)
-        for path in (*written, *recorded, self.tensors, self.attention, self.report, self.summary):
+        for path in self._written:
             path.unlink(missing_ok=True)
         self.tidy()
+
+    @property
+    def _written(self) -> tuple[Path, ...]:
+        """What a run writes besides its config, its log and its states."""
+        written = (self.environment, self.metrics, self.tokenizer, self.model, self.compressed, self.predictions)
+        recorded = (self.tokenizer_roles, self.profile, self.trace, self.tracking)
+        return (*written, *recorded, self.tensors, self.attention, self.report, self.summary)
 
     def tidy(self) -> None:
         """Removes what a killed process was writing."""
@@ -59,12 +70,10 @@ class RunDirectory:
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes all that a run wrote, and its folder if nothing else is in it."""
+        """Removes all that a run wrote. Its folder stays: it may have been there before."""
         self.clear()
         for path in (self.config, self.overrides, self.log, self.lock):
             path.unlink(missing_ok=True)
-        with suppress(OSError):
-            self.path.rmdir()
 
     @property
     def config(self) -> Path:

@@ -14,6 +14,9 @@ from typing import Any
 
 from tfx.errors import UserError
 
+# Of a file, where its kind is looked for.
+_BEGINNING = 1 << 20
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -79,6 +82,14 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes one JSON object per line, completely or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def check_replaced(path: Path, option: str, mark: bytes, what: str) -> None:
+    """Raises `UserError` if a file of the user is there that is not ``what`` an ``option`` writes, which has a mark."""
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as file:
+            if mark not in file.read(_BEGINNING):
+                raise UserError(f"{option} {path} exists already, and is no {what}: name another file")
 
 
 def read_json(path: Path) -> Any:

@@ -17,7 +17,7 @@ from tfx.record.metric_vocabulary import LOSS_METRICS, higher_is_better
 from tfx.report.ancestry import count_ancestors
 from tfx.report.arms import Arm, Caution, Sentences, difference_between, group
 from tfx.report.contributions import Contribution, contribution_facts, contributions
-from tfx.report.labels import folder_name
+from tfx.report.labels import folder_name, unnamed_differences
 from tfx.report.run_filter import matching, sections
 from tfx.report.runs import LeftOut, Run, find_runs
 from tfx.report.statistics import holm, pareto_front, seed_interval
@@ -431,6 +431,11 @@ def _warn(family: Family) -> None:
                     arm.warnings.append(Caution(what, consequence, details))
     if base is not None:
         _warn_of_unlike_training(family.others, base)
+        for arm in family.others:
+            names = f"{arm.label} {base.label} {family.usual}"
+            if not arm.runs[0].name and (more := unnamed_differences(arm.runs[0], base.runs[0], names)):
+                consequence = "the difference is that of all these settings"
+                arm.warnings.append(Caution("differs in more than its name says", consequence, ", ".join(more)))
     for arm in family.arms:
         if any(_unknown_teacher(run) for run in arm.runs):
             arm.warnings.append(Caution("a teacher of unknown cost", "it is not in the cost of training"))

@@ -14,6 +14,8 @@ from tfx.report.runs import OTHER_RUNS, Run, named_runs
 # Names and places of things are no settings of them, but for these, which are choices.
 _NO_SETTING = (".name", ".path")
 _CHOICES = ("optimizer.name", "schedule.name")
+# Settings of which other warnings tell: budget, data, decoding, and what a run starts from.
+_TOLD_ELSEWHERE = ("trainer.budget.", "dataset.", "evaluation.", *OTHER_RUNS)
 _LONG_VALUE = 32
 _BUDGET = "trainer.budget."
 # A day, a time as of a run directory that nobody named, a number.
@@ -115,6 +117,21 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 def _is_setting(key: str) -> bool:
     return key in _CHOICES or not key.endswith(_NO_SETTING)
+
+
+def unnamed_differences(run: Run, other: Run, names: str) -> list[str]:
+    """The settings of training in which two runs differ, and that none of their ``names`` tell, with the run's value.
+
+    Those of a technique that only one of them has are told by its name.
+    """
+    keys = [
+        key
+        for key in differing_keys([run, other])
+        if not key.startswith(_TOLD_ELSEWHERE) and _concerns(key, run) and _concerns(key, other)
+    ]
+    short = _shortest_names(keys)
+    words = [f"{key.removesuffix('.name').rpartition('.')[2]}=" for key in keys]
+    return [f"{short[key]}={_shown(run, key)}" for key, word in zip(keys, words, strict=True) if word not in names]
 
 
 def _order(key: str) -> tuple[int, int, str]:

@@ -9,6 +9,7 @@ import io
 import logging
 import math
 import re
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,9 +93,12 @@ def rounded(value: float | None) -> str:
 def _render(figure: Figure, title: str, description: str) -> str:
     """The figure as an inline SVG whose ids are its own and whose colours are variables."""
     buffer = io.StringIO()
-    # Measured here: "tight" would draw the whole figure once more to do so.
-    edges = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(0.1)
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=edges)
+    with warnings.catch_warnings():
+        # The page's own fonts show what the one that is measured with lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # Measured here: "tight" would draw the whole figure once more to do so.
+        edges = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(0.1)
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=edges)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = _compact(_with_tips(re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
         return None
     if is_to_be_launched(config, group.place):
         return run_in_processes("train", setup, typed, folder, recorded)
+    is_new = not folder.exists()
     run = RunDirectory.create(folder)
     with locked(folder):
         RunDirectory.create(folder)  # another process may have run there in the meantime
@@ -139,6 +140,9 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
             # Before it lives nothing is there that could be resumed, whatever the reason, such as one of the others.
             if begun is None or (isinstance(error, UserError) and not begun.is_prepared):
                 run.remove()
+                if is_new:
+                    with suppress(OSError):  # something else is in it
+                        folder.rmdir()
             raise
 
 

@@ -63,7 +63,7 @@ class Setup:
         from tfx.training.parallel import check_sharded
 
         self.config = config = _with_model_of_origin(config)
-        check_metrics(config.dataset.metrics)
+        check_metrics(config.dataset.metrics, config.dataset.task)
         if config.evaluation.engine != "torch":
             raise UserError(
                 f"evaluation.engine={config.evaluation.engine} is for `tfx evaluate` and `tfx generate`: a run is "

@@ -47,8 +47,8 @@ class Selection:
 
     def passed(self, progress: float) -> None:
         """Notes a validation at this progress: the next one is due later."""
-        while self.next_validation * self._config.validate_every <= progress + 1e-9:
-            self.next_validation += 1
+        due = int((progress + 1e-9) / self._config.validate_every) + 1
+        self.next_validation = max(self.next_validation, due)
 
     def judge(self, metrics: Mapping[str, float], step: int) -> bool:
         """Whether these are the best weights so far; if so, keeps them.

@@ -101,7 +101,7 @@ class DatasetConfig:
         unit="tokens per side",
     )
     max_length_ratio: float | None = setting(
-        None, "seq2seq: training pairs whose lengths differ by more are dropped", above=1
+        None, "seq2seq: training pairs whose lengths differ by more are dropped", above=1, maximum=1000000
     )
     empty: str = setting(
         "error",
