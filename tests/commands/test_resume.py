@@ -452,7 +452,7 @@ def test_an_unfinished_run_cannot_be_reproduced(dense, capsys):
     run = dense.with_name("unfinished")
     cut_back(dense, run, 1)
     assert main(["reproduce", str(run)]) == 2
-    assert "summary.json does not exist" in capsys.readouterr().err
+    assert "has no summary.json: the run did not complete, and `tfx resume" in capsys.readouterr().err
 
 
 def test_a_saved_config_alone_reruns_elsewhere(dense, folder):

@@ -81,6 +81,15 @@ def test_precision_on_a_cpu(monkeypatch, name, has_bf16, expected):
     assert (precision.name, precision.autocast, precision.products) == expected
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_a_limit_of_instructions_leaves_no_bfloat16_products(monkeypatch, tmp_path, name):
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_bf16")
+    monkeypatch.setattr("builtins.open", lambda path, **options: (tmp_path / "cpuinfo").open(**options))
+    for allowed, expected in (("", "mixed"), ("AVX512_CORE_BF16", "mixed"), ("AVX2", "fp32"), ("avx512_core", "fp32")):
+        monkeypatch.setenv(name, allowed)
+        assert choose_precision("auto", CPU).name == expected
+
+
 @pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp32")])
 def test_automatic_precision_on_a_gpu_is_bfloat16_where_it_is_not_emulated(monkeypatch, has_bf16, name):
     # Torch counts emulation unless told otherwise: every GPU has that.

@@ -93,6 +93,10 @@ def test_nothing_is_compared_with_a_model_that_was_still_training():
     assert "differences" not in text
     assert "'trained' when compression began, after 20% of training" in text
     assert row(shown(stages=[begun, *SUMMARY["stages"][1:]]), "quantize")[1:3] == ["28.5", ""]
+    reference = stage("reference", 30.0, 4_000_000, 1_000_000, 1_000_000, 10.0)
+    text = " ".join(shown(stages=[reference, begun, *SUMMARY["stages"][1:]]).split())
+    assert "differences to 'reference', 'trained' when compression began, after 20% of training, size" in text
+    assert "differences to 'trained'" in shown(train={**SUMMARY["train"], "seconds": 0.0})  # nothing was trained
 
 
 def test_the_result_is_that_of_the_final_file():

@@ -53,7 +53,8 @@ def explain(error: Exception) -> UserError:
     """One line, with a suggestion, for an error of Hydra or OmegaConf, or one that they let through."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         where = Path(str(error.filename)).absolute()
-        hint = "" if os.path.lexists(where) else "; name another folder for the run with hydra.run.dir=…"
+        is_folder = os.path.lexists(where) and not where.is_file()
+        hint = "" if is_folder else "; name another folder for the run with hydra.run.dir=…"
         return UserError(f"{where} cannot be made or read: {error.strerror}{hint}")
     if isinstance(error, yaml.YAMLError):
         return UserError(f"a file of the config is not YAML: {of_yaml(error)}")

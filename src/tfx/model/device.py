@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from tfx.model.linear import products_in
 from tfx.processes.group import ALONE, Group
 from tfx.system.memory import installed_memory
 
+# Instructions without products of bfloat16, as oneDNN's limit names them.
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 # Devices whose values are read at once: the CPU, and MPS, whose optimizers cannot refuse a step by themselves.
 _SYNCHRONOUS = ("cpu", "mps")
 
@@ -198,7 +201,10 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has AVX512-BF16 or AMX."""
+    """Whether the CPU has AVX512-BF16 or AMX, and torch's library for products may use them."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if allowed.upper() in _WITHOUT_BF16:
+        return False
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             text = file.read()

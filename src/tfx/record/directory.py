@@ -46,6 +46,8 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """The folder of an existing run; raises `UserError` where there is none."""
         run = cls(path)
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name a run directory")
         if not run.config.is_file():
             raise UserError(f"{path} is not a run directory: it has no {run.config.name}")
         return run
@@ -189,6 +191,11 @@ class RunDirectory:
 
     def read_summary(self) -> Summary:
         """The content of `summary.json`; raises `UserError` if it is missing, broken, or from a newer tfx."""
+        if self.config.is_file() and not self.summary.exists():
+            raise UserError(
+                f"{self.path} has no {self.summary.name}: the run did not complete, and `tfx resume {self.path}` goes "
+                "on"
+            )
         return Summary.read(self.summary)
 
     def training_cost(self) -> dict[str, float]:

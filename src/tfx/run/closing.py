@@ -76,24 +76,25 @@ def _stages(facts: Facts, result: Result) -> Sheet:
     primary, dense = facts.primary_metric, result.bytes.dense_fp32
     unit = TASKS[facts.task].input
     base = result.stages[0]
-    begun = base.seconds / max(result.train.seconds, 1e-9)
+    whole = result.train.seconds
+    begun = next((row.seconds / whole for row in result.stages if row.name == TRAINED and whole), 1.0)
     # What began to compress while it trained has no trained model to be compared with.
-    is_begun = base.name == TRAINED and begun < _WHOLE
-    differences = f"differences to '{base.name}', "
-    if is_begun:
-        differences = f"'{TRAINED}' when compression began, after {begun:.0%} of training, "
+    has_base = base.name != TRAINED or begun >= _WHOLE
+    told = [f"differences to '{base.name}', "] if has_base else []
+    if begun < _WHOLE:
+        told.append(f"'{TRAINED}' when compression began, after {begun:.0%} of training, ")
     spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
     table = Sheet(
         Column("stage"),
         *(Column(name, number=True, spare=order) for name, order in spare.items()),
-        title=f"stages: {primary} on validation data, {differences}size without tokenizer, ms {unit}",
+        title=f"stages: {primary} on validation data, {''.join(told)}size without tokenizer, ms {unit}",
     )
     for row in result.stages:
         value = row.valid[primary]
         table.add_row(
             row.name,
             number(value),
-            "" if row is base or is_begun else f"{value - base.valid[primary]:+.3g}",
+            "" if row is base or not has_base else f"{value - base.valid[primary]:+.3g}",
             f"{row.parameters / 1e6:.3f} M",
             f"{row.nonzero_parameters / 1e6:.3f} M",
             size(row.bytes),
