@@ -35,6 +35,8 @@ from tfx.config.schema import Root
 from tfx.config.task_choice import follow_task
 from tfx.errors import UserError
 
+# What a data set's task is told by, and what that brings.
+_OF_TASK = ("dataset.task", "dataset.predict", "dataset.metrics")
 # Makes a saved config a primary config of Hydra's: `tfx train --config-dir RUN --config-name config`.
 _SAVED_HEAD = """\
 # Reruns with no other file: tfx train --config-dir THIS_FOLDER --config-name config
@@ -124,10 +126,6 @@ def check(composed: DictConfig, typed: Sequence[str], *, is_new: bool = False) -
     check_monolingual(config)
     check_corpora(config.dataset)
     return config
-
-
-# What a data set's task is told by, and what that brings.
-_OF_TASK = ("dataset.task", "dataset.predict", "dataset.metrics")
 
 
 @cache

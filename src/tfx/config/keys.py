@@ -63,7 +63,9 @@ def unknown_key(name: str, known: Sequence[str]) -> UserError:
     That is what another library calls so, else one of the same name elsewhere, else one that is written alike.
     """
     group, _, last = name.rpartition(".")
-    meant = [key for key, others in OTHER_NAMES.items() if last in others and (key in known or key[:6] == "hydra.")]
+    meant = [
+        key for key, others in OTHER_NAMES.items() if last in others and (key in known or key.startswith("hydra."))
+    ]
     meant = meant or [key for key in known if _last(key) == last]
     if len(meant) == 1:
         return UserError(f"key '{name}' is unknown: did you mean '{meant[0]}'?")

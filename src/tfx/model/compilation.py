@@ -47,8 +47,10 @@ def compile_for(
 
 def missing_for_compiling(device: torch.device) -> str:
     """What torch needs on this machine to compile for a device, and does not find; empty if nothing."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return "" if _finds("CXX", "g++", "clang++") else "a C++ compiler (g++)"
+    if device.type != "cuda":
+        return ""
     if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
         return "a GPU of compute capability 7.0 or more"
     if importlib.util.find_spec("triton") is None:
