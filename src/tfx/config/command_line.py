@@ -196,7 +196,7 @@ def _there_already(overrides: Sequence[str]) -> set[Path]:
         if not value:
             raise UserError(f"{key}= is empty: name a folder, or leave it out")
         path = Path(value.strip("'\"")).absolute()
-        found |= {place for place in (path, *path.parents) if place.is_dir()}
+        found |= {place for place in (path, *path.parents) if os.path.isdir(place)}  # noqa: PTH112 - also of a name too long
     return found
 
 

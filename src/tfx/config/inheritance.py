@@ -24,11 +24,11 @@ def inherit(values: dict[str, Any], typed: Sequence[str], saved: dict[str, Any] 
     lies alone (``saved`` is None) is to be trained on.
     """
     origin = Path(str(values["init_from"]))
-    if not origin.exists():
-        raise UserError(f"init_from={origin} does not exist: name a run directory or a model file")
     keys = [override.lstrip("+").split("=", 1)[0] for override in typed]
     keys += [key for key in _said_by_experiments(typed) if key not in keys]
     tokenizer = next((key for key in keys if key.startswith("dataset.tokenizer")), None)
+    if tokenizer is not None and not origin.exists():
+        raise UserError(f"init_from={origin} does not exist: name a run directory or a model file")
     if tokenizer is not None:
         raise UserError(f"init_from={origin} brings its tokenizer, and {tokenizer} names another: leave it out")
     if saved is None:
