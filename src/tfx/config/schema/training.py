@@ -245,7 +245,9 @@ class TrainerConfig:
         "the metric of validation rows by which weights are the best; null: that of early stopping, else the primary "
         "metric of a classifier and the loss of other models",
     )
-    validate_every: float = setting(0.1, "time between validations", above=0, maximum=1, unit="fractions of the budget")
+    validate_every: float = setting(
+        0.1, "time between validations", minimum=1e-9, maximum=1, unit="fractions of the budget"
+    )
     log_every: int = setting(20, "steps between training rows of metrics.jsonl", minimum=1)
     profile: bool = setting(
         False, "measure where the time of five steps goes: profile.txt and trace.json.gz in the run directory"
