@@ -2,6 +2,7 @@
 
 import pytest
 
+from tfx.cli import main
 from tfx.config.compose import compose, load
 from tfx.config.keys import OTHER_NAMES, all_keys
 from tfx.errors import UserError
@@ -31,6 +32,21 @@ def test_an_unknown_key_stands_for_what_other_libraries_call_so_or_write_alike(t
     assert told(typed).endswith(f"is unknown: did you mean '{meant}'?")
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words", "meant"),
+    [
+        ("mine.yaml", "defaults: [train, _self_]\nbatch_size: 5\n", ["--config-name", "mine"], "dataset.batch_tokens"),
+        ("optimizer/mine.yaml", "learning_rate: 1\n", ["optimizer=mine"], "optimizer.lr"),
+        ("experiment/mine.yaml", "# @package _global_\nbatch_size: 3\n", ["experiment=mine"], "dataset.batch_tokens"),
+    ],
+)
+def test_an_unknown_key_in_a_file_is_answered_alike(here, capsys, file, text, words, meant):
+    (here / "mine" / file).parent.mkdir(parents=True)
+    (here / "mine" / file).write_text(text)
+    assert main(["train", "--config-dir", "mine", *words, "dry_run=true"]) == 2
+    assert capsys.readouterr().err.endswith(f"is unknown: did you mean '{meant}'?\n")
+
+
 def test_a_key_that_is_like_none_is_answered_by_those_of_its_group():
     assert ": choose one of optimizer.betas, optimizer.clip_norm" in told("optimizer.zzz=1")
     assert "did you mean 'technique.prune.sparsity'?" in told("technique=prune", "technique.prune.sparcity=0.5")
@@ -53,6 +69,7 @@ def test_a_choice_typed_as_a_name_alone_is_refused(word):
 
 
 def test_a_name_of_ones_own_is_a_name():
+    assert compose(["model=seq2seq_big", "model.name=seq2seq_big"]).model.width > 500
     assert compose(["model.name=mine"]).model.name == "mine"
 
 

@@ -66,3 +66,9 @@ def test_other_data_of_a_run_bring_the_metrics_of_their_task():
     assert changed.dataset.metrics == compose([*CSV, "dataset.task=classification"]).dataset.metrics
     assert changed.model == run.model
     assert change(run, [*words, "dataset.metrics=[matthews]"]).dataset.metrics == ["matthews"]
+
+
+def test_texts_from_data_with_labels_bring_metrics_of_texts():
+    words = ["dataset=kinds", "dataset.task=seq2seq", "dataset.format=csv", "dataset.path=."]
+    assert compose(words).dataset.metrics == ["bleu", "chrf"]
+    assert compose([*CSV, "dataset.task=seq2seq", "dataset.metrics=[exact_match]"]).dataset.metrics == ["exact_match"]

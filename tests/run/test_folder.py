@@ -19,7 +19,9 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "compressed.safetensors", "report.html", "state/mine.py"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "compressed.safetensors", "report.html", "state/mine.py", "train.log"]
+)
 @pytest.mark.parametrize("words", [TINY, MISSING], ids=["good", "bad"])
 def test_files_that_a_run_would_overwrite_are_refused_and_stay(here, name, words, capsys):
     file = here / "project" / name
@@ -29,6 +31,13 @@ def test_files_that_a_run_would_overwrite_are_refused_and_stay(here, name, words
     assert contents(here / "project") == {name: "mine"}
     said = capsys.readouterr().err
     assert f"project holds {name.partition('/')[0]}, which a run would overwrite: name another folder with" in said
+
+
+def test_a_run_that_was_killed_as_it_began_starts_again(here):
+    (here / "run").mkdir()
+    for name in (".lock", "overrides.yaml", "train.log"):
+        (here / "run" / name).touch()
+    assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
 
 
 def test_other_files_stay_beside_a_run(here):
@@ -69,6 +78,25 @@ def test_a_repetition_leaves_what_is_in_its_folder(here, capsys):
     (here / "again" / "state" / "mine.py").write_text("mine")
     assert main(["reproduce", "run", "--folder", "again"]) == 2
     assert contents(here / "again") == {"state/mine.py": "mine"}
+    (here / "other").mkdir()
+    (here / "other" / "reproduction.json").write_text("mine")
+    assert main(["reproduce", "run", "--folder", "other"]) == 2
+    assert contents(here / "other") == {"reproduction.json": "mine"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dataset=kinds", "model=encoder_tiny", "dataset.metrics=[]"],
+        ["dataset=stdlib", "model=gpt_nano", "model.encoder_layers=0", "dataset.metrics=[]"],
+    ],
+)
+def test_predictions_of_every_task_are_replaced_by_their_like(here, words):
+    tiny = [word for word in TINY if not word.startswith(("model=", "model.decoder_layers", "dataset.tokenizer"))]
+    layers = "model.decoder_layers=0" if "dataset=kinds" in words else "model.decoder_layers=1"
+    assert main(["train", *tiny, *words, layers, "hydra.run.dir=run"]) == 0
+    for _ in range(2):
+        assert main(["evaluate", "run", "--predictions", "mine.jsonl"]) == 0
 
 
 def test_only_files_of_their_kind_are_replaced(here, capsys):

@@ -158,7 +158,7 @@ def _check_writable(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise UserError(f"--predictions {path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
-    check_replaced(path, "--predictions", b'"hypothesis"', "file of predictions")
+    check_replaced(path, "--predictions", b'"nll": ', "file of predictions")
     if not os.access(path.parent, os.W_OK):
         reason = "cannot be written to" if path.parent.is_dir() else "does not exist"
         raise UserError(f"--predictions {path}: the folder {path.parent} {reason}")

@@ -62,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     saved = compose.load(old.config)
     config = compose.change(saved, options.overrides) if options.overrides else saved
     new = RunDirectory(options.folder or _free(old.path))
+    if (verdict := new.path / "reproduction.json").exists():
+        raise UserError(f"{verdict} exists already: name another folder with --folder")
     recorded: list[float] = []
     if config.trainer.budget.unit == "seconds" and config.trainer.budget == saved.trainer.budget:
         # Seconds differ each time: repeat the steps and ramps of the old run.
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     if status:
         return status
     found = compare(old, new, options.tolerance)
-    write_json(new.path / "reproduction.json", found)
+    write_json(verdict, found)
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tfx.config import compose
+from tfx.config.keys import all_keys, unknown_key
 from tfx.config.schema import Budget, Root
 from tfx.errors import UserError
 from tfx.processes.place import find_place
@@ -84,6 +85,8 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
     for override in overrides:
         key = override.partition("=")[0]
         if not _ENTRY.sub("dataset.", key).startswith(SAFE):
+            if not key.startswith(("technique", "dataset.mix", "hydra")) and key not in (known := all_keys()):
+                raise unknown_key(key, known)
             raise UserError(
                 f"{key} cannot change in a resumed run, only {', '.join(SAFE)} (of a mixture dataset.mix.N.path) can: "
                 "start another run for it, with init_from=RUN to begin with these weights"

@@ -103,6 +103,8 @@ def check_names(typed: Sequence[str]) -> None:
     for override in typed:
         key, _, value = override.lstrip("+").partition("=")
         group = key.removesuffix(".name")
+        if f"{group}={value}" in typed:
+            continue
         if key in ("model.name", "dataset.name", "optimizer.name", "schedule.name") and value in choices(group):
             raise UserError(
                 f"{key}={value} changes the name alone, and none of the settings that come with it: choose "

@@ -75,7 +75,9 @@ def explain(error: Exception) -> UserError:
         first = text.strip().splitlines()[0]
         return UserError(f"{key}: {first}; for a text with ${{ in it, write \\${{ in single quotes: '\\${{'")
     if "is not in struct" in text or "not in '" in text:
-        name = key or re.findall(r"'([^']*)'", text)[0]
+        # In a file of the config, the error names the file first.
+        told = re.search(r"full_key: (\S+)", text)
+        name = key or (told[1] if told else re.findall(r"'([^']*)'", text)[0])
         group, _, technique = name.partition(".")
         if group == "technique" and technique and "." not in technique:  # it is a group only where it is chosen
             return _not_chosen(technique)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from omegaconf import DictConfig
 
 from tfx.config.hydra_driver import compose_tree
-from tfx.config.task_facts import TASKS, metrics_of
+from tfx.config.task_facts import LABEL_METRICS, TASKS, metrics_of
 
+_OF_TEXT = ("bleu", "chrf")
 _USUAL = 3  # metrics that a run has where none are named
 
 
@@ -29,6 +31,11 @@ def follow_task(composed: DictConfig, typed: Sequence[str]) -> DictConfig:
     if "model" not in named and composed.model.get("family") != task:
         brought.append(f"model={TASKS[task].example}")
     known = metrics_of(task, predict)
-    if "dataset.metrics" not in named and known is not None and not set(listed or ()) <= set(known):
+    if known is None:  # of generated text, where others may be named
+        known = (
+            tuple(metric for metric in listed or () if metric not in chain.from_iterable(LABEL_METRICS.values()))
+            or _OF_TEXT
+        )
+    if "dataset.metrics" not in named and not set(listed or ()) <= set(known):
         brought.append(f"dataset.metrics=[{','.join(known[:_USUAL])}]")
     return compose_tree([*brought, *typed]) if brought else composed

@@ -32,7 +32,9 @@ class RunDirectory:
                 f"{path} holds a run already and is not overwritten: continue it with `tfx resume {path}`, "
                 "or name another folder with hydra.run.dir=…"
             )
-        if found := [file.name for file in (run.state, run.overrides, *run._written) if file.exists()]:
+        # A run that was killed as soon as it began left its lock, and may have left these two.
+        first = () if run.lock.exists() else (run.overrides, run.log)
+        if found := [file.name for file in (run.state, *first, *run._written) if file.exists()]:
             raise UserError(
                 f"{path} holds {found[0]}, which a run would overwrite: name another folder with hydra.run.dir=…"
             )

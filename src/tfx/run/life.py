@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tfx.record.summary import TrainingCost
     from tfx.run.measure import Measurer
     from tfx.run.setup import Parts, Setup
-    from tfx.techniques.stack import Stack
 
 
 _LAUNCHER_KILLED = "the tfx process that started this one was killed"
@@ -352,8 +351,6 @@ class _Life:
                 measurer.load_state_dict(self.state["measurer"])
             elif (reference := _reference(parts)) is not None:
                 measurer.measure_reference(*reference)
-            else:
-                check_quality_drop(self.config, parts.stack)
         return measurer
 
     def _train(self, parts: Parts, measurer: Measurer) -> TrainingCost:
@@ -443,15 +440,6 @@ def _show(parts: Parts, folder: Path, console: RunConsole) -> None:
     console.header(header(parts, folder))
     if (lost := zeros_given_up(parts)) is not None:
         console.note(lost)
-
-
-def check_quality_drop(config: Root, stack: Stack) -> None:
-    """Raises `UserError` where a loss of quality is to be measured, and there is no dense model to measure it by."""
-    if config.max_quality_drop is not None and stack.compresses_now(1.0 - 1e-9):
-        raise UserError(
-            f"max_quality_drop={config.max_quality_drop:g} is measured against a reference, and this run has none: the "
-            "model that it compresses is still training then. Name a dense one with reference=RUN"
-        )
 
 
 def _reference(parts: Parts) -> tuple[Path, str] | None:

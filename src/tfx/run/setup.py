@@ -104,6 +104,7 @@ class Setup:
             local_file(Path(config.reference))  # raises before any training if it does not exist
         for _, need in self.stack.teacher_needs():
             check_need(config, need)
+        _check_quality_drop(config, self.stack)
 
     def prepare(self, teachers: Teachers | None = None, stand_ins: StandIns | None = None) -> Parts:
         """Reads the data and builds the model. ``teachers`` are those of the stack, by technique.
@@ -178,6 +179,16 @@ def _check_order(config: Root, stack: Stack) -> None:
         raise UserError(
             f"technique '{ordering[0].name}' orders the batches of a whole epoch by their lengths, and a streamed data "
             "set has none: leave it out, or prepare the data with dataset.streaming=false"
+        )
+
+
+def _check_quality_drop(config: Root, stack: Stack) -> None:
+    """Raises `UserError` where a loss of quality is to be measured, and there is no dense model to measure it by."""
+    has_reference = config.reference is not None or config.init_from is not None or bool(stack.teacher_needs())
+    if config.max_quality_drop is not None and not has_reference and stack.compresses_now(1.0 - 1e-9):
+        raise UserError(
+            f"max_quality_drop={config.max_quality_drop:g} is measured against a reference, and this run has none: the "
+            "model that it compresses is still training then. Name a dense one with reference=RUN"
         )
 
 
