@@ -85,7 +85,7 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def check_replaced(path: Path, option: str, mark: bytes, what: str) -> None:
-    """Raises `UserError` if a file is there that is no ``what``: an ``option`` writes those with a mark near the start."""
+    """Raises `UserError` if a file is there that is no ``what``: an ``option`` writes those with a mark in them."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb") as file:
             if mark not in file.read(_BEGINNING):
