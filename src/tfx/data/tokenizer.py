@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from tfx.config.schema import TokenizerConfig
 from tfx.data.foreign import CONFIG, TOKENIZER, read_foreign, read_object
 from tfx.data.token_roles import Roles
 from tfx.errors import UserError
+from tfx.system.stderr import silent_stderr
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
@@ -124,7 +122,7 @@ class Tokenizer:
     def from_json(cls, text: str, roles: Roles | None = None) -> Tokenizer:
         """The tokenizer that `to_json` wrote, or another tool's with roles; raises `UserError` for any other text."""
         try:
-            with _no_backtrace():
+            with silent_stderr():  # where the library panics, it prints a backtrace before Python gets the error
                 backend = tokenizers.Tokenizer.from_str(text)
             return cls(backend, roles)
         except BaseException as error:  # the library raises a bare Exception, or panics, which is not even one
@@ -379,25 +377,6 @@ def _normalizers(found: dict[str, Any] | None) -> list[str]:
     # What the decoder turns back is no change.
     undone = found["type"] == "Prepend" or found.get("content") == _TYPED_SPACE
     return [] if undone else [str(found["type"])]
-
-
-@contextmanager
-def _no_backtrace() -> Iterator[None]:
-    """Inside, nothing reaches stderr: if the library panics, it prints a backtrace before Python gets the error."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    sys.stderr.flush()
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 def _special_id(backend: tokenizers.Tokenizer, token: str) -> int | None:

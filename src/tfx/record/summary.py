@@ -18,6 +18,8 @@ VERSION = 1
 COMPLETED, INTERRUPTED, FAILED = "completed", "interrupted", "failed"
 # The stages that belong to no technique.
 REFERENCE, TRAINED, FILE = "reference", "trained", "file"
+# A technique that begins after this share of the training time finds a model that is trained.
+WHOLE_TRAINING = 0.98
 
 Part = TypeVar("Part")
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfx.config.task_facts import TASKS
 from tfx.record.metric_vocabulary import higher_is_better
+from tfx.record.summary import WHOLE_TRAINING
 from tfx.report import plots
 from tfx.report.arms import Arm
 from tfx.report.comparison import COSTS, SCALES, Comparison, Family, difference_shown, verdict
@@ -339,7 +340,7 @@ def _stages(arms: Sequence[Arm]) -> dict[str, Any] | None:
 def _acts_in_training(run: Run) -> bool:
     """Whether a technique began to act before training ended: then what stands as trained is not all of it."""
     before = next((row.get("seconds", 0.0) for row in run.stages if row["name"] == "trained"), 0.0)
-    return len(run.techniques) > 0 and before < 0.98 * run.train.get("seconds", 0.0)
+    return len(run.techniques) > 0 and before < WHOLE_TRAINING * run.train.get("seconds", 0.0)
 
 
 def _examples(arm: Arm, family: Family) -> dict[str, Any] | None:

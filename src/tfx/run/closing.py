@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from tfx.config.task_facts import TASKS
-from tfx.record.summary import FILE, REFERENCE, TRAINED, Facts, Result, TrainingCost
+from tfx.record.summary import FILE, REFERENCE, TRAINED, WHOLE_TRAINING, Facts, Result, TrainingCost
 from tfx.terminal.console import clock, number, size
 from tfx.terminal.tables import Column, Sheet
 
@@ -16,8 +16,6 @@ from tfx.terminal.tables import Column, Sheet
 _NEAR = 0.02
 # Ratios of latencies on a few inputs: anything between the two is noise, and called neither faster nor slower.
 _FASTER, _SLOWER = 0.95, 1.1
-# From this share of the training time on, compression began at its end.
-_WHOLE = 0.98
 
 
 def closing_table(facts: Facts, result: Result) -> Group:
@@ -79,9 +77,9 @@ def _stages(facts: Facts, result: Result) -> Sheet:
     whole = result.train.seconds
     begun = next((row.seconds / whole for row in result.stages if row.name == TRAINED and whole), 1.0)
     # What began to compress while it trained has no trained model to be compared with.
-    has_base = base.name != TRAINED or begun >= _WHOLE
+    has_base = base.name != TRAINED or begun >= WHOLE_TRAINING
     told = [f"differences to '{base.name}', "] if has_base else []
-    if begun < _WHOLE:
+    if begun < WHOLE_TRAINING:
         told.append(f"'{TRAINED}' when compression began, after {begun:.0%} of training, ")
     spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
     table = Sheet(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +13,7 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
 from tfx.processes.place import NO_LAUNCHER, Place
+from tfx.system.stderr import silent_stderr
 
 # Steps before those that are measured: the first ones are slower.
 _SKIPPED = 5
@@ -50,7 +49,7 @@ class StepProfile:
         """Call this after each step."""
         self._steps += 1
         if self._steps == _SKIPPED:
-            with _silent():
+            with silent_stderr():
                 self._profiler = profile(activities=self._activities)
                 self._profiler.start()
             self._start = time.perf_counter()
@@ -63,14 +62,14 @@ class StepProfile:
         if self._profiler is None:
             yield
             return
-        with _silent():
+        with silent_stderr():
             self._profiler.toggle_collection_dynamic(False, self._activities)
         start = time.perf_counter()
         try:
             yield
         finally:
             self._start += time.perf_counter() - start
-            with _silent():
+            with silent_stderr():
                 self._profiler.toggle_collection_dynamic(True, self._activities)
 
     def close(self) -> None:
@@ -81,25 +80,11 @@ class StepProfile:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - self._start
-        with _silent():
+        with silent_stderr():
             profiler.stop()
         if steps := self._steps - _SKIPPED:
             text = table(profiler.key_averages(), seconds, steps, self._device, self._place)
             self._report(text, lambda path: profiler.export_chrome_trace(str(path)))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Inside, the profiler does not write of its own stages to the console; it knows no setting for all of that."""
-    sys.stderr.flush()
-    console, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(console, 2)
-        os.close(console)
-        os.close(nowhere)
 
 
 def table(events: Any, seconds: float, steps: int, device: torch.device, place: Place = NO_LAUNCHER) -> str:
