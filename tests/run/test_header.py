@@ -5,7 +5,9 @@ import torch
 
 from tfx.cli import main
 from tfx.config.compose import compose
-from tfx.model import device
+from tfx.config.schema import TrainerConfig
+from tfx.model import compilation, device
+from tfx.run.header import _compilation_notes
 from tfx.run.setup import Setup
 from tfx.terminal.console import size
 from tfx.training.optimizers import build_optimizers
@@ -116,3 +118,20 @@ def test_the_memory_is_that_of_what_training_holds(capsys, optimizer):
     whole = sum(4 * value.numel() for value in held if value.ndim)
     assert main(["train", *TINY, f"optimizer={optimizer}"]) == 0
     assert f"about {size(whole)} with gradients and optimizer" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gpu_whose_models_torch_cannot_compile_is_noted(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    for missing, count in (("a C compiler (gcc)", 1), ("", 0)):
+        monkeypatch.setattr(compilation, "missing_for_compiling", lambda device, missing=missing: missing)
+        assert len(_compilation_notes(TrainerConfig(), gpu)) == count
+        assert _compilation_notes(TrainerConfig(compile="off"), gpu) == []
+        assert _compilation_notes(TrainerConfig(), torch.device("cpu")) == []
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_data_are_read(capsys, monkeypatch):
+    monkeypatch.setattr(compilation, "missing_for_compiling", lambda device: "a C++ compiler (g++)")
+    assert main(["train", *TINY, "trainer.compile=on"]) == 2
+    said = capsys.readouterr().err
+    assert "trainer.compile=on needs a C++ compiler (g++), which this machine does not have" in said
+    assert "tokenizer" not in said
