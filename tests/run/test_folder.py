@@ -72,6 +72,16 @@ def test_an_empty_name_of_a_folder_is_refused(here, key, capsys):
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_a_folder_at_home_is_found_there(here, flags, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    key = "hydra.sweep.dir" if flags else "hydra.run.dir"
+    assert main(["train", *TINY, f"{key}=~/runs/a", *flags]) == 0
+    assert (here / "home" / "runs" / "a" / ("0" if flags else ".") / "summary.json").is_file()
+    assert main(["train", *TINY, f"{key}=~nobody-has-this-name/a", *flags]) == 2
+    assert [path.name for path in here.iterdir()] == ["home"]
+
+
 def test_a_repetition_leaves_what_is_in_its_folder(here, capsys):
     assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
     (here / "again" / "state").mkdir(parents=True)

@@ -18,12 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from tfx.config.checks import UNREADABLE
 from tfx.config.explain import check_yaml, explain, of_yaml
 from tfx.config.grammar import check_words, literal
+from tfx.config.paths import absolute
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
 from tfx.config.schema import LauncherConfig, Root
 from tfx.errors import UserError
 
 PRIMARY = "train"
 _IN_ENTRY = re.compile(r"^\+?(?=dataset\.mix\.\d+\.)")
+# No shell replaces a tilde in the middle of a word.
+_AT_HOME = re.compile(r"^(hydra\.(?:run|sweep)\.dir)=(~.*)", re.DOTALL)
 
 
 def register() -> None:
@@ -94,7 +97,9 @@ def in_place(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra takes them.
 
     ``+technique=…`` becomes ``technique=…``: Hydra would put it after the experiment, which may set it too. A setting
-    of an entry of a list, as ``dataset.mix.0.path=…``, gets ``++``: what the entry does not say is no error.
+    of an entry of a list, as ``dataset.mix.0.path=…``, gets ``++``: what the entry does not say is no error. Hydra's
+    folders may begin with ``~``, as every path of the config may. Raises `UserError` if no home folder is known.
     """
     placed = [word.removeprefix("+") if word.startswith("+technique=") else word for word in overrides]
-    return [_IN_ENTRY.sub("++", word) for word in placed]
+    found = [_AT_HOME.sub(lambda m: f"{m[1]}={absolute(m[2], m[1])}", word) for word in placed]
+    return [_IN_ENTRY.sub("++", word) for word in found]

@@ -18,26 +18,29 @@ def make_absolute(values: dict[str, Any], schema: Any, prefix: str) -> None:
         if is_dataclass(f.default_factory) and isinstance(value, dict):
             make_absolute(value, f.default_factory, f"{prefix}{f.name}.")
         elif f.metadata.get("path") and isinstance(value, list):
-            values[f.name] = [_made_absolute(entry, f"{prefix}{f.name}") for entry in value]
+            values[f.name] = [absolute(entry, f"{prefix}{f.name}") for entry in value]
         elif f.metadata.get("path") and isinstance(value, str):
-            values[f.name] = _made_absolute(value, f"{prefix}{f.name}")
+            values[f.name] = absolute(value, f"{prefix}{f.name}")
 
 
-def _made_absolute(value: Any, name: str) -> Any:
-    """A path from the root; what is no text in a list is left to the check of its type."""
+def absolute(value: Any, name: str) -> Any:
+    """A path from the root, for the setting ``name``; what is no text in a list is left to the check of its type.
+
+    ``~`` is the home folder. Raises `UserError` for an empty path, or if no home folder is known.
+    """
     if not isinstance(value, str):
         return value
     if not value:
         raise UserError(f"{name} is empty, as where a shell variable is not set: name a path, or leave it out")
     try:
-        return str(_absolute(Path(value).expanduser()))
+        return str(_from_root(Path(value).expanduser()))
     except RuntimeError:
         raise UserError(
             f"{name}={value}: no home folder is known for it (is HOME set?): write the path in full"
         ) from None
 
 
-def _absolute(path: Path) -> Path:
+def _from_root(path: Path) -> Path:
     """The path from the root without ``..``, which after a symbolic link leaves the folder that the link leads to."""
     whole = path.absolute()
     found = Path(whole.anchor)
