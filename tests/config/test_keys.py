@@ -73,6 +73,12 @@ def test_a_name_of_ones_own_is_a_name():
     assert compose(["model.name=mine"]).model.name == "mine"
 
 
+def test_a_sweep_over_names_of_choices_is_refused_before_its_first_job(here, capsys):
+    assert main(["train", "-m", "optimizer.name=adamw,muon"]) == 2
+    assert "choose optimizer=adamw,muon" in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize(("written", "read"), [("on", "on"), ("off", "off"), ("true", "on"), ("'off'", "off")])
 def test_on_and_off_are_what_they_are_in_yaml_and_in_a_shell(written, read, tmp_path):
     file = tmp_path / "config.yaml"

@@ -105,7 +105,8 @@ def check_names(typed: Sequence[str]) -> None:
         group = key.removesuffix(".name")
         if f"{group}={value}" in typed:
             continue
-        if key in ("model.name", "dataset.name", "optimizer.name", "schedule.name") and value in choices(group):
+        named = key in ("model.name", "dataset.name", "optimizer.name", "schedule.name")
+        if named and any(each in choices(group) for each in value.split(",")):  # several in a sweep
             raise UserError(
                 f"{key}={value} changes the name alone, and none of the settings that come with it: choose "
                 f"{group}={value}"

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tfx.config.checks import check_names
 from tfx.config.compose import check, compose_values
 from tfx.config.explain import check_yaml, explain
 from tfx.config.grammar import check_words, literal, not_grammar, parse, quoted
@@ -67,7 +68,9 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     job.__module__ = "tfx"  # Hydra takes the job's name from here
     overrides, flags = split_flags(in_place(arguments))
     sweep = any(flag in ("-m", "--multirun") for flag in flags)
-    if not sweep:
+    if sweep:
+        check_names(overrides)  # before any job starts
+    else:
         check_words(overrides)
     there = _there_already(overrides)
     as_typed = {literal(word, sweep=sweep): word for word in overrides}
