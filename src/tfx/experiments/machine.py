@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tfx.config.schema import LauncherConfig
+from tfx.system.parent import asks_for_signal
 from tfx.system.processors import cores
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Process(Protocol):
@@ -77,7 +75,7 @@ class Machine:
                     stderr=output,
                     env=os.environ | self.environment(slot),
                     start_new_session=True,  # Ctrl-C reaches only this process, which passes it on to each job once
-                    preexec_fn=_die_with_parent(),
+                    preexec_fn=_ends_with_parent(),
                 )
             )
 
@@ -95,15 +93,12 @@ class _Local:
             os.killpg(self._process.pid, number)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """A child calls this first, so that it ends with this process even if that is killed (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
+def _ends_with_parent() -> Callable[[], None]:
+    """What a child calls first, so that it ends with this process even if that is killed (Linux only)."""
+    ask, parent = asks_for_signal(signal.SIGKILL), os.getpid()
 
     def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ask()
         if os.getppid() != parent:  # this process ended before the call
             os._exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -10,11 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from tfx.system.parent import asks_for_signal
 from tfx.system.signals import StoppedBySignal, leave_signals
 
 # How long processes may take to save their state after a signal before they are killed.
 _SAVING_SECONDS = 300
-_PR_SET_PDEATHSIG = 1
 # The interface that a machine talks to itself by.
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Set in the environment of the processes that `launch` starts.
@@ -80,8 +79,7 @@ def end_with_parent() -> None:
     global _launcher
     if was_launched():
         _launcher = os.getppid()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        asks_for_signal(signal.SIGTERM)()
 
 
 def launcher_is_gone() -> bool:
