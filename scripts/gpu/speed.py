@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from tfx.config.schema import Budget
 from tfx.evaluation.scoring import score_loss
 from tfx.model.device import choose_precision, scoring_in
 from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.record.summary import TrainingCost
+from tfx.run.setup import Parts
 from tfx.techniques.prune.masks import pattern_mask
 from tfx.training.accounts import peak_flops
 from tfx.training.allocations import peak_of
@@ -76,6 +79,14 @@ def rate(bench: Bench) -> Iterator[Row]:
         yield Row(f"matrix products in {name}", value, None, bench.measured[name])
 
 
+def _speed(bench: Bench, parts: Parts) -> tuple[float, TrainingCost]:
+    """Tokens a second in the second half of a training, without what is compiled and caches that are cold."""
+    told, steps = Told(), 4 if bench.small else 400
+    options = {"log_every": 1 if bench.small else 10, "validate_every": 1.0}
+    cost = trainer_of(parts, told, budget=Budget(steps=steps), **options).train()
+    return statistics.median(row["tokens_per_second"] for row in told.rows[len(told.rows) // 2 :]), cost
+
+
 @part
 def training(bench: Bench) -> Iterator[Row]:
     """Training speed, share of the measured rate of matrix products, and peak memory."""
@@ -83,12 +94,7 @@ def training(bench: Bench) -> Iterator[Row]:
         yield from rate(bench)
     for name, words in _PRESETS.items():
         parts = bench.prepare(*words)
-        budget = Budget(steps=3) if bench.small else Budget(seconds=90)
-        told = Told()
-        # Without what is compiled, and caches that are cold.
-        cost = trainer_of(parts, told, budget=budget, log_every=1 if bench.small else 10, validate_every=1.0).train()
-        rows = told.rows[len(told.rows) // 2 :]
-        speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+        speed, cost = _speed(bench, parts)
         share = speed * cost.flops / cost.tokens / bench.measured["bfloat16"]
         yield Row(f"{name}: training", f"{speed:,.0f} tokens/s", None, speed)
         is_aim = bench.is_cuda and name == "gpt_small"
@@ -105,11 +111,7 @@ def choices(bench: Bench) -> Iterator[Row]:
         ("pairs, a batch ahead", pairs, ["trainer.prefetch=on"]),
         ("text, documents apart", text, ["dataset.document_mask=true"]),
     ):
-        told, budget = Told(), Budget(steps=3) if bench.small else Budget(seconds=45)
-        parts = bench.prepare(*words, *more)
-        trainer_of(parts, told, budget=budget, log_every=1 if bench.small else 10, validate_every=1.0).train()
-        rows = told.rows[len(told.rows) // 2 :]
-        speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+        speed, _ = _speed(bench, bench.prepare(*words, *more))
         yield Row(name, f"{speed:,.0f} tokens/s", None, speed)
     parts = bench.prepare(*text, "trainer.compile=off")
     options = {"batch_tokens": parts.config.evaluation.batch_tokens, "device": bench.device}

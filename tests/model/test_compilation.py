@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import shutil
+import sysconfig
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -118,7 +120,7 @@ def test_inputs_of_layers_are_measured_as_without_compiling(backend, make_model,
     assert ours._compiled_call_impl is not None
 
 
-def test_where_torch_cannot_compile_for_a_gpu_the_model_runs_as_it_stands(monkeypatch, make_model):
+def test_where_torch_cannot_compile_for_a_gpu_the_model_runs_as_it_stands(monkeypatch, make_model, tmp_path):
     gpu = torch.device("cuda", 0)
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
@@ -135,8 +137,28 @@ def test_where_torch_cannot_compile_for_a_gpu_the_model_runs_as_it_stands(monkey
         compile_for(model, TrainerConfig(), gpu)
         assert (model._compiled_call_impl is None) == bool(lacks)
     assert missing_for_compiling(CPU) == "a C++ compiler (g++)"
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    for device in (gpu, CPU):
+        assert missing_for_compiling(device) == "the headers of Python (the package python3-dev)"
+    (tmp_path / "Python.h").touch()
+    assert not any(map(missing_for_compiling, (gpu, CPU)))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("CC", "gone")
     assert missing_for_compiling(gpu) == "a C compiler (gcc)"
+
+
+def test_on_a_gpu_nothing_depends_on_the_number_of_rows_and_asking_for_fp32_is_no_fault(monkeypatch, make_model):
+    given = []
+    monkeypatch.setattr(compilation, "missing_for_compiling", lambda device: "")
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: given.append(options))
+    with warnings.catch_warnings(record=True) as told:
+        compile_for(make_model(**SHALLOW), TrainerConfig(), torch.device("cuda", 0))
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available", stacklevel=1)
+        compile_for(make_model(**SHALLOW), TrainerConfig(compile="on"), CPU)
+    assert [options.get("options") for options in given] == [{"triton.mix_order_reduction": False}, None]
+    assert not told
+    torch.compile(torch.sin, options=given[0]["options"])  # which refuses names that it does not know
 
 
 def test_every_variant_of_a_forward_pass_is_compiled(backend, make_model):

@@ -41,7 +41,14 @@ def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     # Threads that use it need its number: `torch.cuda.set_device` takes no other.
-    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda", 1)
+    for name in ("cuda", "auto"):
+        torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+        try:
+            assert choose_device(name) == torch.device("cuda", 1)
+            # It plans each shape of a batch.
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(enabled=True)
 
 
 def test_models_in_cycles_of_references_are_dropped_from_a_gpu():

@@ -41,6 +41,11 @@ ARMS: dict[str, tuple[str, ...]] = {
         *("technique=[prune,quantize]", "technique.quantize.granularity=channel"),
     ),
     "fsdp": ("trainer.parallel=fsdp", "dataset.batch_tokens=96", "trainer.accumulation=2"),
+    # A weight of one row, of which the second process has none.
+    "fsdp_one_row": (
+        *("trainer.parallel=fsdp", "dataset=kinds", "model=encoder_tiny", "model.decoder_layers=0"),
+        *("model.pooling=attention", "trainer.keep=last"),
+    ),
     "fsdp_distill": ("trainer.parallel=fsdp", "technique=[distill,shuffle,mixup]", "technique.shuffle.share=1"),
     "fsdp_prune": (
         *("trainer.parallel=fsdp", "technique=prune", "technique.prune.scope=global", "technique.prune.vectors=true"),

@@ -4,6 +4,7 @@ The CPU stands in for such a device: it is taken from the list of those that are
 seen on a fake one.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.backends.cuda import cudnn_sdp_enabled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfx.config.compose import compose
 from tfx.model import device
-from tfx.run.setup import build_model, read_inputs
+from tfx.run.setup import Setup, build_model, read_inputs
 from tfx.techniques.stack import Stack
 from tfx.training import loop, stability, step
 from tfx.training.loop import Observer, Trainer
@@ -33,7 +35,8 @@ TINY = [
     *("model.width=16", "model.heads=2", "model.ffn_width=16", "model.encoder_layers=1", "model.decoder_layers=1"),
     *("dataset.limit.train=40", "dataset.limit.valid=5", "dataset.limit.test=5", "dataset.batch_tokens=256"),
     *("trainer.budget.steps=8", "trainer.validate_every=1", "trainer.log_every=4", "optimizer.lr=0.01"),
-    *("trainer.precision=fp32", "dataset.tokenizer.kind=char"),
+    # What is compiled has tests and checks of its own: on a GPU that would take these many minutes.
+    *("trainer.precision=fp32", "trainer.compile=off", "dataset.tokenizer.kind=char"),
 ]
 STACK = [
     "+technique=[shuffle,mixup,prune,quantize]",
@@ -292,7 +295,8 @@ def test_muon_chooses_on_the_device_and_copies_nothing_back(refused):
         optimizers.step(torch.tensor(0.5, device=DEVICE), torch.tensor(refused, device=DEVICE))
     # Weights and momenta, each once; and no other operation one by one.
     assert seen.names.count("where") == 2 * len(weights)
-    assert not {"copy_", "_foreach_copy_", "lerp", "_local_scalar_dense"} & set(seen.names)
+    assert seen.names.count("_foreach_copy_") == 1
+    assert not {"clone", "copy_", "lerp", "_local_scalar_dense"} & set(seen.names)
     assert all(torch.equal(old, new) == bool(refused) for old, new in zip(before, weights, strict=True))
     assert all(weight.isfinite().all() for weight in weights)
 
@@ -312,6 +316,35 @@ def test_moments_can_be_made_before_the_first_activations(prepared, monkeypatch,
         optimizers.step(0.5)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
+
+
+def test_queued_steps_are_waited_for_before_the_clock_stops(prepared, monkeypatch):
+    is_paused, look = [], Trainer._look
+
+    def looked(trainer):
+        is_paused.append(trainer.clock._started is None)
+        look(trainer)
+
+    monkeypatch.setattr(Trainer, "_look", looked)
+    train(prepared, monkeypatch, ["trainer.save.every_steps=1"], on_device=True)
+    assert len(is_paused) > 8
+    assert [first for first, then in itertools.pairwise([True, *is_paused]) if then] == [False] * sum(is_paused)
+
+
+@pytest.mark.parametrize(("words", "allowed"), [(["dataset=stdlib", "model=gpt_nano"], True), ([], False)])
+def test_kernels_that_plan_each_shape_are_for_trainings_on_one(words, allowed, here, monkeypatch):
+    layers = ["model.encoder_layers=0", "dataset.limit.train=5"] if words else []
+    parts = Setup(compose([*TINY, *words, *layers, f"trainer.device={DEVICE}"])).prepare({})
+    found = []
+    stepped = Seen.stepped
+    monkeypatch.setattr(Seen, "stepped", lambda *a, **k: (found.append(cudnn_sdp_enabled()), stepped(*a, **k)))
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # as `choose_device` does for a GPU
+    try:
+        Trainer(parts.config, parts.model, parts.data, parts.device, Seen(), parts.stack).train()
+        assert not cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+    assert found == [allowed] * 2
 
 
 def test_the_share_of_the_peak_is_that_of_all_devices(prepared, monkeypatch):

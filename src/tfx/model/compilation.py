@@ -6,7 +6,10 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +41,14 @@ def compile_for(
     wanted = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     if wanted and not missing_for_compiling(device):
         options: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": _MAX_VARIANTS}
-        model.compile(dynamic=True, **options)
+        any_shape: dict[str, Any] = {}
+        if device.type == "cuda":
+            # Whether it joins two sums depends on the number of rows: kernels for any number would be compiled again
+            # for a batch of another side of that limit, and the first batch would choose.
+            any_shape["options"] = {"triton.mix_order_reduction": False}
+            # fp32 that the user asked for is meant.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        model.compile(dynamic=True, **options, **any_shape)
         if trains_on_one_shape:
             of_any_shape = model._compiled_call_impl
             model.compile(dynamic=False, **options)
@@ -47,15 +57,20 @@ def compile_for(
 
 def missing_for_compiling(device: torch.device) -> str:
     """What torch needs on this machine to compile for a device, and does not find; empty if nothing."""
-    if device.type == "cpu":
-        return "" if _finds("CXX", "g++", "clang++") else "a C++ compiler (g++)"
-    if device.type != "cuda":
+    if device.type not in ("cpu", "cuda"):
         return ""
-    if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
-        return "a GPU of compute capability 7.0 or more"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton"
-    return "" if _finds("CC", "gcc", "clang") else "a C compiler (gcc)"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+            return "a GPU of compute capability 7.0 or more"
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton"
+        if not _finds("CC", "gcc", "clang"):
+            return "a C compiler (gcc)"
+    elif not _finds("CXX", "g++", "clang++"):
+        return "a C++ compiler (g++)"
+    # What calls a kernel is a module of Python. Elsewhere than on Linux the headers may lie in another place.
+    has_headers = sys.platform != "linux" or Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return "" if has_headers else "the headers of Python (the package python3-dev)"
 
 
 def _finds(variable: str, *usual: str) -> bool:

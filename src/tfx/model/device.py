@@ -29,6 +29,8 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
     sees that, or all the CPU. Raises `UserError` where the device is not there.
     """
     device, place = _named_device(name), group.place
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # until `cudnn_attention`
     if place.size == 1:
         is_any = device.type == "cuda" and device.index is None
         return torch.device("cuda", torch.cuda.current_device()) if is_any else device
@@ -77,6 +79,20 @@ def _named_device(name: str) -> torch.device:
     elif device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"trainer.device={name} is not supported: use auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+@contextmanager
+def cudnn_attention(allowed: bool) -> Iterator[None]:
+    """Inside, a GPU may attend by cuDNN, which torch prefers on new ones.
+
+    It plans each new shape for tens of milliseconds, forwards and backwards, and texts come in hundreds of shapes.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def is_asynchronous(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.architecture import Architecture
 from tfx.model.compilation import CompilationAccount, compile_for
-from tfx.model.device import scoring_in, scoring_numbers
+from tfx.model.device import cudnn_attention, scoring_in, scoring_numbers
 from tfx.model.rewiring import reshape
 from tfx.model.transformer import Transformer
 from tfx.processes.group import ALONE, Group, mapped
@@ -105,11 +105,11 @@ class Trainer:
         self.model, self._whole = self._sharing.divide(model, self._extra), model
         model = self.model
         self.stepper = Stepper(config, model, self._extra, device, stack, smoothing, observer.noted, self._sharing)
+        is_resized = stack.order["resize_batch"] or stack.order["rewrite_batch"]
+        self._has_one_shape = data.splits["train"].has_one_shape and not is_resized
         if not self._sharing.divides_weights:
             # Compiling runs a model once more, and where weights are divided all processes must run it as often.
-            is_resized = stack.order["resize_batch"] or stack.order["rewrite_batch"]
-            one_shape = data.splits["train"].has_one_shape and not is_resized
-            compile_for(model, config.trainer, device, trains_on_one_shape=one_shape)
+            compile_for(model, config.trainer, device, trains_on_one_shape=self._has_one_shape)
         self._compilation = CompilationAccount()
         self.averager = Averager(config.trainer.averaging, model)
         self.selection = Selection(config, [model, self._extra])
@@ -142,7 +142,7 @@ class Trainer:
         """
         reset_peak_memory(self.device)
         if not self._ended:
-            with deferring_signals():
+            with deferring_signals(), cudnn_attention(self._has_one_shape):
                 try:
                     self._loop()
                 except StoppedBySignal:
@@ -215,6 +215,7 @@ class Trainer:
             with exchange(self.group.place):
                 signal, due = map(int, self.group.greatest(deferred_signal(), is_due))
             if due:
+                self._look()  # which waits for the steps that are still queued: they are training
                 with self.clock.paused(), profile.paused() if profile is not None else nullcontext():
                     self._save()
             if signal:

@@ -63,7 +63,8 @@ class Optimizers:
         if not weights:
             return  # a process without rows of a batch, which steps by itself
         changed = [*(weight.detach() for weight in weights), *(part.state[w]["momentum_buffer"] for w in weights)]
-        before = [value.clone() for value in changed]
+        before = [torch.empty_like(value) for value in changed]
+        torch._foreach_copy_(before, changed)  # in few calls: one for each would take a small model long
         by_device = torch.is_tensor(factor)
         _set_rates(part, peaks, 1.0 if by_device else factor)
         tries = 0

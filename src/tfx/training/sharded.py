@@ -112,7 +112,8 @@ class Sharded(Sharing):
         def saved(tensor: Tensor) -> Tensor | None:
             if not isinstance(tensor, DTensor):
                 return tensor
-            place = tensor.to_local().untyped_storage().data_ptr()  # also where a process has no rows
+            # A tensor of no rows has no address, unless it is a slice of a parameter's.
+            place = tensor.to_local().untyped_storage().data_ptr() or id(tensor)
             if place not in found:
                 whole = _whole(tensor)  # for which all processes give their part
                 found[place] = whole.cpu() if self.group.is_first else None
