@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,14 +153,12 @@ def _print(quality: Quality, title: str, facts: dict[str, str] | None) -> None:
 def _check_writable(path: Path) -> None:
     """Raises `UserError`, before anything is scored, for a path where no file can be written.
 
-    Also for a device or a pipe, which the file would replace.
+    Also for the predictions that a run made itself, of its test split.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"--predictions {path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
     check_replaced(path, "--predictions", b'"nll": ', "file of predictions")
-    if not os.access(path.parent, os.W_OK):
-        reason = "cannot be written to" if path.parent.is_dir() else "does not exist"
-        raise UserError(f"--predictions {path}: the folder {path.parent} {reason}")
+    run = RunDirectory(path.absolute().parent)
+    if run.config.is_file() and path.absolute() == run.predictions:
+        raise UserError(f"--predictions {path} is the run's own record of its test split: name another file")
 
 
 def _composes(overrides: Sequence[str]) -> bool:

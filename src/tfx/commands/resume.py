@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,26 +17,9 @@ from tfx.record.directory import RunDirectory
 from tfx.record.lock import locked
 from tfx.record.summary import TrainingCost
 from tfx.run.life import resume, status_of
+from tfx.run.resuming import SAFE, is_safe
 from tfx.terminal.arguments import Arguments
 
-# Settings that may change: nothing done so far depends on them. Data may have moved; its fingerprint is checked.
-SAFE = (
-    "trainer.budget.",
-    "trainer.save.",
-    "trainer.instability.",
-    "trainer.log_every",
-    "trainer.profile",
-    "trainer.devices",
-    "tracking.",
-    "dataset.path",
-    "dataset.tokenizer.path",
-    "name",
-    "tags",
-    "max_quality_drop",
-    "on_quality_drop",
-)
-# A setting of one corpus of several.
-_ENTRY = re.compile(r"^dataset\.mix\.\d+\.(?=path$)")
 # A budget of seconds ends with the step in which it is spent.
 _LAST_STEP = 1.0
 
@@ -84,7 +66,7 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
     """The config with the user's changes; raises `UserError` for one that is not safe."""
     for override in overrides:
         key = override.partition("=")[0]
-        if not _ENTRY.sub("dataset.", key).startswith(SAFE):
+        if not is_safe(key):
             if not key.startswith(("technique", "dataset.mix", "hydra")) and key not in (known := all_keys()):
                 raise unknown_key(key, known)
             raise UserError(

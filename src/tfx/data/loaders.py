@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
-from tfx.data.plain_text import COMPRESSED, file_digest, unpacked
+from tfx.data.plain_text import COMPRESSED, Unchanged, file_digest, unpacked
 from tfx.data.records import Reading, parallel_rows, table_rows, whole_texts
 from tfx.data.rows import Batch, canonical, columns_of
 from tfx.data.split_files import SPLITS
@@ -168,6 +168,7 @@ def from_files(
     names = Counter(path.name for paths in found.values() for path in paths)
     for split, paths in found.items():
         content, nameless_content = hashlib.sha256(), hashlib.sha256()
+        unchanged = Unchanged(paths)
         for path in paths:
             own = file_digest(path)
             content.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + own)
@@ -177,8 +178,9 @@ def from_files(
         counts: list[int | None]
         if config.format == "parquet":
             splits[split], counts = _read_parquet(paths, content.hexdigest())
+            unchanged.check()
         else:
-            splits[split], counts = _read(config, paths, content.hexdigest(), notes, rules)
+            splits[split], counts = _read(config, paths, content.hexdigest(), unchanged, notes, rules)
         files[split] = [SourceFile(name, count) for name, count in zip(shown_names(paths, names), counts, strict=True)]
         if len(paths) > (2 if config.format == "parallel" else 1):
             are_apart = config.format == "text" and config.document_mask
@@ -188,7 +190,7 @@ def from_files(
 
 
 def _read(
-    config: DatasetConfig, paths: list[Path], content: str, notes: list[str], rules: set[str]
+    config: DatasetConfig, paths: list[Path], content: str, unchanged: Unchanged, notes: list[str], rules: set[str]
 ) -> tuple[Dataset, list[int | None]]:
     """The rows of text files, all of them, and the rows of each file: read once, and then kept in the cache."""
     # What decides the rows, or whether they are refused.
@@ -201,6 +203,7 @@ def _read(
     def make(facts: dict[str, Any]) -> Iterator[Batch]:
         reading = Reading()
         yield from canonical(config.task, read(config, paths, reading))
+        unchanged.check()  # the entry that is made is that of this content for ever
         facts |= asdict(reading) | {"rules": sorted(reading.rules)}
 
     dataset, facts = kept(key, columns_of(config.task), make)

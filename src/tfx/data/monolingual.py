@@ -10,7 +10,7 @@ from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.data.corpus import Corpus
 from tfx.data.loaders import SourceFile
-from tfx.data.plain_text import TextFile, cr_note, file_digest
+from tfx.data.plain_text import TextFile, Unchanged, cr_note, file_digest
 from tfx.data.rows import text_dataset
 from tfx.errors import UserError
 
@@ -26,6 +26,7 @@ def read_monolingual(config: DatasetConfig) -> Corpus:
     notes: list[str] = []
     digest, files = hashlib.sha256(), []
     empty = 0
+    unchanged = Unchanged(paths)
     for path in paths:
         file = TextFile(path)
         digest.update(file_digest(path))
@@ -34,6 +35,7 @@ def read_monolingual(config: DatasetConfig) -> Corpus:
         texts += (kept := [text for text in own if text])
         empty += len(own) - len(kept)
         files.append(SourceFile(path.name, None if TASKS[config.task].is_stream else len(own)))
+    unchanged.check()
     if empty:
         notes.append(f"monolingual: {empty:,} lines without text left out")
     if not texts:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,12 +38,42 @@ def file_digest(path: Path) -> bytes:
     """SHA-256 of a stored file; raises `UserError` if it cannot be read, or is a Git LFS pointer."""
     try:
         with open(path, "rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise UserError(f"{path} is a pointer of Git LFS and not the data: get them with `git lfs pull`")
-            file.seek(0)
+            refuse_pointer(path, file)
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class Unchanged:
+    """Files as they are before they are read."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._before = {path: _stamp(path) for path in paths}
+
+    def holds(self) -> bool:
+        """Whether none of the files has been written since, or replaced; raises `UserError` if one is gone."""
+        return all(_stamp(path) == before for path, before in self._before.items())
+
+    def check(self) -> None:
+        """Raises `UserError` if one of the files has been written since: what was read of it may be of two contents."""
+        if not self.holds():
+            names = " or ".join(str(path) for path, before in self._before.items() if _stamp(path) != before)
+            raise UserError(f"{names} changed while it was read: start again when nothing writes into it")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def refuse_pointer(path: Path, file: BinaryIO) -> None:
+    """Raises `UserError` for a file that stands in for one that Git LFS has; else it is at its beginning again."""
+    if file.read(len(_LFS)) == _LFS:
+        raise UserError(f"{path} is a pointer of Git LFS and not the data: get them with `git lfs pull`")
+    file.seek(0)
 
 
 def unpacked(path: Path) -> Iterator[bytes]:
@@ -68,9 +99,9 @@ def _unpacker(path: Path, file: BinaryIO) -> Any:
     if first.startswith(_GZIP):
         return gzip.GzipFile(fileobj=file)
     if _BZIP2.match(first):
-        return bz2.BZ2File(file)
+        return io.BufferedReader(_Streams(file, bz2.BZ2Decompressor))
     if first.startswith(_XZ):
-        return lzma.LZMAFile(file)
+        return io.BufferedReader(_Streams(file, lzma.LZMADecompressor, padding=b"\0"))
     if first.startswith(_ZSTD):
         import pyarrow
 
@@ -83,6 +114,36 @@ def _unpacker(path: Path, file: BinaryIO) -> Any:
             raise UserError(f"{path} holds {len(names)} files ({held}), and one is needed: unpack it into a folder")
         return archive.open(names[0])
     return file
+
+
+class _Streams(io.RawIOBase):
+    """Compressed streams one after the other, with ``padding`` between, as one content.
+
+    Python's own files end in silence at what is no stream, and so at one that is damaged in its first bytes.
+    """
+
+    def __init__(self, file: BinaryIO, make: Callable[[], Any], padding: bytes = b"") -> None:
+        self._file, self._make, self._padding = file, make, padding
+        self._stream = make()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            given = b""
+            if self._stream.eof:
+                given = self._stream.unused_data.lstrip(self._padding)
+                while not given:
+                    if not (block := self._file.read(_BLOCK)):
+                        return 0
+                    given = block.lstrip(self._padding)
+                self._stream = self._make()
+            elif self._stream.needs_input and not (given := self._file.read(_BLOCK)):
+                raise EOFError("it ends inside a stream")
+            if found := self._stream.decompress(given, len(buffer)):
+                buffer[: len(found)] = found
+                return len(found)
 
 
 def decoded(path: Path) -> Iterator[str]:

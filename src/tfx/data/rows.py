@@ -216,13 +216,34 @@ def raw_rows(config: DatasetConfig, dataset: Dataset | IterableDataset) -> Itera
     def place(each: Reader) -> str:
         return f"{each.setting}={each.spec}, row {number}"
 
+    def seen() -> int:
+        return number
+
     named = _named_labels(config, dataset)
-    for batch in dataset.select_columns(needed).iter(batch_size=1_000):
+    for batch in readable(dataset.select_columns(needed).iter(batch_size=1_000), config, seen):
         columns = [map(named[name], batch[name]) if name in named else batch[name] for name in needed]
         for values in zip(*columns, strict=True):
             number += 1
             yield reader.read(dict(zip(needed, values, strict=True)), place)
         release()
+
+
+def readable(rows: Iterable[Any], config: DatasetConfig, seen: Callable[[], int]) -> Iterator[Any]:
+    """The rows of a table, or batches of them; raises `UserError` for what its reader fails on, after ``seen`` rows."""
+    found = iter(rows)
+    while True:
+        try:
+            row = next(found)
+        except StopIteration:
+            return
+        except (ConnectionError, TimeoutError):
+            raise
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"the rows of dataset '{config.name}' cannot be read further than row {seen():,} ({where(config)}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        yield row
 
 
 def _named_labels(config: DatasetConfig, dataset: Dataset | IterableDataset) -> dict[str, Callable[[Any], Any]]:

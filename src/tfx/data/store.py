@@ -40,12 +40,15 @@ def kept(
 
     def write(folder: Path) -> None:
         facts: dict[str, Any] = {}
-        _write(folder / _ROWS, columns, make(facts))
+        facts["stored"] = _write(folder / _ROWS, columns, make(facts))
         (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
     def read(folder: Path) -> tuple[Dataset, dict[str, Any]]:
         facts = dict(json.loads((folder / _FACTS).read_text(encoding="utf-8")))
-        return _dataset([folder / _ROWS], key), facts
+        dataset = _dataset([folder / _ROWS], key)
+        if facts.pop("stored") != [len(dataset), (folder / _ROWS).stat().st_size]:
+            raise ValueError("rows are missing")  # the format has no length: it may be cut between two batches
+        return dataset, facts
 
     return cached(writable_cache("rows") / f"{key[:32]}-{_LAYOUT}", read, write)
 
@@ -121,13 +124,16 @@ def _schema(columns: dict[str, str]) -> pyarrow.Schema:
     return pyarrow.schema([(name, kinds.get(kind) or pyarrow.type_for_alias(kind)) for name, kind in columns.items()])
 
 
-def _write(path: Path, columns: dict[str, str], batches: Batches) -> None:
+def _write(path: Path, columns: dict[str, str], batches: Batches) -> list[int]:
+    """Returns the number of rows and of bytes."""
     import pyarrow
 
-    schema = _schema(columns)
+    schema, rows = _schema(columns), 0
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
         for batch in batches:
-            writer.write_batch(pyarrow.record_batch(batch, schema=schema))
+            writer.write_batch(made := pyarrow.record_batch(batch, schema=schema))
+            rows += made.num_rows
+    return [rows, path.stat().st_size]
 
 
 def _dataset(files: list[Path], key: str, features: Any = None) -> Dataset:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tfx.config.schema import DatasetConfig
 from tfx.config.task_facts import TASKS
 from tfx.data.loaders import shown_names, with_columns
-from tfx.data.plain_text import COMPRESSED
+from tfx.data.plain_text import COMPRESSED, Unchanged, refuse_pointer
 from tfx.data.records import Reading, parallel_rows, table_rows
-from tfx.data.rows import Reader, RowReader, is_without_text, row_maker
+from tfx.data.rows import Reader, RowReader, is_without_text, readable, row_maker, where
 from tfx.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class StreamReader:
             self.seen, self.notes = state["seen"], list(state["notes"])
             self.flags.update({int(flags): count for flags, count in state["flags"].items()})
             self._source.load_state_dict(state["source"])
-        self._rows = iter(self._source)
+        self._rows = readable(self._source, stream.config, lambda: self.seen)
 
     def take(self, count: int) -> Iterator[Row]:
         """The next rows with text, at most ``count``; fewer only at the end of the pass.
@@ -107,10 +107,18 @@ class StreamReader:
 def local_stream(config: DatasetConfig, paths: list[Path]) -> tuple[RowStream, str]:
     """The rows of local files, and a fingerprint of the files that needs no reading of all of them."""
     stream, fingerprint = _local_stream(config, paths)
-    blocks = map(_blocks, paths)
+    blocks = [_blocks(path) for path in paths]
+    unchanged = [Unchanged([path]) for path in paths]
+
+    def open_unchanged() -> IterableDataset:
+        for path, stamp, own in zip(paths, unchanged, blocks, strict=True):
+            if not stamp.holds() and _blocks(path) != own:
+                raise UserError(f"{path} changed while the run reads it: put it back as it was, and resume the run")
+        return stream.open()
+
     files = dict(zip(shown_names(paths, Counter(path.name for path in paths)), blocks, strict=True))
     modified = datetime.fromtimestamp(max(path.stat().st_mtime for path in paths), UTC)
-    return replace(stream, files=files, modified=modified.isoformat()), fingerprint
+    return replace(stream, open=open_unchanged, files=files, modified=modified.isoformat()), fingerprint
 
 
 def _local_stream(config: DatasetConfig, paths: list[Path]) -> tuple[RowStream, str]:
@@ -134,6 +142,7 @@ def _local_stream(config: DatasetConfig, paths: list[Path]) -> tuple[RowStream, 
 def _telling(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
+            refuse_pointer(path, file)
             size = path.stat().st_size
             first = file.read(_TELLING_BYTES)
             file.seek(max(0, size - _TELLING_BYTES))
@@ -174,7 +183,12 @@ def _local_row(row: dict[str, Any]) -> Row | list[str]:
 def table_stream(config: DatasetConfig, open: Callable[[], IterableDataset]) -> RowStream:
     """The rows of a table, in the columns that the config names."""
     reader = RowReader(config)
-    columns = with_columns(open()).column_names
+    try:
+        columns = with_columns(open()).column_names
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"the columns of dataset '{config.name}' cannot be read ({where(config)}): {type(error).__name__}: {error}"
+        ) from error
     needed = sorted({column for each in reader.readers.values() for column in each.check(columns)})
 
     def place(each: Reader) -> str:

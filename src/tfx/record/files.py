@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,8 +23,13 @@ _BEGINNING = 1 << 20
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; on a clean exit it is synced and renamed to ``path``.
 
-    On an error the temporary file is removed and ``path`` is unchanged. A system's error names ``path``.
+    A symbolic link stays, and what it leads to is replaced; a device or a pipe is refused. On an error the temporary
+    file is removed and ``path`` is unchanged. A system's error names ``path``.
     """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is no file", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -85,7 +91,15 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def check_replaced(path: Path, option: str, mark: bytes, what: str) -> None:
-    """Raises `UserError` if a file is there that is no ``what``: an ``option`` writes those with a mark in them."""
+    """Raises `UserError` where an ``option`` cannot write its file, or something else is that this would replace.
+
+    A ``what`` has a mark in it.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} {path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
+    if not os.access(path.parent, os.W_OK):
+        reason = "cannot be written to" if path.parent.is_dir() else "does not exist"
+        raise UserError(f"{option} {path}: the folder {path.parent} {reason}")
     if path.is_file() and path.stat().st_size:
         with open(path, "rb") as file:
             if mark not in file.read(_BEGINNING):

@@ -187,7 +187,7 @@ class Summary:
             raise UserError(f"{path} has format version {version}, and this tfx reads up to {VERSION}: update tfx")
         try:
             return cls.from_dict(found)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not a summary of a run: {type(error).__name__}: {error}") from error
 
     @classmethod

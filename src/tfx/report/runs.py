@@ -27,13 +27,14 @@ from tfx.record.summary import Reference, Summary
 from tfx.report.runs_file import SUFFIX, KeptRun, kept_files, kept_run, read_kept
 
 _MAX_LEAVES = 5000
-# What tells no two configs apart: the seed, and settings that record more of the same run.
+# What tells no two configs apart: the seed, and settings that record or keep more of the same run.
 _NOT_THE_RESULT = (
     "seed",
     "name",
     "tags",
     "evaluation.attention_maps",
     "trainer.profile",
+    *(f"trainer.save.{name}" for name in ("every_steps", "every_minutes", "keep")),
     "tracking.to",
     "tracking.project",
     "tracking.artifacts",

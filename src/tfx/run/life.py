@@ -21,6 +21,7 @@ from tfx.record.summary import COMPLETED, FAILED, INTERRUPTED, Facts, Result, Su
 from tfx.run.closing import closing_table
 from tfx.run.launch import ReportedError, check_processes, is_to_be_launched, run_in_processes
 from tfx.run.other_processes import announce, follow
+from tfx.run.resuming import changed_settings
 from tfx.run.tracking.contract import Trackers
 from tfx.system.signals import StoppedBySignal, defer_signals, ending_deferral, leaving_on_signals
 from tfx.terminal.console import RunConsole, plain_text
@@ -181,6 +182,8 @@ def resume(
         console.note(f"{run.path} has no saved state: the run starts over")
         run.clear()
     else:
+        for change in changed_settings(state.get("settings", {}), config):
+            console.note(change)
         run.tidy()
         console.note(f"continuing after step {state['training']['clock']['steps']:,}")
     announce(group, run.path, None if state is None else state["training"]["clock"]["steps"])

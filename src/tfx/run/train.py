@@ -11,6 +11,7 @@ from tfx.record.directory import RunDirectory
 from tfx.record.files import write_json, write_text
 from tfx.record.metrics_log import MetricsLog
 from tfx.run.measure import Measurer
+from tfx.run.resuming import kept_settings
 from tfx.run.tracking.contract import Trackers
 from tfx.system.signals import hold_signals
 from tfx.terminal.console import RunConsole
@@ -38,6 +39,8 @@ class Recorder(Observer):
         """``place`` is the position of the metrics log of a resumed run (`MetricsLog.place`)."""
         self.parts, self.run, self.console, self.measurer, self.resumed = parts, run, console, measurer, list(resumed)
         self.metrics, self.trackers = MetricsLog(run.metrics, place), trackers
+        if self.metrics.is_altered:
+            console.note(f"{run.metrics} is not what it was when the state was saved: rows that are missing stay so")
         self.saver = StateSaver(run.state, parts.config.trainer.save.keep)
 
     def close(self) -> None:
@@ -83,6 +86,7 @@ class Recorder(Observer):
     def save(self, step: int, state: dict[str, Any]) -> None:
         measured = self.measurer.state_dict()
         rest = {"measurer": measured, "metrics": self.metrics.place(), "resumed": self.resumed}
+        rest["settings"] = kept_settings(self.parts.config)
         self.saver.save(step, {"training": state, **rest})
 
 

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _write(folder: Path, step: int, text: str, tensors: dict[str, Tensor], keep:
     """Writes a state completely or not at all, and removes all but the last few."""
     folder.mkdir(exist_ok=True)
     path = state_file(folder, step)
-    record = {"format_version": VERSION, "sha256": _digest(text, tensors), "value": text}
+    record = {"format_version": VERSION, "step": step, "sha256": _digest(text, tensors), "value": text}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(record)})
     for old in saved_states(folder)[keep:]:
@@ -107,32 +108,44 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def newest_state(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest undamaged state, or None; reports damaged ones and removes them."""
+    """The newest undamaged state, or None; reports damaged ones and sets them aside, under another name.
+
+    Raises `UserError` if one cannot be read: it may be whole.
+    """
     for path in saved_states(folder):
         try:
             return load_state(path)
         except DamagedStateError as error:
             note(f"{error}: using the state before it")
-            path.unlink()
+            with suppress(OSError):  # it is passed over in any case
+                path.rename(path.with_name(f"{path.name}.damaged"))
     return None
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Reads a state, with its tensors on the CPU: it may hold more than the part of one process, and fit no device.
 
-    Raises `DamagedStateError` if the file was cut or altered, `UserError` if a newer version wrote it.
+    Raises `DamagedStateError` if the file was cut or altered, `UserError` if a newer version wrote it, or if the system
+    does not let it be read.
     """
     try:
+        # The library says of any error that there is no file.
+        open(path, "rb").close()
         with safe_open(path, "pt") as file:
             record = json.loads((file.metadata() or {})[_KEY])
             version = record["format_version"]
             if version > VERSION:
                 raise UserError(f"{path} has format version {version}, and this tfx reads up to {VERSION}: update tfx")
+            if (step := record.get("step")) not in (None, int(path.stem.rpartition("-")[2])):
+                raise DamagedStateError(f"{path} holds the state after step {step:,}, and is not that file")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if _digest(record["value"], tensors) != record["sha256"]:
             raise DamagedStateError(f"{path} does not match its checksum")
         return dict(_restore(json.loads(record["value"]), tensors))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"the saved state {path} cannot be read ({reason}), and was left as it is") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedStateError(f"{path} is not readable: {error}") from error
 
 

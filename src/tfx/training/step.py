@@ -115,10 +115,12 @@ class Stepper:
             nll = self._combine(nll, held, batches)
         targets = sum(batch.targets for batch in batches)
         limit = self.config.optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-        norm = self.sharing.common_norm(norm)
+        own_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = self.sharing.common_norm(own_norm)
         verdict = self.guard.judge(nll, targets, norm, number)
         if verdict.fault is None:
+            if limit is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, own_norm)
             self.stack.view.follow_gradients(self.model, verdict.refused, self.sharing.rows)
             with part("optimizer"):
                 self.optimizers.step(factor * self.guard.learning_rate_factor, verdict.refused)
