@@ -1,6 +1,7 @@
 """The folder that a user names for a run: what was in it stays, whatever becomes of the run."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,25 @@ def test_only_files_of_their_kind_are_replaced(here, capsys):
     for _ in range(2):
         assert main(["evaluate", "run", "--predictions", "mine.jsonl"]) == 0
         assert main(["report", "run", "--html", "mine.html"]) == 0
+
+
+def test_pipes_stay_links_are_followed_and_a_run_keeps_its_own_predictions(here, capsys):
+    assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
+    own = (here / "run" / "predictions.jsonl").read_bytes()
+    assert main(["evaluate", "run", "--split", "valid", "--predictions", "run/predictions.jsonl"]) == 2
+    assert "run/predictions.jsonl is the run's own record of its test split" in capsys.readouterr().err
+    assert (here / "run" / "predictions.jsonl").read_bytes() == own
+    os.mkfifo(here / "pipe")
+    (here / "link").symlink_to("page.html")
+    for command in (["report", "run", "--html"], ["evaluate", "run", "--predictions"]):
+        assert main([*command, "pipe"]) == 2
+        assert f"{command[-1]} pipe is a device or pipe: name a file" in capsys.readouterr().err
+        assert main([*command, "no/folder"]) == 2
+        assert f"{command[-1]} no/folder: the folder no does not exist" in capsys.readouterr().err
+    assert (here / "pipe").is_fifo()
+    assert main(["report", "run", "--html", "link"]) == 0
+    assert (here / "link").is_symlink()
+    assert "<html" in (here / "page.html").read_text()
 
 
 def test_metrics_of_labels_are_refused_where_texts_are_written(here, capsys):
