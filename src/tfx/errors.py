@@ -31,8 +31,9 @@ def suggest(word: str, choices: Iterable[str], see: str = "") -> str:
     If the list is long, ``see`` names what explains it.
     """
     known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f": did you mean '{close[0]}'?" if close else listed(known, see)
+    folded = {choice.lower(): choice for choice in reversed(known)}
+    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return f": did you mean '{folded[close[0]]}'?" if close else listed(known, see)
 
 
 def listed(choices: Iterable[str], see: str = "") -> str:

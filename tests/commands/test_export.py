@@ -19,7 +19,7 @@ from tfx.exchange.targets import TARGETS
     ("words", "message"),
     [
         (["--to", "transformer", "--output", "out"], "did you mean 'transformers'?"),
-        (["--to", "ctranslate2", "--output", "out"], "pip install 'tfx[ctranslate2]'"),
+        (["--to", "ctranslate2", "--output", "out"], "pip install 'path/to/tfx[ctranslate2]'"),
         (["--to", "transformers", "--output", "."], "--output . exists already: name a new folder"),
         (["--to", "transformers", "--output", "out", "--inputs", "0"], "it must be at least 1"),
     ],

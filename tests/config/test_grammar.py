@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tfx.cli import main
 from tfx.config import compose
-from tfx.config.grammar import literal, quoted
+from tfx.config.grammar import literal, quoted, where_chosen
 from tfx.errors import UserError
 
 TEXTS = ["1e5", "true", "null.csv", "0x10", "a b", " lead", "a,b", "[v2] (x).csv", "{q}: {c}", "it's", 'say "hi"']
@@ -149,3 +149,31 @@ def test_a_word_that_means_nothing_is_one_line_that_says_what_to_type(word, mess
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["technique=null", "+technique=none", "technique=None", "technique=[]"])
+def test_no_technique_is_the_empty_list(word):
+    assert compose.compose([word]).technique == {}
+
+
+def test_two_lists_of_techniques_are_refused(capsys):
+    assert main(["train", "+technique=quantize", "+technique=prune"]) == 2
+    assert "the last list would count alone: write one, '+technique=[a,b]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["technique=[quantize,", "dataset.mix=[{dataset:"])
+def test_a_word_that_a_space_has_cut_is_to_be_quoted(word, capsys):
+    assert main(["train", word, "prune]"]) == 2
+    assert f"a shell ends a word at a space, so quote all of it: '{word} …'" in capsys.readouterr().err
+
+
+def test_a_setting_of_a_technique_is_for_the_jobs_of_a_sweep_that_choose_it():
+    words = ["technique=[],[quantize],[quantize,prune]", "technique.quantize.bits=4", "technique.prune.sparsity=0.3"]
+    placed = where_chosen(words)
+    assert placed[1:] == ["++technique.quantize.bits=4", "++technique.prune.sparsity=0.3"]
+    assert where_chosen(["technique=[quantize],[quantize,prune]", words[1]])[1] == words[1]
+    assert where_chosen(["technique=[],[prune]", words[1]])[1] == words[1]  # which no job chooses: an error
+    for chosen in ([], ["quantize"], ["quantize", "prune"]):
+        found = compose.compose([f"technique=[{','.join(chosen)}]", *placed[1:]]).technique
+        assert sorted(found) == sorted(chosen)
+        assert not chosen or found["quantize"]["bits"] == 4

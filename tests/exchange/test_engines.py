@@ -128,7 +128,7 @@ def test_what_an_engine_cannot_do_and_what_is_missing_is_one_line(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert message(engine="onnx") == "evaluation.engine=onnx needs an extra: pip install 'tfx[onnx]'"
+        assert message(engine="onnx") == "evaluation.engine=onnx needs an extra: pip install 'path/to/tfx[onnx]'"
     monkeypatch.setattr(Target, "require", lambda target, what: None)
     assert "decodes by greedy and beam search" in message(engine="ctranslate2", method="sample")
     assert "no weights in int16: set evaluation.engine_numbers to one of" in message(

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tfx.cli import main
+from tfx.report.comparison import compare_runs, verdict
 
 
 def facts(capsys, *arguments) -> dict:
@@ -224,6 +225,35 @@ def test_other_data_with_the_same_test_sentences_differ_in_training_alone(run_wr
     warnings = {arm["arm"]: arm["warnings"] for arm in family["arms"]}
     assert [warning.split(":")[0] for warning in warnings["distill"]] == ["other training data"]
     assert [warning.split(" (")[0] for warning in warnings["mixup"]][-1] == "other data"
+
+
+def test_the_same_texts_with_another_tokenizer_are_no_other_data(run_writer, tmp_path, capsys):
+    for name, techniques, tokens in (("base", (), "a"), ("small", ("quantize",), "b")):
+        folder = run_writer(tmp_path / name, techniques=techniques, fingerprint=tokens)
+        environment = json.loads((folder / "environment.json").read_text())
+        environment["fingerprints"] |= {"corpus": "same", "tokenizer": tokens}
+        (folder / "environment.json").write_text(json.dumps(environment))
+    (family,) = facts(capsys, tmp_path)["families"]
+    kinds = [warning.partition(" (")[0] for warning in family["warnings"]]
+    assert "different tokenizer" in kinds
+    assert not [kind for kind in kinds if "data" in kind]
+
+
+def test_a_verdict_says_that_the_texts_were_decoded_otherwise(run_writer, tmp_path):
+    for name, techniques, beam in (("base", (), 1), ("small", ("quantize",), 5)):
+        for seed in (1, 2, 3):
+            folder = run_writer(tmp_path / f"{name}{seed}", techniques=techniques, seed=seed)
+            with open(folder / "config.yaml", "a") as file:
+                file.write(f"evaluation: {{method: beam, beam: {beam}}}\n")
+    (family,) = compare_runs([tmp_path]).families
+    assert [", decoded otherwise" in verdict(arm, family) for arm in family.arms] == [False, True]
+
+
+def test_a_run_is_reported_from_inside_its_folder(sweep, monkeypatch, capsys):
+    monkeypatch.chdir(sweep / "base1")
+    assert main(["report", "."]) == 0
+    monkeypatch.chdir(sweep / "base2")
+    assert main(["report", "../base1", "."]) == 0
 
 
 def test_a_teacher_that_cost_the_run_nothing_is_warned_of(run_writer, sweep, capsys):

@@ -124,6 +124,13 @@ def test_only_files_of_their_kind_are_replaced(here, capsys):
         assert main(["report", "run", "--html", "mine.html"]) == 0
 
 
+def test_a_run_is_repeated_from_inside_its_folder(here, monkeypatch):
+    assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
+    monkeypatch.chdir(here / "run")
+    assert main(["reproduce", "."]) == 0
+    assert (here / "run-reproduced" / "reproduction.json").is_file()
+
+
 def test_pipes_stay_links_are_followed_and_a_run_keeps_its_own_predictions(here, capsys):
     assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
     own = (here / "run" / "predictions.jsonl").read_bytes()

@@ -145,7 +145,10 @@ def test_a_run_that_fails_is_closed_as_failed(here, opened):
 def test_a_tracker_whose_extra_is_missing_is_one_line(name, here, capsys, monkeypatch):
     monkeypatch.setitem(NEEDS, name, "tfx_no_such_module" if name != "tensorboard" else "tfx_no_such.module")
     assert train("run", f"tracking.to=[{name}]") == 2
-    assert capsys.readouterr().err.strip() == f"tfx: tracking.to=[{name}] needs an extra: pip install 'tfx[{name}]'"
+    assert (
+        capsys.readouterr().err.strip()
+        == f"tfx: tracking.to=[{name}] needs an extra: pip install 'path/to/tfx[{name}]'"
+    )
     assert not (here / "run").exists()
 
 

@@ -191,6 +191,7 @@ def _relative(before: float | None, now: float | None) -> float | None:
 
 def _free(path: Path) -> Path:
     """A folder beside the run that does not exist yet."""
+    path = path.resolve() if path.name in ("", "..") else path
     first = path.with_name(f"{path.name}-reproduced")
     count = 2
     while first.exists():

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tfx.config.checks import check_names
 from tfx.config.compose import check, compose_values
 from tfx.config.explain import check_yaml, explain
-from tfx.config.grammar import check_words, literal, not_grammar, parse, quoted
+from tfx.config.grammar import check_words, literal, not_grammar, parse, quoted, where_chosen
 from tfx.config.hydra_driver import PRIMARY, in_place, register
 from tfx.config.schema import Root
 from tfx.errors import UserError
@@ -70,6 +70,7 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     sweep = any(flag in ("-m", "--multirun") for flag in flags)
     if sweep:
         check_names(overrides)  # before any job starts
+        overrides = where_chosen(overrides)
     else:
         check_words(overrides)
     there = _there_already(overrides)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 from omegaconf import grammar_parser
 from omegaconf.errors import OmegaConfBaseException
@@ -155,12 +155,41 @@ def check_words(words: Sequence[str]) -> None:
             )
 
 
+def where_chosen(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a sweep, with ``++`` before the settings of techniques that only some of its lists choose.
+
+    A job without the technique has no such setting (`idle_techniques`).
+    """
+    chosen = [names for word in overrides if word.startswith("technique=") for names in _listed_names(word)]
+    some = {name for names in chosen for name in names if not all(name in other for other in chosen)}
+    return [f"++{word}" if word.startswith("technique.") and word.split(".")[1] in some else word for word in overrides]
+
+
+def idle_techniques(typed: Sequence[str]) -> set[str]:
+    """The techniques that settings with ``++`` are for, and that the list of this job does not choose."""
+    chosen = [names for word in typed if word.startswith("technique=") for names in _listed_names(word)]
+    named = {word.split(".")[1] for word in typed if word.startswith("++technique.")}
+    return named - set(chosen[-1]) if chosen else set()
+
+
+def _listed_names(word: str) -> list[list[str]]:
+    """The lists of techniques that a word ``technique=…`` names: one, or in a sweep several; none if it is unclear."""
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except HydraException:
+        return []
+    found = value.list if isinstance(value, ChoiceSweep) else [value]
+    return [[str(name) for name in (each if isinstance(each, list) else [each])] for each in found]
+
+
 def not_grammar(word: str, error: Exception) -> UserError:
     """The error for an override that Hydra cannot read, with the form to type."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     key, _, value = word.partition("=")
     if key != key.strip():
         return UserError(f"'{word}' cannot be read: leave out the spaces around '{key.strip()}'")
+    if value[:1] in ("[", "{") and value[-1:] in (",", ":"):
+        return UserError(f"{word} ends too early: a shell ends a word at a space, so quote all of it: '{word} …'")
     if _is_list(key):
         items = value.removeprefix("[").removesuffix("]")
         return UserError(f"{word} cannot be read ({first}): if its items are texts, type {_in_list(key, items)}")

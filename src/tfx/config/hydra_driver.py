@@ -25,6 +25,7 @@ from tfx.errors import UserError
 
 PRIMARY = "train"
 _IN_ENTRY = re.compile(r"^\+?(?=dataset\.mix\.\d+\.)")
+_NO_TECHNIQUE = re.compile(r"technique=(null|none)", re.IGNORECASE)
 # No shell replaces a tilde in the middle of a word.
 _AT_HOME = re.compile(r"^(hydra\.(?:run|sweep)\.dir)=(~.*)", re.DOTALL)
 
@@ -96,10 +97,15 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
 def in_place(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra takes them.
 
-    ``+technique=…`` becomes ``technique=…``: Hydra would put it after the experiment, which may set it too. A setting
-    of an entry of a list, as ``dataset.mix.0.path=…``, gets ``++``: what the entry does not say is no error. Hydra's
-    folders may begin with ``~``, as every path of the config may. Raises `UserError` if no home folder is known.
+    ``+technique=…`` becomes ``technique=…``: Hydra would put it after the experiment, which may set it too. Null and
+    ``none`` are the empty list of techniques. A setting of an entry of a list, as ``dataset.mix.0.path=…``, gets
+    ``++``: what the entry does not say is no error. Hydra's folders may begin with ``~``, as every path of the config
+    may. Raises `UserError` for two lists of techniques, or if no home folder is known.
     """
-    placed = [word.removeprefix("+") if word.startswith("+technique=") else word for word in overrides]
+    lists = [word for word in overrides if word.startswith(("technique=", "+technique="))]
+    if len(lists) > 1 and any(word.startswith("+") for word in lists):
+        raise UserError(f"{' and '.join(lists)}: the last list would count alone: write one, '+technique=[a,b]'")
+    placed = [word.removeprefix("+") if word in lists else word for word in overrides]
+    placed = ["technique=[]" if _NO_TECHNIQUE.fullmatch(word) else word for word in placed]
     found = [_AT_HOME.sub(lambda m: f"{m[1]}={absolute(m[2], m[1])}", word) for word in placed]
     return [_IN_ENTRY.sub("++", word) for word in found]

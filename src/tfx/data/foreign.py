@@ -110,7 +110,9 @@ def _converted(folder: Path) -> str:
             "tokenizer"
         )
     if any(importlib.util.find_spec(module) is None for module in ("transformers", "sentencepiece")):
-        raise UserError(f"{folder} has no {TOKENIZER}, only {names}: to convert that, pip install 'tfx[sentencepiece]'")
+        raise UserError(
+            f"{folder} has no {TOKENIZER}, only {names}: to convert that, pip install 'path/to/tfx[sentencepiece]'"
+        )
     import sentencepiece
     import transformers
 

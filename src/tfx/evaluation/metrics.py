@@ -117,7 +117,7 @@ def _bleu(name: str, **options: Any) -> Any:
         return BLEU(**BLEU_VARIANTS[name], **options)
     except (ImportError, RuntimeError) as error:
         extra = {"bleu_ja": "ja", "bleu_flores200": "flores"}[name]
-        raise UserError(f"metric {name} needs an extra: pip install 'tfx[{extra}]'") from error
+        raise UserError(f"metric {name} needs an extra: pip install 'path/to/tfx[{extra}]'") from error
     except Exception as error:  # its download raises errors of many kinds
         raise UserError(
             f"metric {name} needs a model that sacreBLEU cannot download ({type(error).__name__}): put it in "
@@ -153,7 +153,7 @@ def _rouge_scorer(names: Sequence[str]) -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise UserError("ROUGE needs an extra: pip install 'tfx[rouge]'") from None
+        raise UserError("ROUGE needs an extra: pip install 'path/to/tfx[rouge]'") from None
     return RougeScorer([ROUGE_VARIANTS[name] for name in names], tokenizer=_RougeWords())
 
 

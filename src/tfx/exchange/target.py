@@ -82,7 +82,7 @@ class Target:
     def require(self, what: str) -> None:
         """Raises `UserError`, with the command that mends it, where a library is not installed that ``what`` needs."""
         if any(importlib.util.find_spec(module) is None for module in self.modules):
-            raise UserError(f"{what} needs an extra: pip install 'tfx[{self.name}]'")
+            raise UserError(f"{what} needs an extra: pip install 'path/to/tfx[{self.name}]'")
 
 
 def fitted(loaded: LoadedModel, target: Target) -> LoadedModel:

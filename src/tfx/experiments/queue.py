@@ -51,7 +51,7 @@ class Queue(Machine):
         try:
             _submitit()
         except ImportError:
-            raise UserError(f"hydra/launcher={launcher} needs an extra: pip install 'tfx[submitit]'") from None
+            raise UserError(f"hydra/launcher={launcher} needs an extra: pip install 'path/to/tfx[submitit]'") from None
         for name in ("nodes", "tasks_per_node"):
             if settings.get(name, 1) != 1:
                 raise UserError(f"hydra.launcher.{name}={settings[name]}: each job here is one process, leave it out")

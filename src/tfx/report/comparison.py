@@ -350,6 +350,7 @@ def _same_test(arms: Iterable[Arm]) -> bool:
     return len(digests) == 1 and "" not in digests
 
 
+_DECODED_OTHERWISE = "different decoding"
 _DECODING = {"beam": ("beam", "length_penalty"), "sample": ("temperature", "top_k", "top_p")}
 # What all methods follow, with the values that do nothing.
 _RULES = {"min_length": 0, "no_repeat_ngram": 0, "repetition_penalty": 1}
@@ -401,10 +402,19 @@ def _part(part: str, name: str) -> Callable[[Run], str]:
     return lambda run: str((run.environment.get(part) or {}).get(name, "not recorded"))
 
 
+def _texts_of(family: Family) -> Callable[[Run], str]:
+    """What reads the fingerprint of a run's texts; of older runs that of their tokens, which is another one with
+    another tokenizer.
+    """
+    runs = [run for arm in family.arms for run in arm.runs]
+    is_recorded = all((run.environment.get("fingerprints") or {}).get("corpus") for run in runs)
+    return _part("fingerprints", "corpus" if is_recorded else "data")
+
+
 def _warn(family: Family) -> None:
     """Fills the warnings: each says what differs from the baseline, and what that makes of the comparison."""
     checks: list[tuple[str, Callable[[Run], str], str]] = [
-        ("other data", _part("fingerprints", "data"), "the quality is not comparable"),
+        ("other data", _texts_of(family), "the quality is not comparable"),
         ("different tokenizer", _part("fingerprints", "tokenizer"), "losses a token are not comparable"),
         ("different test split", lambda run: run.test_split, "the quality is not comparable"),
         (
@@ -412,7 +422,7 @@ def _warn(family: Family) -> None:
             lambda run: run.signatures.get(family.metric, ""),
             "the scores are not comparable",
         ),
-        ("different decoding", _decoding, "part of the difference comes from decoding"),
+        (_DECODED_OTHERWISE, _decoding, "part of the difference comes from decoding"),
         ("different machine", _machine, "latencies and seconds are not comparable"),
         ("different torch", _part("packages", "torch"), "speed and last digits may differ for that reason"),
     ]
@@ -507,4 +517,6 @@ def verdict(arm: Arm, family: Family) -> str:
             words = f"interval excludes 0, but not after Holm over {tested} rows"
     if words != "better" and arm.p_worse_holm is not None and arm.p_worse_holm < 0.05:
         words += ", not worse than the margin"
+    if any(caution.kind == _DECODED_OTHERWISE for caution in arm.warnings):
+        words += ", decoded otherwise"
     return words if difference.seeds_resampled else f"{words} (sentences only)"

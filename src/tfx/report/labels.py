@@ -85,6 +85,7 @@ def _alike(labels: Sequence[str]) -> list[list[int]]:
 
 def folder_name(path: Path, seed: int | None = None) -> str:
     """The name of a run by where it lies, without its seed: of ``4bit/seed1``, ``4bit/1`` and ``4bit-seed1``, 4bit."""
+    path = path.resolve() if path.name in ("", "..") else path  # of "." and ".."
     parts = [re.sub(r"[-_.]?seed[-_=]?\d+$", "", part) for part in path.parts[-2:]]
     if not parts[-1] or path.name == str(seed):
         parts.pop()

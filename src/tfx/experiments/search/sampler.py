@@ -46,7 +46,7 @@ def require_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise UserError("tfx search needs Optuna 4: pip install 'tfx[search]'") from None
+        raise UserError("tfx search needs Optuna 4: pip install 'path/to/tfx[search]'") from None
 
 
 def propose(

@@ -81,7 +81,7 @@ def require(names: Sequence[str]) -> None:
         except ImportError:
             found = False
         if not found:
-            raise UserError(f"tracking.to=[{name}] needs an extra: pip install 'tfx[{name}]'")
+            raise UserError(f"tracking.to=[{name}] needs an extra: pip install 'path/to/tfx[{name}]'")
 
 
 class Trackers:
