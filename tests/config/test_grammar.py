@@ -159,6 +159,7 @@ def test_no_technique_is_the_empty_list(word):
 def test_two_lists_of_techniques_are_refused(capsys):
     assert main(["train", "+technique=quantize", "+technique=prune"]) == 2
     assert "the last list would count alone: write one, '+technique=[a,b]'" in capsys.readouterr().err
+    assert list(compose.compose(["+technique=quantize", "+technique=[quantize,prune]"]).technique)  # nothing is lost
 
 
 @pytest.mark.parametrize("word", ["technique=[quantize,", "dataset.mix=[{dataset:"])

@@ -160,19 +160,19 @@ def where_chosen(overrides: Sequence[str]) -> list[str]:
 
     A job without the technique has no such setting (`idle_techniques`).
     """
-    chosen = [names for word in overrides if word.startswith("technique=") for names in _listed_names(word)]
+    chosen = [names for word in overrides if word.startswith("technique=") for names in listed_names(word)]
     some = {name for names in chosen for name in names if not all(name in other for other in chosen)}
     return [f"++{word}" if word.startswith("technique.") and word.split(".")[1] in some else word for word in overrides]
 
 
 def idle_techniques(typed: Sequence[str]) -> set[str]:
     """The techniques that settings with ``++`` are for, and that the list of this job does not choose."""
-    chosen = [names for word in typed if word.startswith("technique=") for names in _listed_names(word)]
+    chosen = [names for word in typed if word.startswith("technique=") for names in listed_names(word)]
     named = {word.split(".")[1] for word in typed if word.startswith("++technique.")}
     return named - set(chosen[-1]) if chosen else set()
 
 
-def _listed_names(word: str) -> list[list[str]]:
+def listed_names(word: str) -> list[list[str]]:
     """The lists of techniques that a word ``technique=…`` names: one, or in a sweep several; none if it is unclear."""
     try:
         value = OverridesParser.create().parse_override(word).value()

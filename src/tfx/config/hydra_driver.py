@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 
 import hydra
 import yaml
@@ -17,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tfx.config.checks import UNREADABLE
 from tfx.config.explain import check_yaml, explain, of_yaml
-from tfx.config.grammar import check_words, literal
+from tfx.config.grammar import check_words, listed_names, literal
 from tfx.config.paths import absolute
 from tfx.config.registry import entry_points, foreign_yaml, is_foreign, technique_class
 from tfx.config.schema import LauncherConfig, Root
@@ -103,7 +104,8 @@ def in_place(overrides: Sequence[str]) -> list[str]:
     may. Raises `UserError` for two lists of techniques, or if no home folder is known.
     """
     lists = [word for word in overrides if word.startswith(("technique=", "+technique="))]
-    if len(lists) > 1 and any(word.startswith("+") for word in lists):
+    named = [set(chain(*listed_names(word.removeprefix("+")))) for word in lists]
+    if any(word.startswith("+") for word in lists) and not set().union(*named) <= named[-1]:
         raise UserError(f"{' and '.join(lists)}: the last list would count alone: write one, '+technique=[a,b]'")
     placed = [word.removeprefix("+") if word in lists else word for word in overrides]
     placed = ["technique=[]" if _NO_TECHNIQUE.fullmatch(word) else word for word in placed]

@@ -15,12 +15,14 @@ from tfx.terminal.tables import Column, Sheet
 # Tolerance of a rate: the last weight of a matrix, or scales in fp16, can keep the codes this far from the target.
 _NEAR = 0.02
 # Ratios of latencies on a few inputs: anything between the two is noise, and called neither faster nor slower.
-_FASTER, _SLOWER = 0.95, 1.1
+_FASTER, _SLOWER = 0.95, 1.25
+# What the reference of a run is, by how it came to it.
+_ROLES = {"teacher": "the teacher", "init_from": "the model of init_from"}
 
 
 def closing_table(facts: Facts, result: Result) -> Group:
     """The result on the final file, the stages of the stack if it compresses, and warnings in plain words."""
-    parts: list[Any] = [_result(facts, result)]
+    parts: list[Any] = [_scores(facts, result), _facts(facts, result)]
     if _is_compressed(result):
         parts += ["", _stages(facts, result)]
     lines = [*_slower(result), *_missed_rate(result.evidence), *result.quality_drops]
@@ -28,19 +30,24 @@ def closing_table(facts: Facts, result: Result) -> Group:
     return Group(*parts)
 
 
-def _result(facts: Facts, result: Result) -> Sheet:
-    training, bytes_, speed = result.train, result.bytes, result.inference["file"]
+def _scores(facts: Facts, result: Result) -> Sheet:
     table = Sheet(
         Column("", wrap=False),
         Column("validation", number=True),
-        Column("test" if result.test_split == "test" else "test (none: valid)"),
+        Column("test" if result.test_split == "test" else "test (none: valid)", number=True),
         title=": ".join([*filter(None, [facts.name]), f"{facts.model} on {facts.dataset}"]),
     )
     primary = facts.primary_metric
     for name in dict.fromkeys((primary, *result.test)):
         style = "bold" if name == primary else None
         table.add_row(name, number(result.valid.get(name)), number(result.test.get(name)), style=style)
-    table.end_section()
+    return table
+
+
+def _facts(facts: Facts, result: Result) -> Sheet:
+    """What it took to train, the final file, what the techniques did, and how the metrics are computed."""
+    training, bytes_, speed = result.train, result.bytes, result.inference["file"]
+    table = Sheet(Column("", wrap=False), Column("the run and its file"))
     unit = TASKS[facts.task].input
     seconds = f"{clock(training.seconds)} ({training.tokens_per_second:,.0f} tokens/s)"
     content = f"weights {size(bytes_.weights)}, header {size(bytes_.header)}, tokenizer {size(bytes_.tokenizer)}"
@@ -53,11 +60,11 @@ def _result(facts: Facts, result: Result) -> Sheet:
         ("latency", f"{speed.latency_ms['p50']:.1f} ms {unit} (p95 {speed.latency_ms['p95']:.1f})"),
         ("throughput", f"{speed.tokens_per_second:,.0f} {TASKS[facts.task].output}/s"),
     ):
-        table.add_row(name, "", value)
+        table.add_row(name, value)
     for name, proof in result.evidence.items():
-        table.add_row(name, "", ", ".join(f"{key} {number(value)}" for key, value in proof.items() if value))
+        table.add_row(name, ", ".join(f"{key} {number(value)}" for key, value in proof.items() if value))
     for metric, signature in result.signatures.items():
-        table.add_row(f"{metric} is", "", signature, style="dim")
+        table.add_row(f"{metric} is", signature, style="dim")
     return table
 
 
@@ -78,7 +85,8 @@ def _stages(facts: Facts, result: Result) -> Sheet:
     begun = next((row.seconds / whole for row in result.stages if row.name == TRAINED and whole), 1.0)
     # What began to compress while it trained has no trained model to be compared with.
     has_base = base.name != TRAINED or begun >= WHOLE_TRAINING
-    told = [f"differences to '{base.name}', "] if has_base else []
+    role = _ROLES.get(result.reference.name) if base.name == REFERENCE and result.reference is not None else None
+    told = [f"differences to '{base.name}', " + (f"{role}, " if role else "")] if has_base else []
     if begun < WHOLE_TRAINING:
         told.append(f"'{TRAINED}' when compression began, after {begun:.0%} of training, ")
     spare = {"quality": 0, "diff": 2, "weights": 4, "non-zero": 5, "size": 3, "ratio": 0, "ms": 1}
