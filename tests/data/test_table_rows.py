@@ -91,7 +91,7 @@ def test_a_quoted_cell_with_a_line_end_is_read_and_said(tmp_path):
     for name, sep in (("t.tsv", "\t"), ("t.csv", ",")):
         rows, notes = rows_of(tmp_path, name, f'a{sep}b\n"one\ntwo"{sep}x\nc{sep}d\n')
         assert rows == [{"a": "one\ntwo", "b": "x"}, {"a": "c", "b": "d"}]
-        assert notes[0].startswith(f"{name}: 1 rows of more than one line, the first from line 2 on")
+        assert notes[0].startswith(f"{name}: 1 rows go over several lines, the first from line 2 on")
 
 
 def test_a_ragged_tsv_file_names_the_line(tmp_path):

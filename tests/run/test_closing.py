@@ -99,6 +99,14 @@ def test_nothing_is_compared_with_a_model_that_was_still_training():
     assert "differences to 'trained'" in shown(train={**SUMMARY["train"], "seconds": 0.0})  # nothing was trained
 
 
+@pytest.mark.parametrize(("name", "told"), [("teacher", "the teacher"), ("init_from", "the model of init_from")])
+def test_the_table_says_what_the_reference_is(name, told):
+    stages = [stage("reference", 30.0, 4_000_000, 1_000_000, 1_000_000, 10.0), *SUMMARY["stages"]]
+    reference = {"name": name, "path": "dense", "valid": {"bleu": 30.0}, "test": {"bleu": 30.0}, "bytes": 4_000_000}
+    text = " ".join(shown(stages=stages, reference=reference).split())
+    assert f"differences to 'reference', {told}, " in text
+
+
 def test_the_result_is_that_of_the_final_file():
     text = shown()
     assert row(text, "bleu") == ["bleu", "28.5", "27.25"]

@@ -124,6 +124,16 @@ def test_only_files_of_their_kind_are_replaced(here, capsys):
         assert main(["report", "run", "--html", "mine.html"]) == 0
 
 
+def test_the_training_split_is_scored_by_its_loss_and_that_is_said(here, capsys):
+    assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
+    for split, said in (("train", True), ("valid", False)):
+        capsys.readouterr()
+        assert main(["evaluate", "run", "--split", split, "--json"]) == 0
+        told = capsys.readouterr()
+        assert ("is scored by its loss alone" in told.err) == said
+        assert ("exact_match" in told.out) != said
+
+
 def test_a_run_is_repeated_from_inside_its_folder(here, monkeypatch):
     assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
     monkeypatch.chdir(here / "run")

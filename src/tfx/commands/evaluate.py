@@ -73,6 +73,8 @@ def main(arguments: Sequence[str]) -> int:
     split = options.split or data.test_split
     if split not in data.splits:
         raise UserError(f"--split {split}: the data set has no such split, only {', '.join(data.splits)}")
+    if split == "train" and TASKS[config.dataset.task].decodes:
+        print("note: the training split is scored by its loss alone: it is not decoded", file=sys.stderr)
     loaded.model.engine = open_engine(loaded, config.evaluation)
     if loaded.model.engine is not None:
         for note in loaded.model.engine.notes(config.evaluation):

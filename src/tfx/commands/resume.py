@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Arguments(
         "resume",
         "Continues a run from its last saved state, to the same bits as if it had never stopped.",
-        epilog=f"You may set a longer budget, and other settings that change nothing done so far: {', '.join(SAFE)}.",
+        epilog=f"You may set a longer budget, and other settings that change nothing done so far: "
+        f"{', '.join(f'{key}*' if key.endswith('.') else key for key in SAFE)}; of a mixture dataset.mix.N.path.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.budget.steps=2000")
@@ -70,8 +71,8 @@ def _changed(saved: Root, overrides: Sequence[str]) -> Root:
             if not key.startswith(("technique", "dataset.mix", "hydra")) and key not in (known := all_keys()):
                 raise unknown_key(key, known)
             raise UserError(
-                f"{key} cannot change in a resumed run, only {', '.join(SAFE)} (of a mixture dataset.mix.N.path) can: "
-                "start another run for it, with init_from=RUN to begin with these weights"
+                f"{key} cannot change in a resumed run: start another run for it, with init_from=RUN to begin with "
+                "these weights (`tfx resume --help` lists what can change)"
             )
     config = compose.change(saved, overrides) if overrides else saved
     before, after = saved.trainer.budget, config.trainer.budget

@@ -204,7 +204,9 @@ def csv_rows(
 def other_separator(columns: Sequence[str]) -> str:
     """What may be wrong with a table of one column, whose name has another separator in it; else nothing."""
     if len(columns) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in columns[0]]):
-        return f" (one column: {marks[0]!r} separates nothing; commas do in .csv, tabs in .tsv files)"
+        return (
+            f" (one column: {marks[0]!r} separates nothing; commas do in .csv, tabs in .tsv files: write it with those)"
+        )
     return ""
 
 
@@ -234,8 +236,8 @@ def _quoted_rows(file: TextFile, separator: str, notes: list[str]) -> Iterator[t
         ) from None
     if longer:
         notes.append(
-            f"{file.path.name}: {longer:,} rows of more than one line, the first from line {first} on, for their cells "
-            "in quotes hold line ends"
+            f"{file.path.name}: {longer:,} rows go over several lines, the first from line {first} on: their cells in "
+            "quotes hold line ends"
         )
 
 
