@@ -116,6 +116,8 @@ def muon_blocks() -> str:
             ("`seq2seq_small`, 450 s, whole matrices", "multi30k-dense/small-450s"),
             ("`seq2seq_small`, 450 s, `optimizer.matrix_block=128`", "multi30k-dense/small-450s-block128"),
             ("`seq2seq_small`, 450 s, `optimizer=adamw`", "multi30k-dense/small-450s-adamw"),
+            ("`seq2seq_small`, `optimizer=adamw optimizer.lr=0.0005`", "multi30k-dense/small-1.06m-adamw-rate0.0005"),
+            ("`seq2seq_small`, `optimizer=adamw optimizer.lr=0.0002`", "multi30k-dense/small-1.06m-adamw-rate0.0002"),
             ("`seq2seq_small`, 4,207 s, whole matrices", "multi30k-dense/small-3m"),
             ("`seq2seq_small`, 4,185 s, `optimizer.matrix_block=128`", "multi30k-dense/small-3.75m-block128"),
         ],
