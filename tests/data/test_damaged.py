@@ -3,6 +3,7 @@
 import bz2
 import json
 import lzma
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -87,6 +88,23 @@ def test_rows_that_are_cut_between_two_batches_are_made_again(tmp_path, cache, m
         place = file.tell()
         file.truncate(place)
     assert {name: len(split) for name, split in load_corpus(config(path)).splits.items()} == whole
+
+
+def test_what_a_killed_process_was_making_is_removed_a_day_later(tmp_path, cache):
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines(60))
+    load_corpus(config(path))
+    (entry,) = cache.glob("rows/*/")
+    old, new = (entry.with_name(f".{entry.name}.{name}.tmp") for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "rows.arrow").write_bytes(b"half")
+    for file in (old, old / "rows.arrow", new):
+        os.utime(file, (0, 0))
+    (entry / "facts.json").unlink()  # so it is made again
+    load_corpus(config(path))
+    assert not old.exists()
+    assert (new / "rows.arrow").exists()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

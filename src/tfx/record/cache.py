@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +16,8 @@ from tfx.errors import UserError
 from tfx.record.lock import making
 
 Entry = TypeVar("Entry")
+# A day without a write.
+_ABANDONED_SECONDS = 86_400
 
 
 def cached(folder: Path, read: Callable[[Path], Entry], write: Callable[[Path], None]) -> Entry:
@@ -38,6 +43,11 @@ def cached(folder: Path, read: Callable[[Path], Entry], write: Callable[[Path], 
 
 
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        # Of a process that was killed: one that goes on writes into it.
+        with suppress(OSError):
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > _ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir()
