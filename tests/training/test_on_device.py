@@ -5,6 +5,7 @@ seen on a fake one.
 """
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -316,6 +317,15 @@ def test_moments_can_be_made_before_the_first_activations(prepared, monkeypatch,
         optimizers.step(0.5)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_note_of_a_refused_step_has_the_norms_from_before_clipping(prepared, monkeypatch):
+    run = train(prepared, monkeypatch, ["trainer.instability.policy=skip"], on_device=False, spoilt=(2,))
+    (told,) = [note.partition("largest gradient norms: ")[2] for note in run.seen.notes if "largest" in note]
+    norms = [float(entry.split()[-1]) for entry in told.split(", ")]
+    assert math.isnan(norms[0])  # the one that was spoilt
+    assert len(norms) == 5
+    assert all(norm > 0 for norm in norms[1:])
 
 
 def test_queued_steps_are_waited_for_before_the_clock_stops(prepared, monkeypatch):
