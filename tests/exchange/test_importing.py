@@ -262,5 +262,5 @@ def test_a_sentencepiece_file_is_converted_to_the_same_tokens(
     assert found.encode(sentences) == [processor.encode(text) for text in sentences]
     assert found.decode(found.encode(texts[:1])[0]) == texts[0]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"only {name}: to convert that, pip install 'tfx\[sentencepiece\]'"):
+    with pytest.raises(UserError, match=rf"only {name}: to convert that, pip install 'path/to/tfx\[sentencepiece\]'"):
         read_folder(tmp_path)

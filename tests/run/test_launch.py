@@ -162,7 +162,7 @@ def test_where_the_launcher_was_killed_the_run_says_so_and_its_folder_is_removed
 
     monkeypatch.setenv("TFX_LAUNCHED", "1")
     monkeypatch.setattr(launching, "_launcher", None)
-    monkeypatch.setattr(launching, "ctypes", Mock())
+    monkeypatch.setattr(launching, "asks_for_signal", Mock())
     monkeypatch.setattr("os.getppid", lambda: 4711)
     monkeypatch.setattr("tfx.training.loop.Trainer.train", orphaned)
     assert main(["worker", str(place)]) == 143
