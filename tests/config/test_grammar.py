@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.cli import main
 from tfx.config import compose
-from tfx.config.grammar import literal, quoted, where_chosen
+from tfx.config.grammar import literal, of_job, quoted, where_chosen
 from tfx.errors import UserError
 
 TEXTS = ["1e5", "true", "null.csv", "0x10", "a b", " lead", "a,b", "[v2] (x).csv", "{q}: {c}", "it's", 'say "hi"']
@@ -168,6 +169,22 @@ def test_a_word_that_a_space_has_cut_is_to_be_quoted(word, capsys):
     assert f"a shell ends a word at a space, so quote all of it: '{word} …'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("launcher", ["tfx", "basic"])
+def test_a_sweep_over_techniques_has_their_settings_where_they_are_chosen(launcher, here, capsys):
+    words = [
+        *("model.width=16", "model.heads=2", "model.ffn_width=32", "dataset.limit.train=20", "dataset.limit.valid=5"),
+        *("dataset.limit.test=5", "trainer.budget.steps=1", "evaluation=greedy", "evaluation.latency_inputs=1"),
+        *("technique=[],[quantize]", "technique.quantize.bits=5", "technique.quantize.granularity=channel"),
+    ]
+    assert main(["train", "-m", *words, f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep"]) == 0
+    bits = [yaml.safe_load((here / f"sweep/{job}/config.yaml").read_text())["technique"] for job in (0, 1)]
+    assert bits[0] == {}
+    assert bits[1]["quantize"]["bits"] == 5
+    typed = yaml.safe_load((here / "sweep/1/overrides.yaml").read_text())
+    assert "technique.quantize.bits=5" in typed
+    assert not [word for word in typed if word.startswith("+")]
+
+
 def test_a_setting_of_a_technique_is_for_the_jobs_of_a_sweep_that_choose_it():
     words = ["technique=[],[quantize],[quantize,prune]", "technique.quantize.bits=4", "technique.prune.sparsity=0.3"]
     placed = where_chosen(words)
@@ -175,6 +192,9 @@ def test_a_setting_of_a_technique_is_for_the_jobs_of_a_sweep_that_choose_it():
     assert where_chosen(["technique=[quantize],[quantize,prune]", words[1]])[1] == words[1]
     assert where_chosen(["technique=[],[prune]", words[1]])[1] == words[1]  # which no job chooses: an error
     for chosen in ([], ["quantize"], ["quantize", "prune"]):
-        found = compose.compose([f"technique=[{','.join(chosen)}]", *placed[1:]]).technique
+        own, idle = of_job([f"technique=[{','.join(chosen)}]", *placed[1:]])
+        assert sorted(idle) == sorted({"quantize", "prune"} - set(chosen))
+        assert not [word for word in own if word.startswith("+")]
+        found = compose.compose(own).technique
         assert sorted(found) == sorted(chosen)
         assert not chosen or found["quantize"]["bits"] == 4

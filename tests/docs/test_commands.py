@@ -15,7 +15,7 @@ from tfx.commands import resume
 from tfx.compression.checkpoint import FileBytes, LoadedModel, save
 from tfx.config.command_line import split_flags
 from tfx.config.compose import compose
-from tfx.config.grammar import where_chosen
+from tfx.config.grammar import of_job, where_chosen
 from tfx.config.schema import Budget, EvaluationConfig, ModelConfig, TokenizerConfig
 from tfx.data import normalize, stdlib
 from tfx.data.tokenizer import Tokenizer
@@ -154,7 +154,7 @@ def test_a_command_of_the_documentation_works(page, line, place, monkeypatch, ca
         overrides, _ = split_flags(words)
         found = combinations(where_chosen(overrides))
         for each in found:
-            compose(each)
+            compose(of_job(each)[0])
         assert found
         return
     # The folders that commands of a page give each other are there before their run is.

@@ -18,13 +18,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tfx.config.checks import check_names
 from tfx.config.compose import check, compose_values
 from tfx.config.explain import check_yaml, explain
-from tfx.config.grammar import check_words, literal, not_grammar, parse, quoted, where_chosen
+from tfx.config.grammar import check_words, literal, not_grammar, of_job, parse, quoted, where_chosen
 from tfx.config.hydra_driver import PRIMARY, in_place, register
 from tfx.config.schema import Root
 from tfx.errors import UserError
@@ -53,6 +53,11 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
             # As typed: Hydra's list would resolve interpolations in them.
             found = [str(word) for word in OmegaConf.to_container(settings.overrides.task, resolve=False) or ()]
             typed = [as_typed.get(word, word) for word in found]
+            if is_foreign_job():
+                typed, idle = of_job(typed)
+                with open_dict(composed):
+                    for name in idle:
+                        del composed.technique[name]
             # A run's own config, named by --config-name, is complete already.
             is_new = settings.job.config_name == PRIMARY
             return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)

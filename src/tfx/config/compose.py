@@ -26,7 +26,7 @@ from tfx.config.checks import (
     renew,
 )
 from tfx.config.explain import check_yaml, explain, of_yaml
-from tfx.config.grammar import check_words, escaped, idle_techniques, parse
+from tfx.config.grammar import check_words, escaped, parse
 from tfx.config.hydra_driver import compose_tree, register
 from tfx.config.inheritance import inherit
 from tfx.config.mixture import check_corpora, complete
@@ -143,8 +143,6 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
     if not isinstance(content, dict):
         raise UserError("the config is a list, not groups of settings")
     values = {str(key): value for key, value in content.items() if key not in ("experiment", "hydra", "defaults")}
-    for name in idle_techniques(typed):
-        values["technique"].pop(name, None)
     renew(values, typed)
     check_names(typed)
     check_keys(values, Root, "")

@@ -158,18 +158,20 @@ def check_words(words: Sequence[str]) -> None:
 def where_chosen(overrides: Sequence[str]) -> list[str]:
     """The overrides of a sweep, with ``++`` before the settings of techniques that only some of its lists choose.
 
-    A job without the technique has no such setting (`idle_techniques`).
+    Hydra composes every job with them; `of_job` then leaves out what is not the job's.
     """
     chosen = [names for word in overrides if word.startswith("technique=") for names in listed_names(word)]
     some = {name for names in chosen for name in names if not all(name in other for other in chosen)}
     return [f"++{word}" if word.startswith("technique.") and word.split(".")[1] in some else word for word in overrides]
 
 
-def idle_techniques(typed: Sequence[str]) -> set[str]:
-    """The techniques that settings with ``++`` are for, and that the list of this job does not choose."""
-    chosen = [names for word in typed if word.startswith("technique=") for names in listed_names(word)]
-    named = {word.split(".")[1] for word in typed if word.startswith("++technique.")}
-    return named - set(chosen[-1]) if chosen else set()
+def of_job(overrides: Sequence[str]) -> tuple[list[str], set[str]]:
+    """The overrides of one job of a sweep as for a run by itself, and the techniques that only other jobs have."""
+    chosen = [names for word in overrides if word.startswith("technique=") for names in listed_names(word)]
+    named = {word.split(".")[1] for word in overrides if word.startswith("++technique.")}
+    idle = named - set(chosen[-1]) if chosen else set()
+    kept = [word for word in overrides if not (word.startswith("++technique.") and word.split(".")[1] in idle)]
+    return [word.removeprefix("++") if word.startswith("++technique.") else word for word in kept], idle
 
 
 def listed_names(word: str) -> list[list[str]]:

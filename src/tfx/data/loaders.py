@@ -266,11 +266,13 @@ def _unpacked(path: Path, cache: Path) -> Path:
     """A file that Arrow can open: the file itself, or if it is compressed, its content in the cache."""
     if path.suffix.lower() not in COMPRESSED:
         return path
+    unchanged = Unchanged([path])
     # Files in several folders may have the same name.
     plain = cache / f"{file_digest(path).hex()[:32]}-{path.name.removesuffix(path.suffix)}"
     if not plain.is_file():
         with replacing(plain) as temporary, open(temporary, "wb") as file:
             file.writelines(unpacked(path))
+            unchanged.check()
     return plain
 
 

@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -229,21 +230,28 @@ def raw_rows(config: DatasetConfig, dataset: Dataset | IterableDataset) -> Itera
 
 
 def readable(rows: Iterable[Any], config: DatasetConfig, seen: Callable[[], int]) -> Iterator[Any]:
-    """The rows of a table, or batches of them; raises `UserError` for what its reader fails on, after ``seen`` rows."""
+    """The rows of a table on this machine, or batches of them; raises `UserError` where its reader fails.
+
+    ``seen`` gives the number of rows that were read before.
+    """
     found = iter(rows)
     while True:
-        try:
-            row = next(found)
-        except StopIteration:
+        with reading_table(config, lambda: f"rows after the first {seen():,}"):
+            row = next(found, None)
+        if row is None:
             return
-        except (ConnectionError, TimeoutError):
-            raise
-        except (OSError, ValueError, NotImplementedError) as error:
-            raise UserError(
-                f"the rows of dataset '{config.name}' cannot be read further than row {seen():,} ({where(config)}): "
-                f"{type(error).__name__}: {error}"
-            ) from error
         yield row
+
+
+@contextmanager
+def reading_table(config: DatasetConfig, what: Callable[[], str]) -> Iterator[None]:
+    """Inside nothing but a library reads a table: what it raises for a file that is damaged becomes `UserError`."""
+    try:
+        yield
+    except (OSError, ValueError, NotImplementedError) as error:  # those that Arrow's errors derive from
+        raise UserError(
+            f"the {what()} of dataset '{config.name}' cannot be read ({where(config)}): {type(error).__name__}: {error}"
+        ) from error
 
 
 def _named_labels(config: DatasetConfig, dataset: Dataset | IterableDataset) -> dict[str, Callable[[Any], Any]]:

@@ -18,7 +18,7 @@ from tfx.config.task_facts import TASKS
 from tfx.data.loaders import shown_names, with_columns
 from tfx.data.plain_text import COMPRESSED, Unchanged, refuse_pointer
 from tfx.data.records import Reading, parallel_rows, table_rows
-from tfx.data.rows import Reader, RowReader, is_without_text, readable, row_maker, where
+from tfx.data.rows import Reader, RowReader, is_without_text, readable, reading_table, row_maker
 from tfx.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class StreamReader:
             self.seen, self.notes = state["seen"], list(state["notes"])
             self.flags.update({int(flags): count for flags, count in state["flags"].items()})
             self._source.load_state_dict(state["source"])
-        self._rows = readable(self._source, stream.config, lambda: self.seen)
+        # An error of the hub's network is not the data's, and one in the text of a file says where by itself.
+        is_local_table = stream.config.format == "parquet" and stream.config.path is not None
+        self._rows = readable(self._source, stream.config, lambda: self.seen) if is_local_table else iter(self._source)
 
     def take(self, count: int) -> Iterator[Row]:
         """The next rows with text, at most ``count``; fewer only at the end of the pass.
@@ -183,12 +185,8 @@ def _local_row(row: dict[str, Any]) -> Row | list[str]:
 def table_stream(config: DatasetConfig, open: Callable[[], IterableDataset]) -> RowStream:
     """The rows of a table, in the columns that the config names."""
     reader = RowReader(config)
-    try:
+    with reading_table(config, lambda: "columns"):
         columns = with_columns(open()).column_names
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"the columns of dataset '{config.name}' cannot be read ({where(config)}): {type(error).__name__}: {error}"
-        ) from error
     needed = sorted({column for each in reader.readers.values() for column in each.check(columns)})
 
     def place(each: Reader) -> str:

@@ -17,6 +17,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tfx.config.checks import check_values
+from tfx.config.grammar import of_job
 from tfx.config.schema import LauncherConfig
 from tfx.errors import UserError
 from tfx.experiments.jobs import DONE, ENDED_BADLY, PLANNED, SKIPPED, WAITING, Job
@@ -55,7 +56,8 @@ class LocalLauncher(Launcher):
                 config.hydra.job.num = number
             HydraConfig.instance().set_config(config)
             folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-            batch.append(Job(number, list(filter_overrides(overrides)), folder, flags))
+            own, _ = of_job(filter_overrides(overrides))
+            batch.append(Job(number, own, folder, flags))
             configs.append(config)
         stopped = self.settings.on_failure == "stop" and any(job.state in ENDED_BADLY for job in self.jobs)
         self.jobs.extend(batch)

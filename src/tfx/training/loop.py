@@ -215,8 +215,7 @@ class Trainer:
             with exchange(self.group.place):
                 signal, due = map(int, self.group.greatest(deferred_signal(), is_due))
             if due:
-                self._look()  # which waits for the steps that are still queued: they are training
-                with self.clock.paused(), profile.paused() if profile is not None else nullcontext():
+                with profile.paused() if profile is not None else nullcontext():
                     self._save()
             if signal:
                 stop_as_others(signal)
@@ -320,8 +319,9 @@ class Trainer:
     # --- the state ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self._look()
-        self.observer.save(self.clock.steps, self.state())
+        self._look()  # which waits for the steps that are still queued: they are training
+        with self.clock.paused():
+            self.observer.save(self.clock.steps, self.state())
 
     def state(self) -> dict[str, Any]:
         """All that exact resuming needs, at the end of the last step; the next step changes its tensors.
