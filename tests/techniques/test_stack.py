@@ -154,15 +154,18 @@ def test_a_technique_that_did_nothing_fails_the_run():
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def together(request, folder):
-    """A family, what sets all three techniques to act on each example of it, and a run of them."""
-    family, teacher = request.param, folder / f"{request.param}-teacher"
+def together(request, tmp_path_factory):
+    """A family, what sets all three techniques to act on each example of it, and the folder of a run of them."""
+    # A folder of its own: of tests that are divided among processes, one may come back to this family later.
+    family, place = request.param, tmp_path_factory.mktemp(request.param)
+    teacher, plain = place / "teacher", place / "plain"
     run(teacher, "seed=2", family=family)
     words = [f"technique=[{','.join(THREE)}]", "technique.shuffle.share=1", "technique.mixup.share=1"]
     words += ["technique.mixup.alpha=1", "technique.distill.hidden=0.1", f"technique.distill.teacher={teacher}"]
     words += ["technique.shuffle.anneal=none", "technique.shuffle.end=1"]
     words += ["model.dropout=0"]  # a compiled model draws it in another way
-    return family, words, run(folder / f"{family}-plain", *words, "trainer.precision=fp32", family=family)
+    run(plain, *words, "trainer.precision=fp32", family=family)
+    return family, words, plain
 
 
 def acted(summary: dict) -> bool:
@@ -185,9 +188,10 @@ def acted(summary: dict) -> bool:
     ids=["compiled", "bf16", "accumulated"],
 )
 def test_all_three_act_together_compiled_in_bf16_and_over_accumulated_batches(
-    together, words, tolerance, folder, request, monkeypatch
+    together, words, tolerance, tmp_path, monkeypatch
 ):
-    family, three, summary = together
+    family, three, plain = together
+    summary = json.loads((plain / "summary.json").read_text())
     plain_compile, compiled = nn.Module.compile, []
 
     def eager(module, **options):
@@ -195,19 +199,18 @@ def test_all_three_act_together_compiled_in_bf16_and_over_accumulated_batches(
         plain_compile(module, backend="eager", **options)
 
     monkeypatch.setattr(nn.Module, "compile", eager)
-    path = folder / f"{family}-{request.node.callspec.id}"
-    other = run(path, *three, *words, family=family)
+    other = run(tmp_path / "other", *three, *words, family=family)
     assert acted(summary)
     assert acted(other)
     # The student and its teacher; training on one shape has a compiled call of its own.
     assert len({id(module) for module in compiled}) == (2 if "trainer.compile=on" in words else 0)
     if tolerance is None:
-        assert digest(path) != digest(folder / f"{family}-plain")
+        assert digest(tmp_path / "other") != digest(plain)
     else:
         assert other["valid"]["loss"] == pytest.approx(summary["valid"]["loss"], rel=tolerance)
 
 
-def test_teacher_and_student_see_the_same_batch_and_evaluation_sees_the_files_own(together, folder, monkeypatch):
+def test_teacher_and_student_see_the_same_batch_and_evaluation_sees_the_files_own(together, tmp_path, monkeypatch):
     family, three, _ = together
     trained, scored = [], []
 
@@ -220,7 +223,7 @@ def test_teacher_and_student_see_the_same_batch_and_evaluation_sees_the_files_ow
 
     monkeypatch.setattr(step, "run_batch", spy(trained, step.run_batch))
     monkeypatch.setattr(scoring, "run_batch", spy(scored, scoring.run_batch))
-    run(folder / f"{family}-seen", *three, family=family)
+    run(tmp_path / "seen", *three, family=family)
     students, teachers = trained[::2], trained[1::2]
     assert len(students) == len(teachers) == 3
     for (student, batch), (other, same) in zip(students, teachers, strict=True):
@@ -229,7 +232,7 @@ def test_teacher_and_student_see_the_same_batch_and_evaluation_sees_the_files_ow
         assert batch.mix is not None
     changed, evaluated = [batch for _, batch in students], [batch for _, batch in scored]
     trained.clear(), scored.clear()
-    run(folder / f"{family}-unseen", "technique=[]", family=family)
+    run(tmp_path / "unseen", "technique=[]", family=family)
 
     def tokens(batch):
         return (batch.target_in_BT if batch.source_BS is None else batch.source_BS).tolist()
