@@ -272,7 +272,7 @@ def test_a_fork_of_a_process_belongs_to_a_group_of_its_own(monkeypatch):
 def test_a_number_of_processes_that_is_hardly_meant_is_noted(here, words, said, capsys, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert main(["train", "trainer.device=cpu", "dry_run=true", *words]) == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert [said in note for note in notes] == ([True] if said else [])
 
 
@@ -280,7 +280,7 @@ def test_a_number_of_processes_that_is_hardly_meant_is_noted(here, words, said, 
 def test_processes_are_counted_in_words(here, count, capsys):
     words = ["trainer.parallel=local", f"trainer.devices={count}"]
     assert main(["train", "trainer.device=cpu", "dry_run=true", *words]) == 0
-    assert ("1 process (local)" if count == 1 else "2 processes (local)") in " ".join(capsys.readouterr().err.split())
+    assert ("1 process (local)" if count == 1 else "2 processes (local)") in " ".join(capsys.readouterr().out.split())
 
 
 _ON_CPU = """

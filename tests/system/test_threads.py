@@ -37,7 +37,7 @@ def test_a_command_says_how_threads_wait_where_the_user_has_not(given, load, exp
     assert how_they_wait() == expected
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     assert main(["train", "dry_run=true", "dataset.limit.train=10", "trainer.device=cpu"]) == 0
-    (row,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("device")]
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("device")]
     assert row.endswith(f"2 threads, {expected}")
 
 

@@ -214,7 +214,7 @@ def test_a_mixture_with_a_stream_names_what_is_said_of_each_corpus(data, capsys)
     entries = "{dataset: json, path: one, name: first},{dataset: json, path: two, streaming: true}"
     few = ["dataset.tokenizer.rows=10", "dataset.tokenizer.kind=char"]
     assert main(["train", "dataset=json", f"dataset.mix=[{entries}]", *few, "dry_run=true"]) == 0
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert "train 12 and streamed, valid 3" in shown
     assert "first: tokenizer: trained on 5 of 12 rows" in shown
     assert "json: tokenizer: trained on the first 5 rows of the stream" in shown

@@ -76,19 +76,19 @@ def test_zeros_that_go_are_named_and_the_file_grows(here, capsys):
 def test_pruning_that_keeps_fewer_zeros_than_there_were_says_so(sparsity, is_said, here, capsys):
     words = ["technique=prune", f"technique.prune.sparsity={sparsity}", "init_from=pruned", "dry_run=true"]
     assert main(["train", *DATA, *words]) == 0
-    assert ("pruning keeps fewer: training fills the rest" in " ".join(capsys.readouterr().err.split())) == is_said
+    assert ("pruning keeps fewer: training fills the rest" in " ".join(capsys.readouterr().out.split())) == is_said
 
 
 def test_a_model_file_in_its_run_brings_the_data_of_the_run_and_one_alone_needs_them_named(here, capsys):
     file = here / "pruned" / "model.safetensors"
     assert main(["train", f"init_from={file}", "dry_run=true"]) == 0
-    assert "train 30," in capsys.readouterr().err
+    assert "train 30," in capsys.readouterr().out
     alone = here / "alone.safetensors"
     alone.write_bytes(file.read_bytes())
     assert main(["train", f"init_from={alone}", "dry_run=true"]) == 2
     assert "is a model without its run: name the data with dataset=" in capsys.readouterr().err
     assert main(["train", f"init_from={alone}", "dataset=normalize", *DATA, "dry_run=true"]) == 0
-    assert "model      alone: " in capsys.readouterr().err  # what it is, not a default that was not read
+    assert "model      alone: " in capsys.readouterr().out  # what it is, not a default that was not read
 
 
 def test_without_a_model_to_start_from_there_is_nothing_to_keep(here, capsys):

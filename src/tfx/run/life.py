@@ -116,7 +116,7 @@ def train(config: Root, typed: Sequence[str], folder: Path, recorded: Sequence[f
         if not config.dry_run:
             follow(config, group, train_teacher, recorded)
         return None
-    console = RunConsole()
+    console = RunConsole(stderr=not config.dry_run)
     if RunDirectory(folder).config.exists():
         RunDirectory.create(folder)  # says that it is not overwritten
     setup = Setup(config, group)

@@ -147,7 +147,7 @@ class Setup:
                 config.dataset, dense.context, reduced[0], transform, dense.outputs, with_monolingual=True
             )
             data.reduced_from = whole
-        data.notes += quality_notes(data, config.dataset.metrics)
+        data.notes += [*quality_notes(data, config.dataset.metrics), *_decoding_notes(origin, config)]
         if data.outputs is not None:
             check_label_metrics([judged_by(config)], data.outputs)
         stack.data_prepared(teachers, data, model.architecture, self.device)
@@ -245,6 +245,21 @@ def _origin(config: Root) -> LoadedModel | None:
             f"{config.dataset.task}: name another with dataset=…"
         )
     return loaded
+
+
+def _decoding_notes(origin: LoadedModel | None, config: Root) -> list[str]:
+    """Says if texts are decoded otherwise than those that the model of ``init_from`` was scored with."""
+    from tfx.evaluation.generation import describe_decoding
+
+    if origin is None or not TASKS[config.dataset.task].decodes:
+        return []
+    scored, used = describe_decoding(origin.generation), describe_decoding(config.evaluation)
+    if scored == used:
+        return []
+    return [
+        f"decoding by {used}; the model of init_from was scored with {scored}: compare with this run's reference, "
+        "not with the scores of that run"
+    ]
 
 
 def build_model(

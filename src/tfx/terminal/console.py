@@ -1,6 +1,7 @@
 """What the user sees of a run: a header, a live line, notes, a closing table; all of it also in the log.
 
-Progress goes to stderr. Where stderr is no terminal there is no live line, only one plain line per validation.
+Progress goes to stderr, the plan of a dry run to stdout. Where stderr is no terminal there is no live line, only one
+plain line per validation.
 """
 
 from __future__ import annotations
@@ -94,10 +95,10 @@ class _Trimmed:
 
 
 class RunConsole:
-    """Shows a run as it goes."""
+    """Shows a run as it goes, on stderr; or on stdout where what it shows is what was asked for."""
 
-    def __init__(self) -> None:
-        self._terminal = plain_console(stderr=True)
+    def __init__(self, *, stderr: bool = True) -> None:
+        self._terminal = plain_console(stderr=stderr)
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._file: TextIO | None = None
