@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from tfx.model.device import choose_precision
+from tfx.model.layers import FeedForward
 from tfx.model.linear import Linear, Product, _ReducedLinears, inference_product, outputs_of, products_in, reduce_rows
 
 
@@ -66,9 +67,9 @@ def test_every_linear_of_the_blocks_is_reached_and_mixed_training_stays_close(ma
     expected = model(*inputs)
     reduced, plain = [], _ReducedLinears.apply
 
-    def apply(x, dtype, *parameters):
+    def apply(x, dtype, out_dtype, side_by_side, *parameters):
         reduced.extend(map(len, parameters[::2]))
-        return plain(x, dtype, *parameters)
+        return plain(x, dtype, out_dtype, side_by_side, *parameters)
 
     monkeypatch.setattr(_ReducedLinears, "apply", apply)
     with products_in(torch.bfloat16):
@@ -179,3 +180,26 @@ def test_products_without_gradients_are_those_of_torch_for_few_and_many_rows(row
         found = [layer(x), inference_product(x, layer.weight, layer.bias), Product(layer.weight, layer.bias)(x)]
     for y in found:
         torch.testing.assert_close(y, expected)
+
+
+def test_what_only_a_product_reads_is_not_cast_there_and_back():
+    """Between two layers of a feed-forward network, and between those of attention; its output is in fp32 again."""
+    seen = []
+    ffn = FeedForward(16, 32, activation="relu", bias=True, dropout=0.0).train()
+    plain = ffn.activation
+    ffn.activation = lambda hidden: seen.append(hidden.dtype) or plain(hidden)
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    found = []
+    for products in (torch.float32, torch.bfloat16):
+        with products_in(products):
+            out = ffn(x)
+            assert out.dtype == torch.float32
+            found.append((out, *torch.autograd.grad(out.square().sum(), [x, *ffn.parameters()])))
+    assert seen == [torch.float32, torch.bfloat16]
+    for exact, reduced in zip(*found, strict=True):
+        assert reduced.dtype == torch.float32
+        assert (reduced - exact).norm() < 0.03 * exact.norm()
+    ffn.down.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    with products_in(torch.bfloat16):
+        ffn(x)
+    assert seen[2:] == [torch.float32, torch.float32]  # who watches a layer sees its inputs as ever

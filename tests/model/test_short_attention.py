@@ -68,6 +68,32 @@ def test_cross_attention_and_its_gradient_are_torchs(keys, mask):
     )
 
 
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("is_cross", [True, False])
+def test_in_bfloat16_it_is_off_by_the_roundings_of_products_alone(turned, is_cross):
+    """Softmax and angles are exact, so that errors are those of a kernel that rounds what it multiplies."""
+    torch.manual_seed(4)
+    heads_width = HEADS * WIDTH
+    q_side = torch.randn(3, 9, (1 if is_cross else 3) * heads_width).bfloat16()
+    kv_side = torch.randn(3, 9, 2 * heads_width).bfloat16() if is_cross else None
+    rotary, mask, grad = angles(9) if turned else None, masks(9, 9)["padding"], torch.randn(3, 9, heads_width)
+    given = [side.requires_grad_() for side in (q_side, kv_side) if side is not None]
+    exact = [side.detach().float().requires_grad_() for side in given]
+    actual = attend(q_side, kv_side, HEADS, mask, rotary)
+    wanted = expected(exact[0], exact[1] if is_cross else None, mask, rotary)
+    assert actual.dtype == torch.bfloat16
+    assert (actual.float() - wanted).norm() < 0.006 * wanted.norm()
+    found = torch.autograd.grad(actual, given, grad.bfloat16())
+    for ours, theirs in zip(found, torch.autograd.grad(wanted, exact, grad), strict=True):
+        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize(("keys", "width", "is_faster"), [(128, 32, True), (129, 32, False), (512, 128, True)])
+def test_in_bfloat16_longer_sequences_are_short(keys, width, is_faster):
+    assert is_short(keys, keys, width, None, torch.bfloat16) == is_faster
+    assert not is_short(keys, keys, width, None, torch.float32)
+
+
 def layer(**settings):
     torch.manual_seed(3)
     return Attention(24, HEADS, HEADS, WIDTH, bias=True, qk_norm=False, **{"dropout": 0.0, **settings})
@@ -102,7 +128,7 @@ def test_what_needs_the_layers_apart_gets_them(monkeypatch):
     monkeypatch.setattr(attention_module, "attend", refuse)
     x = torch.randn(2, 6, 24)
     rotary = angles(6)
-    assert is_short(6, 6, WIDTH, rotary)
+    assert is_short(6, 6, WIDTH, rotary, torch.float32)
     with pytest.raises(AssertionError, match="joined"):
         layer()(x, None, Bias(), rotary)
     watched = layer()

@@ -53,3 +53,20 @@ def test_activations_count_until_the_backward_pass_has_used_them():
     one = x.numel() * 4
     assert peaks[2] - peaks[1] == 2 * (peaks[1] - peaks[0])
     assert one <= (peaks[1] - peaks[0]) / 4 <= 2 * one
+
+
+def test_what_was_measured_once_can_be_compiled_later():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def twice(x):
+        return 2 * x
+
+    compiled = torch.compile(twice, backend=backend)
+    assert peak_of(lambda: compiled(made(1)), CPU) == 2 * MB
+    assert not graphs
+    compiled(made(1))
+    assert len(graphs) == 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfx.model.linear import Linear, can_join, joined, outputs_of
+from tfx.model.linear import Linear, can_join, current_products, joined, outputs_of
 from tfx.model.positions import alibi_bias, alibi_slopes, rotate
 from tfx.model.short_attention import attend, is_short
 
@@ -98,15 +98,17 @@ class Attention(nn.Module):
         bias: Bias,
         rotary: tuple[Tensor, Tensor] | None,
     ) -> bool:
-        """Whether this is a step of a training on a CPU that `attend` is made for."""
+        """Whether this is a step of a training on a CPU, of the model or of a teacher, that `attend` is made for."""
         plain = self.q_norm is None and self.slopes is None and self.relative_bias is None
         plain = plain and self.kv_heads == self.heads and not self.dropout
-        if not (self.training and plain and x_BTD.device.type == "cpu"):
+        in_step = self.training or current_products() != torch.float32  # as of teachers
+        if not (in_step and plain and x_BTD.device.type == "cpu"):
             return False
         if x_BTD.dtype != torch.float32 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
         keys = (x_BTD if memory_BSD is None else memory_BSD).shape[1]
-        return is_short(x_BTD.shape[1], keys, self.head_width, rotary) and can_join([self.q, self.k, self.v])
+        layers = [self.q, self.k, self.v, self.o]
+        return is_short(x_BTD.shape[1], keys, self.head_width, rotary, current_products()) and can_join(layers)
 
     def _joint(
         self, x_BTD: Tensor, memory_BSD: Tensor | None, bias: Bias, rotary: tuple[Tensor, Tensor] | None
@@ -117,7 +119,7 @@ class Attention(nn.Module):
         if memory_BSD is None:
             q_side_BTE, kv_side_BSE = joined(x_BTD, [self.q, self.k, self.v]), None
         else:
-            q_side_BTE, kv_side_BSE = self.q(x_BTD), joined(memory_BSD, [self.k, self.v])
+            q_side_BTE, kv_side_BSE = joined(x_BTD, [self.q]), joined(memory_BSD, [self.k, self.v])
         return self.o(attend(q_side_BTE, kv_side_BSE, self.heads, mask, rotary))
 
     def weights(

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from tfx.model.architecture import GATED, Architecture, BlockShape
 from tfx.model.attention import Attention, Bias
 from tfx.model.dropout import Dropout
-from tfx.model.linear import Linear, factor_layer
+from tfx.model.linear import Linear, between, factor_layer
 
 
 def make_norm(architecture: Architecture) -> nn.Module:
@@ -47,9 +47,9 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        hidden = self.up(x_BTD)
+        hidden = between(x_BTD, self.up, self.down)
         if self.gate is not None:
-            hidden = self.activation(self.gate(x_BTD)) * hidden
+            hidden = self.activation(between(x_BTD, self.gate, self.down)) * hidden
         else:
             hidden = self.activation(hidden)
         return self.down(self.dropout(hidden))

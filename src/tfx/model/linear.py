@@ -48,26 +48,36 @@ def _side_by_side(parts_ND: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 class _ReducedLinears(torch.autograd.Function):
-    """y = x W^T + b of one layer or several, by one product in ``dtype``, and everything else in fp32.
+    """y = x W^T + b of one layer or several, by one product in ``dtype``; its output is in ``out_dtype``.
 
-    Takes the weight and the bias of each layer in turn; returns the output of each. The backward pass, too, has one
-    product for the input and one for the weights.
+    Takes the weight and the bias of each layer in turn; returns the output of each or, ``side_by_side``, one of all.
+    The backward pass, too, has one product for the input and one for the weights.
 
     Autocast would also cast the activations between layers. On a CPU this costs a small model more than the
     faster products save. The backward pass reads the input in ``dtype``, in half the memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, dtype: torch.dtype, out_dtype: torch.dtype, side_by_side: bool, *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
         rows = x.numel() // x.shape[-1]
         weights = [weight for weight in parameters[::2] if weight is not None]
-        ctx.widths = [len(weight) for weight in weights]
+        biases: Sequence[Tensor | None] = parameters[1::2]
+        ctx.widths, ctx.side_by_side = [len(weight) for weight in weights], side_by_side
+        ctx.x_dtype, ctx.weight_dtype = x.dtype, weights[0].dtype
         x_ND, weight_OD = reduce_rows(x.reshape(rows, -1), dtype), _below(weights, dtype)
+        y_NO = (x_ND @ weight_OD.t())[:rows]
+        if side_by_side:
+            given = [bias for bias in biases if bias is not None]
+            parts_NP, biases = [y_NO], [torch.cat(given) if given else None]
+        else:
+            parts_NP = list(y_NO.split(ctx.widths, 1))
         outputs = []
-        for y_NP, bias in zip((x_ND @ weight_OD.t())[:rows].split(ctx.widths, 1), parameters[1::2], strict=True):
-            output_NP = y_NP.to(x.dtype)
+        for part_NP, bias in zip(parts_NP, biases, strict=True):
+            output_NP = part_NP.to(out_dtype)
             if bias is not None:
-                output_NP += bias
+                output_NP += bias.to(out_dtype)
             outputs.append(output_NP.view(*x.shape[:-1], -1))
         ctx.save_for_backward(x_ND, weight_OD)
         return tuple(outputs)
@@ -75,16 +85,23 @@ class _ReducedLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weight_OD = ctx.saved_tensors
-        needs_x, _, *needs = ctx.needs_input_grad
+        needs_x, _, _, _, *needs = ctx.needs_input_grad
         grads_NP = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         reduced_NO = _side_by_side(grads_NP, x_ND.dtype)
-        rows, dtype = len(grads_NP[0]), grads[0].dtype
-        grad_x = (reduced_NO @ weight_OD)[:rows].to(dtype).view(*grads[0].shape[:-1], -1) if needs_x else None
+        rows = len(grads_NP[0])
+        grad_x = None
+        if needs_x:
+            grad_x = (reduced_NO @ weight_OD)[:rows].to(ctx.x_dtype).view(*grads[0].shape[:-1], -1)
         found: list[Tensor | None] = [None] * len(needs)
         if any(needs[::2]):
-            found[::2] = [part_PD.to(dtype) for part_PD in (reduced_NO.t() @ x_ND).split(ctx.widths)]
-        found[1::2] = [grad_NP.sum(0) if need else None for grad_NP, need in zip(grads_NP, needs[1::2], strict=True)]
-        return grad_x, None, *found
+            found[::2] = [part_PD.to(ctx.weight_dtype) for part_PD in (reduced_NO.t() @ x_ND).split(ctx.widths)]
+        if any(needs[1::2]):
+            parts_NP = grads_NP[0].split(ctx.widths, 1) if ctx.side_by_side else grads_NP
+            found[1::2] = [
+                part_NP.sum(0, dtype=ctx.weight_dtype) if need else None
+                for part_NP, need in zip(parts_NP, needs[1::2], strict=True)
+            ]
+        return grad_x, None, None, None, *found
 
 
 def _below(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -118,10 +135,15 @@ def current_products() -> torch.dtype:
 
 
 def reduced_outputs(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """The output of each layer, by one product in the dtype that `products_in` sets."""
-    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    outputs: tuple[Tensor, ...] = _ReducedLinears.apply(x, _products, *parameters)
+    """The output of each layer, in the dtype of its weight, by one product in the dtype that `products_in` sets."""
+    outputs: tuple[Tensor, ...] = _ReducedLinears.apply(
+        x, _products, layers[0].weight.dtype, False, *_parameters(layers)
+    )
     return outputs
+
+
+def _parameters(layers: Sequence[nn.Module]) -> list[Tensor | None]:
+    return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]  # type: ignore[misc]
 
 
 class Linear(nn.Linear):
@@ -216,13 +238,15 @@ def factor_layer(block: nn.Module, name: str, rank: int) -> None:
 
 
 def joined(x: Tensor, layers: Sequence[Linear]) -> Tensor:
-    """The outputs of several layers of one input side by side in the last dimension, by one product."""
-    weight = torch.cat([layer.weight for layer in layers])
-    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    """The outputs of several layers of one input side by side in the last dimension, by one product.
+
+    They are for other products to read, and stay in the dtype that `products_in` sets.
+    """
     if _products != torch.float32:
-        output: Tensor = _ReducedLinears.apply(x, _products, weight, bias)[0]
+        output: Tensor = _ReducedLinears.apply(x, _products, _products, True, *_parameters(layers))[0]
         return output
-    return functional.linear(x, weight, bias)
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return functional.linear(x, torch.cat([layer.weight for layer in layers]), bias)
 
 
 def outputs_of(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
@@ -231,8 +255,20 @@ def outputs_of(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     The input is then cast once for all of them, and has one gradient and not the sum of several, which took 4 % of a
     step at a width of 512. A compiler sees to the casts itself.
     """
-    apart = _products == torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling()
-    return [layer(x) for layer in layers] if apart or not can_join(layers) else reduced_outputs(x, layers)
+    return reduced_outputs(x, layers) if _casts(x) and can_join(layers) else [layer(x) for layer in layers]
+
+
+def between(x: Tensor, layer: nn.Module, reader: nn.Module) -> Tensor:
+    """The output of a layer for the product of ``reader``: on a CPU in the dtype that `products_in` sets.
+
+    So neither it nor what is computed of it is cast there and back, and half as many bytes move.
+    """
+    return joined(x, [layer]) if _casts(x) and can_join([layer, reader]) else layer(x)  # type: ignore[list-item]
+
+
+def _casts(x: Tensor) -> bool:
+    """Whether products are in another dtype than ``x``, and nothing but this module sees to the casts."""
+    return _products != torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def can_join(layers: Sequence[nn.Module]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,15 +19,21 @@ from tfx.training.accounts import peak_memory, reset_peak_memory
 def peak_of(work: Callable[[], Any], device: torch.device) -> int:
     """Bytes that ``work`` takes at its peak: on a GPU with all that is there already, on a CPU beyond that.
 
-    On a CPU these are the bytes of tensors. What an operation needs for itself is not seen.
+    On a CPU these are the bytes of tensors, of code that is not compiled. What an operation needs for itself is not
+    seen.
     """
     if device.type == "cuda":
         reset_peak_memory(device)
         work()
         return peak_memory(device)
-    with _Allocations() as counted:
+    with _uncompiled(), _Allocations() as counted:
         work()
     return counted.peak
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Inside, compiled code runs as it stands: what torch meets while each operation is watched it never compiles."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _Allocations(TorchDispatchMode):
