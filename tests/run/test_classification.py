@@ -3,11 +3,18 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
+from torch.nn import functional
 
 import tfx
 from tfx.cli import main
+from tfx.config.compose import compose
+from tfx.model.transformer import run_batch
+from tfx.run.setup import build_model, read_inputs
+from tfx.techniques.calibration import Calibration, calibration_batches
 
 TINY = [
     "model.width=16",
@@ -110,6 +117,65 @@ def test_every_technique_acts_on_it_and_the_file_is_smaller(run, folder, capsys)
     capsys.readouterr()
     assert main(["inspect", str(folder / "small"), "--json"]) == 0
     assert "pooling" not in json.dumps(json.loads(capsys.readouterr().out)["tensors"])  # the mean has no weights
+
+
+def written(folder, predict):
+    """A folder of texts with numbers, with lists of labels, or with one label each."""
+    (place := folder / predict).mkdir(exist_ok=True)
+    for split, count in (("train", 80), ("valid", 12), ("test", 12)):
+        lines = ["text\tlabel"]
+        for i in range(count):
+            first, second = WORDS[i % 4], WORDS[i * 7 % 3]
+            label = {"number": f"{i * 7 % 3}.5", "several": f"{first},{second}", "one": second}[predict]
+            lines.append(f"{first} and {second}\t{label}")
+        (place / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def of_kind(place, predict):
+    return [*DATA, f"dataset.path={place}", f"dataset.predict={predict}", "dataset.metrics=[]"]
+
+
+@pytest.mark.parametrize("predict", ["number", "several"])
+@pytest.mark.parametrize("method", ["trellis", "gptq", "nearest"])
+def test_a_rate_is_met_by_what_the_loss_of_the_task_says(predict, method, folder):
+    """Numbers have one output, whose likelihood among the outputs is 1 whatever it is."""
+    place = written(folder, predict)
+    words = ["trainer.budget.steps=30", "+technique=quantize", f"technique.quantize.method={method}"]
+    words += ["technique.quantize.rate=3", "technique.quantize.aware=false", f"hydra.run.dir={place / method}"]
+    assert main(["train", *of_kind(place, predict), *TINY, *words]) == 0
+    evidence = summary_of(place / method)["evidence"]["quantize"]
+    assert evidence["entropy_bits"] == pytest.approx(3, rel=0.1)
+    assert evidence["relative_error"] < 0.7
+
+
+@pytest.mark.parametrize("predict", ["one", "number", "several"])
+def test_sensitivities_are_those_of_the_loss_of_the_task(predict, folder):
+    config = compose([*of_kind(written(folder, predict), predict), *TINY, "trainer.budget.steps=1"])
+    _, data = read_inputs(config)
+    model = build_model(config, data, torch.device("cpu"), None).eval()
+    calibration = Calibration(model, lambda count: calibration_batches(data, config, 16, torch.device("cpu"), count))
+    calibration.request(2)
+    # As a text without labels is batched, with the first one in their place.
+    calibration._batches.append(replace(calibration._batches[0], is_labelled=False))
+    name = "encoder.blocks.0.ffn.up.weight"
+    found_R = calibration.squared_gradients([name])[name]
+    expected_R = torch.zeros_like(found_R)
+    for batch in calibration._batches[:2]:
+        logits_BC = model.project(run_batch(model, batch)).flatten(0, 1)
+        (gradient_RC,) = torch.autograd.grad(summed_loss(predict, logits_BC, batch), [model.get_parameter(name)])
+        expected_R += gradient_RC.double().square().sum(1) / len(batch.rows)
+    assert float(found_R.sum()) > 0
+    # A factor common to all weights says nothing.
+    torch.testing.assert_close(found_R / found_R.sum(), expected_R / expected_R.sum(), rtol=1e-4, atol=1e-6)
+
+
+def summed_loss(predict, logits_BC, batch):
+    if predict == "one":
+        return functional.cross_entropy(logits_BC, batch.target_out_BT.flatten(), reduction="sum")
+    if predict == "several":
+        return functional.binary_cross_entropy_with_logits(logits_BC, batch.values_BC, reduction="sum")
+    return (logits_BC - batch.values_BC).square().sum()
 
 
 def test_heads_units_layers_and_unused_tokens_go_and_the_labels_stay(data, folder):

@@ -138,9 +138,10 @@ def _slower(result: Result) -> list[str]:
 def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
     """Says if codes take more or fewer bits than the rate that was aimed at, and why."""
     proof = evidence.get("quantize", {})
-    if "rate" not in proof:
+    wanted = proof.get("rate", proof.get("rate_for_bytes"))
+    if wanted is None:
         return []
-    wanted, reached = proof["rate"], proof["entropy_bits"]
+    reached = proof["entropy_bits"]
     if abs(reached - wanted) <= _NEAR * wanted:
         return []
     why = (

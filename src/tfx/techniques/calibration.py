@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tfx.evaluation.out_of_memory import in_memory
 from tfx.evaluation.scoring import score_loss
 from tfx.model.batch import Batch
+from tfx.model.label_loss import task_loss
 from tfx.model.linear import Linear
-from tfx.model.loss import CrossEntropy, projected_losses
+from tfx.model.loss import projected_losses
 from tfx.model.modes import scoring, uncompiled
 from tfx.model.parameter_roles import is_within
 from tfx.model.transformer import Transformer, run_batch
@@ -205,21 +206,23 @@ class Calibration:
     def squared_gradients(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The mean square of the gradient of each named weight, over its non-zero entries and the batches.
 
-        It comes as the share of each row, (R,) in fp64: their sum is the mean. The loss is the negative log-likelihood
-        of a batch's targets. Up to a factor common to all weights, this is the mean of the diagonal of the empirical
-        Fisher information. A batch that does not fit is cut, with a warning.
+        It comes as the share of each row, (R,) in fp64: their sum is the mean. The loss is that of the task, without
+        smoothing, over the batches that have targets. Where it is a negative log-likelihood, this is, up to a factor
+        common to all weights, the mean of the diagonal of the empirical Fisher information. A batch that does not fit
+        is cut, with a warning.
         """
         parameters = dict(self._model.named_parameters())
+        batches = [batch for batch in self._batches if batch.is_labelled]
         weights = {name: parameters[name] for name in names}
         sums = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
         with scoring(self._model):
-            for batch in self._batches:
+            for batch in batches:
                 gradients = in_memory(batch.positions, partial(self._gradients, batch, list(weights.values())))
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                     kept = weight != 0
                     square_R = (gradient * kept).double().square().sum(1) / kept.sum().clamp(min=1)
                     sums[name] += square_R.cpu() / batch.targets
-        return {name: total / max(1, len(self._batches)) for name, total in sums.items()}
+        return {name: total / max(1, len(batches)) for name, total in sums.items()}
 
     @torch.enable_grad()
     def _gradients(self, batch: Batch, weights: list[nn.Parameter], positions: int) -> list[Tensor]:
@@ -227,8 +230,8 @@ class Calibration:
         sums = [torch.zeros_like(weight) for weight in weights]
         for piece in batch.split(-(-batch.positions // positions)):
             hidden_ND = run_batch(self._model, piece).flatten(0, 1)
-            losses = [(CrossEntropy(piece.targets_and_weights()), 1.0)]
-            loss, _ = projected_losses(*self._model.output_factors(hidden_ND), losses, dtype=torch.float32)
+            task = task_loss(self._model.architecture, piece, piece.targets_and_weights(), None, 0.0)
+            loss, _ = projected_losses(*self._model.output_factors(hidden_ND), [(task, 1.0)], dtype=torch.float32)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
@@ -210,18 +210,28 @@ class Quantize(Technique):
         """Scales and zero points of masked weights."""
         if self.settings.rate is None:
             return {name: fit(weight, self.kind(name)) for name, weight in weights.items()}
-        # Layers that layer dropout has always skipped have none yet.
-        is_known = self._sensitivities.keys() >= weights.keys()
+        worth = self._worth(weights)
         scales: dict[str, Tensor] = {}
         for rate, part in rates_of(weights, self.settings.rate, self.settings.embedding_rate):
             if self.settings.method == "trellis":
                 # Training goes on with a uniform grid: rounding each weight alone is cheap.
-                squares = self._sensitivities if is_known else {name: torch.ones(()) for name in part}
+                squares = worth or {name: torch.ones(()) for name in part}
                 scales |= scalar_steps(part, squares, rate, self._by_row)
             else:
-                sensitivities = {name: float(self._sensitivities[name].sum()) for name in part} if is_known else None
+                sensitivities = {name: float(worth[name].sum()) for name in part} if worth is not None else None
                 scales |= scales_for_rate(part, rate, self.kind(""), sensitivities)
         return {name: (scale, None) for name, scale in scales.items()}
+
+    def _worth(self, names: Collection[str]) -> dict[str, Tensor] | None:
+        """The sensitivities of tensors relative to their mean, since a model that fits its data well has tiny ones.
+
+        None where some are not known, as of layers that layer dropout has always skipped, or where all are zero.
+        """
+        known = self._sensitivities
+        if not known.keys() >= set(names):
+            return None
+        mean = sum(float(known[name].sum()) for name in names) / max(1, len(names))
+        return {name: known[name] / mean for name in names} if mean else None
 
     def _cluster(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype = _DTYPES[self.settings.scales]
@@ -353,8 +363,9 @@ class Quantize(Technique):
         settings = self.settings
         assert settings.rate is not None
         calibration.request(settings.calibration)
+        squares = self._worth(chosen) or {name: torch.ones(()) for name in chosen}
         matrices = {
-            name: measure(chosen[name], moments, self._sensitivities[name], self._by_row)
+            name: measure(chosen[name], moments, squares[name], self._by_row)
             for group in calibration.inputs(chosen, at_once=True)
             for name, moments in group.items()
         }
