@@ -129,6 +129,19 @@ def test_a_weight_of_one_is_the_batch_itself():
     assert not technique.acted()
 
 
+def test_a_prompt_without_labels_is_mixed_like_the_rest():
+    """As a student's own outputs come: the first half has no labels, and is no padding."""
+    batch = batch_of([(5, 6), (5, 4)])
+    padding_BT = batch.target_out_BT < 0
+    labels_BT = batch.target_out_BT.clone()
+    labels_BT[:, :2] = IGNORE
+    model = tiny_model()
+    technique = Mixup(MixupSettings(alpha=1.0, share=1.0))
+    mixed = [technique.transform_batch(given, MOMENT) for given in (batch, replace(batch, target_out_BT=labels_BT))]
+    assert torch.equal(mixed[1].mix.target.real_BL, ~padding_BT)
+    torch.testing.assert_close(run_batch(model, mixed[1]), run_batch(model, mixed[0]))
+
+
 def test_lambda_and_share_follow_their_settings_and_the_seed():
     batch = batch_of([(4, 4)] * 400)
     technique = Mixup(MixupSettings(alpha=1.0, share=0.25))

@@ -1,5 +1,7 @@
 """Shuffle: what a permutation may and may not do, for any input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,24 @@ def test_a_language_model_sees_one_permuted_sequence_as_inputs_and_labels():
     shuffled = Shuffle(ShuffleSettings(share=1.0, anneal="none", end=1.0)).transform_batch(batch, MOMENT)
     assert (shuffled.target_in_BT != batch.target_in_BT).any()
     assert (shuffled.target_in_BT[:, 1:] == shuffled.target_out_BT[:, :-1]).all()
+
+
+def test_a_prompt_without_labels_stays_and_what_continues_it_moves():
+    """As a student's own outputs come: the first half of a window has no labels, and is no padding."""
+    batch = collate_windows(Stream(np.arange(4, 30), 26), np.arange(3), 8, TOKENIZER)
+    labels_BT = batch.target_out_BT.clone()
+    labels_BT[:, :3] = IGNORE
+    batch = replace(batch, target_out_BT=labels_BT)
+    for share in (0.0001, 1.0):  # no row, and each one
+        shuffled = Shuffle(ShuffleSettings(share=share, anneal="none", mode="whole", end=1.0)).transform_batch(
+            batch, MOMENT
+        )
+        assert torch.equal(shuffled.target_in_BT[:, :4], batch.target_in_BT[:, :4])
+        assert torch.equal(shuffled.target_out_BT < 0, labels_BT < 0)
+        moved, own = shuffled.target_out_BT[:, 3:], labels_BT[:, 3:]
+        assert torch.equal(moved.sort(1).values, own.sort(1).values)
+        assert torch.equal(moved, own) == (share < 1)
+        assert torch.equal(shuffled.target_in_BT[:, 4:], moved[:, :-1])
 
 
 def test_share_says_how_many_sequences_move():

@@ -148,7 +148,7 @@ class Batch:
             # Their losses are linear in the value, or differ from such by what no weight of the model changes.
             values = torch.lerp(values[partner_B], values, weight_B.unsqueeze(1))
         mix = Mix(
-            target=blend(self.target_in_BT, self.target_out_BT >= 0),
+            target=blend(self.target_in_BT, _up_to_the_last(self.target_out_BT >= 0)),
             partner_out_BT=self.target_out_BT[partner_B],
             source=None if self.source_BS is None else blend(self.source_BS, mask, self.types_BS),
             partner_counts_B=None if self.counts_B is None else self.counts_B[partner_B],
@@ -164,6 +164,12 @@ class Batch:
         weight_BT = self.mix.weight_B.unsqueeze(1).expand_as(self.target_out_BT)
         partner_N = self.mix.partner_out_BT.flatten()
         return [(own_N, weight_BT.flatten()), (partner_N, 1.0 - weight_BT.flatten())]
+
+
+def _up_to_the_last(real_BT: Tensor) -> Tensor:
+    """Whether there is a label here or later: a prompt has none of its own, and after the last there is padding."""
+    places_T = torch.arange(real_BT.shape[1], device=real_BT.device)
+    return places_T <= torch.where(real_BT, places_T, -1).amax(1, keepdim=True)
 
 
 def slices(rows: range, pieces: int) -> list[slice]:

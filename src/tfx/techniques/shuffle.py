@@ -140,8 +140,10 @@ class Shuffle(Technique):
         """Decoder inputs and labels from one permuted sequence of T + 1 tokens: the first input, and the labels."""
         first_B1, labels_BT = batch.target_in_BT[:, :1], batch.target_out_BT
         real_BT = labels_BT >= 0
-        sequence = torch.cat([first_B1, labels_BT.clamp(min=0)], dim=1)
-        movable = torch.cat([torch.ones_like(first_B1, dtype=torch.bool), real_BT], dim=1)
+        # Without a label, as in a prompt that a text continues, a token is known from where it is read.
+        read_BT = torch.cat([batch.target_in_BT[:, 1:], labels_BT[:, -1:].clamp(min=0)], dim=1)
+        sequence = torch.cat([first_B1, torch.where(real_BT, labels_BT, read_BT)], dim=1)
+        movable = torch.cat([real_BT[:, :1], real_BT], dim=1)
         movable &= ~self._special(sequence, batch)
         if not is_lm:
             # The begin token, and whatever stands where the decoder begins.
