@@ -341,6 +341,27 @@ def test_factors_are_pruned_and_quantized_like_any_matrix(batches, order):
     assert "decoder.blocks.0.ffn.up.first.weight" in stack.grids
 
 
+def test_products_stand_for_what_masks_have_left_of_a_matrix(batches):
+    model, stack = built(
+        factorize=["multiple=2", "start=0.6"], prune=["start=0.2", "end=0.5", "schedule=once", "sparsity=0.9"]
+    )
+    stack.view.update(model, 0.2)
+    name = "decoder.blocks.0.ffn.up"
+    # What an optimizer writes where a mask hides it.
+    raw = {key: weight.detach().clone() for key, weight in model.named_parameters()}
+    mask_RC = stack.view.mask(f"{name}.weight", raw[f"{name}.weight"])
+    assert mask_RC.float().mean() < 0.2
+    rewired(model, stack, batches, 0.6)
+    factored = model.get_submodule(name)
+    assert isinstance(factored, Factored)
+    seen_RC = raw[f"{name}.weight"] * mask_RC
+    assert (factored.weight - seen_RC).norm() < seen_RC.norm()
+    assert (factored.weight - raw[f"{name}.weight"]).norm() > 0.8 * raw[f"{name}.weight"].norm()
+    for key, weight in model.named_parameters():
+        if key in raw:
+            assert torch.equal(weight, raw[key])  # the rest is as the optimizer left it
+
+
 def test_sparsegpt_and_gptq_know_the_inputs_of_both_factors(batches):
     model, stack = built(
         steps=0,

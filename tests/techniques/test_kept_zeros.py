@@ -59,6 +59,17 @@ def test_zeros_stay_through_every_training(stack, here):
     assert (here / stack / "compressed.safetensors").is_file()
 
 
+def test_pruning_further_counts_the_zeros_that_were_there(here):
+    """Muon writes where a mask hides it: what is zero in the forward pass has no magnitude, whatever stands there."""
+    words = ["technique=prune", "technique.prune.sparsity=0.8", "technique.prune.start=0", "trainer.budget.steps=12"]
+    words += ["optimizer=muon", "optimizer.matrix_lr=0.1", "schedule=constant"]
+    trained_on(here, "further", "trainer.keep_zeros=true", *words)
+    weights = load(here / "further", kernels=False).model.state_dict()
+    matrices = [weight for name, weight in weights.items() if ".blocks." in name and weight.ndim == 2]
+    share = sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
+    assert share == pytest.approx(0.8, abs=0.001)
+
+
 def test_zeros_that_go_are_named_and_the_file_grows(here, capsys):
     summary = trained_on(here, "filled")
     said = " ".join(capsys.readouterr().err.split())

@@ -321,8 +321,17 @@ class Technique:
         """What `reduced` does to an architecture, in words for the plan."""
         return f"removes {removed_parts(before, after)}"
 
-    def calibrate(self, model: Transformer, progress: float, calibration: Calibration) -> None:
-        """Called before each `rewire`, and there to measure what that needs to know of the inputs of layers."""
+    def calibrate(
+        self,
+        model: Transformer,
+        progress: float,
+        calibration: Calibration,
+        masked: Callable[[str, Tensor], Tensor],
+    ) -> None:
+        """Called before each `rewire`, and there to measure what that needs to know of the inputs of layers.
+
+        ``masked`` is as in `update`: a step has left values in weights that the forward pass sees as zeros.
+        """
 
     def rewire(self, model: Transformer, progress: float) -> Rewiring | None:
         """Removes parts of the model for good; called before each optimizer step and at the end, until it did."""

@@ -5,6 +5,7 @@ Shapes: R rows (outputs), C columns (inputs), K rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -184,17 +185,26 @@ class Factorize(Technique):
     # --- hooks ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def calibrate(self, model: Transformer, progress: float, calibration: Calibration) -> None:
+    def calibrate(
+        self,
+        model: Transformer,
+        progress: float,
+        calibration: Calibration,
+        masked: Callable[[str, Tensor], Tensor],
+    ) -> None:
         if self._done or progress < self.settings.start:
             return
         settings = self.settings
         chosen = {f"{name}.weight": rank for name, (_, rank) in self.chosen(model).items()}
-        kept: dict[str, Tensor] = {}
         lost = whole = 0.0
         before = after = 0
         ranks = []
         calibration.request(settings.calibration)
         weights = {name: weight.detach() for name, weight in model.named_parameters()}
+        seen = {name: value for name, weight in weights.items() if (value := masked(name, weight)) is not weight}
+        kept = {name: weights[name].clone() for name in seen}
+        for name, value in seen.items():
+            weights[name].copy_(value)
         for name, moments in in_order(calibration.inputs(chosen)):
             weight = weights[name]
             low = LowRank(weight, moments if settings.weighted else torch.eye(weight.shape[1]))
@@ -204,11 +214,12 @@ class Factorize(Technique):
                 if not _is_smaller(rank, *weight.shape):
                     continue
             first, second = low.factors(rank)
-            kept[name] = weight.clone()
+            whole_RC = weight.clone()
+            kept.setdefault(name, whole_RC)
             self._factors[name.removesuffix(".weight")] = (first, second)
             # Layers behind it are fitted to the inputs that it gives from now on.
             weight.copy_(second @ (first @ weight.double().cpu()))
-            error, size = output_error(kept[name], weight, moments)
+            error, size = output_error(whole_RC, weight, moments)
             lost, whole = lost + error, whole + size
             ranks.append(rank)
             before, after = before + weight.numel(), after + rank * sum(weight.shape)

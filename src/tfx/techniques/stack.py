@@ -277,7 +277,7 @@ class Stack:
     def rewire(self, model: Transformer, progress: float, calibration: Calibration) -> Iterator[Rewiring]:
         """Lets each technique remove parts of the model: the caller applies each map before it asks for the next."""
         for technique in self.order["rewire"]:
-            technique.calibrate(model, progress, calibration)
+            technique.calibrate(model, progress, calibration, self.view.masked)
             rewiring = technique.rewire(model, progress)
             if rewiring is not None:
                 yield rewiring

@@ -165,14 +165,20 @@ class Prune(Technique):
         return reduced_architecture(architecture, self.settings.structure)
 
     @torch.no_grad()
-    def calibrate(self, model: Transformer, progress: float, calibration: Calibration) -> None:
+    def calibrate(
+        self,
+        model: Transformer,
+        progress: float,
+        calibration: Calibration,
+        masked: Callable[[str, Tensor], Tensor],
+    ) -> None:
         structure = self._due_removal(progress)
         if structure is None or not structure.removes_layers or structure.layers_by != "loss":
             return
         if progress >= 1.0:
             # The weights that go anyway are not to take part in the choice.
             for name, weight in model.named_parameters():
-                weight.mul_(self.masks.get(name, 1.0))
+                weight.copy_(masked(name, weight))
         counts = {stack: len(numbers) for stack, numbers in kept_layers(model.architecture, structure).items()}
         present = {stack: count for stack, count in counts.items() if getattr(model, stack) is not None}
         found, self._layers_loss = layers_by_loss(model, present, calibration.validation_loss)
@@ -212,7 +218,7 @@ class Prune(Technique):
             return
         reached = self._reaches(progress)
         self._due, self._reached = self._number_at(progress), reached
-        before, self.masks = self.masks, self._new_masks(model, sparsity_at(settings, progress))
+        before, self.masks = self.masks, self._new_masks(model, sparsity_at(settings, progress), masked)
         self._returned += sum(int((self.masks[name] & ~mask).sum()) for name, mask in before.items())
         if reached:
             self._compare_with_magnitude(self.chosen(model))
@@ -247,12 +253,14 @@ class Prune(Technique):
         settings = self.settings
         return int((min(progress, settings.end) - settings.start) / settings.every + 1e-9)
 
-    def _new_masks(self, model: Transformer, sparsity: float) -> dict[str, Tensor]:
+    def _new_masks(
+        self, model: Transformer, sparsity: float, masked: Callable[[str, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         settings, movement = self.settings, self._movement
         chosen = self.chosen(model)
         if movement is None:
-            # What was pruned stays pruned: its magnitude counts as 0.
-            scores = {name: weight.abs() * self.masks.get(name, True) for name, weight in chosen.items()}
+            # What was pruned stays pruned, and what another technique keeps at zero: its magnitude counts as 0.
+            scores = {name: masked(name, weight).abs() for name, weight in chosen.items()}
         else:
             scores = {name: movement.get(name, weight) for name, weight in chosen.items()}
         if settings.threshold is not None:
