@@ -206,6 +206,21 @@ def test_the_threshold_is_the_lowest_from_which_on_quality_holds():
         assert most - 2 <= leaves.sum() <= most
 
 
+@pytest.mark.parametrize(("most_lost", "threshold"), [(0.0, None), (0.5, 1.0)])
+def test_where_wrong_probabilities_are_rounded_to_1_no_text_leaves(most_lost, threshold):
+    logits = np.zeros((2, 2, 3), dtype=np.float32)
+    logits[0, :, 0] = 200.0
+    logits[1, [0, 1], [0, 1]] = 5.0
+
+    def judge(logits_NC, depth_N):
+        return {"accuracy": float((logits_NC.argmax(1) == [0, 1]).mean())}
+
+    scores = ExitScores(logits, np.ones((2, 2), dtype=np.float32), np.asarray([1, 4]), judge)
+    found = scores.lowest_threshold("accuracy", most_lost)
+    assert found == threshold
+    assert scores.at(found)[0]["accuracy"] >= 1 - most_lost
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
 def test_what_is_chosen_is_what_the_scored_model_does(threshold):
     model, texts = model_of(), texts_of(60)

@@ -13,6 +13,7 @@ from tfx.data.ragged import Ragged
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture
 from tfx.model.attention import Bias
+from tfx.model.batch import Batch
 from tfx.model.transformer import Transformer, initialise, run_batch_with_states
 from tfx.tasks.seq2seq import Pairs, collate_pairs
 from tfx.techniques.distill.matching import Matcher, check_matching, layer_map, relation
@@ -47,7 +48,7 @@ def errors(settings, student, teacher, matcher=None):
     with torch.no_grad():
         _, taught = run_batch_with_states(teacher.requires_grad_(False), BATCH)
     _, states = run_batch_with_states(student, BATCH)
-    return matcher.errors(states, taught, BATCH.source_mask_BS, WEIGHT_BT)
+    return matcher.errors(states, taught, BATCH, WEIGHT_BT)
 
 
 def alone(student, teacher):
@@ -212,3 +213,25 @@ def test_layers_that_cannot_be_compared_are_refused(settings, others, words):
     with pytest.raises(UserError, match=words):
         check_matching(DistillSettings(**settings), model(1).architecture, model(2, **others).architecture)
     check_matching(DistillSettings(relations=1), model(1).architecture, model(2, width=24, heads=4).architecture)
+
+
+def test_a_document_learns_the_same_whatever_stands_before_it_in_its_window():
+    """With ``dataset.document_mask`` a position is compared with those of its own document alone."""
+    own, others = [0, 5, 6, 7, 8], ([0, 9, 10, 11], [0, 17, 4, 12])
+    batches = []
+    for other in others:
+        tokens = torch.tensor([[*other, *own]])
+        # What comes before has no weight, but is there to be seen.
+        labels = torch.cat([tokens[:, 1:], tokens[:, :1]], 1)
+        batches.append(Batch(tokens, labels, None, None, np.arange(1), 9, 9, 9, (1,), document_start=0))
+    sizes = {"family": "lm", "encoder_layers": 0, "context": 16}
+    student, teacher = model(1, **sizes), model(2, **sizes).requires_grad_(False)
+    matcher = Matcher(DistillSettings(attention=1, relations=1), student, teacher)
+    weight_BT = torch.tensor([[0.0] * 4 + [1.0] * 5])
+    found = []
+    for batch in batches:
+        states = [run_batch_with_states(m, batch)[1] for m in (student, teacher)]
+        found.append(matcher.errors(*states, batch, weight_BT))
+    assert found[0].attention > 0
+    torch.testing.assert_close(found[0].attention, found[1].attention)
+    torch.testing.assert_close(found[0].relations, found[1].relations)

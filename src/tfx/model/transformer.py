@@ -225,10 +225,7 @@ class Transformer(nn.Module):
         has_bias = self.architecture.positions in ("alibi", "relative")
         bias = Bias(causal=length > 1 and not has_bias and document_start is None)
         if document_start is not None:
-            places_BT = document_places(target_BT, document_start)
-            if blend is not None:
-                # Where rows are mixed, a document of either ends at the first end of both.
-                places_BT = torch.minimum(places_BT, document_places(blend.partner_BL, document_start))
+            places_BT = _places(target_BT, document_start, blend)
             bias.mask = document_mask(places_BT)
         elif length > 1 and not bias.causal:
             # The kernel's causal mask cannot be combined with a bias.
@@ -312,6 +309,24 @@ class Transformer(nn.Module):
         for stack in (self.encoder, self.decoder):
             if stack is not None:
                 stack.checkpointing = enabled
+
+
+def _places(target_BT: Tensor, document_start: int, blend: Blend | None) -> Tensor:
+    """The position (B, T) of each token in its document."""
+    places_BT = document_places(target_BT, document_start)
+    if blend is None:
+        return places_BT
+    # Where rows are mixed, a document of either ends at the first end of both.
+    return torch.minimum(places_BT, document_places(blend.partner_BL, document_start))
+
+
+def seen_targets(batch: Batch) -> Tensor:
+    """Where a target position sees another one, (B, T, T) or (1, T, T): itself and those before it in its document."""
+    if batch.document_start is not None:
+        blend = None if batch.mix is None else batch.mix.target
+        return document_mask(_places(batch.target_in_BT, batch.document_start, blend))[:, 0]
+    length, device = batch.target_in_BT.shape[1], batch.target_in_BT.device
+    return torch.ones(1, length, length, dtype=torch.bool, device=device).tril()
 
 
 def run_batch(model: Transformer, batch: Batch) -> Tensor:

@@ -148,7 +148,7 @@ class EarlyExit(Technique):
         quality, depth_N = scores.at(threshold)
         whole, _ = scores.at(None)
         self._chosen = {
-            "threshold": threshold,
+            **({} if threshold is None else {"threshold": threshold}),
             "left_early": float((depth_N < scores.depth_E[-1]).mean()),
             "depth": float(depth_N.mean()),
             self._metric: quality[self._metric],
@@ -222,18 +222,18 @@ class ExitScores:
         depth_N = self.depth_E[exit_N]
         return self.judge(self.logits_ENC[exit_N, rows], depth_N), depth_N
 
-    def lowest_threshold(self, metric: str, most_lost: float) -> float:
-        """The lowest threshold from which on, up to 1, no more than this of the metric is lost.
+    def lowest_threshold(self, metric: str, most_lost: float) -> float | None:
+        """The lowest threshold from which on, up to 1, no more than this of the metric is lost; None: 1 loses more.
 
-        One below it may do so too, by chance: the first that fails ends the search.
+        One below it may do so too, by chance: the first that fails ends the search. A probability may be rounded to 1.
         """
         sign = 1.0 if higher_is_better(metric) else -1.0
         needed = sign * self.at(None)[0][metric] - most_lost
         places = np.linspace(0, 1, _TRIED)
         # Rounded down, so that the texts whose sureness it is leave too.
-        tried = np.unique(np.floor(np.quantile(self.sureness_EN[:-1].astype(np.float64), places) * 1e6) / 1e6)
-        chosen = 1.0
-        for threshold in tried[::-1]:
+        found = np.floor(np.quantile(self.sureness_EN[:-1].astype(np.float64), places) * 1e6) / 1e6
+        chosen = None
+        for threshold in np.unique([*found, 1.0])[::-1]:
             if sign * self.at(float(threshold))[0][metric] < needed - 1e-12:
                 break
             chosen = float(threshold)

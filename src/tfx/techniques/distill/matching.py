@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tfx.errors import UserError
 from tfx.model.architecture import Architecture, BlockShape
+from tfx.model.batch import Batch
 from tfx.model.layers import BlockStack
-from tfx.model.transformer import States, Transformer
+from tfx.model.transformer import States, Transformer, seen_targets
 from tfx.techniques.distill.settings import DistillSettings
 
 # Which vectors of a layer a relation compares, by their places among queries, keys and values.
@@ -149,7 +150,7 @@ class Matcher(nn.Module):
         self,
         states: States,
         taught: States,
-        source_mask_BS: Tensor | None,
+        batch: Batch,
         weight_BT: Tensor,
     ) -> Errors:
         """The errors between the states of a batch in the student and in the teacher.
@@ -157,7 +158,7 @@ class Matcher(nn.Module):
         ``weight`` says how much each target position counts; source positions count where the mask is True.
         """
         settings = self._settings
-        sides = list(self._sides(states, taught, source_mask_BS, weight_BT))
+        sides = list(self._sides(states, taught, batch, weight_BT))
         flops = 0.0
         hidden: list[Tensor] = []
         scores: list[Tensor] = []
@@ -177,9 +178,8 @@ class Matcher(nn.Module):
         means = [torch.stack(found).mean() if found else None for found in (hidden, scores, relations)]
         return Errors(means[0], means[1], means[2], flops)
 
-    def _sides(
-        self, states: States, taught: States, source_mask_BS: Tensor | None, weight_BT: Tensor
-    ) -> Iterator[_Side]:
+    def _sides(self, states: States, taught: States, batch: Batch, weight_BT: Tensor) -> Iterator[_Side]:
+        source_mask_BS = batch.source_mask_BS
         for name, own, other in zip(States._fields, states, taught, strict=True):
             if len(own) < 2 or len(other) < 2:  # no blocks
                 continue
@@ -187,7 +187,7 @@ class Matcher(nn.Module):
             rows, length = own[0].shape[:2]
             seen_LL = torch.ones(length, length, dtype=torch.bool, device=own[0].device)
             if name == "decoder":
-                weight_BL, seen_BLL = weight_BT, seen_LL.tril().expand(rows, -1, -1)
+                weight_BL, seen_BLL = weight_BT, seen_targets(batch).expand(rows, -1, -1)
             elif source_mask_BS is None:
                 weight_BL, seen_BLL = own[0].new_ones(rows, length), seen_LL.expand(rows, -1, -1)
             else:

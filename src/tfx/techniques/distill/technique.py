@@ -323,7 +323,7 @@ class Distill(Technique):
             if states is None:
                 continue
             assert objective.states is not None
-            errors = matcher.errors(objective.states, states, objective.batch.source_mask_BS, counts_BT)
+            errors = matcher.errors(objective.states, states, objective.batch, counts_BT)
             objective.flops += errors.flops
             for name in _MATCHED:
                 if (error := getattr(errors, name)) is not None:
