@@ -72,6 +72,17 @@ def test_every_parameter_is_updated_once_and_only_matrices_decay(name):
     assert all(decay == (0.1 if ndim == 2 else 0.0) for _, ndim, decay in seen)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_a_technique_trains_beside_the_model_does_not_decay(name):
+    model, projection = small_model(), torch.nn.Linear(8, 12, bias=False)
+    trained = torch.nn.ModuleList([model, torch.nn.ModuleDict({"technique": projection})])
+    optimizers = build_optimizers(OptimizerConfig(name=name, weight_decay=0.1), trained, CPU)
+    groups = [group for part in optimizers.parts for group in part.param_groups]
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays[id(projection.weight)] == 0.0
+    assert decays[id(model.decoder.blocks[0].ffn.up.weight)] == 0.1
+
+
 def test_muon_gets_exactly_the_matrices_of_the_blocks():
     model = small_model(tied_embeddings="none", qk_norm=True, positions="learned")
     optimizers = build_optimizers(OptimizerConfig(name="muon"), model, CPU)

@@ -26,7 +26,10 @@ class RDropSettings(TechniqueSettings):
     """Settings of `RDrop`."""
 
     alpha: float = setting(
-        5.0, "weight of the divergence of both passes; the paper has 5 for translation, and 1 to 5 elsewhere", above=0
+        2.5,
+        "weight of the divergence beside the mean of both passes' losses: half of the paper's alpha, which goes with "
+        "their sum and is 5 for translation",
+        above=0,
     )
 
 

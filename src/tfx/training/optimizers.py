@@ -252,8 +252,11 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     roles = parameter_roles(model)
-    matrices = [parameter for name, parameter in named if roles[name] in _DECAYED]
-    vectors = [parameter for name, parameter in named if roles[name] not in _DECAYED]
+    transformer = next((part for part in model.modules() if isinstance(part, Transformer)), model)
+    own = set(map(id, transformer.parameters()))
+    matrices = [parameter for name, parameter in named if roles[name] in _DECAYED and id(parameter) in own]
+    decayed = set(map(id, matrices))
+    vectors = [parameter for _, parameter in named if id(parameter) not in decayed]
     hidden = orthogonalised(model)
     betas = (config.betas[0], config.betas[1])
     fused = device.type != "mps"
@@ -282,7 +285,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
         return [group for own, decay in sets for group in by_share(own, config.lr, weight_decay=decay)]
 
     if config.name == "muon" and hidden:
-        transformer = next(part for part in model.modules() if isinstance(part, Transformer))
+        assert isinstance(transformer, Transformer)
         rate = matrix_rate(config, transformer.architecture.width)
         taken = {id(parameter) for parameter in hidden}
         rest = [parameter for parameter in matrices if id(parameter) not in taken]
