@@ -404,7 +404,7 @@ def test_where_the_rate_is_an_axis_files_are_made_to_fill_the_limit(request_of, 
         width, rate = entry.values["model.width"], entry.values["technique.quantize.rate"]
         config = search.space.config(entry.values)
         assert estimate(config, None).file <= 60_000
-        wider = search.space.at_width(entry.values, width + 8)
+        wider = {**entry.values, "model.width": width + 8}
         assert width == 128 or estimate(search.fitter.config(wider), None).file > 60_000, rate
 
 

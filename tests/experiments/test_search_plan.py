@@ -317,6 +317,19 @@ def test_goals_that_cannot_be_are_told_with_what_can(settings, words):
         goal(**settings)
 
 
+@pytest.mark.parametrize(
+    ("metric", "within", "beyond"),
+    [
+        *(("bleu", 30.0, -1.0), ("chrf", 99.0, 101.0), ("rouge_2", 0.3, 30.0), ("f1_macro", 0.5, 1.5)),
+        *(("spearman", -0.5, 2.0), ("loss", 35.0, -0.1), ("squared_error", 2.0, -1.0)),
+    ],
+)
+def test_a_quality_is_in_the_range_of_its_metric(metric, within, beyond):
+    Goal(metric, "bytes", min_quality=within)
+    with pytest.raises(UserError, match=f"{metric} is .*; name one in this range"):
+        Goal(metric, "bytes", min_quality=beyond)
+
+
 def test_the_best_meets_the_limits_first_and_then_the_objective():
     small, good, large = Measured(30, 90, 5), Measured(31, 100, 5), Measured(40, 130, 5)
     limited = goal(max_bytes=100)

@@ -261,6 +261,15 @@ def test_a_teachers_answers_to_all_texts_are_kept_and_teach_the_same(folder, dat
     assert "keeps the largest logits of one label a text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["loss=reverse_kl", "temperature=2.0"])
+@pytest.mark.parametrize("predict", ["number", "several"])
+def test_what_compares_distributions_of_labels_is_refused_where_there_is_none(word, predict, folder, capsys):
+    words = ["+technique=distill", f"technique.distill.{word}", f"hydra.run.dir={folder / 'never'}"]
+    assert main(["train", *of_kind(written(folder, predict), predict), *TINY, *words]) == 2
+    assert f"technique.distill.{word} is for one label a text" in capsys.readouterr().err
+    assert not (folder / "never").exists()
+
+
 def test_a_teacher_with_other_labels_is_refused(folder, data, run, capsys):
     (folder / "other").mkdir()
     for split in ("train", "valid"):

@@ -62,7 +62,9 @@ class Seen(Observer):
         self.notes.append(message)
 
     def stepped(self, row, **place):
-        self.rows.append((place["step"], {name: row[name] for name in ("loss", "gradient_norm", "padding")}))
+        self.rows.append(
+            (place["step"], {name: row[name] for name in ("loss", "learning_rate", "gradient_norm", "padding")})
+        )
 
     def save(self, step, state):
         if self.saver is not None:
@@ -131,6 +133,16 @@ def test_a_spoilt_step_changes_nothing_whoever_decides(prepared, monkeypatch, op
     assert "step 5: the loss is" in told[1]
     assert "gradient norm nan" in told[1]
     assert "unknown" not in told[1]
+
+
+@pytest.mark.parametrize(("policy", "share"), [("skip", 1.0), ("back_off", 0.25)])
+def test_the_rate_that_is_logged_is_the_one_that_steps_have(prepared, monkeypatch, policy, share):
+    overrides = ["optimizer=adam", f"trainer.instability.policy={policy}", "schedule=constant"]
+    rates = [
+        train(prepared, monkeypatch, overrides, on_device=False, spoilt=spoilt).seen.rows[-1][1]["learning_rate"]
+        for spoilt in ((), (1, 5))
+    ]
+    assert rates[1] == pytest.approx(share * rates[0])
 
 
 def test_when_the_run_stops_no_step_after_the_fault_was_taken(prepared, monkeypatch):

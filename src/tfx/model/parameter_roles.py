@@ -18,6 +18,10 @@ class Role(Enum):
     OTHER = "of a technique"
 
 
+# The kinds with most of the weights: each row or column is a vector of the model.
+MATRICES = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
+
+
 def parameter_roles(module: nn.Module) -> dict[str, Role]:
     """The role of each parameter by its name in ``module``; a tied parameter has the role of its first place."""
     roles: dict[str, Role] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from tfx.errors import UserError
 from tfx.record.seeds import derive_seed
 from tfx.tasks.contract import Split
 from tfx.tasks.unnumbered import UnnumberedSplit
-
-if TYPE_CHECKING:
-    pass
 
 # Draws that share a generator.
 _BLOCK = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from tfx.model.batch import Batch
 from tfx.record.seeds import derive_seed
 from tfx.tasks.contract import Split, Task
 from tfx.tasks.unnumbered import UnnumberedSplit
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -9,18 +9,16 @@ from torch import Tensor, nn
 
 from tfx.compression.checkpoint import Storage
 from tfx.config.schema import Root
-from tfx.model.parameter_roles import Role, parameter_roles
+from tfx.model.parameter_roles import MATRICES, parameter_roles
 from tfx.model.rewiring import Rewiring
 from tfx.model.transformer import Transformer
 from tfx.techniques.contract import Technique, TechniqueSettings
-
-_MATRICES = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
 
 
 def zero_share(model: Transformer) -> float:
     """The share of the weights of embeddings and matrices that is exactly 0."""
     roles = parameter_roles(model)
-    weights = [parameter for name, parameter in model.named_parameters() if roles[name] in _MATRICES]
+    weights = [parameter for name, parameter in model.named_parameters() if roles[name] in MATRICES]
     return sum(int((weight == 0).sum()) for weight in weights) / max(1, sum(weight.numel() for weight in weights))
 
 
@@ -47,7 +45,7 @@ class KeepZeros(Technique):
     @torch.no_grad()
     def prepare_model(self, model: Transformer, config: Root) -> nn.Module | None:
         roles = parameter_roles(model)
-        matrices = {name: weight for name, weight in model.named_parameters() if roles[name] in _MATRICES}
+        matrices = {name: weight for name, weight in model.named_parameters() if roles[name] in MATRICES}
         self.masks = {name: weight != 0 for name, weight in matrices.items() if bool((weight == 0).any())}
         return None
 

@@ -205,7 +205,8 @@ class Trainer:
                     profile.stepped()
             if self.clock.steps % config.log_every == 0:
                 self._look()
-                row = self._interval.row(self.config.optimizer.lr * factor)
+                rate = self.config.optimizer.lr * factor * float(self.stepper.guard.learning_rate_factor)
+                row = self._interval.row(rate)
                 shares = {f"share/{each['dataset']}": each["share"] for each in self._batches.shares()}
                 self.observer.stepped(row | shares, **self._place())
                 self._interval = Interval(self.clock)

@@ -15,7 +15,7 @@ from tfx.model.attention import Attention
 from tfx.model.device import multiplies_bf16
 from tfx.model.layers import FeedForward
 from tfx.model.linear import Linear
-from tfx.model.parameter_roles import Role, parameter_roles
+from tfx.model.parameter_roles import MATRICES, Role, parameter_roles
 from tfx.model.rewiring import ParameterMap
 from tfx.model.transformer import Transformer
 from tfx.training.muon import Muon
@@ -25,7 +25,6 @@ _BELOW = re.compile(r"(?:^|\.)(embedding|source_embedding|position|token_type|em
 # Muon's rate where the config names none, and the width up to which it holds. Above it the rate falls with the square
 # root of the width: so an update of a matrix changes its outputs as much at each width (Yang 2023, arXiv 2310.17813).
 _MATRIX_LR, _MATRIX_LR_WIDTH = 0.01, 128
-_DECAYED = (Role.EMBEDDING, Role.MATRIX, Role.HEAD)
 
 
 class Optimizers:
@@ -254,7 +253,7 @@ def build_optimizers(config: OptimizerConfig, model: nn.Module, device: torch.de
     roles = parameter_roles(model)
     transformer = next((part for part in model.modules() if isinstance(part, Transformer)), model)
     own = set(map(id, transformer.parameters()))
-    matrices = [parameter for name, parameter in named if roles[name] in _DECAYED and id(parameter) in own]
+    matrices = [parameter for name, parameter in named if roles[name] in MATRICES and id(parameter) in own]
     decayed = set(map(id, matrices))
     vectors = [parameter for _, parameter in named if id(parameter) not in decayed]
     hidden = orthogonalised(model)

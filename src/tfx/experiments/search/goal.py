@@ -11,13 +11,20 @@ from tfx.config.schema import Root
 from tfx.config.search import SearchConfig
 from tfx.config.task_facts import TASKS
 from tfx.errors import UserError, unknown
-from tfx.record.metric_vocabulary import higher_is_better
+from tfx.record.metric_vocabulary import LOSS_METRICS, higher_is_better
 from tfx.record.summary import Summary
 
 BYTES, LATENCY = "bytes", "latency"
 _TRACE = 1e-6
-# What the largest value of a metric is, where it has one; the least of all others is 0.
-_LARGEST = {"exact_match": 1.0, "accuracy": 1.0, "rouge_l": 1.0, "bleu": 100.0, "bleu_lowercase": 100.0, "chrf": 100.0}
+
+
+def _range(metric: str) -> tuple[float, float]:
+    """The least and the largest value that a metric can have."""
+    if metric.startswith("bleu") or metric == "chrf":
+        return 0.0, 100.0
+    if metric in ("matthews", "pearson", "spearman"):
+        return -1.0, 1.0
+    return 0.0, math.inf if metric in (*LOSS_METRICS, "squared_error") else 1.0
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,9 @@ class Goal:
             )
         if self.spread > 1 and (self.max_bytes is None or not self.is_of_quality):
             raise UserError("spread says how far around max_bytes files are tried: name max_bytes, and no objective")
-        largest = _LARGEST.get(self.metric, math.inf)
-        if self.min_quality is not None and not 0 <= self.min_quality <= largest:
-            best = f"0 to {largest:g}" if math.isfinite(largest) else "0 and more"
+        least, largest = _range(self.metric)
+        if self.min_quality is not None and not least <= self.min_quality <= largest:
+            best = f"{least:g} to {largest:g}" if math.isfinite(largest) else f"{least:g} and more"
             raise UserError(
                 f"min_quality={self.min_quality:g} cannot be reached: {self.metric} is {best}; name one in this range"
             )

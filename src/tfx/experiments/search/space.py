@@ -134,10 +134,6 @@ class Space:
         some = sorted(axis.choices) if axis.choices else range(unit, int(axis.high) + 1, unit)
         return [width for width in some if width % unit == 0 and axis.holds(width)]
 
-    def at_width(self, values: Values, width: int) -> dict[str, Any]:
-        """The values with another width."""
-        return dict(values) | {WIDTH: width}
-
 
 def make_space(typed: Sequence[str], named: Mapping[str, Axis], config: Root, goal: Goal) -> Space:
     """The axes of a search around ``config``, which the words ``typed`` compose.

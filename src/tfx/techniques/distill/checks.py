@@ -33,6 +33,8 @@ def check_settings(settings: DistillSettings, config: Root, need: TeacherNeed) -
             "technique.distill.cache_top_k keeps the largest logits of one label a text, and "
             f"dataset.predict={config.dataset.predict}: leave it out"
         )
+    if is_classification and config.dataset.predict != "one" and uses_logits(settings):
+        _check_answers(settings, config.dataset.predict)
     if config.dataset.monolingual is not None:
         _check_monolingual(settings, config)
     if settings.align_tokens:
@@ -78,6 +80,18 @@ def check_settings(settings: DistillSettings, config: Root, need: TeacherNeed) -
             f"{named} is a teacher that exists, and technique.distill.teacher_budget is for one that is "
             "to be trained: leave the budget out, or name its model (technique.distill.teacher_model=MODEL)"
         )
+
+
+def _check_answers(settings: DistillSettings, predict: str) -> None:
+    """Raises `UserError` for what compares distributions over labels, where a teacher answers otherwise."""
+    usual = DistillSettings()
+    for name in ("loss", "temperature"):
+        if (value := getattr(settings, name)) != getattr(usual, name):
+            what = "numbers" if predict == "number" else "labels that hold or not, each by itself"
+            raise UserError(
+                f"technique.distill.{name}={value} is for one label a text, and with dataset.predict={predict} the "
+                f"student learns the teacher's {what}: leave it out"
+            )
 
 
 def _check_alignment(settings: DistillSettings, config: Root) -> None:
