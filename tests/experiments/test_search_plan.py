@@ -325,9 +325,9 @@ def test_goals_that_cannot_be_are_told_with_what_can(settings, words):
     ],
 )
 def test_a_quality_is_in_the_range_of_its_metric(metric, within, beyond):
-    Goal(metric, "bytes", min_quality=within)
+    Goal(metric, "bytes", min_quality=within)._check()
     with pytest.raises(UserError, match=f"{metric} is .*; name one in this range"):
-        Goal(metric, "bytes", min_quality=beyond)
+        Goal(metric, "bytes", min_quality=beyond)._check()
 
 
 def test_the_best_meets_the_limits_first_and_then_the_objective():
