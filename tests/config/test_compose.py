@@ -130,3 +130,26 @@ def test_what_tests_remember_of_composing_is_what_a_new_process_composes():
     for _ in range(2):
         assert [to_yaml(compose(words)) for words in several] == fresh
     assert len(set(fresh)) == len(several)
+
+
+@pytest.mark.parametrize("form", ["technique", "+technique"])
+@pytest.mark.parametrize(("chosen", "names"), [("[]", []), ("prune", ["prune"]), ("[quantize]", ["quantize"])])
+def test_a_list_that_is_typed_decides_over_an_experiment(form, chosen, names):
+    """Which may be the baseline that a compressed model is compared with."""
+    config = compose([f"{form}={chosen}", "experiment=demo"])
+    assert list(config.technique) == names
+    assert config.trainer.budget.steps == 530
+    assert sorted(compose(["experiment=few_texts", "dataset=kinds"]).technique) == ["bpe_dropout", "r_drop"]
+
+
+def test_settings_of_a_technique_that_the_list_leaves_out_are_refused():
+    with pytest.raises(UserError, match=r"'quantize' has settings here, and technique=\[prune\] leaves it out"):
+        compose(["technique=[prune]", "experiment=demo", "technique.quantize.bits=4"])
+
+
+def test_a_choice_of_the_users_own_brings_techniques_of_other_names(tmp_path):
+    (tmp_path / "technique").mkdir()
+    (tmp_path / "technique" / "q4.yaml").write_text("defaults:\n  - quantize\nquantize:\n  bits: 4\n")
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    assert list(compose(["technique=q4", place]).technique) == ["quantize"]
+    assert compose(["technique=q4", "experiment=demo", place]).technique["quantize"]["bits"] == 3

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tfx.cli import main
 from tfx.config import compose
 from tfx.config.grammar import literal, of_job, quoted, where_chosen
+from tfx.config.hydra_driver import in_place
 from tfx.errors import UserError
 
 TEXTS = ["1e5", "true", "null.csv", "0x10", "a b", " lead", "a,b", "[v2] (x).csv", "{q}: {c}", "it's", 'say "hi"']
@@ -189,7 +190,10 @@ def test_a_setting_of_a_technique_is_for_the_jobs_of_a_sweep_that_choose_it():
     words = ["technique=[],[quantize],[quantize,prune]", "technique.quantize.bits=4", "technique.prune.sparsity=0.3"]
     placed = where_chosen(words)
     assert placed[1:] == ["++technique.quantize.bits=4", "++technique.prune.sparsity=0.3"]
-    assert where_chosen(["technique=[quantize],[quantize,prune]", words[1]])[1] == words[1]
+    assert where_chosen(["technique=[quantize],[quantize,prune]", f"+{words[1]}"])[1] == placed[1]
+    whole = "technique.quantize={bits:4}"
+    assert where_chosen([words[0], whole])[1] == f"++{whole}"
+    assert of_job(["technique=[]", f"++{whole}"]) == (["technique=[]"], {"quantize"})
     assert where_chosen(["technique=[],[prune]", words[1]])[1] == words[1]  # which no job chooses: an error
     for chosen in ([], ["quantize"], ["quantize", "prune"]):
         own, idle = of_job([f"technique=[{','.join(chosen)}]", *placed[1:]])
@@ -198,3 +202,27 @@ def test_a_setting_of_a_technique_is_for_the_jobs_of_a_sweep_that_choose_it():
         found = compose.compose(own).technique
         assert sorted(found) == sorted(chosen)
         assert not chosen or found["quantize"]["bits"] == 4
+
+
+@pytest.mark.parametrize(
+    ("typed", "placed"),
+    [
+        ("technique=none,quantize", "technique=[],[quantize]"),
+        ("technique=[quantize,prune],null", "technique=[quantize,prune],[]"),
+        ("technique=None", "technique=[]"),
+        ("technique=[quantize],prune", "technique=[quantize],prune"),  # nothing to replace
+    ],
+)
+def test_none_and_null_are_the_empty_list_among_others_too(typed, placed):
+    assert in_place([typed]) == [placed]
+
+
+@pytest.mark.parametrize("word", ["technique=[[]]", "technique=[[],[quantize]]"])
+def test_a_list_of_lists_is_answered_with_how_a_sweep_is_typed(word):
+    with pytest.raises(UserError, match=r"is a list of lists: type several for a sweep"):
+        in_place([word])
+
+
+def test_an_unknown_technique_in_a_list_is_answered_with_the_known_one():
+    with pytest.raises(UserError, match="technique 'quantise' is unknown: did you mean 'quantize'"):
+        compose.compose(["technique=[prune,quantise]"])

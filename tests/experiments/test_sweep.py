@@ -73,6 +73,33 @@ def test_failures_stop_nothing_two_at_a_time_give_the_same_bits_and_again_runs_w
 
 
 @pytest.mark.slow
+def test_jobs_that_would_share_a_folder_are_refused_before_one_starts(here):
+    done = sweep("shared", "trainer.budget.steps=2,3", "seed=1,2", "hydra.sweep.subdir=s${seed}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "jobs 0 and 2 of this sweep have one folder" in done.stderr
+    assert not (here / "shared").exists()
+
+
+def test_a_config_that_two_jobs_have_runs_once(here):
+    """What a technique is set to makes no difference to the jobs without it."""
+    words = ["technique=[],[quantize]", "+technique.quantize.bits=4,8", "technique.quantize.granularity=channel"]
+    done = sweep("once", *words, "trainer.budget.steps=1", "hydra.launcher.jobs=1")
+    assert done.returncode == 0, done.stderr
+    assert "job 1 is job 0 (" in done.stderr
+    assert "3 jobs: 3 with a result" in done.stdout
+    assert len(list((here / "once").glob("*/summary.json"))) == 3
+    again = sweep("once", *words, "trainer.budget.steps=1", "hydra.launcher.jobs=1")
+    assert "3 jobs: 3 with a result" in again.stdout
+
+
+def test_a_folder_of_a_single_run_is_refused_in_a_sweep(here):
+    done = sweep("named", "seed=1,2", "hydra.run.dir=elsewhere")
+    assert done.returncode == 2
+    assert "hydra.run.dir is for a single run: name the folder of a sweep with hydra.sweep.dir" in done.stderr
+    assert not (here / "named").exists()
+
+
 def test_of_twenty_jobs_three_fail_and_one_is_killed_and_again_runs_these_four(here):
     # Pruning that rounds to no weight at all is found out when the run is over: a run fails where a technique did
     # nothing.

@@ -75,6 +75,8 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
     sweep = any(flag in ("-m", "--multirun") for flag in flags)
     if sweep:
         check_names(overrides)  # before any job starts
+        if any(word.lstrip("+").startswith("hydra.run.dir=") for word in overrides):
+            raise UserError("hydra.run.dir is for a single run: name the folder of a sweep with hydra.sweep.dir")
         overrides = where_chosen(overrides)
     else:
         check_words(overrides)

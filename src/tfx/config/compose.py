@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from tfx.config.checks import (
     renew,
 )
 from tfx.config.explain import check_yaml, explain, of_yaml
-from tfx.config.grammar import check_words, escaped, parse
+from tfx.config.grammar import check_words, escaped, listed_names, parse, technique_of
 from tfx.config.hydra_driver import compose_tree, register
 from tfx.config.inheritance import inherit
 from tfx.config.mixture import check_corpora, complete
 from tfx.config.paths import make_absolute
+from tfx.config.registry import entry_points
 from tfx.config.schema import Root
 from tfx.config.task_choice import follow_task
 from tfx.errors import UserError
@@ -158,5 +160,21 @@ def _values(composed: DictConfig, typed: Sequence[str], *, is_new: bool) -> dict
         inherit(values, typed, asdict(load(file)) if file.is_file() else None)
     choose_budget(values.setdefault("trainer", {}).setdefault("budget", {}), typed)
     if isinstance(values.get("technique"), dict):
+        if is_new:
+            values["technique"] = _as_typed(values["technique"], typed)
         choose_rate(values["technique"], typed)
     return values
+
+
+def _as_typed(techniques: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """The techniques of a list that the user typed; those that an experiment has besides are left out.
+
+    Raises `UserError` for settings of a technique that is left out.
+    """
+    lists = [plain for word in typed if (plain := word.removeprefix("+")).startswith("technique=")]
+    named = set(chain(*listed_names(lists[-1]))) if lists else set()
+    if not lists or techniques.keys() <= named or not named <= entry_points().keys():
+        return techniques  # a choice of the user's own may bring techniques of other names
+    for name in (name for word in typed if (name := technique_of(word)) is not None and name not in named):
+        raise UserError(f"technique '{name}' has settings here, and {lists[-1]} leaves it out: add it to the list")
+    return {name: settings for name, settings in techniques.items() if name in named}

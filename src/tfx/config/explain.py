@@ -54,13 +54,15 @@ def explain(error: Exception) -> UserError:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         where = Path(str(error.filename)).absolute()
         is_folder = os.path.lexists(where) and not where.is_file()
-        hint = "" if is_folder else "; name another folder for the run with hydra.run.dir=…"
+        hint = "" if is_folder else "; name another folder with hydra.run.dir=…, for a sweep with hydra.sweep.dir=…"
         return UserError(f"{where} cannot be made or read: {error.strerror}{hint}")
     if isinstance(error, yaml.YAMLError):
         return UserError(f"a file of the config is not YAML: {of_yaml(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return unknown(group or "config", choice, error.options)
+    if match := re.search(r"Could not load 'technique/([^']*)'", str(error)):
+        return unknown("technique", match[1], entry_points())
     if 'Could not detect "srun"' in str(error):
         return UserError(
             "hydra/launcher=submitit_slurm: there is no srun here: run it on a login node of the cluster, or use "

@@ -156,22 +156,28 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def where_chosen(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a sweep, with ``++`` before the settings of techniques that only some of its lists choose.
+    """The overrides of a sweep, with ``++`` before the settings of techniques that some of its lists choose.
 
     Hydra composes every job with them; `of_job` then leaves out what is not the job's.
     """
     chosen = [names for word in overrides if word.startswith("technique=") for names in listed_names(word)]
-    some = {name for names in chosen for name in names if not all(name in other for other in chosen)}
-    return [f"++{word}" if word.startswith("technique.") and word.split(".")[1] in some else word for word in overrides]
+    some = {name for names in chosen for name in names} if len(chosen) > 1 else set()
+    return [f"++{word.lstrip('+')}" if technique_of(word) in some else word for word in overrides]
 
 
 def of_job(overrides: Sequence[str]) -> tuple[list[str], set[str]]:
     """The overrides of one job of a sweep as for a run by itself, and the techniques that only other jobs have."""
     chosen = [names for word in overrides if word.startswith("technique=") for names in listed_names(word)]
-    named = {word.split(".")[1] for word in overrides if word.startswith("++technique.")}
+    named = {name for word in overrides if word.startswith("++") and (name := technique_of(word)) is not None}
     idle = named - set(chosen[-1]) if chosen else set()
-    kept = [word for word in overrides if not (word.startswith("++technique.") and word.split(".")[1] in idle)]
-    return [word.removeprefix("++") if word.startswith("++technique.") else word for word in kept], idle
+    kept = [word for word in overrides if not (word.startswith("++") and technique_of(word) in idle)]
+    return [word.removeprefix("++") if technique_of(word) in named else word for word in kept], idle
+
+
+def technique_of(word: str) -> str | None:
+    """The technique whose settings a word names: ``quantize`` of ``technique.quantize.bits=4``; None for others."""
+    group, _, rest = word.lstrip("+~").partition("=")[0].partition(".")
+    return rest.partition(".")[0] if group == "technique" and rest else None
 
 
 def listed_names(word: str) -> list[list[str]]:
@@ -181,7 +187,10 @@ def listed_names(word: str) -> list[list[str]]:
     except HydraException:
         return []
     found = value.list if isinstance(value, ChoiceSweep) else [value]
-    return [[str(name) for name in (each if isinstance(each, list) else [each])] for each in found]
+    lists = [each if isinstance(each, list) else [each] for each in found]
+    if any(isinstance(name, list) for each in lists for name in each):
+        raise UserError(f"{word} is a list of lists: type several for a sweep as `tfx train -m 'technique=[],[a,b]'`")
+    return [["null" if name is None else str(name) for name in each] for each in lists]
 
 
 def not_grammar(word: str, error: Exception) -> UserError:

@@ -26,7 +26,8 @@ from tfx.errors import UserError
 
 PRIMARY = "train"
 _IN_ENTRY = re.compile(r"^\+?(?=dataset\.mix\.\d+\.)")
-_NO_TECHNIQUE = re.compile(r"technique=(null|none)", re.IGNORECASE)
+# What stands for the empty list of techniques.
+_NO_TECHNIQUE = ("null", "none")
 # No shell replaces a tilde in the middle of a word.
 _AT_HOME = re.compile(r"^(hydra\.(?:run|sweep)\.dir)=(~.*)", re.DOTALL)
 
@@ -107,7 +108,15 @@ def in_place(overrides: Sequence[str]) -> list[str]:
     named = [set(chain(*listed_names(word.removeprefix("+")))) for word in lists]
     if any(word.startswith("+") for word in lists) and not set().union(*named) <= named[-1]:
         raise UserError(f"{' and '.join(lists)}: the last list would count alone: write one, '+technique=[a,b]'")
-    placed = [word.removeprefix("+") if word in lists else word for word in overrides]
-    placed = ["technique=[]" if _NO_TECHNIQUE.fullmatch(word) else word for word in placed]
+    placed = [_with_lists(word.removeprefix("+")) if word in lists else word for word in overrides]
     found = [_AT_HOME.sub(lambda m: f"{m[1]}={absolute(m[2], m[1])}", word) for word in placed]
     return [_IN_ENTRY.sub("++", word) for word in found]
+
+
+def _with_lists(word: str) -> str:
+    """A choice of techniques, or of several in a sweep, without null and ``none``."""
+    names = listed_names(word)
+    if not any(len(each) == 1 and each[0].lower() in _NO_TECHNIQUE for each in names):
+        return word
+    lists = ("[]" if len(each) == 1 and each[0].lower() in _NO_TECHNIQUE else f"[{','.join(each)}]" for each in names)
+    return f"technique={','.join(lists)}"

@@ -59,14 +59,37 @@ class LocalLauncher(Launcher):
             own, _ = of_job(filter_overrides(overrides))
             batch.append(Job(number, own, folder, flags))
             configs.append(config)
+        unique = self._unique(batch)
         stopped = self.settings.on_failure == "stop" and any(job.state in ENDED_BADLY for job in self.jobs)
-        self.jobs.extend(batch)
+        self.jobs.extend(unique)
         if not stopped:
             device = str(OmegaConf.select(self.config, "trainer.device"))
             devices = int(OmegaConf.select(self.config, "trainer.devices"))
             machine = Machine.of(self.settings, device, devices)
-            run_jobs(batch, Path(str(self.config.hydra.sweep.dir)), self.settings, machine)
-        return [self._return(job, config) for job, config in zip(batch, configs, strict=True)]
+            run_jobs(unique, Path(str(self.config.hydra.sweep.dir)), self.settings, machine)
+        done = {tuple(job.overrides): job for job in self.jobs}
+        return [self._return(done[tuple(job.overrides)], config) for job, config in zip(batch, configs, strict=True)]
+
+    def _unique(self, batch: Sequence[Job]) -> list[Job]:
+        """The jobs of configs that no other one has. Raises `UserError` if two share a folder.
+
+        A setting of a technique makes no difference to the jobs without it.
+        """
+        first: dict[tuple[str, ...], Job] = {tuple(job.overrides): job for job in self.jobs}
+        folders = {job.folder: job for job in self.jobs}
+        unique = []
+        for job in batch:
+            if (other := first.setdefault(tuple(job.overrides), job)) is not job:
+                words = " ".join(job.overrides) or "no override"
+                print(f"job {job.number} is job {other.number} ({words}), which runs once", file=sys.stderr)
+                continue
+            if (other := folders.setdefault(job.folder, job)) is not job:
+                raise UserError(
+                    f"jobs {other.number} and {job.number} of this sweep have one folder, {job.folder}: tell them "
+                    "apart in hydra.sweep.subdir, as by '${hydra.job.num}', or leave it out"
+                )
+            unique.append(job)
+        return unique
 
     def _flags(self) -> list[str]:
         """The arguments that a job's command needs besides its overrides, to compose the same configs as the sweep."""
