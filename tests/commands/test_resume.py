@@ -426,6 +426,41 @@ def test_the_name_of_a_data_file_is_none_of_the_data(folder, capsys):
     assert json.loads((again / "reproduction.json").read_text())["went_on_after"] == [2]
 
 
+def test_a_budget_of_two_words_is_no_longer_one(dense, folder, capsys):
+    words = ["trainer.budget.steps=null", "trainer.budget.tokens=3000"]
+    assert train(folder / "words", *PAIRS, *words) == 0
+    cut_back(folder / "words", folder / "words again", 1)
+    assert main(["resume", str(folder / "words again")]) == 0
+    capsys.readouterr()
+    assert main(["reproduce", str(folder / "words again"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["went_on_after"] == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json"])
+def test_what_cannot_be_compared_with_is_told_before_the_training(name, dense, folder, capsys):
+    run = shutil.copytree(dense, folder / f"broken {name}")
+    with open(run / name, "a") as file:
+        file.write("garbage\n")
+    assert main(["reproduce", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert name in said
+    assert not run.with_name(f"{run.name}-reproduced").exists()
+
+
+def test_states_that_are_all_damaged_are_kept_and_the_run_starts_over(dense, folder, capsys):
+    run = folder / "all damaged"
+    cut_back(dense, run, 2)
+    names = sorted(path.name for path in run.glob("state/step-*"))
+    for name in names:
+        (run / "state" / name).write_bytes(b"garbage")
+    assert main(["resume", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert all(f"kept as {name}.damaged" in said for name in names)
+    assert [path.name for path in sorted(run.glob("state/*.damaged"))] == [f"{name}.damaged" for name in names]
+    assert content(run) == content(dense)
+
+
 def test_steps_of_another_environment_are_named(folder, capsys):
     run = folder / "two_processes"
     options = ["model=gpt_nano", "model.context=16", "dataset=stdlib", "dataset.limit.train=20"]

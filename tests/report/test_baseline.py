@@ -113,3 +113,14 @@ def test_a_page_of_its_own_is_never_written_over(shots, tmp_path, capsys):
     assert main(["report", str(shots)]) == 0
     assert (shots / "report.html").read_text() == "the search's own"
     assert (shots / "comparison.html").is_file()
+
+
+def test_a_page_that_is_not_tfx_s_is_never_written_over(shots, capsys):
+    (shots / "report.html").write_text("my own notes")
+    assert main(["report", str(shots)]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "report.html exists already, and is no page of tfx's (--html names it): name another file" in said.err
+    assert (shots / "report.html").read_text() == "my own notes"
+    assert main(["report", str(shots), "--html", str(shots / "mine.html")]) == 0
+    assert main(["report", str(shots), "--html", str(shots / "mine.html")]) == 0  # which is one

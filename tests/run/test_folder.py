@@ -83,6 +83,14 @@ def test_a_folder_at_home_is_found_there(here, flags, monkeypatch):
     assert [path.name for path in here.iterdir()] == ["home"]
 
 
+def test_a_folder_with_nothing_but_damaged_states_takes_a_run_and_keeps_them(here):
+    (here / "run" / "state").mkdir(parents=True)
+    (here / "run" / "state" / "step-000000001.safetensors.damaged").write_text("once a state")
+    assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
+    assert (here / "run" / "summary.json").is_file()
+    assert (here / "run" / "state" / "step-000000001.safetensors.damaged").read_text() == "once a state"
+
+
 def test_a_repetition_leaves_what_is_in_its_folder(here, capsys):
     assert main(["train", *TINY, "hydra.run.dir=run"]) == 0
     (here / "again" / "state").mkdir(parents=True)

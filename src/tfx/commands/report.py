@@ -18,6 +18,8 @@ from tfx.terminal.arguments import Arguments
 if TYPE_CHECKING:
     from tfx.report.comparison import Comparison
 
+# What every page of tfx's says of itself.
+_MARK = b'<meta name="generator" content="tfx">'
 _WIDE, _NAME = 160, 24  # characters: a terminal with room for whole names, and what there is for them in others
 
 
@@ -60,9 +62,10 @@ def main(arguments: Sequence[str]) -> int:
 
     html = options.html
     if html is not None:
-        check_replaced(html, "--html", b'<meta name="generator" content="tfx">', "page of tfx's")
+        check_replaced(html, "--html", _MARK, "page of tfx's")
     if html is None and not (options.json or options.csv):
         html = _page(options.paths)
+        check_replaced(html, "the page", _MARK, "page of tfx's (--html names it)")
     comparison = compare_runs(
         options.paths,
         baseline=options.baseline,

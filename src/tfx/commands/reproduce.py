@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     new = RunDirectory(options.folder or _free(old.path))
     if (verdict := new.path / "reproduction.json").exists():
         raise UserError(f"{verdict} exists already: name another folder with --folder")
+    # Read before the training that they are for: a broken one would be found after it.
+    _metrics_of(old), read_json(old.environment)
     recorded: list[float] = []
     if config.trainer.budget.unit == "seconds" and config.trainer.budget == saved.trainer.budget:
         # Seconds differ each time: repeat the steps and ramps of the old run.
@@ -96,7 +98,7 @@ def compare(old: RunDirectory, new: RunDirectory, tolerance: float) -> dict[str,
         environment[f"{name} (of the first steps, before it was resumed)"] = before, flat(environments[1]).get(name)
     recorded = [flat(each) for each in environments]
     differing = [key for key in _different(*configs) if not _is_moved(key, *recorded)]
-    metrics = [dict(_metrics(run)) for run in (old, new)]
+    metrics = [_metrics_of(run) for run in (old, new)]
     names = [*metrics[0], *(name for name in metrics[1] if name not in metrics[0])]
     pairs = {name: [side.get(name) for side in metrics] for name in names}
     files = {
@@ -141,7 +143,7 @@ def _went_on(run: RunDirectory, environment: dict[str, Any]) -> list[int]:
     """The steps after which a run went on, where it did so with a longer budget: its first steps knew of another."""
     command = environment.get("command", [])
     typed, last = (
-        [word for word in words if str(word).startswith("trainer.budget.")]
+        [word for word in map(str, words) if word.startswith("trainer.budget.") and not word.endswith("=null")]
         for words in (run.read_overrides(), command if command[:1] == ["resume"] else [])
     )
     is_longer = len(set(typed)) > 1 or (last != [] and typed == last)  # the first may be the default, typed by nobody
@@ -151,6 +153,17 @@ def _went_on(run: RunDirectory, environment: dict[str, Any]) -> list[int]:
 
 def _files(run: RunDirectory) -> list[Path]:
     return [run.model, run.compressed, run.tokenizer, run.predictions]
+
+
+def _metrics_of(run: RunDirectory) -> dict[str, float]:
+    """`_metrics`; raises `UserError` for a file that is damaged."""
+    try:
+        return dict(_metrics(run))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{run.path} cannot be compared with: {run.summary.name} or {run.metrics.name} is damaged ({error}); "
+            "restore it, or run the config by itself with tfx train --config-dir"
+        ) from error
 
 
 def _metrics(run: RunDirectory) -> Iterator[tuple[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import yaml
 
 from tfx.errors import UserError
 from tfx.record.summary import Summary
+
+# The ending of a state that was found damaged and set aside.
+DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class RunDirectory:
             )
         # A run that was killed as soon as it began left its lock, and may have left these two.
         first = () if run.lock.exists() else (run.overrides, run.log)
-        if found := [file.name for file in (run.state, *first, *run._written) if file.exists()]:
+        states = [run.state] if any(path.suffix != DAMAGED for path in run.state.glob("*")) else []
+        if found := [file.name for file in (*states, *first, *run._written) if file.exists()]:
             raise UserError(
                 f"{path} holds {found[0]}, which a run would overwrite: name another folder with hydra.run.dir=…"
             )
@@ -55,8 +60,17 @@ class RunDirectory:
         return run
 
     def clear(self) -> None:
-        """Removes what a run wrote besides its config and log, so that it can start over; other files stay."""
-        shutil.rmtree(self.state, ignore_errors=True)
+        """Removes what a run wrote besides its config and log, so that it can start over; other files stay.
+
+        So do states that were set aside as damaged: somebody may still read them.
+        """
+        for path in self.state.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix != DAMAGED:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds such states, or is not there
+            self.state.rmdir()
         for path in self._written:
             path.unlink(missing_ok=True)
         self.tidy()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tfx.config.schema import SaveConfig
 from tfx.errors import UserError
+from tfx.record.directory import DAMAGED
 from tfx.record.files import replacing
 
 VERSION = 1
@@ -116,9 +117,9 @@ def newest_state(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | 
         try:
             return load_state(path)
         except DamagedStateError as error:
-            note(f"{error}: using the state before it")
+            note(f"{error}: kept as {path.name}{DAMAGED}; the state before it counts")
             with suppress(OSError):  # it is passed over in any case
-                path.rename(path.with_name(f"{path.name}.damaged"))
+                path.rename(path.with_name(f"{path.name}{DAMAGED}"))
     return None
 
 
