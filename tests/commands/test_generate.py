@@ -216,7 +216,7 @@ def test_rules_change_outputs_and_are_named(runs, monkeypatch, capsys):
         ("pairs", ["--nbest", "0"], "--nbest 0 must be at least 1"),
         ("pairs", ["--min-length", "5000"], "tokens that the model's context allows"),
         ("lm", ["--min-length", "9", "--new-tokens", "5"], "--min-length 9 is above the 5 tokens that --new-tokens"),
-        ("pairs", ["--min-length", "-1"], "evaluation.min_length"),
+        ("pairs", ["--min-length", "-1"], "--min-length -1 is out of range"),
         ("pairs", ["--prefix", "nine " * 60], "too many for a context of 32: shorten it"),
     ],
 )
@@ -322,3 +322,16 @@ def test_a_model_file_on_data_of_the_other_task_is_refused_with_what_does_not_fi
     )
     assert main(["evaluate", str(runs / "pairs" / "model.safetensors"), "dataset=normalize", "foo=1"]) == 2
     assert "key 'foo' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "no"], "--device no is not a device: use auto"),
+        (["--beam", "0"], "--beam 0 is out of range"),
+        (["--new-tokens", "0"], "--new-tokens 0 is out of range"),
+    ],
+)
+def test_an_error_names_the_option_that_was_typed(runs, words, said, capsys):
+    assert main(["generate", str(runs / "pairs"), *words, "x"]) == 2
+    assert capsys.readouterr().err.startswith(f"tfx: {said}")

@@ -13,7 +13,7 @@ from tfx.config.task_facts import TASKS, TaskFacts, facts_of
 from tfx.errors import UserError
 from tfx.record.directory import RunDirectory, model_file
 from tfx.record.files import check_replaced, read_json, write_json_lines
-from tfx.terminal.arguments import Arguments
+from tfx.terminal.arguments import Arguments, told_by_options
 from tfx.terminal.console import number, plain_console
 from tfx.terminal.tables import Column, Sheet
 
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     path = local_model(options.path)
     config = config_of(path, options.overrides, options.path)
     check_metrics(config.dataset.metrics, config.dataset.task)
-    loaded = load(path, options.device)
+    with told_by_options(["trainer.device"]):
+        loaded = load(path, options.device)
     architecture = loaded.model.architecture
     data = prepare_data(config.dataset, architecture.context, loaded.tokenizer, outputs=architecture.outputs)
     notes = [*data.notes, *quality_notes(data, config.dataset.metrics)]

@@ -15,7 +15,7 @@ from rich.console import Console
 from tfx.config.schema import EvaluationConfig
 from tfx.config.task_facts import TaskFacts, facts_of
 from tfx.errors import UserError
-from tfx.terminal.arguments import Arguments
+from tfx.terminal.arguments import Arguments, told_by_options
 from tfx.terminal.console import plain_console
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     from tfx.evaluation.generation import describe_decoding
     from tfx.exchange.importing import local_file
 
-    loaded = load(local_file(options.path), options.device)
+    with told_by_options(["trainer.device"]):
+        loaded = load(local_file(options.path), options.device)
     task = facts_of(loaded.model.architecture.family, options.path)
-    config = _config(options, loaded.generation, task, loaded.model.architecture.context)
+    with told_by_options([f"evaluation.{name}" for name in _SETTINGS]):
+        config = _config(options, loaded.generation, task, loaded.model.architecture.context)
     notes = plain_console(stderr=True)
     for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task):
         notes.print(f"note: {option}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from tfx.errors import UserError, suggest
@@ -50,3 +52,18 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+@contextmanager
+def told_by_options(keys: Sequence[str]) -> Iterator[None]:
+    """Inside, an error names these settings as the options that stand for them: ``--top-k 0``."""
+    try:
+        yield
+    except UserError as error:
+        names = "|".join(map(re.escape, keys))
+        told = re.sub(rf"\b({names})=(?=[\w.-])", lambda m: f"--{_option(m[1])} ", str(error))
+        raise UserError(told) from error
+
+
+def _option(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", "-")
