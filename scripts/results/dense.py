@@ -124,6 +124,19 @@ def muon_blocks() -> str:
     )
 
 
+@table("attention-products")
+def attention_products() -> str:
+    return _by_setting(
+        "model and products of attention",
+        [
+            ("`seq2seq_tiny`, fp32", "attention-products/tiny-fp32"),
+            ("`seq2seq_tiny`, bfloat16", "attention-products/tiny-bf16"),
+            ("`seq2seq_small`, fp32", "attention-products/small-fp32"),
+            ("`seq2seq_small`, bfloat16", "attention-products/small-bf16"),
+        ],
+    )
+
+
 @table("normalize")
 def normalize() -> str:
     rows = [
