@@ -140,7 +140,7 @@ def test_joined_files_are_named_with_their_rows(tmp_path):
     files = {"a.json": lines(PAIR), "b.json": lines({"source": "c", "target": "d"}, {"source": "e", "target": "f"})}
     assert load(tmp_path, files, format="json").notes[:2] == [
         "train: no name matches a split, so all 2 files are training data",
-        "train: 2 files joined: a.json (1 rows), b.json (2 rows)",
+        "train: 2 files joined: a.json (1 row), b.json (2 rows)",
     ]
 
 
@@ -463,7 +463,7 @@ def test_a_row_without_text_is_left_out_and_zero_is_not(tmp_path, kind):
     made = table(tmp_path, kind, [{"text": 0}, {"text": None}, {"text": 3}, {"text": 4}])
     corpus = load(tmp_path, **made, task="lm", valid_fraction=0.4)
     assert [row for dataset in corpus.splits.values() for row in dataset["text"][:]] == ["0", "3", "4"]
-    assert "train: 1 rows without text left out" in corpus.notes
+    assert "train: 1 row without text left out" in corpus.notes
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])

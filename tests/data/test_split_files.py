@@ -129,6 +129,11 @@ def test_a_name_of_two_splits_is_for_the_user_to_place(tmp_path):
     assert notes == ["files that match no split left out: test_for_train.csv"]
 
 
+def test_a_name_that_the_settings_give_two_splits_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"train.csv.gz is named by dataset.splits.train and dataset.splits.valid"):
+        found(tmp_path, ["train.csv.gz"], splits=SplitConfig(valid=["train"]))
+
+
 def test_the_folder_of_a_file_tells_where_its_name_does_not(tmp_path):
     with pytest.raises(UserError, match="holds no training split"):
         found(tmp_path / "one", ["test/a.csv"])
@@ -139,9 +144,9 @@ def test_the_folder_of_a_file_tells_where_its_name_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("names", "splits", "note"),
     [
-        (["train.csv", "test/a.csv"], {"train": ["train.csv"]}, "folders left out: test/ (1 files)"),
-        (["train/a.csv", "other/a.csv"], {"train": ["train/a.csv"]}, "folders left out: other/ (1 files)"),
-        (["a.csv", "other/a.csv", "docs/a.pdf"], {"train": ["a.csv"]}, "folders left out: other/ (1 files)"),
+        (["train.csv", "test/a.csv"], {"train": ["train.csv"]}, "folders left out: test/ (1 file)"),
+        (["train/a.csv", "other/a.csv"], {"train": ["train/a.csv"]}, "folders left out: other/ (1 file)"),
+        (["a.csv", "other/a.csv", "docs/a.pdf"], {"train": ["a.csv"]}, "folders left out: other/ (1 file)"),
     ],
 )
 def test_folders_that_are_not_read_are_named(names, splits, note, tmp_path):

@@ -91,7 +91,7 @@ def test_a_quoted_cell_with_a_line_end_is_read_and_said(tmp_path):
     for name, sep in (("t.tsv", "\t"), ("t.csv", ",")):
         rows, notes = rows_of(tmp_path, name, f'a{sep}b\n"one\ntwo"{sep}x\nc{sep}d\n')
         assert rows == [{"a": "one\ntwo", "b": "x"}, {"a": "c", "b": "d"}]
-        assert notes[0].startswith(f"{name}: 1 rows go over several lines, the first from line 2 on")
+        assert notes[0].startswith(f"{name}: 1 row over several lines, the first from line 2 on")
 
 
 def test_a_ragged_tsv_file_names_the_line(tmp_path):
@@ -227,7 +227,7 @@ def test_a_corpus_names_its_files_its_repetitions_and_what_it_strips(tmp_path):
     assert {split: [(f.file, f.rows) for f in files] for split, files in corpus.files.items()} == {
         "train": [("train.jsonl", 3)], "valid": [("dev.jsonl", 1)], "test": [("test.jsonl", 2)],
     }  # fmt: skip
-    assert corpus.notes[0] == "train: 1 pairs with white space around a text, which is removed"
+    assert corpus.notes[0] == "train: 1 pair with white space around a text, which is removed"
     assert corpus.notes[1].startswith("valid: 0 sources and the targets of 1 pairs are not in Unicode's composed form")
     assert corpus.notes[3] == "train: 1 row repeats another of the split, and is kept"
     assert corpus.notes[4] == "test: 1 row is also in train, and is kept"
@@ -250,13 +250,13 @@ def test_what_is_left_empty_out_or_unlike_is_counted_in_every_split(kind, tmp_pa
         corpus = load_corpus(config)
         assert corpus.splits["train"]["references"] == [["one", "two"], ["three", "e\u0301"]]
         assert corpus.notes[1:5] == [
-            "train: 1 rows lack a value of a template, which is left empty",
-            "train: 1 pairs with white space around a text, which is removed",
+            "train: 1 row without a value of a template, which is left empty",
+            "train: 1 pair with white space around a text, which is removed",
             "train: 1 pairs with empty references besides others, which are left out",
-            "train: 2 pairs have several targets, of which only the first trains",
+            "train: 2 pairs with several targets, of which only the first trains",
         ]
         assert corpus.notes[5].startswith("train: 0 sources and the targets of 1 pairs are not in Unicode's composed")
-        assert corpus.notes[6] == "valid: 1 pairs with white space around a text, which is removed"
+        assert corpus.notes[6] == "valid: 1 pair with white space around a text, which is removed"
         assert corpus.notes[7].startswith("valid: 1 sources and the targets of 0 pairs are not in Unicode's composed")
         assert len(corpus.notes) == 8
 
@@ -265,7 +265,7 @@ def test_bytes_that_are_read_as_text_are_counted(tmp_path):
     Dataset.from_dict({"text": [b"a", b"\xc3\xa9", b"c"]}).to_parquet(tmp_path / "d.parquet")
     corpus = load_corpus(DatasetConfig(path=str(tmp_path), format="parquet", task="lm", valid_fraction=0.33))
     assert corpus.splits["train"]["text"] == ["a", "\u00e9"]
-    assert "train: 2 rows hold bytes instead of text, which are read as UTF-8" in corpus.notes
+    assert "train: 2 rows with bytes instead of text, which are read as UTF-8" in corpus.notes
 
 
 def test_one_example_is_not_said_to_be_none(tmp_path):

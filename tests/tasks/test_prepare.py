@@ -74,7 +74,7 @@ def test_a_typed_sign_of_the_space_comes_back_or_is_counted(tmp_path):
     assert not [note for note in data.notes if "sign" in note]
     data = prepare_data(pairs_config(tmp_path, train=plain, valid=signs, tokenizer=unigram), context=8)
     assert decoded(data, "valid")[0] == ("a b", "c ")
-    assert "valid: 1 rows hold the sign '\u2581' (U+2581), which the tokenizer takes for a space" in data.notes
+    assert "valid: 1 row with the sign '\u2581' (U+2581), which the tokenizer takes for a space" in data.notes
 
 
 def test_the_bpe_of_pairs_learns_no_merge_from_valid(tmp_path):

@@ -20,6 +20,7 @@ from tfx.data.store import in_memory, kept, mapped
 from tfx.errors import UserError, suggest
 from tfx.record.directory import writable_cache
 from tfx.record.files import replacing
+from tfx.terminal.console import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -45,7 +46,7 @@ def shown_names(paths: list[Path], names: Counter[str]) -> list[str]:
 
 def describe_files(files: list[SourceFile]) -> str:
     """Files with their rows, as many as fit on a line."""
-    shown = [file.file if file.rows is None else f"{file.file} ({file.rows:,} rows)" for file in files[:6]]
+    shown = [file.file if file.rows is None else f"{file.file} ({counted(file.rows, 'row')})" for file in files[:6]]
     return ", ".join(shown) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
 
 

@@ -13,6 +13,7 @@ from tfx.data.loaders import SourceFile
 from tfx.data.plain_text import TextFile, Unchanged, cr_note, file_digest
 from tfx.data.rows import text_dataset
 from tfx.errors import UserError
+from tfx.terminal.console import counted
 
 
 def read_monolingual(config: DatasetConfig) -> Corpus:
@@ -37,7 +38,7 @@ def read_monolingual(config: DatasetConfig) -> Corpus:
         files.append(SourceFile(path.name, None if TASKS[config.task].is_stream else len(own)))
     unchanged.check()
     if empty:
-        notes.append(f"monolingual: {empty:,} lines without text left out")
+        notes.append(f"monolingual: {counted(empty, 'line')} without text left out")
     if not texts:
         raise UserError(f"dataset.monolingual={config.monolingual} holds no text: give it some, or leave it out")
     splits = {"train": text_dataset(texts)}

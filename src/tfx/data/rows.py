@@ -17,6 +17,7 @@ from tfx.config.task_facts import TASKS
 from tfx.data.store import arrow_batches, batches_of, in_memory, release
 from tfx.data.table_rows import other_separator, text_of
 from tfx.errors import UserError, suggest
+from tfx.terminal.console import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -317,7 +318,7 @@ def finish(
         flags = flags[~is_empty]
     _say(split, flags, notes, rules)
     if not is_pairs:
-        notes.append(f"{split}: {count:,} rows without text left out")
+        notes.append(f"{split}: {counted(count, 'row')} without text left out")
     return texts.select(np.flatnonzero(~is_empty), keep_in_memory=True), keys[~is_empty]
 
 
@@ -343,7 +344,7 @@ def _numbers(dataset: Dataset, column: str) -> np.ndarray:
 def remarks(split: str, flags: Counter[int]) -> Iterator[str]:
     """Notes on rows by how many have which flags; those without text are counted as left out."""
     if empty := sum(count for own, count in flags.items() if own & _EMPTY):
-        yield f"{split}: {empty:,} rows with an empty side or without text left out"
+        yield f"{split}: {counted(empty, 'row')} with an empty side or without text left out"
     yield from _said(split, lambda flag: sum(n for own, n in flags.items() if own & flag and not own & _EMPTY))
 
 
@@ -361,17 +362,17 @@ def where(config: DatasetConfig) -> str:
 def _said(split: str, count: Callable[[int], int]) -> Iterator[str]:
     """Notes on the rows of a split, by how many have each flag."""
     if rows := count(_DECODED):
-        yield f"{split}: {rows:,} rows hold bytes instead of text, which are read as UTF-8"
+        yield f"{split}: {counted(rows, 'row')} with bytes instead of text, which are read as UTF-8"
     if rows := count(_LACKING):
-        yield f"{split}: {rows:,} rows lack a value of a template, which is left empty"
+        yield f"{split}: {counted(rows, 'row')} without a value of a template, which is left empty"
     if rows := count(_STRIPPED):
-        yield f"{split}: {rows:,} pairs with white space around a text, which is removed"
+        yield f"{split}: {counted(rows, 'pair')} with white space around a text, which is removed"
     if rows := count(_TRIMMED):
-        yield f"{split}: {rows:,} rows with white space around a text or label, which is removed"
+        yield f"{split}: {counted(rows, 'row')} with white space around a text or label, which is removed"
     if rows := count(_WITHOUT_EMPTY):
-        yield f"{split}: {rows:,} pairs with empty references besides others, which are left out"
+        yield f"{split}: {counted(rows, 'pair')} with empty references besides others, which are left out"
     if split == "train" and (rows := count(_SEVERAL)):
-        yield f"{split}: {rows:,} pairs have several targets, of which only the first trains"
+        yield f"{split}: {counted(rows, 'pair')} with several targets, of which only the first trains"
     if rows := count(_SOURCE_FORM | _TARGET_FORM):
         yield (
             f"{split}: {count(_SOURCE_FORM):,} sources and the targets of {count(_TARGET_FORM):,} pairs are not in "

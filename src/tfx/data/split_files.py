@@ -10,6 +10,7 @@ from pathlib import Path
 from tfx.config.schema import DatasetConfig, SplitConfig
 from tfx.data.plain_text import COMPRESSED, plain_name
 from tfx.errors import UserError
+from tfx.terminal.console import counted
 
 SPLITS = ("train", "valid", "test")
 _SUFFIXES = {
@@ -110,7 +111,7 @@ def _below(config: DatasetConfig, folder: Path, notes: list[str]) -> list[Path]:
             f"dataset.path={folder} holds files for dataset.format={config.format} only in folders that match no split "
             f"({folders}): name one of them, or the files as a glob, with dataset.path"
         )
-    if unused := [f"{sub.name}/ ({len(files)} files)" for sub, files in holding.items() if sub not in used]:
+    if unused := [f"{sub.name}/ ({counted(len(files), 'file')})" for sub, files in holding.items() if sub not in used]:
         notes.append(f"folders left out: {', '.join(unused)}")
     return found or [path for sub in used for path in holding[sub]]
 
@@ -184,9 +185,12 @@ def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[P
     loose: dict[Path, tuple[str, list[str]]] = {}
     for path in paths:
         stem = _stem(config, path)
-        split = next((s for s in SPLITS if stem.lower() in _lower(getattr(config.splits, s))), None)
-        if split is not None:
-            exact.setdefault(split, []).append(path)
+        own = [split for split in SPLITS if stem.lower() in _lower(getattr(config.splits, split))]
+        if len(own) > 1:
+            settings = " and ".join(f"dataset.splits.{split}" for split in own)
+            raise UserError(f"{path.name} is named by {settings}: leave it to one of them")
+        if own:
+            exact.setdefault(own[0], []).append(path)
         else:
             telling = path.parent.name if in_folders and not _splits_of(config, stem) else stem
             told = _splits_of(config, telling)

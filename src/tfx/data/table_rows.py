@@ -20,6 +20,7 @@ from typing import Any
 
 from tfx.data.plain_text import TextFile, cr_note, plain_name
 from tfx.errors import UserError
+from tfx.terminal.console import counted
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
@@ -198,7 +199,7 @@ def csv_rows(
         yield line, dict(zip(header, cells, strict=True))
     notes += cr_note(path, file.cr - within) + file.mark_note()
     if blank:
-        notes.append(f"{path.name}: {blank:,} blank lines left out")
+        notes.append(f"{path.name}: {counted(blank, 'blank line')} left out")
 
 
 def other_separator(columns: Sequence[str]) -> str:
@@ -236,7 +237,7 @@ def _quoted_rows(file: TextFile, separator: str, notes: list[str]) -> Iterator[t
         ) from None
     if longer:
         notes.append(
-            f"{file.path.name}: {longer:,} rows go over several lines, the first from line {first} on: their cells in "
+            f"{file.path.name}: {counted(longer, 'row')} over several lines, the first from line {first} on: cells in "
             "quotes hold line ends"
         )
 

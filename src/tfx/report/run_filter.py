@@ -22,6 +22,7 @@ _FACTS: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: run.model,
     "dataset": lambda run: run.dataset,
     "techniques": lambda run: run.techniques,
+    "technique": lambda run: run.techniques,  # as it is typed
     "metric": lambda run: run.metric,
 }
 _COMPARE: dict[str, Callable[[float, float], bool]] = {

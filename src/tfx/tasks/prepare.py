@@ -35,6 +35,7 @@ from tfx.tasks import task_named
 from tfx.tasks.contract import Split, Task
 from tfx.tasks.mixture import Mixture, with_monolingual_part
 from tfx.tasks.streamed import Streamed
+from tfx.terminal.console import counted
 
 _VERSION = 1
 # Of what a cache entry holds.
@@ -226,7 +227,8 @@ def _mistaken(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[str]:
             ]
             rows += int(np.logical_or.reduce(held).sum())
         if rows:
-            yield f"{name}: {rows:,} rows hold the sign '{SPACE}' (U+2581), which the tokenizer takes for a space"
+            told = f"{name}: {counted(rows, 'row')} with the sign '{SPACE}' (U+2581)"
+            yield f"{told}, which the tokenizer takes for a space"
 
 
 def _columns(corpus: Corpus) -> list[str]:
