@@ -23,6 +23,8 @@ from tfx.model.linear import reduce_rows
 
 _SLICE_ELEMENTS_CPU = 128 * 8192
 _SLICE_ELEMENTS_GPU = 4096 * 8192
+# Of the gradients of logits that a CPU keeps for one product, in the dtype of the products.
+_ERROR_ELEMENTS_CPU = 1024 * 8192
 # A GPU's products are several times slower where a side is no multiple of a few elements, as most vocabularies are.
 _GPU_MULTIPLE = 64
 
@@ -114,42 +116,49 @@ class _ProjectedLosses(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, losses: Sequence[tuple[LogitLoss, float]], dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        vocab = weight_VD.shape[0]
+        vocab, count = weight_VD.shape[0], hidden_ND.shape[0]
         needs_error = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        elements = _SLICE_ELEMENTS_CPU if hidden_ND.device.type == "cpu" else _SLICE_ELEMENTS_GPU
-        size = max(128, elements // vocab // 128 * 128)
+        is_cpu = hidden_ND.device.type == "cpu"
+        size = _rows(_SLICE_ELEMENTS_CPU if is_cpu else _SLICE_ELEMENTS_GPU, vocab)
         weight = output_matrix(weight_VD, dtype)
-        beyond = len(weight) - vocab
         grad_hidden = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_error else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_error else None
+        grad_weight = None
         total = torch.zeros((), device=hidden_ND.device)
-        reported = [torch.zeros(hidden_ND.shape[0], device=hidden_ND.device) for _ in losses]
-        for start in range(0, hidden_ND.shape[0], size):
-            rows = slice(start, min(start + size, hidden_ND.shape[0]))
-            count = rows.stop - start
-            hidden = reduce_rows(hidden_ND[rows], dtype)
-            piece = LogitSlice(rows, (hidden @ weight.t())[:count, :vocab].float(), shared=len(losses) > 1)
-            error: Tensor | None = None
-            for (loss, scale), report in zip(losses, reported, strict=True):
-                value, report[rows], gradient = loss(piece, needs_error)
-                total += scale * value.sum()
-                if gradient is None:
-                    continue
-                if error is None:
-                    error = gradient if scale == 1.0 else gradient.mul_(scale)
-                else:
-                    error.add_(gradient, alpha=scale)
-            if error is None or grad_hidden is None or grad_weight is None:
-                continue
-            error = reduce_rows(error, dtype)
-            if beyond:
-                error = functional.pad(error, (0, beyond))
-            grad_hidden[rows] = (error @ weight)[:count].float()
-            if dtype == torch.float32:
-                grad_weight.addmm_(error.t(), hidden)
-            else:
-                grad_weight += error.t() @ hidden
-        if grad_hidden is not None and grad_weight is not None:
+        reported = [torch.zeros(count, device=hidden_ND.device) for _ in losses]
+        # The errors of several slices are multiplied together: to add a gradient of the whole matrix for each slice
+        # would move more bytes than the logits have.
+        at_once = max(size, _rows(_ERROR_ELEMENTS_CPU, vocab) // size * size) if is_cpu else size
+        for begin in range(0, count, at_once):
+            block = slice(begin, min(begin + at_once, count))
+            hidden = reduce_rows(hidden_ND[block], dtype)
+            errors = hidden.new_empty(len(hidden), len(weight)) if needs_error else None
+            for start in range(0, len(hidden), size):
+                part = slice(start, start + size)
+                rows = slice(begin + start, min(begin + start + size, block.stop))
+                logits = (hidden[part] @ weight.t())[: rows.stop - rows.start, :vocab].float()
+                piece = LogitSlice(rows, logits, shared=len(losses) > 1)
+                error: Tensor | None = None
+                for (loss, scale), report in zip(losses, reported, strict=True):
+                    value, report[rows], gradient = loss(piece, needs_error)
+                    total += scale * value.sum()
+                    if gradient is None:
+                        continue
+                    if error is None:
+                        error = gradient if scale == 1.0 else gradient.mul_(scale)
+                    else:
+                        error.add_(gradient, alpha=scale)
+                if errors is not None and error is not None:
+                    errors[start : start + len(error), :vocab] = error
+            if errors is not None and grad_hidden is not None:
+                errors[block.stop - begin :] = 0
+                errors[:, vocab:] = 0
+                grad_hidden[block] = (errors @ weight)[: block.stop - begin]
+                product = errors.t() @ hidden
+                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+        if needs_error:
+            if grad_weight is None:  # no position
+                grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            assert grad_hidden is not None
             ctx.save_for_backward(grad_hidden.to(hidden_ND.dtype), grad_weight[:vocab])
         ctx.mark_non_differentiable(*reported)
         return total, *reported
@@ -157,7 +166,14 @@ class _ProjectedLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
+        if not is_asynchronous(grads[0].device) and float(grads[0]) == 1.0:
+            return grad_hidden, grad_weight, None, None
         return grad_hidden * grads[0], grad_weight * grads[0], None, None
+
+
+def _rows(elements: int, vocab: int) -> int:
+    """How many rows of logits have about this many elements: a multiple of 128."""
+    return max(128, elements // vocab // 128 * 128)
 
 
 def output_matrix(weight_VD: Tensor, dtype: torch.dtype) -> Tensor:
