@@ -252,7 +252,7 @@ def test_what_is_left_empty_out_or_unlike_is_counted_in_every_split(kind, tmp_pa
         assert corpus.notes[1:5] == [
             "train: 1 row without a value of a template, which is left empty",
             "train: 1 pair with white space around a text, which is removed",
-            "train: 1 pairs with empty references besides others, which are left out",
+            "train: 1 pair with empty references besides others, which are left out",
             "train: 2 pairs with several targets, of which only the first trains",
         ]
         assert corpus.notes[5].startswith("train: 0 sources and the targets of 1 pairs are not in Unicode's composed")

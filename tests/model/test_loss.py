@@ -59,6 +59,23 @@ def test_value_and_gradients_are_torchs_cross_entropy(columns, rows, vocab, smoo
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("held", [128, 256, 1024])
+@pytest.mark.parametrize("rows", [1, 256, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_of_any_number_of_slices_make_the_same_gradients(columns, held, rows, dtype, monkeypatch):
+    """Slices of 128 rows, one, two or all of which are multiplied together; the last block may have fewer."""
+    monkeypatch.setattr(loss_module, "_SLICE_ELEMENTS_CPU", 128 * 50)
+    monkeypatch.setattr(loss_module, "_ERROR_ELEMENTS_CPU", held * 50)
+    hidden, weight, target = problem(rows, 50)
+    expected, _, expected_grads = reference(hidden, weight, target, 0.1)
+    loss, _ = linear_cross_entropy(hidden, weight, target, smoothing=0.1, dtype=dtype)
+    for factor in (1, 7):  # as it is, and divided
+        found = torch.autograd.grad(loss / factor, (hidden, weight), retain_graph=True)
+        for actual, wanted in zip(found, expected_grads, strict=True):
+            most = 1e-5 if dtype == torch.float32 else 0.02
+            assert (actual - wanted * 7 / factor).norm() <= most * (wanted * 7 / factor).norm()
+
+
 @pytest.mark.parametrize("rows", [1, 127, 300])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_bfloat16_products_stay_near_full_precision(columns, rows, smoothing):

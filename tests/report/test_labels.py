@@ -85,6 +85,8 @@ def test_a_name_is_shown_and_filters_find_it(arms, run_writer, capsys):
         ("dataset.metrics=['bleu','chrf']", [2]),
         ("dataset.metrics=none", [3]),
         ("optimizer=muon", [2]),
+        ("technique=none", [1]),
+        ("technique=prune", [2, 3]),
         ("optimizer!=muon", [1, 3]),
     ],
 )
