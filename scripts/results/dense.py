@@ -210,6 +210,7 @@ TABLES["decoding-peers"] = lambda: benchmark(
 PEERS = [*SPEED, ("share of the matrix rate", "share", ".3f")]
 TABLES["training-peers"] = lambda: benchmark("training-peers", PEERS)
 TABLES["training-peers-small"] = lambda: benchmark("training-peers-small", PEERS)
+TABLES["training-peers-small-cycle"] = lambda: benchmark("training-peers-small-cycle", PEERS)
 TABLES["training-peers-avx2"] = lambda: benchmark("training-peers-avx2", PEERS)
 TABLES["training-peers-small-avx2"] = lambda: benchmark("training-peers-small-avx2", PEERS)
 TABLES["training-shakespeare"] = lambda: benchmark(
