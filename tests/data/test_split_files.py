@@ -129,11 +129,6 @@ def test_a_name_of_two_splits_is_for_the_user_to_place(tmp_path):
     assert notes == ["files that match no split left out: test_for_train.csv"]
 
 
-def test_a_name_that_the_settings_give_two_splits_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"train.csv.gz is named by dataset.splits.train and dataset.splits.valid"):
-        found(tmp_path, ["train.csv.gz"], splits=SplitConfig(valid=["train"]))
-
-
 def test_the_folder_of_a_file_tells_where_its_name_does_not(tmp_path):
     with pytest.raises(UserError, match="holds no training split"):
         found(tmp_path / "one", ["test/a.csv"])

@@ -27,7 +27,7 @@ def test_tensors_that_are_freed_and_made_again_use_the_same_pages(monkeypatch):
     for _ in range(5):
         work()
     # 5 x 80 MB would be 100,000 pages of 4 kB.
-    assert fault_count() - before < 10_000, first
+    assert fault_count() - before < 30_000, first
 
 
 def test_the_users_own_allocator_is_left_alone(monkeypatch):

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     with told_by_options(["trainer.device"]):
         loaded = load(local_file(options.path), options.device)
     task = facts_of(loaded.model.architecture.family, options.path)
-    with told_by_options([f"evaluation.{name}" for name in _SETTINGS]):
+    typed = [f"evaluation.{name}" for name in _SETTINGS if getattr(options, name) is not None]
+    with told_by_options(typed):  # others come from the file
         config = _config(options, loaded.generation, task, loaded.model.architecture.context)
     notes = plain_console(stderr=True)
     for option in _without_effect(options, config, loaded.tokenizer.vocab_size, task):

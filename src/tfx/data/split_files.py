@@ -185,12 +185,9 @@ def _by_name(config: DatasetConfig, paths: list[Path]) -> tuple[dict[str, list[P
     loose: dict[Path, tuple[str, list[str]]] = {}
     for path in paths:
         stem = _stem(config, path)
-        own = [split for split in SPLITS if stem.lower() in _lower(getattr(config.splits, split))]
-        if len(own) > 1:
-            settings = " and ".join(f"dataset.splits.{split}" for split in own)
-            raise UserError(f"{path.name} is named by {settings}: leave it to one of them")
-        if own:
-            exact.setdefault(own[0], []).append(path)
+        split = next((s for s in SPLITS if stem.lower() in _lower(getattr(config.splits, s))), None)
+        if split is not None:
+            exact.setdefault(split, []).append(path)
         else:
             telling = path.parent.name if in_folders and not _splits_of(config, stem) else stem
             told = _splits_of(config, telling)

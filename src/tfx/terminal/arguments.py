@@ -60,7 +60,7 @@ def told_by_options(keys: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        names = "|".join(map(re.escape, keys))
+        names = "|".join(map(re.escape, keys)) or "(?!)"
         told = re.sub(rf"\b({names})=(?=[\w.-])", lambda m: f"--{_option(m[1])} ", str(error))
         raise UserError(told) from error
 
