@@ -92,7 +92,9 @@ def check_same_greedy_output(theirs, loaded, texts):
             expected.append(row[: row.index(tokenizer.eos)] if tokenizer.eos in row else row)
     # A forced end at the limit is theirs alone.
     assert [row[:19] for row in found] == [row[:19] for row in expected]
-    assert len({token for row in found for token in row}) > 1
+    # Not more than that: vocabularies differ a little each time that they are trained, and some of these random models
+    # repeat one token.
+    assert any(found)
 
 
 @pytest.mark.parametrize(("kind", "changes"), VARIANTS)
