@@ -142,6 +142,19 @@ def test_a_list_that_is_typed_decides_over_an_experiment(form, chosen, names):
     assert sorted(compose(["experiment=few_texts", "dataset=kinds"]).technique) == ["bpe_dropout", "r_drop"]
 
 
+def test_what_a_typed_list_leaves_out_of_an_experiment_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    small = [f"dataset.limit.{split}=8" for split in ("train", "valid", "test")]
+    for chosen, noted in (
+        ("[prune]", "note: technique=[prune] leaves out distill, quantize of the experiment\n"),
+        ("", ""),
+    ):
+        words = [f"technique={chosen}"] if chosen else []
+        assert main(["train", "experiment=demo", *words, *small, "dry_run=true"]) == 0
+        assert capsys.readouterr().err == noted
+
+
 def test_settings_of_a_technique_that_the_list_leaves_out_are_refused():
     with pytest.raises(UserError, match=r"'quantize' has settings here, and technique=\[prune\] leaves it out"):
         compose(["technique=[prune]", "experiment=demo", "technique.quantize.bits=4"])

@@ -758,3 +758,21 @@ def test_a_split_of_pairs_is_what_calibration_reads():
     assert found[0].keys() == matrices
     for name, moment in found[0].items():
         torch.testing.assert_close(moment, found[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        ({"rate": 3.0, "entropy_bits": 3.01}, None),
+        (
+            {"rate": 3.0, "entropy_bits": 4.0},
+            "4 bits per weight, not the 3 that were aimed at: no step may be so coarse",
+        ),
+        ({"rate_for_bytes": 4.47, "entropy_bits": 4.57}, None),  # the file keeps its bytes
+        ({"rate_for_bytes": 6.0, "entropy_bits": 0.27}, "0.27 bits per weight, and the file may have 6: "),
+    ],
+)
+def test_what_was_aimed_at_and_missed_is_told(evidence, said):
+    lines = missed_rate({"quantize": evidence})
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]

@@ -138,15 +138,18 @@ def _slower(result: Result) -> list[str]:
 def _missed_rate(evidence: dict[str, dict[str, float]]) -> list[str]:
     """Says if codes take more or fewer bits than the rate that was aimed at, and why."""
     proof = evidence.get("quantize", {})
-    wanted = proof.get("rate", proof.get("rate_for_bytes"))
+    is_budget = "rate_for_bytes" in proof  # whose file keeps it: only what is left unused is worth a word
+    wanted = proof.get("rate_for_bytes" if is_budget else "rate")
     if wanted is None:
         return []
     reached = proof["entropy_bits"]
-    if abs(reached - wanted) <= _NEAR * wanted:
+    if abs(reached - wanted) <= _NEAR * wanted or (is_budget and reached > wanted):
         return []
     why = (
         "no step may be so coarse that a matrix becomes zero; name a higher rate, prune more, or skip fewer tensors"
         if reached > wanted
         else "technique.quantize.bits and the weights themselves limit the steps; the file needs no more bytes"
     )
+    if is_budget:
+        return [f"quantize: the codes take {reached:.3g} bits per weight, and the file may have {wanted:.3g}: {why}"]
     return [f"quantize: the codes take {reached:.3g} bits per weight, not the {wanted:.3g} that were aimed at: {why}"]
