@@ -60,7 +60,11 @@ def run_with_hydra(task: Callable[[Root, list[str], str], Any], arguments: Seque
                         del composed.technique[name]
             # A run's own config, named by --config-name, is complete already.
             is_new = settings.job.config_name == PRIMARY
-            return task(check(composed, typed, is_new=is_new), typed, settings.runtime.output_dir)
+            config = check(composed, typed, is_new=is_new)
+            if left_out := sorted(composed.technique.keys() - config.technique.keys()):
+                which = next(word for word in typed if word.startswith("technique="))
+                print(f"note: {which} leaves out {', '.join(left_out)} of the experiment", file=sys.stderr)
+            return task(config, typed, settings.runtime.output_dir)
         except Exception as error:
             if is_foreign_job():
                 raise
