@@ -166,3 +166,15 @@ def test_a_choice_of_the_users_own_brings_techniques_of_other_names(tmp_path):
     place = f"hydra.searchpath=[file://{tmp_path}]"
     assert list(compose(["technique=q4", place]).technique) == ["quantize"]
     assert compose(["technique=q4", "experiment=demo", place]).technique["quantize"]["bits"] == 3
+
+
+def test_a_setting_that_only_the_choice_of_a_technique_brings_is_answered_with_the_choice():
+    with pytest.raises(UserError, match=r"'quantize' has settings here but is not chosen: add \+technique=quantize"):
+        compose(["experiment=demo", "technique.quantize.group=32"])
+
+
+def test_a_group_beside_a_saved_config_is_told_what_to_do(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(to_yaml(compose([])))
+    words = ["--config-dir", str(tmp_path), "--config-name", "config", "technique=[prune]", "dry_run=true"]
+    assert main(["train", *words]) == 2
+    assert "'technique' cannot be chosen anew beside a config that a run has saved" in capsys.readouterr().err

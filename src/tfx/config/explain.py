@@ -92,6 +92,11 @@ def explain(error: Exception) -> UserError:
         parent = match[1].split("=")[0].lstrip("+~")
         if parent not in all_keys():
             return _unknown(parent)
+        if "No match in the defaults list" in text:
+            return UserError(
+                f"'{parent}' cannot be chosen anew beside a config that a run has saved: set single values, or start "
+                "from its model with init_from=RUN"
+            )
     first = text.strip().splitlines()[0] if text.strip() else type(cause).__name__
     if match := re.search(r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer", first):
         return UserError(f"{key} is a whole number: write {match[1]}")
@@ -120,7 +125,9 @@ def _unknown(name: str) -> UserError:
     group, _, rest = name.partition(".")
     technique = rest.partition(".")[0]
     if group == "technique" and technique in entry_points():
-        return unknown_key(name, all_keys(technique_class(technique).Settings, f"technique.{technique}."))
+        known = all_keys(technique_class(technique).Settings, f"technique.{technique}.")
+        # An experiment may have some of its settings: the others come with the choice.
+        return _not_chosen(technique) if name in known else unknown_key(name, known)
     return unknown_key(name, all_keys())
 
 
